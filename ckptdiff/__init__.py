@@ -1,0 +1,2 @@
+from ckptdiff.make import make
+from ckptdiff.apply import apply

@@ -1,0 +1,145 @@
+"""Canonical JSON (spec section 2) and the typed getters that read it without trusting it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, TypeAlias, TypeVar
+
+from ckptdiff.errors import FormatError, UnsupportedError
+
+T = TypeVar("T")
+JsonObject: TypeAlias = dict[str, Any]
+
+
+def quote(text: str) -> str:
+    """A JSON string, escaped canonically."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def dumps(value: object) -> bytes:
+    """Canonical JSON of objects, arrays, strings, integers, booleans and null.
+
+    Raises:
+        ValueError: a string holds an unpaired surrogate.
+    """
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True).encode()
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> JsonObject:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {quote(repeated)} is repeated")
+    return result
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is not an integer")
+
+
+def _only_integers(text: str) -> int:
+    if len(text) > 20:
+        raise ValueError(f"{text[:20]}... is too large an integer")
+    return int(text)
+
+
+def loads(data: bytes) -> Any:
+    """Parse strict JSON: UTF-8, no repeated keys, no unpaired surrogates, no floats.
+
+    Raises:
+        ValueError: with one line that says what is wrong.
+    """
+    try:
+        value = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_no_number,
+            parse_float=_no_number,
+            parse_int=_only_integers,
+        )
+        json.dumps(value, ensure_ascii=False).encode()  # unpaired surrogates fail here
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8 at byte {error.start}") from None
+    except UnicodeEncodeError:
+        raise ValueError("it holds an unpaired surrogate") from None
+    return value
+
+
+def load_object(data: bytes, where: str) -> JsonObject:
+    """Parse canonical JSON of one object; anything else is a FormatError that names ``where``."""
+    try:
+        value = loads(data)
+        if dumps(value) != data:
+            raise ValueError("it is not in canonical form")
+    except ValueError as error:
+        raise FormatError(f"{where}: bad JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise FormatError(f"{where}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+class Fields:
+    """Typed getters over one JSON object. Errors carry the path of the member; unknown members are refused."""
+
+    def __init__(self, value: Any, where: str, known: str) -> None:
+        if not isinstance(value, dict):
+            raise FormatError(f"{where}: expected an object, found {type(value).__name__}")
+        unknown = sorted(set(value) - set(known.split()))
+        if unknown:
+            raise UnsupportedError(
+                f"{where}: unknown member {quote(unknown[0])}; the patch may need a newer ckptdiff: try to upgrade"
+            )
+        self.value: JsonObject = value
+        self.where = where
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.value
+
+    def _get(self, key: str, kind: type[T]) -> T:
+        if key not in self.value:
+            raise FormatError(f"{self.where}: missing member {quote(key)}")
+        value = self.value[key]
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise FormatError(f"{self.where}.{key}: expected {kind.__name__}, found {type(value).__name__}")
+        return value
+
+    def text(self, key: str) -> str:
+        return self._get(key, str)
+
+    def integer(self, key: str, low: int = 0, high: int = 2**63 - 1) -> int:
+        value = self._get(key, int)
+        if not low <= value <= high:
+            raise FormatError(f"{self.where}.{key}: expected {low} to {high}, found {value}")
+        return value
+
+    def hexadecimal(self, key: str, nbytes: int) -> bytes:
+        text = self.text(key)
+        if len(text) != 2 * nbytes or text.strip("0123456789abcdef"):
+            raise FormatError(f"{self.where}.{key}: expected {2 * nbytes} lower-case hexadecimal digits, found {quote(text[:80])}")
+        return bytes.fromhex(text)
+
+    def array(self, key: str, item: Callable[[Any, str], T]) -> tuple[T, ...]:
+        values = self._get(key, list)
+        return tuple(item(value, f"{self.where}.{key}[{i}]") for i, value in enumerate(values))
+
+    def object(self, key: str) -> JsonObject:
+        return self._get(key, dict)
+
+    def child(self, key: str, known: str) -> Fields:
+        return Fields(self.object(key), f"{self.where}.{key}", known)
+
+
+def as_text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise FormatError(f"{where}: expected a string, found {type(value).__name__}")
+    return value
+
+
+def as_integer(value: Any, where: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise FormatError(f"{where}: expected an integer of at least 0, found {quote(str(value)[:40])}")
+    return value

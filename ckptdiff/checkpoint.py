@@ -1,0 +1,237 @@
+"""Checkpoints: weight files grouped into scopes (spec 3.1), and the other files beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ckptdiff.dtypes import Bytes
+from ckptdiff.errors import CheckpointError
+from ckptdiff.stfile import ByteSource, Header, LocalFile, read_header
+
+INDEX = re.compile(r"(?P<stem>.+)\.safetensors\.index(?P<variant>\.[^./]+)?\.json")
+SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})(?P<variant>\.[^./]+)?\.safetensors")
+MAX_INDEX_JSON = 1 << 28
+
+CONVERTERS = {
+    ".bin": "load it with transformers and save_pretrained(..., safe_serialization=True)",
+    ".pt": "load it with torch.load(weights_only=True) and safetensors.torch.save_file",
+    ".pth": "load it with torch.load(weights_only=True) and safetensors.torch.save_file",
+    ".ckpt": "load it with torch.load(weights_only=True) and safetensors.torch.save_file",
+    ".gguf": "load it with transformers from_pretrained(..., gguf_file=NAME) and save_pretrained",
+    ".distcp": "convert it with python -m torch.distributed.checkpoint.format_utils dcp_to_torch, then safetensors.torch.save_file",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor of a checkpoint: ``shape`` in elements, ``nbytes`` of data at ``offset`` of ``source``."""
+
+    scope: str
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    source: ByteSource
+    offset: int
+
+    def readinto(self, start: int, out: Bytes) -> None:
+        """Fill ``out`` with the tensor's bytes from ``start`` on."""
+        self.source.readinto(self.offset + start, out)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFile:
+    """One safetensors file; ``path`` is relative to the checkpoint, with ``/``."""
+
+    path: str
+    scope: str
+    file: LocalFile
+    header: Header
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The file's tensors in the order of their data."""
+        start = self.header.data_start
+        return [Tensor(self.scope, t.name, t.dtype, t.shape, t.nbytes, self.file, start + t.begin) for t in self.header.tensors]
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """A checkpoint whose headers are read: ``scopes`` maps scope and name to a tensor, ``others`` path to a local file."""
+
+    path: Path
+    is_file: bool
+    weights: list[WeightFile]
+    others: dict[str, Path]
+    scopes: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for file in self.weights:
+            tensors = self.scopes.setdefault(file.scope, {})
+            for tensor in file.tensors:
+                if tensor.name in tensors:
+                    raise CheckpointError(
+                        f"{file.file.name}: tensor {tensor.name} is also in {tensors[tensor.name].source.name}; "
+                        "two files of one index must not share names: remove the stale shard"
+                    )
+                tensors[tensor.name] = tensor
+
+    def scope(self, name: str) -> dict[str, Tensor] | None:
+        """The tensors of a scope; a checkpoint with one scope gives that one whatever it is called (spec 10, step 3)."""
+        if len(self.scopes) == 1:
+            return next(iter(self.scopes.values()))
+        return self.scopes.get(name)
+
+    def check_unchanged(self) -> None:
+        for file in self.weights:
+            file.file.check_unchanged()
+
+    def close(self) -> None:
+        for file in self.weights:
+            file.file.close()
+
+
+@contextmanager
+def open_checkpoint(path: str | os.PathLike[str]) -> Iterator[Checkpoint]:
+    """Open one safetensors file, or a folder of them with or without index, and read its headers.
+
+    Raises:
+        CheckpointError: it is missing, unreadable, has no safetensors weights, lacks a shard, or a header is broken.
+    """
+    path = Path(path)
+    checkpoint = _read(path)
+    try:
+        yield checkpoint
+    finally:
+        checkpoint.close()
+
+
+def _read(path: Path) -> Checkpoint:
+    try:
+        if path.is_dir():
+            files = list_files(path)
+        elif path.is_file():
+            if path.suffix != ".safetensors":
+                _refuse_weights(path, [path.name])
+            return Checkpoint(path, True, _open_weights({path.name: path}, {path.name: scope_of_name(path.name)}), {})
+        else:
+            raise CheckpointError(f"{path}: no such file or folder")
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or path}: cannot be read: {error.strerror}") from None
+    if "ckptdiff.json" in files:
+        raise CheckpointError(f"{path}: this is a ckptdiff patch, not a checkpoint; rebuild the checkpoint with: ckptdiff apply BASE {path} -o OUT")
+    weights = {name: file for name, file in files.items() if name.endswith(".safetensors")}
+    if not weights:
+        _refuse_weights(path, sorted(files))
+    others = {name: file for name, file in files.items() if name not in weights}
+    return Checkpoint(path, False, _open_weights(weights, _scopes(weights, others)), others)
+
+
+def list_files(folder: Path) -> dict[str, Path]:
+    """Every file below a folder by its relative path with ``/``, links followed, sorted by the path's UTF-8 bytes."""
+    found: dict[str, Path] = {}
+    seen = {os.path.realpath(folder)}
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for root, dirs, names in os.walk(folder, followlinks=True, onerror=fail):
+        kept = []
+        for name in sorted(dirs):
+            real = os.path.realpath(os.path.join(root, name))
+            if real not in seen and name != ".git":
+                seen.add(real)
+                kept.append(name)
+        dirs[:] = kept
+        for name in names:
+            file = Path(root, name)
+            relative = file.relative_to(folder).as_posix()
+            try:
+                relative.encode()
+            except UnicodeEncodeError:
+                raise CheckpointError(f"{file!r}: the file's name is not UTF-8: rename it") from None
+            if not file.is_file():
+                what = "a link to a file that does not exist" if file.is_symlink() else "not a regular file"
+                raise CheckpointError(f"{file}: {what}; restore it, or leave the file out by removing it")
+            found[relative] = file
+    return dict(sorted(found.items(), key=lambda item: item[0].encode()))
+
+
+def _refuse_weights(path: Path, names: list[str]) -> None:
+    for name in names:
+        converter = CONVERTERS.get(Path(name).suffix)
+        if converter:
+            raise CheckpointError(f"{path}: {name} is not safetensors, which ckptdiff needs: {converter}, then run again")
+    raise CheckpointError(f"{path}: expected a .safetensors file or a folder that holds one, found none")
+
+
+def _open_weights(files: dict[str, Path], scopes: dict[str, str]) -> list[WeightFile]:
+    opened: list[WeightFile] = []
+    try:
+        for name, path in files.items():
+            file = LocalFile(path)
+            try:
+                opened.append(WeightFile(name, scopes[name], file, read_header(file)))
+            except ValueError as error:
+                file.close()
+                raise CheckpointError(f"{path}: not a valid safetensors file: {error}") from None
+    except CheckpointError:
+        for weight in opened:
+            weight.file.close()
+        raise
+    return opened
+
+
+def scope_of_name(path: str) -> str:
+    """Scope of a weight file that no index lists (spec 3.1, rules 2 and 3)."""
+    folder, _, name = path.rpartition("/")
+    match = SHARD.fullmatch(name)
+    stem = match["stem"] + (match["variant"] or "") if match else name.removesuffix(".safetensors")
+    return f"{folder}/{stem}" if folder else stem
+
+
+def _scopes(weights: dict[str, Path], others: dict[str, Path]) -> dict[str, str]:
+    """Scope of every weight file; also checks that no shard is missing."""
+    scopes = {name: scope_of_name(name) for name in weights}
+    indexed: set[str] = set()
+    for name, path in others.items():
+        folder, _, file_name = name.rpartition("/")
+        match = INDEX.fullmatch(file_name)
+        if not match:
+            continue
+        prefix = f"{folder}/" if folder else ""
+        for shard in _shards_of_index(path):
+            if prefix + shard not in weights:
+                raise CheckpointError(f"{path}: lists the shard {shard}, which is missing: fetch it, or remove the stale index")
+            scopes[prefix + shard] = prefix + match["stem"] + (match["variant"] or "")
+            indexed.add(prefix + shard)
+    _check_all_shards(set(weights) - indexed)
+    return scopes
+
+
+def _shards_of_index(path: Path) -> list[str]:
+    if path.stat().st_size > MAX_INDEX_JSON:
+        raise CheckpointError(f"{path}: an index of {path.stat().st_size} bytes is too large (limit {MAX_INDEX_JSON})")
+    try:
+        weight_map = json.loads(path.read_bytes())["weight_map"]
+        return sorted({str(name) for name in weight_map.values()})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise CheckpointError(f"{path}: not a safetensors index: expected a JSON object with a weight_map") from None
+
+
+def _check_all_shards(names: set[str]) -> None:
+    """A file called K-of-N without an index needs its N - 1 siblings."""
+    for name in sorted(names):
+        match = SHARD.fullmatch(name)
+        if match:
+            count, width = int(match["count"]), 5
+            for k in range(1, count + 1):
+                sibling = f"{match['stem']}-{k:0{width}d}-of-{match['count']}{match['variant'] or ''}.safetensors"
+                if sibling not in names:
+                    raise CheckpointError(f"{name}: its sibling {sibling} is missing: fetch it")

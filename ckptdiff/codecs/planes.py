@@ -1,0 +1,147 @@
+"""Varints, planes and escaped values (spec sections 2 and 7.1)."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import zstandard
+
+from ckptdiff.dtypes import Bytes, Units
+
+MAGIC = b"\x28\xb5\x2f\xfd"
+LEVEL = 3
+WORTH = 16
+"""Planes shorter than this are stored: no zstd frame is smaller."""
+
+
+class _Local(threading.local):
+    """One zstd context a thread: they are costly to make and must not be shared."""
+
+    def __init__(self) -> None:
+        parameters = zstandard.ZstdCompressionParameters.from_level(
+            LEVEL, format=zstandard.FORMAT_ZSTD1_MAGICLESS, write_content_size=False, write_checksum=False, write_dict_id=False
+        )
+        self.compressor = zstandard.ZstdCompressor(compression_params=parameters)
+        self.decompressor = zstandard.ZstdDecompressor(format=zstandard.FORMAT_ZSTD1_MAGICLESS)
+
+
+_local = _Local()
+
+
+def write_varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+class Reader:
+    """A cursor over one coded block. Every method raises ValueError where the bytes do not suffice or break a rule."""
+
+    def __init__(self, data: memoryview) -> None:
+        self.data = data
+        self.position = 0
+
+    def take(self, count: int) -> memoryview:
+        end = self.position + count
+        if end > len(self.data):
+            raise ValueError(f"it ends after {len(self.data)} bytes, {end} are needed")
+        start, self.position = self.position, end
+        return self.data[start:end]
+
+    def varint(self) -> int:
+        value = 0
+        for shift in range(0, 35, 7):
+            byte = self.take(1)[0]
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                if (byte == 0 and shift) or value >> 32:
+                    raise ValueError("a varint is too large or not minimal")
+                return value
+        raise ValueError("a varint is longer than 5 bytes")
+
+    def plane(self, length: int) -> Bytes:
+        if length == 0:
+            return np.empty(0, np.uint8)
+        size = self.varint()
+        if size == 0:
+            return np.frombuffer(self.take(length), np.uint8)
+        return np.frombuffer(_decompress(bytes(self.take(size)), length), np.uint8)
+
+    def end(self) -> None:
+        if self.position != len(self.data):
+            raise ValueError(f"{len(self.data) - self.position} bytes are left over")
+
+
+def _decompress(frame: bytes, length: int) -> bytes:
+    try:
+        stated = zstandard.get_frame_parameters(MAGIC + frame[:18])
+        if stated.content_size not in (length, zstandard.CONTENTSIZE_UNKNOWN) or stated.has_checksum or stated.dict_id:
+            raise ValueError("the zstd frame states another size, a checksum or a dictionary")
+        data = _local.decompressor.decompress(frame, max_output_size=length, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise ValueError(f"bad zstd frame: {error}") from None
+    if len(data) != length:
+        raise ValueError(f"a plane has {len(data)} bytes, expected {length}")
+    return data
+
+
+def write_plane(plane: Bytes) -> bytes:
+    if len(plane) == 0:
+        return b""
+    if len(plane) >= WORTH:
+        frame = _local.compressor.compress(plane)
+        if len(frame) < len(plane):
+            return write_varint(len(frame)) + frame
+    return b"\x00" + plane.tobytes()
+
+
+def split(values: Units, width: int) -> list[Bytes]:
+    """The lowest ``width`` bytes of each value, as that many planes."""
+    columns = np.ascontiguousarray(values).view(np.uint8).reshape(len(values), values.itemsize)
+    return [np.ascontiguousarray(columns[:, k]) for k in range(width)]
+
+
+def join(planes: list[Bytes], count: int, unit: np.dtype[Any]) -> Units:
+    """Inverse of :func:`split`, as values of ``unit`` with zero in the bytes that have no plane."""
+    values = np.zeros(count, unit)
+    columns = values.view(np.uint8).reshape(count, unit.itemsize)
+    for k, plane in enumerate(planes):
+        columns[:, k] = plane
+    return values
+
+
+def best_width(values: Units, width: int) -> int:
+    """How many low planes give the fewest bytes before compression."""
+    costs = [
+        (w * len(values) + (width * int(np.count_nonzero(values >= (1 << 8 * w) - 1)) if w < width else 0), w)
+        for w in range(1, width + 1)
+    ]
+    return min(costs)[1]
+
+
+def write_escaped(values: Units, width: int, low: int) -> bytes:
+    """Escaped values of ``width`` bytes in ``low`` low planes."""
+    if low == width:
+        return b"".join(map(write_plane, split(values, width)))
+    escape = values.dtype.type((1 << 8 * low) - 1)
+    high = values[values >= escape] - escape
+    planes = split(np.minimum(values, escape), low) + split(high, width)
+    return b"".join(map(write_plane, planes))
+
+
+def read_escaped(reader: Reader, count: int, width: int, low: int, unit: np.dtype[Any]) -> Units:
+    """Inverse of :func:`write_escaped`; values come as ``unit``, whose size is at least ``width``."""
+    values = join([reader.plane(count) for _ in range(low)], count, unit)
+    if low < width:
+        escape = (1 << 8 * low) - 1
+        where = np.flatnonzero(values == escape)
+        high = join([reader.plane(len(where)) for _ in range(width)], len(where), unit)
+        if len(high) and int(high.max()) > (1 << 8 * width) - 1 - escape:
+            raise ValueError("an escaped value is too large")
+        values[where] = high + unit.type(escape)
+    return values

@@ -1,0 +1,23 @@
+"""The ``raw`` codec: byte planes, without the base (spec section 7.3)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ckptdiff.codecs.planes import Reader, join, split, write_plane
+from ckptdiff.dtypes import Bytes, Dtype
+
+
+def encode(base: Bytes, target: Bytes, dtype: Dtype) -> tuple[bytes, int]:
+    """Code a block; see :mod:`ckptdiff.codecs`."""
+    units = target.view(dtype.unit)
+    coded = b"".join(map(write_plane, split(units, dtype.carrier)))
+    return coded, int(np.count_nonzero(units != base.view(dtype.unit)))
+
+
+def decode(coded: memoryview, base: Bytes, size: int, dtype: Dtype) -> tuple[Bytes, int]:
+    """Decode a block; see :mod:`ckptdiff.codecs`."""
+    reader, count = Reader(coded), size // dtype.carrier
+    planes = [reader.plane(count) for _ in range(dtype.carrier)]
+    reader.end()
+    return join(planes, count, dtype.unit).view(np.uint8), -1

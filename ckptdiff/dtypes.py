@@ -1,0 +1,125 @@
+"""The closed dtype table (spec section 4), the ulp distance (7.2) and the exact casts (8).
+
+Everything here works on bit patterns held in unsigned integers; nothing is ever a float.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Units: TypeAlias = npt.NDArray[np.unsignedinteger[Any]]
+Bytes: TypeAlias = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Dtype:
+    """One row of the dtype table: ``bits`` of an element, ``carrier`` bytes of a unit, whether units order as floats."""
+
+    name: str
+    bits: int
+    carrier: int
+    is_float: bool
+
+    @property
+    def unit(self) -> np.dtype[Any]:
+        """The little-endian unsigned integer that a unit is read as."""
+        return np.dtype(f"<u{self.carrier}")
+
+    def nbytes(self, shape: tuple[int, ...]) -> int | None:
+        """Size in bytes of a tensor of this shape, or None if it is not a whole number."""
+        bits = self.bits
+        for dim in shape:
+            bits *= dim
+        return None if bits % 8 else bits // 8
+
+
+DTYPES: dict[str, Dtype] = {
+    dtype.name: dtype
+    for dtype in (
+        *(Dtype(name, 8, 1, False) for name in ("BOOL", "U8", "I8", "F8_E8M0")),
+        *(Dtype(name, 16, 2, False) for name in ("U16", "I16")),
+        *(Dtype(name, 32, 4, False) for name in ("U32", "I32")),
+        *(Dtype(name, 64, 8, False) for name in ("U64", "I64")),
+        *(Dtype(name, 8, 1, True) for name in ("F8_E5M2", "F8_E4M3", "F8_E5M2FNUZ", "F8_E4M3FNUZ")),
+        *(Dtype(name, 16, 2, True) for name in ("F16", "BF16")),
+        Dtype("F32", 32, 4, True),
+        Dtype("F64", 64, 8, True),
+        Dtype("C64", 64, 4, True),
+        Dtype("F4", 4, 1, False),
+        *(Dtype(name, 6, 1, False) for name in ("F6_E2M3", "F6_E3M2")),
+    )
+}
+
+
+def _order(x: Units, dtype: Dtype) -> Units:
+    """Map units to the ordered integers (spec 7.2), keeping -0.0 and +0.0 apart."""
+    if not dtype.is_float:
+        return x
+    top = dtype.carrier * 8 - 1
+    return x ^ (np.negative(x >> top) | (1 << top))
+
+
+def _unorder(y: Units, dtype: Dtype) -> Units:
+    if not dtype.is_float:
+        return y
+    top = dtype.carrier * 8 - 1
+    return y ^ (((y >> top) - y.dtype.type(1)) | (1 << top))
+
+
+def ulp_zigzag(base: Units, target: Units, dtype: Dtype) -> Units:
+    """Zigzag of the ulp distance from base to target, unit by unit, modulo 2^m (spec 7.2)."""
+    d = _order(target, dtype) - _order(base, dtype)
+    return (d << 1) ^ np.negative(d >> (dtype.carrier * 8 - 1))
+
+
+def move_by_zigzag(base: Units, zigzag: Units, dtype: Dtype) -> Units:
+    """Inverse of :func:`ulp_zigzag`: the target's units."""
+    d = (zigzag >> 1) ^ np.negative(zigzag & 1)
+    return _unorder(_order(base, dtype) + d, dtype)
+
+
+def _bf16_to_f32(x: Units) -> Units:
+    return x.astype("<u4") << 16
+
+
+def _f32_to_bf16(x: Units) -> Units:
+    is_nan = (x & 0x7FFFFFFF) > 0x7F800000
+    rounded = (x + np.uint32(0x7FFF) + ((x >> 16) & 1)) >> 16
+    return np.where(is_nan, (x >> 16) | 0x40, rounded).astype("<u2")
+
+
+def _f16_table() -> npt.NDArray[np.uint32]:
+    """F32 bits of every F16 bit pattern, by integer arithmetic: hardware conversion may quieten NaNs."""
+    x = np.arange(1 << 16, dtype=np.uint32)
+    sign, exponent, mantissa = (x >> 15) << 31, (x >> 10) & 31, x & 1023
+    bits = ((exponent + 112) << 23) | (mantissa << 13)
+    bits[exponent == 31] = 0x7F800000 | (mantissa[exponent == 31] << 13)
+    for value in range(1, 1024):  # subnormals: value * 2^-24, normalised
+        shift = value.bit_length() - 1
+        sub = ((shift + 103) << 23) | ((value << (23 - shift)) & 0x7FFFFF)
+        bits[(exponent == 0) & (mantissa == value)] = sub
+    bits[(exponent == 0) & (mantissa == 0)] = 0
+    return sign | bits
+
+
+_F16_TO_F32: list[npt.NDArray[np.uint32]] = []
+
+
+def _f16_to_f32(x: Units) -> Units:
+    if not _F16_TO_F32:
+        _F16_TO_F32.append(_f16_table())
+    return _F16_TO_F32[0][x]
+
+
+CASTS = {("BF16", "F32"): _bf16_to_f32, ("F16", "F32"): _f16_to_f32, ("F32", "BF16"): _f32_to_bf16}
+
+
+def cast(data: Bytes, source: str, target: str) -> Bytes:
+    """Cast a run of whole elements exactly as spec section 8 says; same dtype is the identity."""
+    if source == target:
+        return data
+    return CASTS[source, target](data.view(DTYPES[source].unit)).view(np.uint8)

@@ -1,0 +1,60 @@
+"""Every error that ckptdiff raises on purpose.
+
+CkptdiffError            base of all; ``except ckptdiff.CkptdiffError`` catches them all
+├── FormatError          the patch breaks a rule of the format
+├── UnsupportedError     the patch needs a version, codec, dtype or field that this reader does not know
+├── IntegrityError       a stored digest or size does not agree with the bytes it covers
+├── BaseMismatchError    the base is not the one the patch was made from
+├── CheckpointError      a checkpoint cannot be read, or is not one
+└── OutputError          the output cannot be written there
+
+Each has ``kind``, a short stable word (spec section 13 for the first four) that scripts can branch on.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+
+class CkptdiffError(Exception):
+    """Base of every error that ckptdiff raises on purpose."""
+
+    kind = "error"
+
+
+class FormatError(CkptdiffError):
+    """The patch breaks a rule of the format."""
+
+    kind = "format"
+
+
+class UnsupportedError(CkptdiffError):
+    """The patch needs a version, codec, dtype or field that this reader does not know."""
+
+    kind = "unsupported"
+
+
+class IntegrityError(CkptdiffError):
+    """A stored digest or size does not agree with the bytes it covers."""
+
+    kind = "integrity"
+
+
+class BaseMismatchError(CkptdiffError):
+    """The base is not the one the patch was made from; ``kind`` is ``wrong_base`` or ``already_target``."""
+
+    def __init__(self, message: str, kind: Literal["wrong_base", "already_target"] = "wrong_base") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class CheckpointError(CkptdiffError):
+    """A checkpoint (or a patch's file) cannot be read, or is not what it should be."""
+
+    kind = "checkpoint"
+
+
+class OutputError(CkptdiffError):
+    """The output cannot be written there."""
+
+    kind = "output"

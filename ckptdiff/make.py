@@ -1,0 +1,437 @@
+"""``make``: the difference between two checkpoints, as a patch (spec sections 3 to 9, from the writer's side)."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import xxhash
+
+from ckptdiff import others, paths
+from ckptdiff.adapt import adapt, group_units, read_range
+from ckptdiff.checkpoint import Checkpoint, Tensor, WeightFile, open_checkpoint
+from ckptdiff.codecs import CODECS
+from ckptdiff.digests import BLOCK, identity, leaves_of, tensor_digest
+from ckptdiff.dtypes import DTYPES
+from ckptdiff.errors import CheckpointError
+from ckptdiff.manifest import FileRef, Index, Metadata, OtherFile, ShardRef
+from ckptdiff.output import build_beside
+from ckptdiff.pairing import Rename, pair_names, pair_scopes
+from ckptdiff.parallel import FileHasher, Progress, default_threads, no_progress, run_ordered
+from ckptdiff.patchfile import INDEX_NAME, Spooled, write_patch_file
+from ckptdiff.table import Entry, Table, Totals
+
+DENSE = 0.4
+"""Above this share of changed units ``raw`` may be smaller than ``sparse``, and a sample decides."""
+
+
+@dataclass(frozen=True, slots=True)
+class MakeResult:
+    """What :func:`make` did. Sizes in bytes, ``seconds`` of wall time; ``files`` went in, ``left_out`` did not."""
+
+    patch: Path
+    totals: Totals
+    patch_size: int
+    target_size: int
+    files: tuple[str, ...]
+    left_out: tuple[str, ...]
+    removed_files: tuple[str, ...]
+    codecs: dict[str, int]
+    seconds: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller the patch is than the target."""
+        return self.target_size / self.patch_size
+
+
+def make(
+    base: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    patch: str | os.PathLike[str],
+    *,
+    codec: str | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    rename: Sequence[str] = (),
+    threads: int | None = None,
+    overwrite: bool = False,
+    progress: Progress = no_progress,
+) -> MakeResult:
+    """Write the exact difference between two checkpoints as a patch.
+
+    Args:
+        base: a safetensors file, or a checkpoint folder.
+        target: the same. A file gives a patch file, a folder a patch folder.
+        patch: where to write it.
+        codec: ``raw`` or ``sparse`` for every changed tensor; by default the smaller of them, tensor by tensor.
+        include: globs of other files to take although they are left out by default.
+        exclude: globs of other files to leave out.
+        rename: ``REGEX=REPL`` rules that turn a target tensor's name into the base's.
+        threads: how many to use; the bytes do not depend on it.
+        overwrite: replace an existing patch.
+        progress: called with how far it is.
+
+    Raises:
+        CheckpointError: a checkpoint cannot be read, or is not one.
+        OutputError: the patch cannot be written there.
+    """
+    started = time.perf_counter()
+    rules = [Rename.parse(text) for text in rename]
+    if codec is not None and codec not in CODECS:
+        raise CheckpointError(f"unknown codec {codec!r}: expected one of {', '.join(CODECS)}")
+    out = Path(patch)
+    with open_checkpoint(base) as old, open_checkpoint(target) as new:
+        if new.is_file and paths.unsafe_reason(new.path.name):
+            raise CheckpointError(f"{new.path}: the file's name {paths.unsafe_reason(new.path.name)}: rename it")
+        kept, left_out = others.select(new.others, include, exclude)
+        others.check_paths([*kept, *(file.path for file in new.weights)])
+        with build_beside(out, [old.path, new.path], folder=not new.is_file, overwrite=overwrite) as built:
+            with open(built.with_name("spool"), "w+b") as spool:
+                maker = _Maker(old, new, codec, threads or default_threads(), rules, spool, progress)
+                if new.is_file:
+                    size = maker.write_file(built)
+                else:
+                    size = maker.write_folder(built, kept)
+            old.check_unchanged()
+            new.check_unchanged()
+        target_size = sum(file.file.size for file in new.weights) + sum(new.others[name].stat().st_size for name in kept)
+        return MakeResult(
+            patch=out,
+            totals=maker.totals,
+            patch_size=size,
+            target_size=target_size,
+            files=tuple(kept),
+            left_out=tuple(left_out),
+            removed_files=maker.removed_files,
+            codecs=maker.codecs,
+            seconds=time.perf_counter() - started,
+        )
+
+
+@dataclass(slots=True)
+class _Coded:
+    """One group of blocks of a target tensor and its base: coded forms, and leaves of both."""
+
+    blocks: list[bytes]
+    changed: int
+    leaves: list[bytes]
+    base_leaves: list[bytes]
+    nbytes: int
+
+
+@dataclass(slots=True)
+class _Scope:
+    """A target scope, the base scope it is paired with, and what is known of both so far."""
+
+    base_id: str | None
+    base: dict[str, Tensor]
+    entries: dict[str, Entry] = field(default_factory=dict)
+
+
+def _code(base: Tensor | None, target: Tensor, codec: str, first: int, stop: int) -> _Coded:
+    """Code units ``first`` to ``stop`` of a target tensor; units past its end only hash the base."""
+    dtype = DTYPES[target.dtype]
+    new = read_range(target, first * dtype.carrier, stop * dtype.carrier)
+    if base is None:
+        old, base_leaves = np.zeros(len(new), np.uint8), []
+    else:
+        width = DTYPES[base.dtype].carrier
+        found = read_range(base, first * width, stop * width)
+        base_leaves = leaves_of(found)
+        old = adapt(found, base.dtype, target.dtype, len(new))
+    coded, changed = [], 0
+    for i in range(0, len(new), BLOCK):
+        block, count = CODECS[codec].encode(old[i : i + BLOCK], new[i : i + BLOCK], dtype)
+        coded.append(block)
+        changed += count
+    return _Coded(coded, changed, leaves_of(new), base_leaves, len(new))
+
+
+def _smallest(base: Tensor, target: Tensor, first: int, stop: int) -> dict[str, _Coded]:
+    """``sparse``, and where that is dense ``raw`` too, the smaller first."""
+    sparse = _code(base, target, "sparse", first, stop)
+    if sparse.changed <= DENSE * sparse.nbytes / DTYPES[target.dtype].carrier:
+        return {"sparse": sparse}
+    trials = {"sparse": sparse, "raw": _code(base, target, "raw", first, stop)}
+    return dict(sorted(trials.items(), key=lambda trial: sum(map(len, trial[1].blocks))))
+
+
+def _choose_codec(base: Tensor, target: Tensor) -> str:
+    """The codec of a tensor of several groups, from up to three of them."""
+    units, group = target.nbytes // DTYPES[target.dtype].carrier, group_units(base.dtype, target.dtype)
+    sizes = {"sparse": 0, "raw": 0}
+    for start in sorted({0, units // 2 // group * group, (units - 1) // group * group}):
+        trials = _smallest(base, target, start, min(start + group, units))
+        if len(trials) == 1:
+            return "sparse"
+        for codec, coded in trials.items():
+            sizes[codec] += sum(map(len, coded.blocks))
+    return min(sizes, key=lambda codec: sizes[codec])
+
+
+@dataclass(slots=True)
+class _Open:
+    """A tensor under way: what its groups gave so far, and where its payload begins in the spool."""
+
+    base: Tensor | None
+    target: Tensor
+    codec: str | None
+    start: int = -1
+    blocks: list[int] = field(default_factory=list)
+    changed: int = 0
+    leaves: list[bytes] = field(default_factory=list)
+    base_leaves: list[bytes] = field(default_factory=list)
+    payload: xxhash.xxh3_64 = field(default_factory=xxhash.xxh3_64)
+
+    def add(self, coded: _Coded, spool: BinaryIO) -> None:
+        if self.start < 0:
+            self.start = spool.tell()
+        for block in coded.blocks:
+            spool.write(block)
+            self.payload.update(block)
+            self.blocks.append(len(block))
+        self.changed += coded.changed
+        self.leaves += coded.leaves
+        self.base_leaves += coded.base_leaves
+
+    def entry(self) -> Entry:
+        base, target = self.base, self.target
+        entry = Entry(name=target.name, dtype=target.dtype, shape=target.shape, kind="new", digest=tensor_digest(self.leaves))
+        if base is not None:
+            entry = replace(
+                entry,
+                kind="delta" if self.changed else "same",
+                base_name=base.name,
+                base_dtype=base.dtype,
+                base_shape=base.shape,
+                base_digest=tensor_digest(self.base_leaves),
+                changed=self.changed,
+            )
+        if entry.kind == "same":
+            return entry
+        return replace(entry, codec=self.codec, blocks=tuple(self.blocks), payload_digest=self.payload.digest())
+
+
+class _Maker:
+    """The steps of one ``make``. ``totals``, ``codecs`` and ``removed_files`` are known when it has written."""
+
+    def __init__(
+        self,
+        base: Checkpoint,
+        target: Checkpoint,
+        codec: str | None,
+        threads: int,
+        renames: Sequence[Rename],
+        spool: BinaryIO,
+        progress: Progress,
+    ) -> None:
+        self.base, self.target, self.codec, self.threads, self.renames = base, target, codec, threads, renames
+        self.spool, self.progress = spool, progress
+        self.offsets: dict[tuple[str, str], int] = {}
+        self.hashers = {id(file.file): FileHasher(file.file) for file in (*base.weights, *target.weights)}
+        self.scopes = {
+            scope: _Scope(base_id, base.scopes[base_id] if base_id is not None else {})
+            for scope, base_id in pair_scopes(base, target).items()
+        }
+        self.base_digests: dict[tuple[str, str], bytes] = {}
+        self.done, self.total = 0, sum(file.header.data_size for file in target.weights)
+        self.totals = Totals()
+        self.codecs: dict[str, int] = {}
+        self.removed_files: tuple[str, ...] = ()
+
+    # --- coding ---
+
+    def code(self) -> None:
+        """Fill the scopes' entries, the base digests and the spool."""
+        matched: list[tuple[Tensor | None, Tensor]] = []
+        unmatched: list[Tensor] = []
+        for scope_id, scope in self.scopes.items():
+            tensors = [tensor for file in self.target.weights if file.scope == scope_id for tensor in file.tensors]
+            pairs = pair_names(scope.base, tensors, self.renames)
+            matched += [(pairs[tensor.name], tensor) for tensor in tensors if tensor.name in pairs]
+            unmatched += [tensor for tensor in tensors if tensor.name not in pairs]
+        self._code_all(matched)
+        rest = [t for tensors in self._base_scopes().values() for t in tensors.values() if (t.scope, t.name) not in self.base_digests]
+        self.base_digests |= self._hash_all(rest)
+        self._code_all([(None, tensor) for tensor in self._pair_by_content(unmatched)])
+        for scope in self.scopes.values():
+            _use_copies(scope.entries)
+
+    def _base_scopes(self) -> dict[str, dict[str, Tensor]]:
+        """The base's scopes that count for its identity: all, or for a patch file the paired one (spec 5.1)."""
+        if not self.target.is_file:
+            return self.base.scopes
+        paired = {scope.base_id for scope in self.scopes.values()}
+        return {scope_id: tensors for scope_id, tensors in self.base.scopes.items() if scope_id in paired}
+
+    def _code_all(self, pairs: Sequence[tuple[Tensor | None, Tensor]]) -> None:
+        """Code tensors group by group; results come in order, so the spool does not depend on the threads."""
+
+        def jobs() -> Iterator[Callable[[], tuple[_Open, _Coded, bool]]]:
+            for base, target in pairs:
+                group = group_units(target.dtype, base.dtype if base else target.dtype)
+                units = max(t.nbytes // DTYPES[t.dtype].carrier for t in (target, base or target))
+                codec = "raw" if base is None else self.codec
+                if codec is None and base is not None and units > group:
+                    codec = _choose_codec(base, target)
+                tensor = _Open(base, target, codec)
+                for start in range(0, max(units, 1), group):
+                    yield partial(self._step, tensor, start, start + group, start + group >= units)
+
+        with closing(run_ordered(jobs(), self.threads)) as results:
+            for tensor, coded, last in results:
+                tensor.add(coded, self.spool)
+                self._advance(coded.nbytes)
+                if last:
+                    self._finish(tensor)
+
+    def _step(self, tensor: _Open, first: int, stop: int, last: bool) -> tuple[_Open, _Coded, bool]:
+        base, target = tensor.base, tensor.target
+        if tensor.codec is None and base is not None:
+            tensor.codec, coded = next(iter(_smallest(base, target, first, stop).items()))
+        else:
+            coded = _code(base, target, tensor.codec or "raw", first, stop)
+        for read in (target, base or target):
+            self.hashers[id(read.source)].advance(read.offset + min(stop * DTYPES[read.dtype].carrier, read.nbytes))
+        return tensor, coded, last
+
+    def _finish(self, tensor: _Open) -> None:
+        entry, target = tensor.entry(), tensor.target
+        if entry.kind == "same":
+            self.spool.seek(tensor.start)
+            self.spool.truncate()
+        if tensor.base is not None:
+            self.base_digests[tensor.base.scope, tensor.base.name] = entry.base_digest
+        self.scopes[target.scope].entries[target.name] = entry
+        self.offsets[target.scope, target.name] = tensor.start
+
+    def _advance(self, nbytes: int) -> None:
+        self.done += nbytes
+        self.progress("comparing", self.done, self.total)
+
+    def _hash_all(self, tensors: Sequence[Tensor]) -> dict[tuple[str, str], bytes]:
+        """Tensor digests by scope and name."""
+
+        def leaf(tensor: Tensor, start: int) -> bytes:
+            return xxhash.xxh3_128_digest(read_range(tensor, start, start + BLOCK))
+
+        jobs = (partial(leaf, tensor, start) for tensor in tensors for start in range(0, tensor.nbytes, BLOCK))
+        with closing(run_ordered(jobs, self.threads)) as leaves:
+            return {(t.scope, t.name): tensor_digest([next(leaves) for _ in range(0, t.nbytes, BLOCK)]) for t in tensors}
+
+    def _pair_by_content(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Pair tensors of new names with base tensors of the same content; returns those that have none."""
+        known: dict[tuple[str | None, bytes, str, tuple[int, ...]], Tensor] = {}
+        for base_id in {scope.base_id for scope in self.scopes.values()} - {None}:
+            for base in self.base.scopes[base_id or ""].values():
+                known.setdefault((base_id, self.base_digests[base.scope, base.name], base.dtype, base.shape), base)
+        digests, left = self._hash_all(tensors), []
+        for target in tensors:
+            digest, scope = digests[target.scope, target.name], self.scopes[target.scope]
+            found = known.get((scope.base_id, digest, target.dtype, target.shape))
+            if found is None or target.nbytes == 0:
+                left.append(target)
+                continue
+            entry = Entry(name=target.name, dtype=target.dtype, shape=target.shape, kind="same", digest=digest, base_digest=digest)
+            scope.entries[target.name] = replace(entry, base_name=found.name, base_dtype=found.dtype, base_shape=found.shape)
+            self._advance(target.nbytes)
+        return left
+
+    # --- writing ---
+
+    def write_file(self, built: Path) -> int:
+        """Write a patch file; returns its size."""
+        self.code()
+        refs = self._refs(file for file in self.base.weights if file.scope in self._base_scopes())
+        return self._write(self.target.weights[0], built, refs)[0].size
+
+    def write_folder(self, built: Path, names: Sequence[str]) -> int:
+        """Write a patch folder with the other files ``names``; returns the size of all its files."""
+        self.code()
+        shards = []
+        for file in self.target.weights:
+            path = built / "patch" / file.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            ref, digest = self._write(file, path, None)
+            shards.append(ShardRef(target=file.path, size=ref.size, sha256=ref.sha256, digest=digest))
+        files = [others.encode(name, self.target.others[name], self.base.others.get(name), built) for name in names]
+        self.removed_files = self._removed_files({*names, *(file.path for file in self.target.weights)})
+        data = self._index(shards, files).to_bytes()
+        (built / INDEX_NAME).write_bytes(data)
+        return len(data) + sum(shard.size for shard in shards) + sum(file.stored for file in files)
+
+    def _index(self, shards: Sequence[ShardRef], files: Sequence[OtherFile]) -> Index:
+        return Index(
+            base_identity=self._base_identity,
+            base_files=self._refs(self.base.weights),
+            target_identity=self._target_identity,
+            shards=tuple(shards),
+            files=tuple(files),
+            removed=self.removed_files,
+            totals=self.totals,
+        )
+
+    def _write(self, file: WeightFile, path: Path, base_files: tuple[FileRef, ...] | None) -> tuple[FileRef, bytes]:
+        scope = self.scopes[file.scope]
+        table = Table(tuple(scope.entries[info.name] for info in file.header.tensors), self._removed(file))
+        metadata = Metadata(
+            base_identity=self._base_identity,
+            base_scope=scope.base_id,
+            base_files=base_files,
+            target=FileRef(path=file.path, size=file.file.size, sha256=self.hashers[id(file.file)].hexdigest()),
+            target_identity=self._target_identity,
+            target_scope=file.scope,
+            totals=table.totals,
+        )
+        self.totals += table.totals
+        for entry in table.entries:
+            if entry.codec:
+                self.codecs[entry.codec] = self.codecs.get(entry.codec, 0) + 1
+        offsets = {entry.name: self.offsets[file.scope, entry.name] for entry in table.entries if entry.has_payload}
+        return write_patch_file(path, metadata, Spooled(table, file.header.raw, self.spool, offsets))
+
+    def _removed(self, file: WeightFile) -> tuple[str, ...]:
+        """Base tensors that the scope no longer uses, for the scope's first file."""
+        scope = self.scopes[file.scope]
+        if file is not next(first for first in self.target.weights if first.scope == file.scope):
+            return ()
+        used = {entry.base_name for entry in scope.entries.values()}
+        return tuple(sorted(set(scope.base) - used, key=str.encode))
+
+    def _removed_files(self, present: set[str]) -> tuple[str, ...]:
+        names, _ = others.select([*self.base.others, *(file.path for file in self.base.weights)])
+        return tuple(sorted((n for n in names if n not in present and paths.unsafe_reason(n) is None), key=str.encode))
+
+    def _refs(self, files: Iterable[WeightFile]) -> tuple[FileRef, ...]:
+        return tuple(FileRef(path=f.path, size=f.file.size, sha256=self.hashers[id(f.file)].hexdigest()) for f in files)
+
+    @cached_property
+    def _base_identity(self) -> bytes:
+        tensors = (t for scope in self._base_scopes().values() for t in scope.values())
+        return identity((t.scope, t.name, t.dtype, t.shape, self.base_digests[t.scope, t.name]) for t in tensors)
+
+    @cached_property
+    def _target_identity(self) -> bytes:
+        scopes = self.scopes.items()
+        return identity((scope_id, e.name, e.dtype, e.shape, e.digest) for scope_id, scope in scopes for e in scope.entries.values())
+
+
+def _use_copies(entries: dict[str, Entry]) -> None:
+    """Replace each coded tensor that repeats another tensor of the target by a reference to it."""
+    first: dict[tuple[bytes, str, tuple[int, ...]], str] = {}
+    for name, entry in entries.items():
+        key = entry.digest, entry.dtype, entry.shape
+        if entry.has_payload and entry.nbytes and key in first:
+            entries[name] = Entry(
+                name=name, dtype=entry.dtype, shape=entry.shape, kind="copy", of=first[key], digest=entry.digest
+            )
+        else:
+            first.setdefault(key, name)

@@ -1,0 +1,265 @@
+"""Metadata of a patch file (spec 5.1) and index of a patch folder (9): frozen dataclasses and their canonical JSON.
+
+Reading is strict: every fault is one FormatError, UnsupportedError or IntegrityError that says where it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ckptdiff import canonical, paths
+from ckptdiff.canonical import Fields, JsonObject, quote
+from ckptdiff.digests import xxh128
+from ckptdiff.errors import FormatError, IntegrityError, UnsupportedError
+from ckptdiff.table import Totals, check_sorted
+
+VERSION = 1
+MAX_INDEX = 1 << 26
+MAX_PREFIX = 1 << 26
+MAX_WINDOW = 1 << 27
+
+
+def safe_path(path: Any, where: str) -> str:
+    path = canonical.as_text(path, where)
+    reason = paths.unsafe_reason(path)
+    if reason:
+        raise FormatError(f"{where}: the path {quote(path[:80])} {reason}: do not trust this patch")
+    return path
+
+
+def _sealed(value: JsonObject) -> bytes:
+    """Canonical JSON with the member ``digest`` over all the rest."""
+    return canonical.dumps({**value, "digest": xxh128(canonical.dumps(value)).hex()})
+
+
+def _open_sealed(data: bytes, where: str, expected_format: str, known: str) -> Fields:
+    """Check structure, format, version, unknown members and digest, in this order (spec 13)."""
+    value = canonical.load_object(data, where)
+    if value.get("format") != expected_format:
+        raise FormatError(f"{where}.format: expected {quote(expected_format)}, found {str(value.get('format'))[:40]}")
+    version = value.get("version")
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise FormatError(f"{where}.version: expected an integer")
+    if version != VERSION:
+        raise UnsupportedError(f"{where}: format version {version}, this ckptdiff reads {VERSION}: upgrade ckptdiff")
+    members = Fields(value, where, f"digest format info version {known}")
+    stated = members.hexadecimal("digest", 16)
+    found = xxh128(canonical.dumps({k: v for k, v in value.items() if k != "digest"}))
+    if stated != found:
+        raise IntegrityError(f"{where}: its digest is {found.hex()}, expected {stated.hex()}: corrupted? fetch the patch again")
+    members.object("info")
+    return members
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRef:
+    """A file by path, size in bytes and SHA-256."""
+
+    path: str
+    size: int
+    sha256: str
+
+    def to_json(self) -> JsonObject:
+        return {"path": self.path, "sha256": self.sha256, "size": self.size}
+
+    @classmethod
+    def read(cls, value: Any, where: str) -> FileRef:
+        f = Fields(value, where, "path sha256 size")
+        return cls(path=f.text("path"), size=f.integer("size"), sha256=f.hexadecimal("sha256", 32).hex())
+
+
+def _read_files(parent: Fields) -> tuple[FileRef, ...]:
+    files = parent.array("files", FileRef.read)
+    check_sorted((file.path for file in files), f"{parent.where}.files")
+    return files
+
+
+# --- metadata of a patch file --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metadata:
+    """What stands in a patch file's ``__metadata__`` (spec 5.1)."""
+
+    base_identity: bytes
+    base_scope: str | None
+    base_files: tuple[FileRef, ...] | None
+    target: FileRef
+    target_identity: bytes
+    target_scope: str
+    table: bytes = b""
+    header: bytes = b""
+    totals: Totals
+    info: JsonObject = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        base: JsonObject = {"identity": self.base_identity.hex(), "scope": self.base_scope}
+        if self.base_files is not None:
+            base["files"] = [file.to_json() for file in self.base_files]
+        return _sealed(
+            {
+                "format": "ckptdiff",
+                "version": VERSION,
+                "base": base,
+                "target": {**self.target.to_json(), "identity": self.target_identity.hex(), "scope": self.target_scope},
+                "table": self.table.hex(),
+                "header": self.header.hex(),
+                "totals": self.totals.to_json(),
+                "info": self.info,
+            }
+        )
+
+    @staticmethod
+    def digest_of(sealed: bytes) -> bytes:
+        """The digest that :meth:`to_bytes` wrote."""
+        return bytes.fromhex(canonical.loads(sealed)["digest"])
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> Metadata:
+        f = _open_sealed(data, where, "ckptdiff", "base header table target totals")
+        base, target = f.child("base", "files identity scope"), f.child("target", "identity path scope sha256 size")
+        if "scope" in base and base.value["scope"] is None:
+            scope = None
+        else:
+            scope = base.text("scope")
+        path = safe_path(target.text("path"), f"{where}.target.path")
+        return cls(
+            base_identity=base.hexadecimal("identity", 16),
+            base_scope=scope,
+            base_files=_read_files(base) if "files" in base else None,
+            target=FileRef(path=path, size=target.integer("size"), sha256=target.hexadecimal("sha256", 32).hex()),
+            target_identity=target.hexadecimal("identity", 16),
+            target_scope=target.text("scope"),
+            table=f.hexadecimal("table", 16),
+            header=f.hexadecimal("header", 16),
+            totals=Totals.read(f),
+            info=f.object("info"),
+        )
+
+
+# --- index of a patch folder ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardRef:
+    """A patch file of a folder."""
+
+    target: str
+    size: int
+    sha256: str
+    digest: bytes
+
+    @property
+    def path(self) -> str:
+        return f"patch/{self.target}"
+
+    def to_json(self) -> JsonObject:
+        return {"digest": self.digest.hex(), "path": self.path, "sha256": self.sha256, "size": self.size, "target": self.target}
+
+    @classmethod
+    def read(cls, value: Any, where: str) -> ShardRef:
+        f = Fields(value, where, "digest path sha256 size target")
+        target = safe_path(f.text("target"), f"{where}.target")
+        shard = cls(target=target, size=f.integer("size"), sha256=f.hexadecimal("sha256", 32).hex(), digest=f.hexadecimal("digest", 16))
+        if f.text("path") != shard.path:
+            raise FormatError(f"{where}.path: expected {quote(shard.path)}, found {quote(f.text('path')[:80])}")
+        return shard
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OtherFile:
+    """A file of the target that holds no weights (spec 9)."""
+
+    path: str
+    size: int
+    sha256: str
+    kind: Literal["same", "new", "delta"]
+    base_sha256: str | None = None
+    stored: int = 0
+    digest: bytes = b""
+
+    @property
+    def member(self) -> str:
+        return f"files/{self.path}.zst"
+
+    def to_json(self) -> JsonObject:
+        value: JsonObject = {"kind": self.kind, "path": self.path, "sha256": self.sha256, "size": self.size}
+        if self.kind != "same":
+            value |= {"stored": self.stored, "digest": self.digest.hex()}
+        if self.kind == "delta":
+            value["base_sha256"] = self.base_sha256
+        return value
+
+    @classmethod
+    def read(cls, value: Any, where: str) -> OtherFile:
+        if not isinstance(value, dict):
+            raise FormatError(f"{where}: expected an object, found {type(value).__name__}")
+        kind = value.get("kind")
+        members = {"same": "", "new": "stored digest", "delta": "stored digest base_sha256"}
+        if isinstance(kind, str) and kind not in members:
+            raise UnsupportedError(f"{where}.kind: unknown kind {quote(kind[:40])}: upgrade ckptdiff")
+        f = Fields(value, where, f"kind path sha256 size {members.get(kind, '') if isinstance(kind, str) else ''}")
+        f.text("kind")
+        stored = f.integer("stored") if kind != "same" else 0
+        size = f.integer("size", high=MAX_PREFIX) if kind == "delta" else f.integer("size")
+        return cls(
+            path=safe_path(f.text("path"), f"{where}.path"),
+            size=size,
+            sha256=f.hexadecimal("sha256", 32).hex(),
+            kind=kind,  # type: ignore[arg-type]
+            base_sha256=f.hexadecimal("base_sha256", 32).hex() if kind == "delta" else None,
+            stored=stored,
+            digest=f.hexadecimal("digest", 16) if kind != "same" else b"",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Index:
+    """``ckptdiff.json`` of a patch folder (spec 9)."""
+
+    base_identity: bytes
+    base_files: tuple[FileRef, ...]
+    target_identity: bytes
+    shards: tuple[ShardRef, ...]
+    files: tuple[OtherFile, ...]
+    removed: tuple[str, ...]
+    totals: Totals
+    info: JsonObject = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        return _sealed(
+            {
+                "format": "ckptdiff-index",
+                "version": VERSION,
+                "base": {"files": [file.to_json() for file in self.base_files], "identity": self.base_identity.hex()},
+                "target": {"identity": self.target_identity.hex()},
+                "shards": [shard.to_json() for shard in self.shards],
+                "files": [file.to_json() for file in self.files],
+                "removed": list(self.removed),
+                "totals": self.totals.to_json(),
+                "info": self.info,
+            }
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> Index:
+        f = _open_sealed(data, where, "ckptdiff-index", "base files removed shards target totals")
+        base = f.child("base", "files identity")
+        index = cls(
+            base_identity=base.hexadecimal("identity", 16),
+            base_files=_read_files(base),
+            target_identity=f.child("target", "identity").hexadecimal("identity", 16),
+            shards=f.array("shards", ShardRef.read),
+            files=f.array("files", OtherFile.read),
+            removed=f.array("removed", safe_path),
+            totals=Totals.read(f),
+            info=f.object("info"),
+        )
+        check_sorted((shard.target for shard in index.shards), f"{where}.shards")
+        check_sorted((file.path for file in index.files), f"{where}.files")
+        check_sorted(index.removed, f"{where}.removed")
+        clash = paths.clash([shard.target for shard in index.shards] + [file.path for file in index.files])
+        if clash:
+            raise FormatError(f"{where}: two outputs share the path {quote(clash[:80])}: do not trust this patch")
+        return index

@@ -1,0 +1,196 @@
+"""The files of a checkpoint that hold no weights (spec section 9): which go in, and how they are coded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import BinaryIO
+
+import xxhash
+import zstandard
+
+from ckptdiff import paths
+from ckptdiff.errors import BaseMismatchError, CheckpointError, FormatError, IntegrityError
+from ckptdiff.manifest import MAX_PREFIX, MAX_WINDOW, OtherFile
+from ckptdiff.parallel import CHUNK, sha256_file
+from ckptdiff.patchfile import Patch
+from ckptdiff.stfile import LocalFile
+
+LEVEL = 19
+LEVEL_LARGE = 3
+
+EXCLUDED = (
+    ".git/*",
+    "*/.git/*",
+    ".cache/*",
+    "*/.cache/*",
+    "__pycache__/*",
+    "*/__pycache__/*",
+    ".DS_Store",
+    "*/.DS_Store",
+    "*.lock",
+    "*.incomplete",
+    "checkpoint-*/*",
+    "global_step*/*",
+    "runs/*",
+    "wandb/*",
+    "optimizer*",
+    "*/optimizer*",
+    "scheduler*.pt",
+    "scaler*.pt",
+    "rng_state*.pth",
+    "trainer_state.json",
+    "training_args.bin",
+    "*.distcp",
+    "zero_to_fp32.py",
+    "latest",
+)
+"""Left out unless ``include`` names them: version control, caches, logs, optimiser and trainer state."""
+
+
+def select(names: Iterable[str], include: Sequence[str] = (), exclude: Sequence[str] = ()) -> tuple[list[str], list[str]]:
+    """Split paths into those that go in and those that are left out. ``exclude`` beats ``include`` beats the defaults.
+
+    Patterns are globs over the whole path, where ``*`` also matches ``/``.
+    """
+    kept: list[str] = []
+    left: list[str] = []
+    for name in names:
+        wanted = _matches(name, include) or not _matches(name, EXCLUDED)
+        (kept if wanted and not _matches(name, exclude) else left).append(name)
+    return kept, left
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def check_paths(names: Iterable[str]) -> None:
+    """Raise CheckpointError for a path that a patch may not name."""
+    for name in names:
+        reason = paths.unsafe_reason(name)
+        if reason:
+            raise CheckpointError(f"{name!r}: the path {reason}: rename the file, or leave it out with --exclude")
+
+
+def encode(path: str, target: Path, base: Path | None, folder: Path) -> OtherFile:
+    """Code one file into ``folder``/files, against the base's file of the same path if there is one."""
+    sha256, size = _hash(target)
+    base_sha256, base_size = _hash(base) if base else (None, 0)
+    if sha256 == base_sha256:
+        return OtherFile(path=path, size=size, sha256=sha256, kind="same")
+    delta = base is not None and 0 < base_size <= MAX_PREFIX and size <= MAX_PREFIX
+    entry = OtherFile(path=path, size=size, sha256=sha256, kind="delta" if delta else "new", base_sha256=base_sha256 if delta else None)
+    out = folder / entry.member
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if size <= MAX_PREFIX:
+        frame = _compressor(size, base.read_bytes() if base and delta else b"").compress(target.read_bytes())
+        out.write_bytes(frame)
+    else:
+        with open(target, "rb") as source, open(out, "wb") as sink:
+            zstandard.ZstdCompressor(level=LEVEL_LARGE).copy_stream(source, sink, size=size)
+    return OtherFile(
+        path=path, size=size, sha256=sha256, kind=entry.kind, base_sha256=entry.base_sha256, stored=out.stat().st_size, digest=_digest(out)
+    )
+
+
+def _compressor(size: int, prefix: bytes) -> zstandard.ZstdCompressor:
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        LEVEL if size + len(prefix) <= 1 << 23 else 9,
+        source_size=size,
+        dict_size=len(prefix),
+        window_log=min(27, max(10, (size + len(prefix)).bit_length())),
+        write_content_size=True,
+        write_dict_id=False,
+    )
+    dictionary = zstandard.ZstdCompressionDict(prefix, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if prefix else None
+    return zstandard.ZstdCompressor(dict_data=dictionary, compression_params=parameters)
+
+
+def _hash(path: Path) -> tuple[str, int]:
+    file = LocalFile(path)
+    try:
+        return sha256_file(file), file.size
+    finally:
+        file.close()
+
+
+def _digest(path: Path) -> bytes:
+    hasher = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK):
+            hasher.update(chunk)
+    return hasher.digest()
+
+
+def stored_error(patch: Patch, other: OtherFile) -> IntegrityError | None:
+    """What is wrong with a stored frame, if it does not have its size and digest."""
+    path = patch.path / other.member
+    if other.kind == "same":
+        return None
+    try:
+        size, digest = path.stat().st_size, _digest(path)
+    except OSError as error:
+        return IntegrityError(f"{path}: cannot be read: {error.strerror}: fetch the patch again")
+    if (size, digest) == (other.stored, other.digest):
+        return None
+    return IntegrityError(f"{path}: has the digest {digest.hex()}, expected {other.digest.hex()}: corrupted? fetch the patch again")
+
+
+def rebuild(patch: Patch, other: OtherFile, base: Path | None, out: Path) -> None:
+    """Write one file of the target to ``out``; ``base`` is the base's file of the same path.
+
+    Raises:
+        BaseMismatchError: the base's file is missing or another.
+        FormatError, IntegrityError: the stored frame is broken, or does not give the file that the index states.
+    """
+    wanted = other.sha256 if other.kind == "same" else other.base_sha256
+    if wanted is not None:
+        if base is None or not base.is_file():
+            raise BaseMismatchError(f"{other.path}: the base has no such file, which the patch needs (SHA-256 {wanted})")
+        found, _ = _hash(base)
+        if found != wanted:
+            raise BaseMismatchError(f"{base}: is not the file that the patch needs: its SHA-256 is {found}, expected {wanted}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with open(out, "xb") as sink:
+        sha, size = hashlib.sha256(), 0
+        for piece in _pieces(patch, other, base):
+            size += len(piece)
+            if size > other.size:
+                break
+            sink.write(piece)
+            sha.update(piece)
+    if (size, sha.hexdigest()) != (other.size, other.sha256):
+        raise IntegrityError(f"{other.path}: rebuilt with SHA-256 {sha.hexdigest()}, expected {other.sha256}: fetch the patch again")
+
+
+def _pieces(patch: Patch, other: OtherFile, base: Path | None) -> Iterable[bytes]:
+    if other.kind == "same":
+        assert base is not None
+        with open(base, "rb") as file:
+            while chunk := file.read(CHUNK):
+                yield chunk
+        return
+    prefix = base.read_bytes() if other.kind == "delta" and base else b""
+    dictionary = zstandard.ZstdCompressionDict(prefix, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if prefix else None
+    path = patch.path / other.member
+    with open(path, "rb") as file:
+        yield from _decompressed(file, dictionary, str(path))
+
+
+def _decompressed(file: BinaryIO, dictionary: zstandard.ZstdCompressionDict | None, where: str) -> Iterable[bytes]:
+    """Exactly one frame; a chunk of input can hold no more than a thousand blocks, which bounds the output of one step."""
+    decoder = zstandard.ZstdDecompressor(dict_data=dictionary, max_window_size=MAX_WINDOW).decompressobj()
+    try:
+        while chunk := file.read(1 << 12):
+            if decoder.eof:
+                raise FormatError(f"{where}: bytes behind its zstd frame")
+            yield decoder.decompress(chunk)
+    except zstandard.ZstdError as error:
+        raise FormatError(f"{where}: bad zstd frame: {error}") from None
+    if not decoder.eof or decoder.unused_data:
+        raise FormatError(f"{where}: expected one whole zstd frame")
+
+

@@ -1,0 +1,95 @@
+"""Which base tensor a target tensor stands against, by name (spec 3.1, 8). Pairing by content is make's: it needs digests."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ckptdiff.checkpoint import Checkpoint, Tensor
+from ckptdiff.dtypes import CASTS
+from ckptdiff.errors import CheckpointError
+
+PREFIXES = ("module.", "_orig_mod.", "model.")
+
+
+@dataclass(frozen=True, slots=True)
+class Rename:
+    """``--rename REGEX=REPL``: what to call a target tensor when looking for it in the base."""
+
+    pattern: re.Pattern[str]
+    replacement: str
+
+    @classmethod
+    def parse(cls, text: str) -> Rename:
+        """Parse ``REGEX=REPL``, split at the first ``=``.
+
+        Raises:
+            CheckpointError: there is no ``=``, or the pattern or the replacement is not valid.
+        """
+        pattern, separator, replacement = text.partition("=")
+        try:
+            if not separator or not pattern:
+                raise re.error("expected REGEX=REPL")
+            rename = cls(re.compile(pattern), replacement)
+            re.compile(pattern + "|").sub(replacement, "")
+        except (re.error, IndexError) as error:
+            raise CheckpointError(f"--rename {text!r}: {error}") from None
+        return rename
+
+
+def pair_scopes(base: Checkpoint, target: Checkpoint) -> dict[str, str | None]:
+    """The base scope of each target scope: the same id, or the only one where each side has only one."""
+    if len(base.scopes) == 1 and len(target.scopes) == 1:
+        return dict(zip(target.scopes, base.scopes, strict=True))
+    return {scope: scope if scope in base.scopes else None for scope in target.scopes}
+
+
+def can_stand(base: Tensor, target: Tensor) -> bool:
+    """Whether the base tensor can be adapted to the target: a known cast, rows cut or added, or neither."""
+    if base.dtype != target.dtype and (base.dtype, target.dtype) not in CASTS:
+        return False
+    if base.shape == target.shape:
+        return True
+    return len(base.shape) == len(target.shape) > 0 and base.shape[1:] == target.shape[1:]
+
+
+def pair_names(base: dict[str, Tensor], target: Iterable[Tensor], renames: Sequence[Rename] = ()) -> dict[str, Tensor]:
+    """Base tensor by target name: by ``--rename``, then by equal name, then by names that differ in a common prefix only.
+
+    Pairs that cannot stand against each other (another dtype or shape) are left out.
+    """
+    targets = list(target)
+    pairs: dict[str, Tensor] = {}
+    for tensor in targets:
+        wanted = tensor.name
+        for rename in renames:
+            wanted = rename.pattern.sub(rename.replacement, wanted)
+        if wanted in base and can_stand(base[wanted], tensor):
+            pairs[tensor.name] = base[wanted]
+    used = {tensor.name for tensor in pairs.values()}
+    free_base = _by_stem(tensor for tensor in base.values() if tensor.name not in used)
+    free_target = _by_stem(tensor for tensor in targets if tensor.name not in pairs)
+    for stem, candidates in free_target.items():
+        others = free_base.get(stem, [])
+        if len(candidates) == len(others) == 1 and can_stand(others[0], candidates[0]):
+            pairs[candidates[0].name] = others[0]
+    return pairs
+
+
+def _by_stem(tensors: Iterable[Tensor]) -> dict[str, list[Tensor]]:
+    stems: dict[str, list[Tensor]] = {}
+    for tensor in tensors:
+        stems.setdefault(strip_prefixes(tensor.name), []).append(tensor)
+    return stems
+
+
+def strip_prefixes(name: str) -> str:
+    """The name without the prefixes that wrappers add (DataParallel, torch.compile, a head model)."""
+    while True:
+        stripped = name
+        for prefix in PREFIXES:
+            stripped = stripped.removeprefix(prefix)
+        if stripped == name or not stripped:
+            return name
+        name = stripped

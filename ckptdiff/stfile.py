@@ -1,0 +1,186 @@
+"""safetensors bytes: the strict header parser (spec 5.3), the predicted header (5.2) and positioned reads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ckptdiff import canonical
+from ckptdiff.dtypes import DTYPES, Bytes
+from ckptdiff.errors import CheckpointError
+
+MAX_HEADER = 100_000_000
+MAX_TENSORS = 1 << 20
+MAX_RANK = 32
+MAX_SIZE = 1 << 48
+MAX_NAME = 4096
+
+
+class ByteSource(Protocol):
+    """What the core needs of a file: its size, and bytes at a position."""
+
+    name: str
+    size: int
+
+    def readinto(self, offset: int, out: Bytes | memoryview) -> None:
+        """Fill ``out`` with the bytes at ``offset``; raises CheckpointError if they are not all there."""
+
+
+def read_bytes(source: ByteSource, offset: int, size: int) -> bytes:
+    """``size`` bytes at ``offset``; raises CheckpointError if they are not all there."""
+    out = bytearray(size)
+    source.readinto(offset, memoryview(out))
+    return bytes(out)
+
+
+class LocalFile:
+    """A :class:`ByteSource` over a local file. Reads are positioned, so threads may share it."""
+
+    def __init__(self, path: Path, name: str | None = None) -> None:
+        self.path = path
+        self.name = name or str(path)
+        try:
+            self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+        except OSError as error:
+            raise CheckpointError(f"{self.name}: cannot be opened: {error.strerror}") from None
+        stat = os.fstat(self._fd)
+        self.size = stat.st_size
+        self._stamp = (stat.st_size, stat.st_mtime_ns)
+
+    def readinto(self, offset: int, out: Bytes | memoryview) -> None:
+        view, done = memoryview(out), 0
+        while done < len(view):
+            try:
+                count = os.preadv(self._fd, [view[done:]], offset + done)
+            except OSError as error:
+                raise CheckpointError(f"{self.name}: cannot be read at byte {offset + done}: {error.strerror}") from None
+            if count == 0:
+                raise CheckpointError(
+                    f"{self.name}: ends at byte {offset + done}, expected {offset + len(view)} or more: truncated? fetch it again"
+                )
+            done += count
+
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError if the file was written to since it was opened."""
+        stat = os.fstat(self._fd)
+        if (stat.st_size, stat.st_mtime_ns) != self._stamp:
+            raise CheckpointError(f"{self.name}: was changed by another program while it was read: run again")
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor of a safetensors header; ``begin`` and ``end`` count from the start of the data."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.begin
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A parsed header. ``raw`` is its N bytes as stored; ``tensors`` are in the order of their data."""
+
+    raw: bytes
+    metadata: dict[str, str] | None
+    tensors: tuple[TensorInfo, ...]
+
+    @property
+    def data_start(self) -> int:
+        return 8 + len(self.raw)
+
+    @property
+    def data_size(self) -> int:
+        return self.tensors[-1].end if self.tensors else 0
+
+
+def parse_header(raw: bytes, data_size: int) -> Header:
+    """Parse the N header bytes of a file whose data has ``data_size`` bytes.
+
+    Raises:
+        ValueError: with one line that says which rule of spec 5.3 is broken.
+    """
+    if not raw.startswith(b"{"):
+        raise ValueError("the header is not a JSON object")
+    value = canonical.loads(raw.rstrip(b" "))
+    metadata = value.pop("__metadata__", None)
+    if metadata is not None and not (isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())):
+        raise ValueError("__metadata__ is not an object of strings")
+    if len(value) > MAX_TENSORS:
+        raise ValueError(f"it holds {len(value)} tensors, more than {MAX_TENSORS}")
+    tensors = sorted((_parse_tensor(name, entry) for name, entry in value.items()), key=lambda t: (t.begin, t.end))
+    position = 0
+    for tensor in tensors:
+        if tensor.begin != position:
+            raise ValueError(f"tensor {tensor.name}: its data begins at {tensor.begin}, expected {position} (a hole or an overlap)")
+        position = tensor.end
+    if position != data_size:
+        raise ValueError(f"its tensors end at byte {position} of the data, but the file holds {data_size}: truncated, or padded")
+    return Header(raw, metadata, tuple(tensors))
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_SIZE
+
+
+def _parse_tensor(name: str, entry: Any) -> TensorInfo:
+    if not name or len(name.encode()) > MAX_NAME:
+        raise ValueError(f"a tensor name has {len(name)} characters, expected 1 to {MAX_NAME} bytes")
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"tensor {name}: expected an object of dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ValueError(f"tensor {name}: unknown dtype {dtype!r}")
+    if not isinstance(shape, list) or len(shape) > MAX_RANK or not all(map(_is_count, shape)):
+        raise ValueError(f"tensor {name}: bad shape {str(shape)[:80]}")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
+        raise ValueError(f"tensor {name}: bad data_offsets {str(offsets)[:80]}")
+    nbytes = DTYPES[dtype].nbytes(tuple(shape))
+    if nbytes is None or nbytes > MAX_SIZE or offsets[1] - offsets[0] != nbytes:
+        raise ValueError(f"tensor {name}: dtype {dtype} and shape {shape} need {nbytes} bytes, its offsets give {offsets[1] - offsets[0]}")
+    return TensorInfo(name, dtype, tuple(shape), offsets[0], offsets[1])
+
+
+def read_header(source: ByteSource) -> Header:
+    """Read and parse the header of a safetensors file.
+
+    Raises:
+        ValueError: with one line that says which rule of spec 5.3 is broken.
+    """
+    if source.size < 8:
+        raise ValueError(f"it has {source.size} bytes, too few for a safetensors file")
+    n = int.from_bytes(read_bytes(source, 0, 8), "little")
+    if n > MAX_HEADER or n > source.size - 8:
+        raise ValueError(
+            f"its header would have {n} bytes, but the file has {source.size} (limit {MAX_HEADER}): truncated, or not safetensors"
+        )
+    return parse_header(read_bytes(source, 8, n), source.size - 8 - n)
+
+
+def header_json(first: Iterable[tuple[str, str]], tensors: Iterable[tuple[str, str, Sequence[int], int]]) -> bytes:
+    """Header bytes in the order given: ``first`` are ready-made members, ``tensors`` are (name, dtype, shape, nbytes)."""
+    members, position = [f"{canonical.quote(key)}:{text}" for key, text in first], 0
+    for name, dtype, shape, nbytes in tensors:
+        dims = ",".join(map(str, shape))
+        members.append(
+            f'{canonical.quote(name)}:{{"dtype":"{dtype}","shape":[{dims}],"data_offsets":[{position},{position + nbytes}]}}'
+        )
+        position += nbytes
+    raw = ("{" + ",".join(members) + "}").encode()
+    return raw + b" " * (-len(raw) % 8)
+
+
+def predicted_header(tensors: Iterable[tuple[str, str, Sequence[int], int]]) -> bytes:
+    """The header that common writers would give these tensors (spec 5.2)."""
+    return header_json([("__metadata__", '{"format":"pt"}')], tensors)

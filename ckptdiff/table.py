@@ -1,0 +1,291 @@
+"""The table of a patch file (spec section 6): frozen dataclasses and their bytes.
+
+Reading is strict: every fault is one FormatError or UnsupportedError that says where it is.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, TypeAlias
+
+import zstandard
+
+from ckptdiff import canonical
+from ckptdiff.canonical import Fields, JsonObject, quote
+from ckptdiff.codecs import CODECS
+from ckptdiff.digests import block_count
+from ckptdiff.dtypes import CASTS, DTYPES
+from ckptdiff.errors import FormatError, UnsupportedError
+from ckptdiff.stfile import MAX_NAME, MAX_RANK, MAX_SIZE, MAX_TENSORS
+
+MAX_TABLE = 1 << 28
+MAX_CODED_BLOCK = 1 << 24
+TABLE_LEVEL = 19
+
+Kind: TypeAlias = Literal["same", "delta", "new", "copy"]
+KINDS: tuple[Kind, ...] = ("same", "delta", "new", "copy")
+
+
+def check_sorted(names: Iterable[str], where: str) -> None:
+    for a, b in itertools.pairwise(names):
+        if a.encode() >= b.encode():
+            raise FormatError(f"{where}: {quote(b[:80])} is out of order or repeated")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """Sums over a table, or over the tables of a folder."""
+
+    same: int = 0
+    delta: int = 0
+    new: int = 0
+    copy: int = 0
+    removed: int = 0
+    units: int = 0
+    changed: int = 0
+
+    def __add__(self, other: Totals) -> Totals:
+        return Totals(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+
+    def to_json(self) -> JsonObject:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @classmethod
+    def read(cls, parent: Fields) -> Totals:
+        names = [f.name for f in fields(cls)]
+        child = parent.child("totals", " ".join(names))
+        return cls(**{name: child.integer(name) for name in names})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One tensor of the target file (spec 6). ``base_*`` are None where there is no base tensor."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    kind: Kind
+    base_name: str | None = None
+    base_dtype: str | None = None
+    base_shape: tuple[int, ...] | None = None
+    codec: str | None = None
+    changed: int = 0
+    blocks: tuple[int, ...] = ()
+    of: str | None = None
+    digest: bytes = b""
+    base_digest: bytes = b""
+    payload_digest: bytes = b""
+
+    @property
+    def nbytes(self) -> int:
+        return DTYPES[self.dtype].nbytes(self.shape) or 0
+
+    @property
+    def units(self) -> int:
+        return self.nbytes // DTYPES[self.dtype].carrier
+
+    @property
+    def base_nbytes(self) -> int:
+        if self.base_dtype is None or self.base_shape is None:
+            return 0
+        return DTYPES[self.base_dtype].nbytes(self.base_shape) or 0
+
+    @property
+    def has_payload(self) -> bool:
+        return self.kind in ("delta", "new")
+
+    @property
+    def payload_size(self) -> int:
+        return sum(self.blocks)
+
+    @property
+    def adapted(self) -> bool:
+        """Whether the base must be cast, cut or extended."""
+        return self.base_name is not None and (self.base_dtype, self.base_shape) != (self.dtype, self.shape)
+
+    def to_json(self) -> JsonObject:
+        value: JsonObject = {"dtype": self.dtype, "kind": self.kind, "name": self.name, "shape": list(self.shape)}
+        if self.base_name is not None:
+            base: JsonObject = {}
+            if self.base_name != self.name:
+                base["name"] = self.base_name
+            if self.base_dtype != self.dtype:
+                base["dtype"] = self.base_dtype
+            if self.base_shape != self.shape:
+                base["shape"] = list(self.base_shape or ())
+            if base:
+                value["base"] = base
+        if self.has_payload:
+            value |= {"codec": self.codec, "blocks": list(self.blocks)}
+        if self.kind == "delta":
+            value["changed"] = self.changed
+        if self.kind == "copy":
+            value["of"] = self.of
+        return value
+
+    def digests(self) -> bytes:
+        """This entry's part of the digests behind the table's JSON."""
+        if self.kind == "same":
+            return self.digest + (self.base_digest if self.adapted else b"")
+        return self.digest + self.base_digest + self.payload_digest if self.kind != "copy" else b""
+
+    def with_digests(self, take: Iterator[bytes]) -> Entry:
+        """Read back what :meth:`digests` wrote, from chunks of 8 bytes."""
+
+        def d16() -> bytes:
+            return next(take) + next(take)
+
+        if self.kind == "same":
+            digest = d16()
+            return replace(self, digest=digest, base_digest=d16() if self.adapted else digest)
+        if self.kind == "delta":
+            return replace(self, digest=d16(), base_digest=d16(), payload_digest=next(take))
+        if self.kind == "new":
+            return replace(self, digest=d16(), payload_digest=next(take))
+        return self
+
+    @classmethod
+    def read(cls, value: Any, where: str) -> Entry:
+        if not isinstance(value, dict):
+            raise FormatError(f"{where}: expected an object, found {type(value).__name__}")
+        kind = value.get("kind")
+        members = {"same": "base", "delta": "base codec changed blocks", "new": "codec blocks", "copy": "of"}
+        if isinstance(kind, str) and kind not in members:
+            raise UnsupportedError(f"{where}.kind: unknown kind {quote(kind[:40])}: upgrade ckptdiff")
+        f = Fields(value, where, f"name dtype shape kind {members.get(kind, '') if isinstance(kind, str) else ''}")
+        f.text("kind")
+        name = f.text("name")
+        if not 1 <= len(name.encode()) <= MAX_NAME:
+            raise FormatError(f"{where}.name: expected 1 to {MAX_NAME} bytes")
+        dtype, shape = _dtype(f), _shape(f)
+        entry = cls(name=name, dtype=dtype, shape=shape, kind=kind)  # type: ignore[arg-type]
+        nbytes = DTYPES[dtype].nbytes(shape)
+        if nbytes is None or nbytes > MAX_SIZE:
+            raise FormatError(f"{where}: a {dtype} tensor of shape {list(shape)} has no whole size of at most {MAX_SIZE} bytes")
+        if kind in ("same", "delta"):
+            entry = replace(entry, **_read_base(f, entry))
+        if kind in ("delta", "new"):
+            entry = replace(entry, codec=_codec(f, kind), blocks=_blocks(f, entry))
+        if kind == "delta":
+            entry = replace(entry, changed=f.integer("changed", 1, entry.units))
+        return replace(entry, of=f.text("of")) if kind == "copy" else entry
+
+
+def _dtype(f: Fields) -> str:
+    dtype = f.text("dtype")
+    if dtype not in DTYPES:
+        raise UnsupportedError(f"{f.where}.dtype: unknown dtype {quote(dtype[:40])}: upgrade ckptdiff")
+    return dtype
+
+
+def _shape(f: Fields) -> tuple[int, ...]:
+    shape = f.array("shape", canonical.as_integer)
+    if len(shape) > MAX_RANK or any(dim > MAX_SIZE for dim in shape):
+        raise FormatError(f"{f.where}.shape: more than {MAX_RANK} dimensions, or one above {MAX_SIZE}")
+    return shape
+
+
+def _codec(f: Fields, kind: str) -> str:
+    codec = f.text("codec")
+    if codec not in CODECS:
+        raise UnsupportedError(f"{f.where}.codec: unknown codec {quote(codec[:40])}: upgrade ckptdiff")
+    if kind == "new" and codec != "raw":
+        raise FormatError(f"{f.where}.codec: expected \"raw\" for a new tensor, found {quote(codec)}")
+    return codec
+
+
+def _blocks(f: Fields, entry: Entry) -> tuple[int, ...]:
+    blocks = f.array("blocks", canonical.as_integer)
+    expected = block_count(entry.nbytes)
+    if len(blocks) != expected or any(size > MAX_CODED_BLOCK for size in blocks):
+        raise FormatError(f"{f.where}.blocks: expected {expected} sizes of at most {MAX_CODED_BLOCK} bytes, found {len(blocks)}")
+    return blocks
+
+
+def _read_base(f: Fields, entry: Entry) -> dict[str, Any]:
+    found: dict[str, Any] = {"base_name": entry.name, "base_dtype": entry.dtype, "base_shape": entry.shape}
+    if "base" not in f:
+        return found
+    base = f.child("base", "name dtype shape")
+    if not base.value:
+        raise FormatError(f"{base.where}: expected a member")
+    if "name" in base:
+        found["base_name"] = base.text("name")
+    if "dtype" in base:
+        found["base_dtype"] = _dtype(base)
+        if (found["base_dtype"], entry.dtype) not in CASTS:
+            raise FormatError(f"{base.where}.dtype: {found['base_dtype']} cannot be cast to {entry.dtype}")
+    if "shape" in base:
+        shape = found["base_shape"] = _shape(base)
+        if len(shape) != len(entry.shape) or shape[1:] != entry.shape[1:]:
+            raise FormatError(f"{base.where}.shape: {list(shape)} and {list(entry.shape)} differ in more than rows")
+        nbytes = DTYPES[found["base_dtype"]].nbytes(shape)
+        if nbytes is None or nbytes > MAX_SIZE:
+            raise FormatError(f"{base.where}: a {found['base_dtype']} tensor of shape {list(shape)} has no whole size of at most {MAX_SIZE} bytes")
+    for key in ("name", "dtype", "shape"):
+        if key in base and found[f"base_{key}"] == getattr(entry, key):
+            raise FormatError(f"{base.where}.{key}: written although it equals the entry's own")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The entries of one target file in the order of its data, and the scope's removed tensors."""
+
+    entries: tuple[Entry, ...]
+    removed: tuple[str, ...] = ()
+
+    @property
+    def totals(self) -> Totals:
+        counts = {kind: sum(entry.kind == kind for entry in self.entries) for kind in KINDS}
+        return Totals(
+            **counts,
+            removed=len(self.removed),
+            units=sum(entry.units for entry in self.entries),
+            changed=sum(entry.changed for entry in self.entries),
+        )
+
+    def to_bytes(self) -> bytes:
+        text = canonical.dumps({"removed": list(self.removed), "tensors": [entry.to_json() for entry in self.entries]})
+        content = len(text).to_bytes(4, "little") + text + b"".join(entry.digests() for entry in self.entries)
+        return zstandard.ZstdCompressor(level=TABLE_LEVEL, write_content_size=True).compress(content)
+
+    @classmethod
+    def from_bytes(cls, stored: bytes, where: str) -> Table:
+        content = decompress(stored, MAX_TABLE, where)
+        length = int.from_bytes(content[:4], "little")
+        if len(content) < 4 + length or len(content) < 4:
+            raise FormatError(f"{where}: its JSON would have {length} bytes, but it has {len(content)} in all")
+        f = Fields(canonical.load_object(content[4 : 4 + length], where), where, "removed tensors")
+        entries, removed = f.array("tensors", Entry.read), f.array("removed", canonical.as_text)
+        check_sorted(removed, f"{where}.removed")
+        if len(entries) > MAX_TENSORS:
+            raise FormatError(f"{where}: {len(entries)} tensors, more than {MAX_TENSORS}")
+        if len({entry.name for entry in entries}) != len(entries):
+            raise FormatError(f"{where}: a tensor name is repeated")
+        rest = content[4 + length :]
+        chunks = (rest[i : i + 8] for i in range(0, len(rest), 8))
+        try:
+            entries = tuple(entry.with_digests(chunks) for entry in entries)
+        except (StopIteration, RuntimeError):
+            raise FormatError(f"{where}: its digests end too soon") from None
+        if next(chunks, None) is not None or len(rest) % 8:
+            raise FormatError(f"{where}: {len(rest)} bytes of digests are more than its entries need")
+        return cls(entries, removed)
+
+
+def decompress(stored: bytes, limit: int, where: str, prefix: bytes = b"") -> bytes:
+    """One zstd frame with content size, nothing behind it, checked against ``limit`` before anything is allocated."""
+    try:
+        size = zstandard.get_frame_parameters(stored).content_size
+        if size == zstandard.CONTENTSIZE_UNKNOWN or size > limit:
+            raise FormatError(f"{where}: a zstd frame must state a content size of at most {limit}")
+        dictionary = zstandard.ZstdCompressionDict(prefix, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if prefix else None
+        data = zstandard.ZstdDecompressor(dict_data=dictionary).decompress(stored, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise FormatError(f"{where}: bad zstd frame: {error}") from None
+    if len(data) != size:
+        raise FormatError(f"{where}: a zstd frame of {len(data)} bytes states {size}")
+    return data

@@ -1,0 +1,799 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A minimal, complete reader of ckptdiff patches, written from ckptdiff-v1.md alone: the format in one file.
+
+It is for learning and for checking other readers, not for speed. Comments name the sections of the specification.
+Needs zstandard, numpy and xxhash. Usage: python minimal_reader.py BASE PATCH [PATCH...] OUT
+"""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+
+import numpy as np
+import xxhash
+import zstandard
+
+BLOCK = 1 << 21  # section 2: bytes of tensor data that are coded together
+U64 = np.uint64
+# Section 4: name -> (bits, carrier in bytes, is the order that of floats).
+DTYPES = {"BOOL": (8, 1, 0), "U8": (8, 1, 0), "I8": (8, 1, 0), "F8_E8M0": (8, 1, 0), "U16": (16, 2, 0),
+          "I16": (16, 2, 0), "U32": (32, 4, 0), "I32": (32, 4, 0), "U64": (64, 8, 0), "I64": (64, 8, 0),
+          "F8_E5M2": (8, 1, 1), "F8_E4M3": (8, 1, 1), "F8_E5M2FNUZ": (8, 1, 1), "F8_E4M3FNUZ": (8, 1, 1),
+          "F16": (16, 2, 1), "BF16": (16, 2, 1), "F32": (32, 4, 1), "F64": (64, 8, 1), "C64": (64, 4, 1),
+          "F4": (4, 1, 0), "F6_E2M3": (6, 1, 0), "F6_E3M2": (6, 1, 0)}
+CASTS = {("BF16", "F32"), ("F16", "F32"), ("F32", "BF16")}  # section 8: (base, target)
+
+
+class PatchError(Exception):
+    """A patch or base that is to be rejected; ``kind`` is one of section 13."""
+
+    def __init__(self, kind, message):
+        super().__init__(kind, message)
+        self.kind, self.message = kind, message
+
+
+def need(condition, message, kind="format"):
+    if not condition:
+        raise PatchError(kind, message)
+
+
+# ---- Section 2: canonical JSON --------------------------------------------------------------------------------------
+
+def canonical(value):
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode("utf-8")
+
+
+def strict_json(raw):
+    """JSON without floats, repeated keys, lone surrogates or integers of more than 20 characters."""
+    def refuse(text):
+        raise ValueError(f"{text[:20]} is not an integer")
+
+    def integer(text):
+        return refuse(text) if text == "-0" or len(text) > 20 else int(text)
+
+    def unique(pairs):
+        return dict(pairs) if len({key for key, _ in pairs}) == len(pairs) else refuse("an object with a repeated key")
+    try:
+        value = json.loads(raw.decode("utf-8"), parse_float=refuse, parse_constant=refuse, parse_int=integer,
+                           object_pairs_hook=unique)
+        return value, canonical(value)  # canonical() fails on a lone surrogate
+    except (ValueError, RecursionError) as error:
+        raise PatchError("format", f"not strict JSON: {error}") from None
+
+
+def canonical_json(raw):
+    value, again = strict_json(raw)
+    need(again == raw, "the JSON is not in its canonical form")
+    return value
+
+
+# ---- Schemas: a dict of members ("x?" is optional), a list of one schema, or a test of one value --------------------
+
+def text(value):
+    return type(value) is str
+
+
+def count(value):
+    return type(value) is int and 0 <= value < 1 << 64  # type(): True is no integer
+
+
+def dtype(value):
+    need(not text(value) or value in DTYPES, f"unknown dtype {value!r}", "unsupported")
+    return text(value)
+
+
+def shape(value):  # limits of section 11
+    return type(value) is list and len(value) <= 32 and all(count(n) and n <= 1 << 48 for n in value)
+
+
+def xxh(value):
+    return text(value) and re.fullmatch("[0-9a-f]{32}", value)
+
+
+def sha(value):
+    return text(value) and re.fullmatch("[0-9a-f]{64}", value)
+
+
+def name(value):
+    return text(value) and 0 < len(value.encode()) <= 4096
+
+
+def safe_path(value):  # section 9
+    parts = value.encode().split(b"/") if text(value) else [b""]
+    return (all(0 < len(p) < 256 and p not in (b".", b"..") for p in parts) and len(value.encode()) <= 1024
+            and not re.search("[\\\\:\x00-\x1f\x7f]", value))
+
+
+def info(value):  # section 5.1: the known members are strings, others are ignored
+    return type(value) is dict and all(text(value.get(key, "")) for key in (
+        "base_repo", "base_revision", "target_repo", "target_revision"))
+
+
+TOTALS = dict.fromkeys(("same", "delta", "new", "copy", "removed", "units", "changed"), count)
+FILE = {"path": safe_path, "size": count, "sha256": sha}
+METADATA = {"format": text, "version": count, "digest": xxh, "table": xxh, "header": xxh, "totals": TOTALS,
+            "info": info, "base": {"identity": xxh, "scope": lambda v: v is None or text(v), "files?": [FILE]},
+            "target": {"identity": xxh, "scope": text, "path": safe_path, "size": count, "sha256": sha}}
+INDEX = {"format": text, "version": count, "digest": xxh, "info": info, "target": {"identity": xxh}, "totals": TOTALS,
+         "base": {"identity": xxh, "files": [FILE]}, "removed": [safe_path], "files": [lambda v: type(v) is dict],
+         "shards": [{"target": safe_path, "path": safe_path, "size": count, "sha256": sha, "digest": xxh}]}
+FILES = {"same": {**FILE, "kind": text}, "new": {**FILE, "kind": text, "stored": count, "digest": xxh}}
+FILES["delta"] = {**FILES["new"], "base_sha256": sha}
+ENTRY = {"name": name, "dtype": dtype, "shape": shape, "kind": text}
+BASE = {"name?": name, "dtype?": dtype, "shape?": shape}
+CODED = {"codec": text, "blocks": [lambda v: count(v) and v <= 1 << 24]}
+ENTRIES = {"same": {**ENTRY, "base?": BASE}, "delta": {**ENTRY, "base?": BASE, "changed": count, **CODED},
+           "new": {**ENTRY, **CODED}, "copy": {**ENTRY, "of": name}}
+
+
+def check(value, schema, what, elsewhere=()):
+    if type(schema) is dict:
+        need(type(value) is dict, f"{what} is not an object")
+        known = {key.rstrip("?") for key in schema}
+        for key in value:  # section 12; a member that belongs to another kind is known, but out of place
+            need(key in known or key in elsewhere, f"{what} has the unknown member {key!r}", "unsupported")
+            need(key in known, f"{what} has the member {key!r}, which is not for its kind")
+        for key in schema:
+            need(key.endswith("?") or key in value, f"{what} lacks the member {key!r}")
+            if key.rstrip("?") in value:
+                check(value[key.rstrip("?")], schema[key], f"{what}.{key}")
+    elif type(schema) is list:
+        need(type(value) is list, f"{what} is not a list")
+        for item in value:
+            check(item, schema[0], what)
+    else:
+        need(schema(value), f"{what} is out of order: {str(value)[:60]!r}")
+
+
+def check_kind(value, schemas, what):
+    need(type(value) is dict and text(value.get("kind")), f"{what} has no kind")
+    need(value["kind"] in schemas, f"{what} has the unknown kind {value['kind']!r}", "unsupported")
+    check(value, schemas[value["kind"]], what, {key.rstrip("?") for s in schemas.values() for key in s})
+
+
+def check_sorted(names, what):
+    keys = [n.encode() for n in names]
+    need(all(a < b for a, b in zip(keys, keys[1:])), f"{what} are not sorted, or not unique")
+
+
+def document(raw, form, schema):
+    """The metadata of a patch file or the index of a folder, checked in the order of section 13."""
+    value = canonical_json(raw)
+    need(type(value) is dict and value.get("format") == form, f"this is not a {form}")
+    need(count(value.get("version")), "no version")
+    need(value["version"] == 1, f"version {value['version']}", "unsupported")
+    for key in value:
+        need(key in schema, f"{form} has the unknown member {key!r}", "unsupported")
+    need("digest" in value, "no digest")
+    rest = canonical({key: v for key, v in value.items() if key != "digest"})
+    need(xxhash.xxh3_128_hexdigest(rest) == value["digest"], f"the digest of the {form} is wrong", "integrity")
+    check(value, schema, form)
+    if "files" in value["base"]:
+        check_sorted([f["path"] for f in value["base"]["files"]], "base.files")
+    return value
+
+
+# ---- zstd: one frame that fills its bytes, decoded to no more than its limit ----------------------------------------
+
+MAGIC = b"\x28\xb5\x2f\xfd"
+
+
+def frame_header(data):
+    """Walk over one frame (RFC 8878, 3.1.1); its content size or None, its window, and whether it has a checksum."""
+    def field(size):
+        nonlocal at
+        at += size
+        need(at <= len(data), "a zstd frame is cut short")
+        return int.from_bytes(data[at - size:at], "little")
+    at = 4
+    need(data[:4] == MAGIC, "not a zstd frame")
+    flags = field(1)
+    single = flags >> 5 & 1
+    window = 0 if single else field(1)
+    window = (1 << 10 + (window >> 3)) // 8 * (8 + (window & 7))
+    need(field((0, 1, 2, 4)[flags & 3]) == 0, "a zstd frame asks for a dictionary")
+    size_bytes = (single, 2, 4, 8)[flags >> 6]
+    size = field(size_bytes) + 256 * (size_bytes == 2) if size_bytes else None
+    last = False
+    while not last:
+        block = field(3)
+        last, kind = block & 1, block >> 1 & 3
+        need(kind != 3, "a zstd frame has a reserved block type")
+        field(1 if kind == 1 else block >> 3)
+    field(4 * (flags >> 2 & 1))
+    need(at == len(data), "there are bytes after a zstd frame")
+    return size, size if single else window, flags >> 2 & 1
+
+
+def primed(prefix):
+    return zstandard.ZstdCompressionDict(prefix, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if prefix else None
+
+
+def decode_frame(data, limit, prefix=b""):
+    """A frame of at most ``limit`` bytes of content, which it states (sections 5.2 and 6)."""
+    size = frame_header(data)[0]
+    need(size is not None and size <= limit, f"a zstd frame states the size {size}")
+    try:
+        return zstandard.ZstdDecompressor(dict_data=primed(prefix)).decompress(data, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise PatchError("format", f"bad zstd frame: {error}") from None
+
+
+# ---- Section 5.3: safetensors files ---------------------------------------------------------------------------------
+
+def size_of(kind, dims):
+    bits = DTYPES[kind][0]
+    for n in dims:
+        bits *= n
+    need(bits % 8 == 0 and bits <= 8 << 48, f"no tensor can be {kind} {dims}")
+    return bits // 8
+
+
+def parse_header(raw, data_size):
+    """The ``__metadata__`` and the tensors (name, dtype, shape, begin, end) of a header, in order of their data."""
+    stripped = raw.rstrip(b" ")
+    need(raw[:1] == b"{" and stripped[-1:] == b"}", "the header is not one JSON object and spaces")
+    header, _ = strict_json(stripped)
+    metadata = header.pop("__metadata__", {})
+    need(type(metadata) is dict and all(map(text, metadata.values())), "__metadata__ is not an object of strings")
+    tensors = []
+    for key, value in header.items():
+        need(key and type(value) is dict and value.keys() == {"dtype", "shape", "data_offsets"}, f"tensor {key!r}")
+        kind, dims, offsets = value["dtype"], value["shape"], value["data_offsets"]
+        need(text(kind) and kind in DTYPES and shape(dims) and type(offsets) is list and len(offsets) == 2
+             and all(map(count, offsets)), f"tensor {key!r} is out of order")
+        need(offsets[1] - offsets[0] == size_of(kind, dims), f"the size of tensor {key!r} is not that of its data")
+        tensors.append((key, kind, dims, *offsets))
+    tensors.sort(key=lambda t: t[3:])  # stable: equals stay in the order written
+    end = 0
+    for tensor in tensors:
+        need(tensor[3] == end, f"hole or overlap before tensor {tensor[0]!r}")
+        end = tensor[4]
+    need(end == data_size or data_size is None, "the data ends elsewhere than the file")
+    return metadata, tensors
+
+
+class Weights:
+    """A safetensors file, open for reading."""
+
+    def __init__(self, path):
+        self.file, size = open(path, "rb"), os.path.getsize(path)
+        self.raw, self.start = b"", 8
+        length = int.from_bytes(self.read(-8, 0), "little") if size >= 8 else -1
+        need(0 <= length <= min(100_000_000, size - 8), "the header does not fit in the file")
+        self.raw, self.start = self.read(0, length), 8 + length
+        self.metadata, self.tensors = parse_header(self.raw, size - self.start)
+
+    def read(self, begin, end):
+        self.file.seek(self.start + begin)
+        return self.file.read(end - begin)
+
+
+class Tensor:
+    """The bytes of one tensor in a file."""
+
+    def __init__(self, weights, kind, dims, begin, end):
+        self.weights, self.dtype, self.shape, self.begin, self.size = weights, kind, dims, begin, end - begin
+
+    def read(self, begin, end):
+        return self.weights.read(self.begin + min(begin, self.size), self.begin + min(end, self.size))
+
+    def digest(self):  # section 3.2
+        return tensor_digest(self.read(at, at + BLOCK) for at in range(0, self.size, BLOCK))
+
+
+def tensor_digest(blocks):
+    return xxhash.xxh3_128_digest(b"".join(xxhash.xxh3_128_digest(block) for block in blocks))
+
+
+# ---- Section 10, step 1: patch files and patch folders --------------------------------------------------------------
+
+class Entry:
+    """An entry of a table with its digests; ``base_*`` say which tensor of the base it needs."""
+
+    def __init__(self, fields):
+        self.__dict__.update(blocks=[], **fields)
+        self.base = fields.get("base", {})
+        need(self.base or "base" not in fields, f"{self.name!r}: base is empty")
+        for key, value in self.base.items():
+            need(value != fields[key], f"{self.name!r}: base.{key} is the entry's own")
+        self.base_name, self.base_dtype, self.base_shape = (
+            self.base.get(key, fields[key]) for key in ("name", "dtype", "shape"))
+        self.size = size_of(self.dtype, self.shape)
+        self.units = self.size // DTYPES[self.dtype][1]
+        size_of(self.base_dtype, self.base_shape)
+        need("dtype" not in self.base or (self.base_dtype, self.dtype) in CASTS, f"{self.name!r}: no such cast")
+        need("shape" not in self.base or (len(self.shape) == len(self.base_shape) >= 1
+             and self.shape[1:] == self.base_shape[1:]), f"{self.name!r}: no such change of shape")
+        if self.kind in ("delta", "new"):
+            need(self.codec in ("raw", "sparse"), f"{self.name!r}: codec {self.codec!r}", "unsupported")
+            need(self.kind == "delta" or self.codec == "raw", f"{self.name!r}: a new tensor is coded raw")
+            need(len(self.blocks) == -(-self.size // BLOCK), f"{self.name!r}: wrong number of blocks")
+        need(self.kind != "delta" or 1 <= self.changed <= self.units, f"{self.name!r}: changed is out of range")
+
+
+class PatchFile:
+    def __init__(self, path):
+        self.weights = weights = Weights(path)
+        need(weights.metadata.keys() == {"ckptdiff"}, "this is not a ckptdiff patch")
+        meta_text = weights.metadata["ckptdiff"]
+        self.metadata = meta = document(meta_text.encode(), "ckptdiff", METADATA)  # 5.1
+        header_name = "ckptdiff/header/" + meta["target"]["path"].split("/")[-1]
+        stored = {t[0]: weights.read(*t[3:]) for t in weights.tensors if t[0] in ("ckptdiff/table", header_name)}
+        need(len(stored) == 2, "no table or no header")
+        table, header = stored["ckptdiff/table"], stored[header_name]
+        need(xxhash.xxh3_128_hexdigest(table) == meta["table"], "the table's digest is wrong", "integrity")
+        need(xxhash.xxh3_128_hexdigest(header) == meta["header"], "the header's digest is wrong", "integrity")
+        self.read_table(decode_frame(table, 1 << 28))
+        self.read_header(decode_frame(header, 100_000_000, self.predicted_header()))
+        # Section 5: the patch's own header is exactly what the metadata and the table imply.
+        members, end = [b'{"__metadata__":{"ckptdiff":' + canonical(meta_text) + b"}"], 0
+        payloads = [e for e in self.entries if e.kind in ("delta", "new")]
+        for key, size in [("ckptdiff/table", len(table)), (header_name, len(header))] + [
+                ("tensor/" + e.name, sum(e.blocks)) for e in payloads]:
+            members.append(b'%s:{"dtype":"U8","shape":[%d],"data_offsets":[%d,%d]}' % (
+                canonical(key), size, end, end + size))
+            end += size
+        expected = b",".join(members) + b"}"
+        need(weights.raw == expected + b" " * (-len(expected) % 8), "the patch's header is not what it must be")
+        at = len(table) + len(header)
+        for entry in payloads:
+            entry.payload, at = (at, at + sum(entry.blocks)), at + sum(entry.blocks)
+            need(xxhash.xxh3_64_digest(weights.read(*entry.payload)) == entry.payload_digest,
+                 f"{entry.name!r}: the payload's digest is wrong", "integrity")
+
+    def read_table(self, raw):  # section 6
+        length = int.from_bytes(raw[:4], "little")
+        need(4 + length <= len(raw), "the table is cut short")
+        table = canonical_json(raw[4:4 + length])
+        check(table, {"removed": [name], "tensors": [lambda v: type(v) is dict]}, "table")
+        self.removed = table["removed"]
+        check_sorted(self.removed, "removed names")
+        need(len(table["tensors"]) <= 1 << 20, "too many tensors")
+        self.entries = []
+        for fields in table["tensors"]:
+            check_kind(fields, ENTRIES, "entry")
+            self.entries.append(Entry(fields))
+        need(len({e.name for e in self.entries}) == len(self.entries), "two entries have the same name")
+        scope = self.metadata["base"]["scope"]
+        need(scope is not None or not self.removed and all(e.kind in ("new", "copy") for e in self.entries),
+             "entries need a base, but base.scope is null")
+        totals = {k: sum(e.kind == k for e in self.entries) for k in ENTRIES}
+        totals.update(removed=len(self.removed), units=sum(e.units for e in self.entries),
+                      changed=sum(e.changed for e in self.entries if e.kind == "delta"))
+        need(totals == self.metadata["totals"], "totals do not agree with the table")
+        at = 4 + length
+        for e in self.entries:
+            two = e.kind == "delta" or e.kind == "same" and ("dtype" in e.base or "shape" in e.base)
+            sizes = (0 if e.kind == "copy" else 16, 16 * two, 8 if e.kind in ("delta", "new") else 0)
+            e.digest, e.base_digest, e.payload_digest = (raw[at + sum(sizes[:i]):at + sum(sizes[:i + 1])]
+                                                         for i in range(3))
+            e.base_digest = e.base_digest or e.digest
+            at += sum(sizes)
+        need(at == len(raw), "the table's digests have the wrong length")
+
+    def predicted_header(self):  # section 5.2
+        members, at = [b'{"__metadata__":{"format":"pt"}'], 0
+        for e in self.entries:
+            dims = ",".join(map(str, e.shape)).encode()
+            members.append(b'%s:{"dtype":"%s","shape":[%s],"data_offsets":[%d,%d]}' % (
+                canonical(e.name), e.dtype.encode(), dims, at, at + e.size))
+            at += e.size
+        header = b",".join(members) + b"}"
+        return header + b" " * (-len(header) % 8)
+
+    def read_header(self, raw):  # section 5.2
+        self.header = raw
+        tensors = parse_header(raw, None)[1]
+        need([t[:3] for t in tensors] == [(e.name, e.dtype, e.shape) for e in self.entries],
+             "the target's header does not hold the table's tensors")
+        for entry, tensor in zip(self.entries, tensors):
+            entry.begin = 8 + len(raw) + tensor[3]
+        need(8 + len(raw) + sum(e.size for e in self.entries) == self.metadata["target"]["size"],
+             "target.size is not the size of the target")
+
+
+def sha256(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for chunk in iter(lambda: file.read(1 << 20), b""):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+class Patch:
+    """A patch file or a patch folder (section 9), checked without its base."""
+
+    def __init__(self, path):
+        self.path, self.folder, self.files = path, os.path.isdir(path), []
+        if self.folder:
+            self.open_folder()
+        else:
+            self.shards = [PatchFile(path)]
+            self.identities = tuple(self.shards[0].metadata[side]["identity"] for side in ("base", "target"))
+        self.check_scopes()
+
+    def stored(self, path, size, what):
+        full = os.path.join(self.path, path)
+        need(os.path.isfile(full), f"the patch lacks {path}")
+        need(os.path.getsize(full) == size, f"the size of {path} is not that in the {what}", "integrity")
+        return full
+
+    def open_folder(self):
+        index_path = os.path.join(self.path, "ckptdiff.json")
+        need(os.path.isfile(index_path), "the folder has no ckptdiff.json")
+        need(os.path.getsize(index_path) <= 1 << 26, "the index is too large")
+        with open(index_path, "rb") as file:
+            index = document(file.read(), "ckptdiff-index", INDEX)
+        self.identities = tuple(index[side]["identity"] for side in ("base", "target"))
+        self.files = index["files"]
+        for item in self.files:
+            check_kind(item, FILES, "file")
+            need(not item["path"].endswith(".safetensors"), "a weight file is not a shard")
+            need(item["kind"] != "delta" or item["size"] <= 1 << 26, "the file is too large for a delta")
+        targets = [shard["target"] for shard in index["shards"]]
+        check_sorted(targets, "shards")
+        check_sorted([item["path"] for item in self.files], "files")
+        check_sorted(index["removed"], "removed files")
+        outputs = targets + [item["path"] for item in self.files]
+        directories = {path[:i] for path in outputs for i, char in enumerate(path) if char == "/"}
+        need(len(set(outputs)) == len(outputs) and not directories & set(outputs), "two output paths collide")
+        need(not set(outputs) & set(index["removed"]), "an output path is removed too")
+        for shard in index["shards"]:
+            need(shard["target"].endswith(".safetensors"), "a shard is not a weight file")
+            need(shard["path"] == "patch/" + shard["target"], "a shard's patch file is not at its place")
+        self.shards = []
+        for shard in index["shards"]:
+            full = self.stored(shard["path"], shard["size"], "index")
+            need(sha256(full) == shard["sha256"], f"the SHA-256 of {shard['path']} is wrong", "integrity")
+            self.shards.append(PatchFile(full))
+            meta = self.shards[-1].metadata
+            need(meta["digest"] == shard["digest"], f"{shard['path']} is not the index's", "integrity")
+            need(meta["target"]["path"] == shard["target"], f"{shard['path']} is for another target")
+            need((meta["base"]["identity"], meta["target"]["identity"]) == self.identities, "identities differ")
+            need("files" not in meta["base"], "base.files stands in a patch folder's patch file")
+        totals = {key: sum(shard.metadata["totals"][key] for shard in self.shards) for key in TOTALS}
+        need(totals == index["totals"], "totals do not agree with the shards")
+        for item in self.files:
+            if item["kind"] != "same":
+                with open(self.stored(f"files/{item['path']}.zst", item["stored"], "index"), "rb") as file:
+                    item["frame"] = file.read()
+                need(xxhash.xxh3_128_hexdigest(item["frame"]) == item["digest"],
+                     f"the digest of files/{item['path']}.zst is wrong", "integrity")
+
+    def check_scopes(self):  # sections 3.1 and 6: what holds of the patch files of one scope together
+        self.scopes, taken, removed, paired = {}, set(), set(), {}
+        for shard in self.shards:  # in order of path
+            scope, base_scope = shard.metadata["target"]["scope"], shard.metadata["base"]["scope"]
+            need(paired.setdefault(scope, base_scope) == base_scope, f"scope {scope!r} is paired with two scopes")
+            need(scope not in self.scopes or not shard.removed, "removed names stand in a scope's first file only")
+            names = self.scopes.setdefault(scope, {})
+            for e in shard.entries:
+                need(e.name not in names, f"two files of a scope hold {e.name!r}")
+                names[e.name] = (shard, e)
+                if e.kind in ("same", "delta"):
+                    taken.add((scope, e.base_name))
+            removed |= {(scope, n) for n in shard.removed}
+        need(not taken & removed, "a removed tensor is the base of another")
+        for names in self.scopes.values():
+            for _, e in names.values():
+                if e.kind == "copy":
+                    of = names.get(e.of, (None, e))[1]
+                    need(of.kind != "copy" and of.dtype == e.dtype and of.shape == e.shape, f"{e.name!r}: bad copy")
+
+
+# ---- Section 7: codecs ----------------------------------------------------------------------------------------------
+
+class Reader:
+    """Reads the coded form of one block."""
+
+    def __init__(self, data):
+        self.data, self.at = data, 0
+
+    def take(self, size):
+        self.at += size
+        need(self.at <= len(self.data), "a coded block is cut short")
+        return self.data[self.at - size:self.at]
+
+    def varint(self):  # section 2
+        value = 0
+        for i in range(5):
+            byte = self.take(1)[0]
+            value |= (byte & 127) << 7 * i
+            if byte < 128:
+                need((byte or i == 0) and value < 1 << 32, "a varint is not minimal, or too large")
+                return value
+        raise PatchError("format", "a varint is too long")
+
+    def plane(self, length):  # section 7.1
+        size = self.varint() if length else 0
+        if size == 0:
+            return np.frombuffer(self.take(length), np.uint8)
+        frame = MAGIC + self.take(size)
+        content, _, checksum = frame_header(frame)
+        need(not checksum and content in (None, length), "a plane's frame has a checksum or another size")
+        try:
+            plane = zstandard.ZstdDecompressor().decompress(frame, max_output_size=length, allow_extra_data=False)
+        except zstandard.ZstdError as error:
+            raise PatchError("format", f"a plane's frame is bad: {error}") from None
+        need(len(plane) == length, "a plane has another length")
+        return np.frombuffer(plane, np.uint8)
+
+    def integers(self, n, width):
+        """n integers of ``width`` bytes, plane by plane, lowest first."""
+        values = np.zeros(n, U64)
+        for k in range(width):
+            values |= self.plane(n).astype(U64) << U64(8 * k)
+        return values
+
+    def escaped(self, n, width, planes):
+        values = self.integers(n, planes)
+        if planes < width:
+            escape = (1 << 8 * planes) - 1
+            where = np.flatnonzero(values == U64(escape))
+            high = self.integers(len(where), width)
+            need(not (high > U64((1 << 8 * width) - 1 - escape)).any(), "an escaped value is too large")
+            values[where] += high
+        return values
+
+    def end(self):
+        need(self.at == len(self.data), "a coded block has bytes left over")
+
+
+def decode_raw(coded, size, carrier):  # section 7.3
+    reader = Reader(coded)
+    values = reader.integers(size // carrier, carrier)
+    reader.end()
+    return values.astype(f"<u{carrier}").tobytes()
+
+
+def decode_sparse(coded, base, carrier, is_float):  # section 7.4; returns the block and how many units changed
+    if not coded:
+        return base, 0
+    units, bits = np.frombuffer(base, f"<u{carrier}").astype(U64), 8 * carrier
+    reader = Reader(coded)
+    n = reader.varint()
+    need(1 <= n <= len(units), "n is out of range")
+    widths = reader.take(1)[0]
+    g, w = widths & 15, widths >> 4
+    need(1 <= g <= 3 and 1 <= w <= carrier, "a width is out of range")
+    at = np.cumsum(reader.escaped(n, 3, g).astype(np.int64) + 1) - 1
+    z = reader.escaped(n, carrier, w)
+    reader.end()
+    need(at[-1] < len(units), "a position is past the end of the block")
+    mask, half = U64((1 << bits) - 1), U64(1 << bits - 1)
+    need(not (z == mask).any(), "a distance is too large")
+    z = z + U64(1)
+    distance = np.where(z & U64(1), ~(z >> U64(1)), z >> U64(1))  # section 7.2, modulo 2^64
+    x = units[at]
+    if is_float:
+        x = np.where(x & half, mask - x, x + half)
+    x = (x + distance) & mask
+    if is_float:
+        x = np.where(x & half, x - half, mask - x)
+    units[at] = x
+    return units.astype(f"<u{carrier}").tobytes(), n
+
+
+# ---- Section 8: adapting the base -----------------------------------------------------------------------------------
+
+def cast(data, pair):
+    if pair == ("BF16", "F32"):
+        return (np.frombuffer(data, "<u2").astype("<u4") << 16).tobytes()
+    if pair == ("F16", "F32"):
+        half = np.frombuffer(data, "<u2")
+        bits = half.astype("<u4")
+        special = (bits & 0x8000) << 16 | 0x7F800000 | (bits & 0x3FF) << 13
+        with np.errstate(invalid="ignore"):
+            wide = half.view("<f2").astype("<f4").view("<u4")
+        return np.where(bits & 0x7C00 == 0x7C00, special, wide).astype("<u4").tobytes()
+    x = np.frombuffer(data, "<u4").astype(U64)
+    nan = (x & U64(0x7FFFFFFF)) > U64(0x7F800000)
+    rounded = (x + U64(0x7FFF) + (x >> U64(16) & U64(1))) >> U64(16)
+    return np.where(nan, x >> U64(16) | U64(64), rounded).astype("<u2").tobytes()
+
+
+def adapted(base, entry, begin, end):
+    """Bytes begin to end of the base tensor, cast and then cut or extended to the entry's dtype and shape."""
+    if base.dtype == entry.dtype:
+        data = base.read(begin, end)
+    else:
+        from_bits, to_bits = DTYPES[base.dtype][0], DTYPES[entry.dtype][0]
+        data = cast(base.read(begin * from_bits // to_bits, end * from_bits // to_bits), (base.dtype, entry.dtype))
+    return data + bytes(end - begin - len(data))
+
+
+# ---- Section 3.1: the scopes of a base ------------------------------------------------------------------------------
+
+def base_scopes(path):
+    """Scope -> the paths of its weight files."""
+    if os.path.isfile(path):
+        return {"": [path]}  # one scope only: its id does not matter
+    found, listed, scopes = [], {}, {}
+    for folder, _, names in os.walk(path):
+        at = os.path.relpath(folder, path).replace(os.sep, "/") + "/"
+        found += [(at if at != "./" else "") + n for n in names]
+    for file in sorted(found):
+        match = re.fullmatch(r"((?:.*/)?)([^/]+)\.safetensors\.index(\.[^/]+)?\.json", file, re.S)
+        if match:
+            with open(os.path.join(path, file), "rb") as stream:
+                try:
+                    for shard in set(json.loads(stream.read())["weight_map"].values()):
+                        listed.setdefault(match[1] + shard, match[1] + match[2] + (match[3] or ""))
+                except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                    continue  # not an index, whatever its name
+    for file in sorted(found):
+        if file.endswith(".safetensors"):
+            numbered = re.fullmatch(r"((?:.*/)?[^/]+)-[0-9]{5}-of-[0-9]{5}(\.[^/]+)?\.safetensors", file, re.S)
+            scope = numbered[1] + (numbered[2] or "") if numbered else file[:-len(".safetensors")]
+            scopes.setdefault(listed.get(file, scope), []).append(os.path.join(path, file))
+    return scopes
+
+
+# ---- Section 10, steps 3 to 6 ---------------------------------------------------------------------------------------
+
+def find_base(base_path, patch):
+    """Step 3: give every entry of kind same or delta its base tensor, and every such file its base file."""
+    scopes, opened, wrong = base_scopes(base_path), {}, []
+    entries = [(s.metadata["base"]["scope"], e) for s in patch.shards for e in s.entries if e.kind in ("same", "delta")]
+    for scope in {scope for scope, _ in entries}:
+        need(len(scopes) == 1 or scope in scopes, f"the base has no scope {scope!r}", "wrong_base")
+        tensors = opened[scope] = {}
+        for path in scopes[scope] if len(scopes) > 1 else next(iter(scopes.values())):
+            try:
+                weights = Weights(path)
+            except PatchError as error:
+                raise PatchError("wrong_base", f"{path}: {error.message}") from None
+            for key, *rest in weights.tensors:
+                need(key not in tensors, f"the base's scope {scope!r} holds {key!r} twice", "wrong_base")
+                tensors[key] = Tensor(weights, *rest)
+    for scope, e in entries:
+        e.base_tensor = opened[scope].get(e.base_name)
+        need(e.base_tensor, f"the base lacks {e.base_name!r}", "wrong_base")
+        need((e.base_tensor.dtype, e.base_tensor.shape) == (e.base_dtype, e.base_shape),
+             f"the base's {e.base_name!r} has another dtype or shape", "wrong_base")
+    for _, e in entries:
+        e.found_digest = e.base_tensor.digest()
+        wrong += [e] if e.found_digest != e.base_digest else []
+    if wrong:
+        deltas = [e for _, e in entries if e.kind == "delta"]
+        already = deltas and all(e.found_digest == e.digest for e in deltas)
+        need(False, f"the base's {wrong[0].base_name!r} has another digest", "already_target" if already else "wrong_base")
+    for item in patch.files:
+        if item["kind"] != "new":
+            item["base"] = os.path.join(base_path, item["path"])
+            need(os.path.isfile(item["base"]), f"the base lacks {item['path']}", "wrong_base")
+            need(sha256(item["base"]) == item.get("base_sha256", item["sha256"]),
+                 f"the base's {item['path']} is another", "wrong_base")
+
+
+def build_tensor(weights, e):
+    """Step 4: the blocks of the target tensor."""
+    carrier, is_float = DTYPES[e.dtype][1:]
+    at, changed = e.payload[0] if e.blocks else 0, 0
+    for i, begin in enumerate(range(0, e.size, BLOCK)):
+        end = min(begin + BLOCK, e.size)
+        base = adapted(e.base_tensor, e, begin, end) if e.kind != "new" else b""
+        if e.kind == "same":
+            block = base
+        else:
+            coded = weights.read(at, at + e.blocks[i])
+            at += e.blocks[i]
+            if e.codec == "sparse":
+                block, n = decode_sparse(coded, base, carrier, is_float)
+            else:
+                block = decode_raw(coded, end - begin, carrier)
+                unit = f"<u{carrier}"
+                n = e.kind == "delta" and int((np.frombuffer(block, unit) != np.frombuffer(base, unit)).sum())
+            changed += n
+        yield block
+    need(e.kind != "delta" or changed == e.changed, f"{e.name!r}: another number of units changed")
+
+
+def create(path):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    return open(path, "x+b")
+
+
+def rebuild(base_path, patch, out):
+    find_base(base_path, patch)
+    total = sum(s.metadata["target"]["size"] for s in patch.shards) + sum(f["size"] for f in patch.files)
+    if total > shutil.disk_usage(os.path.dirname(out)).free:  # section 14; not an error of the patch
+        raise OSError(errno.ENOSPC, f"no space for {total} bytes")
+    places = [os.path.join(out, s.metadata["target"]["path"]) if patch.folder else out for s in patch.shards]
+    outputs = dict(zip(patch.shards, map(create, places)))
+    for shard, file in outputs.items():  # step 5, weight files: all but the copies
+        file.truncate(shard.metadata["target"]["size"])
+        file.write(len(shard.header).to_bytes(8, "little") + shard.header)
+        for e in shard.entries:
+            file.seek(e.begin)
+            if e.kind != "copy":
+                leaves = []
+                for block in build_tensor(shard.weights, e):
+                    file.write(block)
+                    leaves.append(xxhash.xxh3_128_digest(block))
+                need(xxhash.xxh3_128_digest(b"".join(leaves)) == e.digest, f"{e.name!r} has a wrong digest", "integrity")
+    for shard, file in outputs.items():
+        for e in shard.entries:
+            if e.kind == "copy":
+                source, of = patch.scopes[shard.metadata["target"]["scope"]][e.of]
+                for at in range(0, e.size, BLOCK):
+                    outputs[source].seek(of.begin + at)
+                    block = outputs[source].read(min(BLOCK, e.size - at))
+                    file.seek(e.begin + at)
+                    file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+    for file in outputs.values():
+        file.close()
+    os.makedirs(out, exist_ok=True) if patch.folder else None
+    for item in patch.files:
+        with create(os.path.join(out, item["path"])) as file:
+            rebuild_file(item, file)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def rebuild_file(item, file):  # section 9, `files`
+    digest, size = hashlib.sha256(), 0
+    if item["kind"] == "same":
+        source = open(item["base"], "rb")
+    else:
+        prefix = b""
+        if item["kind"] == "delta":
+            need(os.path.getsize(item["base"]) <= 1 << 26, "the base's file is too large for a delta")
+            with open(item["base"], "rb") as base:
+                prefix = base.read()
+        content, window, _ = frame_header(item["frame"])
+        need(window <= 1 << 27, "the window of a file's frame is too large")
+        need(content in (None, item["size"]), f"{item['path']} states another size", "integrity")
+        decoder = zstandard.ZstdDecompressor(dict_data=primed(prefix), max_window_size=1 << 27)
+        source = decoder.stream_reader(item["frame"])
+    with source:
+        try:
+            for chunk in iter(lambda: source.read(1 << 20), b""):
+                digest.update(chunk)
+                size += len(chunk)
+                need(size <= item["size"], f"{item['path']} is larger than stated", "integrity")
+                file.write(chunk)
+        except zstandard.ZstdError as error:
+            raise PatchError("format", f"bad zstd frame: {error}") from None
+    need((size, digest.hexdigest()) == (item["size"], item["sha256"]), f"{item['path']} came out wrong", "integrity")
+
+
+def apply(base_path, patch_paths, out_path):
+    """Rebuild at ``out_path``, which must not exist yet, the target of the last patch (section 10)."""
+    out_path = os.path.abspath(out_path)
+    if os.path.lexists(out_path):
+        raise FileExistsError(errno.EEXIST, "the output place is taken", out_path)
+    need(1 <= len(patch_paths) <= 64, "a chain is of 1 to 64 patches")
+    patches = [Patch(path) for path in patch_paths]  # step 1
+    for before, after in zip(patches, patches[1:]):  # step 2
+        need(before.identities[1] == after.identities[0], "a patch does not fit the one before", "wrong_base")
+    with tempfile.TemporaryDirectory(prefix=".ckptdiff-", dir=os.path.dirname(out_path)) as temporary:
+        for i, patch in enumerate(patches):
+            place = os.path.join(temporary, str(i))
+            rebuild(base_path, patch, place)
+            base_path = place
+        os.rename(place, out_path)  # step 6
+
+
+def main():
+    if len(sys.argv) < 4:
+        sys.exit("usage: minimal_reader.py BASE PATCH [PATCH...] OUT")
+    try:
+        apply(sys.argv[1], sys.argv[2:-1], sys.argv[-1])
+    except PatchError as error:
+        sys.exit(f"{error.kind}: {error.message}")
+    except OSError as error:
+        print(f"io: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds the conformance vectors of ckptdiff version 1: python build.py [DIR].
+
+Independent of every reader and writer: the standard library and xxhash only. Each call of ``vector`` below is one
+file. All zstd frames are made by hand out of raw or RLE blocks (four real ones are kept as hex), so the bytes do not
+depend on a zstd library. A scenario's faults are functions given for one layer (``table=``, ``meta=``, ``head=``...);
+what lies further out (digests, offsets, totals, sizes) is computed after them, so that one rule only is broken.
+"""
+
+import hashlib
+import json
+import math
+import re
+import struct
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import xxhash
+
+OUT = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
+BLOCK = 1 << 21
+DROP = object()
+BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E8M0": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
+        "F8_E5M2": 8, "F8_E4M3": 8, "F8_E5M2FNUZ": 8, "F8_E4M3FNUZ": 8, "F16": 16, "BF16": 16, "F32": 32, "F64": 64,
+        "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
+CARRIER = {name: 4 if name == "C64" else max(1, bits // 8) for name, bits in BITS.items()}
+INTEGER = {"BOOL", "U8", "I8", "F8_E8M0", "U16", "I16", "U32", "I32", "U64", "I64", "F4", "F6_E2M3", "F6_E3M2"}
+
+
+# ---- Section 2 ------------------------------------------------------------------------------------------------------
+
+def canonical(value):
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+
+
+def xxh64(data):
+    return xxhash.xxh3_64_digest(data)
+
+
+def xxh128(data):
+    return xxhash.xxh3_128_digest(data)
+
+
+def hex128(data):
+    return xxh128(data).hex()
+
+
+def sha256(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+def varint(value):
+    out = b""
+    while value > 127:
+        out, value = out + bytes([value & 127 | 128]), value >> 7
+    return out + bytes([value])
+
+
+def frame(content, magic=True, size=None, state_size=True, checksum=b"", dictionary=b"", window=None):
+    """A zstd frame of raw blocks. ``size`` states another content size than the true one."""
+    size = len(content) if size is None else size
+    single = state_size and window is None
+    dictionary_flag = {0: 0, 1: 1, 2: 2, 4: 3}[len(dictionary)]
+    out = bytes([(0xC0 if state_size else 0) | single << 5 | bool(checksum) << 2 | dictionary_flag])
+    if not single:
+        out += bytes([window if window is not None else 0x38])  # 0x38: 2^17 bytes
+    out += dictionary + (size.to_bytes(8, "little") if state_size else b"")
+    return (b"\x28\xb5\x2f\xfd" if magic else b"") + out + blocks_raw(content) + checksum
+
+
+def blocks_raw(content, last=True):
+    parts = [content[i:i + 65536] for i in range(0, len(content), 65536)] or [b""]
+    return b"".join((len(p) << 3 | (last and i == len(parts) - 1)).to_bytes(3, "little") + p
+                    for i, p in enumerate(parts))
+
+
+def frame_rle(byte, length, magic=True):
+    """A zstd frame whose content is one byte repeated."""
+    out = (b"\x28\xb5\x2f\xfd" if magic else b"") + b"\xe0" + length.to_bytes(8, "little")
+    while length:
+        run = min(length, 65536)
+        length -= run
+        out += (run << 3 | 2 | (length == 0)).to_bytes(3, "little") + byte
+    return out
+
+
+# ---- Sections 3 and 4: tensors, weight files, identity --------------------------------------------------------------
+
+Tensor = namedtuple("Tensor", "dtype shape data")
+
+
+def T(dtype, shape, data):
+    data = bytes.fromhex(data) if isinstance(data, str) else data
+    assert len(data) == math.prod(shape) * BITS[dtype] // 8, (dtype, shape, data)
+    return Tensor(dtype, shape, data)
+
+
+def header(tensors, metadata={"format": "pt"}, pad=8):
+    """A safetensors header, which lays the tensors end to end."""
+    members, at = {} if metadata is None else {"__metadata__": metadata}, 0
+    for name, t in tensors.items():
+        members[name] = {"dtype": t.dtype, "shape": t.shape, "data_offsets": [at, at + len(t.data)]}
+        at += len(t.data)
+    raw = json.dumps(members, ensure_ascii=False, separators=(",", ":")).encode()
+    return raw + b" " * (-len(raw) % pad)
+
+
+def weights(tensors, head=None):
+    head = header(tensors) if head is None else head
+    return struct.pack("<Q", len(head)) + head + b"".join(t.data for t in tensors.values())
+
+
+def tensor_digest(data):
+    return xxh128(b"".join(xxh128(data[i:i + BLOCK]) for i in range(0, len(data), BLOCK)))
+
+
+def identity(scopes):
+    state = xxhash.xxh3_128()
+    for scope in sorted(scopes, key=str.encode):
+        for name in sorted(scopes[scope], key=str.encode):
+            t = scopes[scope][name]
+            state.update(canonical(["" if len(scopes) == 1 else scope, name, t.dtype, t.shape,
+                                    tensor_digest(t.data).hex()]) + b"\n")
+    return state.hexdigest()
+
+
+# ---- Section 7: codecs ----------------------------------------------------------------------------------------------
+
+def plane(data):
+    return b"\0" + data if data else b""
+
+
+def plane_zstd(framed):
+    return varint(len(framed)) + framed
+
+
+def planes(values, width):
+    return [bytes(v >> 8 * k & 255 for v in values) for k in range(width)]
+
+
+def escaped(values, w, width):
+    escape = 256 ** w - 1
+    low = planes(values if w == width else [min(v, escape) for v in values], w)
+    high = [] if w == width else planes([v - escape for v in values if v >= escape], width)
+    return b"".join(map(plane, low + high))
+
+
+def sparse(gaps, values, width, g=1, w=1, n=None, widths=None):
+    """One block; ``values`` are z - 1."""
+    return (varint(len(gaps) if n is None else n) + bytes([w << 4 | g if widths is None else widths])
+            + escaped(gaps, g, 3) + escaped(values, w, width))
+
+
+def distances(old, new, dtype):
+    """The gaps and the values z - 1 between two runs of units."""
+    c = CARRIER[dtype]
+    m = 8 * c
+    half = 1 << m - 1
+
+    def order(x):
+        return x if dtype in INTEGER else x + half if x < half else 2 ** m - 1 - x
+    gaps, values, last = [], [], -1
+    for i in range(len(new) // c):
+        b, t = (int.from_bytes(side[i * c:i * c + c], "little") for side in (old, new))
+        if b != t:
+            d = (order(t) - order(b) + half) % 2 ** m - half
+            values.append((2 * d if d >= 0 else -2 * d - 1) - 1)
+            gaps.append(i - last - 1)
+            last = i
+    return gaps, values
+
+
+def sparse_of(old, new, dtype, g=1, w=1):
+    gaps, values = distances(old, new, dtype)
+    return sparse(gaps, values, CARRIER[dtype], g, w)
+
+
+def raw_of(data, dtype):
+    c = CARRIER[dtype]
+    return b"".join(plane(data[k::c]) for k in range(c))
+
+
+# ---- Sections 5 and 6: patch files ----------------------------------------------------------------------------------
+# An entry is a function (base tensors, target tensors) -> (members, digests, payload or None).
+
+def same(name, **base):
+    def make(old, new):
+        t, was = new[name], old[base.get("name", name)]
+        cast = "dtype" in base or "shape" in base
+        return ({**describe(name, t), "kind": "same", **({"base": base} if base else {})},
+                tensor_digest(t.data) + (tensor_digest(was.data) if cast else b""), None)
+    return make
+
+
+def delta(name, codec="sparse", blocks=None, changed=None, adapted=None, g=1, w=1, base_digest=None, **base):
+    """``blocks``: the coded blocks, if not the true ones; ``adapted``: the adapted base, where it is not the base."""
+    def make(old, new):
+        t, was = new[name], old[base.get("name", name)]
+        before = was.data if adapted is None else adapted
+        coded = blocks
+        if coded is None:
+            coded = [sparse_of(before, t.data, t.dtype, g, w) if codec == "sparse" else raw_of(t.data, t.dtype)]
+        n = len(distances(before, t.data, t.dtype)[0]) if changed is None else changed
+        payload = b"".join(coded)
+        return ({**describe(name, t), "kind": "delta", **({"base": base} if base else {}), "codec": codec, "changed": n,
+                 "blocks": [len(b) for b in coded]},
+                tensor_digest(t.data) + (base_digest or tensor_digest(was.data)) + xxh64(payload), payload)
+    return make
+
+
+def new(name, blocks=None):
+    def make(_, target):
+        t = target[name]
+        coded = blocks if blocks is not None else [raw_of(t.data, t.dtype)] if t.data else []
+        payload = b"".join(coded)
+        return ({**describe(name, t), "kind": "new", "codec": "raw", "blocks": [len(b) for b in coded]},
+                tensor_digest(t.data) + xxh64(payload), payload)
+    return make
+
+
+def copy(name, of):
+    return lambda _, target: ({**describe(name, target[name]), "kind": "copy", "of": of}, b"", None)
+
+
+def describe(name, t):
+    return {"name": name, "dtype": t.dtype, "shape": t.shape}
+
+
+def units(entry):
+    try:
+        return math.prod(entry["shape"]) * BITS[entry["dtype"]] // 8 // CARRIER[entry["dtype"]]
+    except (KeyError, TypeError):
+        return 0
+
+
+def totals_of(table):
+    entries = [e for e in table["tensors"] if isinstance(e, dict)]
+    return {**{kind: sum(e.get("kind") == kind for e in entries) for kind in ("same", "delta", "new", "copy")},
+            "removed": len(table.get("removed", [])), "units": sum(map(units, entries)),
+            "changed": sum(int(e.get("changed", 0)) for e in entries if e.get("kind") == "delta")}
+
+
+def edit(value, fault):
+    """Let ``fault`` change ``value``: a function that changes it in place or returns another; or a constant."""
+    if fault is None:
+        return value
+    if not callable(fault):
+        return fault
+    result = fault(value)
+    return value if result is None else result
+
+
+Patch = namedtuple("Patch", "bytes meta output")
+
+
+def patch_file(base, target, entries, *, path="base.safetensors", base_scope="base", scope=None, removed=None,
+               identities=None, info={}, target_header=None, extra_digests=b"", base_files=None,
+               table=None, table_json=None, digests=None, table_content=None, table_frame=None, stored_header=None,
+               header_frame=None, target_faults=None, meta=None, meta_text=None, payloads=None, layout=None, head=None,
+               padding=None, file=None):
+    """The bytes of a patch file from ``base`` to ``target``. All arguments from ``table`` on are faults."""
+    made = [entry(base, target) for entry in entries]
+    names = {e.get("base", {}).get("name", e["name"]) for e, _, _ in made if e["kind"] in ("same", "delta")}
+    removed = sorted(set(base) - names) if removed is None else removed
+    table_ = edit({"removed": removed, "tensors": [e for e, _, _ in made]}, table)
+    raw = edit(canonical(table_), table_json)
+    content = struct.pack("<I", len(raw)) + raw + edit(b"".join(d for _, d, _ in made), digests)
+    table_bytes = edit(frame(edit(content, table_content)), table_frame)
+    target_head = header(target) if target_header is None else target_header
+    header_bytes = edit(frame(edit(target_head, stored_header)), header_frame)
+    output = weights(target, target_head)
+    old_identity, new_identity = identities or (identity({"": base}), identity({"": target}))
+    data = [("ckptdiff/table", table_bytes), ("ckptdiff/header/" + path.split("/")[-1], header_bytes)]
+    data += [("tensor/" + e["name"], payload) for e, _, payload in made if payload is not None]
+    data = edit(data, payloads)
+    size = 8 + len(edit(target_head, stored_header)) + sum(len(t.data) for t in target.values())
+    metadata = {
+        "format": "ckptdiff", "version": 1, "table": hex128(table_bytes), "header": hex128(header_bytes),
+        "base": {"identity": old_identity, "scope": base_scope, **({"files": base_files} if base_files else {})},
+        "target": {"identity": new_identity, "scope": path[:-12] if scope is None else scope, "path": path,
+                   "size": size, "sha256": sha256(output)},
+        "totals": totals_of(table_), "info": info}
+    metadata = with_digest(metadata, meta)
+    text = edit(canonical(metadata), meta_text).decode()
+    members, at = {"__metadata__": {"ckptdiff": text}}, 0
+    for name, stored in data:
+        members[name] = {"dtype": "U8", "shape": [len(stored)], "data_offsets": [at, at + len(stored)]}
+        at += len(stored)
+    members = edit(members, layout)
+    raw = edit(json.dumps(members, ensure_ascii=False, separators=(",", ":")).encode(), head)
+    raw += b" " * (-len(raw) % 8) if padding is None else padding
+    return Patch(edit(struct.pack("<Q", len(raw)) + raw + b"".join(stored for _, stored in data), file), metadata, output)
+
+
+def with_digest(metadata, fault):
+    metadata = edit(metadata, fault)
+    if metadata.get("digest") is DROP:
+        del metadata["digest"]
+    else:
+        metadata.setdefault("digest", hex128(canonical(metadata)))
+    return metadata
+
+
+# ---- Section 9: patch folders ---------------------------------------------------------------------------------------
+
+def scope_of(path, files):
+    folder, name = path.rsplit("/", 1) if "/" in path else ("", path)
+    folder += "/" * bool(folder)
+    for other in files:
+        listing = re.fullmatch(re.escape(folder) + r"([^/]+)\.safetensors\.index(\.[^/]+)?\.json", other)
+        if listing and name in json.loads(files[other])["weight_map"].values():
+            return folder + listing[1] + (listing[2] or "")
+    shard = re.fullmatch(r"(.+)-\d{5}-of-\d{5}(\.[^/]+)?\.safetensors", name)
+    return folder + (shard[1] + (shard[2] or "") if shard else name[:-12])
+
+
+def scopes_of(files):
+    scopes = {}
+    for path, content in files.items():
+        if path.endswith(".safetensors"):
+            scopes.setdefault(scope_of(path, files), {}).update(content)
+    return scopes
+
+
+def same_file(path):
+    return lambda old, new: ({"path": path, "kind": "same", **stat(new[path])}, None)
+
+
+def new_file(path, framed=None):
+    def make(_, target):
+        stored = frame(target[path]) if framed is None else framed
+        return ({"path": path, "kind": "new", **stat(target[path]), "stored": len(stored), "digest": hex128(stored)},
+                stored)
+    return make
+
+
+def delta_file(path, framed=None):
+    def make(old, target):
+        item, stored = new_file(path, framed)(old, target)
+        return {**item, "kind": "delta", "base_sha256": sha256(old[path])}, stored
+    return make
+
+
+def stat(data):
+    return {"size": len(data), "sha256": sha256(data)}
+
+
+def file_bytes(files):
+    return {path: weights(content) if isinstance(content, dict) else content for path, content in files.items()}
+
+
+def patch_folder(base, target, shards, files=(), *, pairs={}, shard={}, index=None, index_text=None, parts=None,
+                 removed=None):
+    """The files of a patch folder. ``shards``: path -> entries; ``pairs``: target scope -> base scope. Faults:
+    ``shard``: path -> arguments of patch_file; ``index``, ``index_text``, ``parts`` (the stored files)."""
+    old_scopes, new_scopes = scopes_of(base), scopes_of(target)
+    identities, stored, listed, all_totals, first = (identity(old_scopes), identity(new_scopes)), {}, [], [], set()
+    used = {}
+    for path, entries in shards.items():
+        scope = scope_of(path, target)
+        pair = pairs.get(scope, scope if scope in old_scopes else next(iter(old_scopes)))
+        for entry in entries:
+            e = entry(old_scopes.get(pair, {}), target[path])[0]
+            used.setdefault(scope, set()).add(e.get("base", {}).get("name", e["name"]) if "codec" in e or e["kind"] == "same" else None)
+    for path, entries in sorted(shards.items()):
+        scope = scope_of(path, target)
+        pair = pairs.get(scope, scope if scope in old_scopes else next(iter(old_scopes)))
+        gone = [] if scope in first else sorted(set(old_scopes.get(pair, {})) - used[scope])
+        first.add(scope)
+        options = {"removed": gone, "identities": identities, "scope": scope, "base_scope": pair, **shard.get(path, {})}
+        patch = patch_file(old_scopes.get(pair, {}), target[path], entries, path=path, **options)
+        stored["patch/" + path] = patch.bytes
+        all_totals.append(patch.meta["totals"])
+        listed.append({"target": path, "path": "patch/" + path, **stat(patch.bytes), "digest": patch.meta["digest"]})
+    items = []
+    old_bytes, new_bytes = file_bytes(base), file_bytes(target)
+    for item, framed in sorted((make(old_bytes, new_bytes) for make in files), key=lambda made: made[0]["path"]):
+        items.append(item)
+        if framed is not None:
+            stored[f"files/{item['path']}.zst"] = framed
+    document = {
+        "format": "ckptdiff-index", "version": 1, "info": {}, "target": {"identity": identities[1]},
+        "base": {"identity": identities[0], "files": [
+            {"path": p, **stat(old_bytes[p])} for p in sorted(old_bytes) if p.endswith(".safetensors")]},
+        "shards": listed, "files": items, "removed": sorted(set(base) - set(target)) if removed is None else removed,
+        "totals": {key: sum(t[key] for t in all_totals) for key in (
+            "same", "delta", "new", "copy", "removed", "units", "changed")}}
+    stored["ckptdiff.json"] = edit(canonical(with_digest(document, index)), index_text)
+    return edit(stored, parts)
+
+
+# ---- Vector files ---------------------------------------------------------------------------------------------------
+
+WRITTEN = set()
+
+
+def vector(name, expect, comment, base, *patches, output=None):
+    """``base`` and ``patches``: the bytes of a file, or path -> bytes of a folder."""
+    lines, body = [f"expect: {expect}", f"comment: {comment}"], b""
+    for label, item in [("base", base)] + [("patch" + (str(i) if i > 1 else ""), p) for i, p in enumerate(patches, 1)]:
+        item = item.bytes if isinstance(item, Patch) else item
+        files = {label + ".safetensors": item} if isinstance(item, bytes) else {
+            f"{label}/{path}": item[path] for path in sorted(item)}
+        for path, data in files.items():
+            lines.append(f"part: {path} {len(data)}")
+            body += data
+    if expect == "success":
+        results = {".": output} if isinstance(output, bytes) else output
+        lines += [f"output: {path} {sha256(results[path])}" for path in sorted(results)]
+    assert name not in WRITTEN, name
+    WRITTEN.add(name)
+    (OUT / f"{name}.vector").write_bytes("\n".join(lines).encode() + b"\n\n" + body)
+
+
+def ok(name, comment, base, target, entries, **options):
+    """A success with one patch file."""
+    patch = patch_file(base, target, entries, **options)
+    vector("ok_" + name, "success", comment, weights(base), patch, output=patch.output)
+
+
+# A small patch with an entry of each kind; w holds the example of section 7.4.
+W_OLD, W_NEW = "803f" * 8, "803f813f803f803f803f803f7e3f803f"
+BASE = {"a": T("U8", [4], "01020304"), "w": T("BF16", [8], W_OLD)}
+TARGET = {"a": BASE["a"], "w": T("BF16", [8], W_NEW), "n": T("U8", [3], "070809"), "c": T("U8", [3], "070809")}
+ENTRIES = [same("a"), delta("w"), new("n"), copy("c", "n")]
+A, W, N, C = range(4)  # places of the entries
+BASE_FILE = weights(BASE)
+
+
+def basic(**faults):
+    return patch_file(BASE, TARGET, ENTRIES, **faults)
+
+
+def bad(name, expect, comment, **faults):
+    """The small patch with one fault."""
+    vector(name, expect, comment, BASE_FILE, basic(**faults))
+
+
+def bad_entry(name, expect, comment, which, /, **members):
+    """The small patch with members of one entry set to other values, or dropped."""
+    def fault(table):
+        entry = table["tensors"][which]
+        entry.update(members)
+        for key in [k for k in entry if entry[k] is DROP]:
+            del entry[key]
+    bad(name, expect, comment, table=fault)
+
+
+def bad_block(name, comment, *blocks, dtype="U8", old=bytes(8), target=None, codec="sparse", changed=1):
+    """A patch of one tensor whose payload breaks a rule of section 7."""
+    target = target or bytes([1]) + old[1:]
+    shape = [len(old) * 8 // BITS[dtype]]
+    base = {"t": T(dtype, shape, old)}
+    patch = patch_file(base, {"t": T(dtype, shape, target)}, [delta("t", codec, blocks=list(blocks), changed=changed)])
+    vector(name, "format", comment, weights(base), patch)
+
+
+def setter(*path_and_value):
+    """A fault: set (or drop) the member at a path of keys."""
+    *path, value = path_and_value
+
+    def fault(document):
+        for key in path[:-1]:
+            document = document[key]
+        if value is DROP and path[-1] != "digest":
+            del document[path[-1]]
+        else:
+            document[path[-1]] = value
+    return fault
+
+
+def swap(old, new_text):
+    """A fault: replace one piece of the bytes by another."""
+    def fault(data):
+        assert old in data, old
+        return data.replace(old, new_text, 1)
+    return fault
+
+
+# ---- Section 5: the container ---------------------------------------------------------------------------------------
+
+def container_vectors():
+    f = "format"
+    whole = len(basic().bytes)
+    head = struct.unpack("<Q", basic().bytes[:8])[0]
+    for at, what in ((0, "an empty file"), (7, "inside the length"), (8, "after the length"), (100, "inside the header"),
+                     (8 + head, "after the header"), (whole - 1, "one byte before the end")):
+        bad(f"container_truncated_at_{at}" if at < 101 else "container_truncated_after_header" if at == 8 + head
+            else "container_truncated_by_one_byte", f, f"The patch file is cut: {what}.", file=lambda b, at=at: b[:at])
+    bad("container_trailing_byte", f, "One byte follows the last payload.", file=lambda b: b + b"\0")
+    bad("container_length_huge", f, "The header's length is 2^64 - 1.", file=lambda b: b"\xff" * 8 + b[8:])
+    bad("container_length_over_limit", f, "The header's length is 100,000,001.",
+        file=lambda b: struct.pack("<Q", 100_000_001) + b[8:])
+    bad("container_header_with_space", f, "The patch's header holds a space between two members.",
+        head=swap(b',"tensor/w"', b', "tensor/w"'))
+    bad("container_header_padded_too_much", f, "The header is padded with eight spaces more than needed.",
+        head=lambda b: b + b" " * (-len(b) % 8 + 8))
+    bad("container_header_not_padded", f, "The header's length is not a multiple of 8.",
+        info={"base_repo": "x" * (7 - len(basic(info={"base_repo": ""}, padding=b"").bytes) % 8)} and {},
+        head=swap(b'"tensor/w"', b'"tensor/w"'), padding=b" " * (-head % 8) + b" ")
+    bad("container_header_padded_with_newline", f, "The header is padded with newlines.",
+        head=lambda b: b + b"\n" * (-len(b) % 8 or 8))
+    bad("container_header_begins_with_space", f, "The header begins with a space, not with an opening brace.",
+        head=lambda b: b" " + b)
+    bad("container_header_not_utf8", f, "The header is not UTF-8.", head=swap(b"tensor/n", b"tensor/\xff"))
+    bad("container_header_not_json", f, "The header lacks its closing brace.", head=lambda b: b[:-1])
+    bad("container_header_repeats_key", f, "The header has the key tensor/n twice.",
+        head=swap(b',"tensor/n"', b',"tensor/n":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"tensor/n"'))
+    bad("container_header_escapes_needlessly", f, "The header spells the n of tensor/n as an escape.",
+        head=swap(b'"tensor/n"', b'"tensor/\\u006e"'))
+    bad("container_keys_in_other_order", f, "A member has shape before dtype.",
+        head=swap(b'"dtype":"U8","shape":[4]', b'"shape":[4],"dtype":"U8"') if b'"shape":[4]' in basic().bytes
+        else (lambda b: re.sub(rb'"dtype":"U8",("shape":\[\d+\])', rb'\1,"dtype":"U8"', b, count=1)))
+    bad("container_offset_is_float", f, "An offset is written as 0.0.", head=swap(b'"data_offsets":[0,', b'"data_offsets":[0.0,'))
+    bad("container_offset_is_minus_zero", f, "An offset is written as -0.", head=swap(b'"data_offsets":[0,', b'"data_offsets":[-0,'))
+    bad("container_offset_is_boolean", f, "An offset is false.", head=swap(b'"data_offsets":[0,', b'"data_offsets":[false,'))
+    bad("container_dtype_not_u8", f, "A payload has the dtype I8.",
+        layout=setter("tensor/w", "dtype", "I8"))
+    bad("container_shape_of_two_dimensions", f, "A payload has the shape [1, n].",
+        layout=lambda m: m["tensor/w"].update(shape=[1] + m["tensor/w"]["shape"]))
+    bad("container_shape_disagrees_with_offsets", f, "A payload's shape is one more than its bytes.",
+        layout=lambda m: m["tensor/w"].update(shape=[m["tensor/w"]["shape"][0] + 1]))
+
+    def shift(by):
+        def fault(members):
+            for name in ("tensor/w", "tensor/n"):
+                members[name]["data_offsets"] = [x + by for x in members[name]["data_offsets"]]
+        return fault
+    bad("container_hole", f, "One byte lies between the header and the first payload.", layout=shift(1),
+        payloads=lambda data: data[:1] + [(data[1][0], data[1][1])] + data[2:], file=lambda b: b + b"\0")
+    bad("container_overlap", f, "The first payload begins in the last byte of the header.", layout=shift(-1),
+        file=lambda b: b[:-1])
+    bad("container_payloads_in_other_order", f, "The payloads do not stand in the table's order.",
+        payloads=lambda data: data[:2] + data[:1:-1])
+    bad("container_header_before_table", f, "The header's bytes stand before the table's.",
+        payloads=lambda data: [data[1], data[0]] + data[2:])
+    bad("container_members_in_other_order", f, "The offsets are right, but the members do not stand in their order.",
+        layout=lambda m: {k: m[k] for k in sorted(m, key=lambda k: (k != "__metadata__", k != "ckptdiff/table",
+                                                                    k.startswith("tensor/w")))})
+    bad("container_payload_missing", f, "The table's entry w has no payload.",
+        payloads=lambda data: [d for d in data if d[0] != "tensor/w"])
+    bad("container_payload_for_nothing", f, "There is a payload that no entry asks for.",
+        payloads=lambda data: data + [("tensor/x", b"\0")])
+    bad("container_payload_for_copy", f, "There is a payload for an entry of kind copy.",
+        payloads=lambda data: data + [("tensor/c", b"")])
+    bad("container_table_missing", f, "There is no ckptdiff/table.", payloads=lambda data: data[1:])
+    bad("container_header_missing", f, "There is no ckptdiff/header/FILE.", payloads=lambda data: data[:1] + data[2:])
+    bad("container_header_name_wrong", f, "FILE is not the last component of target.path.",
+        payloads=lambda data: [data[0], ("ckptdiff/header/other", data[1][1])] + data[2:])
+    bad("container_no_metadata", f, "The patch has no __metadata__.", layout=setter("__metadata__", DROP))
+    bad("container_metadata_other_key", f, "__metadata__ has a key beside ckptdiff.",
+        layout=setter("__metadata__", "format", "pt"))
+    vector("container_is_not_a_patch", f, "The patch is a common safetensors file.", BASE_FILE, BASE_FILE)
+
+
+# ---- Section 5.1: the metadata --------------------------------------------------------------------------------------
+
+def metadata_vectors():
+    f, u = "format", "unsupported"
+    bad("metadata_with_space", f, "The metadata holds a space.", meta_text=swap(b'"version":1', b'"version": 1'))
+    bad("metadata_keys_unsorted", f, "The members of the metadata are not sorted.",
+        meta_text=lambda b: b[:-len(b',"version":1}')].replace(b"{", b'{"version":1,', 1) + b"}")
+    bad("metadata_repeats_key", f, "The metadata has version twice.",
+        meta_text=swap(b'"version":1', b'"version":1,"version":1'))
+    bad("metadata_version_float", f, "The version is 1.0.", meta_text=swap(b'"version":1', b'"version":1.0'))
+    bad("metadata_version_true", f, "The version is true.", meta=setter("version", True))
+    bad("metadata_version_text", f, "The version is a string.", meta=setter("version", "1"))
+    bad("metadata_version_2", u, "The version is 2.", meta=setter("version", 2))
+    bad("metadata_version_0", u, "The version is 0.", meta=setter("version", 0))
+    bad("metadata_version_missing", f, "There is no version.", meta=setter("version", DROP))
+    bad("metadata_format_wrong", f, "The format is another.", meta=setter("format", "ckptdiff-index"))
+    bad("metadata_format_missing", f, "There is no format.", meta=setter("format", DROP))
+    bad("metadata_not_an_object", f, "The metadata is a list.", meta_text=lambda b: b"[" + b + b"]")
+    bad("metadata_unknown_member", u, "The metadata has an unknown member.", meta=setter("comment", "hello"))
+    bad("metadata_unknown_member_of_base", u, "base has an unknown member.", meta=setter("base", "path", "x"))
+    bad("metadata_unknown_member_of_target", u, "target has an unknown member.", meta=setter("target", "mtime", 0))
+    bad("metadata_unknown_total", u, "totals has an unknown member.", meta=setter("totals", "other", 0))
+    bad("metadata_digest_wrong", "integrity", "The digest of the metadata is another.", meta=setter("digest", "0" * 32))
+    bad("metadata_digest_missing", f, "There is no digest.", meta=setter("digest", DROP))
+    for name in ("table", "header", "base", "target", "totals", "info"):
+        bad(f"metadata_{name}_missing", f, f"There is no member {name}.", meta=setter(name, DROP))
+    for name in ("identity", "scope", "path", "size", "sha256"):
+        if name != "path":
+            bad(f"metadata_target_{name}_missing", f, f"target has no {name}.", meta=setter("target", name, DROP))
+    bad("metadata_base_scope_missing", f, "base has no scope.", meta=setter("base", "scope", DROP))
+    bad("metadata_table_digest_wrong", "integrity", "The digest of the table is another.", meta=setter("table", "0" * 32))
+    bad("metadata_header_digest_wrong", "integrity", "The digest of the header is another.", meta=setter("header", "0" * 32))
+    bad("metadata_digest_upper_case", f, "The digest of the table is in upper case.",
+        meta=lambda m: m.update(table=m["table"].upper()))
+    bad("metadata_sha256_short", f, "target.sha256 has 63 digits.",
+        meta=lambda m: m["target"].update(sha256=m["target"]["sha256"][:63]))
+    bad("metadata_lone_surrogate", f, "A string of info is an unpaired surrogate.", info={"x": "@"},
+        meta_text=swap(b'"x":"@"', b'"x":"\\ud800"'))
+    bad("metadata_nan_in_info", f, "info holds NaN.", info={"x": 0}, meta_text=swap(b'"x":0', b'"x":NaN'))
+    bad("metadata_float_in_info", f, "info holds a float.", info={"x": 0}, meta_text=swap(b'"x":0', b'"x":0.5'))
+    bad("metadata_escaped_letter", f, "A letter of info is written as an escape.", info={"x": "é"},
+        meta_text=swap("é".encode(), b"\\u00e9"))
+    bad("metadata_path_unsafe", f, "target.path climbs out of its folder.", path="../base.safetensors")
+    bad("metadata_scope_null_with_base", f, "base.scope is null, but there are entries that need a base.", base_scope=None)
+    bad("metadata_base_files_unsorted", f, "base.files are not sorted.", base_files=[
+        {"path": p, "size": 1, "sha256": "0" * 64} for p in ("b.safetensors", "a.safetensors")])
+    bad("metadata_target_size_wrong", f, "target.size is one too large.",
+        meta=lambda m: m["target"].update(size=m["target"]["size"] + 1))
+    for name in ("same", "delta", "new", "copy", "removed", "units", "changed"):
+        bad(f"metadata_totals_{name}_wrong", f, f"totals.{name} does not agree with the table.",
+            meta=lambda m, name=name: m["totals"].update({name: m["totals"][name] + 1}))
+    bad("metadata_totals_missing_member", f, "totals has no member units.", meta=setter("totals", "units", DROP))
+
+
+# ---- Section 6: the table -------------------------------------------------------------------------------------------
+
+def table_vectors():
+    f, u = "format", "unsupported"
+    bad("table_frame_no_content_size", f, "The table's frame does not state its content size.",
+        table_frame=lambda _: frame(table_bytes(), state_size=False))
+    bad("table_frame_content_size_too_small", f, "The table's frame states one byte less than it holds.",
+        table_frame=lambda _: frame(table_bytes(), size=len(table_bytes()) - 1))
+    bad("table_frame_content_size_too_large", f, "The table's frame states one byte more than it holds.",
+        table_frame=lambda _: frame(table_bytes(), size=len(table_bytes()) + 1))
+    bad("table_frame_content_size_over_limit", f, "The table's frame states a content of 2^28 + 1 bytes.",
+        table_frame=lambda _: frame(table_bytes(), size=(1 << 28) + 1))
+    bad("table_frame_content_size_huge", f, "The table's frame states a content of 2^62 bytes.",
+        table_frame=lambda _: frame(table_bytes(), size=1 << 62))
+    bad("table_frame_trailing_byte", f, "A byte follows the table's frame.", table_frame=lambda b: b + b"\0")
+    bad("table_frame_twice", f, "The table is two frames.",
+        table_frame=lambda _: frame(table_bytes()[:9]) + frame(table_bytes()[9:]))
+    bad("table_frame_then_skippable", f, "A skippable frame follows the table's.",
+        table_frame=lambda b: b + b"\x50\x2a\x4d\x18" + struct.pack("<I", 1) + b"x")
+    bad("table_frame_truncated", f, "The table's frame lacks its last byte.", table_frame=lambda b: b[:-1])
+    bad("table_frame_asks_for_dictionary", f, "The table's frame names the dictionary 7.",
+        table_frame=lambda _: frame(table_bytes(), dictionary=b"\x07"))
+    bad("table_frame_reserved_block", f, "The table's frame has a block of the reserved type.",
+        table_frame=lambda b: b[:13] + bytes([b[13] | 6]) + b[14:])
+    bad("table_frame_bad_checksum", f, "The table's frame has a wrong checksum.",
+        table_frame=lambda _: frame(table_bytes(), checksum=b"abcd"))
+    bad("table_not_zstd", f, "The table is stored without zstd.", table_frame=lambda _: table_bytes())
+    bad("table_empty", f, "The table has no bytes.", table_frame=lambda _: b"")
+    bad("table_content_empty", f, "The table's content has no bytes.", table_content=lambda _: b"")
+    bad("table_length_past_end", f, "The JSON's length is more than the table holds.",
+        table_content=lambda b: b"\xff\xff\xff\x0f" + b[4:])
+    bad("table_length_one_short", f, "The JSON's length is one too small.",
+        table_content=lambda b: struct.pack("<I", struct.unpack("<I", b[:4])[0] - 1) + b[4:])
+    bad("table_digests_one_byte_short", f, "The table's digests lack their last byte.", digests=lambda d: d[:-1])
+    bad("table_digests_one_byte_long", f, "A byte follows the table's digests.", digests=lambda d: d + b"\0")
+    bad("table_digests_missing", f, "The table has no digests.", digests=lambda d: b"")
+    bad("table_json_with_space", f, "The table's JSON has a space.", table_json=swap(b'"removed":[]', b'"removed": []'))
+    bad("table_json_keys_unsorted", f, "An entry has kind before dtype.",
+        table_json=swap(b'"dtype":"U8","kind":"same"', b'"kind":"same","dtype":"U8"'))
+    bad("table_json_repeats_key", f, "An entry has its kind twice.",
+        table_json=swap(b'"kind":"same"', b'"kind":"same","kind":"same"'))
+    bad("table_json_byte_order_mark", f, "The table's JSON begins with a byte-order mark.",
+        table_json=lambda b: b"\xef\xbb\xbf" + b)
+    bad("table_json_not_an_object", f, "The table's JSON is a list.", table_json=lambda b: b"[]")
+    bad("table_json_nested_deeply", f, "An entry's shape is 5,000 lists in each other.",
+        table_json=swap(b'"shape":[4]', b'"shape":' + b"[" * 5000 + b"]" * 5000))
+    bad("table_unknown_member", u, "The table has an unknown member.", table=setter("other", []))
+    bad("table_removed_missing", f, "The table has no list of removed names.", table=setter("removed", DROP))
+    bad("table_removed_is_a_base", f, "A removed name is the base of an entry.", removed=["a"])
+    wide = {**BASE, "x": BASE["a"], "y": BASE["a"]}
+    for name, removed, comment in (("unsorted", ["y", "x"], "are not sorted"), ("repeated", ["x", "x", "y"], "repeat one")):
+        vector(f"table_removed_{name}", f, f"The removed names {comment}.", weights(wide),
+               patch_file(wide, TARGET, ENTRIES, removed=removed))
+    bad("table_removed_not_text", f, "A removed name is a number.", removed=[7])
+
+    bad_entry("table_entry_unknown_kind", u, "An entry is of a kind that is unknown.", A, kind="moved")
+    bad_entry("table_entry_unknown_codec", u, "An entry's codec is unknown.", W, codec="lz4")
+    bad_entry("table_entry_codec_context", u, "An entry's codec is context, which is reserved.", W, codec="context")
+    bad_entry("table_entry_unknown_dtype", u, "An entry's dtype is unknown.", A, dtype="U4")
+    bad_entry("table_entry_unknown_base_dtype", u, "An entry's base has a dtype that is unknown.", A, base={"dtype": "U4"})
+    bad_entry("table_entry_unknown_member", u, "An entry has an unknown member.", A, comment="hello")
+    bad_entry("table_entry_unknown_member_of_base", u, "An entry's base has an unknown member.", A, base={"kind": "x"})
+    for which, kind, members in ((A, "same", "name dtype shape kind"), (W, "delta", "codec changed blocks"),
+                                 (N, "new", "codec blocks"), (C, "copy", "of")):
+        for member in members.split():
+            bad_entry(f"table_entry_{kind}_without_{member}", f, f"An entry of kind {kind} has no {member}.", which,
+                      **{member: DROP})
+    bad_entry("table_entry_same_with_codec", f, "An entry of kind same has a codec.", A, codec="raw")
+    bad_entry("table_entry_new_with_base", f, "An entry of kind new has a base.", N, base={"name": "a"})
+    bad_entry("table_entry_new_with_changed", f, "An entry of kind new says how many units changed.", N, changed=3)
+    bad_entry("table_entry_copy_with_blocks", f, "An entry of kind copy has blocks.", C, blocks=[1])
+    bad_entry("table_entry_new_sparse", f, "An entry of kind new is coded sparse.", N, codec="sparse")
+    bad_entry("table_entry_base_empty", f, "An entry's base is an empty object.", A, base={})
+    bad_entry("table_entry_base_name_own", f, "An entry's base has the entry's own name.", A, base={"name": "a"})
+    bad_entry("table_entry_base_dtype_own", f, "An entry's base has the entry's own dtype.", A, base={"dtype": "U8"})
+    bad_entry("table_entry_base_shape_own", f, "An entry's base has the entry's own shape.", A, base={"shape": [4]})
+    bad_entry("table_entry_name_empty", f, "An entry's name is empty.", A, name="")
+    bad_entry("table_entry_name_too_long", f, "An entry's name has 4,097 bytes.", A, name="a" * 4097)
+    bad_entry("table_entry_name_number", f, "An entry's name is a number.", A, name=1)
+    bad_entry("table_entry_shape_negative", f, "An entry's shape has a negative number.", A, shape=[-4])
+    bad_entry("table_entry_shape_boolean", f, "An entry's shape has true for 1.", A, shape=[4, True])
+    bad_entry("table_entry_shape_too_large", f, "An entry's dimension is 2^48 + 1.", A, shape=[(1 << 48) + 1])
+    bad_entry("table_entry_tensor_too_large", f, "An entry's tensor is of 2^96 bytes.", A, shape=[1 << 48, 1 << 48])
+    bad_entry("table_entry_shape_33_dimensions", f, "An entry has 33 dimensions.", A, shape=[1] * 32 + [4])
+    bad_entry("table_entry_half_a_byte", f, "An entry's tensor is of one and a half bytes.", A, dtype="F4", shape=[3])
+    bad_entry("table_entry_changed_0", f, "An entry of kind delta has no unit that changed.", W, changed=0)
+    bad_entry("table_entry_changed_over_units", f, "More units changed than there are.", W, changed=9)
+    bad_entry("table_entry_changed_text", f, "changed is not an integer.", W, changed="2")
+    size = len(sparse_of(BASE["w"].data, TARGET["w"].data, "BF16"))
+    bad_entry("table_entry_two_blocks_for_one", f, "A tensor of one block has two, of the right sum.", W, blocks=[1, size - 1])
+    bad_entry("table_entry_no_blocks", f, "A tensor of one block has none.", W, blocks=[])
+    bad_entry("table_entry_blocks_sum_wrong", f, "The sum of the blocks is not the payload's size.", W, blocks=[size - 1])
+    bad_entry("table_entry_block_over_limit", f, "A block's coded size is over the limit.", W, blocks=[(1 << 24) + 1])
+    bad_entry("table_entry_block_negative", f, "A block's coded size is negative.", W, blocks=[-1])
+    bad_entry("table_copy_of_copy", f, "A copy is of another copy, its own.", C, of="c")
+    bad_entry("table_copy_of_missing", f, "A copy is of a tensor that the target does not have.", C, of="x")
+    bad_entry("table_copy_of_other_shape", f, "A copy is of a tensor of another shape.", C, of="a")
+    two = {**TARGET, "d": TARGET["c"]}
+    vector("table_copy_of_other_copy", f, "A copy is of a tensor which is a copy itself.", BASE_FILE,
+           patch_file(BASE, two, ENTRIES + [copy("d", "c")]))
+    other = {"n": TARGET["n"], "c": T("I8", [3], TARGET["c"].data)}
+    vector("table_copy_of_other_dtype", f, "A copy is of a tensor of another dtype.", BASE_FILE,
+           patch_file(BASE, other, [new("n"), copy("c", "n")]))
+    bad("table_entries_repeat_name", f, "Two entries have the same name.", table=lambda t: t["tensors"][C].update(name="n"))
+    bad("table_entry_too_few", f, "The table lacks the target's last tensor.", table=lambda t: t["tensors"].pop())
+    bad("table_digest_of_payload_wrong", "integrity", "A payload is not that of its digest.",
+        payloads=lambda d: d[:2] + [(d[2][0], d[2][1][:-1] + b"\x7f")] + d[3:])
+
+    def one(name, comment, old, target, **base):
+        """An entry of kind same whose base cannot be adapted."""
+        vector(name, f, comment, weights({"t": old}), patch_file({"t": old}, {"t": target}, [same("t", **base)]))
+    one("table_cast_f16_to_bf16", "There is no cast from F16 to BF16.", T("F16", [2], "0000803f"), T("BF16", [2], "0000803f"),
+        dtype="F16")
+    one("table_cast_f32_to_f16", "There is no cast from F32 to F16.", T("F32", [1], "00000000"), T("F16", [1], "0000"),
+        dtype="F32")
+    one("table_cast_i8_to_u8", "There is no cast from I8 to U8, even if no bit changes.", T("I8", [1], "01"),
+        T("U8", [1], "01"), dtype="I8")
+    one("table_resize_of_other_rank", "A resize changes the rank.", T("U8", [4], "01020304"), T("U8", [2, 2], "01020304"),
+        shape=[4])
+    one("table_resize_of_second_dimension", "A resize changes the second number.", T("U8", [1, 4], "01020304"),
+        T("U8", [1, 2], "0102"), shape=[1, 4])
+    one("table_resize_of_scalar", "A resize is of a base without dimensions.", T("U8", [], "01"), T("U8", [1], "01"), shape=[])
+
+
+def table_bytes():
+    """The decoded table of the small patch."""
+    found = []
+    basic(table_content=found.append)
+    return found[0]
+
+
+# ---- Section 5.2: the target's header -------------------------------------------------------------------------------
+
+def header_vectors():
+    f = "format"
+    true = header(TARGET)
+    bad("header_frame_no_content_size", f, "The header's frame does not state its content size.",
+        header_frame=lambda _: frame(true, state_size=False))
+    bad("header_frame_content_size_wrong", f, "The header's frame states a byte more than it holds.",
+        header_frame=lambda _: frame(true, size=len(true) + 1))
+    bad("header_frame_content_size_over_limit", f, "The header's frame states 100,000,001 bytes.",
+        header_frame=lambda _: frame(true, size=100_000_001))
+    bad("header_frame_trailing_byte", f, "A byte follows the header's frame.", header_frame=lambda b: b + b"\0")
+    bad("header_frame_dictionary_id", f, "The header's frame names the dictionary 1.",
+        header_frame=lambda _: frame(true, dictionary=b"\x01\0\0\0"))
+
+    def decoded(name, comment, text):
+        bad("header_" + name, f, comment, stored_header=text)
+    decoded("other_name", "The decoded header has another name than the table.", swap(b'"n":', b'"m":'))
+    decoded("other_dtype", "The decoded header has another dtype than the table.", swap(b'"U8","shape":[3]', b'"I8","shape":[3]'))
+    decoded("other_shape", "The decoded header has another shape than the table, of the same size.",
+            swap(b'"shape":[8],', b'"shape":[2,4],'))
+    decoded("hole", "There is a hole between two tensors of the decoded header.", swap(b"[23,26]", b"[24,27]"))
+    decoded("overlap", "Two tensors of the decoded header overlap.", swap(b"[23,26]", b"[22,25]"))
+    decoded("offsets_not_from_0", "The decoded header's data begins at 1.",
+            lambda b: re.sub(rb"\[(\d+),(\d+)\]\}", lambda m: b"[%d,%d]}" % (int(m[1]) + 1, int(m[2]) + 1), b))
+    decoded("offsets_backwards", "A tensor of the decoded header ends before it begins.", swap(b"[23,26]", b"[26,23]"))
+    decoded("size_disagrees", "A tensor's offsets hold another size than its shape.", swap(b"[23,26]", b"[23,27]"))
+    decoded("repeats_key", "The decoded header has a tensor twice.", swap(b'"n":', b'"n":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"n":'))
+    decoded("metadata_not_text", "A value of the decoded __metadata__ is a number.", swap(b'"pt"', b"1"))
+    decoded("metadata_null", "The decoded __metadata__ is null.", swap(b'{"format":"pt"}', b"null"))
+    decoded("extra_member", "A tensor of the decoded header has a fourth member.", swap(b'"shape":[8]', b'"shape":[8],"x":0'))
+    decoded("missing_member", "A tensor of the decoded header has no shape.", swap(b'"shape":[8],', b""))
+    decoded("three_offsets", "A tensor of the decoded header has three offsets.", swap(b"[23,26]", b"[23,26,26]"))
+    decoded("shape_float", "A shape of the decoded header has a float.", swap(b'"shape":[8]', b'"shape":[8.0]'))
+    decoded("no_brace", "The decoded header begins with a space.", lambda b: b" " + b)
+    decoded("ends_with_newline", "A newline follows the decoded header's JSON.", lambda b: b.rstrip(b" ") + b"\n")
+    decoded("ends_with_nul", "A NUL byte follows the decoded header's JSON.", lambda b: b.rstrip(b" ") + b"\0")
+    decoded("byte_order_mark", "The decoded header begins with a byte-order mark.", lambda b: b"\xef\xbb\xbf" + b)
+    decoded("lone_surrogate", "A string of the decoded header is an unpaired surrogate.", swap(b'"pt"', b'"\\udc00"'))
+    decoded("not_utf8", "The decoded header is not UTF-8.", swap(b'"pt"', b'"\xc3"'))
+    decoded("empty", "The decoded header has no bytes.", lambda b: b"")
+    decoded("tensor_more", "The decoded header has an empty tensor that the table lacks.",
+            lambda b: b.rstrip(b" ")[:-1] + b',"e":{"dtype":"U8","shape":[0],"data_offsets":[26,26]}}')
+    empty = {"e": T("U8", [0], b""), "f": T("U8", [0], b""), "g": T("U8", [1], "05")}
+    vector("header_empty_tensors_in_other_order", f, "Two empty tensors at one offset stand in the table in another order "
+           "than in the header.", BASE_FILE, patch_file(BASE, empty, [new("f"), new("e"), new("g")]))
+
+
+# ---- Section 7: codecs ----------------------------------------------------------------------------------------------
+
+def codec_vectors():
+    one = sparse([0], [1], 1)  # position 0, z - 1 = 1: d = +1
+    zeros = bytes(8)
+    bad_block("sparse_n_0", "A block says that no unit changed.", b"\0\x11", changed=1)
+    bad_block("sparse_n_over_units", "A block says that nine of its eight units changed.", sparse([0] * 9, [1] * 9, 1),
+              changed=8)
+    bad_block("sparse_g_0", "The width of the gaps is 0.", sparse([0], [1], 1, widths=0x10))
+    bad_block("sparse_g_4", "The width of the gaps is 4.", b"\x01\x14" + b"\0\0" * 4 + b"\0\x01")
+    bad_block("sparse_w_0", "The width of the values is 0.", sparse([0], [1], 1, widths=0x01))
+    bad_block("sparse_w_over_carrier", "The width of the values is 2, the carrier's 1.", b"\x01\x21" + b"\0\0" + b"\0\x01\0\0")
+    bad_block("sparse_position_past_end", "The changed unit is the ninth of eight.", sparse([8], [1], 1))
+    bad_block("sparse_second_position_past_end", "The second changed unit is past the end.", sparse([0, 7], [1, 1], 1), changed=2)
+    bad_block("sparse_gap_escape_past_end", "An escaped gap leads past the end.", sparse([255], [1], 1))
+    bad_block("sparse_gap_overflow", "An escaped gap is 2^24.",
+              b"\x01\x11" + b"\0\xff" + b"\0\x01\0\xff\0\xff" + b"\0\x01")
+    bad_block("sparse_value_overflow", "An escaped value is 2^16, in a carrier of 16 bits.",
+              b"\x01\x11" + b"\0\0" + b"\0\xff" + b"\0\x01\0\xff", dtype="U16", target=b"\x01" + bytes(7))
+    bad_block("sparse_value_overflow_64_bits", "An escaped value is 2^64.",
+              b"\x01\x11" + b"\0\0" + b"\0\xff" + b"\0\x01" + b"\0\xff" * 7, dtype="U64", target=b"\x01" + bytes(7))
+    bad_block("sparse_z_overflow", "z - 1 is 2^8 - 1.", sparse([0], [255], 1))
+    bad_block("sparse_z_overflow_64_bits", "z - 1 is 2^64 - 1.", sparse([0], [2 ** 64 - 1], 8, w=8), dtype="I64",
+              target=b"\x01" + bytes(7))
+    bad_block("sparse_left_over_byte", "A byte is left over after a block.", one + b"\0")
+    bad_block("sparse_truncated", "The last byte of a block is missing.", one[:-1])
+    bad_block("sparse_only_n", "A block ends after n.", b"\x01")
+    bad_block("sparse_changed_differs", "The n of all blocks do not sum to changed.", one, changed=2)
+    bad_block("sparse_no_change_at_all", "All blocks have the size 0, but changed is 1.", b"")
+    bad_block("varint_not_minimal", "n is written in two bytes where one is enough.", b"\x81\x00" + one[1:])
+    bad_block("varint_six_bytes", "A varint has six bytes.", b"\x81\x80\x80\x80\x80\x00" + one[1:])
+    bad_block("varint_2_to_32", "A varint is 2^32.", b"\x80\x80\x80\x80\x10" + one[1:])
+    bad_block("varint_truncated", "A block ends inside a varint.", b"\x80")
+    bad_block("plane_z_varint_not_minimal", "A plane's z is 0 written in two bytes.", b"\x01\x11" + b"\x80\0\0" + b"\0\x01")
+    bad_block("plane_z_past_end", "A plane's frame is longer than the block.", b"\x01\x11" + b"\0\0" + b"\x7f\x01")
+
+    def planes_of(name, comment, framed):
+        """A raw block whose only plane is this frame."""
+        bad_block("plane_" + name, comment, plane_zstd(framed), codec="raw", target=b"\1" * 8, changed=8)
+    planes_of("content_short", "A plane's frame holds seven bytes of eight.", frame(b"\1" * 7, magic=False))
+    planes_of("content_long", "A plane's frame holds nine bytes for eight.", frame(b"\1" * 9, magic=False))
+    planes_of("content_short_no_size", "A plane's frame, which states no size, holds seven bytes of eight.",
+              frame(b"\1" * 7, magic=False, state_size=False))
+    planes_of("content_long_no_size", "A plane's frame, which states no size, holds nine bytes for eight.",
+              frame(b"\1" * 9, magic=False, state_size=False))
+    planes_of("content_size_lies_low", "A plane's frame states seven bytes, but holds eight.",
+              frame(b"\1" * 8, magic=False, size=7))
+    planes_of("content_size_true_for_plane_only", "A plane's frame states the plane's eight bytes, but holds seven.",
+              frame(b"\1" * 7, magic=False, size=8))
+    planes_of("content_size_huge", "A plane's frame states 2^60 bytes.", frame(b"\1" * 8, magic=False, size=1 << 60))
+    planes_of("content_size_zero", "A plane's frame states no bytes and holds none.", frame(b"", magic=False))
+    planes_of("bomb", "A plane's frame, which states no size, holds 1 MiB for eight bytes.",
+              b"\x00\x38" + frame_rle(b"\1", 1 << 20, magic=False)[9:])
+    planes_of("with_magic", "A plane's frame has its magic number.", frame(b"\1" * 8))
+    planes_of("trailing_byte", "A byte follows a plane's frame, within z.", frame(b"\1" * 8, magic=False) + b"\0")
+    planes_of("two_frames", "A plane is two frames.", frame(b"\1" * 4, magic=False, state_size=False)
+              + frame(b"\1" * 4, state_size=False))
+    planes_of("checksum", "A plane's frame has a checksum, a right one.",
+              frame(b"\1" * 8, magic=False, checksum=(xxhash.xxh64_intdigest(b"\1" * 8) & 0xFFFFFFFF).to_bytes(4, "little")))
+    planes_of("dictionary", "A plane's frame names a dictionary.", frame(b"\1" * 8, magic=False, dictionary=b"\x01"))
+    planes_of("reserved_bit", "A plane's frame has the reserved bit set.",
+              bytes([0xE8]) + frame(b"\1" * 8, magic=False)[1:])
+    planes_of("frame_truncated", "A plane's frame lacks its last byte.", frame(b"\1" * 8, magic=False)[:-1])
+    planes_of("frame_of_one_byte", "A plane's frame is one byte long.", b"\xe0")
+    bad_block("raw_block_empty", "A raw block has no bytes.", b"", codec="raw", target=b"\1" * 8, changed=8)
+    bad_block("raw_left_over_byte", "A byte is left over after a raw block.", plane(b"\1" * 8) + b"\0", codec="raw",
+              target=b"\1" * 8, changed=8)
+    bad_block("raw_one_plane_of_two", "A raw block of 16-bit units has one plane.", plane(b"\1" * 4), dtype="U16", codec="raw",
+              target=b"\1\0" * 4, changed=4)
+    bad_block("raw_changed_differs", "An entry coded raw says that seven units changed; it is eight.", plane(b"\1" * 8),
+              codec="raw", target=b"\1" * 8, changed=7)
+    base = {"t": T("U8", [8], zeros)}
+    wrong = patch_file(base, {"t": T("U8", [8], b"\2" + zeros[1:])}, [delta("t", blocks=[one], changed=1)])
+    vector("result_digest_of_delta_wrong", "integrity", "A delta is well formed, but gives another tensor than its digest's.",
+           weights(base), wrong)
+    wrong = patch_file(base, {"t": T("U8", [2], "0101")}, [new("t", [plane(b"\1\2")])])
+    vector("result_digest_of_new_wrong", "integrity", "A new tensor is well formed, but is not that of its digest.",
+           weights(base), wrong)
+    wrong = patch_file(base, {"t": T("U8", [9], b"\0" * 8 + b"\1")}, [same("t", shape=[8])])
+    vector("result_digest_of_resize_wrong", "integrity", "The base extended by zeros is not the target.", weights(base), wrong)
+
+
+# ---- Section 10: bases and chains -----------------------------------------------------------------------------------
+
+def base_vectors():
+    def other(name, comment, base, expect="wrong_base"):
+        vector(name, expect, comment, base if isinstance(base, (bytes, dict)) else weights(base), basic())
+    other("base_lacks_tensor", "The base has no tensor w.", weights({"a": BASE["a"]}))
+    other("base_other_dtype", "The base's a is of another dtype.", weights({**BASE, "a": T("I8", [4], BASE["a"].data)}))
+    other("base_other_shape", "The base's a is of another shape.", weights({**BASE, "a": T("U8", [2, 2], BASE["a"].data)}))
+    other("base_other_digest_of_same", "The base's a, which stays the same, has other bytes.",
+          weights({**BASE, "a": T("U8", [4], "01020305")}))
+    other("base_other_digest_of_delta", "The base's w has other bytes.", weights({**BASE, "w": T("BF16", [8], "813f" * 8)}))
+    other("base_is_target_already", "The base is the target.", weights(TARGET), "already_target")
+    other("base_is_target_in_part", "The base's w is the target's, but a is another's.",
+          weights({**TARGET, "a": T("U8", [4], "ffffffff")}), "already_target")
+    two = {"b": T("U8", [2], "0000"), "w": BASE["w"]}
+    two_new = {"b": T("U8", [2], "0001"), "w": TARGET["w"]}
+    vector("base_has_one_delta_of_two", "wrong_base", "The base has the target's w, but neither b.",
+           weights({"b": T("U8", [2], "0505"), "w": TARGET["w"]}), patch_file(two, two_new, [delta("b"), delta("w")]))
+    other("base_truncated", "The base is no safetensors file: its last byte is missing.", BASE_FILE[:-1])
+    folder = {"x/m.safetensors": BASE_FILE, "y/m.safetensors": BASE_FILE}
+    other("base_lacks_scope", "The base has two scopes, and the patch's is neither.", folder)
+    split = {"base-00001-of-00002.safetensors": BASE_FILE, "base-00002-of-00002.safetensors": weights({"a": BASE["a"]})}
+    other("base_scope_holds_name_twice", "Two files of one scope of the base hold the tensor a.", split)
+
+    third = {**TARGET, "a": T("U8", [4], "01020309")}
+    second = patch_file(TARGET, third, [delta("a"), same("w"), same("n"), same("c")])
+    vector("ok_chain_of_two", "success", "Two patch files, applied one after the other.", BASE_FILE, basic(), second,
+           output=second.output)
+    vector("chain_in_wrong_order", "wrong_base", "The patches of a chain are given in the wrong order.", BASE_FILE, second,
+           basic())
+    vector("chain_same_patch_twice", "wrong_base", "A patch follows itself.", BASE_FILE, basic(), basic())
+    broken = patch_file(TARGET, third, [delta("a"), same("w"), same("n"), same("c")], file=lambda b: b + b"\0")
+    vector("chain_second_patch_broken", "format", "The second patch of a chain has a trailing byte.", BASE_FILE, basic(), broken)
+    liar = patch_file(TARGET, third, [delta("a"), same("w"), same("n"), same("c")],
+                      identities=(identity({"": BASE}), identity({"": third})))
+    vector("chain_identity_differs", "wrong_base", "The second patch fits in its tensors, but states another base identity.",
+           BASE_FILE, basic(), liar)
+
+
+# ---- Section 9: folders ---------------------------------------------------------------------------------------------
+
+M1, M2 = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+CONFIG_OLD = b'{"hidden_size": 64, "layers": 2, "name": "tiny tiny tiny tiny tiny tiny"}\n'
+CONFIG_NEW = b'{"hidden_size": 64, "layers": 3, "name": "tiny tiny tiny tiny tiny tiny"}\n'
+CONFIG_DELTA = bytes.fromhex("28b52ffd204a5d0000187b332c020001c2e60e6c")  # from zstd 1.5, level 19
+LISTING = json.dumps({"weight_map": {"a": M1, "w": M2, "n": M1, "c": M2}}).encode()
+FOLDER_OLD = {M1: {"a": BASE["a"]}, M2: {"w": BASE["w"]}, "model.safetensors.index.json": LISTING,
+              "config.json": CONFIG_OLD, "tokenizer/vocab.txt": b"a b c", "notes.txt": b"gone"}
+FOLDER_NEW = {M1: {"a": BASE["a"], "n": TARGET["n"]}, M2: {"w": TARGET["w"], "c": TARGET["c"]},
+              "model.safetensors.index.json": LISTING, "config.json": CONFIG_NEW, "tokenizer/vocab.txt": b"a b c",
+              "README.md": b"hello\n"}
+SHARDS = {M1: [same("a"), new("n")], M2: [delta("w"), copy("c", "n")]}
+FILES = [same_file("model.safetensors.index.json"), delta_file("config.json", CONFIG_DELTA),
+         same_file("tokenizer/vocab.txt"), new_file("README.md")]
+
+
+def folder(**faults):
+    return patch_folder(FOLDER_OLD, FOLDER_NEW, SHARDS, FILES, **faults)
+
+
+# The broken folders are of a smaller one.
+SMALL_OLD = {"m.safetensors": {"a": BASE["a"]}, "keep.txt": b"keep", "edit.txt": b"old text", "gone.txt": b""}
+SMALL_NEW = {"m.safetensors": {"a": BASE["a"], "n": TARGET["n"]}, "keep.txt": b"keep", "edit.txt": b"new text",
+             "made.txt": b"made"}
+SMALL_SHARDS = {"m.safetensors": [same("a"), new("n")]}
+SMALL_FILES = [same_file("keep.txt"), delta_file("edit.txt"), new_file("made.txt")]
+EDIT, KEEP, MADE = range(3)  # places in the index's files
+
+
+def small(**faults):
+    return patch_folder(SMALL_OLD, SMALL_NEW, SMALL_SHARDS, SMALL_FILES, **faults)
+
+
+def bad_folder(name, expect, comment, base=None, **faults):
+    vector("folder_" + name, expect, comment, file_bytes(base or SMALL_OLD), small(**faults))
+
+
+def rename_file(old, new_path):
+    """A fault: let the index's file have another path, and let it stay sorted."""
+    def fault(index):
+        next(f for f in index["files"] if f["path"] == old)["path"] = new_path
+        index["files"].sort(key=lambda f: f["path"].encode())
+    return fault
+
+
+def folder_vectors():
+    f, u, i = "format", "unsupported", "integrity"
+    bad_folder("index_missing", f, "There is no ckptdiff.json.", parts=setter("ckptdiff.json", DROP))
+    bad_folder("index_with_newline", f, "A newline follows the index.", index_text=lambda b: b + b"\n")
+    bad_folder("index_keys_unsorted", f, "Two members of the index are in the wrong order.",
+               index_text=swap(b'"format":"ckptdiff-index","info":{}', b'"info":{},"format":"ckptdiff-index"'))
+    bad_folder("index_empty", f, "The index has no bytes.", index_text=lambda b: b"")
+    bad_folder("index_format_wrong", f, "The index has the format of a patch file.", index=setter("format", "ckptdiff"))
+    bad_folder("index_version_2", u, "The index has the version 2.", index=setter("version", 2))
+    bad_folder("index_unknown_member", u, "The index has an unknown member.", index=setter("other", 1))
+    bad_folder("index_unknown_member_of_shard", u, "A shard has an unknown member.", index=setter("shards", 0, "other", 1))
+    bad_folder("index_unknown_member_of_file", u, "A file has an unknown member.", index=setter("files", 0, "mode", 493))
+    bad_folder("index_unknown_kind_of_file", u, "A file is of an unknown kind.", index=setter("files", 0, "kind", "link"))
+    bad_folder("index_digest_wrong", i, "The index's digest is another.", index=setter("digest", "0" * 32))
+    for member in ("digest", "base", "target", "shards", "files", "removed", "totals", "info"):
+        bad_folder(f"index_{member}_missing", f, f"The index has no {member}.", index=setter(member, DROP))
+    for member in ("path", "size", "sha256", "digest"):
+        bad_folder(f"shard_without_{member}", f, f"A shard has no {member}.", index=setter("shards", 0, member, DROP))
+    for member in ("size", "sha256", "stored", "digest", "kind", "base_sha256"):
+        bad_folder(f"file_without_{member}", f, f"A file has no {member}.", index=setter("files", EDIT, member, DROP))
+    bad_folder("file_same_with_stored", f, "A file of kind same has a stored size.", index=setter("files", KEEP, "stored", 0))
+    bad_folder("file_new_with_base_sha256", f, "A file of kind new has a base.", index=setter("files", MADE, "base_sha256", "0" * 64))
+    bad_folder("totals_wrong", f, "The index's totals are not the sum of the shards'.", index=setter("totals", "units", 99))
+    bad_folder("files_unsorted", f, "The files of the index are not sorted.", index=lambda d: d["files"].reverse())
+    bad_folder("file_twice", f, "A file stands twice in the index.", index=lambda d: d["files"].append(d["files"][-1]))
+    bad_folder("removed_unsorted", f, "The removed paths are not sorted.", index=setter("removed", ["gone.txt", "a.txt"]))
+    bad_folder("removed_is_output", f, "A removed path is an output path.", index=setter("removed", ["keep.txt"]))
+    bad_folder("base_files_unsorted", f, "The base's files are not sorted.", index=setter("base", "files", [
+        {"path": p, "size": 0, "sha256": "0" * 64} for p in ("b.safetensors", "a.safetensors")]))
+    bad_folder("weight_file_among_files", f, "A file of the index is a weight file.", index=rename_file("keep.txt", "keep.safetensors"))
+
+    unsafe = {"parent": "../keep.txt", "parent_inside": "a/../keep.txt", "dot": "a/./keep.txt", "absolute": "/keep.txt",
+              "backslash": "a\\keep.txt", "colon": "c:keep.txt", "nul": "keep\0.txt", "newline": "keep\n.txt",
+              "delete": "keep\x7f.txt", "empty_component": "a//keep.txt", "trailing_slash": "keep/", "empty": "",
+              "component_of_256_bytes": "k" * 256, "component_of_256_bytes_of_utf8": "é" * 128,
+              "of_1025_bytes": ("k" * 204 + "/") * 5}
+    unsafe["of_1025_bytes"] = unsafe["of_1025_bytes"][:-1] + "k"
+    for name, path in unsafe.items():
+        bad_folder(f"path_{name}", f, f"The path of a file is unsafe: {name.replace('_', ' ')}.",
+                   index=rename_file("keep.txt", path))
+    bad_folder("path_is_a_number", f, "The path of a file is a number.", index=lambda d: d["files"].__getitem__(KEEP).update(path=7))
+    bad_folder("removed_path_unsafe", f, "A removed path is unsafe.", index=setter("removed", ["../gone.txt"]))
+    bad_folder("base_path_unsafe", f, "The path of a base's weight file is unsafe.",
+               index=setter("base", "files", 0, "path", "/m.safetensors"))
+    bad_folder("shard_target_unsafe", f, "The target of a shard is unsafe.", index=lambda d: d["shards"][0].update(
+        target="../m.safetensors", path="patch/../m.safetensors"))
+    bad_folder("shard_path_not_under_patch", f, "A shard's patch file is not at patch/TARGET.",
+               index=setter("shards", 0, "path", "m.safetensors"), parts=lambda p: {
+                   (k[6:] if k.startswith("patch/") else k): v for k, v in p.items()})
+    bad_folder("path_is_directory_of_another", f, "An output path is the directory of another.",
+               index=rename_file("keep.txt", "made.txt/keep.txt"))
+    bad_folder("path_is_directory_of_shard", f, "A file's path is a shard's with something added.",
+               index=rename_file("keep.txt", "m.safetensors/keep.txt"))
+
+    bad_folder("shard_missing", f, "A patch file is missing.", parts=setter("patch/m.safetensors", DROP))
+    bad_folder("shard_size_wrong", i, "The index states another size of a patch file.",
+               index=lambda d: d["shards"][0].update(size=d["shards"][0]["size"] + 1))
+    bad_folder("shard_sha256_wrong", i, "The index states another SHA-256 of a patch file.", index=setter("shards", 0, "sha256", "0" * 64))
+    bad_folder("shard_digest_wrong", i, "The index states another digest of a patch file.", index=setter("shards", 0, "digest", "0" * 32))
+    bad_folder("shard_truncated", i, "A patch file lacks its last byte, which its size in the index tells.",
+               parts=lambda p: p.update({"patch/m.safetensors": p["patch/m.safetensors"][:-1]}))
+    bad_folder("shard_broken", f, "A patch file has a trailing byte, which the index knows.",
+               shard={"m.safetensors": {"file": lambda b: b + b"\0"}})
+    bad_folder("shard_of_other_target", f, "A patch file is for another target path.",
+               shard={"m.safetensors": {"meta": setter("target", "path", "dir/m.safetensors")}})
+    for side in ("base", "target"):
+        bad_folder(f"shard_{side}_identity_differs", f, f"A patch file's {side} identity is not the index's.",
+                   shard={"m.safetensors": {"meta": setter(side, "identity", "0" * 32)}})
+    bad_folder("shard_with_base_files", f, "A patch file in a folder has base.files.", shard={"m.safetensors": {
+        "base_files": [{"path": "m.safetensors", "size": 1, "sha256": "0" * 64}]}})
+    bad_folder("stored_file_missing", f, "A file under files/ is missing.", parts=setter("files/made.txt.zst", DROP))
+    bad_folder("stored_size_wrong", i, "The index states another stored size of a file.",
+               index=lambda d: d["files"][MADE].update(stored=d["files"][MADE]["stored"] + 1))
+    bad_folder("stored_digest_wrong", i, "The index states another digest of a stored file.", index=setter("files", MADE, "digest", "0" * 32))
+    bad_folder("stored_file_damaged", i, "A bit of a stored file is turned.", parts=lambda p: p.update(
+        {"files/made.txt.zst": p["files/made.txt.zst"][:-1] + b"f"}))
+    bad_folder("output_sha256_wrong", i, "A new file does not come out with its SHA-256.", index=setter("files", MADE, "sha256", "0" * 64))
+    bad_folder("output_size_wrong", i, "A new file does not come out with its size.", index=setter("files", MADE, "size", 5))
+    bad_folder("delta_sha256_wrong", i, "A file coded as delta does not come out with its SHA-256.",
+               index=setter("files", EDIT, "sha256", "0" * 64))
+    bad_folder("delta_file_over_limit", f, "A file coded as delta is stated to be of 2^26 + 1 bytes.",
+               index=setter("files", EDIT, "size", (1 << 26) + 1))
+
+    def stored(name, comment, framed, expect=f):
+        files = [same_file("keep.txt"), delta_file("edit.txt"), new_file("made.txt", framed)]
+        vector("folder_" + name, expect, comment, file_bytes(SMALL_OLD),
+               patch_folder(SMALL_OLD, SMALL_NEW, SMALL_SHARDS, files))
+    stored("frame_not_zstd", "A stored file is no zstd frame.", b"made")
+    stored("frame_skippable", "A stored file is a skippable frame.", b"\x50\x2a\x4d\x18\x04\0\0\0made")
+    stored("frame_twice", "A stored file is two frames.", frame(b"ma") + frame(b"de"))
+    stored("frame_trailing_byte", "A byte follows the frame of a stored file.", frame(b"made") + b"\0")
+    stored("frame_truncated", "The frame of a stored file lacks its last byte.", frame(b"made")[:-1])
+    stored("frame_window_too_large", "The frame of a stored file has a window of 2^28 bytes.", frame(b"made", window=0x90))
+    stored("frame_dictionary", "The frame of a stored file names a dictionary.", frame(b"made", dictionary=b"\x09"))
+    stored("frame_bad_checksum", "The frame of a stored file has a wrong checksum.", frame(b"made", checksum=b"abcd"))
+    stored("frame_content_long", "The frame of a stored file, which states no size, holds more than the file.",
+           b"\x28\xb5\x2f\xfd\x00\x38" + frame_rle(b"m", 1 << 20, magic=False)[9:], i)
+
+    def other(name, comment, **changes):
+        base = {**SMALL_OLD, **changes.pop("base")}
+        vector("folder_base_" + name, "wrong_base", comment,
+               {k: v for k, v in file_bytes(base).items() if v is not None}, small())
+    other("lacks_file_of_same", "The base lacks a file that stays the same.", base={"keep.txt": None})
+    other("lacks_file_of_delta", "The base lacks a file that a delta needs.", base={"edit.txt": None})
+    other("other_file_of_same", "The base's file that is to stay the same is another.", base={"keep.txt": b"kept"})
+    other("other_file_of_delta", "The base's file that a delta needs is another.", base={"edit.txt": b"odd text"})
+    bad_folder("base_sha256_wrong", "wrong_base", "The index states another SHA-256 of a delta's base file.",
+               index=setter("files", EDIT, "base_sha256", "0" * 64))
+
+    two_old, two_new = {M1: {"a": BASE["a"], "x": BASE["a"]}, M2: {"w": BASE["w"]}}, {M1: {"a": BASE["a"]}, M2: {"w": BASE["w"]}}
+    two = {M1: [same("a")], M2: [same("w")]}
+
+    def pair(name, comment, **faults):
+        vector("folder_" + name, f, comment, file_bytes(two_old), patch_folder(two_old, two_new, two, **faults))
+    pair("removed_in_second_file", "The second file of a scope has removed names.",
+         shard={M1: {"removed": []}, M2: {"removed": ["x"]}})
+    pair("removed_is_base_of_other_file", "A name removed in the first file is the base in the second.",
+         shard={M1: {"removed": ["w", "x"]}})
+    pair("shards_unsorted", "The shards of the index are not sorted.", index=lambda d: d["shards"].reverse())
+    twice = {M1: {"a": BASE["a"]}, M2: {"a": BASE["a"]}}
+    vector("folder_scope_holds_name_twice", f, "Two files of one scope of the target hold the same name.",
+           file_bytes({"m.safetensors": {"a": BASE["a"]}}),
+           patch_folder({"m.safetensors": {"a": BASE["a"]}}, twice, {M1: [same("a")], M2: [same("a")]}))
+    chain = {M1: {"a": BASE["a"], "b": BASE["a"]}, M2: {"c": BASE["a"]}}
+    vector("folder_copy_of_copy_in_other_file", f, "A copy is of a copy in another patch file.", file_bytes(
+        {"m.safetensors": {"a": BASE["a"]}}), patch_folder({"m.safetensors": {"a": BASE["a"]}}, chain, {
+            M1: [same("a"), copy("b", "a")], M2: [copy("c", "b")]}))
+    apart = {"x/m.safetensors": {"a": BASE["a"]}, "y/m.safetensors": {"b": BASE["a"]}}
+    vector("folder_copy_of_other_scope", f, "A copy is of a tensor of another scope.", file_bytes(
+        {"m.safetensors": {"a": BASE["a"]}}), patch_folder({"m.safetensors": {"a": BASE["a"]}}, apart, {
+            "x/m.safetensors": [same("a")], "y/m.safetensors": [copy("b", "a")]}))
+
+
+def folder_successes():
+    def good(name, comment, old, target, *parts):
+        vector("ok_" + name, "success", comment, file_bytes(old), *parts, output=file_bytes(target))
+    good("folder_all_kinds", "A folder with all kinds of tensors and files, and a copy from another shard.",
+         FOLDER_OLD, FOLDER_NEW, folder())
+    third = {**FOLDER_NEW, "README.md": b"bye\n"}
+    good("folder_chain_of_two", "Two patch folders, applied one after the other.", FOLDER_OLD, third, folder(), patch_folder(
+        FOLDER_NEW, third, {M1: [same("a"), same("n")], M2: [same("w"), same("c")]},
+        [same_file(p) for p in ("model.safetensors.index.json", "config.json", "tokenizer/vocab.txt")] + [new_file("README.md")]))
+    resharded = {"model.safetensors": {**FOLDER_OLD[M1], **FOLDER_OLD[M2]}}
+    good("folder_resharded", "Two shards of one scope become one file.", {M1: FOLDER_OLD[M1], M2: FOLDER_OLD[M2]}, resharded,
+         patch_folder({M1: FOLDER_OLD[M1], M2: FOLDER_OLD[M2]}, resharded, {"model.safetensors": [same("a"), same("w")]}))
+    alike = {"unet/model.safetensors": {"t": T("U8", [2], "0102")}, "vae/model.safetensors": {"t": T("U8", [2], "0304")}}
+    changed = {"unet/model.safetensors": {"t": T("U8", [2], "0103")}, "vae/model.safetensors": {"t": T("U8", [2], "0304")}}
+    good("folder_two_scopes", "Two scopes hold the same name.", alike, changed, patch_folder(alike, changed, {
+        "unet/model.safetensors": [delta("t")], "vae/model.safetensors": [same("t")]}))
+    listed = {"part-a.safetensors": {"a": BASE["a"]}, "part-b.safetensors": {"b": BASE["a"]},
+              "odd.safetensors": {"a": T("U8", [1], "63")},
+              "model.safetensors.index.fp16.json": json.dumps(
+                  {"weight_map": {"a": "part-a.safetensors", "b": "part-b.safetensors"}}).encode()}
+    joined = {"model.fp16.safetensors": {"b": BASE["a"], "a": BASE["a"]}, "odd.safetensors": listed["odd.safetensors"]}
+    good("folder_scope_by_index", "The base's scope is that of an index of a variant, beside another file.", listed, joined,
+         patch_folder(listed, joined, {"model.fp16.safetensors": [same("b"), same("a")], "odd.safetensors": [same("a")]}))
+    single = {"x.safetensors": {"a": BASE["a"]}}
+    renamed = {"deep/y-00001-of-00001.safetensors": {"a": BASE["a"]}}
+    good("folder_single_scope", "The base's only scope is taken, whatever its id.", single, renamed, patch_folder(
+        single, renamed, {"deep/y-00001-of-00001.safetensors": [same("a")]}, pairs={"deep/y": "of another name"}))
+    texts = {"m.safetensors": {"a": BASE["a"]}, "empty.txt": b"", "é/ü.txt": b"umlaut", "w.txt": b"window " * 3}
+    good("folder_frames_of_many_sorts", "New files: an empty one, one without content size, one with window and checksum.",
+         single, {**texts, "long.bin": bytes(70000)}, patch_folder(single, {**texts, "long.bin": bytes(70000)}, {"m.safetensors": [same("a")]}, [
+             new_file("empty.txt"), new_file("é/ü.txt", frame(texts["é/ü.txt"], state_size=False)),
+             new_file("long.bin", frame_rle(b"\0", 70000)),
+             new_file("w.txt", frame(texts["w.txt"], window=0x88, checksum=(xxhash.xxh64_intdigest(
+                 texts["w.txt"]) & 0xFFFFFFFF).to_bytes(4, "little")))]))
+    strange = {"m.safetensors": {"a": BASE["a"]}, "d.bin": b"\x37\xa4\x30\xec" + CONFIG_OLD, "e.bin": b""}
+    after = {**strange, "d.bin": CONFIG_NEW, "e.bin": b"now"}
+    good("folder_delta_of_strange_files", "Deltas whose base begins like a zstd dictionary, and is empty.", strange, after,
+         patch_folder(strange, after, {"m.safetensors": [same("a")]}, [delta_file("d.bin", CONFIG_DELTA), delta_file("e.bin")]))
+    files_only = {"config.json": b"{}"}
+    good("folder_without_weights", "The target has no weight file.", {"m.safetensors": {"a": BASE["a"]}, "config.json": b"{}"},
+         files_only, patch_folder({"m.safetensors": {"a": BASE["a"]}, "config.json": b"{}"}, files_only, {}, [same_file("config.json")]))
+    extra = folder(index=setter("info", {"base_repo": "org/base", "unknown": [None, True, -1, {"é": "\x1f\x7f"}]}),
+                   parts=setter("README.md", b"not part of the patch"))
+    good("folder_info_and_other_files", "info has unknown members, and the folder a file that the index does not name.",
+         FOLDER_OLD, FOLDER_NEW, extra)
+    vector("ok_file_patch_on_folder", "success", "A patch file takes its scope from a base folder with two.", file_bytes(
+        {"base.safetensors": BASE, "other.safetensors": {"a": T("U8", [1], "00")}}), basic(), output=basic().output)
+
+
+# ---- Successes with one patch file ----------------------------------------------------------------------------------
+
+def successes():
+    vector("ok_all_kinds", "success", "An entry of each kind; w holds the example of section 7.4.", BASE_FILE, basic(),
+           output=basic().output)
+    vector("ok_base_files_and_info", "success", "base.files is there, and info has known and unknown members.", BASE_FILE, basic(
+        base_files=[{"path": "base.safetensors", **stat(BASE_FILE)}],
+        info={"base_repo": "org/base", "target_revision": "v1", "later": {"é\"\\\x01\n": [-5, None, False]}}),
+        output=basic().output)
+    vector("ok_header_by_prefix", "success", "The header's frame is compressed after the predicted header.", BASE_FILE,
+           basic(header_frame=bytes.fromhex("28b52ffd20f84d0000107b220100f33d65b0")), output=basic().output)
+    strange = (b'{ "c":{"shape":[3],"dtype":"U8","data_offsets":[23,26]},"__metadata__":{"\xc3\xa9":"\xe2\x82\xac \xf0\x9f\x98\x80","x":"\\u00e9\\/"},'
+               b'\t"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},\n"n":{"dtype":"U8","shape":[3],"data_offsets":[20,23]},'
+               b'"w":{"dtype":"BF16","data_offsets":[4,20],"shape":[8]}}   ')
+    ok("strange_header", "The target's header is in another order, with Unicode metadata, spaces and an odd length.", BASE, TARGET,
+       ENTRIES, target_header=strange)
+    ok("header_without_metadata", "The target's header has no __metadata__ and no padding.", BASE, TARGET, ENTRIES,
+       target_header=header(TARGET, metadata=None, pad=1))
+    ok("table_frame_with_checksum", "The table's frame has a checksum, a right one.", BASE, TARGET, ENTRIES,
+       table_frame=lambda _: frame(table_bytes(), checksum=(xxhash.xxh64_intdigest(table_bytes()) & 0xFFFFFFFF).to_bytes(4, "little")))
+    ok("nothing_at_all", "Base and target hold no tensors.", {}, {}, [])
+    names = {"__metadata__x": T("U8", [1], "01"), "tensor/\"\\\n\x7fé😀": T("U8", [1], "02"), " ": T("U8", [1], "03")}
+    ok("names_of_all_sorts", "Tensor names with quotes, control characters and Unicode.", names, names,
+       [same(n) if n != " " else new(n) for n in names], removed=[" "])
+    ok("scope_null", "Nothing is taken from the base, and base.scope is null.", BASE, {"n": TARGET["n"]}, [new("n")],
+       base_scope=None, removed=[])
+    ok("scope_of_another_name", "A base of one scope is taken, whatever its id.", BASE, TARGET, ENTRIES, base_scope="x/y.fp16")
+    ok("rename_and_swap", "Two tensors change names, and a third is a delta of one of them.", {"a": T("U8", [2], "0102"), "b": T("U8", [2], "0304"),
+        "gone": T("U8", [0], b"")}, {"a": T("U8", [2], "0304"), "b": T("U8", [2], "0102"), "d": T("U8", [2], "0105")},
+       [same("a", name="b"), same("b", name="a"), delta("d", name="a")])
+    ok("copy_before_its_source", "A copy stands before the tensor it names, and another is of a tensor that stays the same.",
+       BASE, {"c": TARGET["n"], "n": TARGET["n"], "a": BASE["a"], "e": BASE["a"]}, [copy("c", "n"), new("n"), same("a"), copy("e", "a")])
+    empties = {"e": T("F32", [0], b""), "s": T("F64", [], "000000000000f03f"), "f": T("BF16", [3, 0, 5], b""),
+               "big": T("U8", [1 << 48, 0, 1 << 48], b"")}
+    after = {**empties, "s": T("F64", [], "010000000000f03f"), "g": T("I8", [0], b""), "h": T("F32", [0], b"")}
+    ok("empty_and_scalar_tensors", "Empty tensors of kinds same, new and copy, and a delta of a scalar.", empties, after,
+       [same("e"), delta("s"), same("f"), same("big"), new("g"), copy("h", "e")])
+    ok("empty_tensor_extended", "An empty tensor is extended by zeros.", {"e": T("U8", [0, 3], b"")}, {"e": T("U8", [2, 3], bytes(6))},
+       [same("e", shape=[0, 3])])
+
+    # Every dtype: sparse and raw. The extremes of each carrier, both zeros, infinities, NaN of all sorts.
+    edges = {1: ["00", "80", "7f", "ff", "7e", "01", "81", "fe"],
+             2: ["0000", "0080", "ff7f", "ffff", "007c", "0100", "807f", "c07f"],
+             4: ["00000000", "00000080", "ffffff7f", "ffffffff", "0000807f", "0100807f", "01000000", "0000c0ff"],
+             8: ["00" * 8, "00" * 7 + "80", "ff" * 7 + "7f", "ff" * 8, "000000000000f07f", "010000000000f07f", "01" + "00" * 7, "000000000000f8ff"]}
+    for carrier in (1, 2, 4, 8):
+        old = "".join(edges[carrier])
+        shifted = "".join(edges[carrier][2:] + edges[carrier][:2])
+        swapped = "".join(edges[carrier][j ^ 1] for j in range(8))
+        base, target, entries = {}, {}, []
+        for dtype in (d for d in BITS if CARRIER[d] == carrier):
+            shape = [len(bytes.fromhex(old)) * 8 // BITS[dtype]]
+            if BITS[dtype] == 6:
+                shape, old6 = [8], (old[:12], swapped[:12])
+            for tag, result in (("swap", swapped), ("turn", shifted)):
+                name = f"{dtype}.{tag}"
+                a, b = (old6[0], old6[1]) if BITS[dtype] == 6 else (old, result)
+                base[name], target[name] = T(dtype, shape, a), T(dtype, shape, b)
+                entries.append(delta(name, "sparse" if tag == "swap" or carrier > 1 else "raw", w=carrier))
+        ok(f"dtypes_of_{8 * carrier}_bits", f"Deltas of all dtypes with units of {8 * carrier} bits, with extremes, zeros and NaN.",
+           base, target, entries)
+        base, target, entries = {}, {}, []
+        dtype = {1: "U8", 2: "F16", 4: "F32", 8: "I64"}[carrier]
+        for w in range(1, carrier + 1):
+            for g in (1, 2, 3):
+                name = f"g{g}w{w}"
+                base[name], target[name] = T(dtype, [8], old), T(dtype, [8], swapped)
+                entries.append(delta(name, g=g, w=w))
+        ok(f"sparse_widths_of_{8 * carrier}_bits", f"The codec sparse with all widths, and escapes, for units of {8 * carrier} bits.",
+           base, target, entries)
+        ok(f"raw_of_{8 * carrier}_bits", f"The codec raw for units of {8 * carrier} bits.", {"t": T(dtype, [8], old)},
+           {"t": T(dtype, [8], shifted), "n": T(dtype, [2, 4], swapped)}, [delta("t", "raw"), new("n")])
+
+    # Gaps: the base is extended by zeros, so that large tensors need few bytes.
+    def zeros_but(size, *at):
+        data = bytearray(size)
+        for i in at:
+            data[i] = 1
+        return bytes(data)
+    for size, at, g in ((300, (0, 255, 299), 1), (70000, (65535, 69999), 2), (70000, (254, 65535 + 255, 66000), 2), (600, (255, 599), 1)):
+        data = zeros_but(size, *at)
+        ok(f"sparse_gaps_{g}_to_{at[-1]}_from_{at[0]}", f"Gaps in {g} planes, at and beside the escape, in an extended tensor.",
+           {"t": T("U8", [1], "00")}, {"t": T("U8", [size], data)}, [delta("t", g=g, adapted=bytes(size), shape=[1])])
+    size = 2 * BLOCK + 2
+    data = zeros_but(size, 1, 2 * BLOCK)
+    ok("sparse_three_blocks", "Three blocks, of which the second has no change and the third is of two bytes.",
+       {"t": T("U8", [1], "00")}, {"t": T("U8", [size], data)},
+       [delta("t", blocks=[sparse([1], [1], 1), b"", sparse([0], [1], 1)], adapted=data, changed=2, shape=[1])])
+    ok("raw_two_blocks", "Two blocks coded raw, the first in a frame of runs, and a copy of them.", {}, {
+        "t": T("U16", [BLOCK // 2 + 1], b"\1\2" * (BLOCK // 2 + 1)), "c": T("U16", [BLOCK // 2 + 1], b"\1\2" * (BLOCK // 2 + 1))},
+       [new("t", [plane_zstd(frame_rle(b"\1", BLOCK // 2, magic=False)) + plane_zstd(frame_rle(b"\2", BLOCK // 2, magic=False)),
+                  plane(b"\1") + plane(b"\2")]), copy("c", "t")])
+    ok("same_cut_and_extended_blocks", "A tensor of more than one block is extended by zeros.", {"t": T("U8", [3], "010203")},
+       {"t": T("U8", [BLOCK + 5], b"\1\2\3" + bytes(BLOCK + 2))}, [same("t", shape=[3])])
+    ok("plane_frames", "Planes in frames: compressed, with and without content size.", {}, {
+        "a": T("U8", [128], bytes([0, 1, 2, 3] * 32)), "b": T("U8", [8], b"\1" * 8)},
+       [new("a", [plane_zstd(bytes.fromhex("20805d000020000102030100f9d41101"))]),
+        new("b", [plane_zstd(frame(b"\1" * 8, magic=False, state_size=False))])])
+
+    # Section 8. Each line: base bits, target bits.
+    def casts(name, comment, from_type, to_type, pairs):
+        def unit(text):
+            return bytes.fromhex(text)[::-1]
+        old, new_bytes = (b"".join(unit(p[k]) for p in pairs) for k in (0, 1))
+        n = len(pairs)
+        moved = new_bytes[:-1] + bytes([new_bytes[-1] ^ 1])
+        ok("cast_" + name, comment, {"s": T(from_type, [n], old), "d": T(from_type, [n], old), "e": T(from_type, [n], old),
+                                     "z": T(from_type, [n], old)},
+           {"s": T(to_type, [n], new_bytes), "d": T(to_type, [n], moved), "e": T(to_type, [n + 1], new_bytes + unit(pairs[0][1])),
+            "z": T(to_type, [n - 1], new_bytes[:len(new_bytes) // n * (n - 1)])},
+           [same("s", dtype=from_type), delta("d", adapted=new_bytes, dtype=from_type, w=CARRIER[to_type]),
+            delta("e", adapted=new_bytes + bytes(BITS[to_type] // 8), dtype=from_type, shape=[n], w=CARRIER[to_type]),
+            same("z", dtype=from_type, shape=[n])])
+    casts("bf16_to_f32", "BF16 widened to F32: same, delta, extended and cut.", "BF16", "F32", [
+        ("3f80", "3f800000"), ("8000", "80000000"), ("7f81", "7f810000"), ("ffc1", "ffc10000"), ("0001", "00010000")])
+    casts("f16_to_f32", "F16 widened to F32, with subnormals, infinities and NaN of both sorts.", "F16", "F32", [
+        ("3c00", "3f800000"), ("8000", "80000000"), ("0001", "33800000"), ("83ff", "b87fc000"), ("0400", "38800000"),
+        ("7bff", "477fe000"), ("7c00", "7f800000"), ("fc00", "ff800000"), ("7c01", "7f802000"), ("fe00", "ffc00000"),
+        ("7fff", "7fffe000")])
+    casts("f32_to_bf16", "F32 rounded to BF16, with ties, overflow, subnormals and NaN of both sorts.", "F32", "BF16", [
+        ("3f800000", "3f80"), ("3f808000", "3f80"), ("3f818000", "3f82"), ("3f808001", "3f81"), ("3f807fff", "3f80"),
+        ("7f7fffff", "7f80"), ("ff800000", "ff80"), ("7f800001", "7fc0"), ("ffbfffff", "ffff"), ("7fc00000", "7fc0"),
+        ("00008000", "0000"), ("80018000", "8002")])
+    ok("resize_both_ways", "Rows are cut and added, as same and as delta.",
+       {"a": T("U8", [3, 2], "010203040506"), "b": T("U16", [1, 2], "01000200"), "c": T("U8", [2, 2], "01020304"), "d": T("U8", [1], "09")},
+       {"a": T("U8", [2, 2], "01020304"), "b": T("U16", [2, 2], "0100020000000000"), "c": T("U8", [3, 2], "010203040506"),
+        "d": T("U8", [0], b"")},
+       [same("a", shape=[3, 2]), same("b", shape=[1, 2]), delta("c", adapted=bytes.fromhex("010203040000"), shape=[2, 2]),
+        same("d", shape=[1])])
+
+
+def main():
+    OUT.mkdir(parents=True, exist_ok=True)
+    for make in (container_vectors, metadata_vectors, table_vectors, header_vectors, codec_vectors, base_vectors, folder_vectors,
+                 folder_successes, successes):
+        make()
+    for old in OUT.glob("*.vector"):
+        if old.stem not in WRITTEN:
+            old.unlink()
+    print(f"{len(WRITTEN)} vectors, {sum(f.stat().st_size for f in OUT.glob('*.vector'))} bytes in {OUT}")
+
+
+if __name__ == "__main__":
+    main()
