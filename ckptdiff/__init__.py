@@ -1,2 +1,74 @@
-from ckptdiff.make import make
-from ckptdiff.apply import apply
+"""Exact, sparse differences between model checkpoints.
+
+The five verbs are the command line's: :func:`make` a patch from a base and a target, :func:`apply` it to rebuild the
+target byte for byte, read its :func:`info`, :func:`verify` it, and :func:`compare` two checkpoints. Every error is a
+:class:`CkptdiffError`. The format is specified in ``spec/ckptdiff-v1.md``.
+
+Names are imported when they are first used, so that ``import ckptdiff`` and ``ckptdiff --help`` stay fast.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ckptdiff.applier import ApplyResult, apply
+    from ckptdiff.comparison import CompareResult, compare
+    from ckptdiff.errors import (
+        BaseMismatchError,
+        CheckpointError,
+        CkptdiffError,
+        FormatError,
+        IntegrityError,
+        OutputError,
+        UnsupportedError,
+    )
+    from ckptdiff.maker import MakeResult, make
+    from ckptdiff.patchinfo import PatchInfo, info
+    from ckptdiff.verifier import VerifyResult, verify
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ApplyResult",
+    "BaseMismatchError",
+    "CheckpointError",
+    "CkptdiffError",
+    "CompareResult",
+    "FormatError",
+    "IntegrityError",
+    "MakeResult",
+    "OutputError",
+    "PatchInfo",
+    "UnsupportedError",
+    "VerifyResult",
+    "apply",
+    "compare",
+    "info",
+    "make",
+    "verify",
+]
+
+_MODULES = {
+    "ApplyResult": "applier",
+    "apply": "applier",
+    "CompareResult": "comparison",
+    "compare": "comparison",
+    "MakeResult": "maker",
+    "make": "maker",
+    "PatchInfo": "patchinfo",
+    "info": "patchinfo",
+    "VerifyResult": "verifier",
+    "verify": "verifier",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'ckptdiff' has no attribute {name!r}")
+    value = getattr(import_module(f"ckptdiff.{_MODULES.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

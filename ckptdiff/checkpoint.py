@@ -125,7 +125,7 @@ def _read(path: Path) -> Checkpoint:
     except OSError as error:
         raise CheckpointError(f"{error.filename or path}: cannot be read: {error.strerror}") from None
     if "ckptdiff.json" in files:
-        raise CheckpointError(f"{path}: this is a ckptdiff patch, not a checkpoint; rebuild the checkpoint with: ckptdiff apply BASE {path} -o OUT")
+        raise CheckpointError(f"{path}: is a ckptdiff patch, not a checkpoint; rebuild that with: ckptdiff apply BASE {path} -o OUT")
     weights = {name: file for name, file in files.items() if name.endswith(".safetensors")}
     if not weights:
         _refuse_weights(path, sorted(files))

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-Units: TypeAlias = npt.NDArray[np.unsignedinteger[Any]]
+Units: TypeAlias = npt.NDArray[Any]
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 
 
@@ -92,7 +92,7 @@ def _f32_to_bf16(x: Units) -> Units:
     return np.where(is_nan, (x >> 16) | 0x40, rounded).astype("<u2")
 
 
-def _f16_table() -> npt.NDArray[np.uint32]:
+def _f16_table() -> Units:
     """F32 bits of every F16 bit pattern, by integer arithmetic: hardware conversion may quieten NaNs."""
     x = np.arange(1 << 16, dtype=np.uint32)
     sign, exponent, mantissa = (x >> 15) << 31, (x >> 10) & 31, x & 1023
@@ -106,7 +106,7 @@ def _f16_table() -> npt.NDArray[np.uint32]:
     return sign | bits
 
 
-_F16_TO_F32: list[npt.NDArray[np.uint32]] = []
+_F16_TO_F32: list[Units] = []
 
 
 def _f16_to_f32(x: Units) -> Units:

@@ -21,11 +21,11 @@ MAX_WINDOW = 1 << 27
 
 
 def safe_path(path: Any, where: str) -> str:
-    path = canonical.as_text(path, where)
-    reason = paths.unsafe_reason(path)
+    text = canonical.as_text(path, where)
+    reason = paths.unsafe_reason(text)
     if reason:
-        raise FormatError(f"{where}: the path {quote(path[:80])} {reason}: do not trust this patch")
-    return path
+        raise FormatError(f"{where}: the path {quote(text[:80])} {reason}: do not trust this patch")
+    return text
 
 
 def _sealed(value: JsonObject) -> bytes:

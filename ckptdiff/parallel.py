@@ -6,7 +6,7 @@ import hashlib
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
@@ -34,7 +34,7 @@ def default_threads() -> int:
     return min(cores, 8)
 
 
-def run_ordered(jobs: Iterable[Callable[[], T]], threads: int) -> Iterator[T]:
+def run_ordered(jobs: Iterable[Callable[[], T]], threads: int) -> Generator[T, None, None]:
     """Run jobs on ``threads`` threads and yield their results in the order of the jobs.
 
     At most ``2 * threads`` jobs are under way or waiting to be taken, which bounds memory. After an error or an

@@ -223,7 +223,7 @@ def _read_base(f: Fields, entry: Entry) -> dict[str, Any]:
             raise FormatError(f"{base.where}.shape: {list(shape)} and {list(entry.shape)} differ in more than rows")
         nbytes = DTYPES[found["base_dtype"]].nbytes(shape)
         if nbytes is None or nbytes > MAX_SIZE:
-            raise FormatError(f"{base.where}: a {found['base_dtype']} tensor of shape {list(shape)} has no whole size of at most {MAX_SIZE} bytes")
+            raise FormatError(f"{base.where}.shape: {list(shape)} has no whole size of at most {MAX_SIZE} bytes")
     for key in ("name", "dtype", "shape"):
         if key in base and found[f"base_{key}"] == getattr(entry, key):
             raise FormatError(f"{base.where}.{key}: written although it equals the entry's own")

@@ -297,7 +297,7 @@ class Entry:
     """An entry of a table with its digests; ``base_*`` say which tensor of the base it needs."""
 
     def __init__(self, fields):
-        self.__dict__.update(blocks=[], **fields)
+        self.__dict__.update({"blocks": [], **fields})
         self.base = fields.get("base", {})
         need(self.base or "base" not in fields, f"{self.name!r}: base is empty")
         for key, value in self.base.items():

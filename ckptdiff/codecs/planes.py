@@ -94,7 +94,7 @@ def write_plane(plane: Bytes) -> bytes:
     if len(plane) == 0:
         return b""
     if len(plane) >= WORTH:
-        frame = _local.compressor.compress(plane)
+        frame = _local.compressor.compress(plane.data)
         if len(frame) < len(plane):
             return write_varint(len(frame)) + frame
     return b"\x00" + plane.tobytes()

@@ -69,9 +69,9 @@ def frame(content, magic=True, size=None, state_size=True, checksum=b"", diction
     return (b"\x28\xb5\x2f\xfd" if magic else b"") + out + blocks_raw(content) + checksum
 
 
-def blocks_raw(content, last=True):
+def blocks_raw(content):
     parts = [content[i:i + 65536] for i in range(0, len(content), 65536)] or [b""]
-    return b"".join((len(p) << 3 | (last and i == len(parts) - 1)).to_bytes(3, "little") + p
+    return b"".join((len(p) << 3 | (i == len(parts) - 1)).to_bytes(3, "little") + p
                     for i, p in enumerate(parts))
 
 
@@ -184,7 +184,7 @@ def raw_of(data, dtype):
 # ---- Sections 5 and 6: patch files ----------------------------------------------------------------------------------
 # An entry is a function (base tensors, target tensors) -> (members, digests, payload or None).
 
-def same(name, **base):
+def same(name, /, **base):
     def make(old, new):
         t, was = new[name], old[base.get("name", name)]
         cast = "dtype" in base or "shape" in base
@@ -193,7 +193,7 @@ def same(name, **base):
     return make
 
 
-def delta(name, codec="sparse", blocks=None, changed=None, adapted=None, g=1, w=1, base_digest=None, **base):
+def delta(name, /, codec="sparse", blocks=None, changed=None, adapted=None, g=1, w=1, base_digest=None, **base):
     """``blocks``: the coded blocks, if not the true ones; ``adapted``: the adapted base, where it is not the base."""
     def make(old, new):
         t, was = new[name], old[base.get("name", name)]
@@ -432,19 +432,29 @@ def basic(**faults):
     return patch_file(BASE, TARGET, ENTRIES, **faults)
 
 
-def bad(name, expect, comment, **faults):
-    """The small patch with one fault."""
-    vector(name, expect, comment, BASE_FILE, basic(**faults))
+# A smaller one, for the faults that need no more: a delta and a new tensor.
+TWO_BASE = {"w": T("U8", [2], "0102")}
+TWO_TARGET = {"w": T("U8", [2], "0103"), "n": T("U8", [1], "09")}
+TWO_HEADER = header(TWO_TARGET, metadata=None, pad=1)
+
+
+def two(**faults):
+    return patch_file(TWO_BASE, TWO_TARGET, [delta("w"), new("n")], target_header=TWO_HEADER, **faults)
+
+
+def bad(name, expect, comment, patch=two, **faults):
+    """A small patch with one fault."""
+    vector(name, expect, comment, weights(TWO_BASE if patch is two else BASE), patch(**faults))
 
 
 def bad_entry(name, expect, comment, which, /, **members):
-    """The small patch with members of one entry set to other values, or dropped."""
+    """The patch of four entries with members of one entry set to other values, or dropped."""
     def fault(table):
         entry = table["tensors"][which]
         entry.update(members)
         for key in [k for k in entry if entry[k] is DROP]:
             del entry[key]
-    bad(name, expect, comment, table=fault)
+    bad(name, expect, comment, basic, table=fault)
 
 
 def bad_block(name, comment, *blocks, dtype="U8", old=bytes(8), target=None, codec="sparse", changed=1):
@@ -463,7 +473,7 @@ def setter(*path_and_value):
     def fault(document):
         for key in path[:-1]:
             document = document[key]
-        if value is DROP and path[-1] != "digest":
+        if value is DROP and path != ["digest"]:
             del document[path[-1]]
         else:
             document[path[-1]] = value
@@ -482,9 +492,9 @@ def swap(old, new_text):
 
 def container_vectors():
     f = "format"
-    whole = len(basic().bytes)
-    head = struct.unpack("<Q", basic().bytes[:8])[0]
-    for at, what in ((0, "an empty file"), (7, "inside the length"), (8, "after the length"), (100, "inside the header"),
+    whole = len(two().bytes)
+    head = struct.unpack("<Q", two().bytes[:8])[0]
+    for at, what in ((0, "an empty file"), (7, "inside the length"), (100, "inside the header"),
                      (8 + head, "after the header"), (whole - 1, "one byte before the end")):
         bad(f"container_truncated_at_{at}" if at < 101 else "container_truncated_after_header" if at == 8 + head
             else "container_truncated_by_one_byte", f, f"The patch file is cut: {what}.", file=lambda b, at=at: b[:at])
@@ -496,9 +506,8 @@ def container_vectors():
         head=swap(b',"tensor/w"', b', "tensor/w"'))
     bad("container_header_padded_too_much", f, "The header is padded with eight spaces more than needed.",
         head=lambda b: b + b" " * (-len(b) % 8 + 8))
-    bad("container_header_not_padded", f, "The header's length is not a multiple of 8.",
-        info={"base_repo": "x" * (7 - len(basic(info={"base_repo": ""}, padding=b"").bytes) % 8)} and {},
-        head=swap(b'"tensor/w"', b'"tensor/w"'), padding=b" " * (-head % 8) + b" ")
+    bad("container_header_not_padded", f, "The header is padded with one space too many.",
+        head=lambda b: b + b" " * (-len(b) % 8 + 1), padding=b"")
     bad("container_header_padded_with_newline", f, "The header is padded with newlines.",
         head=lambda b: b + b"\n" * (-len(b) % 8 or 8))
     bad("container_header_begins_with_space", f, "The header begins with a space, not with an opening brace.",
@@ -510,8 +519,7 @@ def container_vectors():
     bad("container_header_escapes_needlessly", f, "The header spells the n of tensor/n as an escape.",
         head=swap(b'"tensor/n"', b'"tensor/\\u006e"'))
     bad("container_keys_in_other_order", f, "A member has shape before dtype.",
-        head=swap(b'"dtype":"U8","shape":[4]', b'"shape":[4],"dtype":"U8"') if b'"shape":[4]' in basic().bytes
-        else (lambda b: re.sub(rb'"dtype":"U8",("shape":\[\d+\])', rb'\1,"dtype":"U8"', b, count=1)))
+        head=lambda b: re.sub(rb'"dtype":"U8",("shape":\[\d+\])', rb'\1,"dtype":"U8"', b, count=1))
     bad("container_offset_is_float", f, "An offset is written as 0.0.", head=swap(b'"data_offsets":[0,', b'"data_offsets":[0.0,'))
     bad("container_offset_is_minus_zero", f, "An offset is written as -0.", head=swap(b'"data_offsets":[0,', b'"data_offsets":[-0,'))
     bad("container_offset_is_boolean", f, "An offset is false.", head=swap(b'"data_offsets":[0,', b'"data_offsets":[false,'))
@@ -528,13 +536,11 @@ def container_vectors():
                 members[name]["data_offsets"] = [x + by for x in members[name]["data_offsets"]]
         return fault
     bad("container_hole", f, "One byte lies between the header and the first payload.", layout=shift(1),
-        payloads=lambda data: data[:1] + [(data[1][0], data[1][1])] + data[2:], file=lambda b: b + b"\0")
+        file=lambda b: b + b"\0")
     bad("container_overlap", f, "The first payload begins in the last byte of the header.", layout=shift(-1),
         file=lambda b: b[:-1])
     bad("container_payloads_in_other_order", f, "The payloads do not stand in the table's order.",
         payloads=lambda data: data[:2] + data[:1:-1])
-    bad("container_header_before_table", f, "The header's bytes stand before the table's.",
-        payloads=lambda data: [data[1], data[0]] + data[2:])
     bad("container_members_in_other_order", f, "The offsets are right, but the members do not stand in their order.",
         layout=lambda m: {k: m[k] for k in sorted(m, key=lambda k: (k != "__metadata__", k != "ckptdiff/table",
                                                                     k.startswith("tensor/w")))})
@@ -542,8 +548,6 @@ def container_vectors():
         payloads=lambda data: [d for d in data if d[0] != "tensor/w"])
     bad("container_payload_for_nothing", f, "There is a payload that no entry asks for.",
         payloads=lambda data: data + [("tensor/x", b"\0")])
-    bad("container_payload_for_copy", f, "There is a payload for an entry of kind copy.",
-        payloads=lambda data: data + [("tensor/c", b"")])
     bad("container_table_missing", f, "There is no ckptdiff/table.", payloads=lambda data: data[1:])
     bad("container_header_missing", f, "There is no ckptdiff/header/FILE.", payloads=lambda data: data[:1] + data[2:])
     bad("container_header_name_wrong", f, "FILE is not the last component of target.path.",
@@ -565,31 +569,23 @@ def metadata_vectors():
         meta_text=swap(b'"version":1', b'"version":1,"version":1'))
     bad("metadata_version_float", f, "The version is 1.0.", meta_text=swap(b'"version":1', b'"version":1.0'))
     bad("metadata_version_true", f, "The version is true.", meta=setter("version", True))
-    bad("metadata_version_text", f, "The version is a string.", meta=setter("version", "1"))
     bad("metadata_version_2", u, "The version is 2.", meta=setter("version", 2))
-    bad("metadata_version_0", u, "The version is 0.", meta=setter("version", 0))
     bad("metadata_version_missing", f, "There is no version.", meta=setter("version", DROP))
     bad("metadata_format_wrong", f, "The format is another.", meta=setter("format", "ckptdiff-index"))
     bad("metadata_format_missing", f, "There is no format.", meta=setter("format", DROP))
     bad("metadata_not_an_object", f, "The metadata is a list.", meta_text=lambda b: b"[" + b + b"]")
     bad("metadata_unknown_member", u, "The metadata has an unknown member.", meta=setter("comment", "hello"))
     bad("metadata_unknown_member_of_base", u, "base has an unknown member.", meta=setter("base", "path", "x"))
-    bad("metadata_unknown_member_of_target", u, "target has an unknown member.", meta=setter("target", "mtime", 0))
     bad("metadata_unknown_total", u, "totals has an unknown member.", meta=setter("totals", "other", 0))
     bad("metadata_digest_wrong", "integrity", "The digest of the metadata is another.", meta=setter("digest", "0" * 32))
     bad("metadata_digest_missing", f, "There is no digest.", meta=setter("digest", DROP))
-    for name in ("table", "header", "base", "target", "totals", "info"):
+    for name in ("table", "base", "totals", "info"):
         bad(f"metadata_{name}_missing", f, f"There is no member {name}.", meta=setter(name, DROP))
-    for name in ("identity", "scope", "path", "size", "sha256"):
-        if name != "path":
-            bad(f"metadata_target_{name}_missing", f, f"target has no {name}.", meta=setter("target", name, DROP))
     bad("metadata_base_scope_missing", f, "base has no scope.", meta=setter("base", "scope", DROP))
     bad("metadata_table_digest_wrong", "integrity", "The digest of the table is another.", meta=setter("table", "0" * 32))
     bad("metadata_header_digest_wrong", "integrity", "The digest of the header is another.", meta=setter("header", "0" * 32))
     bad("metadata_digest_upper_case", f, "The digest of the table is in upper case.",
         meta=lambda m: m.update(table=m["table"].upper()))
-    bad("metadata_sha256_short", f, "target.sha256 has 63 digits.",
-        meta=lambda m: m["target"].update(sha256=m["target"]["sha256"][:63]))
     bad("metadata_lone_surrogate", f, "A string of info is an unpaired surrogate.", info={"x": "@"},
         meta_text=swap(b'"x":"@"', b'"x":"\\ud800"'))
     bad("metadata_nan_in_info", f, "info holds NaN.", info={"x": 0}, meta_text=swap(b'"x":0', b'"x":NaN'))
@@ -602,7 +598,7 @@ def metadata_vectors():
         {"path": p, "size": 1, "sha256": "0" * 64} for p in ("b.safetensors", "a.safetensors")])
     bad("metadata_target_size_wrong", f, "target.size is one too large.",
         meta=lambda m: m["target"].update(size=m["target"]["size"] + 1))
-    for name in ("same", "delta", "new", "copy", "removed", "units", "changed"):
+    for name in ("removed", "units", "changed"):
         bad(f"metadata_totals_{name}_wrong", f, f"totals.{name} does not agree with the table.",
             meta=lambda m, name=name: m["totals"].update({name: m["totals"][name] + 1}))
     bad("metadata_totals_missing_member", f, "totals has no member units.", meta=setter("totals", "units", DROP))
@@ -630,89 +626,76 @@ def table_vectors():
     bad("table_frame_truncated", f, "The table's frame lacks its last byte.", table_frame=lambda b: b[:-1])
     bad("table_frame_asks_for_dictionary", f, "The table's frame names the dictionary 7.",
         table_frame=lambda _: frame(table_bytes(), dictionary=b"\x07"))
-    bad("table_frame_reserved_block", f, "The table's frame has a block of the reserved type.",
-        table_frame=lambda b: b[:13] + bytes([b[13] | 6]) + b[14:])
     bad("table_frame_bad_checksum", f, "The table's frame has a wrong checksum.",
         table_frame=lambda _: frame(table_bytes(), checksum=b"abcd"))
     bad("table_not_zstd", f, "The table is stored without zstd.", table_frame=lambda _: table_bytes())
     bad("table_empty", f, "The table has no bytes.", table_frame=lambda _: b"")
-    bad("table_content_empty", f, "The table's content has no bytes.", table_content=lambda _: b"")
     bad("table_length_past_end", f, "The JSON's length is more than the table holds.",
         table_content=lambda b: b"\xff\xff\xff\x0f" + b[4:])
     bad("table_length_one_short", f, "The JSON's length is one too small.",
         table_content=lambda b: struct.pack("<I", struct.unpack("<I", b[:4])[0] - 1) + b[4:])
     bad("table_digests_one_byte_short", f, "The table's digests lack their last byte.", digests=lambda d: d[:-1])
     bad("table_digests_one_byte_long", f, "A byte follows the table's digests.", digests=lambda d: d + b"\0")
-    bad("table_digests_missing", f, "The table has no digests.", digests=lambda d: b"")
     bad("table_json_with_space", f, "The table's JSON has a space.", table_json=swap(b'"removed":[]', b'"removed": []'))
     bad("table_json_keys_unsorted", f, "An entry has kind before dtype.",
-        table_json=swap(b'"dtype":"U8","kind":"same"', b'"kind":"same","dtype":"U8"'))
+        table_json=swap(b'"dtype":"U8","kind":"new"', b'"kind":"new","dtype":"U8"'))
     bad("table_json_repeats_key", f, "An entry has its kind twice.",
-        table_json=swap(b'"kind":"same"', b'"kind":"same","kind":"same"'))
+        table_json=swap(b'"kind":"new"', b'"kind":"new","kind":"new"'))
     bad("table_json_byte_order_mark", f, "The table's JSON begins with a byte-order mark.",
         table_json=lambda b: b"\xef\xbb\xbf" + b)
-    bad("table_json_not_an_object", f, "The table's JSON is a list.", table_json=lambda b: b"[]")
-    bad("table_json_nested_deeply", f, "An entry's shape is 5,000 lists in each other.",
-        table_json=swap(b'"shape":[4]', b'"shape":' + b"[" * 5000 + b"]" * 5000))
+    bad("table_json_nested_deeply", f, "An entry's shape is 2,000 lists in each other.",
+        table_json=swap(b'"shape":[1]', b'"shape":' + b"[" * 2000 + b"]" * 2000))
     bad("table_unknown_member", u, "The table has an unknown member.", table=setter("other", []))
     bad("table_removed_missing", f, "The table has no list of removed names.", table=setter("removed", DROP))
-    bad("table_removed_is_a_base", f, "A removed name is the base of an entry.", removed=["a"])
-    wide = {**BASE, "x": BASE["a"], "y": BASE["a"]}
+    bad("table_removed_is_a_base", f, "A removed name is the base of an entry.", removed=["w"])
+    wide = {**TWO_BASE, "x": TWO_BASE["w"], "y": TWO_BASE["w"]}
     for name, removed, comment in (("unsorted", ["y", "x"], "are not sorted"), ("repeated", ["x", "x", "y"], "repeat one")):
         vector(f"table_removed_{name}", f, f"The removed names {comment}.", weights(wide),
-               patch_file(wide, TARGET, ENTRIES, removed=removed))
-    bad("table_removed_not_text", f, "A removed name is a number.", removed=[7])
+               patch_file(wide, TWO_TARGET, [delta("w"), new("n")], removed=removed))
 
     bad_entry("table_entry_unknown_kind", u, "An entry is of a kind that is unknown.", A, kind="moved")
     bad_entry("table_entry_unknown_codec", u, "An entry's codec is unknown.", W, codec="lz4")
     bad_entry("table_entry_codec_context", u, "An entry's codec is context, which is reserved.", W, codec="context")
     bad_entry("table_entry_unknown_dtype", u, "An entry's dtype is unknown.", A, dtype="U4")
-    bad_entry("table_entry_unknown_base_dtype", u, "An entry's base has a dtype that is unknown.", A, base={"dtype": "U4"})
     bad_entry("table_entry_unknown_member", u, "An entry has an unknown member.", A, comment="hello")
     bad_entry("table_entry_unknown_member_of_base", u, "An entry's base has an unknown member.", A, base={"kind": "x"})
-    for which, kind, members in ((A, "same", "name dtype shape kind"), (W, "delta", "codec changed blocks"),
-                                 (N, "new", "codec blocks"), (C, "copy", "of")):
+    for which, kind, members in ((A, "same", "kind"), (W, "delta", "changed"),
+                                 (N, "new", "blocks"), (C, "copy", "of")):
         for member in members.split():
             bad_entry(f"table_entry_{kind}_without_{member}", f, f"An entry of kind {kind} has no {member}.", which,
                       **{member: DROP})
     bad_entry("table_entry_same_with_codec", f, "An entry of kind same has a codec.", A, codec="raw")
     bad_entry("table_entry_new_with_base", f, "An entry of kind new has a base.", N, base={"name": "a"})
-    bad_entry("table_entry_new_with_changed", f, "An entry of kind new says how many units changed.", N, changed=3)
-    bad_entry("table_entry_copy_with_blocks", f, "An entry of kind copy has blocks.", C, blocks=[1])
     bad_entry("table_entry_new_sparse", f, "An entry of kind new is coded sparse.", N, codec="sparse")
     bad_entry("table_entry_base_empty", f, "An entry's base is an empty object.", A, base={})
     bad_entry("table_entry_base_name_own", f, "An entry's base has the entry's own name.", A, base={"name": "a"})
-    bad_entry("table_entry_base_dtype_own", f, "An entry's base has the entry's own dtype.", A, base={"dtype": "U8"})
     bad_entry("table_entry_base_shape_own", f, "An entry's base has the entry's own shape.", A, base={"shape": [4]})
     bad_entry("table_entry_name_empty", f, "An entry's name is empty.", A, name="")
     bad_entry("table_entry_name_too_long", f, "An entry's name has 4,097 bytes.", A, name="a" * 4097)
-    bad_entry("table_entry_name_number", f, "An entry's name is a number.", A, name=1)
     bad_entry("table_entry_shape_negative", f, "An entry's shape has a negative number.", A, shape=[-4])
     bad_entry("table_entry_shape_boolean", f, "An entry's shape has true for 1.", A, shape=[4, True])
     bad_entry("table_entry_shape_too_large", f, "An entry's dimension is 2^48 + 1.", A, shape=[(1 << 48) + 1])
-    bad_entry("table_entry_tensor_too_large", f, "An entry's tensor is of 2^96 bytes.", A, shape=[1 << 48, 1 << 48])
+    bad_entry("table_entry_tensor_too_large", f, "An entry's tensor is of 2^49 bytes.", A, shape=[1 << 48, 2])
     bad_entry("table_entry_shape_33_dimensions", f, "An entry has 33 dimensions.", A, shape=[1] * 32 + [4])
     bad_entry("table_entry_half_a_byte", f, "An entry's tensor is of one and a half bytes.", A, dtype="F4", shape=[3])
     bad_entry("table_entry_changed_0", f, "An entry of kind delta has no unit that changed.", W, changed=0)
     bad_entry("table_entry_changed_over_units", f, "More units changed than there are.", W, changed=9)
-    bad_entry("table_entry_changed_text", f, "changed is not an integer.", W, changed="2")
     size = len(sparse_of(BASE["w"].data, TARGET["w"].data, "BF16"))
     bad_entry("table_entry_two_blocks_for_one", f, "A tensor of one block has two, of the right sum.", W, blocks=[1, size - 1])
     bad_entry("table_entry_no_blocks", f, "A tensor of one block has none.", W, blocks=[])
     bad_entry("table_entry_blocks_sum_wrong", f, "The sum of the blocks is not the payload's size.", W, blocks=[size - 1])
     bad_entry("table_entry_block_over_limit", f, "A block's coded size is over the limit.", W, blocks=[(1 << 24) + 1])
-    bad_entry("table_entry_block_negative", f, "A block's coded size is negative.", W, blocks=[-1])
     bad_entry("table_copy_of_copy", f, "A copy is of another copy, its own.", C, of="c")
     bad_entry("table_copy_of_missing", f, "A copy is of a tensor that the target does not have.", C, of="x")
     bad_entry("table_copy_of_other_shape", f, "A copy is of a tensor of another shape.", C, of="a")
-    two = {**TARGET, "d": TARGET["c"]}
+    more = {**TARGET, "d": TARGET["c"]}
     vector("table_copy_of_other_copy", f, "A copy is of a tensor which is a copy itself.", BASE_FILE,
-           patch_file(BASE, two, ENTRIES + [copy("d", "c")]))
+           patch_file(BASE, more, ENTRIES + [copy("d", "c")]))
     other = {"n": TARGET["n"], "c": T("I8", [3], TARGET["c"].data)}
     vector("table_copy_of_other_dtype", f, "A copy is of a tensor of another dtype.", BASE_FILE,
            patch_file(BASE, other, [new("n"), copy("c", "n")]))
-    bad("table_entries_repeat_name", f, "Two entries have the same name.", table=lambda t: t["tensors"][C].update(name="n"))
-    bad("table_entry_too_few", f, "The table lacks the target's last tensor.", table=lambda t: t["tensors"].pop())
+    bad("table_entries_repeat_name", f, "Two entries have the same name.", basic, table=lambda t: t["tensors"][C].update(name="n"))
+    bad("table_entry_too_few", f, "The table lacks the target's last tensor.", basic, table=lambda t: t["tensors"].__delitem__(C))
     bad("table_digest_of_payload_wrong", "integrity", "A payload is not that of its digest.",
         payloads=lambda d: d[:2] + [(d[2][0], d[2][1][:-1] + b"\x7f")] + d[3:])
 
@@ -721,8 +704,6 @@ def table_vectors():
         vector(name, f, comment, weights({"t": old}), patch_file({"t": old}, {"t": target}, [same("t", **base)]))
     one("table_cast_f16_to_bf16", "There is no cast from F16 to BF16.", T("F16", [2], "0000803f"), T("BF16", [2], "0000803f"),
         dtype="F16")
-    one("table_cast_f32_to_f16", "There is no cast from F32 to F16.", T("F32", [1], "00000000"), T("F16", [1], "0000"),
-        dtype="F32")
     one("table_cast_i8_to_u8", "There is no cast from I8 to U8, even if no bit changes.", T("I8", [1], "01"),
         T("U8", [1], "01"), dtype="I8")
     one("table_resize_of_other_rank", "A resize changes the rank.", T("U8", [4], "01020304"), T("U8", [2, 2], "01020304"),
@@ -732,10 +713,10 @@ def table_vectors():
     one("table_resize_of_scalar", "A resize is of a base without dimensions.", T("U8", [], "01"), T("U8", [1], "01"), shape=[])
 
 
-def table_bytes():
-    """The decoded table of the small patch."""
+def table_bytes(patch=two):
+    """The decoded table of a small patch."""
     found = []
-    basic(table_content=found.append)
+    patch(table_content=found.append)
     return found[0]
 
 
@@ -744,18 +725,16 @@ def table_bytes():
 def header_vectors():
     f = "format"
     true = header(TARGET)
-    bad("header_frame_no_content_size", f, "The header's frame does not state its content size.",
+    bad("header_frame_no_content_size", f, "The header's frame does not state its content size.", basic,
         header_frame=lambda _: frame(true, state_size=False))
-    bad("header_frame_content_size_wrong", f, "The header's frame states a byte more than it holds.",
+    bad("header_frame_content_size_wrong", f, "The header's frame states a byte more than it holds.", basic,
         header_frame=lambda _: frame(true, size=len(true) + 1))
-    bad("header_frame_content_size_over_limit", f, "The header's frame states 100,000,001 bytes.",
+    bad("header_frame_content_size_over_limit", f, "The header's frame states 100,000,001 bytes.", basic,
         header_frame=lambda _: frame(true, size=100_000_001))
     bad("header_frame_trailing_byte", f, "A byte follows the header's frame.", header_frame=lambda b: b + b"\0")
-    bad("header_frame_dictionary_id", f, "The header's frame names the dictionary 1.",
-        header_frame=lambda _: frame(true, dictionary=b"\x01\0\0\0"))
 
     def decoded(name, comment, text):
-        bad("header_" + name, f, comment, stored_header=text)
+        bad("header_" + name, f, comment, basic, stored_header=text)
     decoded("other_name", "The decoded header has another name than the table.", swap(b'"n":', b'"m":'))
     decoded("other_dtype", "The decoded header has another dtype than the table.", swap(b'"U8","shape":[3]', b'"I8","shape":[3]'))
     decoded("other_shape", "The decoded header has another shape than the table, of the same size.",
@@ -768,15 +747,10 @@ def header_vectors():
     decoded("size_disagrees", "A tensor's offsets hold another size than its shape.", swap(b"[23,26]", b"[23,27]"))
     decoded("repeats_key", "The decoded header has a tensor twice.", swap(b'"n":', b'"n":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"n":'))
     decoded("metadata_not_text", "A value of the decoded __metadata__ is a number.", swap(b'"pt"', b"1"))
-    decoded("metadata_null", "The decoded __metadata__ is null.", swap(b'{"format":"pt"}', b"null"))
     decoded("extra_member", "A tensor of the decoded header has a fourth member.", swap(b'"shape":[8]', b'"shape":[8],"x":0'))
-    decoded("missing_member", "A tensor of the decoded header has no shape.", swap(b'"shape":[8],', b""))
-    decoded("three_offsets", "A tensor of the decoded header has three offsets.", swap(b"[23,26]", b"[23,26,26]"))
     decoded("shape_float", "A shape of the decoded header has a float.", swap(b'"shape":[8]', b'"shape":[8.0]'))
     decoded("no_brace", "The decoded header begins with a space.", lambda b: b" " + b)
     decoded("ends_with_newline", "A newline follows the decoded header's JSON.", lambda b: b.rstrip(b" ") + b"\n")
-    decoded("ends_with_nul", "A NUL byte follows the decoded header's JSON.", lambda b: b.rstrip(b" ") + b"\0")
-    decoded("byte_order_mark", "The decoded header begins with a byte-order mark.", lambda b: b"\xef\xbb\xbf" + b)
     decoded("lone_surrogate", "A string of the decoded header is an unpaired surrogate.", swap(b'"pt"', b'"\\udc00"'))
     decoded("not_utf8", "The decoded header is not UTF-8.", swap(b'"pt"', b'"\xc3"'))
     decoded("empty", "The decoded header has no bytes.", lambda b: b"")
@@ -791,7 +765,6 @@ def header_vectors():
 
 def codec_vectors():
     one = sparse([0], [1], 1)  # position 0, z - 1 = 1: d = +1
-    zeros = bytes(8)
     bad_block("sparse_n_0", "A block says that no unit changed.", b"\0\x11", changed=1)
     bad_block("sparse_n_over_units", "A block says that nine of its eight units changed.", sparse([0] * 9, [1] * 9, 1),
               changed=8)
@@ -813,7 +786,6 @@ def codec_vectors():
               target=b"\x01" + bytes(7))
     bad_block("sparse_left_over_byte", "A byte is left over after a block.", one + b"\0")
     bad_block("sparse_truncated", "The last byte of a block is missing.", one[:-1])
-    bad_block("sparse_only_n", "A block ends after n.", b"\x01")
     bad_block("sparse_changed_differs", "The n of all blocks do not sum to changed.", one, changed=2)
     bad_block("sparse_no_change_at_all", "All blocks have the size 0, but changed is 1.", b"")
     bad_block("varint_not_minimal", "n is written in two bytes where one is enough.", b"\x81\x00" + one[1:])
@@ -828,8 +800,6 @@ def codec_vectors():
         bad_block("plane_" + name, comment, plane_zstd(framed), codec="raw", target=b"\1" * 8, changed=8)
     planes_of("content_short", "A plane's frame holds seven bytes of eight.", frame(b"\1" * 7, magic=False))
     planes_of("content_long", "A plane's frame holds nine bytes for eight.", frame(b"\1" * 9, magic=False))
-    planes_of("content_short_no_size", "A plane's frame, which states no size, holds seven bytes of eight.",
-              frame(b"\1" * 7, magic=False, state_size=False))
     planes_of("content_long_no_size", "A plane's frame, which states no size, holds nine bytes for eight.",
               frame(b"\1" * 9, magic=False, state_size=False))
     planes_of("content_size_lies_low", "A plane's frame states seven bytes, but holds eight.",
@@ -850,7 +820,6 @@ def codec_vectors():
     planes_of("reserved_bit", "A plane's frame has the reserved bit set.",
               bytes([0xE8]) + frame(b"\1" * 8, magic=False)[1:])
     planes_of("frame_truncated", "A plane's frame lacks its last byte.", frame(b"\1" * 8, magic=False)[:-1])
-    planes_of("frame_of_one_byte", "A plane's frame is one byte long.", b"\xe0")
     bad_block("raw_block_empty", "A raw block has no bytes.", b"", codec="raw", target=b"\1" * 8, changed=8)
     bad_block("raw_left_over_byte", "A byte is left over after a raw block.", plane(b"\1" * 8) + b"\0", codec="raw",
               target=b"\1" * 8, changed=8)
@@ -858,8 +827,8 @@ def codec_vectors():
               target=b"\1\0" * 4, changed=4)
     bad_block("raw_changed_differs", "An entry coded raw says that seven units changed; it is eight.", plane(b"\1" * 8),
               codec="raw", target=b"\1" * 8, changed=7)
-    base = {"t": T("U8", [8], zeros)}
-    wrong = patch_file(base, {"t": T("U8", [8], b"\2" + zeros[1:])}, [delta("t", blocks=[one], changed=1)])
+    base = {"t": T("U8", [8], bytes(8))}
+    wrong = patch_file(base, {"t": T("U8", [8], b"\2" + bytes(7))}, [delta("t", blocks=[one], changed=1)])
     vector("result_digest_of_delta_wrong", "integrity", "A delta is well formed, but gives another tensor than its digest's.",
            weights(base), wrong)
     wrong = patch_file(base, {"t": T("U8", [2], "0101")}, [new("t", [plane(b"\1\2")])])
@@ -883,29 +852,29 @@ def base_vectors():
     other("base_is_target_already", "The base is the target.", weights(TARGET), "already_target")
     other("base_is_target_in_part", "The base's w is the target's, but a is another's.",
           weights({**TARGET, "a": T("U8", [4], "ffffffff")}), "already_target")
-    two = {"b": T("U8", [2], "0000"), "w": BASE["w"]}
-    two_new = {"b": T("U8", [2], "0001"), "w": TARGET["w"]}
+    pair = {"b": T("U8", [2], "0000"), "w": BASE["w"]}
+    pair_new = {"b": T("U8", [2], "0001"), "w": TARGET["w"]}
     vector("base_has_one_delta_of_two", "wrong_base", "The base has the target's w, but neither b.",
-           weights({"b": T("U8", [2], "0505"), "w": TARGET["w"]}), patch_file(two, two_new, [delta("b"), delta("w")]))
+           weights({"b": T("U8", [2], "0505"), "w": TARGET["w"]}), patch_file(pair, pair_new, [delta("b"), delta("w")]))
     other("base_truncated", "The base is no safetensors file: its last byte is missing.", BASE_FILE[:-1])
     folder = {"x/m.safetensors": BASE_FILE, "y/m.safetensors": BASE_FILE}
     other("base_lacks_scope", "The base has two scopes, and the patch's is neither.", folder)
     split = {"base-00001-of-00002.safetensors": BASE_FILE, "base-00002-of-00002.safetensors": weights({"a": BASE["a"]})}
     other("base_scope_holds_name_twice", "Two files of one scope of the base hold the tensor a.", split)
 
-    third = {**TARGET, "a": T("U8", [4], "01020309")}
-    second = patch_file(TARGET, third, [delta("a"), same("w"), same("n"), same("c")])
-    vector("ok_chain_of_two", "success", "Two patch files, applied one after the other.", BASE_FILE, basic(), second,
+    third, entries = {**TWO_TARGET, "n": T("U8", [1], "0a")}, [same("w"), delta("n")]
+    first, second, start = two(), patch_file(TWO_TARGET, third, entries), weights(TWO_BASE)
+    vector("ok_chain_of_two", "success", "Two patch files, applied one after the other.", start, first, second,
            output=second.output)
-    vector("chain_in_wrong_order", "wrong_base", "The patches of a chain are given in the wrong order.", BASE_FILE, second,
-           basic())
-    vector("chain_same_patch_twice", "wrong_base", "A patch follows itself.", BASE_FILE, basic(), basic())
-    broken = patch_file(TARGET, third, [delta("a"), same("w"), same("n"), same("c")], file=lambda b: b + b"\0")
-    vector("chain_second_patch_broken", "format", "The second patch of a chain has a trailing byte.", BASE_FILE, basic(), broken)
-    liar = patch_file(TARGET, third, [delta("a"), same("w"), same("n"), same("c")],
-                      identities=(identity({"": BASE}), identity({"": third})))
+    vector("chain_in_wrong_order", "wrong_base", "The patches of a chain are given in the wrong order.", start, second,
+           first)
+    vector("chain_same_patch_twice", "wrong_base", "A patch follows itself.", start, first, first)
+    broken = patch_file(TARGET, third, entries, file=lambda b: b + b"\0")
+    vector("chain_second_patch_broken", "format", "The second patch of a chain has a trailing byte.", start, first, broken)
+    liar = patch_file(TARGET, third, entries,
+                      identities=(identity({"": TWO_BASE}), identity({"": third})))
     vector("chain_identity_differs", "wrong_base", "The second patch fits in its tensors, but states another base identity.",
-           BASE_FILE, basic(), liar)
+           start, first, liar)
 
 
 # ---- Section 9: folders ---------------------------------------------------------------------------------------------
@@ -938,12 +907,20 @@ SMALL_FILES = [same_file("keep.txt"), delta_file("edit.txt"), new_file("made.txt
 EDIT, KEEP, MADE = range(3)  # places in the index's files
 
 
+# And one without weights, for the faults of the index and its files.
+TEXT_OLD, TEXT_NEW = ({p: b for p, b in files.items() if p != "m.safetensors"} for files in (SMALL_OLD, SMALL_NEW))
+
+
 def small(**faults):
     return patch_folder(SMALL_OLD, SMALL_NEW, SMALL_SHARDS, SMALL_FILES, **faults)
 
 
-def bad_folder(name, expect, comment, base=None, **faults):
-    vector("folder_" + name, expect, comment, file_bytes(base or SMALL_OLD), small(**faults))
+def texts(**faults):
+    return patch_folder(TEXT_OLD, TEXT_NEW, {}, SMALL_FILES, **faults)
+
+
+def bad_folder(name, expect, comment, patch=texts, **faults):
+    vector("folder_" + name, expect, comment, file_bytes(SMALL_OLD if patch is small else TEXT_OLD), patch(**faults))
 
 
 def rename_file(old, new_path):
@@ -960,34 +937,30 @@ def folder_vectors():
     bad_folder("index_with_newline", f, "A newline follows the index.", index_text=lambda b: b + b"\n")
     bad_folder("index_keys_unsorted", f, "Two members of the index are in the wrong order.",
                index_text=swap(b'"format":"ckptdiff-index","info":{}', b'"info":{},"format":"ckptdiff-index"'))
-    bad_folder("index_empty", f, "The index has no bytes.", index_text=lambda b: b"")
     bad_folder("index_format_wrong", f, "The index has the format of a patch file.", index=setter("format", "ckptdiff"))
     bad_folder("index_version_2", u, "The index has the version 2.", index=setter("version", 2))
     bad_folder("index_unknown_member", u, "The index has an unknown member.", index=setter("other", 1))
-    bad_folder("index_unknown_member_of_shard", u, "A shard has an unknown member.", index=setter("shards", 0, "other", 1))
+    bad_folder("index_unknown_member_of_shard", u, "A shard has an unknown member.", small, index=setter("shards", 0, "other", 1))
     bad_folder("index_unknown_member_of_file", u, "A file has an unknown member.", index=setter("files", 0, "mode", 493))
     bad_folder("index_unknown_kind_of_file", u, "A file is of an unknown kind.", index=setter("files", 0, "kind", "link"))
     bad_folder("index_digest_wrong", i, "The index's digest is another.", index=setter("digest", "0" * 32))
-    for member in ("digest", "base", "target", "shards", "files", "removed", "totals", "info"):
+    for member in ("digest", "base", "shards", "removed"):
         bad_folder(f"index_{member}_missing", f, f"The index has no {member}.", index=setter(member, DROP))
-    for member in ("path", "size", "sha256", "digest"):
-        bad_folder(f"shard_without_{member}", f, f"A shard has no {member}.", index=setter("shards", 0, member, DROP))
-    for member in ("size", "sha256", "stored", "digest", "kind", "base_sha256"):
+    for member in ("digest",):
+        bad_folder(f"shard_without_{member}", f, f"A shard has no {member}.", small, index=setter("shards", 0, member, DROP))
+    for member in ("size", "stored", "kind", "base_sha256"):
         bad_folder(f"file_without_{member}", f, f"A file has no {member}.", index=setter("files", EDIT, member, DROP))
     bad_folder("file_same_with_stored", f, "A file of kind same has a stored size.", index=setter("files", KEEP, "stored", 0))
-    bad_folder("file_new_with_base_sha256", f, "A file of kind new has a base.", index=setter("files", MADE, "base_sha256", "0" * 64))
-    bad_folder("totals_wrong", f, "The index's totals are not the sum of the shards'.", index=setter("totals", "units", 99))
+    bad_folder("totals_wrong", f, "The index's totals are not the sum of the shards'.", small, index=setter("totals", "units", 99))
     bad_folder("files_unsorted", f, "The files of the index are not sorted.", index=lambda d: d["files"].reverse())
     bad_folder("file_twice", f, "A file stands twice in the index.", index=lambda d: d["files"].append(d["files"][-1]))
     bad_folder("removed_unsorted", f, "The removed paths are not sorted.", index=setter("removed", ["gone.txt", "a.txt"]))
     bad_folder("removed_is_output", f, "A removed path is an output path.", index=setter("removed", ["keep.txt"]))
-    bad_folder("base_files_unsorted", f, "The base's files are not sorted.", index=setter("base", "files", [
-        {"path": p, "size": 0, "sha256": "0" * 64} for p in ("b.safetensors", "a.safetensors")]))
     bad_folder("weight_file_among_files", f, "A file of the index is a weight file.", index=rename_file("keep.txt", "keep.safetensors"))
 
     unsafe = {"parent": "../keep.txt", "parent_inside": "a/../keep.txt", "dot": "a/./keep.txt", "absolute": "/keep.txt",
               "backslash": "a\\keep.txt", "colon": "c:keep.txt", "nul": "keep\0.txt", "newline": "keep\n.txt",
-              "delete": "keep\x7f.txt", "empty_component": "a//keep.txt", "trailing_slash": "keep/", "empty": "",
+              "delete": "keep\x7f.txt", "empty_component": "a//keep.txt", "empty": "",
               "component_of_256_bytes": "k" * 256, "component_of_256_bytes_of_utf8": "é" * 128,
               "of_1025_bytes": ("k" * 204 + "/") * 5}
     unsafe["of_1025_bytes"] = unsafe["of_1025_bytes"][:-1] + "k"
@@ -996,33 +969,33 @@ def folder_vectors():
                    index=rename_file("keep.txt", path))
     bad_folder("path_is_a_number", f, "The path of a file is a number.", index=lambda d: d["files"].__getitem__(KEEP).update(path=7))
     bad_folder("removed_path_unsafe", f, "A removed path is unsafe.", index=setter("removed", ["../gone.txt"]))
-    bad_folder("base_path_unsafe", f, "The path of a base's weight file is unsafe.",
+    bad_folder("base_path_unsafe", f, "The path of a base's weight file is unsafe.", small,
                index=setter("base", "files", 0, "path", "/m.safetensors"))
-    bad_folder("shard_target_unsafe", f, "The target of a shard is unsafe.", index=lambda d: d["shards"][0].update(
+    bad_folder("shard_target_unsafe", f, "The target of a shard is unsafe.", small, index=lambda d: d["shards"][0].update(
         target="../m.safetensors", path="patch/../m.safetensors"))
-    bad_folder("shard_path_not_under_patch", f, "A shard's patch file is not at patch/TARGET.",
+    bad_folder("shard_path_not_under_patch", f, "A shard's patch file is not at patch/TARGET.", small,
                index=setter("shards", 0, "path", "m.safetensors"), parts=lambda p: {
                    (k[6:] if k.startswith("patch/") else k): v for k, v in p.items()})
     bad_folder("path_is_directory_of_another", f, "An output path is the directory of another.",
                index=rename_file("keep.txt", "made.txt/keep.txt"))
-    bad_folder("path_is_directory_of_shard", f, "A file's path is a shard's with something added.",
+    bad_folder("path_is_directory_of_shard", f, "A file's path is a shard's with something added.", small,
                index=rename_file("keep.txt", "m.safetensors/keep.txt"))
 
-    bad_folder("shard_missing", f, "A patch file is missing.", parts=setter("patch/m.safetensors", DROP))
-    bad_folder("shard_size_wrong", i, "The index states another size of a patch file.",
+    bad_folder("shard_missing", f, "A patch file is missing.", small, parts=setter("patch/m.safetensors", DROP))
+    bad_folder("shard_size_wrong", i, "The index states another size of a patch file.", small,
                index=lambda d: d["shards"][0].update(size=d["shards"][0]["size"] + 1))
-    bad_folder("shard_sha256_wrong", i, "The index states another SHA-256 of a patch file.", index=setter("shards", 0, "sha256", "0" * 64))
-    bad_folder("shard_digest_wrong", i, "The index states another digest of a patch file.", index=setter("shards", 0, "digest", "0" * 32))
-    bad_folder("shard_truncated", i, "A patch file lacks its last byte, which its size in the index tells.",
+    bad_folder("shard_sha256_wrong", i, "The index states another SHA-256 of a patch file.", small, index=setter("shards", 0, "sha256", "0" * 64))
+    bad_folder("shard_digest_wrong", i, "The index states another digest of a patch file.", small, index=setter("shards", 0, "digest", "0" * 32))
+    bad_folder("shard_truncated", i, "A patch file lacks its last byte, which its size in the index tells.", small,
                parts=lambda p: p.update({"patch/m.safetensors": p["patch/m.safetensors"][:-1]}))
-    bad_folder("shard_broken", f, "A patch file has a trailing byte, which the index knows.",
+    bad_folder("shard_broken", f, "A patch file has a trailing byte, which the index knows.", small,
                shard={"m.safetensors": {"file": lambda b: b + b"\0"}})
-    bad_folder("shard_of_other_target", f, "A patch file is for another target path.",
+    bad_folder("shard_of_other_target", f, "A patch file is for another target path.", small,
                shard={"m.safetensors": {"meta": setter("target", "path", "dir/m.safetensors")}})
     for side in ("base", "target"):
-        bad_folder(f"shard_{side}_identity_differs", f, f"A patch file's {side} identity is not the index's.",
+        bad_folder(f"shard_{side}_identity_differs", f, f"A patch file's {side} identity is not the index's.", small,
                    shard={"m.safetensors": {"meta": setter(side, "identity", "0" * 32)}})
-    bad_folder("shard_with_base_files", f, "A patch file in a folder has base.files.", shard={"m.safetensors": {
+    bad_folder("shard_with_base_files", f, "A patch file in a folder has base.files.", small, shard={"m.safetensors": {
         "base_files": [{"path": "m.safetensors", "size": 1, "sha256": "0" * 64}]}})
     bad_folder("stored_file_missing", f, "A file under files/ is missing.", parts=setter("files/made.txt.zst", DROP))
     bad_folder("stored_size_wrong", i, "The index states another stored size of a file.",
@@ -1039,23 +1012,21 @@ def folder_vectors():
 
     def stored(name, comment, framed, expect=f):
         files = [same_file("keep.txt"), delta_file("edit.txt"), new_file("made.txt", framed)]
-        vector("folder_" + name, expect, comment, file_bytes(SMALL_OLD),
-               patch_folder(SMALL_OLD, SMALL_NEW, SMALL_SHARDS, files))
-    stored("frame_not_zstd", "A stored file is no zstd frame.", b"made")
+        vector("folder_" + name, expect, comment, file_bytes(TEXT_OLD),
+               patch_folder(TEXT_OLD, TEXT_NEW, {}, files))
     stored("frame_skippable", "A stored file is a skippable frame.", b"\x50\x2a\x4d\x18\x04\0\0\0made")
     stored("frame_twice", "A stored file is two frames.", frame(b"ma") + frame(b"de"))
     stored("frame_trailing_byte", "A byte follows the frame of a stored file.", frame(b"made") + b"\0")
     stored("frame_truncated", "The frame of a stored file lacks its last byte.", frame(b"made")[:-1])
     stored("frame_window_too_large", "The frame of a stored file has a window of 2^28 bytes.", frame(b"made", window=0x90))
     stored("frame_dictionary", "The frame of a stored file names a dictionary.", frame(b"made", dictionary=b"\x09"))
-    stored("frame_bad_checksum", "The frame of a stored file has a wrong checksum.", frame(b"made", checksum=b"abcd"))
     stored("frame_content_long", "The frame of a stored file, which states no size, holds more than the file.",
            b"\x28\xb5\x2f\xfd\x00\x38" + frame_rle(b"m", 1 << 20, magic=False)[9:], i)
 
     def other(name, comment, **changes):
-        base = {**SMALL_OLD, **changes.pop("base")}
+        base = {**TEXT_OLD, **changes.pop("base")}
         vector("folder_base_" + name, "wrong_base", comment,
-               {k: v for k, v in file_bytes(base).items() if v is not None}, small())
+               {k: v for k, v in file_bytes(base).items() if v is not None}, texts())
     other("lacks_file_of_same", "The base lacks a file that stays the same.", base={"keep.txt": None})
     other("lacks_file_of_delta", "The base lacks a file that a delta needs.", base={"edit.txt": None})
     other("other_file_of_same", "The base's file that is to stay the same is another.", base={"keep.txt": b"kept"})
@@ -1064,10 +1035,10 @@ def folder_vectors():
                index=setter("files", EDIT, "base_sha256", "0" * 64))
 
     two_old, two_new = {M1: {"a": BASE["a"], "x": BASE["a"]}, M2: {"w": BASE["w"]}}, {M1: {"a": BASE["a"]}, M2: {"w": BASE["w"]}}
-    two = {M1: [same("a")], M2: [same("w")]}
+    entries = {M1: [same("a")], M2: [same("w")]}
 
     def pair(name, comment, **faults):
-        vector("folder_" + name, f, comment, file_bytes(two_old), patch_folder(two_old, two_new, two, **faults))
+        vector("folder_" + name, f, comment, file_bytes(two_old), patch_folder(two_old, two_new, entries, **faults))
     pair("removed_in_second_file", "The second file of a scope has removed names.",
          shard={M1: {"removed": []}, M2: {"removed": ["x"]}})
     pair("removed_is_base_of_other_file", "A name removed in the first file is the base in the second.",
@@ -1092,10 +1063,10 @@ def folder_successes():
         vector("ok_" + name, "success", comment, file_bytes(old), *parts, output=file_bytes(target))
     good("folder_all_kinds", "A folder with all kinds of tensors and files, and a copy from another shard.",
          FOLDER_OLD, FOLDER_NEW, folder())
-    third = {**FOLDER_NEW, "README.md": b"bye\n"}
-    good("folder_chain_of_two", "Two patch folders, applied one after the other.", FOLDER_OLD, third, folder(), patch_folder(
-        FOLDER_NEW, third, {M1: [same("a"), same("n")], M2: [same("w"), same("c")]},
-        [same_file(p) for p in ("model.safetensors.index.json", "config.json", "tokenizer/vocab.txt")] + [new_file("README.md")]))
+    third = {**SMALL_NEW, "made.txt": b"made again"}
+    good("folder_chain_of_two", "Two patch folders, applied one after the other.", SMALL_OLD, third, small(), patch_folder(
+        SMALL_NEW, third, {"m.safetensors": [same("a"), same("n")]},
+        [same_file("keep.txt"), same_file("edit.txt"), delta_file("made.txt")]))
     resharded = {"model.safetensors": {**FOLDER_OLD[M1], **FOLDER_OLD[M2]}}
     good("folder_resharded", "Two shards of one scope become one file.", {M1: FOLDER_OLD[M1], M2: FOLDER_OLD[M2]}, resharded,
          patch_folder({M1: FOLDER_OLD[M1], M2: FOLDER_OLD[M2]}, resharded, {"model.safetensors": [same("a"), same("w")]}))
@@ -1113,7 +1084,7 @@ def folder_successes():
     single = {"x.safetensors": {"a": BASE["a"]}}
     renamed = {"deep/y-00001-of-00001.safetensors": {"a": BASE["a"]}}
     good("folder_single_scope", "The base's only scope is taken, whatever its id.", single, renamed, patch_folder(
-        single, renamed, {"deep/y-00001-of-00001.safetensors": [same("a")]}, pairs={"deep/y": "of another name"}))
+        {"z.safetensors": {"a": BASE["a"]}}, renamed, {"deep/y-00001-of-00001.safetensors": [same("a")]}))
     texts = {"m.safetensors": {"a": BASE["a"]}, "empty.txt": b"", "é/ü.txt": b"umlaut", "w.txt": b"window " * 3}
     good("folder_frames_of_many_sorts", "New files: an empty one, one without content size, one with window and checksum.",
          single, {**texts, "long.bin": bytes(70000)}, patch_folder(single, {**texts, "long.bin": bytes(70000)}, {"m.safetensors": [same("a")]}, [
@@ -1128,10 +1099,10 @@ def folder_successes():
     files_only = {"config.json": b"{}"}
     good("folder_without_weights", "The target has no weight file.", {"m.safetensors": {"a": BASE["a"]}, "config.json": b"{}"},
          files_only, patch_folder({"m.safetensors": {"a": BASE["a"]}, "config.json": b"{}"}, files_only, {}, [same_file("config.json")]))
-    extra = folder(index=setter("info", {"base_repo": "org/base", "unknown": [None, True, -1, {"é": "\x1f\x7f"}]}),
+    extra = small(index=setter("info", {"base_repo": "org/base", "unknown": [None, True, -1, {"é": "\x1f\x7f"}]}),
                    parts=setter("README.md", b"not part of the patch"))
     good("folder_info_and_other_files", "info has unknown members, and the folder a file that the index does not name.",
-         FOLDER_OLD, FOLDER_NEW, extra)
+         SMALL_OLD, SMALL_NEW, extra)
     vector("ok_file_patch_on_folder", "success", "A patch file takes its scope from a base folder with two.", file_bytes(
         {"base.safetensors": BASE, "other.safetensors": {"a": T("U8", [1], "00")}}), basic(), output=basic().output)
 
@@ -1155,7 +1126,7 @@ def successes():
     ok("header_without_metadata", "The target's header has no __metadata__ and no padding.", BASE, TARGET, ENTRIES,
        target_header=header(TARGET, metadata=None, pad=1))
     ok("table_frame_with_checksum", "The table's frame has a checksum, a right one.", BASE, TARGET, ENTRIES,
-       table_frame=lambda _: frame(table_bytes(), checksum=(xxhash.xxh64_intdigest(table_bytes()) & 0xFFFFFFFF).to_bytes(4, "little")))
+       table_frame=lambda _: frame(table_bytes(basic), checksum=(xxhash.xxh64_intdigest(table_bytes(basic)) & 0xFFFFFFFF).to_bytes(4, "little")))
     ok("nothing_at_all", "Base and target hold no tensors.", {}, {}, [])
     names = {"__metadata__x": T("U8", [1], "01"), "tensor/\"\\\n\x7fé😀": T("U8", [1], "02"), " ": T("U8", [1], "03")}
     ok("names_of_all_sorts", "Tensor names with quotes, control characters and Unicode.", names, names,
@@ -1190,20 +1161,18 @@ def successes():
             shape = [len(bytes.fromhex(old)) * 8 // BITS[dtype]]
             if BITS[dtype] == 6:
                 shape, old6 = [8], (old[:12], swapped[:12])
-            for tag, result in (("swap", swapped), ("turn", shifted)):
-                name = f"{dtype}.{tag}"
-                a, b = (old6[0], old6[1]) if BITS[dtype] == 6 else (old, result)
-                base[name], target[name] = T(dtype, shape, a), T(dtype, shape, b)
-                entries.append(delta(name, "sparse" if tag == "swap" or carrier > 1 else "raw", w=carrier))
+            a, b = old6 if BITS[dtype] == 6 else (old, swapped if dtype in INTEGER else shifted)
+            base[dtype], target[dtype] = T(dtype, shape, a), T(dtype, shape, b)
+            entries.append(delta(dtype, w=carrier))
         ok(f"dtypes_of_{8 * carrier}_bits", f"Deltas of all dtypes with units of {8 * carrier} bits, with extremes, zeros and NaN.",
            base, target, entries)
         base, target, entries = {}, {}, []
         dtype = {1: "U8", 2: "F16", 4: "F32", 8: "I64"}[carrier]
         for w in range(1, carrier + 1):
-            for g in (1, 2, 3):
-                name = f"g{g}w{w}"
-                base[name], target[name] = T(dtype, [8], old), T(dtype, [8], swapped)
-                entries.append(delta(name, g=g, w=w))
+            g = w % 3 + 1
+            name = f"g{g}w{w}"
+            base[name], target[name] = T(dtype, [8], old), T(dtype, [8], swapped)
+            entries.append(delta(name, g=g, w=w))
         ok(f"sparse_widths_of_{8 * carrier}_bits", f"The codec sparse with all widths, and escapes, for units of {8 * carrier} bits.",
            base, target, entries)
         ok(f"raw_of_{8 * carrier}_bits", f"The codec raw for units of {8 * carrier} bits.", {"t": T(dtype, [8], old)},

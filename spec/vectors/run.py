@@ -54,6 +54,8 @@ def with_minimal_reader(inputs, out):
         return "success", ""
     except minimal_reader.PatchError as error:
         return error.kind, error.message
+    except Exception as error:  # no reader may end like this
+        return "crash", repr(error)
 
 
 def with_command(command):

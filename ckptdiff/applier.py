@@ -1,0 +1,423 @@
+"""``apply``: rebuild the target from a base and patches (spec section 10)."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from ckptdiff import others
+from ckptdiff.adapt import adapt, group_units, read_range
+from ckptdiff.canonical import quote
+from ckptdiff.checkpoint import Checkpoint, Tensor, open_checkpoint
+from ckptdiff.codecs import CODECS
+from ckptdiff.digests import BLOCK, block_count, leaves_of, tensor_digest
+from ckptdiff.dtypes import DTYPES, Bytes
+from ckptdiff.errors import BaseMismatchError, CkptdiffError, FormatError, IntegrityError, OutputError
+from ckptdiff.output import build_beside, check_space
+from ckptdiff.parallel import Progress, default_threads, no_progress, run_ordered
+from ckptdiff.patchfile import Patch, PatchFile, open_patch
+from ckptdiff.stfile import header_json
+from ckptdiff.table import Entry
+
+MAX_CHAIN = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyResult:
+    """What :func:`apply` did: ``files`` written below (or as) ``out``, their ``size`` in bytes, seconds of wall time."""
+
+    out: Path
+    files: tuple[str, ...]
+    tensors: int
+    size: int
+    seconds: float
+
+
+def apply(
+    base: str | os.PathLike[str],
+    patches: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    only: Sequence[str] = (),
+    threads: int | None = None,
+    overwrite: bool = False,
+    progress: Progress = no_progress,
+) -> ApplyResult:
+    """Rebuild the target of one patch, or of a chain of them, byte for byte.
+
+    Patches, base and result are checked; ``out`` appears only when all of it is there and right.
+
+    Args:
+        base: the checkpoint that the first patch was made from.
+        patches: one patch, or several in order.
+        out: the file or folder to write.
+        only: globs of tensor names: rebuild just these, into one safetensors file.
+        threads: how many to use.
+        overwrite: replace an existing ``out``.
+        progress: called with how far it is.
+
+    Raises:
+        FormatError, UnsupportedError, IntegrityError: a patch is broken.
+        BaseMismatchError: the base or the order of the chain is wrong, or the base is the target already.
+        CheckpointError: the base cannot be read. OutputError: ``out`` cannot be written.
+    """
+    started, out = time.perf_counter(), Path(out)
+    names = [patches] if isinstance(patches, (str, os.PathLike)) else list(patches)
+    with ExitStack() as stack:
+        chain = [stack.enter_context(open_patch(name)) for name in names]
+        old = stack.enter_context(open_checkpoint(base))
+        for patch in chain:
+            check_stored(patch, only, progress)
+        check_chain(chain)
+        applier = Applier(old, chain, threads or default_threads(), progress)
+        outputs = [applier.subset(only)] if only else applier.outputs()
+        check_space(out, sum(output.size for output in outputs) + (0 if only else sum(o.size for o in chain[-1].others)))
+        inputs = [old.path, *(patch.path for patch in chain)]
+        folder = chain[-1].index is not None and not only
+        with build_beside(out, inputs, folder=folder, overwrite=overwrite) as built:
+            for output in outputs:
+                applier.write(output, built / output.path if folder else built)
+            if folder:
+                applier.write_others(built)
+            old.check_unchanged()
+        files = [output.path for output in outputs] + ([other.path for other in chain[-1].others] if folder else [])
+        size = sum(output.size for output in outputs) + (sum(other.size for other in chain[-1].others) if folder else 0)
+        return ApplyResult(out, tuple(files), sum(len(o.tensors) for o in outputs), size, time.perf_counter() - started)
+
+
+def check_stored(patch: Patch, only: Sequence[str] = (), progress: Progress = no_progress) -> None:
+    """Raise the first fault of a patch's payloads and stored files (spec 10, end of step 1)."""
+    done, total = 0, patch.stored_size
+    for file in patch.files:
+        for entry in file.table.entries:
+            if entry.has_payload and (not only or matches(entry.name, only)):
+                error = file.payload_error(entry)
+                if error:
+                    raise error
+                done += entry.payload_size
+                progress("checking the patch", done, total)
+    for other in () if only else patch.others:
+        error = others.stored_error(patch, other)
+        if error:
+            raise error
+
+
+def matches(name: str, globs: Sequence[str]) -> bool:
+    """Whether a tensor name matches one of the globs."""
+    return any(fnmatchcase(name, glob) for glob in globs)
+
+
+def check_chain(chain: Sequence[Patch]) -> None:
+    """Each patch must start from what the one before gives (spec 10, step 2)."""
+    if not 1 <= len(chain) <= MAX_CHAIN:
+        raise FormatError(f"a chain has 1 to {MAX_CHAIN} patches, found {len(chain)}")
+    for before, patch in itertools.pairwise(chain):
+        if patch.base_identity != before.target_identity:
+            raise BaseMismatchError(
+                f"{patch.path}: was made from a base with the identity {patch.base_identity.hex()}, but {before.path} gives "
+                f"{before.target_identity.hex()}: put the patches in the order in which they were made, none left out"
+            )
+
+
+# --- what each target tensor is built from ------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class FromBase:
+    """A tensor of the base, which must have ``digest``."""
+
+    tensor: Tensor
+    digest: bytes
+    leaves: dict[int, list[bytes]] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> str:
+        return self.tensor.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return self.tensor.nbytes
+
+    def build(self, start: int, stop: int) -> Bytes:
+        data = read_range(self.tensor, start, stop)
+        self.leaves[start] = leaves_of(data)
+        return data
+
+
+@dataclass(slots=True)
+class FromPatch:
+    """A tensor that a patch's entry makes out of ``below``, if it has a base."""
+
+    file: PatchFile
+    entry: Entry
+    below: FromBase | FromPatch | None
+    changed: dict[int, int] = field(default_factory=dict)
+    leaves: dict[int, list[bytes]] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> str:
+        return self.entry.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return self.entry.nbytes
+
+    @property
+    def digest(self) -> bytes:
+        return self.entry.digest
+
+    def build(self, start: int, stop: int) -> Bytes:
+        entry, dtype = self.entry, DTYPES[self.entry.dtype]
+        size = max(min(stop, entry.nbytes) - start, 0)
+        if self.below is None:
+            base = np.zeros(size, np.uint8)
+        else:
+            width = DTYPES[self.below.dtype].carrier
+            base = self.below.build(start // dtype.carrier * width, stop // dtype.carrier * width)
+            base = adapt(base, self.below.dtype, entry.dtype, size)
+        if entry.kind != "same" and size:
+            base = self._decode(base, start)
+        self.leaves[start] = leaves_of(base)
+        return base
+
+    def _decode(self, base: Bytes, start: int) -> Bytes:
+        entry, dtype, first = self.entry, DTYPES[self.entry.dtype], start // BLOCK
+        codec, parts = CODECS[entry.codec or ""], []
+        for k, coded in enumerate(self.file.read_blocks(entry, first, first + block_count(len(base)))):
+            block = base[k * BLOCK : (k + 1) * BLOCK]
+            try:
+                part, changed = codec.decode(coded, block, len(block), dtype)
+            except ValueError as error:
+                raise FormatError(f"{self.file.source.name}: tensor {entry.name}, block {first + k}: {error}") from None
+            parts.append(part)
+            self.changed[first + k] = changed
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+Node = FromBase | FromPatch
+
+
+def layers(node: Node | None) -> list[Node]:
+    """A node and all below it, lowest first."""
+    found: list[Node] = []
+    while node is not None:
+        found.append(node)
+        node = node.below if isinstance(node, FromPatch) else None
+    return found[::-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A file to write: its bytes before the tensors, and (offset, node) of each tensor."""
+
+    path: str
+    head: bytes
+    tensors: tuple[tuple[int, Node], ...]
+    size: int
+
+
+class Applier:
+    """The steps of one ``apply`` over a base and a checked chain."""
+
+    def __init__(self, base: Checkpoint, chain: Sequence[Patch], threads: int, progress: Progress) -> None:
+        self.base, self.chain, self.threads, self.progress = base, chain, threads, progress
+        self.done = self.total = 0
+
+    def node(self, depth: int, file: PatchFile, entry: Entry) -> Node:
+        """What builds an entry of patch ``depth`` of the chain; checks that its base tensor exists and fits (spec 10, step 3)."""
+        scope = file.metadata.target_scope
+        if entry.kind == "copy":
+            return self.node(depth, *self.chain[depth].entries[scope, entry.of or ""])
+        if entry.kind == "new":
+            return FromPatch(file, entry, None)
+        below = self._below(depth, file, entry)
+        return FromPatch(file, entry, below) if entry.kind == "delta" or entry.adapted else below
+
+    def _below(self, depth: int, file: PatchFile, entry: Entry) -> Node:
+        name, scope, patch = entry.base_name or "", file.metadata.base_scope, self.chain[depth]
+        node: Node
+        if depth == 0:
+            tensor = (self.base.scope(scope or "") or {}).get(name)
+            if tensor is None:
+                raise self.wrong_base(patch, f"it has no tensor {name}" + (f" in {scope}" if len(self.base.scopes) > 1 else ""))
+            if (tensor.dtype, tensor.shape) != (entry.base_dtype, entry.base_shape):
+                raise self.wrong_base(
+                    patch,
+                    f"its tensor {name} is {tensor.dtype} {list(tensor.shape)}, expected {entry.base_dtype} {list(entry.base_shape or ())}",
+                )
+            return FromBase(tensor, entry.base_digest)
+        before = self.chain[depth - 1]
+        scopes = {found for found, _ in before.entries}
+        found = before.entries.get((next(iter(scopes)) if len(scopes) == 1 else scope or "", name))
+        if found is None or (found[1].dtype, found[1].shape) != (entry.base_dtype, entry.base_shape):
+            raise BaseMismatchError(f"{patch.path}: needs the tensor {name}, which {before.path} does not give like that")
+        node = self.node(depth - 1, *found)
+        if node.digest != entry.base_digest:
+            raise BaseMismatchError(f"{patch.path}: tensor {name} is not the one that {before.path} gives")
+        return node
+
+    def outputs(self) -> list[Output]:
+        """Every weight file of the chain's target."""
+        last, outputs = len(self.chain) - 1, []
+        for file in self.chain[last].files:
+            start = file.header.data_start
+            nodes = zip((start + info.begin for info in file.header.tensors), file.table.entries, strict=True)
+            tensors = tuple((offset, self.node(last, file, entry)) for offset, entry in nodes)
+            head = len(file.header.raw).to_bytes(8, "little") + file.header.raw
+            outputs.append(Output(file.metadata.target.path, head, tensors, file.metadata.target.size))
+        return outputs
+
+    def subset(self, globs: Sequence[str]) -> Output:
+        """One new safetensors file of the target tensors whose names match."""
+        last = len(self.chain) - 1
+        found: dict[str, tuple[PatchFile, Entry]] = {}
+        for (_, name), (file, entry) in self.chain[last].entries.items():
+            if matches(name, globs):
+                if name in found:
+                    both = f"{found[name][0].metadata.target_scope} and {file.metadata.target_scope}"
+                    raise OutputError(f"--only matches {name} of two scopes, {both}: narrow it")
+                found[name] = file, entry
+        if not found:
+            raise OutputError(f"--only matches none of the {len(self.chain[last].entries)} tensors; ckptdiff info --tensors lists them")
+        rows = [(name, entry.dtype, entry.shape, entry.nbytes) for name, (_, entry) in found.items()]
+        raw = header_json([("__metadata__", '{"format":"pt"}')], rows)
+        tensors, position = [], 8 + len(raw)
+        for file, entry in found.values():
+            tensors.append((position, self.node(last, file, entry)))
+            position += entry.nbytes
+        return Output("", len(raw).to_bytes(8, "little") + raw, tuple(tensors), position)
+
+    # --- writing ---
+
+    def write(self, output: Output, path: Path) -> None:
+        """Build and check every tensor of a file, and write it (spec 10, steps 3 to 5)."""
+        self.total += output.size
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
+        try:
+            write_at(fd, output.head, 0)
+            with closing(run_ordered(self._jobs(output, fd), self.threads)) as results:
+                for node, nbytes, last in results:
+                    self.done += nbytes
+                    self.progress("rebuilding", self.done, self.total)
+                    if last:
+                        self.check(node)
+        except (FormatError, IntegrityError, BaseMismatchError):
+            self.explain(output)
+            raise
+        finally:
+            os.close(fd)
+
+    def _jobs(self, output: Output, fd: int) -> Iterator[Callable[[], tuple[Node, int, bool]]]:
+        for offset, node in output.tensors:
+            parts = layers(node)
+            group = group_units(*(part.dtype for part in parts))
+            units = max(part.nbytes // DTYPES[part.dtype].carrier for part in parts)
+            for first in range(0, max(units, 1), group):
+                yield partial(self._step, node, fd, offset, first, first + group, first + group >= units)
+
+    def _step(self, node: Node, fd: int, offset: int, first: int, stop: int, last: bool) -> tuple[Node, int, bool]:
+        width = DTYPES[node.dtype].carrier
+        data = node.build(first * width, stop * width)
+        write_at(fd, data, offset + first * width)
+        return node, len(data), last
+
+    def check(self, node: Node) -> None:
+        """Compare the digests of a finished tensor and of all it was built from, the base's first."""
+        for part in layers(node):
+            digest = tensor_digest(leaf for start in sorted(part.leaves) for leaf in part.leaves[start])
+            if isinstance(part, FromPatch):
+                where = f"{part.file.source.name}: tensor {part.entry.name}"
+                changed = sum(part.changed.values())
+                if part.entry.kind == "delta" and min(part.changed.values(), default=-1) >= 0 and changed != part.entry.changed:
+                    raise FormatError(f"{where}: its blocks change {changed} units, expected {part.entry.changed}")
+                if digest != part.digest:
+                    raise IntegrityError(
+                        f"{where}: rebuilt with the digest {digest.hex()}, expected {part.digest.hex()}: fetch the patch again"
+                    )
+            elif digest != part.digest:
+                raise self.wrong_tensor(self.chain[0], part, digest)
+            part.leaves.clear()
+
+    # --- what to say of a wrong base ---
+
+    def wrong_base(self, patch: Patch, why: str) -> BaseMismatchError:
+        return BaseMismatchError(f"{self.base.path}: is not the base of {patch.path}: {why}. {wanted_base(patch)}")
+
+    def wrong_tensor(self, patch: Patch, node: FromBase, found: bytes) -> BaseMismatchError:
+        return self.wrong_base(patch, f"its tensor {node.tensor.name} has the digest {found.hex()}, expected {node.digest.hex()}")
+
+    def explain(self, output: Output) -> None:
+        """After a failure: raise the error of a wrong base if that is the cause, naming the first tensor that differs."""
+        first: CkptdiffError | None = None
+        at_target = 0
+        deltas = 0
+        for _, node in output.tensors:
+            parts = layers(node)
+            if not isinstance(parts[0], FromBase):
+                continue
+            found = digest_of(parts[0].tensor)
+            if found != parts[0].digest and first is None:
+                first = self.wrong_tensor(self.chain[0], parts[0], found)
+            if len(parts) > 1:
+                deltas += 1
+                at_target += found == parts[-1].digest
+        if first and deltas and at_target == deltas:
+            raise BaseMismatchError(
+                f"{self.base.path}: is already the target of {self.chain[-1].path}; nothing to do: "
+                "give the checkpoint that the patch was made from, or use this one as it is",
+                "already_target",
+            )
+        if first:
+            raise first
+
+    def write_others(self, folder: Path) -> None:
+        """Write the target's other files; those of earlier patches of the chain are rebuilt in a scratch folder."""
+        scratch = folder.with_name("scratch")
+        for k, other in enumerate(self.chain[-1].others):
+            others.rebuild(self.chain[-1], other, self._other(len(self.chain) - 1, other.path, scratch / str(k)), folder / other.path)
+
+    def _other(self, depth: int, path: str, scratch: Path) -> Path | None:
+        """Where the file ``path`` of the base of patch ``depth`` lies."""
+        if depth == 0:
+            return self.base.others.get(path)
+        before = self.chain[depth - 1]
+        other = next((other for other in before.others if other.path == path), None)
+        if other is None:
+            return None
+        out = scratch / str(depth)
+        others.rebuild(before, other, self._other(depth - 1, path, scratch), out)
+        return out
+
+
+def wanted_base(patch: Patch) -> str:
+    """A sentence that says which base a patch wants."""
+    info = patch.index.info if patch.index else patch.files[0].metadata.info
+    if isinstance(info.get("base_repo"), str):
+        return f"It wants {info['base_repo']}@{info.get('base_revision', 'main')}"
+    if patch.base_files:
+        file, more = patch.base_files[0], len(patch.base_files) - 1
+        return f"It wants {quote(file.path)} with the SHA-256 {file.sha256}" + (f" and {more} more" if more else "")
+    return f"It wants a base with the identity {patch.base_identity.hex()}"
+
+
+def digest_of(tensor: Tensor) -> bytes:
+    """Tensor digest of a base tensor, block by block."""
+    return tensor_digest(leaf for start in range(0, tensor.nbytes, BLOCK) for leaf in leaves_of(read_range(tensor, start, start + BLOCK)))
+
+
+def write_at(fd: int, data: bytes | Bytes, offset: int) -> None:
+    """Write all of ``data`` at ``offset``."""
+    view = memoryview(data)
+    while len(view):
+        count = os.pwrite(fd, view, offset)
+        view, offset = view[count:], offset + count

@@ -1,0 +1,246 @@
+"""The command line: parses, calls the library, renders, sets exit codes. It computes nothing.
+
+stdout carries what was asked for, stderr everything else. Exit codes: 0 done, or the same; 1 a difference, or a failed
+check; 2 usage; 3 bad input or output; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ckptdiff import __version__
+from ckptdiff.errors import CkptdiffError
+
+if TYPE_CHECKING:
+    from ckptdiff.parallel import Progress
+
+F = TypeVar("F", bound=Callable[..., Any])
+PATH = click.Path(path_type=Path)
+
+as_json = click.option("--json", "json_output", is_flag=True, help="Print one JSON object instead of text.")
+threads_option = click.option("--threads", type=click.IntRange(1, 256), help="Threads to use.  [default: cores, at most 8]")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
+
+
+class Commands(click.Group):
+    """A group that turns every CkptdiffError into one line on stderr and exit code 3."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CkptdiffError as error:
+            if "--json" in sys.argv[1:]:
+                print_json({"error": {"kind": error.kind, "message": str(error)}})
+            click.echo(f"ckptdiff: error: {error}", err=True)
+            ctx.exit(3)
+        except (KeyboardInterrupt, click.Abort):
+            click.echo("ckptdiff: interrupted; nothing was left behind", err=True)
+            ctx.exit(130)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="ckptdiff")
+def main() -> None:
+    """Exact, sparse differences between model checkpoints.
+
+    \b
+      ckptdiff make BASE TARGET -o PATCH     store what changed
+      ckptdiff apply BASE PATCH -o OUT       rebuild TARGET byte for byte
+      ckptdiff demo                          see it work
+
+    A checkpoint is a .safetensors file or a folder that holds some.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+@main.command()
+@click.argument("base", type=PATH)
+@click.argument("target", type=PATH)
+@click.option("-o", "--output", "patch", type=PATH, required=True, metavar="PATCH", help="Where to write the patch.")
+@click.option("--codec", type=click.Choice(["auto", "raw", "sparse"]), default="auto", show_default=True, help="Codec of changed tensors.")
+@click.option("--include", multiple=True, metavar="GLOB", help="Take other files that are left out by default, such as optimizer state.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave other files out.")
+@click.option("--rename", multiple=True, metavar="REGEX=REPL", help="Turn a target tensor's name into the base's.")
+@threads_option
+@overwrite_option
+@as_json
+def make(base: Path, target: Path, patch: Path, codec: str, json_output: bool, **options: Any) -> None:
+    """Store the exact difference between two checkpoints.
+
+    \b
+    TARGET a file gives a patch file, TARGET a folder gives a patch folder.
+      ckptdiff make base.safetensors tuned.safetensors -o tuned-patch.safetensors
+      ckptdiff make Llama-3-8B Llama-3-8B-GRPO -o grpo-patch
+    """
+    from ckptdiff import render
+    from ckptdiff.maker import make as run
+
+    with progress_bar() as progress:
+        result = run(base, target, patch, codec=None if codec == "auto" else codec, progress=progress, **options)
+    if json_output:
+        print_json({**to_json(result), "ratio": result.ratio})
+    else:
+        render.made(result)
+
+
+@main.command()
+@click.argument("base", type=PATH)
+@click.argument("patches", type=PATH, nargs=-1, required=True, metavar="PATCH...")
+@click.option("-o", "--output", "out", type=PATH, required=True, metavar="OUT", help="File or folder to write.")
+@click.option("--only", multiple=True, metavar="GLOB", help="Rebuild just the tensors whose names match, into one safetensors file.")
+@threads_option
+@overwrite_option
+@as_json
+def apply(base: Path, patches: tuple[Path, ...], out: Path, json_output: bool, **options: Any) -> None:
+    """Rebuild the target of a patch, or of a chain of patches, byte for byte.
+
+    \b
+    Patches, base and result are checked; OUT appears only when it is right.
+      ckptdiff apply Llama-3-8B grpo-patch -o Llama-3-8B-GRPO
+      ckptdiff apply base step1 step2 step3 -o model
+      ckptdiff apply base patch -o heads.safetensors --only '*lm_head*'
+    """
+    from ckptdiff import render
+    from ckptdiff.applier import apply as run
+
+    with progress_bar() as progress:
+        result = run(base, patches, out, progress=progress, **options)
+    if json_output:
+        print_json(to_json(result))
+    else:
+        render.applied(result)
+
+
+@main.command()
+@click.argument("patch", type=PATH)
+@click.option("--tensors", is_flag=True, help="Also list every tensor.")
+@as_json
+def info(patch: Path, tensors: bool, json_output: bool) -> None:
+    """Show what a patch holds, without reading its payloads."""
+    from ckptdiff import render
+    from ckptdiff.patchinfo import info as run
+
+    result = run(patch)
+    if json_output:
+        print_json(to_json(result))
+    else:
+        render.described(result, tensors)
+
+
+@main.command()
+@click.argument("patch", type=PATH)
+@click.option("--base", type=PATH, help="Check that the patch fits this base.")
+@click.option("--target", type=PATH, help="Check by SHA-256 that these are the files that the patch gives.")
+@threads_option
+@as_json
+def verify(patch: Path, json_output: bool, **options: Any) -> None:
+    """Check a patch, and a base or rebuilt files against it; list every problem.
+
+    Exits with 1 if there is one.
+    """
+    from ckptdiff import render
+    from ckptdiff.verifier import verify as run
+
+    with progress_bar() as progress:
+        result = run(patch, progress=progress, **options)
+    if json_output:
+        print_json({**to_json(result), "ok": result.ok})
+    else:
+        render.verified(result)
+    click.get_current_context().exit(0 if result.ok else 1)
+
+
+@main.command()
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH)
+@click.option(
+    "--atol", type=click.FloatRange(min=0), multiple=True, default=(1e-5, 1e-4), show_default=True, help="Tolerance; may be repeated."
+)
+@click.option("--tensors", is_flag=True, help="Also list every tensor.")
+@threads_option
+@as_json
+def compare(a: Path, b: Path, tensors: bool, json_output: bool, **options: Any) -> None:
+    """Count the elements of two checkpoints that are bit-identical, or within a tolerance.
+
+    Exits with 1 if any bit of a tensor differs.
+    """
+    from ckptdiff import render
+    from ckptdiff.comparison import compare as run
+
+    with progress_bar() as progress:
+        result = run(a, b, progress=progress, **options)
+    if json_output:
+        totals = {"elements": result.elements, "identical": result.identical, "within": result.within, "same": result.same}
+        rows = to_json(result)
+        if not tensors:
+            del rows["tensors"]
+        print_json({**totals, **rows})
+    else:
+        render.compared(result, tensors)
+    click.get_current_context().exit(0 if result.same else 1)
+
+
+@main.command()
+@click.argument("folder", type=PATH, required=False, metavar="[DIR]")
+def demo(folder: Path | None) -> None:
+    """Make a small synthetic pair of checkpoints and run every command on it.
+
+    Files are kept in DIR if you name one.
+    """
+    from ckptdiff.demo import run
+
+    run(folder)
+
+
+def print_json(value: object) -> None:
+    click.echo(json.dumps(value, ensure_ascii=False))
+
+
+def to_json(value: Any) -> Any:
+    """A result as plain JSON values."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, (tuple, list)):
+        return [to_json(item) for item in value]
+    if isinstance(value, dict):
+        return {key: to_json(item) for key, item in value.items()}
+    return str(value) if isinstance(value, Path) else value
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A progress bar on stderr where a person watches, else nothing."""
+    from ckptdiff.parallel import no_progress
+
+    if not sys.stderr.isatty():
+        yield no_progress
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total)
+
+        yield progress

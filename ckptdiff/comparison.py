@@ -1,0 +1,130 @@
+"""``compare``: how many elements of two checkpoints are the same, or nearly."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from ckptdiff.adapt import read_range
+from ckptdiff.checkpoint import Tensor, open_checkpoint
+from ckptdiff.dtypes import DTYPES
+from ckptdiff.pairing import pair_names, pair_scopes
+from ckptdiff.parallel import Progress, default_threads, no_progress, run_ordered
+from ckptdiff.values import distances, element_bits
+
+CHUNK_ELEMENTS = 1 << 20
+DEFAULT_ATOL = (1e-5, 1e-4)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorComparison:
+    """Counts of elements: all, bit-identical, and with |a - b| at most each tolerance (bit-identical ones always are)."""
+
+    scope: str
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    elements: int
+    identical: int
+    within: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CompareResult:
+    """``tensors`` that both have with one dtype and shape; names only in ``a`` or ``b``; names whose dtype or shape differ."""
+
+    atol: tuple[float, ...]
+    tensors: tuple[TensorComparison, ...]
+    only_in_a: tuple[str, ...]
+    only_in_b: tuple[str, ...]
+    mismatched: tuple[str, ...]
+
+    @property
+    def elements(self) -> int:
+        return sum(tensor.elements for tensor in self.tensors)
+
+    @property
+    def identical(self) -> int:
+        return sum(tensor.identical for tensor in self.tensors)
+
+    @property
+    def within(self) -> tuple[int, ...]:
+        return tuple(sum(tensor.within[i] for tensor in self.tensors) for i in range(len(self.atol)))
+
+    @property
+    def same(self) -> bool:
+        """Whether all tensors are there on both sides, bit for bit."""
+        return self.identical == self.elements and not (self.only_in_a or self.only_in_b or self.mismatched)
+
+
+def compare(
+    a: str | os.PathLike[str],
+    b: str | os.PathLike[str],
+    *,
+    atol: Sequence[float] = DEFAULT_ATOL,
+    threads: int | None = None,
+    progress: Progress = no_progress,
+) -> CompareResult:
+    """Count the elements of two checkpoints that are bit-identical, and those within absolute tolerances.
+
+    Differences are taken in float64, integers exactly; an element with a NaN on one side only is within no tolerance.
+    Tensors pair by name, also behind a wrapper's prefix.
+
+    Raises:
+        CheckpointError: a checkpoint cannot be read, or is not one.
+    """
+    with open_checkpoint(a) as left, open_checkpoint(b) as right:
+        pairs: list[tuple[Tensor, Tensor]] = []
+        only_in_a, only_in_b, mismatched = [], [], []
+        scopes = pair_scopes(left, right)
+        for scope, tensors in right.scopes.items():
+            others = left.scopes.get(scopes[scope] or "", {})
+            names = pair_names(others, tensors.values())
+            for tensor in tensors.values():
+                other = names.get(tensor.name) or others.get(tensor.name)
+                if other is None:
+                    only_in_b.append(tensor.name)
+                elif (other.dtype, other.shape) != (tensor.dtype, tensor.shape):
+                    mismatched.append(tensor.name)
+                else:
+                    pairs.append((other, tensor))
+            used = {tensor.name for tensor in names.values()} | set(tensors)
+            only_in_a += [name for name in others if name not in used]
+        paired = set(scopes.values())
+        only_in_a += [name for scope, tensors in left.scopes.items() if scope not in paired for name in tensors]
+        rows = _count_all(pairs, tuple(atol), threads or default_threads(), progress)
+        return CompareResult(tuple(atol), tuple(rows), tuple(only_in_a), tuple(only_in_b), tuple(mismatched))
+
+
+def _count_all(
+    pairs: Sequence[tuple[Tensor, Tensor]], atol: tuple[float, ...], threads: int, progress: Progress
+) -> Iterator[TensorComparison]:
+    def starts(tensor: Tensor) -> range:
+        return range(0, max(tensor.nbytes, 1), CHUNK_ELEMENTS * DTYPES[tensor.dtype].bits // 8)
+
+    def jobs() -> Iterator[Callable[[], list[int]]]:
+        for a, b in pairs:
+            for start in starts(a):
+                yield partial(_count, a, b, start, start + starts(a).step, atol)
+
+    done, total = 0, sum(a.nbytes for a, _ in pairs)
+    with closing(run_ordered(jobs(), threads)) as results:
+        for a, b in pairs:
+            counts = np.sum([next(results) for _ in starts(a)], axis=0)
+            done += a.nbytes
+            progress("comparing", done, total)
+            elements, identical, *within = (int(count) for count in counts)
+            yield TensorComparison(b.scope, b.name, b.dtype, b.shape, elements, identical, tuple(within))
+
+
+def _count(a: Tensor, b: Tensor, start: int, stop: int, atol: Sequence[float]) -> list[int]:
+    x, y = (element_bits(read_range(tensor, start, stop), tensor.dtype) for tensor in (a, b))
+    differing = np.flatnonzero(x != y)
+    d = distances(x[differing], y[differing], a.dtype)
+    identical = len(x) - len(differing)
+    return [len(x), identical, *(identical + int(np.count_nonzero(d <= tolerance)) for tolerance in atol)]

@@ -1,0 +1,93 @@
+"""``info``: what a patch says of itself, from its headers and tables alone."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ckptdiff.patchfile import open_patch
+from ckptdiff.table import Totals
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRow:
+    """One tensor of the target: ``changed`` of ``units`` differ, coded in ``payload`` bytes; ``base`` is its base tensor or copy."""
+
+    file: str
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    kind: str
+    codec: str | None
+    changed: int
+    units: int
+    payload: int
+    base: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class FileRow:
+    """One file of the target: sizes in bytes, ``stored`` in the patch; ``kind`` is ``weights``, ``same``, ``new`` or ``delta``."""
+
+    path: str
+    size: int
+    sha256: str
+    kind: str
+    stored: int
+
+
+@dataclass(frozen=True, slots=True)
+class PatchInfo:
+    """What a patch says of itself. Sizes in bytes, identities and SHA-256 in hexadecimal."""
+
+    path: Path
+    is_folder: bool
+    base_identity: str
+    base_files: tuple[dict[str, Any], ...]
+    target_identity: str
+    totals: Totals
+    patch_size: int
+    target_size: int
+    files: tuple[FileRow, ...]
+    removed_files: tuple[str, ...]
+    removed_tensors: tuple[str, ...]
+    tensors: tuple[TensorRow, ...]
+    extra: dict[str, Any]
+
+
+def info(patch: str | os.PathLike[str]) -> PatchInfo:
+    """Read a patch's headers and tables; payloads are not read.
+
+    Raises:
+        FormatError, UnsupportedError, IntegrityError: it is not a valid patch.
+        CheckpointError: it does not exist or cannot be read.
+    """
+    with open_patch(patch) as opened:
+        weights = [
+            FileRow(f.metadata.target.path, f.metadata.target.size, f.metadata.target.sha256, "weights", f.source.size)
+            for f in opened.files
+        ]
+        tensors = [
+            TensorRow(
+                f.metadata.target.path, e.name, e.dtype, e.shape, e.kind, e.codec, e.changed, e.units, e.payload_size, e.of or e.base_name
+            )
+            for f in opened.files
+            for e in f.table.entries
+        ]
+        return PatchInfo(
+            path=Path(patch),
+            is_folder=opened.index is not None,
+            base_identity=opened.base_identity.hex(),
+            base_files=tuple(file.to_json() for file in opened.base_files),
+            target_identity=opened.target_identity.hex(),
+            totals=opened.totals,
+            patch_size=opened.stored_size,
+            target_size=opened.output_size,
+            files=(*weights, *(FileRow(o.path, o.size, o.sha256, o.kind, o.stored) for o in opened.others)),
+            removed_files=opened.index.removed if opened.index else (),
+            removed_tensors=tuple(name for f in opened.files for name in f.table.removed),
+            tensors=tuple(tensors),
+            extra=opened.index.info if opened.index else opened.files[0].metadata.info,
+        )

@@ -1,0 +1,154 @@
+"""``verify``: every problem of a patch, of a base for it, or of files rebuilt from it. It writes nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from ckptdiff import others
+from ckptdiff.applier import Applier, FromBase, digest_of, layers
+from ckptdiff.checkpoint import open_checkpoint
+from ckptdiff.errors import BaseMismatchError, CheckpointError, CkptdiffError, IntegrityError
+from ckptdiff.parallel import Progress, default_threads, no_progress, run_ordered, sha256_file
+from ckptdiff.patchfile import Patch, open_patch
+from ckptdiff.stfile import LocalFile
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong: ``kind`` as in :mod:`ckptdiff.errors`, and a line that names file and tensor."""
+
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyResult:
+    """``problems`` found, how many things were ``checked``, and against what."""
+
+    problems: tuple[Problem, ...]
+    checked: int
+    against_base: bool
+    against_target: bool
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+
+def verify(
+    patch: str | os.PathLike[str],
+    *,
+    base: str | os.PathLike[str] | None = None,
+    target: str | os.PathLike[str] | None = None,
+    threads: int | None = None,
+    progress: Progress = no_progress,
+) -> VerifyResult:
+    """Check a patch alone; with ``base`` also that it fits; with ``target`` also that these are the files it gives (SHA-256).
+
+    All problems are collected.
+
+    Raises:
+        CheckpointError: the base is not a checkpoint, or the patch does not exist.
+    """
+    if not Path(patch).exists():
+        raise CheckpointError(f"{patch}: no such file or folder")
+    checks: list[Callable[[], CkptdiffError | None]] = []
+    found: list[CkptdiffError] = []
+    try:
+        with open_patch(patch) as opened:
+            checks += patch_checks(opened)
+            if target is not None:
+                checks += target_checks(opened, Path(target))
+            if base is None:
+                found += _run(checks, threads, progress)
+            else:
+                with open_checkpoint(base) as checkpoint:
+                    applier = Applier(checkpoint, [opened], 1, no_progress)
+                    found += _run([*checks, *base_checks(applier, opened)], threads, progress)
+    except CheckpointError:
+        raise
+    except CkptdiffError as error:  # the container itself is broken: nothing more can be checked
+        found.append(error)
+    problems = tuple(Problem(error.kind, str(error)) for error in found)
+    return VerifyResult(problems, max(len(checks), 1), base is not None, target is not None)
+
+
+def _run(checks: list[Callable[[], CkptdiffError | None]], threads: int | None, progress: Progress) -> Iterator[CkptdiffError]:
+    with closing(run_ordered(checks, threads or default_threads())) as results:
+        for done, error in enumerate(results, 1):
+            progress("verifying", done, len(checks))
+            if error:
+                yield error
+
+
+def patch_checks(patch: Patch) -> list[Callable[[], CkptdiffError | None]]:
+    """Checks of payloads, stored files and the patch files' SHA-256; what :func:`open_patch` checks is not repeated."""
+    checks: list[Callable[[], CkptdiffError | None]] = []
+    for file in patch.files:
+        checks += [partial(file.payload_error, entry) for entry in file.table.entries if entry.has_payload]
+    if patch.index:
+        checks += [partial(_file_error, patch.path / shard.path, shard.size, shard.sha256) for shard in patch.index.shards]
+    return checks + [partial(others.stored_error, patch, other) for other in patch.others]
+
+
+def target_checks(patch: Patch, target: Path) -> list[Callable[[], CkptdiffError | None]]:
+    """Checks of size and SHA-256 of every file that the patch gives."""
+    if patch.index is None:
+        file = patch.files[0].metadata.target
+        return [partial(_file_error, target / file.path if target.is_dir() else target, file.size, file.sha256)]
+    wanted = [file.metadata.target for file in patch.files]
+    rows = [(file.path, file.size, file.sha256) for file in wanted] + [(o.path, o.size, o.sha256) for o in patch.others]
+    return [partial(_file_error, target / path, size, sha256) for path, size, sha256 in rows]
+
+
+def _file_error(path: Path, size: int, sha256: str) -> CkptdiffError | None:
+    try:
+        file = LocalFile(path)
+    except CheckpointError as error:
+        return error
+    try:
+        if file.size != size:
+            return IntegrityError(f"{path}: has {file.size} bytes, expected {size}")
+        found = sha256_file(file)
+        return None if found == sha256 else IntegrityError(f"{path}: its SHA-256 is {found}, expected {sha256}")
+    except CheckpointError as error:
+        return error
+    finally:
+        file.close()
+
+
+def base_checks(applier: Applier, patch: Patch) -> list[Callable[[], CkptdiffError | None]]:
+    """Checks of each base tensor's dtype, shape and digest, and of each base file that the patch needs."""
+
+    def tensor_error(file_entry: tuple[int, int]) -> CkptdiffError | None:
+        file = patch.files[file_entry[0]]
+        try:
+            lowest = layers(applier.node(0, file, file.table.entries[file_entry[1]]))[0]
+            if isinstance(lowest, FromBase):
+                found = digest_of(lowest.tensor)
+                if found != lowest.digest:
+                    return applier.wrong_tensor(patch, lowest, found)
+        except CkptdiffError as error:
+            return error
+        return None
+
+    def file_error(path: str, sha256: str) -> CkptdiffError | None:
+        found = applier.base.others.get(path)
+        if found is None:
+            return BaseMismatchError(f"{path}: the base has no such file, which the patch needs (SHA-256 {sha256})")
+        error = _file_error(found, found.stat().st_size, sha256)
+        return BaseMismatchError(str(error)) if error else None
+
+    checks: list[Callable[[], CkptdiffError | None]] = [
+        partial(tensor_error, (i, j)) for i, file in enumerate(patch.files) for j in range(len(file.table.entries))
+    ]
+    for other in patch.others:
+        wanted = other.sha256 if other.kind == "same" else other.base_sha256
+        if wanted is not None:
+            checks.append(partial(file_error, other.path, wanted))
+    return checks
