@@ -51,13 +51,13 @@ def canonical(value):
 def strict_json(raw):
     """JSON without floats, repeated keys, lone surrogates or integers of more than 20 characters."""
     def refuse(text):
-        raise ValueError(f"{text[:20]} is not an integer")
+        raise ValueError(f"{text[:30]} is not allowed")
 
     def integer(text):
         return refuse(text) if text == "-0" or len(text) > 20 else int(text)
 
     def unique(pairs):
-        return dict(pairs) if len({key for key, _ in pairs}) == len(pairs) else refuse("an object with a repeated key")
+        return dict(pairs) if len({key for key, _ in pairs}) == len(pairs) else refuse("a repeated key")
     try:
         value = json.loads(raw.decode("utf-8"), parse_float=refuse, parse_constant=refuse, parse_int=integer,
                            object_pairs_hook=unique)
@@ -141,7 +141,7 @@ def check(value, schema, what, elsewhere=()):
         for key in schema:
             need(key.endswith("?") or key in value, f"{what} lacks the member {key!r}")
             if key.rstrip("?") in value:
-                check(value[key.rstrip("?")], schema[key], f"{what}.{key}")
+                check(value[key.rstrip("?")], schema[key], what + "." + key.rstrip("?"))
     elif type(schema) is list:
         need(type(value) is list, f"{what} is not a list")
         for item in value:
@@ -259,19 +259,19 @@ def parse_header(raw, data_size):
 
 
 class Weights:
-    """A safetensors file, open for reading."""
+    """A safetensors file; begin and end count from the start of its data."""
 
     def __init__(self, path):
-        self.file, size = open(path, "rb"), os.path.getsize(path)
-        self.raw, self.start = b"", 8
-        length = int.from_bytes(self.read(-8, 0), "little") if size >= 8 else -1
-        need(0 <= length <= min(100_000_000, size - 8), "the header does not fit in the file")
-        self.raw, self.start = self.read(0, length), 8 + length
+        self.path, self.start, size = path, 0, os.path.getsize(path)
+        length = int.from_bytes(self.read(0, 8), "little")
+        need(size >= 8 and length <= min(100_000_000, size - 8), "the header does not fit in the file")
+        self.raw, self.start = self.read(8, 8 + length), 8 + length
         self.metadata, self.tensors = parse_header(self.raw, size - self.start)
 
     def read(self, begin, end):
-        self.file.seek(self.start + begin)
-        return self.file.read(end - begin)
+        with open(self.path, "rb") as file:
+            file.seek(self.start + begin)
+            return file.read(end - begin)
 
 
 class Tensor:
@@ -663,7 +663,7 @@ def find_base(base_path, patch):
     if wrong:
         deltas = [e for _, e in entries if e.kind == "delta"]
         already = deltas and all(e.found_digest == e.digest for e in deltas)
-        need(False, f"the base's {wrong[0].base_name!r} has another digest", "already_target" if already else "wrong_base")
+        raise PatchError("already_target" if already else "wrong_base", f"{wrong[0].base_name!r} has another digest")
     for item in patch.files:
         if item["kind"] != "new":
             item["base"] = os.path.join(base_path, item["path"])
@@ -695,6 +695,14 @@ def build_tensor(weights, e):
     need(e.kind != "delta" or changed == e.changed, f"{e.name!r}: another number of units changed")
 
 
+def write_tensor(file, weights, e):
+    leaves = []
+    for block in build_tensor(weights, e):
+        file.write(block)
+        leaves.append(xxhash.xxh3_128_digest(block))
+    need(xxhash.xxh3_128_digest(b"".join(leaves)) == e.digest, f"{e.name!r} has a wrong digest", "integrity")
+
+
 def create(path):
     os.makedirs(os.path.dirname(path), exist_ok=True)
     return open(path, "x+b")
@@ -706,32 +714,28 @@ def rebuild(base_path, patch, out):
     if total > shutil.disk_usage(os.path.dirname(out)).free:  # section 14; not an error of the patch
         raise OSError(errno.ENOSPC, f"no space for {total} bytes")
     places = [os.path.join(out, s.metadata["target"]["path"]) if patch.folder else out for s in patch.shards]
-    outputs = dict(zip(patch.shards, map(create, places)))
-    for shard, file in outputs.items():  # step 5, weight files: all but the copies
-        file.truncate(shard.metadata["target"]["size"])
-        file.write(len(shard.header).to_bytes(8, "little") + shard.header)
-        for e in shard.entries:
-            file.seek(e.begin)
-            if e.kind != "copy":
-                leaves = []
-                for block in build_tensor(shard.weights, e):
-                    file.write(block)
-                    leaves.append(xxhash.xxh3_128_digest(block))
-                need(xxhash.xxh3_128_digest(b"".join(leaves)) == e.digest, f"{e.name!r} has a wrong digest", "integrity")
-    for shard, file in outputs.items():
-        for e in shard.entries:
-            if e.kind == "copy":
-                source, of = patch.scopes[shard.metadata["target"]["scope"]][e.of]
-                for at in range(0, e.size, BLOCK):
-                    outputs[source].seek(of.begin + at)
-                    block = outputs[source].read(min(BLOCK, e.size - at))
-                    file.seek(e.begin + at)
-                    file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
-    for file in outputs.values():
-        file.close()
-    os.makedirs(out, exist_ok=True) if patch.folder else None
+    outputs = dict(zip(patch.shards, places))
+    for shard, place in outputs.items():  # step 5, weight files: all but the copies
+        with create(place) as file:
+            file.truncate(shard.metadata["target"]["size"])
+            file.write(len(shard.header).to_bytes(8, "little") + shard.header)
+            for e in shard.entries:
+                if e.kind != "copy":
+                    file.seek(e.begin)
+                    write_tensor(file, shard.weights, e)
+    for shard, place in outputs.items():
+        with open(place, "r+b") as file:
+            for e in shard.entries:
+                if e.kind == "copy":
+                    source, of = patch.scopes[shard.metadata["target"]["scope"]][e.of]
+                    with open(outputs[source], "rb") as source_file:
+                        source_file.seek(of.begin)
+                        file.seek(e.begin)
+                        for at in range(0, e.size, BLOCK):
+                            file.write(source_file.read(min(BLOCK, e.size - at)))
+            os.fsync(file.fileno())
+    if patch.folder:
+        os.makedirs(out, exist_ok=True)
     for item in patch.files:
         with create(os.path.join(out, item["path"])) as file:
             rebuild_file(item, file)
