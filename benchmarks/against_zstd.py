@@ -40,11 +40,12 @@ def timed(command: list[str]) -> dict[str, float]:
 def commands(folder: Path, work: Path) -> dict[str, list[str]]:
     base, target = str(folder / "base.safetensors"), str(folder / "target.safetensors")
     zstd = ["zstd", "-q", "-f", "--long=31"]
+    patch, ours = f"{work}/patch.safetensors", ["--threads", "2", "--overwrite"]
     rows = {
-        "ckptdiff make": [CKPTDIFF, "make", base, target, "-o", f"{work}/patch.safetensors", "--codec", "sparse", "--threads", "2", "--overwrite"],
+        "ckptdiff make": [CKPTDIFF, "make", base, target, "-o", patch, "--codec", "sparse", *ours],
         "zstd -3 --single-thread": [*zstd, "-3", "--single-thread", f"--patch-from={base}", target, "-o", f"{work}/single.zst"],
         "zstd -3 -T2": [*zstd, "-3", "-T2", f"--patch-from={base}", target, "-o", f"{work}/two.zst"],
-        "ckptdiff apply": [CKPTDIFF, "apply", base, f"{work}/patch.safetensors", "-o", f"{work}/rebuilt.safetensors", "--threads", "2", "--overwrite"],
+        "ckptdiff apply": [CKPTDIFF, "apply", base, patch, "-o", f"{work}/rebuilt.safetensors", *ours],
         "zstd -d of --single-thread": [*zstd, "-d", f"--patch-from={base}", f"{work}/single.zst", "-o", f"{work}/single"],
         "zstd -d of -T2": [*zstd, "-d", f"--patch-from={base}", f"{work}/two.zst", "-o", f"{work}/two"],
         "cp": ["cp", target, f"{work}/copy"],
@@ -73,8 +74,11 @@ def race(folder: Path, runs: int) -> dict[str, dict[str, float]]:
 
 def report(folder: Path, rows: dict[str, dict[str, float]], runs: int) -> str:
     megabytes = (folder / "target.safetensors").stat().st_size / 1e6
-    lines = [f"{folder.name}: {megabytes:.0f} MB, medians of {runs} runs", "", "| command | wall s | CPU s | peak RSS MB | patch bytes |", "|---|---|---|---|---|"]
-    lines += [f"| {name} | {r['wall']:.2f} | {r['cpu']:.2f} | {r['rss']:.0f} | {int(r['bytes']) if 'bytes' in r else ''} |" for name, r in rows.items()]
+    lines = [f"{folder.name}: {megabytes:.0f} MB, medians of {runs} runs", ""]
+    lines += ["| command | wall s | CPU s | peak RSS MB | patch bytes |", "|---|---|---|---|---|"]
+    for name, row in rows.items():
+        nbytes = int(row["bytes"]) if "bytes" in row else ""
+        lines.append(f"| {name} | {row['wall']:.2f} | {row['cpu']:.2f} | {row['rss']:.0f} | {nbytes} |")
     for ours, theirs in (
         ("ckptdiff make", ("zstd -3 --single-thread", "zstd -3 -T2")),
         ("ckptdiff apply", ("zstd -d of --single-thread", "zstd -d of -T2")),

@@ -74,7 +74,7 @@ def apply(
     names = [patches] if isinstance(patches, (str, os.PathLike)) else list(patches)
     with ExitStack() as stack:
         chain = [stack.enter_context(open_patch(name)) for name in names]
-        old = stack.enter_context(open_checkpoint(base))
+        old = stack.enter_context(open_checkpoint(base, needs_weights=bool(chain[0].files)))
         for patch in chain:
             check_stored(patch, only, progress)
         check_chain(chain)
@@ -84,8 +84,12 @@ def apply(
         inputs = [old.path, *(patch.path for patch in chain)]
         folder = chain[-1].index is not None and not only
         with build_beside(out, inputs, folder=folder, overwrite=overwrite) as built:
-            for output in outputs:
-                applier.write(output, built / output.path if folder else built)
+            try:
+                for output in outputs:
+                    applier.write(output, built / output.path if folder else built)
+            except (FormatError, IntegrityError, BaseMismatchError):
+                applier.explain(outputs)
+                raise
             if folder:
                 applier.write_others(built)
             old.check_unchanged()
@@ -311,9 +315,6 @@ class Applier:
                     self.progress("rebuilding", self.done, self.total)
                     if last:
                         self.check(node)
-        except (FormatError, IntegrityError, BaseMismatchError):
-            self.explain(output)
-            raise
         finally:
             os.close(fd)
 
@@ -338,7 +339,7 @@ class Applier:
             if isinstance(part, FromPatch):
                 where = f"{part.file.source.name}: tensor {part.entry.name}"
                 changed = sum(part.changed.values())
-                if part.entry.kind == "delta" and min(part.changed.values(), default=-1) >= 0 and changed != part.entry.changed:
+                if part.entry.kind == "delta" and changed != part.entry.changed:
                     raise FormatError(f"{where}: its blocks change {changed} units, expected {part.entry.changed}")
                 if digest != part.digest:
                     raise IntegrityError(
@@ -356,12 +357,11 @@ class Applier:
     def wrong_tensor(self, patch: Patch, node: FromBase, found: bytes) -> BaseMismatchError:
         return self.wrong_base(patch, f"its tensor {node.tensor.name} has the digest {found.hex()}, expected {node.digest.hex()}")
 
-    def explain(self, output: Output) -> None:
+    def explain(self, outputs: Sequence[Output]) -> None:
         """After a failure: raise the error of a wrong base if that is the cause, naming the first tensor that differs."""
         first: CkptdiffError | None = None
-        at_target = 0
-        deltas = 0
-        for _, node in output.tensors:
+        deltas = at_target = 0
+        for _, node in itertools.chain.from_iterable(output.tensors for output in outputs):
             parts = layers(node)
             if not isinstance(parts[0], FromBase):
                 continue

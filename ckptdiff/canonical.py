@@ -40,8 +40,10 @@ def _no_number(text: str) -> Any:
 
 
 def _only_integers(text: str) -> int:
-    if len(text) > 20:
-        raise ValueError(f"{text[:20]}... is too large an integer")
+    if len(text) > 20 or not -(1 << 63) <= int(text) < 1 << 64:
+        raise ValueError(f"{text[:20]} is too large an integer")
+    if text == "-0":
+        raise ValueError("-0 is not an integer")
     return int(text)
 
 
@@ -121,6 +123,16 @@ class Fields:
         if len(text) != 2 * nbytes or text.strip("0123456789abcdef"):
             raise FormatError(f"{self.where}.{key}: expected {2 * nbytes} lower-case hexadecimal digits, found {quote(text[:80])}")
         return bytes.fromhex(text)
+
+    def kind(self, members: dict[str, str], common: str) -> Any:
+        """The member ``kind``, one of the keys of ``members``, which say which members beside ``common`` that kind may have."""
+        kind = self.text("kind")
+        if kind not in members:
+            raise UnsupportedError(f"{self.where}.kind: unknown kind {quote(kind[:40])}: try to upgrade ckptdiff")
+        extra = sorted(set(self.value) - set(f"{common} {members[kind]}".split()))
+        if extra:
+            raise FormatError(f"{self.where}: the kind {quote(kind)} has no member {quote(extra[0])}")
+        return kind
 
     def array(self, key: str, item: Callable[[Any, str], T]) -> tuple[T, ...]:
         values = self._get(key, list)

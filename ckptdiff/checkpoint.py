@@ -98,21 +98,21 @@ class Checkpoint:
 
 
 @contextmanager
-def open_checkpoint(path: str | os.PathLike[str]) -> Iterator[Checkpoint]:
+def open_checkpoint(path: str | os.PathLike[str], *, needs_weights: bool = True) -> Iterator[Checkpoint]:
     """Open one safetensors file, or a folder of them with or without index, and read its headers.
 
     Raises:
         CheckpointError: it is missing, unreadable, has no safetensors weights, lacks a shard, or a header is broken.
     """
     path = Path(path)
-    checkpoint = _read(path)
+    checkpoint = _read(path, needs_weights)
     try:
         yield checkpoint
     finally:
         checkpoint.close()
 
 
-def _read(path: Path) -> Checkpoint:
+def _read(path: Path, needs_weights: bool) -> Checkpoint:
     try:
         if path.is_dir():
             files = list_files(path)
@@ -127,7 +127,7 @@ def _read(path: Path) -> Checkpoint:
     if "ckptdiff.json" in files:
         raise CheckpointError(f"{path}: is a ckptdiff patch, not a checkpoint; rebuild that with: ckptdiff apply BASE {path} -o OUT")
     weights = {name: file for name, file in files.items() if name.endswith(".safetensors")}
-    if not weights:
+    if not weights and needs_weights:
         _refuse_weights(path, sorted(files))
     others = {name: file for name, file in files.items() if name not in weights}
     return Checkpoint(path, False, _open_weights(weights, _scopes(weights, others)), others)
@@ -197,9 +197,8 @@ def scope_of_name(path: str) -> str:
 
 
 def _scopes(weights: dict[str, Path], others: dict[str, Path]) -> dict[str, str]:
-    """Scope of every weight file; also checks that no shard is missing."""
-    scopes = {name: scope_of_name(name) for name in weights}
-    indexed: set[str] = set()
+    """Scope of every weight file (spec 3.1); also checks that no shard is missing."""
+    indexed: dict[str, str] = {}
     for name, path in others.items():
         folder, _, file_name = name.rpartition("/")
         match = INDEX.fullmatch(file_name)
@@ -209,10 +208,12 @@ def _scopes(weights: dict[str, Path], others: dict[str, Path]) -> dict[str, str]
         for shard in _shards_of_index(path):
             if prefix + shard not in weights:
                 raise CheckpointError(f"{path}: lists the shard {shard}, which is missing: fetch it, or remove the stale index")
-            scopes[prefix + shard] = prefix + match["stem"] + (match["variant"] or "")
-            indexed.add(prefix + shard)
-    _check_all_shards(set(weights) - indexed)
-    return scopes
+            indexed.setdefault(prefix + shard, prefix + match["stem"] + (match["variant"] or ""))
+    _check_all_shards(set(weights) - set(indexed))
+    scopes = {name: indexed.get(name) or scope_of_name(name) for name in weights}
+    alone = {name for name in weights if name not in indexed and not SHARD.fullmatch(name)}
+    taken = {scope for name, scope in scopes.items() if name not in alone}
+    return {name: name if name in alone and scope in taken else scope for name, scope in scopes.items()}
 
 
 def _shards_of_index(path: Path) -> list[str]:

@@ -92,7 +92,7 @@ def make(
         if new.is_file and paths.unsafe_reason(new.path.name):
             raise CheckpointError(f"{new.path}: the file's name {paths.unsafe_reason(new.path.name)}: rename it")
         kept, left_out = others.select(new.others, include, exclude)
-        others.check_paths([*kept, *(file.path for file in new.weights)])
+        others.check_paths([*kept, *(file.path for file in (*old.weights, *new.weights))])
         with build_beside(out, [old.path, new.path], folder=not new.is_file, overwrite=overwrite) as built:
             with open(built.with_name("spool"), "w+b") as spool:
                 maker = _Maker(old, new, codec, threads or default_threads(), rules, spool, progress)

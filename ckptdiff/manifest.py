@@ -12,12 +12,14 @@ from ckptdiff import canonical, paths
 from ckptdiff.canonical import Fields, JsonObject, quote
 from ckptdiff.digests import xxh128
 from ckptdiff.errors import FormatError, IntegrityError, UnsupportedError
+from ckptdiff.stfile import MAX_SIZE
 from ckptdiff.table import Totals, check_sorted
 
 VERSION = 1
 MAX_INDEX = 1 << 26
 MAX_PREFIX = 1 << 26
 MAX_WINDOW = 1 << 27
+INFO = {"base_repo", "base_revision", "target_repo", "target_revision"}
 
 
 def safe_path(path: Any, where: str) -> str:
@@ -48,7 +50,9 @@ def _open_sealed(data: bytes, where: str, expected_format: str, known: str) -> F
     found = xxh128(canonical.dumps({k: v for k, v in value.items() if k != "digest"}))
     if stated != found:
         raise IntegrityError(f"{where}: its digest is {found.hex()}, expected {stated.hex()}: corrupted? fetch the patch again")
-    members.object("info")
+    info = members.object("info")
+    for key in INFO & set(info):
+        canonical.as_text(info[key], f"{where}.info.{key}")
     return members
 
 
@@ -66,7 +70,7 @@ class FileRef:
     @classmethod
     def read(cls, value: Any, where: str) -> FileRef:
         f = Fields(value, where, "path sha256 size")
-        return cls(path=f.text("path"), size=f.integer("size"), sha256=f.hexadecimal("sha256", 32).hex())
+        return cls(path=safe_path(f.text("path"), f"{where}.path"), size=f.integer("size"), sha256=f.hexadecimal("sha256", 32).hex())
 
 
 def _read_files(parent: Fields) -> tuple[FileRef, ...]:
@@ -161,6 +165,8 @@ class ShardRef:
     def read(cls, value: Any, where: str) -> ShardRef:
         f = Fields(value, where, "digest path sha256 size target")
         target = safe_path(f.text("target"), f"{where}.target")
+        if not target.endswith(".safetensors"):
+            raise FormatError(f"{where}.target: {quote(target[:80])} is not a weight file")
         shard = cls(target=target, size=f.integer("size"), sha256=f.hexadecimal("sha256", 32).hex(), digest=f.hexadecimal("digest", 16))
         if f.text("path") != shard.path:
             raise FormatError(f"{where}.path: expected {quote(shard.path)}, found {quote(f.text('path')[:80])}")
@@ -193,21 +199,18 @@ class OtherFile:
 
     @classmethod
     def read(cls, value: Any, where: str) -> OtherFile:
-        if not isinstance(value, dict):
-            raise FormatError(f"{where}: expected an object, found {type(value).__name__}")
-        kind = value.get("kind")
-        members = {"same": "", "new": "stored digest", "delta": "stored digest base_sha256"}
-        if isinstance(kind, str) and kind not in members:
-            raise UnsupportedError(f"{where}.kind: unknown kind {quote(kind[:40])}: upgrade ckptdiff")
-        f = Fields(value, where, f"kind path sha256 size {members.get(kind, '') if isinstance(kind, str) else ''}")
-        f.text("kind")
+        f = Fields(value, where, "kind path sha256 size stored digest base_sha256")
+        kind = f.kind({"same": "", "new": "stored digest", "delta": "stored digest base_sha256"}, "kind path sha256 size")
+        path = safe_path(f.text("path"), f"{where}.path")
+        if path.endswith(".safetensors"):
+            raise FormatError(f"{where}.path: {quote(path[:80])} is a weight file, which belongs in a shard")
         stored = f.integer("stored") if kind != "same" else 0
-        size = f.integer("size", high=MAX_PREFIX) if kind == "delta" else f.integer("size")
+        size = f.integer("size", high=MAX_PREFIX if kind == "delta" else MAX_SIZE)
         return cls(
-            path=safe_path(f.text("path"), f"{where}.path"),
+            path=path,
             size=size,
             sha256=f.hexadecimal("sha256", 32).hex(),
-            kind=kind,  # type: ignore[arg-type]
+            kind=kind,
             base_sha256=f.hexadecimal("base_sha256", 32).hex() if kind == "delta" else None,
             stored=stored,
             digest=f.hexadecimal("digest", 16) if kind != "same" else b"",
@@ -259,7 +262,13 @@ class Index:
         check_sorted((shard.target for shard in index.shards), f"{where}.shards")
         check_sorted((file.path for file in index.files), f"{where}.files")
         check_sorted(index.removed, f"{where}.removed")
-        clash = paths.clash([shard.target for shard in index.shards] + [file.path for file in index.files])
+        outputs = [shard.target for shard in index.shards] + [file.path for file in index.files]
+        clash = paths.clash(outputs)
         if clash:
             raise FormatError(f"{where}: two outputs share the path {quote(clash[:80])}: do not trust this patch")
+        clash = paths.clash(file.member for file in index.files if file.kind != "same")
+        if clash:
+            raise FormatError(f"{where}: {quote(clash[:80])} would be a file and a folder")
+        if set(outputs) & set(index.removed):
+            raise FormatError(f"{where}.removed: names the output {quote(min(set(outputs) & set(index.removed))[:80])}")
         return index

@@ -12,6 +12,7 @@ import xxhash
 import zstandard
 
 from ckptdiff import paths
+from ckptdiff.codecs.planes import MAGIC
 from ckptdiff.errors import BaseMismatchError, CheckpointError, FormatError, IntegrityError
 from ckptdiff.manifest import MAX_PREFIX, MAX_WINDOW, OtherFile
 from ckptdiff.parallel import CHUNK, sha256_file
@@ -177,7 +178,18 @@ def _pieces(patch: Patch, other: OtherFile, base: Path | None) -> Iterable[bytes
     dictionary = zstandard.ZstdCompressionDict(prefix, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if prefix else None
     path = patch.path / other.member
     with open(path, "rb") as file:
+        _check_frame(file.read(18), str(path))
+        file.seek(0)
         yield from _decompressed(file, dictionary, str(path))
+
+
+def _check_frame(head: bytes, where: str) -> None:
+    try:
+        stated = zstandard.get_frame_parameters(head)
+    except zstandard.ZstdError as error:
+        raise FormatError(f"{where}: bad zstd frame: {error}") from None
+    if not head.startswith(MAGIC) or stated.window_size > MAX_WINDOW or stated.dict_id:
+        raise FormatError(f"{where}: expected a zstd frame with a window of at most {MAX_WINDOW} bytes and no dictionary id")
 
 
 def _decompressed(file: BinaryIO, dictionary: zstandard.ZstdCompressionDict | None, where: str) -> Iterable[bytes]:

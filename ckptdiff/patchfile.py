@@ -103,7 +103,7 @@ class PatchFile:
     def __init__(self, source: ByteSource) -> None:
         self.source = source
         try:
-            container = read_header(source)
+            container = read_header(source, container=True)
         except ValueError as error:
             raise FormatError(f"{source.name}: not a ckptdiff patch: {error}") from None
         text = (container.metadata or {}).get("ckptdiff")
@@ -129,6 +129,9 @@ class PatchFile:
         }
         if self.table.totals != self.metadata.totals:
             raise FormatError(f"{source.name}: its totals do not agree with its table")
+        needs_base = self.table.removed or any(entry.base_name is not None for entry in self.table.entries)
+        if needs_base and self.metadata.base_scope is None:
+            raise FormatError(f"{source.name}: its table needs a base, but its metadata names no scope of it")
 
     def _read(self, begin: int, size: int) -> bytes:
         return read_bytes(self.source, self._start + begin, size)
@@ -194,11 +197,28 @@ class Patch:
         self.entries = {(file.metadata.target_scope, e.name): (file, e) for file in self.files for e in file.table.entries}
         if len(self.entries) != sum(len(file.table.entries) for file in self.files):
             raise FormatError(f"{self.path}: two of its shards hold the same tensor of one scope")
+        self._check_copies()
+        self._check_removed()
+
+    def _check_copies(self) -> None:
         for (scope, name), (file, entry) in self.entries.items():
             if entry.kind == "copy":
                 found = self.entries.get((scope, entry.of or ""))
                 if not found or found[1].kind == "copy" or (found[1].dtype, found[1].shape) != (entry.dtype, entry.shape):
                     raise FormatError(f"{file.source.name}: tensor {name}: it cannot be a copy of {quote(str(entry.of)[:80])}")
+
+    def _check_removed(self) -> None:
+        used = {(file.metadata.target_scope, e.base_name) for file in self.files for e in file.table.entries}
+        seen: dict[str, str | None] = {}
+        for file in self.files:
+            scope, removed = file.metadata.target_scope, file.table.removed
+            if removed and scope in seen:
+                raise FormatError(f"{file.source.name}: only the first file of a scope may list removed tensors")
+            if seen.setdefault(scope, file.metadata.base_scope) != file.metadata.base_scope:
+                raise FormatError(f"{file.source.name}: its scope has two base scopes, {seen[scope]} and {file.metadata.base_scope}")
+            for name in removed:
+                if (scope, name) in used:
+                    raise FormatError(f"{file.source.name}: the tensor {name} is listed as removed, and is a base")
 
     @property
     def base_identity(self) -> bytes:
@@ -248,16 +268,17 @@ def open_patch(path: str | os.PathLike[str]) -> Iterator[Patch]:
         index = _open_index(path)
         files = []
         for shard in index.shards:
-            if not (path / shard.path).is_file():
-                raise IntegrityError(f"{path / shard.path}: is missing: fetch the patch again")
+            _check_member(path / shard.path, shard.size)
             file = _open_file(path / shard.path, stack)
             files.append(file)
-            if file.digest != shard.digest or file.source.size != shard.size:
+            if file.digest != shard.digest:
                 raise IntegrityError(f"{path / shard.path}: is not the file that {INDEX_NAME} lists: fetch the patch again")
-            if (file.metadata.target.path, file.metadata.base_identity, file.metadata.target_identity) != (
+            found = file.metadata
+            if (found.target.path, found.base_identity, found.target_identity, found.base_files) != (
                 shard.target,
                 index.base_identity,
                 index.target_identity,
+                None,
             ):
                 raise FormatError(f"{path / shard.path}: its metadata does not agree with {INDEX_NAME}")
         patch = Patch(path, index, files)
@@ -287,6 +308,12 @@ def _check_folder(patch: Patch, index: Index) -> None:
     if patch.totals != index.totals:
         raise FormatError(f"{patch.path / INDEX_NAME}: its totals do not agree with its shards")
     for other in index.files:
-        path = patch.path / other.member
-        if other.kind != "same" and not (path.is_file() and path.stat().st_size == other.stored):
-            raise IntegrityError(f"{path}: expected a file of {other.stored} bytes: fetch the patch again")
+        if other.kind != "same":
+            _check_member(patch.path / other.member, other.stored)
+
+
+def _check_member(path: Path, size: int) -> None:
+    if not path.is_file():
+        raise FormatError(f"{path}: is missing: fetch the patch again")
+    if path.stat().st_size != size:
+        raise IntegrityError(f"{path}: has {path.stat().st_size} bytes, expected {size}: fetch the patch again")

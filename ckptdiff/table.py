@@ -148,19 +148,14 @@ class Entry:
 
     @classmethod
     def read(cls, value: Any, where: str) -> Entry:
-        if not isinstance(value, dict):
-            raise FormatError(f"{where}: expected an object, found {type(value).__name__}")
-        kind = value.get("kind")
+        f = Fields(value, where, "name dtype shape kind base codec changed blocks of")
         members = {"same": "base", "delta": "base codec changed blocks", "new": "codec blocks", "copy": "of"}
-        if isinstance(kind, str) and kind not in members:
-            raise UnsupportedError(f"{where}.kind: unknown kind {quote(kind[:40])}: upgrade ckptdiff")
-        f = Fields(value, where, f"name dtype shape kind {members.get(kind, '') if isinstance(kind, str) else ''}")
-        f.text("kind")
+        kind = f.kind(members, "name dtype shape kind")
         name = f.text("name")
         if not 1 <= len(name.encode()) <= MAX_NAME:
             raise FormatError(f"{where}.name: expected 1 to {MAX_NAME} bytes")
         dtype, shape = _dtype(f), _shape(f)
-        entry = cls(name=name, dtype=dtype, shape=shape, kind=kind)  # type: ignore[arg-type]
+        entry = cls(name=name, dtype=dtype, shape=shape, kind=kind)
         nbytes = DTYPES[dtype].nbytes(shape)
         if nbytes is None or nbytes > MAX_SIZE:
             raise FormatError(f"{where}: a {dtype} tensor of shape {list(shape)} has no whole size of at most {MAX_SIZE} bytes")

@@ -105,7 +105,7 @@ def name(value):
 
 def safe_path(value):  # section 9
     parts = value.encode().split(b"/") if text(value) else [b""]
-    return (all(0 < len(p) < 256 and p not in (b".", b"..") for p in parts) and len(value.encode()) <= 1024
+    return (all(0 < len(p) <= 250 and p not in (b".", b"..") for p in parts) and len(value.encode()) <= 1024
             and not re.search("[\\\\:\x00-\x1f\x7f]", value))
 
 
@@ -444,13 +444,14 @@ class Patch:
         directories = {path[:i] for path in outputs for i, char in enumerate(path) if char == "/"}
         need(len(set(outputs)) == len(outputs) and not directories & set(outputs), "two output paths collide")
         need(not set(outputs) & set(index["removed"]), "an output path is removed too")
+        places = {item["path"] + ".zst" for item in self.files if item["kind"] != "same"}
+        need(not places & {path[:i] for path in places for i, char in enumerate(path) if char == "/"}, "two stored places collide")
         for shard in index["shards"]:
             need(shard["target"].endswith(".safetensors"), "a shard is not a weight file")
             need(shard["path"] == "patch/" + shard["target"], "a shard's patch file is not at its place")
         self.shards = []
         for shard in index["shards"]:
             full = self.stored(shard["path"], shard["size"], "index")
-            need(sha256(full) == shard["sha256"], f"the SHA-256 of {shard['path']} is wrong", "integrity")
             self.shards.append(PatchFile(full))
             meta = self.shards[-1].metadata
             need(meta["digest"] == shard["digest"], f"{shard['path']} is not the index's", "integrity")
@@ -614,7 +615,7 @@ def base_scopes(path):
     """Scope -> the paths of its weight files."""
     if os.path.isfile(path):
         return {"": [path]}  # one scope only: its id does not matter
-    found, listed, scopes = [], {}, {}
+    found, listed, scopes, alone = [], {}, {}, []
     for folder, _, names in os.walk(path):
         at = os.path.relpath(folder, path).replace(os.sep, "/") + "/"
         found += [(at if at != "./" else "") + n for n in names]
@@ -630,8 +631,15 @@ def base_scopes(path):
     for file in sorted(found):
         if file.endswith(".safetensors"):
             numbered = re.fullmatch(r"((?:.*/)?[^/]+)-[0-9]{5}-of-[0-9]{5}(\.[^/]+)?\.safetensors", file, re.S)
-            scope = numbered[1] + (numbered[2] or "") if numbered else file[:-len(".safetensors")]
-            scopes.setdefault(listed.get(file, scope), []).append(os.path.join(path, file))
+            if file in listed or numbered:  # rules 1 and 2
+                scope = listed.get(file) or numbered[1] + (numbered[2] or "")
+                scopes.setdefault(scope, []).append(os.path.join(path, file))
+            else:
+                alone.append(file)
+    ruled = set(scopes)
+    for file in alone:  # rule 3
+        scope = file[:-len(".safetensors")]
+        scopes.setdefault(file if scope in ruled else scope, []).append(os.path.join(path, file))
     return scopes
 
 
@@ -648,9 +656,9 @@ def find_base(base_path, patch):
             try:
                 weights = Weights(path)
             except PatchError as error:
-                raise PatchError("wrong_base", f"{path}: {error.message}") from None
+                raise PatchError("checkpoint", f"{path}: {error.message}") from None
             for key, *rest in weights.tensors:
-                need(key not in tensors, f"the base's scope {scope!r} holds {key!r} twice", "wrong_base")
+                need(key not in tensors, f"the base's scope {scope!r} holds {key!r} twice", "checkpoint")
                 tensors[key] = Tensor(weights, *rest)
     for scope, e in entries:
         e.base_tensor = opened[scope].get(e.base_name)
@@ -710,8 +718,8 @@ def create(path):
 
 def rebuild(base_path, patch, out):
     find_base(base_path, patch)
-    total = sum(s.metadata["target"]["size"] for s in patch.shards) + sum(f["size"] for f in patch.files)
-    if total > shutil.disk_usage(os.path.dirname(out)).free:  # section 14; not an error of the patch
+    total = sum(s.metadata["target"]["size"] for s in patch.shards)
+    if total > shutil.disk_usage(os.path.dirname(out)).free:  # section 14; no error of the patch
         raise OSError(errno.ENOSPC, f"no space for {total} bytes")
     places = [os.path.join(out, s.metadata["target"]["path"]) if patch.folder else out for s in patch.shards]
     outputs = dict(zip(patch.shards, places))

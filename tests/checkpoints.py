@@ -40,7 +40,9 @@ def bf16(values: Any) -> TensorData:
     return tensor("BF16", array.shape, (array.view(np.uint32) >> 16).astype("<u2"))
 
 
-def write(path: Path, tensors: Mapping[str, TensorData], metadata: Mapping[str, str] | None = None, pad: int = 8, first: bool = True) -> Path:
+def write(
+    path: Path, tensors: Mapping[str, TensorData], metadata: Mapping[str, str] | None = None, pad: int = 8, first: bool = True
+) -> Path:
     """Write a safetensors file with the tensors in the order given; ``first`` puts ``__metadata__`` before or after them."""
     header: dict[str, Any] = {}
     if metadata is not None and first:

@@ -5,8 +5,7 @@ A codec is a module with two functions over one block:
 ``encode(base, target, dtype) -> (coded, changed)``
     the coded bytes, and how many units differ;
 ``decode(coded, base, size, dtype) -> (target, changed)``
-    the target's bytes and how many units the coded form says differ (``raw`` cannot know: -1);
-    raises ValueError with one line on a coded form that breaks the spec.
+    the target's bytes and how many units differ; raises ValueError with one line on a coded form that breaks the spec.
 
 ``base`` and ``target`` are uint8 arrays of the same length, a whole number of units.
 """

@@ -20,4 +20,5 @@ def decode(coded: memoryview, base: Bytes, size: int, dtype: Dtype) -> tuple[Byt
     reader, count = Reader(coded), size // dtype.carrier
     planes = [reader.plane(count) for _ in range(dtype.carrier)]
     reader.end()
-    return join(planes, count, dtype.unit).view(np.uint8), -1
+    units = join(planes, count, dtype.unit)
+    return units.view(np.uint8), int(np.count_nonzero(units != base.view(dtype.unit)))

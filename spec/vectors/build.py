@@ -2,7 +2,7 @@
 """Builds the conformance vectors of ckptdiff version 1: python build.py [DIR].
 
 Independent of every reader and writer: the standard library and xxhash only. Each call of ``vector`` below is one
-file. All zstd frames are made by hand out of raw or RLE blocks (four real ones are kept as hex), so the bytes do not
+file. All zstd frames are made by hand out of raw or RLE blocks (three real ones are kept as hex), so the bytes do not
 depend on a zstd library. A scenario's faults are functions given for one layer (``table=``, ``meta=``, ``head=``...);
 what lies further out (digests, offsets, totals, sizes) is computed after them, so that one rule only is broken.
 """
@@ -319,8 +319,15 @@ def scopes_of(files):
     scopes = {}
     for path, content in files.items():
         if path.endswith(".safetensors"):
-            scopes.setdefault(scope_of(path, files), {}).update(content)
+            scopes.setdefault(full_scope_of(path, files), {}).update(content)
     return scopes
+
+
+def full_scope_of(path, files):
+    """Rule 3 with its exception: a lone file beside shards of its scope is a scope by its whole path."""
+    scope = scope_of(path, files)
+    others = {scope_of(p, files) for p in files if p.endswith(".safetensors") and scope_of(p, files) != p[:-len(".safetensors")]}
+    return path if scope == path[:-len(".safetensors")] and scope in others else scope
 
 
 def same_file(path):
@@ -358,13 +365,13 @@ def patch_folder(base, target, shards, files=(), *, pairs={}, shard={}, index=No
     identities, stored, listed, all_totals, first = (identity(old_scopes), identity(new_scopes)), {}, [], [], set()
     used = {}
     for path, entries in shards.items():
-        scope = scope_of(path, target)
+        scope = full_scope_of(path, target)
         pair = pairs.get(scope, scope if scope in old_scopes else next(iter(old_scopes)))
         for entry in entries:
             e = entry(old_scopes.get(pair, {}), target[path])[0]
             used.setdefault(scope, set()).add(e.get("base", {}).get("name", e["name"]) if "codec" in e or e["kind"] == "same" else None)
     for path, entries in sorted(shards.items()):
-        scope = scope_of(path, target)
+        scope = full_scope_of(path, target)
         pair = pairs.get(scope, scope if scope in old_scopes else next(iter(old_scopes)))
         gone = [] if scope in first else sorted(set(old_scopes.get(pair, {})) - used[scope])
         first.add(scope)
@@ -856,11 +863,11 @@ def base_vectors():
     pair_new = {"b": T("U8", [2], "0001"), "w": TARGET["w"]}
     vector("base_has_one_delta_of_two", "wrong_base", "The base has the target's w, but neither b.",
            weights({"b": T("U8", [2], "0505"), "w": TARGET["w"]}), patch_file(pair, pair_new, [delta("b"), delta("w")]))
-    other("base_truncated", "The base is no safetensors file: its last byte is missing.", BASE_FILE[:-1])
+    other("base_truncated", "The base is no safetensors file: its last byte is missing.", BASE_FILE[:-1], "checkpoint")
     folder = {"x/m.safetensors": BASE_FILE, "y/m.safetensors": BASE_FILE}
     other("base_lacks_scope", "The base has two scopes, and the patch's is neither.", folder)
     split = {"base-00001-of-00002.safetensors": BASE_FILE, "base-00002-of-00002.safetensors": weights({"a": BASE["a"]})}
-    other("base_scope_holds_name_twice", "Two files of one scope of the base hold the tensor a.", split)
+    other("base_scope_holds_name_twice", "Two files of one scope of the base hold the tensor a.", split, "checkpoint")
 
     third, entries = {**TWO_TARGET, "n": T("U8", [1], "0a")}, [same("w"), delta("n")]
     first, second, start = two(), patch_file(TWO_TARGET, third, entries), weights(TWO_BASE)
@@ -961,12 +968,17 @@ def folder_vectors():
     unsafe = {"parent": "../keep.txt", "parent_inside": "a/../keep.txt", "dot": "a/./keep.txt", "absolute": "/keep.txt",
               "backslash": "a\\keep.txt", "colon": "c:keep.txt", "nul": "keep\0.txt", "newline": "keep\n.txt",
               "delete": "keep\x7f.txt", "empty_component": "a//keep.txt", "empty": "",
-              "component_of_256_bytes": "k" * 256, "component_of_256_bytes_of_utf8": "é" * 128,
+              "component_of_251_bytes": "k" * 251, "component_of_252_bytes_of_utf8": "é" * 126,
               "of_1025_bytes": ("k" * 204 + "/") * 5}
     unsafe["of_1025_bytes"] = unsafe["of_1025_bytes"][:-1] + "k"
     for name, path in unsafe.items():
         bad_folder(f"path_{name}", f, f"The path of a file is unsafe: {name.replace('_', ' ')}.",
                    index=rename_file("keep.txt", path))
+    def stored_below_other(index):
+        for item, path in zip((index["files"][EDIT], index["files"][MADE]), ("edit", "edit.zst/made")):
+            item["path"] = path
+        index["files"].sort(key=lambda item: item["path"].encode())
+    bad_folder("stored_place_below_other", f, "files/edit.zst would be a file and a directory.", index=stored_below_other)
     bad_folder("path_is_a_number", f, "The path of a file is a number.", index=lambda d: d["files"].__getitem__(KEEP).update(path=7))
     bad_folder("removed_path_unsafe", f, "A removed path is unsafe.", index=setter("removed", ["../gone.txt"]))
     bad_folder("base_path_unsafe", f, "The path of a base's weight file is unsafe.", small,
@@ -984,7 +996,6 @@ def folder_vectors():
     bad_folder("shard_missing", f, "A patch file is missing.", small, parts=setter("patch/m.safetensors", DROP))
     bad_folder("shard_size_wrong", i, "The index states another size of a patch file.", small,
                index=lambda d: d["shards"][0].update(size=d["shards"][0]["size"] + 1))
-    bad_folder("shard_sha256_wrong", i, "The index states another SHA-256 of a patch file.", small, index=setter("shards", 0, "sha256", "0" * 64))
     bad_folder("shard_digest_wrong", i, "The index states another digest of a patch file.", small, index=setter("shards", 0, "digest", "0" * 32))
     bad_folder("shard_truncated", i, "A patch file lacks its last byte, which its size in the index tells.", small,
                parts=lambda p: p.update({"patch/m.safetensors": p["patch/m.safetensors"][:-1]}))
@@ -1081,6 +1092,10 @@ def folder_successes():
     joined = {"model.fp16.safetensors": {"b": BASE["a"], "a": BASE["a"]}, "odd.safetensors": listed["odd.safetensors"]}
     good("folder_scope_by_index", "The base's scope is that of an index of a variant, beside another file.", listed, joined,
          patch_folder(listed, joined, {"model.fp16.safetensors": [same("b"), same("a")], "odd.safetensors": [same("a")]}))
+    beside = {"model-00001-of-00001.safetensors": {"a": BASE["a"]}, "model.safetensors": {"a": BASE["w"]}}
+    moved = {"model.safetensors": {"a": TARGET["w"]}, "model-00001-of-00001.safetensors": {"a": BASE["a"]}}
+    good("folder_scope_of_lone_file_beside_shards", "A lone file whose scope its shards have takes its whole path.", beside, moved,
+         patch_folder(beside, moved, {"model-00001-of-00001.safetensors": [same("a")], "model.safetensors": [delta("a")]}))
     single = {"x.safetensors": {"a": BASE["a"]}}
     renamed = {"deep/y-00001-of-00001.safetensors": {"a": BASE["a"]}}
     good("folder_single_scope", "The base's only scope is taken, whatever its id.", single, renamed, patch_folder(
