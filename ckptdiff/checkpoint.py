@@ -209,7 +209,7 @@ def _scopes(weights: dict[str, Path], others: dict[str, Path]) -> dict[str, str]
             if prefix + shard not in weights:
                 raise CheckpointError(f"{path}: lists the shard {shard}, which is missing: fetch it, or remove the stale index")
             indexed.setdefault(prefix + shard, prefix + match["stem"] + (match["variant"] or ""))
-    _check_all_shards(set(weights) - set(indexed))
+    _check_siblings([name for name in weights if name not in indexed], set(weights))
     scopes = {name: indexed.get(name) or scope_of_name(name) for name in weights}
     alone = {name for name in weights if name not in indexed and not SHARD.fullmatch(name)}
     taken = {scope for name, scope in scopes.items() if name not in alone}
@@ -226,13 +226,12 @@ def _shards_of_index(path: Path) -> list[str]:
         raise CheckpointError(f"{path}: not a safetensors index: expected a JSON object with a weight_map") from None
 
 
-def _check_all_shards(names: set[str]) -> None:
-    """A file called K-of-N without an index needs its N - 1 siblings."""
-    for name in sorted(names):
+def _check_siblings(names: list[str], present: set[str]) -> None:
+    """A file called K-of-N that no index lists needs its N - 1 siblings."""
+    for name in names:
         match = SHARD.fullmatch(name)
         if match:
-            count, width = int(match["count"]), 5
-            for k in range(1, count + 1):
-                sibling = f"{match['stem']}-{k:0{width}d}-of-{match['count']}{match['variant'] or ''}.safetensors"
-                if sibling not in names:
+            for k in range(1, int(match["count"]) + 1):
+                sibling = f"{match['stem']}-{k:05}-of-{match['count']}{match['variant'] or ''}.safetensors"
+                if sibling not in present:
                     raise CheckpointError(f"{name}: its sibling {sibling} is missing: fetch it")
