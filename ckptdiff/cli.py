@@ -24,9 +24,16 @@ if TYPE_CHECKING:
     from ckptdiff.parallel import Progress
 
 F = TypeVar("F", bound=Callable[..., Any])
-PATH = click.Path(path_type=Path)
+PATH = click.Path(path_type=Path, readable=False)  # the library says what is wrong with a path, in its own words
 
-as_json = click.option("--json", "json_output", is_flag=True, help="Print one JSON object instead of text.")
+
+
+def _note_json(ctx: click.Context, parameter: click.Parameter, value: bool) -> bool:
+    ctx.find_root().meta["json"] = value
+    return value
+
+
+as_json = click.option("--json", "json_output", is_flag=True, callback=_note_json, help="Print one JSON object instead of text.")
 threads_option = click.option("--threads", type=click.IntRange(1, 256), help="Threads to use.  [default: cores, at most 8]")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 
@@ -41,7 +48,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except CkptdiffError as error:
-            if "--json" in sys.argv[1:]:
+            if ctx.meta.get("json"):
                 print_json({"error": {"kind": error.kind, "message": str(error)}})
             click.echo(f"ckptdiff: error: {error}", err=True)
             ctx.exit(3)

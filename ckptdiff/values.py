@@ -69,7 +69,7 @@ def distances(a: npt.NDArray[Any], b: npt.NDArray[Any], dtype: str) -> npt.NDArr
         return distances(a.astype("<u4") << 16, b.astype("<u4") << 16, "F32")
     if dtype in NUMPY_TYPES:
         x, y = a.view(NUMPY_TYPES[dtype]), b.view(NUMPY_TYPES[dtype])
-        return _subtract(x.astype(np.float64), y.astype(np.float64))
+        return _subtract(x, y)
     if dtype in SIGNED:
         x, y = (v.view(f"<i{v.itemsize}").astype(np.int64).view(np.uint64) ^ (1 << 63) for v in (a, b))
     else:
@@ -77,6 +77,6 @@ def distances(a: npt.NDArray[Any], b: npt.NDArray[Any], dtype: str) -> npt.NDArr
     return np.where(x > y, x - y, y - x)
 
 
-def _subtract(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _subtract(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     with np.errstate(invalid="ignore", over="ignore"):
-        return np.abs(x - y)
+        return np.abs(x.astype(np.float64) - y.astype(np.float64))

@@ -1,0 +1,58 @@
+"""Fixtures: one small pair as files and as folders, and a patch of each."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ckptdiff
+from tests.checkpoints import bf16, perturb, random_tensor, write, write_sharded
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A base, a target made from it, and the patch between them."""
+
+    base: Path
+    target: Path
+    patch: Path
+
+
+def tensors() -> tuple[dict, dict]:
+    rng = np.random.default_rng(3)
+    base = {"a.weight": bf16(rng.normal(0, 0.02, (40, 64))), "b.weight": random_tensor(rng, "F32", (30,)), "c": bf16([1.0, 2.0])}
+    target = {**base, "a.weight": perturb(rng, base["a.weight"], 0.02), "b.weight": perturb(rng, base["b.weight"], 0.1)}
+    return base, target
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Pair:
+    """A pair of single files and the patch file between them."""
+    base, target = tensors()
+    write(tmp_path / "base.safetensors", base)
+    write(tmp_path / "target.safetensors", target, {"format": "pt"})
+    ckptdiff.make(tmp_path / "base.safetensors", tmp_path / "target.safetensors", tmp_path / "patch.safetensors")
+    return Pair(tmp_path / "base.safetensors", tmp_path / "target.safetensors", tmp_path / "patch.safetensors")
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Pair:
+    """A pair of folders, sharded differently, and the patch folder between them."""
+    base, target = tensors()
+    write_sharded(tmp_path / "base", {"model.safetensors": base}, index=None)
+    names = list(target)
+    shards = {
+        "model-00001-of-00002.safetensors": {n: target[n] for n in names[:1]},
+        "model-00002-of-00002.safetensors": {n: target[n] for n in names[1:]},
+    }
+    write_sharded(tmp_path / "target", shards)
+    for side in ("base", "target"):
+        (tmp_path / side / "config.json").write_text(json.dumps({"side": side, "same": "x" * 200}))
+        (tmp_path / side / "tokenizer.json").write_text("same on both sides")
+    (tmp_path / "target" / "README.md").write_text("new")
+    ckptdiff.make(tmp_path / "base", tmp_path / "target", tmp_path / "patch")
+    return Pair(tmp_path / "base", tmp_path / "target", tmp_path / "patch")
