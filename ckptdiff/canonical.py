@@ -92,9 +92,7 @@ class Fields:
             raise FormatError(f"{where}: expected an object, found {type(value).__name__}")
         unknown = sorted(set(value) - set(known.split()))
         if unknown:
-            raise UnsupportedError(
-                f"{where}: unknown member {quote(unknown[0])}; the patch may need a newer ckptdiff: try to upgrade"
-            )
+            raise UnsupportedError(f"{where}: unknown member {quote(unknown[0])}; the patch may need a newer ckptdiff: try to upgrade")
         self.value: JsonObject = value
         self.where = where
 

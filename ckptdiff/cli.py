@@ -27,7 +27,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path, readable=False)  # the library says what is wrong with a path, in its own words
 
 
-
 def _note_json(ctx: click.Context, parameter: click.Parameter, value: bool) -> bool:
     ctx.find_root().meta["json"] = value
     return value

@@ -430,8 +430,6 @@ def _use_copies(entries: dict[str, Entry]) -> None:
     for name, entry in entries.items():
         key = entry.digest, entry.dtype, entry.shape
         if entry.has_payload and entry.nbytes and key in first:
-            entries[name] = Entry(
-                name=name, dtype=entry.dtype, shape=entry.shape, kind="copy", of=first[key], digest=entry.digest
-            )
+            entries[name] = Entry(name=name, dtype=entry.dtype, shape=entry.shape, kind="copy", of=first[key], digest=entry.digest)
         else:
             first.setdefault(key, name)

@@ -204,5 +204,3 @@ def _decompressed(file: BinaryIO, dictionary: zstandard.ZstdCompressionDict | No
         raise FormatError(f"{where}: bad zstd frame: {error}") from None
     if not decoder.eof or decoder.unused_data:
         raise FormatError(f"{where}: expected one whole zstd frame")
-
-

@@ -174,9 +174,7 @@ def header_json(first: Iterable[tuple[str, str]], tensors: Iterable[tuple[str, s
     members, position = [f"{canonical.quote(key)}:{text}" for key, text in first], 0
     for name, dtype, shape, nbytes in tensors:
         dims = ",".join(map(str, shape))
-        members.append(
-            f'{canonical.quote(name)}:{{"dtype":"{dtype}","shape":[{dims}],"data_offsets":[{position},{position + nbytes}]}}'
-        )
+        members.append(f'{canonical.quote(name)}:{{"dtype":"{dtype}","shape":[{dims}],"data_offsets":[{position},{position + nbytes}]}}')
         position += nbytes
     raw = ("{" + ",".join(members) + "}").encode()
     return raw + b" " * (-len(raw) % 8)

@@ -187,7 +187,7 @@ def _codec(f: Fields, kind: str) -> str:
     if codec not in CODECS:
         raise UnsupportedError(f"{f.where}.codec: unknown codec {quote(codec[:40])}: upgrade ckptdiff")
     if kind == "new" and codec != "raw":
-        raise FormatError(f"{f.where}.codec: expected \"raw\" for a new tensor, found {quote(codec)}")
+        raise FormatError(f'{f.where}.codec: expected "raw" for a new tensor, found {quote(codec)}')
     return codec
 
 

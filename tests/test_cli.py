@@ -117,7 +117,12 @@ def test_verify_collects_every_problem(folders: Pair, tmp_path: Path) -> None:
     (folders.base / "config.json").write_text("other")
     result = run("verify", folders.patch, "--base", folders.base, "--target", folders.target)
     assert result.exit_code == 1
-    for text in ("tensor a.weight: its payload", "tensor b.weight: its payload", "config.json: has 5 bytes", "tokenizer.json: cannot be opened"):
+    for text in (
+        "tensor a.weight: its payload",
+        "tensor b.weight: its payload",
+        "config.json: has 5 bytes",
+        "tokenizer.json: cannot be opened",
+    ):
         assert text in result.stdout
     assert "config.json: its SHA-256" in result.stdout or result.stdout.count("config.json") >= 2
     assert re.search(r"\n\d+ problems in \d+ checks of patch and base and rebuilt files\n", result.stdout)
@@ -153,7 +158,9 @@ def test_paths_with_spaces_unicode_and_dashes(files: Pair, tmp_path: Path) -> No
 
 
 def test_stdout_closed_by_a_reader_is_no_traceback(folders: Pair) -> None:
-    result = subprocess.run(f"{' '.join(map(repr, CKPTDIFF))} info {folders.patch} --tensors | head -1", shell=True, capture_output=True, text=True)
+    result = subprocess.run(
+        f"{' '.join(map(repr, CKPTDIFF))} info {folders.patch} --tensors | head -1", shell=True, capture_output=True, text=True
+    )
     assert "Traceback" not in result.stderr
 
 

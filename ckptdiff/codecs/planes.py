@@ -118,8 +118,7 @@ def join(planes: list[Bytes], count: int, unit: np.dtype[Any]) -> Units:
 def best_width(values: Units, width: int) -> int:
     """How many low planes give the fewest bytes before compression."""
     costs = [
-        (w * len(values) + (width * int(np.count_nonzero(values >= (1 << 8 * w) - 1)) if w < width else 0), w)
-        for w in range(1, width + 1)
+        (w * len(values) + (width * int(np.count_nonzero(values >= (1 << 8 * w) - 1)) if w < width else 0), w) for w in range(1, width + 1)
     ]
     return min(costs)[1]
 
