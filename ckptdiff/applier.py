@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from ckptdiff.errors import BaseMismatchError, CkptdiffError, FormatError, Integ
 from ckptdiff.output import build_beside, check_space
 from ckptdiff.parallel import Progress, default_threads, no_progress, run_ordered
 from ckptdiff.patchfile import Patch, PatchFile, open_patch
+from ckptdiff.selection import matches
 from ckptdiff.stfile import header_json
 from ckptdiff.table import Entry
 
@@ -113,11 +113,6 @@ def check_stored(patch: Patch, only: Sequence[str] = (), progress: Progress = no
         error = others.stored_error(patch, other)
         if error:
             raise error
-
-
-def matches(name: str, globs: Sequence[str]) -> bool:
-    """Whether a tensor name matches one of the globs."""
-    return any(fnmatchcase(name, glob) for glob in globs)
 
 
 def check_chain(chain: Sequence[Patch]) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckptdiff.dtypes import Bytes
 from ckptdiff.errors import CheckpointError
+from ckptdiff.selection import select
 from ckptdiff.stfile import ByteSource, Header, LocalFile, read_header
 
 INDEX = re.compile(r"(?P<stem>.+)\.safetensors\.index(?P<variant>\.[^./]+)?\.json")
@@ -63,12 +64,17 @@ class WeightFile:
 
 @dataclass(slots=True)
 class Checkpoint:
-    """A checkpoint whose headers are read: ``scopes`` maps scope and name to a tensor, ``others`` path to a local file."""
+    """A checkpoint whose headers are read.
+
+    ``scopes`` maps scope and name to a tensor, ``others`` the path of each file without weights to a local file;
+    ``left_out`` are the paths that do not belong to it by default, or as the caller asked.
+    """
 
     path: Path
     is_file: bool
     weights: list[WeightFile]
     others: dict[str, Path]
+    left_out: tuple[str, ...] = ()
     scopes: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -98,21 +104,25 @@ class Checkpoint:
 
 
 @contextmanager
-def open_checkpoint(path: str | os.PathLike[str], *, needs_weights: bool = True) -> Iterator[Checkpoint]:
+def open_checkpoint(
+    path: str | os.PathLike[str], *, needs_weights: bool = True, include: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> Iterator[Checkpoint]:
     """Open one safetensors file, or a folder of them with or without index, and read its headers.
+
+    ``include`` and ``exclude`` are globs of paths, as in :func:`ckptdiff.selection.select`.
 
     Raises:
         CheckpointError: it is missing, unreadable, has no safetensors weights, lacks a shard, or a header is broken.
     """
     path = Path(path)
-    checkpoint = _read(path, needs_weights)
+    checkpoint = _read(path, needs_weights, include, exclude)
     try:
         yield checkpoint
     finally:
         checkpoint.close()
 
 
-def _read(path: Path, needs_weights: bool) -> Checkpoint:
+def _read(path: Path, needs_weights: bool, include: Sequence[str], exclude: Sequence[str]) -> Checkpoint:
     try:
         if path.is_dir():
             files = list_files(path)
@@ -126,11 +136,15 @@ def _read(path: Path, needs_weights: bool) -> Checkpoint:
         raise CheckpointError(f"{error.filename or path}: cannot be read: {error.strerror}") from None
     if "ckptdiff.json" in files:
         raise CheckpointError(f"{path}: is a ckptdiff patch, not a checkpoint; rebuild that with: ckptdiff apply BASE {path} -o OUT")
-    weights = {name: file for name, file in files.items() if name.endswith(".safetensors")}
+    kept, left_out = select(files, include, exclude)
+    for name in kept:
+        _check_regular(files[name])
+    weights = {name: files[name] for name in kept if name.endswith(".safetensors")}
     if not weights and needs_weights:
-        _refuse_weights(path, sorted(files))
-    others = {name: file for name, file in files.items() if name not in weights}
-    return Checkpoint(path, False, _open_weights(weights, _scopes(weights, others)), others)
+        _refuse_weights(path, kept)
+    scopes = _scopes(weights, {name: files[name] for name in kept if name not in weights})
+    others = {name: file for name, file in files.items() if not name.endswith(".safetensors")}
+    return Checkpoint(path, False, _open_weights(weights, scopes), others, tuple(left_out))
 
 
 def list_files(folder: Path) -> dict[str, Path]:
@@ -145,7 +159,7 @@ def list_files(folder: Path) -> dict[str, Path]:
         kept = []
         for name in sorted(dirs):
             real = os.path.realpath(os.path.join(root, name))
-            if real not in seen and name != ".git":
+            if real not in seen:
                 seen.add(real)
                 kept.append(name)
         dirs[:] = kept
@@ -156,11 +170,14 @@ def list_files(folder: Path) -> dict[str, Path]:
                 relative.encode()
             except UnicodeEncodeError:
                 raise CheckpointError(f"{file!r}: the file's name is not UTF-8: rename it") from None
-            if not file.is_file():
-                what = "a link to a file that does not exist" if file.is_symlink() else "not a regular file"
-                raise CheckpointError(f"{file}: {what}; restore it, or leave the file out by removing it")
             found[relative] = file
     return dict(sorted(found.items(), key=lambda item: item[0].encode()))
+
+
+def _check_regular(file: Path) -> None:
+    if not file.is_file():
+        what = "a link to a file that does not exist" if file.is_symlink() else "not a regular file"
+        raise CheckpointError(f"{file}: {what}; restore it, remove it, or leave it out with --exclude")
 
 
 def _refuse_weights(path: Path, names: list[str]) -> None:

@@ -26,6 +26,7 @@ from ckptdiff.output import build_beside
 from ckptdiff.pairing import Rename, pair_names, pair_scopes
 from ckptdiff.parallel import FileHasher, Progress, default_threads, no_progress, run_ordered
 from ckptdiff.patchfile import INDEX_NAME, Spooled, write_patch_file
+from ckptdiff.selection import select
 from ckptdiff.table import Entry, Table, Totals
 
 DENSE = 0.4
@@ -88,10 +89,10 @@ def make(
     if codec is not None and codec not in CODECS:
         raise CheckpointError(f"unknown codec {codec!r}: expected one of {', '.join(CODECS)}")
     out = Path(patch)
-    with open_checkpoint(base) as old, open_checkpoint(target) as new:
+    with open_checkpoint(base) as old, open_checkpoint(target, include=include, exclude=exclude) as new:
         if new.is_file and paths.unsafe_reason(new.path.name):
             raise CheckpointError(f"{new.path}: the file's name {paths.unsafe_reason(new.path.name)}: rename it")
-        kept, left_out = others.select(new.others, include, exclude)
+        kept = [name for name in new.others if name not in set(new.left_out)]
         others.check_paths([*kept, *(file.path for file in (*old.weights, *new.weights))])
         with build_beside(out, [old.path, new.path], folder=not new.is_file, overwrite=overwrite) as built:
             with open(built.with_name("spool"), "w+b") as spool:
@@ -109,7 +110,7 @@ def make(
             patch_size=size,
             target_size=target_size,
             files=tuple(kept),
-            left_out=tuple(left_out),
+            left_out=new.left_out,
             removed_files=maker.removed_files,
             codecs=maker.codecs,
             seconds=time.perf_counter() - started,
@@ -407,7 +408,7 @@ class _Maker:
         return tuple(sorted(set(scope.base) - used, key=str.encode))
 
     def _removed_files(self, present: set[str]) -> tuple[str, ...]:
-        names, _ = others.select([*self.base.others, *(file.path for file in self.base.weights)])
+        names, _ = select([*self.base.others, *(file.path for file in self.base.weights)])
         return tuple(sorted((n for n in names if n not in present and paths.unsafe_reason(n) is None), key=str.encode))
 
     def _refs(self, files: Iterable[WeightFile]) -> tuple[FileRef, ...]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,51 +20,6 @@ from ckptdiff.stfile import LocalFile
 
 LEVEL = 19
 LEVEL_LARGE = 3
-
-EXCLUDED = (
-    ".git/*",
-    "*/.git/*",
-    ".cache/*",
-    "*/.cache/*",
-    "__pycache__/*",
-    "*/__pycache__/*",
-    ".DS_Store",
-    "*/.DS_Store",
-    "*.lock",
-    "*.incomplete",
-    "checkpoint-*/*",
-    "global_step*/*",
-    "runs/*",
-    "wandb/*",
-    "optimizer*",
-    "*/optimizer*",
-    "scheduler*.pt",
-    "scaler*.pt",
-    "rng_state*.pth",
-    "trainer_state.json",
-    "training_args.bin",
-    "*.distcp",
-    "zero_to_fp32.py",
-    "latest",
-)
-"""Left out unless ``include`` names them: version control, caches, logs, optimiser and trainer state."""
-
-
-def select(names: Iterable[str], include: Sequence[str] = (), exclude: Sequence[str] = ()) -> tuple[list[str], list[str]]:
-    """Split paths into those that go in and those that are left out. ``exclude`` beats ``include`` beats the defaults.
-
-    Patterns are globs over the whole path, where ``*`` also matches ``/``.
-    """
-    kept: list[str] = []
-    left: list[str] = []
-    for name in names:
-        wanted = _matches(name, include) or not _matches(name, EXCLUDED)
-        (kept if wanted and not _matches(name, exclude) else left).append(name)
-    return kept, left
-
-
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def check_paths(names: Iterable[str]) -> None:

@@ -23,6 +23,8 @@ def build_beside(out: Path, inputs: Iterable[Path], *, folder: bool, overwrite: 
         OutputError: ``out`` exists (unless ``overwrite``), is or holds or lies in an input, or cannot be written.
     """
     out = Path(os.path.abspath(out))
+    if not out.parent.is_dir():
+        raise OutputError(f"{out.parent}: no such folder; create it first")
     _put_back(out)
     _refuse_inputs(out, inputs)
     _refuse_existing(out, folder, overwrite)
@@ -44,8 +46,6 @@ def writing(out: Path) -> Iterator[None]:
         where = error.filename or str(out)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutputError(f"{out}: the disk is full; free some space, or write elsewhere. Nothing was left behind") from None
-        if error.errno == errno.ENOENT:
-            raise OutputError(f"{where}: no such folder; create it first") from None
         raise OutputError(f"{where}: cannot be written: {error.strerror}") from None
 
 

@@ -21,30 +21,11 @@ import zstandard
 BLOCK = 1 << 21  # section 2: bytes of tensor data that are coded together
 U64 = np.uint64
 # Section 4: name -> (bits, carrier in bytes, is the order that of floats).
-DTYPES = {
-    "BOOL": (8, 1, 0),
-    "U8": (8, 1, 0),
-    "I8": (8, 1, 0),
-    "F8_E8M0": (8, 1, 0),
-    "U16": (16, 2, 0),
-    "I16": (16, 2, 0),
-    "U32": (32, 4, 0),
-    "I32": (32, 4, 0),
-    "U64": (64, 8, 0),
-    "I64": (64, 8, 0),
-    "F8_E5M2": (8, 1, 1),
-    "F8_E4M3": (8, 1, 1),
-    "F8_E5M2FNUZ": (8, 1, 1),
-    "F8_E4M3FNUZ": (8, 1, 1),
-    "F16": (16, 2, 1),
-    "BF16": (16, 2, 1),
-    "F32": (32, 4, 1),
-    "F64": (64, 8, 1),
-    "C64": (64, 4, 1),
-    "F4": (4, 1, 0),
-    "F6_E2M3": (6, 1, 0),
-    "F6_E3M2": (6, 1, 0),
-}
+DTYPES = {"BOOL": (8, 1, 0), "U8": (8, 1, 0), "I8": (8, 1, 0), "F8_E8M0": (8, 1, 0), "U16": (16, 2, 0),
+          "I16": (16, 2, 0), "U32": (32, 4, 0), "I32": (32, 4, 0), "U64": (64, 8, 0), "I64": (64, 8, 0),
+          "F8_E5M2": (8, 1, 1), "F8_E4M3": (8, 1, 1), "F8_E5M2FNUZ": (8, 1, 1), "F8_E4M3FNUZ": (8, 1, 1),
+          "F16": (16, 2, 1), "BF16": (16, 2, 1), "F32": (32, 4, 1), "F64": (64, 8, 1), "C64": (64, 4, 1),
+          "F4": (4, 1, 0), "F6_E2M3": (6, 1, 0), "F6_E3M2": (6, 1, 0)}
 CASTS = {("BF16", "F32"), ("F16", "F32"), ("F32", "BF16")}  # section 8: (base, target)
 
 
@@ -63,14 +44,12 @@ def need(condition, message, kind="format"):
 
 # ---- Section 2: canonical JSON --------------------------------------------------------------------------------------
 
-
 def canonical(value):
     return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode("utf-8")
 
 
 def strict_json(raw):
     """JSON without floats, repeated keys, lone surrogates or integers of more than 20 characters."""
-
     def refuse(text):
         raise ValueError(f"{text[:30]} is not allowed")
 
@@ -79,9 +58,9 @@ def strict_json(raw):
 
     def unique(pairs):
         return dict(pairs) if len({key for key, _ in pairs}) == len(pairs) else refuse("a repeated key")
-
     try:
-        value = json.loads(raw.decode("utf-8"), parse_float=refuse, parse_constant=refuse, parse_int=integer, object_pairs_hook=unique)
+        value = json.loads(raw.decode("utf-8"), parse_float=refuse, parse_constant=refuse, parse_int=integer,
+                           object_pairs_hook=unique)
         return value, canonical(value)  # canonical() fails on a lone surrogate
     except (ValueError, RecursionError) as error:
         raise PatchError("format", f"not strict JSON: {error}") from None
@@ -94,7 +73,6 @@ def canonical_json(raw):
 
 
 # ---- Schemas: a dict of members ("x?" is optional), a list of one schema, or a test of one value --------------------
-
 
 def text(value):
     return type(value) is str
@@ -127,53 +105,30 @@ def name(value):
 
 def safe_path(value):  # section 9
     parts = value.encode().split(b"/") if text(value) else [b""]
-    return (
-        all(0 < len(p) <= 250 and p not in (b".", b"..") for p in parts)
-        and len(value.encode()) <= 1024
-        and not re.search("[\\\\:\x00-\x1f\x7f]", value)
-    )
+    return (all(0 < len(p) <= 250 and p not in (b".", b"..") for p in parts) and len(value.encode()) <= 1024
+            and not re.search("[\\\\:\x00-\x1f\x7f]", value))
 
 
 def info(value):  # section 5.1: the known members are strings, others are ignored
-    return type(value) is dict and all(text(value.get(key, "")) for key in ("base_repo", "base_revision", "target_repo", "target_revision"))
+    return type(value) is dict and all(text(value.get(key, "")) for key in (
+        "base_repo", "base_revision", "target_repo", "target_revision"))
 
 
 TOTALS = dict.fromkeys(("same", "delta", "new", "copy", "removed", "units", "changed"), count)
 FILE = {"path": safe_path, "size": count, "sha256": sha}
-METADATA = {
-    "format": text,
-    "version": count,
-    "digest": xxh,
-    "table": xxh,
-    "header": xxh,
-    "totals": TOTALS,
-    "info": info,
-    "base": {"identity": xxh, "scope": lambda v: v is None or text(v), "files?": [FILE]},
-    "target": {"identity": xxh, "scope": text, "path": safe_path, "size": count, "sha256": sha},
-}
-INDEX = {
-    "format": text,
-    "version": count,
-    "digest": xxh,
-    "info": info,
-    "target": {"identity": xxh},
-    "totals": TOTALS,
-    "base": {"identity": xxh, "files": [FILE]},
-    "removed": [safe_path],
-    "files": [lambda v: type(v) is dict],
-    "shards": [{"target": safe_path, "path": safe_path, "size": count, "sha256": sha, "digest": xxh}],
-}
+METADATA = {"format": text, "version": count, "digest": xxh, "table": xxh, "header": xxh, "totals": TOTALS,
+            "info": info, "base": {"identity": xxh, "scope": lambda v: v is None or text(v), "files?": [FILE]},
+            "target": {"identity": xxh, "scope": text, "path": safe_path, "size": count, "sha256": sha}}
+INDEX = {"format": text, "version": count, "digest": xxh, "info": info, "target": {"identity": xxh}, "totals": TOTALS,
+         "base": {"identity": xxh, "files": [FILE]}, "removed": [safe_path], "files": [lambda v: type(v) is dict],
+         "shards": [{"target": safe_path, "path": safe_path, "size": count, "sha256": sha, "digest": xxh}]}
 FILES = {"same": {**FILE, "kind": text}, "new": {**FILE, "kind": text, "stored": count, "digest": xxh}}
 FILES["delta"] = {**FILES["new"], "base_sha256": sha}
 ENTRY = {"name": name, "dtype": dtype, "shape": shape, "kind": text}
 BASE = {"name?": name, "dtype?": dtype, "shape?": shape}
 CODED = {"codec": text, "blocks": [lambda v: count(v) and v <= 1 << 24]}
-ENTRIES = {
-    "same": {**ENTRY, "base?": BASE},
-    "delta": {**ENTRY, "base?": BASE, "changed": count, **CODED},
-    "new": {**ENTRY, **CODED},
-    "copy": {**ENTRY, "of": name},
-}
+ENTRIES = {"same": {**ENTRY, "base?": BASE}, "delta": {**ENTRY, "base?": BASE, "changed": count, **CODED},
+           "new": {**ENTRY, **CODED}, "copy": {**ENTRY, "of": name}}
 
 
 def check(value, schema, what, elsewhere=()):
@@ -230,13 +185,11 @@ MAGIC = b"\x28\xb5\x2f\xfd"
 
 def frame_header(data):
     """Walk over one frame (RFC 8878, 3.1.1); its content size or None, its window, and whether it has a checksum."""
-
     def field(size):
         nonlocal at
         at += size
         need(at <= len(data), "a zstd frame is cut short")
-        return int.from_bytes(data[at - size : at], "little")
-
+        return int.from_bytes(data[at - size:at], "little")
     at = 4
     need(data[:4] == MAGIC, "not a zstd frame")
     flags = field(1)
@@ -273,7 +226,6 @@ def decode_frame(data, limit, prefix=b""):
 
 # ---- Section 5.3: safetensors files ---------------------------------------------------------------------------------
 
-
 def size_of(kind, dims):
     bits = DTYPES[kind][0]
     for n in dims:
@@ -293,10 +245,8 @@ def parse_header(raw, data_size):
     for key, value in header.items():
         need(key and type(value) is dict and value.keys() == {"dtype", "shape", "data_offsets"}, f"tensor {key!r}")
         kind, dims, offsets = value["dtype"], value["shape"], value["data_offsets"]
-        need(
-            text(kind) and kind in DTYPES and shape(dims) and type(offsets) is list and len(offsets) == 2 and all(map(count, offsets)),
-            f"tensor {key!r} is out of order",
-        )
+        need(text(kind) and kind in DTYPES and shape(dims) and type(offsets) is list and len(offsets) == 2
+             and all(map(count, offsets)), f"tensor {key!r} is out of order")
         need(offsets[1] - offsets[0] == size_of(kind, dims), f"the size of tensor {key!r} is not that of its data")
         tensors.append((key, kind, dims, *offsets))
     tensors.sort(key=lambda t: t[3:])  # stable: equals stay in the order written
@@ -343,7 +293,6 @@ def tensor_digest(blocks):
 
 # ---- Section 10, step 1: patch files and patch folders --------------------------------------------------------------
 
-
 class Entry:
     """An entry of a table with its digests; ``base_*`` say which tensor of the base it needs."""
 
@@ -353,15 +302,14 @@ class Entry:
         need(self.base or "base" not in fields, f"{self.name!r}: base is empty")
         for key, value in self.base.items():
             need(value != fields[key], f"{self.name!r}: base.{key} is the entry's own")
-        self.base_name, self.base_dtype, self.base_shape = (self.base.get(key, fields[key]) for key in ("name", "dtype", "shape"))
+        self.base_name, self.base_dtype, self.base_shape = (
+            self.base.get(key, fields[key]) for key in ("name", "dtype", "shape"))
         self.size = size_of(self.dtype, self.shape)
         self.units = self.size // DTYPES[self.dtype][1]
         size_of(self.base_dtype, self.base_shape)
         need("dtype" not in self.base or (self.base_dtype, self.dtype) in CASTS, f"{self.name!r}: no such cast")
-        need(
-            "shape" not in self.base or (len(self.shape) == len(self.base_shape) >= 1 and self.shape[1:] == self.base_shape[1:]),
-            f"{self.name!r}: no such change of shape",
-        )
+        need("shape" not in self.base or (len(self.shape) == len(self.base_shape) >= 1
+             and self.shape[1:] == self.base_shape[1:]), f"{self.name!r}: no such change of shape")
         if self.kind in ("delta", "new"):
             need(self.codec in ("raw", "sparse"), f"{self.name!r}: codec {self.codec!r}", "unsupported")
             need(self.kind == "delta" or self.codec == "raw", f"{self.name!r}: a new tensor is coded raw")
@@ -387,25 +335,22 @@ class PatchFile:
         members, end = [b'{"__metadata__":{"ckptdiff":' + canonical(meta_text) + b"}"], 0
         payloads = [e for e in self.entries if e.kind in ("delta", "new")]
         for key, size in [("ckptdiff/table", len(table)), (header_name, len(header))] + [
-            ("tensor/" + e.name, sum(e.blocks)) for e in payloads
-        ]:
-            members.append(b'%s:{"dtype":"U8","shape":[%d],"data_offsets":[%d,%d]}' % (canonical(key), size, end, end + size))
+                ("tensor/" + e.name, sum(e.blocks)) for e in payloads]:
+            members.append(b'%s:{"dtype":"U8","shape":[%d],"data_offsets":[%d,%d]}' % (
+                canonical(key), size, end, end + size))
             end += size
         expected = b",".join(members) + b"}"
         need(weights.raw == expected + b" " * (-len(expected) % 8), "the patch's header is not what it must be")
         at = len(table) + len(header)
         for entry in payloads:
             entry.payload, at = (at, at + sum(entry.blocks)), at + sum(entry.blocks)
-            need(
-                xxhash.xxh3_64_digest(weights.read(*entry.payload)) == entry.payload_digest,
-                f"{entry.name!r}: the payload's digest is wrong",
-                "integrity",
-            )
+            need(xxhash.xxh3_64_digest(weights.read(*entry.payload)) == entry.payload_digest,
+                 f"{entry.name!r}: the payload's digest is wrong", "integrity")
 
     def read_table(self, raw):  # section 6
         length = int.from_bytes(raw[:4], "little")
         need(4 + length <= len(raw), "the table is cut short")
-        table = canonical_json(raw[4 : 4 + length])
+        table = canonical_json(raw[4:4 + length])
         check(table, {"removed": [name], "tensors": [lambda v: type(v) is dict]}, "table")
         self.removed = table["removed"]
         check_sorted(self.removed, "removed names")
@@ -416,22 +361,18 @@ class PatchFile:
             self.entries.append(Entry(fields))
         need(len({e.name for e in self.entries}) == len(self.entries), "two entries have the same name")
         scope = self.metadata["base"]["scope"]
-        need(
-            scope is not None or not self.removed and all(e.kind in ("new", "copy") for e in self.entries),
-            "entries need a base, but base.scope is null",
-        )
+        need(scope is not None or not self.removed and all(e.kind in ("new", "copy") for e in self.entries),
+             "entries need a base, but base.scope is null")
         totals = {k: sum(e.kind == k for e in self.entries) for k in ENTRIES}
-        totals.update(
-            removed=len(self.removed),
-            units=sum(e.units for e in self.entries),
-            changed=sum(e.changed for e in self.entries if e.kind == "delta"),
-        )
+        totals.update(removed=len(self.removed), units=sum(e.units for e in self.entries),
+                      changed=sum(e.changed for e in self.entries if e.kind == "delta"))
         need(totals == self.metadata["totals"], "totals do not agree with the table")
         at = 4 + length
         for e in self.entries:
             two = e.kind == "delta" or e.kind == "same" and ("dtype" in e.base or "shape" in e.base)
             sizes = (0 if e.kind == "copy" else 16, 16 * two, 8 if e.kind in ("delta", "new") else 0)
-            e.digest, e.base_digest, e.payload_digest = (raw[at + sum(sizes[:i]) : at + sum(sizes[: i + 1])] for i in range(3))
+            e.digest, e.base_digest, e.payload_digest = (raw[at + sum(sizes[:i]):at + sum(sizes[:i + 1])]
+                                                         for i in range(3))
             e.base_digest = e.base_digest or e.digest
             at += sum(sizes)
         need(at == len(raw), "the table's digests have the wrong length")
@@ -440,9 +381,8 @@ class PatchFile:
         members, at = [b'{"__metadata__":{"format":"pt"}'], 0
         for e in self.entries:
             dims = ",".join(map(str, e.shape)).encode()
-            members.append(
-                b'%s:{"dtype":"%s","shape":[%s],"data_offsets":[%d,%d]}' % (canonical(e.name), e.dtype.encode(), dims, at, at + e.size)
-            )
+            members.append(b'%s:{"dtype":"%s","shape":[%s],"data_offsets":[%d,%d]}' % (
+                canonical(e.name), e.dtype.encode(), dims, at, at + e.size))
             at += e.size
         header = b",".join(members) + b"}"
         return header + b" " * (-len(header) % 8)
@@ -450,15 +390,12 @@ class PatchFile:
     def read_header(self, raw):  # section 5.2
         self.header = raw
         tensors = parse_header(raw, None)[1]
-        need(
-            [t[:3] for t in tensors] == [(e.name, e.dtype, e.shape) for e in self.entries],
-            "the target's header does not hold the table's tensors",
-        )
+        need([t[:3] for t in tensors] == [(e.name, e.dtype, e.shape) for e in self.entries],
+             "the target's header does not hold the table's tensors")
         for entry, tensor in zip(self.entries, tensors):
             entry.begin = 8 + len(raw) + tensor[3]
-        need(
-            8 + len(raw) + sum(e.size for e in self.entries) == self.metadata["target"]["size"], "target.size is not the size of the target"
-        )
+        need(8 + len(raw) + sum(e.size for e in self.entries) == self.metadata["target"]["size"],
+             "target.size is not the size of the target")
 
 
 def sha256(path):
@@ -527,11 +464,8 @@ class Patch:
             if item["kind"] != "same":
                 with open(self.stored(f"files/{item['path']}.zst", item["stored"], "index"), "rb") as file:
                     item["frame"] = file.read()
-                need(
-                    xxhash.xxh3_128_hexdigest(item["frame"]) == item["digest"],
-                    f"the digest of files/{item['path']}.zst is wrong",
-                    "integrity",
-                )
+                need(xxhash.xxh3_128_hexdigest(item["frame"]) == item["digest"],
+                     f"the digest of files/{item['path']}.zst is wrong", "integrity")
 
     def check_scopes(self):  # sections 3.1 and 6: what holds of the patch files of one scope together
         self.scopes, taken, removed, paired = {}, set(), set(), {}
@@ -556,7 +490,6 @@ class Patch:
 
 # ---- Section 7: codecs ----------------------------------------------------------------------------------------------
 
-
 class Reader:
     """Reads the coded form of one block."""
 
@@ -566,7 +499,7 @@ class Reader:
     def take(self, size):
         self.at += size
         need(self.at <= len(self.data), "a coded block is cut short")
-        return self.data[self.at - size : self.at]
+        return self.data[self.at - size:self.at]
 
     def varint(self):  # section 2
         value = 0
@@ -650,7 +583,6 @@ def decode_sparse(coded, base, carrier, is_float):  # section 7.4; returns the b
 
 # ---- Section 8: adapting the base -----------------------------------------------------------------------------------
 
-
 def cast(data, pair):
     if pair == ("BF16", "F32"):
         return (np.frombuffer(data, "<u2").astype("<u4") << 16).tobytes()
@@ -679,7 +611,6 @@ def adapted(base, entry, begin, end):
 
 # ---- Section 3.1: the scopes of a base ------------------------------------------------------------------------------
 
-
 def base_scopes(path):
     """Scope -> the paths of its weight files."""
     if os.path.isfile(path):
@@ -707,13 +638,12 @@ def base_scopes(path):
                 alone.append(file)
     ruled = set(scopes)
     for file in alone:  # rule 3
-        scope = file[: -len(".safetensors")]
+        scope = file[:-len(".safetensors")]
         scopes.setdefault(file if scope in ruled else scope, []).append(os.path.join(path, file))
     return scopes
 
 
 # ---- Section 10, steps 3 to 6 ---------------------------------------------------------------------------------------
-
 
 def find_base(base_path, patch):
     """Step 3: give every entry of kind same or delta its base tensor, and every such file its base file."""
@@ -733,11 +663,8 @@ def find_base(base_path, patch):
     for scope, e in entries:
         e.base_tensor = opened[scope].get(e.base_name)
         need(e.base_tensor, f"the base lacks {e.base_name!r}", "wrong_base")
-        need(
-            (e.base_tensor.dtype, e.base_tensor.shape) == (e.base_dtype, e.base_shape),
-            f"the base's {e.base_name!r} has another dtype or shape",
-            "wrong_base",
-        )
+        need((e.base_tensor.dtype, e.base_tensor.shape) == (e.base_dtype, e.base_shape),
+             f"the base's {e.base_name!r} has another dtype or shape", "wrong_base")
     for _, e in entries:
         e.found_digest = e.base_tensor.digest()
         wrong += [e] if e.found_digest != e.base_digest else []
@@ -749,7 +676,8 @@ def find_base(base_path, patch):
         if item["kind"] != "new":
             item["base"] = os.path.join(base_path, item["path"])
             need(os.path.isfile(item["base"]), f"the base lacks {item['path']}", "wrong_base")
-            need(sha256(item["base"]) == item.get("base_sha256", item["sha256"]), f"the base's {item['path']} is another", "wrong_base")
+            need(sha256(item["base"]) == item.get("base_sha256", item["sha256"]),
+                 f"the base's {item['path']} is another", "wrong_base")
 
 
 def build_tensor(weights, e):

@@ -142,7 +142,23 @@ def test_files_left_out_are_listed_and_can_be_taken(folders: Pair, tmp_path: Pat
     result = run("make", folders.base, folders.target, "-o", tmp_path / "p")
     assert "optimizer.pt (--include GLOB takes them)" in result.stdout
     result = run("make", folders.base, folders.target, "-o", tmp_path / "q", "--include", "optimizer.pt", "--exclude", "README*", "--json")
-    assert "optimizer.pt" in json.loads(result.stdout)["files"] and json.loads(result.stdout)["left_out"] == ["README.md"]
+    assert "optimizer.pt" in json.loads(result.stdout)["files"] and json.loads(result.stdout)["left_out"] == [
+        ".git/HEAD",
+        "README.md",
+    ]
+
+
+def test_weights_of_a_trainer_s_checkpoints_are_left_out(folders: Pair, tmp_path: Path) -> None:
+    """A trainer's output folder holds older checkpoints, whole or not, which do not belong to the model."""
+    write(folders.target / "checkpoint-500" / "model.safetensors", {"a": bf16([1.0])})
+    (folders.target / "checkpoint-900").mkdir()
+    (folders.target / "checkpoint-900" / "model.safetensors").write_bytes(b"half written")
+    made = json.loads(run("make", folders.base, folders.target, "-o", tmp_path / "p", "--json").stdout)
+    assert made["left_out"] == ["checkpoint-500/model.safetensors", "checkpoint-900/model.safetensors"]
+    made = json.loads(run("make", folders.base, folders.target, "-o", tmp_path / "q", "--json", "--include", "checkpoint-500/*").stdout)
+    assert made["left_out"] == ["checkpoint-900/model.safetensors"] and made["totals"]["new"] == 1
+    assert run("apply", folders.base, tmp_path / "q", "-o", tmp_path / "out").exit_code == 0
+    assert (tmp_path / "out" / "checkpoint-500" / "model.safetensors").is_file()
 
 
 def test_paths_with_spaces_unicode_and_dashes(files: Pair, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import ckptdiff
 
 PACKAGE = Path(ckptdiff.__file__).parent
 ORDER = """
-errors canonical dtypes digests stfile paths parallel checkpoint adapt pairing values
+errors canonical dtypes digests stfile paths parallel selection checkpoint adapt pairing values
 codecs.planes codecs.raw codecs.sparse codecs table manifest patchfile others output
 maker applier verifier comparison patchinfo render demo cli
 """.split()

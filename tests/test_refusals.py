@@ -355,7 +355,7 @@ def test_an_output_that_is_an_input(files: Pair, folders: Pair, tmp_path: Path) 
 def test_a_missing_parent_and_an_unwritable_one(files: Pair, tmp_path: Path) -> None:
     with refused(ckptdiff.OutputError, "no such folder; create it first", tmp_path):
         ckptdiff.apply(files.base, files.patch, tmp_path / "no" / "out.safetensors")
-    with refused(ckptdiff.OutputError, "cannot be written: Not a directory", tmp_path):
+    with refused(ckptdiff.OutputError, "target.safetensors: no such folder; create it first", tmp_path):
         ckptdiff.apply(files.base, files.patch, files.target / "out.safetensors")
 
 

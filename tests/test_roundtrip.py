@@ -906,7 +906,10 @@ def test_paths_with_spaces_and_other_scripts(tmp_path: Path, rng: np.random.Gene
     roundtrip(home / "f", home / "base it's" / names[0], home / 'target "q"' / names[0])
 
 
-@pytest.mark.parametrize("name", ["n" * 250, "😀" * 60, "spool", "scratch", "patch", "ckptdiff.json"], ids=("long", "emoji", "spool", "scratch", "patch", "index"))
+OUTPUT_NAMES = {"long": "n" * 250, "emoji": "😀" * 60, "spool": "spool", "scratch": "scratch", "patch": "patch", "index": "ckptdiff.json"}
+
+
+@pytest.mark.parametrize("name", OUTPUT_NAMES.values(), ids=OUTPUT_NAMES)
 @pytest.mark.parametrize("kind", ["file", "folder"])
 @pytest.mark.timeout(15)
 def test_any_output_name(tmp_path: Path, rng: np.random.Generator, name: str, kind: str) -> None:

@@ -23,7 +23,7 @@ def parse(path):
         key, value = line.split(": ", 1)
         if key == "part":
             name, size = value.rsplit(" ", 1)
-            parts[name], body = body[: int(size)], body[int(size) :]
+            parts[name], body = body[:int(size)], body[int(size):]
         elif key == "output":
             name, digest = value.rsplit(" ", 1)
             outputs[name] = digest
@@ -49,7 +49,6 @@ def unpack(parts, folder):
 def with_minimal_reader(inputs, out):
     sys.path.insert(0, str(HERE.parent))
     import minimal_reader
-
     try:
         minimal_reader.apply(str(inputs[0]), [str(p) for p in inputs[1:]], str(out))
         return "success", ""
@@ -64,7 +63,6 @@ def with_command(command):
         done = subprocess.run([*command, *map(str, inputs), str(out)], capture_output=True, text=True)
         kind, _, message = (done.stderr.strip().split("\n") or [""])[-1].partition(": ")
         return ("success", "") if done.returncode == 0 else (kind, message)
-
     return run
 
 
