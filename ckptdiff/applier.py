@@ -21,7 +21,7 @@ from ckptdiff.codecs import CODECS
 from ckptdiff.digests import BLOCK, block_count, leaves_of, tensor_digest
 from ckptdiff.dtypes import DTYPES, Bytes
 from ckptdiff.errors import BaseMismatchError, CkptdiffError, FormatError, IntegrityError, OutputError
-from ckptdiff.output import build_beside, check_space
+from ckptdiff.output import build_beside, check_output, check_space
 from ckptdiff.parallel import Progress, default_threads, no_progress, run_ordered
 from ckptdiff.patchfile import Patch, PatchFile, open_patch
 from ckptdiff.selection import matches
@@ -75,15 +75,15 @@ def apply(
     with ExitStack() as stack:
         chain = [stack.enter_context(open_patch(name)) for name in names]
         old = stack.enter_context(open_checkpoint(base, needs_weights=bool(chain[0].files)))
+        folder = chain[-1].index is not None and not only
+        check_output(out, [old.path, *(patch.path for patch in chain)], folder=folder, overwrite=overwrite)
         for patch in chain:
             check_stored(patch, only, progress)
         check_chain(chain)
         applier = Applier(old, chain, threads or default_threads(), progress)
         outputs = [applier.subset(only)] if only else applier.outputs()
         check_space(out, sum(output.size for output in outputs) + (0 if only else sum(o.size for o in chain[-1].others)))
-        inputs = [old.path, *(patch.path for patch in chain)]
-        folder = chain[-1].index is not None and not only
-        with build_beside(out, inputs, folder=folder, overwrite=overwrite) as built:
+        with build_beside(out) as built:
             try:
                 for output in outputs:
                     applier.write(output, built / output.path if folder else built)

@@ -141,7 +141,7 @@ def _read(path: Path, needs_weights: bool, include: Sequence[str], exclude: Sequ
         _check_regular(files[name])
     weights = {name: files[name] for name in kept if name.endswith(".safetensors")}
     if not weights and needs_weights:
-        _refuse_weights(path, kept)
+        _refuse_weights(path, sorted(files))
     scopes = _scopes(weights, {name: files[name] for name in kept if name not in weights})
     others = {name: file for name, file in files.items() if not name.endswith(".safetensors")}
     return Checkpoint(path, False, _open_weights(weights, scopes), others, tuple(left_out))

@@ -22,7 +22,7 @@ from ckptdiff.digests import BLOCK, identity, leaves_of, tensor_digest
 from ckptdiff.dtypes import DTYPES
 from ckptdiff.errors import CheckpointError
 from ckptdiff.manifest import FileRef, Index, Metadata, OtherFile, ShardRef
-from ckptdiff.output import build_beside
+from ckptdiff.output import build_beside, check_output
 from ckptdiff.pairing import Rename, pair_names, pair_scopes
 from ckptdiff.parallel import FileHasher, Progress, default_threads, no_progress, run_ordered
 from ckptdiff.patchfile import INDEX_NAME, Spooled, write_patch_file
@@ -94,7 +94,8 @@ def make(
             raise CheckpointError(f"{new.path}: the file's name {paths.unsafe_reason(new.path.name)}: rename it")
         kept = [name for name in new.others if name not in set(new.left_out)]
         others.check_paths([*kept, *(file.path for file in (*old.weights, *new.weights))])
-        with build_beside(out, [old.path, new.path], folder=not new.is_file, overwrite=overwrite) as built:
+        check_output(out, [old.path, new.path], folder=not new.is_file, overwrite=overwrite)
+        with build_beside(out) as built:
             with open(built.with_name("spool"), "w+b") as spool:
                 maker = _Maker(old, new, codec, threads or default_threads(), rules, spool, progress)
                 if new.is_file:

@@ -23,6 +23,7 @@ INFO = {"base_repo", "base_revision", "target_repo", "target_revision"}
 
 
 def safe_path(path: Any, where: str) -> str:
+    """A path that may be written below an output folder (spec 9); raises FormatError for any other."""
     text = canonical.as_text(path, where)
     reason = paths.unsafe_reason(text)
     if reason:

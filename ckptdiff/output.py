@@ -13,14 +13,11 @@ from pathlib import Path
 from ckptdiff.errors import OutputError
 
 
-@contextmanager
-def build_beside(out: Path, inputs: Iterable[Path], *, folder: bool, overwrite: bool = False) -> Iterator[Path]:
-    """Give a path in a new folder beside ``out``; the file or folder there at the end takes the place of ``out``.
-
-    Files are synced, then renamed in one step. After an error the new folder is removed and ``out`` is as it was.
+def check_output(out: Path, inputs: Iterable[Path], *, folder: bool, overwrite: bool) -> None:
+    """Refuse, before any work is done, an output that cannot be written; put an old folder back if a crash left it aside.
 
     Raises:
-        OutputError: ``out`` exists (unless ``overwrite``), is or holds or lies in an input, or cannot be written.
+        OutputError: ``out`` exists (unless ``overwrite``), is or holds or lies in an input, or has no folder to lie in.
     """
     out = Path(os.path.abspath(out))
     if not out.parent.is_dir():
@@ -28,6 +25,15 @@ def build_beside(out: Path, inputs: Iterable[Path], *, folder: bool, overwrite: 
     _put_back(out)
     _refuse_inputs(out, inputs)
     _refuse_existing(out, folder, overwrite)
+
+
+@contextmanager
+def build_beside(out: Path) -> Iterator[Path]:
+    """Give a path in a new folder beside ``out``; the file or folder there at the end takes the place of ``out``.
+
+    Files are synced, then renamed in one step. After an error the new folder is removed and ``out`` is as it was.
+    """
+    out = Path(os.path.abspath(out))
     with writing(out):
         work = Path(tempfile.mkdtemp(prefix=f".{out.name[:100]}.ckptdiff-", dir=out.parent))
         try:

@@ -49,6 +49,7 @@ def share(part: int, whole: int) -> str:
 
 
 def grid(rows: Sequence[tuple[str, str]]) -> Table:
+    """Two columns: what, and its value."""
     table = Table.grid(padding=(0, 2))
     table.add_column(justify="right", style="bold")
     for left, right in rows:
@@ -63,6 +64,7 @@ def some(names: Sequence[str]) -> str:
 
 
 def total_rows(totals: Totals) -> list[tuple[str, str]]:
+    """Counts of tensors and elements."""
     parts = [f"{totals.same} same", f"{totals.delta} changed", f"{totals.new} added", f"{totals.removed} removed"]
     if totals.copy:
         parts.append(f"{totals.copy} copies of others")
@@ -73,6 +75,7 @@ def total_rows(totals: Totals) -> list[tuple[str, str]]:
 
 
 def made(result: MakeResult) -> None:
+    """Print what make did."""
     rows = total_rows(result.totals)
     if result.files:
         rows.append(("other files", some(result.files)))
@@ -89,6 +92,7 @@ def made(result: MakeResult) -> None:
 
 
 def applied(result: ApplyResult) -> None:
+    """Print what apply did."""
     rows = [
         ("rebuilt", f"{result.tensors} tensors, {size(result.size)}, in {len(result.files)} file{'s' * (len(result.files) != 1)}"),
         ("checked", "patch, base and result agree with their digests"),
@@ -99,6 +103,7 @@ def applied(result: ApplyResult) -> None:
 
 
 def described(result: PatchInfo, tensors: bool) -> None:
+    """Print what a patch says of itself."""
     out = console()
     rows = [
         ("patch", f"{result.path}: {size(result.patch_size)}, {'folder' if result.is_folder else 'file'}, format 1"),
@@ -133,6 +138,7 @@ def described(result: PatchInfo, tensors: bool) -> None:
 
 
 def verified(result: VerifyResult) -> None:
+    """Print problems, or that there is none."""
     out = console()
     what = "patch" + (" and base" if result.against_base else "") + (" and rebuilt files" if result.against_target else "")
     if result.ok:
@@ -144,6 +150,7 @@ def verified(result: VerifyResult) -> None:
 
 
 def compared(result: CompareResult, tensors: bool) -> None:
+    """Print counts and shares of equal elements."""
     out = console()
     rows = [
         ("tensors in both", str(len(result.tensors))),

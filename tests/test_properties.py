@@ -499,7 +499,7 @@ def test_canonical_json(value: object) -> None:
     assert found == value and spell(found) == spell(value)  # == alone takes 1 for True
 
 
-@quick(200)
+@quick(100)
 @given(value=st.dictionaries(TEXT, JSON, max_size=4), data=st.data())
 def test_other_spellings_are_refused(value: dict[str, Any], data: Any) -> None:
     """load_object takes the canonical spelling and no other of the same object."""
@@ -656,7 +656,8 @@ FRAGMENTS = [
     *("0", "1", "2", "4", "8", "10", "11", "-0", "-1", "00", "01", "1.0", "1e0", "0.0", "18446744073709551615", "18446744073709551616"),
     *("281474976710656", "281474976710657", "null", "true", "false", "[]", "{}", '""', '"a"', '"d"', '"F32"', '"U8"', '"F6_E2M3"', '"f32"'),
     *('"dtype"', '"shape"', '"data_offsets"', '"__metadata__"', '"x":1,', '"\\ud800"', '"\\ud83d\\ude00"', '"\\u0000"', '"\\x"', '"\x01"'),
-    *(",", ":", "[", "]", "{", "}", " ", "\n", "\t", "\r", "\x00", "\x0b", "\u2028", "\ufeff", "NaN", "//", "/**/", "0,", "1,", "281474976710656,"),
+    *(",", ":", "[", "]", "{", "}", " ", "\n", "\t", "\r", "\x00", "\x0b", "\u2028", "\ufeff", "NaN", "//", "/**/"),
+    *("0,", "1,", "281474976710656,"),
     *('"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},', '"e":{"dtype":"U8","shape":[0],"data_offsets":[8,8]},', '"dtype":"U8",'),
 ]
 
@@ -664,7 +665,7 @@ FRAGMENTS = [
 EDITS = ("replace", "insert", "drop", "swap")
 
 
-@quick(1500)
+@quick(1000)
 @given(st.lists(st.tuples(st.sampled_from(EDITS), st.integers(0, len(TOKENS) - 1), st.sampled_from(FRAGMENTS)), max_size=3))
 def test_mutated_headers(edits: list[tuple[str, int, str]]) -> None:
     """Tokens of a header replaced, added, dropped and swapped: what we accept the library accepts too."""
@@ -683,7 +684,7 @@ def test_mutated_headers(edits: list[tuple[str, int, str]]) -> None:
     agree("".join(tokens).encode("utf-8", "surrogatepass"), DATA)
 
 
-@quick(500)
+@quick(300)
 @given(position=st.integers(0, len(HEADER.encode()) - 1), byte=st.integers(0, 255), size=st.sampled_from([10, 11, 12]))
 def test_headers_with_a_changed_byte(position: int, byte: int, size: int) -> None:
     """Any byte of the header changed, with more or less data than it says."""
@@ -724,7 +725,7 @@ STRICT = [
     *('{"__metadata__":{"a":"\\ud800"}}', header_of(shape="[-0]", data_offsets="[0,0]"), header_of(shape="[0]", data_offsets="[0,-0]")),
     *(header_of(dtype=text) for text in ("", "null", "1", '"u8"', '"U8 "', '"F128"', '"U\\u0000"', '["U8"]', '{"U8":1}')),
     *(header_of(shape=text) for text in ("", "null", "1", "[-1]", "[1.0]", "[1e0]", "[true]", '["1"]', "[[1]]", "[2]", "[0]", "[01]")),
-    *(header_of(shape=text) for text in ("[1,]", "[1 1]", "[281474976710657,0]", "[18446744073709551617]", "[" + "1," * 32 + "1]", "{}", "[null]")),
+    *(header_of(shape=text) for text in ("[1,]", "[1 1]", "{}", "[null]", "[281474976710657,0]", "[18446744073709551617]", "[" + "1," * 32 + "1]")),
     *(header_of(data_offsets=text) for text in ("", "null", "[]", "[1]", "[0,1,2]", "[1,0]", "[0,2]", "[1,2]", "[-0,1]", "[false,true]")),
     *(header_of(data_offsets=text) for text in ("[0.0,1]", "[0,1.0]", '["0","1"]', "{}", "[0,281474976710657]", "[-1,0]", "[0,0]")),
     *('{"a":1}', '{"a":null}', '{"a":[]}', header_of(extra="1"), header_of(name='"a"'), header_of().replace('"a"', '""')),
