@@ -679,6 +679,7 @@ def test_files_over_the_limit_are_streamed(
 LEFT_OUT = [
     "optimizer.pt", "sub/optimizer.bin", "scheduler.pt", "rng_state_0.pth", "trainer_state.json", "training_args.bin", "a.lock",
     ".cache/huggingface/x", "runs/events", "wandb/log", "checkpoint-5/optimizer.pt", "global_step7/x", "__pycache__/m.pyc", "latest",
+    ".git/config", ".git/objects/ab/cd", "sub/.git/HEAD",
 ]  # fmt: skip
 
 
@@ -686,11 +687,13 @@ def test_training_state_is_left_out_and_listed(tmp_path: Path, folders: tuple[Pa
     """Version control, caches and training state stay out of the patch; the result lists what was left out."""
     put(folders[0], dict.fromkeys([*LEFT_OUT, "config.json"], "old"))
     wanted = tree(put(folders[1], {"config.json": "new"}))
-    put(folders[1], dict.fromkeys([*LEFT_OUT, ".git/config", ".git/objects/ab/cd", "sub/.git/HEAD"], "new"))
+    put(folders[1], dict.fromkeys(LEFT_OUT, "new"))
+    for folder in folders:
+        write(folder / "checkpoint-5" / "model.safetensors", {"w": bf16([1])})
     made = ckptdiff.make(*folders, tmp_path / "p")
     ckptdiff.apply(folders[0], tmp_path / "p", tmp_path / "out")
     assert tree(tmp_path / "out") == wanted
-    assert made.files == ("config.json",) and set(made.left_out) == set(LEFT_OUT) and made.removed_files == ()
+    assert made.files == ("config.json",) and set(made.left_out) == {*LEFT_OUT, "checkpoint-5/model.safetensors"} and made.removed_files == ()
     assert sorted(path.name for path in (tmp_path / "p" / "files").rglob("*")) == ["config.json.zst"]
 
 

@@ -24,7 +24,7 @@ class _Local(threading.local):
             LEVEL, format=zstandard.FORMAT_ZSTD1_MAGICLESS, write_content_size=False, write_checksum=False, write_dict_id=False
         )
         self.compressor = zstandard.ZstdCompressor(compression_params=parameters)
-        self.decompressor = zstandard.ZstdDecompressor(format=zstandard.FORMAT_ZSTD1_MAGICLESS)
+        self.decompressor = zstandard.ZstdDecompressor()
 
 
 _local = _Local()
@@ -70,7 +70,7 @@ class Reader:
         size = self.varint()
         if size == 0:
             return np.frombuffer(self.take(length), np.uint8)
-        return np.frombuffer(_decompress(bytes(self.take(size)), length), np.uint8)
+        return np.frombuffer(_decompress(MAGIC + self.take(size), length), np.uint8)
 
     def end(self) -> None:
         if self.position != len(self.data):
@@ -79,7 +79,7 @@ class Reader:
 
 def _decompress(frame: bytes, length: int) -> bytes:
     try:
-        stated = zstandard.get_frame_parameters(MAGIC + frame[:18])
+        stated = zstandard.get_frame_parameters(frame)
         if stated.content_size not in (length, zstandard.CONTENTSIZE_UNKNOWN) or stated.has_checksum or stated.dict_id:
             raise ValueError("the zstd frame states another size, a checksum or a dictionary")
         data = _local.decompressor.decompress(frame, max_output_size=length, allow_extra_data=False)
