@@ -76,14 +76,15 @@ def apply(
         chain = [stack.enter_context(open_patch(name)) for name in names]
         old = stack.enter_context(open_checkpoint(base, needs_weights=bool(chain[0].files)))
         folder = chain[-1].index is not None and not only
-        check_output(out, [old.path, *(patch.path for patch in chain)], folder=folder, overwrite=overwrite)
+        inputs = [*old.paths, *(path for patch in chain for path in patch.paths)]
+        check_output(out, inputs, folder=folder, overwrite=overwrite)
         for patch in chain:
             check_stored(patch, only, progress)
         check_chain(chain)
         applier = Applier(old, chain, threads or default_threads(), progress)
         outputs = [applier.subset(only)] if only else applier.outputs()
         check_space(out, sum(output.size for output in outputs) + (0 if only else sum(o.size for o in chain[-1].others)))
-        with build_beside(out) as built:
+        with build_beside(out, overwrite=overwrite) as built:
             try:
                 for output in outputs:
                     applier.write(output, built / output.path if folder else built)
@@ -93,7 +94,7 @@ def apply(
             if folder:
                 applier.write_others(built)
             old.check_unchanged()
-        files = [output.path for output in outputs] + ([other.path for other in chain[-1].others] if folder else [])
+        files = [output.path or out.name for output in outputs] + ([other.path for other in chain[-1].others] if folder else [])
         size = sum(output.size for output in outputs) + (sum(other.size for other in chain[-1].others) if folder else 0)
         return ApplyResult(out, tuple(files), sum(len(o.tensors) for o in outputs), size, time.perf_counter() - started)
 
@@ -120,6 +121,8 @@ def check_chain(chain: Sequence[Patch]) -> None:
     if not 1 <= len(chain) <= MAX_CHAIN:
         raise FormatError(f"a chain has 1 to {MAX_CHAIN} patches, found {len(chain)}")
     for before, patch in itertools.pairwise(chain):
+        if patch.path == before.path:
+            raise BaseMismatchError(f"{patch.path}: is listed twice in a row")
         if patch.base_identity != before.target_identity:
             raise BaseMismatchError(
                 f"{patch.path}: was made from a base with the identity {patch.base_identity.hex()}, but {before.path} gives "
@@ -377,6 +380,10 @@ class Applier:
 
     def write_others(self, folder: Path) -> None:
         """Write the target's other files; those of earlier patches of the chain are rebuilt in a scratch folder."""
+        if self.base.is_file and any(other.kind != "new" for other in self.chain[0].others):
+            raise BaseMismatchError(
+                f"{self.base.path}: is one file; give the folder that it lies in, since the patch needs other files too"
+            )
         scratch = folder.with_name("scratch")
         for k, other in enumerate(self.chain[-1].others):
             others.rebuild(self.chain[-1], other, self._other(len(self.chain) - 1, other.path, scratch / str(k)), folder / other.path)

@@ -78,7 +78,7 @@ def load_object(data: bytes, where: str) -> JsonObject:
         if dumps(value) != data:
             raise ValueError("it is not in canonical form")
     except ValueError as error:
-        raise FormatError(f"{where}: bad JSON: {error}") from None
+        raise FormatError(f"{where}: bad JSON: {error}: fetch the patch again") from None
     if not isinstance(value, dict):
         raise FormatError(f"{where}: expected a JSON object, found {type(value).__name__}")
     return value

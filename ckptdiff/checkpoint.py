@@ -18,6 +18,7 @@ from ckptdiff.stfile import ByteSource, Header, LocalFile, read_header
 INDEX = re.compile(r"(?P<stem>.+)\.safetensors\.index(?P<variant>\.[^./]+)?\.json")
 SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})(?P<variant>\.[^./]+)?\.safetensors")
 MAX_INDEX_JSON = 1 << 28
+IS_A_PATCH = "{path}: is a ckptdiff patch, not a checkpoint; rebuild that with: ckptdiff apply BASE {path} -o OUT"
 
 CONVERTERS = {
     ".bin": "load it with transformers and save_pretrained(..., safe_serialization=True)",
@@ -94,6 +95,11 @@ class Checkpoint:
             return next(iter(self.scopes.values()))
         return self.scopes.get(name)
 
+    @property
+    def paths(self) -> list[Path]:
+        """The checkpoint's own path and those of all its files."""
+        return [self.path, *(file.file.path for file in self.weights), *self.others.values()]
+
     def check_unchanged(self) -> None:
         for file in self.weights:
             file.file.check_unchanged()
@@ -125,9 +131,10 @@ def open_checkpoint(
 def _read(path: Path, needs_weights: bool, include: Sequence[str], exclude: Sequence[str]) -> Checkpoint:
     try:
         if path.is_dir():
+            _refuse_hub_root(path)
             files = list_files(path)
         elif path.is_file():
-            if path.suffix != ".safetensors":
+            if path.suffix in CONVERTERS:
                 _refuse_weights(path, [path.name])
             return Checkpoint(path, True, _open_weights({path.name: path}, {path.name: scope_of_name(path.name)}), {})
         else:
@@ -135,7 +142,7 @@ def _read(path: Path, needs_weights: bool, include: Sequence[str], exclude: Sequ
     except OSError as error:
         raise CheckpointError(f"{error.filename or path}: cannot be read: {error.strerror}") from None
     if "ckptdiff.json" in files:
-        raise CheckpointError(f"{path}: is a ckptdiff patch, not a checkpoint; rebuild that with: ckptdiff apply BASE {path} -o OUT")
+        raise CheckpointError(IS_A_PATCH.format(path=path))
     kept, left_out = select(files, include, exclude)
     for name in kept:
         _check_regular(files[name])
@@ -147,31 +154,35 @@ def _read(path: Path, needs_weights: bool, include: Sequence[str], exclude: Sequ
     return Checkpoint(path, False, _open_weights(weights, scopes), others, tuple(left_out))
 
 
+def _refuse_hub_root(path: Path) -> None:
+    if (path / "blobs").is_dir() and (path / "snapshots").is_dir():
+        found = sorted(p.name for p in (path / "snapshots").iterdir())
+        raise CheckpointError(f"{path}: is a repo of the Hub cache; give one of its snapshots: {', '.join(found[:5])}")
+
+
 def list_files(folder: Path) -> dict[str, Path]:
     """Every file below a folder by its relative path with ``/``, links followed, sorted by the path's UTF-8 bytes."""
     found: dict[str, Path] = {}
-    seen = {os.path.realpath(folder)}
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    for root, dirs, names in os.walk(folder, followlinks=True, onerror=fail):
-        kept = []
-        for name in sorted(dirs):
-            real = os.path.realpath(os.path.join(root, name))
-            if real not in seen:
-                seen.add(real)
-                kept.append(name)
-        dirs[:] = kept
-        for name in names:
-            file = Path(root, name)
-            relative = file.relative_to(folder).as_posix()
-            try:
-                relative.encode()
-            except UnicodeEncodeError:
-                raise CheckpointError(f"{file!r}: the file's name is not UTF-8: rename it") from None
-            found[relative] = file
+    _walk(folder, "", {Path(os.path.realpath(folder))}, found)
     return dict(sorted(found.items(), key=lambda item: item[0].encode()))
+
+
+def _walk(folder: Path, prefix: str, above: set[Path], found: dict[str, Path]) -> None:
+    for entry in os.scandir(folder):
+        path, name = Path(entry.path), prefix + entry.name
+        if not entry.is_dir():
+            try:
+                name.encode()
+            except UnicodeEncodeError:
+                raise CheckpointError(f"{entry.path!a}: the file's name is not UTF-8: rename it") from None
+            found[name] = path
+            continue
+        real = Path(os.path.realpath(path))
+        if real in above:
+            continue  # a link to a folder that this one lies in
+        if any(real in parent.parents for parent in above):
+            raise CheckpointError(f"{path}: a link to a folder that holds this one; remove it")
+        _walk(path, name + "/", above | {real}, found)
 
 
 def _check_regular(file: Path) -> None:
@@ -194,7 +205,12 @@ def _open_weights(files: dict[str, Path], scopes: dict[str, str]) -> list[Weight
         for name, path in files.items():
             file = LocalFile(path)
             try:
-                opened.append(WeightFile(name, scopes[name], file, read_header(file)))
+                header = read_header(file)
+                if "ckptdiff" in (header.metadata or {}):
+                    raise CheckpointError(
+                        f"{path}: is a ckptdiff patch, not a checkpoint; rebuild that with: ckptdiff apply BASE {path} -o OUT"
+                    )
+                opened.append(WeightFile(name, scopes[name], file, header))
             except ValueError as error:
                 file.close()
                 raise CheckpointError(f"{path}: not a valid safetensors file: {error}") from None

@@ -7,7 +7,10 @@ check; 2 usage; 3 bad input or output; 130 interrupted.
 from __future__ import annotations
 
 import dataclasses
+import errno
+import io
 import json
+import math
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +27,20 @@ if TYPE_CHECKING:
     from ckptdiff.parallel import Progress
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _finite(ctx: click.Context, parameter: click.Parameter, values: tuple[float, ...]) -> tuple[float, ...]:
+    if not all(map(math.isfinite, values)):
+        raise click.BadParameter("expected a finite number")
+    return values
+
+
+def _some_path(ctx: click.Context, parameter: click.Parameter, value: Path) -> Path:
+    if str(value) in (".", "-"):
+        raise click.BadParameter(f"{str(value)!r} cannot be written to; give a new name")
+    return value
+
+
 PATH = click.Path(path_type=Path, readable=False)  # the library says what is wrong with a path, in its own words
 
 
@@ -49,10 +66,15 @@ class Commands(click.Group):
         except CkptdiffError as error:
             if ctx.meta.get("json"):
                 print_json({"error": {"kind": error.kind, "message": str(error)}})
-            click.echo(f"ckptdiff: error: {error}", err=True)
+            say(f"error: {error}")
+            ctx.exit(3)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise
+            say(f"error: the output cannot be written: {error.strerror}")
             ctx.exit(3)
         except (KeyboardInterrupt, click.Abort):
-            click.echo("ckptdiff: interrupted; nothing was left behind", err=True)
+            say("interrupted; nothing was left behind")
             ctx.exit(130)
 
 
@@ -68,7 +90,11 @@ def main() -> None:
 
     A checkpoint is a .safetensors file or a folder that holds some.
     """
-    signal.signal(signal.SIGTERM, _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, _terminate)
 
 
 def _terminate(signum: int, frame: object) -> None:
@@ -78,16 +104,18 @@ def _terminate(signum: int, frame: object) -> None:
 @main.command()
 @click.argument("base", type=PATH)
 @click.argument("target", type=PATH)
-@click.option("-o", "--output", "patch", type=PATH, required=True, metavar="PATCH", help="Where to write the patch.")
+@click.option("-o", "--output", "patch", type=PATH, required=True, callback=_some_path, metavar="PATCH", help="Where to write the patch.")
 @click.option("--codec", type=click.Choice(["auto", "raw", "sparse"]), default="auto", show_default=True, help="Codec of changed tensors.")
-@click.option("--include", multiple=True, metavar="GLOB", help="Take other files that are left out by default, such as optimizer state.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave other files out.")
+@click.option("--include", multiple=True, metavar="GLOB", help="Take files that are left out by default, such as optimizer state.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave files out.")
 @click.option("--rename", multiple=True, metavar="REGEX=REPL", help="Turn a target tensor's name into the base's.")
 @threads_option
 @overwrite_option
 @as_json
 def make(base: Path, target: Path, patch: Path, codec: str, json_output: bool, **options: Any) -> None:
-    """Store the exact difference between two checkpoints.
+    """Store the difference between two checkpoints.
+
+    All files of TARGET go in, byte for byte, but for version control, caches, logs, optimizer and trainer state, which are listed.
 
     \b
     TARGET a file gives a patch file, TARGET a folder gives a patch folder.
@@ -108,13 +136,13 @@ def make(base: Path, target: Path, patch: Path, codec: str, json_output: bool, *
 @main.command()
 @click.argument("base", type=PATH)
 @click.argument("patches", type=PATH, nargs=-1, required=True, metavar="PATCH...")
-@click.option("-o", "--output", "out", type=PATH, required=True, metavar="OUT", help="File or folder to write.")
+@click.option("-o", "--output", "out", type=PATH, required=True, callback=_some_path, metavar="OUT", help="File or folder to write.")
 @click.option("--only", multiple=True, metavar="GLOB", help="Rebuild just the tensors whose names match, into one safetensors file.")
 @threads_option
 @overwrite_option
 @as_json
 def apply(base: Path, patches: tuple[Path, ...], out: Path, json_output: bool, **options: Any) -> None:
-    """Rebuild the target of a patch, or of a chain of patches, byte for byte.
+    """Rebuild the target of one patch or a chain.
 
     \b
     Patches, base and result are checked; OUT appears only when it is right.
@@ -156,7 +184,9 @@ def info(patch: Path, tensors: bool, json_output: bool) -> None:
 @threads_option
 @as_json
 def verify(patch: Path, json_output: bool, **options: Any) -> None:
-    """Check a patch, and a base or rebuilt files against it; list every problem.
+    """Check a patch, its base, or rebuilt files.
+
+    Lists every problem.
 
     Exits with 1 if there is one.
     """
@@ -176,13 +206,21 @@ def verify(patch: Path, json_output: bool, **options: Any) -> None:
 @click.argument("a", type=PATH)
 @click.argument("b", type=PATH)
 @click.option(
-    "--atol", type=click.FloatRange(min=0), multiple=True, default=(1e-5, 1e-4), show_default=True, help="Tolerance; may be repeated."
+    "--atol",
+    type=click.FloatRange(min=0),
+    multiple=True,
+    default=(1e-5, 1e-4),
+    show_default=True,
+    callback=_finite,
+    help="Tolerance; may be repeated.",
 )
 @click.option("--tensors", is_flag=True, help="Also list every tensor.")
 @threads_option
 @as_json
 def compare(a: Path, b: Path, tensors: bool, json_output: bool, **options: Any) -> None:
-    """Count the elements of two checkpoints that are bit-identical, or within a tolerance.
+    """Count equal elements of two checkpoints.
+
+    Bit-identical ones, and those within a tolerance.
 
     Exits with 1 if any bit of a tensor differs.
     """
@@ -205,13 +243,18 @@ def compare(a: Path, b: Path, tensors: bool, json_output: bool, **options: Any) 
 @main.command()
 @click.argument("folder", type=PATH, required=False, metavar="[DIR]")
 def demo(folder: Path | None) -> None:
-    """Make a small synthetic pair of checkpoints and run every command on it.
+    """Run every command on a small synthetic pair.
 
     Files are kept in DIR if you name one.
     """
     from ckptdiff.demo import run
 
     run(folder)
+
+
+def say(text: str) -> None:
+    """A line on stderr; names in it may come from a patch, so what could steer a terminal is written out."""
+    click.echo("ckptdiff: " + "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text), err=True)
 
 
 def print_json(value: object) -> None:

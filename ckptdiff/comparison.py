@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from ckptdiff.adapt import read_range
-from ckptdiff.checkpoint import Tensor, open_checkpoint
+from ckptdiff.checkpoint import Checkpoint, Tensor, open_checkpoint
 from ckptdiff.dtypes import DTYPES
 from ckptdiff.pairing import pair_names, pair_scopes
 from ckptdiff.parallel import Progress, default_threads, no_progress, run_ordered
@@ -88,17 +88,22 @@ def compare(
             for tensor in tensors.values():
                 other = names.get(tensor.name) or others.get(tensor.name)
                 if other is None:
-                    only_in_b.append(tensor.name)
+                    only_in_b.append(label(tensor, right))
                 elif (other.dtype, other.shape) != (tensor.dtype, tensor.shape):
-                    mismatched.append(tensor.name)
+                    mismatched.append(label(tensor, right))
                 else:
                     pairs.append((other, tensor))
             used = {tensor.name for tensor in names.values()} | set(tensors)
-            only_in_a += [name for name in others if name not in used]
+            only_in_a += [label(tensor, left) for name, tensor in others.items() if name not in used]
         paired = set(scopes.values())
-        only_in_a += [name for scope, tensors in left.scopes.items() if scope not in paired for name in tensors]
+        only_in_a += [label(t, left) for scope, tensors in left.scopes.items() if scope not in paired for t in tensors.values()]
         rows = _count_all(pairs, tuple(atol), threads or default_threads(), progress)
         return CompareResult(tuple(atol), tuple(rows), tuple(only_in_a), tuple(only_in_b), tuple(mismatched))
+
+
+def label(tensor: Tensor, checkpoint: Checkpoint) -> str:
+    """A tensor's name, with its scope before it where there are several."""
+    return tensor.name if len(checkpoint.scopes) == 1 else f"{tensor.scope}: {tensor.name}"
 
 
 def _count_all(

@@ -5,6 +5,7 @@ Everything here works on bit patterns held in unsigned integers; nothing is ever
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -13,6 +14,10 @@ import numpy.typing as npt
 
 Units: TypeAlias = npt.NDArray[Any]
 Bytes: TypeAlias = npt.NDArray[np.uint8]
+
+
+MAX_SIZE = 1 << 48
+"""Limit of a tensor's size in bytes, of a dimension, and of the product of the dimensions that are not 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +35,10 @@ class Dtype:
         return np.dtype(f"<u{self.carrier}")
 
     def nbytes(self, shape: tuple[int, ...]) -> int | None:
-        """Size in bytes of a tensor of this shape, or None if it is not a whole number."""
-        bits = self.bits
-        for dim in shape:
-            bits *= dim
-        return None if bits % 8 else bits // 8
+        """Size in bytes of a tensor of this shape, or None if it is not a whole number, or above the limits (spec 11)."""
+        elements = math.prod(dim for dim in shape if dim)
+        bits = 0 if 0 in shape else elements * self.bits
+        return None if elements > MAX_SIZE or bits % 8 or bits // 8 > MAX_SIZE else bits // 8
 
 
 DTYPES: dict[str, Dtype] = {

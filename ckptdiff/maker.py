@@ -16,7 +16,7 @@ import xxhash
 
 from ckptdiff import others, paths
 from ckptdiff.adapt import adapt, group_units, read_range
-from ckptdiff.checkpoint import Checkpoint, Tensor, WeightFile, open_checkpoint
+from ckptdiff.checkpoint import INDEX, Checkpoint, Tensor, WeightFile, open_checkpoint
 from ckptdiff.codecs import CODECS
 from ckptdiff.digests import BLOCK, identity, leaves_of, tensor_digest
 from ckptdiff.dtypes import DTYPES
@@ -26,7 +26,7 @@ from ckptdiff.output import build_beside, check_output
 from ckptdiff.pairing import Rename, pair_names, pair_scopes
 from ckptdiff.parallel import FileHasher, Progress, default_threads, no_progress, run_ordered
 from ckptdiff.patchfile import INDEX_NAME, Spooled, write_patch_file
-from ckptdiff.selection import select
+from ckptdiff.selection import matches, select
 from ckptdiff.table import Entry, Table, Totals
 
 DENSE = 0.4
@@ -93,9 +93,10 @@ def make(
         if new.is_file and paths.unsafe_reason(new.path.name):
             raise CheckpointError(f"{new.path}: the file's name {paths.unsafe_reason(new.path.name)}: rename it")
         kept = [name for name in new.others if name not in set(new.left_out)]
+        check_patterns(new, rules, include, exclude)
         others.check_paths([*kept, *(file.path for file in (*old.weights, *new.weights))])
-        check_output(out, [old.path, new.path], folder=not new.is_file, overwrite=overwrite)
-        with build_beside(out) as built:
+        check_output(out, [*old.paths, *new.paths], folder=not new.is_file, overwrite=overwrite)
+        with build_beside(out, overwrite=overwrite) as built:
             with open(built.with_name("spool"), "w+b") as spool:
                 maker = _Maker(old, new, codec, threads or default_threads(), rules, spool, progress)
                 if new.is_file:
@@ -116,6 +117,18 @@ def make(
             codecs=maker.codecs,
             seconds=time.perf_counter() - started,
         )
+
+
+def check_patterns(target: Checkpoint, renames: Sequence[Rename], include: Sequence[str], exclude: Sequence[str]) -> None:
+    """Raise CheckpointError for a rule or glob that matches nothing: it is most likely mistyped."""
+    tensors = [name for tensors in target.scopes.values() for name in tensors]
+    for rename in renames:
+        if not any(rename.pattern.search(name) for name in tensors):
+            raise CheckpointError(f"--rename {rename.pattern.pattern!r} matches no tensor of {target.path}, such as {tensors[:1]}")
+    names = [*target.others, *(file.path for file in target.weights), *target.left_out]
+    for glob in (*include, *exclude):
+        if not any(matches(name, [glob]) for name in names):
+            raise CheckpointError(f"the glob {glob!r} matches no file of {target.path}")
 
 
 @dataclass(slots=True)
@@ -169,6 +182,8 @@ def _smallest(base: Tensor, target: Tensor, first: int, stop: int) -> dict[str, 
 def _choose_codec(base: Tensor, target: Tensor) -> str:
     """The codec of a tensor of several groups, from up to three of them."""
     units, group = target.nbytes // DTYPES[target.dtype].carrier, group_units(base.dtype, target.dtype)
+    if units == 0:
+        return "sparse"
     sizes = {"sparse": 0, "raw": 0}
     for start in sorted({0, units // 2 // group * group, (units - 1) // group * group}):
         trials = _smallest(base, target, start, min(start + group, units))
@@ -364,11 +379,15 @@ class _Maker:
             path.parent.mkdir(parents=True, exist_ok=True)
             ref, digest = self._write(file, path, None)
             shards.append(ShardRef(target=file.path, size=ref.size, sha256=ref.sha256, digest=digest))
-        files = [others.encode(name, self.target.others[name], self.base.others.get(name), built) for name in names]
+        files = [others.encode(name, self.target.others[name], self._base_file(name), built) for name in names]
         self.removed_files = self._removed_files({*names, *(file.path for file in self.target.weights)})
         data = self._index(shards, files).to_bytes()
         (built / INDEX_NAME).write_bytes(data)
         return len(data) + sum(shard.size for shard in shards) + sum(file.stored for file in files)
+
+    def _base_file(self, name: str) -> Path | None:
+        """The base's file of the same path; none for an index, which a base of other shards would not have."""
+        return None if INDEX.fullmatch(name.rpartition("/")[2]) else self.base.others.get(name)
 
     def _index(self, shards: Sequence[ShardRef], files: Sequence[OtherFile]) -> Index:
         return Index(
@@ -410,6 +429,7 @@ class _Maker:
 
     def _removed_files(self, present: set[str]) -> tuple[str, ...]:
         names, _ = select([*self.base.others, *(file.path for file in self.base.weights)])
+        present = present | set(self.target.left_out)
         return tuple(sorted((n for n in names if n not in present and paths.unsafe_reason(n) is None), key=str.encode))
 
     def _refs(self, files: Iterable[WeightFile]) -> tuple[FileRef, ...]:
@@ -429,7 +449,7 @@ class _Maker:
 def _use_copies(entries: dict[str, Entry]) -> None:
     """Replace each coded tensor that repeats another tensor of the target by a reference to it."""
     first: dict[tuple[bytes, str, tuple[int, ...]], str] = {}
-    for name, entry in entries.items():
+    for name, entry in sorted(entries.items(), key=lambda item: item[1].kind != "same"):
         key = entry.digest, entry.dtype, entry.shape
         if entry.has_payload and entry.nbytes and key in first:
             entries[name] = Entry(name=name, dtype=entry.dtype, shape=entry.shape, kind="copy", of=first[key], digest=entry.digest)

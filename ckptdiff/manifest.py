@@ -11,8 +11,8 @@ from typing import Any, Literal
 from ckptdiff import canonical, paths
 from ckptdiff.canonical import Fields, JsonObject, quote
 from ckptdiff.digests import xxh128
+from ckptdiff.dtypes import MAX_SIZE
 from ckptdiff.errors import FormatError, IntegrityError, UnsupportedError
-from ckptdiff.stfile import MAX_SIZE
 from ckptdiff.table import Totals, check_sorted
 
 VERSION = 1

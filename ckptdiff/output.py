@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import tempfile
@@ -10,7 +11,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import xxhash
+
 from ckptdiff.errors import OutputError
+
+OLD = "old"
+MARKS = ("ckptdiff.json", "config.json", "model_index.json")
+"""Files that, beside weights, show that a folder is a checkpoint or a patch."""
 
 
 def check_output(out: Path, inputs: Iterable[Path], *, folder: bool, overwrite: bool) -> None:
@@ -22,25 +29,45 @@ def check_output(out: Path, inputs: Iterable[Path], *, folder: bool, overwrite: 
     out = Path(os.path.abspath(out))
     if not out.parent.is_dir():
         raise OutputError(f"{out.parent}: no such folder; create it first")
-    _put_back(out)
-    _refuse_inputs(out, inputs)
-    _refuse_existing(out, folder, overwrite)
+    with writing(out):
+        _put_back(out)
+        _refuse_inputs(out, inputs)
+        _refuse_existing(out, folder, overwrite)
 
 
 @contextmanager
-def build_beside(out: Path) -> Iterator[Path]:
+def build_beside(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Give a path in a new folder beside ``out``; the file or folder there at the end takes the place of ``out``.
 
-    Files are synced, then renamed in one step. After an error the new folder is removed and ``out`` is as it was.
+    Files are synced, then renamed in one step. After an error the new folder is removed and ``out`` is as it was. Folders
+    that killed runs left behind are removed: a running one holds a lock on its own.
     """
     out = Path(os.path.abspath(out))
+    prefix = _prefix(out)
     with writing(out):
-        work = Path(tempfile.mkdtemp(prefix=f".{out.name[:100]}.ckptdiff-", dir=out.parent))
+        _remove_stale(out.parent, prefix)
+        work = Path(tempfile.mkdtemp(prefix=prefix, dir=out.parent))
+        lock = os.open(work, os.O_RDONLY)
         try:
-            yield work / out.name
-            _finish(work / out.name, out)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield work / "result"
+            _finish(work / "result", out, overwrite)
         finally:
             shutil.rmtree(work, ignore_errors=True)
+            os.close(lock)
+
+
+def _remove_stale(parent: Path, prefix: str) -> None:
+    for path in parent.iterdir():
+        if path.name.startswith(prefix) and path.name != prefix + OLD and path.is_dir() and not path.is_symlink():
+            lock = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+            except BlockingIOError:
+                pass
+            finally:
+                os.close(lock)
 
 
 @contextmanager
@@ -49,10 +76,9 @@ def writing(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = error.filename or str(out)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutputError(f"{out}: the disk is full; free some space, or write elsewhere. Nothing was left behind") from None
-        raise OutputError(f"{where}: cannot be written: {error.strerror}") from None
+        raise OutputError(f"{out}: cannot be written: {error.strerror or error}") from None
 
 
 def check_space(out: Path, needed: int) -> None:
@@ -63,15 +89,20 @@ def check_space(out: Path, needed: int) -> None:
         raise OutputError(f"{out}: {needed:,} bytes are needed, {free:,} are free; free some space, or write elsewhere")
 
 
+def _prefix(out: Path) -> str:
+    """What the names of folders beside an output begin with; long names would not fit, so their hash stands for them."""
+    name = os.fsencode(out.name)
+    return f".{out.name if len(name) <= 100 else xxhash.xxh3_64_hexdigest(name)}.ckptdiff-"
+
+
 def _aside(out: Path) -> Path:
-    return out.with_name(f".{out.name}.ckptdiff-old")
+    return out.with_name(_prefix(out) + OLD)
 
 
 def _put_back(out: Path) -> None:
     """After a crash between the two renames of an overwrite, the old folder stands aside: put it back."""
     if not os.path.lexists(out) and _aside(out).is_dir():
-        with writing(out):
-            os.rename(_aside(out), out)
+        os.rename(_aside(out), out)
 
 
 def _refuse_inputs(out: Path, inputs: Iterable[Path]) -> None:
@@ -91,10 +122,14 @@ def _refuse_existing(out: Path, folder: bool, overwrite: bool) -> None:
         return
     if not overwrite:
         raise OutputError(f"{out}: exists; choose another output, or give --overwrite")
+    if out.is_symlink() or not (out.is_dir() or out.is_file()):
+        raise OutputError(f"{out}: is {'a link' if out.is_symlink() else 'not a regular file'}, which --overwrite does not replace")
     if out.is_dir() != folder:
         raise OutputError(f"{out}: a {'folder' if folder else 'file'} cannot take its place; choose another output")
-    if folder and any(out.iterdir()) and not any(out.rglob("*.safetensors")) and not (out / "ckptdiff.json").exists():
-        raise OutputError(f"{out}: is a folder without weights, which --overwrite does not replace; choose another output")
+    if folder and any(out.iterdir()) and not any(out.glob("*.safetensors")) and not any((out / name).exists() for name in MARKS):
+        raise OutputError(f"{out}: is neither a checkpoint nor a patch, and --overwrite replaces nothing else; choose another output")
+    if out in (Path.cwd(), *Path.cwd().parents):
+        raise OutputError(f"{out}: holds the current folder, so --overwrite does not replace it; choose another output")
 
 
 def sync(path: Path) -> None:
@@ -106,18 +141,30 @@ def sync(path: Path) -> None:
         os.close(fd)
 
 
-def _finish(built: Path, out: Path) -> None:
+def _finish(built: Path, out: Path, overwrite: bool) -> None:
     for root, _, names in os.walk(built):
         for name in names:
             sync(Path(root, name))
         sync(Path(root))
     if built.is_file():
         sync(built)
-    if built.is_dir() and out.is_dir():
+    if built.is_dir() and out.is_dir() and overwrite:
         _swap(built, out)
+    elif built.is_dir() or overwrite:
+        os.rename(built, out)  # a folder never replaces a file, nor a folder that holds something
     else:
-        os.replace(built, out)
-        sync(out.parent)
+        _rename_new(built, out)
+    sync(out.parent)
+
+
+def _rename_new(built: Path, out: Path) -> None:
+    """Rename a file, but never over another that came into being meanwhile."""
+    try:
+        os.link(built, out)
+    except FileExistsError:
+        raise OutputError(f"{out}: came into being while the output was built, and was left as it is; run again") from None
+    except OSError:  # a file system without hard links
+        os.rename(built, out)
 
 
 def _swap(built: Path, out: Path) -> None:
@@ -132,4 +179,6 @@ def _swap(built: Path, out: Path) -> None:
         os.rename(aside, out)
         raise
     sync(out.parent)
-    shutil.rmtree(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+    if aside.exists():
+        raise OutputError(f"{out}: is written, but the old folder could not be removed from {aside}: remove it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -87,6 +88,8 @@ def _pieces(raw: bytes, table: bytes, header: bytes, parts: Spooled) -> Iterator
             left = entry.payload_size
             while left:
                 piece = parts.spool.read(min(left, CHUNK))
+                if not piece:
+                    raise OSError(errno.EIO, "the spooled payloads are gone")
                 left -= len(piece)
                 yield piece
 
@@ -221,6 +224,11 @@ class Patch:
                     raise FormatError(f"{file.source.name}: the tensor {name} is listed as removed, and is a base")
 
     @property
+    def paths(self) -> list[Path]:
+        """The patch's own path and those of all its files."""
+        return [self.path, *(Path(file.source.name) for file in self.files), *(self.path / other.member for other in self.others)]
+
+    @property
     def base_identity(self) -> bytes:
         return self.index.base_identity if self.index else self.files[0].metadata.base_identity
 
@@ -295,7 +303,8 @@ def _open_file(path: Path, stack: ExitStack) -> PatchFile:
 def _open_index(folder: Path) -> Index:
     path = folder / INDEX_NAME
     if not path.is_file():
-        raise FormatError(f"{folder}: not a ckptdiff patch: it has no {INDEX_NAME}")
+        swapped = "; are base and patch the wrong way round?" if any(folder.glob("*.safetensors")) else ""
+        raise FormatError(f"{folder}: not a ckptdiff patch: it has no {INDEX_NAME}{swapped}")
     with ExitStack() as stack:
         file = LocalFile(path)
         stack.callback(file.close)

@@ -18,9 +18,11 @@ def unsafe_reason(path: str) -> str | None:
         return f"has {len(encoded)} bytes, expected 1 to {MAX_PATH}"
     if any(c in "\\:" or c < " " or c == "\x7f" for c in path):
         return "holds a backslash, a colon or a control character"
+    if path == "ckptdiff.json":
+        return "is the name of a patch's own index"
     for component in path.split("/"):
-        if component in ("", ".", ".."):
-            return "has an empty component, '.' or '..'"
+        if component in ("", ".", "..") or component.lower() == ".git":
+            return "has an empty component, '.', '..' or '.git'"
         if len(component.encode()) > MAX_COMPONENT:
             return f"has a component longer than {MAX_COMPONENT} bytes"
     return None

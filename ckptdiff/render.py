@@ -18,12 +18,33 @@ from ckptdiff.verifier import VerifyResult
 SHOWN = 10
 
 
+CODE = (".py", ".sh", ".so", ".ipynb", ".js", ".exe", ".dll", ".pkl", ".bin", ".pt", ".pth", ".ckpt")
+"""Endings of files that other tools may run, or unpickle."""
+
+
 def console() -> Console:
-    """stdout; as wide as the longest line where it is not a terminal, so that nothing is cut."""
-    out = Console(highlight=False, soft_wrap=True)
+    """stdout; wide where it is not a terminal, so that a row stays a line."""
+    out = Console(highlight=False, emoji=False)
     if not out.is_terminal:
-        out.width = 200
+        out.width = 1000
     return out
+
+
+def clean(text: str) -> str:
+    """Text from a patch or a file name, with what could steer a terminal written out."""
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
+
+
+def cell(text: str) -> str:
+    return escape(clean(text))
+
+
+def rows_table(*columns: str) -> Table:
+    """A table without lines whose cells fold rather than being cut."""
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
 
 
 def size(nbytes: int) -> str:
@@ -48,13 +69,18 @@ def share(part: int, whole: int) -> str:
     return f"{percent:.2g} %"
 
 
-def grid(rows: Sequence[tuple[str, str]]) -> Table:
-    """Two columns: what, and its value."""
-    table = Table.grid(padding=(0, 2))
-    table.add_column(justify="right", style="bold")
+def print_grid(out: Console, rows: Sequence[tuple[str, str]]) -> None:
+    """Print two columns: what, and its value."""
+    width = max(len(left) for left, _ in rows)
     for left, right in rows:
-        table.add_row(left, escape(right))
-    return table
+        out.print(f"[bold]{left:>{width}}[/bold]  {cell(right)}", soft_wrap=True)
+
+
+def times(larger: int, smaller: int) -> str:
+    """How a size relates to another, in words that are true both ways."""
+    if smaller <= larger:
+        return f"{larger / max(smaller, 1):.1f} times smaller"
+    return f"{smaller / max(larger, 1):.1f} times larger"
 
 
 def some(names: Sequence[str]) -> str:
@@ -82,24 +108,29 @@ def made(result: MakeResult) -> None:
     if result.removed_files:
         rows.append(("files removed", some(result.removed_files)))
     if result.left_out:
-        rows.append(("left out", some(result.left_out) + " (--include GLOB takes them)"))
+        rows.append(("left out", some(result.left_out)))
     rows += [
-        ("patch", f"{size(result.patch_size)} for a target of {size(result.target_size)}: {result.ratio:.1f} times smaller"),
+        (
+            "patch",
+            f"{size(result.patch_size)} for a target of {size(result.target_size)}: {times(result.target_size, result.patch_size)}",
+        ),
         ("time", f"{result.seconds:.2f} s"),
         ("written", str(result.patch)),
     ]
-    console().print(grid(rows))
+    print_grid(console(), rows)
 
 
 def applied(result: ApplyResult) -> None:
     """Print what apply did."""
+    code = [name for name in result.files if name.lower().endswith(CODE)]
     rows = [
         ("rebuilt", f"{result.tensors} tensors, {size(result.size)}, in {len(result.files)} file{'s' * (len(result.files) != 1)}"),
         ("checked", "patch, base and result agree with their digests"),
+        *[("may run code", some(code) + ": read before you use")] * bool(code),
         ("time", f"{result.seconds:.2f} s"),
         ("written", str(result.out)),
     ]
-    console().print(grid(rows))
+    print_grid(console(), rows)
 
 
 def described(result: PatchInfo, tensors: bool) -> None:
@@ -107,7 +138,7 @@ def described(result: PatchInfo, tensors: bool) -> None:
     out = console()
     rows = [
         ("patch", f"{result.path}: {size(result.patch_size)}, {'folder' if result.is_folder else 'file'}, format 1"),
-        ("target", f"{size(result.target_size)}: {result.target_size / max(result.patch_size, 1):.1f} times larger"),
+        ("target", f"{size(result.target_size)}: the patch is {times(result.target_size, result.patch_size)}"),
         *total_rows(result.totals),
         ("base wanted", "identity " + result.base_identity),
     ]
@@ -119,22 +150,22 @@ def described(result: PatchInfo, tensors: bool) -> None:
         rows.append(("removed", some(result.removed_tensors)))
     if result.removed_files:
         rows.append(("files removed", some(result.removed_files)))
-    out.print(grid(rows))
-    files = Table("file", "kind", "size", "in the patch", "SHA-256", box=None, pad_edge=False)
+    print_grid(out, rows)
+    files = rows_table("file", "kind", "size", "in the patch", "SHA-256")
     for file in result.files:
-        files.add_row(escape(file.path), file.kind, size(file.size), size(file.stored), file.sha256)
+        files.add_row(cell(file.path), file.kind, size(file.size), size(file.stored), file.sha256)
     out.print()
     out.print(files)
     if tensors:
-        rows_table = Table("tensor", "dtype", "shape", "kind", "codec", "changed", "payload", "base", box=None, pad_edge=False)
+        table = rows_table("tensor", "dtype", "shape", "kind", "codec", "changed", "payload", "base")
         for row in result.tensors:
             base = row.base if row.base not in (None, row.name) else ""
             shape = "x".join(map(str, row.shape)) or "scalar"
             changed = share(row.changed, row.units) if row.kind == "delta" else ""
-            cells = (row.dtype, shape, row.kind, row.codec or "", changed, size(row.payload), escape(base or ""))
-            rows_table.add_row(escape(row.name), *cells)
+            cells = (row.dtype, shape, row.kind, row.codec or "", changed, size(row.payload), cell(base or ""))
+            table.add_row(cell(row.name), *cells)
         out.print()
-        out.print(rows_table)
+        out.print(table)
 
 
 def verified(result: VerifyResult) -> None:
@@ -145,7 +176,7 @@ def verified(result: VerifyResult) -> None:
         out.print(f"ok: {what}: {result.checked} checks")
         return
     for problem in result.problems:
-        out.print(escape(f"{problem.kind}: {problem.message}"))
+        out.print(cell(f"{problem.kind}: {problem.message}"), soft_wrap=True)
     out.print(f"{len(result.problems)} problem{'s' * (len(result.problems) != 1)} in {result.checked} checks of {what}")
 
 
@@ -161,12 +192,12 @@ def compared(result: CompareResult, tensors: bool) -> None:
     for label, names in (("only in A", result.only_in_a), ("only in B", result.only_in_b), ("another dtype or shape", result.mismatched)):
         if names:
             rows.append((label, some(names)))
-    out.print(grid(rows))
+    print_grid(out, rows)
     if tensors:
         within = (f"within {atol:g}" for atol in result.atol)
-        table = Table("tensor", "dtype", "shape", "elements", "bit-identical", *within, box=None, pad_edge=False)
+        table = rows_table("tensor", "dtype", "shape", "elements", "bit-identical", *within)
         for row in result.tensors:
             shares = (share(n, row.elements) for n in (row.identical, *row.within))
-            table.add_row(escape(row.name), row.dtype, "x".join(map(str, row.shape)) or "scalar", f"{row.elements:,}", *shares)
+            table.add_row(cell(row.name), row.dtype, "x".join(map(str, row.shape)) or "scalar", f"{row.elements:,}", *shares)
         out.print()
         out.print(table)

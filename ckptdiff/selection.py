@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 EXCLUDED = (
+    ".git",
+    "*/.git",
     ".git/*",
     "*/.git/*",
     ".cache/*",

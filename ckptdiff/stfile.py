@@ -6,16 +6,16 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, Protocol
 
 from ckptdiff import canonical
-from ckptdiff.dtypes import DTYPES, Bytes
+from ckptdiff.dtypes import DTYPES, MAX_SIZE, Bytes
 from ckptdiff.errors import CheckpointError
 
 MAX_HEADER = 100_000_000
 MAX_TENSORS = 1 << 20
 MAX_RANK = 32
-MAX_SIZE = 1 << 48
 MAX_NAME = 4096
 
 
@@ -43,10 +43,13 @@ class LocalFile:
         self.path = path
         self.name = name or str(path)
         try:
-            self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # or opening a fifo would wait for ever
         except OSError as error:
             raise CheckpointError(f"{self.name}: cannot be opened: {error.strerror}") from None
         stat = os.fstat(self._fd)
+        if not S_ISREG(stat.st_mode):
+            os.close(self._fd)
+            raise CheckpointError(f"{self.name}: not a regular file")
         self.size = stat.st_size
         self._stamp = (stat.st_size, stat.st_mtime_ns)
 
@@ -114,8 +117,8 @@ def parse_header(raw: bytes, data_size: int, *, container: bool = False) -> Head
     if not (raw.startswith(b"{") and raw.rstrip(b" ").endswith(b"}")):
         raise ValueError("the header is not a JSON object and then spaces")
     value = canonical.loads(raw.rstrip(b" "))
-    metadata = value.pop("__metadata__", None)
-    if metadata is not None and not (isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())):
+    has_metadata, metadata = "__metadata__" in value, value.pop("__metadata__", None)
+    if has_metadata and not (isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())):
         raise ValueError("__metadata__ is not an object of strings")
     limit, name_limit = (MAX_TENSORS + 2, MAX_NAME + len("tensor/")) if container else (MAX_TENSORS, MAX_NAME)
     if len(value) > limit:
@@ -148,7 +151,7 @@ def _parse_tensor(name: str, entry: Any, name_limit: int) -> TensorInfo:
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
         raise ValueError(f"tensor {name}: bad data_offsets {str(offsets)[:80]}")
     nbytes = DTYPES[dtype].nbytes(tuple(shape))
-    if nbytes is None or nbytes > MAX_SIZE or offsets[1] - offsets[0] != nbytes:
+    if nbytes is None or offsets[1] - offsets[0] != nbytes:
         raise ValueError(f"tensor {name}: dtype {dtype} and shape {shape} need {nbytes} bytes, its offsets give {offsets[1] - offsets[0]}")
     return TensorInfo(name, dtype, tuple(shape), offsets[0], offsets[1])
 

@@ -16,9 +16,9 @@ from ckptdiff import canonical
 from ckptdiff.canonical import Fields, JsonObject, quote
 from ckptdiff.codecs import CODECS
 from ckptdiff.digests import block_count
-from ckptdiff.dtypes import CASTS, DTYPES
+from ckptdiff.dtypes import CASTS, DTYPES, MAX_SIZE
 from ckptdiff.errors import FormatError, UnsupportedError
-from ckptdiff.stfile import MAX_NAME, MAX_RANK, MAX_SIZE, MAX_TENSORS
+from ckptdiff.stfile import MAX_NAME, MAX_RANK, MAX_TENSORS
 
 MAX_TABLE = 1 << 28
 MAX_CODED_BLOCK = 1 << 24
@@ -157,7 +157,7 @@ class Entry:
         dtype, shape = _dtype(f), _shape(f)
         entry = cls(name=name, dtype=dtype, shape=shape, kind=kind)
         nbytes = DTYPES[dtype].nbytes(shape)
-        if nbytes is None or nbytes > MAX_SIZE:
+        if nbytes is None:
             raise FormatError(f"{where}: a {dtype} tensor of shape {list(shape)} has no whole size of at most {MAX_SIZE} bytes")
         if kind in ("same", "delta"):
             entry = replace(entry, **_read_base(f, entry))
@@ -217,7 +217,7 @@ def _read_base(f: Fields, entry: Entry) -> dict[str, Any]:
         if len(shape) != len(entry.shape) or shape[1:] != entry.shape[1:]:
             raise FormatError(f"{base.where}.shape: {list(shape)} and {list(entry.shape)} differ in more than rows")
         nbytes = DTYPES[found["base_dtype"]].nbytes(shape)
-        if nbytes is None or nbytes > MAX_SIZE:
+        if nbytes is None:
             raise FormatError(f"{base.where}.shape: {list(shape)} has no whole size of at most {MAX_SIZE} bytes")
     for key in ("name", "dtype", "shape"):
         if key in base and found[f"base_{key}"] == getattr(entry, key):

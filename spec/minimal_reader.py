@@ -8,6 +8,7 @@ Needs zstandard, numpy and xxhash. Usage: python minimal_reader.py BASE PATCH [P
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -105,8 +106,8 @@ def name(value):
 
 def safe_path(value):  # section 9
     parts = value.encode().split(b"/") if text(value) else [b""]
-    return (all(0 < len(p) <= 250 and p not in (b".", b"..") for p in parts) and len(value.encode()) <= 1024
-            and not re.search("[\\\\:\x00-\x1f\x7f]", value))
+    return (all(0 < len(p) <= 250 and p not in (b".", b"..") and p.lower() != b".git" for p in parts)
+            and len(value.encode()) <= 1024 and value != "ckptdiff.json" and not re.search("[\\\\:\x00-\x1f\x7f]", value))
 
 
 def info(value):  # section 5.1: the known members are strings, others are ignored
@@ -227,10 +228,9 @@ def decode_frame(data, limit, prefix=b""):
 # ---- Section 5.3: safetensors files ---------------------------------------------------------------------------------
 
 def size_of(kind, dims):
-    bits = DTYPES[kind][0]
-    for n in dims:
-        bits *= n
-    need(bits % 8 == 0 and bits <= 8 << 48, f"no tensor can be {kind} {dims}")
+    elements = math.prod(n for n in dims if n)
+    bits = 0 if 0 in dims else elements * DTYPES[kind][0]
+    need(elements <= 1 << 48 and bits % 8 == 0 and bits <= 8 << 48, f"no tensor can be {kind} {dims}")
     return bits // 8
 
 

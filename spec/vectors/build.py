@@ -967,7 +967,7 @@ def folder_vectors():
 
     unsafe = {"parent": "../keep.txt", "parent_inside": "a/../keep.txt", "dot": "a/./keep.txt", "absolute": "/keep.txt",
               "backslash": "a\\keep.txt", "colon": "c:keep.txt", "nul": "keep\0.txt", "newline": "keep\n.txt",
-              "delete": "keep\x7f.txt", "empty_component": "a//keep.txt", "empty": "",
+              "delete": "keep\x7f.txt", "git_hook": ".Git/hooks/post-checkout", "own_index": "ckptdiff.json", "empty_component": "a//keep.txt", "empty": "",
               "component_of_251_bytes": "k" * 251, "component_of_252_bytes_of_utf8": "é" * 126,
               "of_1025_bytes": ("k" * 204 + "/") * 5}
     unsafe["of_1025_bytes"] = unsafe["of_1025_bytes"][:-1] + "k"
