@@ -121,9 +121,9 @@ def check_chain(chain: Sequence[Patch]) -> None:
     if not 1 <= len(chain) <= MAX_CHAIN:
         raise FormatError(f"a chain has 1 to {MAX_CHAIN} patches, found {len(chain)}")
     for before, patch in itertools.pairwise(chain):
-        if patch.path == before.path:
-            raise BaseMismatchError(f"{patch.path}: is listed twice in a row")
         if patch.base_identity != before.target_identity:
+            if patch.path == before.path:
+                raise BaseMismatchError(f"{patch.path}: is listed twice in a row")
             raise BaseMismatchError(
                 f"{patch.path}: was made from a base with the identity {patch.base_identity.hex()}, but {before.path} gives "
                 f"{before.target_identity.hex()}: put the patches in the order in which they were made, none left out"
@@ -215,6 +215,26 @@ def layers(node: Node | None) -> list[Node]:
         found.append(node)
         node = node.below if isinstance(node, FromPatch) else None
     return found[::-1]
+
+
+def found_digest(node: Node) -> bytes:
+    """The tensor digest of what a node has built."""
+    return tensor_digest(leaf for start in sorted(node.leaves) for leaf in node.leaves[start])
+
+
+def check_result(node: FromPatch) -> None:
+    """Raise FormatError or IntegrityError unless an entry has changed as many units, and gives the digest, as it says."""
+    where, digest = f"{node.file.source.name}: tensor {node.entry.name}", found_digest(node)
+    changed = sum(node.changed.values())
+    if node.entry.kind == "delta" and changed != node.entry.changed:
+        raise FormatError(f"{where}: its blocks change {changed} units, expected {node.entry.changed}")
+    if digest != node.digest:
+        raise IntegrityError(f"{where}: rebuilt with the digest {digest.hex()}, expected {node.digest.hex()}: fetch the patch again")
+
+
+def tensor_differs(node: FromBase, found: bytes) -> str:
+    """Words for a base tensor of another digest."""
+    return f"its tensor {node.tensor.name} has the digest {found.hex()}, expected {node.digest.hex()}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,27 +353,16 @@ class Applier:
     def check(self, node: Node) -> None:
         """Compare the digests of a finished tensor and of all it was built from, the base's first."""
         for part in layers(node):
-            digest = tensor_digest(leaf for start in sorted(part.leaves) for leaf in part.leaves[start])
             if isinstance(part, FromPatch):
-                where = f"{part.file.source.name}: tensor {part.entry.name}"
-                changed = sum(part.changed.values())
-                if part.entry.kind == "delta" and changed != part.entry.changed:
-                    raise FormatError(f"{where}: its blocks change {changed} units, expected {part.entry.changed}")
-                if digest != part.digest:
-                    raise IntegrityError(
-                        f"{where}: rebuilt with the digest {digest.hex()}, expected {part.digest.hex()}: fetch the patch again"
-                    )
-            elif digest != part.digest:
-                raise self.wrong_tensor(self.chain[0], part, digest)
+                check_result(part)
+            elif found_digest(part) != part.digest:
+                raise self.wrong_base(self.chain[0], tensor_differs(part, found_digest(part)))
             part.leaves.clear()
 
     # --- what to say of a wrong base ---
 
     def wrong_base(self, patch: Patch, why: str) -> BaseMismatchError:
         return BaseMismatchError(f"{self.base.path}: is not the base of {patch.path}: {why}. {wanted_base(patch)}")
-
-    def wrong_tensor(self, patch: Patch, node: FromBase, found: bytes) -> BaseMismatchError:
-        return self.wrong_base(patch, f"its tensor {node.tensor.name} has the digest {found.hex()}, expected {node.digest.hex()}")
 
     def explain(self, outputs: Sequence[Output]) -> None:
         """After a failure: raise the error of a wrong base if that is the cause, naming the first tensor that differs."""
@@ -365,7 +374,7 @@ class Applier:
                 continue
             found = digest_of(parts[0].tensor)
             if found != parts[0].digest and first is None:
-                first = self.wrong_tensor(self.chain[0], parts[0], found)
+                first = self.wrong_base(self.chain[0], tensor_differs(parts[0], found))
             if len(parts) > 1:
                 deltas += 1
                 at_target += found == parts[-1].digest

@@ -23,7 +23,7 @@ from ckptdiff.dtypes import DTYPES
 from ckptdiff.errors import CheckpointError
 from ckptdiff.manifest import FileRef, Index, Metadata, OtherFile, ShardRef
 from ckptdiff.output import build_beside, check_output
-from ckptdiff.pairing import Rename, pair_names, pair_scopes
+from ckptdiff.pairing import Rename, pair_names, pair_scopes, rename_all
 from ckptdiff.parallel import FileHasher, Progress, default_threads, no_progress, run_ordered
 from ckptdiff.patchfile import INDEX_NAME, Spooled, write_patch_file
 from ckptdiff.selection import matches, select
@@ -94,7 +94,7 @@ def make(
             raise CheckpointError(f"{new.path}: the file's name {paths.unsafe_reason(new.path.name)}: rename it")
         kept = [name for name in new.others if name not in set(new.left_out)]
         check_patterns(new, rules, include, exclude)
-        others.check_paths([*kept, *(file.path for file in (*old.weights, *new.weights))])
+        others.check_paths(kept, [file.path for file in (*old.weights, *new.weights)])
         check_output(out, [*old.paths, *new.paths], folder=not new.is_file, overwrite=overwrite)
         with build_beside(out, overwrite=overwrite) as built:
             with open(built.with_name("spool"), "w+b") as spool:
@@ -122,8 +122,9 @@ def make(
 def check_patterns(target: Checkpoint, renames: Sequence[Rename], include: Sequence[str], exclude: Sequence[str]) -> None:
     """Raise CheckpointError for a rule or glob that matches nothing: it is most likely mistyped."""
     tensors = [name for tensors in target.scopes.values() for name in tensors]
+    used = set[Rename]().union(*(rename_all(name, renames)[1] for name in tensors))
     for rename in renames:
-        if not any(rename.pattern.search(name) for name in tensors):
+        if rename not in used:
             raise CheckpointError(f"--rename {rename.pattern.pattern!r} matches no tensor of {target.path}, such as {tensors[:1]}")
     names = [*target.others, *(file.path for file in target.weights), *target.left_out]
     for glob in (*include, *exclude):

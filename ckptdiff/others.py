@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,7 +12,7 @@ import zstandard
 
 from ckptdiff import paths
 from ckptdiff.codecs.planes import MAGIC
-from ckptdiff.errors import BaseMismatchError, CheckpointError, FormatError, IntegrityError
+from ckptdiff.errors import BaseMismatchError, CheckpointError, CkptdiffError, FormatError, IntegrityError
 from ckptdiff.manifest import MAX_PREFIX, MAX_WINDOW, OtherFile
 from ckptdiff.parallel import CHUNK, sha256_file
 from ckptdiff.patchfile import Patch
@@ -22,12 +22,15 @@ LEVEL = 19
 LEVEL_LARGE = 3
 
 
-def check_paths(names: Iterable[str]) -> None:
-    """Raise CheckpointError for a path that a patch may not name."""
-    for name in names:
+def check_paths(names: Sequence[str], weights: Sequence[str]) -> None:
+    """Raise CheckpointError for a path, of other files or of weight files, that a patch may not name."""
+    for name in (*names, *weights):
         reason = paths.unsafe_reason(name)
         if reason:
             raise CheckpointError(f"{name!r}: the path {reason}: rename the file, or leave it out with --exclude")
+    stored = paths.clash(f"{name}.zst" for name in names)
+    if stored:
+        raise CheckpointError(f"{stored!r} would be a file and a folder in the patch: rename one, or leave it out with --exclude")
 
 
 def encode(path: str, target: Path, base: Path | None, folder: Path) -> OtherFile:
@@ -110,15 +113,36 @@ def rebuild(patch: Patch, other: OtherFile, base: Path | None, out: Path) -> Non
             raise BaseMismatchError(f"{base}: is not the file that the patch needs: its SHA-256 is {found}, expected {wanted}")
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(out, "xb") as sink:
-        sha, size = hashlib.sha256(), 0
-        for piece in _pieces(patch, other, base):
-            size += len(piece)
-            if size > other.size:
-                break
+        for piece in decode(patch, other, base):
             sink.write(piece)
-            sha.update(piece)
+
+
+def decode(patch: Patch, other: OtherFile, base: Path | None) -> Iterator[bytes]:
+    """The bytes of one file of the target, piece by piece; raises IntegrityError where they are not what the index states."""
+    sha, size = hashlib.sha256(), 0
+    for piece in _pieces(patch, other, base):
+        size += len(piece)
+        if size > other.size:
+            raise IntegrityError(
+                f"{other.path}: decodes to more than the {other.size} bytes that the index states: do not trust this patch"
+            )
+        sha.update(piece)
+        yield piece
     if (size, sha.hexdigest()) != (other.size, other.sha256):
-        raise IntegrityError(f"{other.path}: rebuilt with SHA-256 {sha.hexdigest()}, expected {other.sha256}: fetch the patch again")
+        raise IntegrityError(
+            f"{other.path}: decodes to {size} bytes with SHA-256 {sha.hexdigest()}, expected {other.size} with {other.sha256}: "
+            "fetch the patch again"
+        )
+
+
+def decoding_error(patch: Patch, other: OtherFile) -> CkptdiffError | None:
+    """What is wrong with a ``new`` file, which needs no base to be decoded."""
+    try:
+        for _ in decode(patch, other, None):
+            pass
+    except (FormatError, IntegrityError) as error:
+        return error
+    return None
 
 
 def _pieces(patch: Patch, other: OtherFile, base: Path | None) -> Iterable[bytes]:

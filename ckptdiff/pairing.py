@@ -38,6 +38,16 @@ class Rename:
         return rename
 
 
+def rename_all(name: str, renames: Sequence[Rename]) -> tuple[str, set[Rename]]:
+    """A target tensor's name in the base, by all rules one after the other, and which of them matched."""
+    used = set()
+    for rename in renames:
+        if rename.pattern.search(name):
+            used.add(rename)
+            name = rename.pattern.sub(rename.replacement, name)
+    return name, used
+
+
 def pair_scopes(base: Checkpoint, target: Checkpoint) -> dict[str, str | None]:
     """The base scope of each target scope: the same id, or the only one where each side has only one."""
     if len(base.scopes) == 1 and len(target.scopes) == 1:
@@ -62,9 +72,7 @@ def pair_names(base: dict[str, Tensor], target: Iterable[Tensor], renames: Seque
     targets = list(target)
     pairs: dict[str, Tensor] = {}
     for tensor in targets:
-        wanted = tensor.name
-        for rename in renames:
-            wanted = rename.pattern.sub(rename.replacement, wanted)
+        wanted, _ = rename_all(tensor.name, renames)
         if wanted in base and can_stand(base[wanted], tensor):
             pairs[tensor.name] = base[wanted]
     used = {tensor.name for tensor in pairs.values()}

@@ -10,12 +10,15 @@ from functools import partial
 from pathlib import Path
 
 from ckptdiff import others
-from ckptdiff.applier import Applier, FromBase, digest_of, layers
+from ckptdiff.applier import Applier, FromBase, FromPatch, check_result, digest_of, layers, tensor_differs
 from ckptdiff.checkpoint import open_checkpoint
-from ckptdiff.errors import BaseMismatchError, CheckpointError, CkptdiffError, IntegrityError
+from ckptdiff.digests import BLOCK
+from ckptdiff.errors import BaseMismatchError, CheckpointError, CkptdiffError, FormatError, IntegrityError
+from ckptdiff.manifest import OtherFile
 from ckptdiff.parallel import Progress, default_threads, no_progress, run_ordered, sha256_file
-from ckptdiff.patchfile import Patch, open_patch
+from ckptdiff.patchfile import Patch, PatchFile, open_patch
 from ckptdiff.stfile import LocalFile
+from ckptdiff.table import Entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +58,9 @@ def verify(
     Raises:
         CheckpointError: the base is not a checkpoint, or the patch does not exist.
     """
-    if not Path(patch).exists():
-        raise CheckpointError(f"{patch}: no such file or folder")
+    for path in (patch, target):
+        if path is not None and not Path(path).exists():
+            raise CheckpointError(f"{path}: no such file or folder")
     checks: list[Callable[[], CkptdiffError | None]] = []
     found: list[CkptdiffError] = []
     try:
@@ -69,7 +73,8 @@ def verify(
             else:
                 with open_checkpoint(base) as checkpoint:
                     applier = Applier(checkpoint, [opened], 1, no_progress)
-                    found += _run([*checks, *base_checks(applier, opened)], threads, progress)
+                    checks += base_checks(applier, opened)
+                    found += _told_apart(applier, list(_run(checks, threads, progress)))
     except CheckpointError:
         raise
     except CkptdiffError as error:  # the container itself is broken: nothing more can be checked
@@ -86,14 +91,44 @@ def _run(checks: list[Callable[[], CkptdiffError | None]], threads: int | None, 
                 yield error
 
 
+def _told_apart(applier: Applier, found: list[CkptdiffError]) -> list[CkptdiffError]:
+    """One problem instead of one for each tensor where the base is the target already."""
+    wrong = [error for error in found if error.kind == "wrong_base"]
+    if wrong:
+        try:
+            applier.explain(applier.outputs())
+        except CkptdiffError as error:
+            if error.kind == "already_target":
+                return [*(error for error in found if error not in wrong), error]
+    return found
+
+
 def patch_checks(patch: Patch) -> list[Callable[[], CkptdiffError | None]]:
     """Checks of payloads, stored files and the patch files' SHA-256; what :func:`open_patch` checks is not repeated."""
     checks: list[Callable[[], CkptdiffError | None]] = []
     for file in patch.files:
-        checks += [partial(file.payload_error, entry) for entry in file.table.entries if entry.has_payload]
+        checks += [partial(_payload_error, file, entry) for entry in file.table.entries if entry.has_payload]
     if patch.index:
         checks += [partial(_file_error, patch.path / shard.path, shard.size, shard.sha256) for shard in patch.index.shards]
-    return checks + [partial(others.stored_error, patch, other) for other in patch.others]
+    return checks + [partial(_other_error, patch, other) for other in patch.others]
+
+
+def _payload_error(file: PatchFile, entry: Entry) -> CkptdiffError | None:
+    error = file.payload_error(entry)
+    if error or entry.kind != "new":
+        return error
+    node = FromPatch(file, entry, None)
+    try:
+        for start in range(0, entry.nbytes, BLOCK):
+            node.build(start, start + BLOCK)
+        check_result(node)
+    except (FormatError, IntegrityError) as error:
+        return error
+    return None
+
+
+def _other_error(patch: Patch, other: OtherFile) -> CkptdiffError | None:
+    return others.stored_error(patch, other) or (others.decoding_error(patch, other) if other.kind == "new" else None)
 
 
 def target_checks(patch: Patch, target: Path) -> list[Callable[[], CkptdiffError | None]]:
@@ -101,6 +136,8 @@ def target_checks(patch: Patch, target: Path) -> list[Callable[[], CkptdiffError
     if patch.index is None:
         file = patch.files[0].metadata.target
         return [partial(_file_error, target / file.path if target.is_dir() else target, file.size, file.sha256)]
+    if not target.is_dir():
+        raise CheckpointError(f"{target}: is one file; give the folder that {patch.path} rebuilds")
     wanted = [file.metadata.target for file in patch.files]
     rows = [(file.path, file.size, file.sha256) for file in wanted] + [(o.path, o.size, o.sha256) for o in patch.others]
     return [partial(_file_error, target / path, size, sha256) for path, size, sha256 in rows]
@@ -132,7 +169,7 @@ def base_checks(applier: Applier, patch: Patch) -> list[Callable[[], CkptdiffErr
             if isinstance(lowest, FromBase):
                 found = digest_of(lowest.tensor)
                 if found != lowest.digest:
-                    return applier.wrong_tensor(patch, lowest, found)
+                    return BaseMismatchError(tensor_differs(lowest, found))
         except CkptdiffError as error:
             return error
         return None

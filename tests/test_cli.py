@@ -104,7 +104,7 @@ def test_a_patch_applied_twice_has_its_own_kind(files: Pair, tmp_path: Path) -> 
     result = run("apply", files.target, files.patch, "-o", tmp_path / "out", "--json")
     assert result.exit_code == 3 and error_of(result)["kind"] == "already_target"
     result = run("apply", files.patch, files.patch, "-o", tmp_path / "out", "--json")
-    assert result.exit_code == 3 and error_of(result)["kind"] == "wrong_base"
+    assert result.exit_code == 3 and error_of(result)["kind"] == "checkpoint"
 
 
 def test_verify_collects_every_problem(folders: Pair, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_files_left_out_are_listed_and_can_be_taken(folders: Pair, tmp_path: Pat
     (folders.target / ".git").mkdir()
     (folders.target / ".git" / "HEAD").write_text("ref")
     result = run("make", folders.base, folders.target, "-o", tmp_path / "p")
-    assert "optimizer.pt (--include GLOB takes them)" in result.stdout
+    assert "left out  .git/HEAD, optimizer.pt\n" in result.stdout
     result = run("make", folders.base, folders.target, "-o", tmp_path / "q", "--include", "optimizer.pt", "--exclude", "README*", "--json")
     assert "optimizer.pt" in json.loads(result.stdout)["files"] and json.loads(result.stdout)["left_out"] == [
         ".git/HEAD",

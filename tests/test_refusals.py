@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -215,7 +216,6 @@ def test_truncated_and_flipped_bases(files: Pair, tmp_path: Path) -> None:
         ("model.pt", "torch.load(weights_only=True)"),
         ("model.gguf", "gguf_file=NAME"),
         ("weights.distcp", "dcp_to_torch"),
-        ("notes.txt", "expected a .safetensors file or a folder that holds one"),
     ],
 )
 def test_weights_that_are_not_safetensors(name: str, words: str, files: Pair, tmp_path: Path) -> None:
@@ -225,6 +225,33 @@ def test_weights_that_are_not_safetensors(name: str, words: str, files: Pair, tm
     for path in (folder, folder / name):
         with refused(ckptdiff.CheckpointError, words, tmp_path):
             ckptdiff.make(files.base, path, tmp_path / "out")
+
+
+def test_no_weights_at_all(files: Pair, tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    folder.mkdir()
+    (folder / "notes.txt").write_bytes(b"x")
+    with refused(ckptdiff.CheckpointError, "expected a .safetensors file or a folder that holds one, found none", tmp_path):
+        ckptdiff.make(files.base, folder, tmp_path / "out")
+    with refused(ckptdiff.CheckpointError, "notes.txt: not a valid safetensors file: it has 1 bytes, too few", tmp_path):
+        ckptdiff.make(files.base, folder / "notes.txt", tmp_path / "out")
+
+
+def test_a_hub_cache_repo_and_a_patch_are_no_checkpoints(files: Pair, folders: Pair, tmp_path: Path) -> None:
+    (tmp_path / "models--org--name" / "snapshots" / "abc").mkdir(parents=True)
+    (tmp_path / "models--org--name" / "blobs").mkdir()
+    with refused(ckptdiff.CheckpointError, "is a repo of the Hub cache; give one of its snapshots: abc", tmp_path):
+        ckptdiff.make(files.base, tmp_path / "models--org--name", tmp_path / "out")
+    with refused(ckptdiff.CheckpointError, "is a ckptdiff patch, not a checkpoint", tmp_path):
+        ckptdiff.make(files.patch, files.target, tmp_path / "out")
+
+
+def test_patterns_that_match_nothing(files: Pair, folders: Pair, tmp_path: Path) -> None:
+    with refused(ckptdiff.CheckpointError, "--rename '^transformer' matches no tensor of", tmp_path):
+        ckptdiff.make(files.base, files.target, tmp_path / "out", rename=["^transformer=model"])
+    for option in ("include", "exclude"):
+        with refused(ckptdiff.CheckpointError, "the glob '*.onnx' matches no file of", tmp_path):
+            ckptdiff.make(folders.base, folders.target, tmp_path / "out", **{option: ["*.onnx"]})
 
 
 def test_missing_shards(tmp_path: Path) -> None:
@@ -300,7 +327,7 @@ def test_an_output_that_exists(files: Pair, folders: Pair, tmp_path: Path) -> No
     assert tree(tmp_path / "out") == tree(files.target)
     (tmp_path / "documents").mkdir()
     (tmp_path / "documents" / "thesis.txt").write_text("mine")
-    with refused(ckptdiff.OutputError, "is a folder without weights, which --overwrite does not replace", tmp_path):
+    with refused(ckptdiff.OutputError, "is neither a checkpoint nor a patch, and --overwrite replaces nothing else", tmp_path):
         ckptdiff.apply(folders.base, folders.patch, tmp_path / "documents", overwrite=True)
 
 
@@ -333,6 +360,64 @@ def test_a_failed_rename_leaves_the_old_folder(folders: Pair, tmp_path: Path, mo
     with refused(ckptdiff.OutputError, "Input/output error", tmp_path):
         ckptdiff.apply(folders.base, folders.patch, tmp_path / "out", overwrite=True)
     assert tree(tmp_path / "out") == tree(folders.target)
+
+
+def test_what_overwrite_does_not_replace(files: Pair, folders: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for name, text in (("pipe", "is not a regular file, which --overwrite does not replace"), ("link", "is a link, which --overwrite")):
+        with refused(ckptdiff.OutputError, text, tmp_path):
+            ckptdiff.apply(files.base, files.patch, tmp_path / name, overwrite=True)
+    (tmp_path / "projects" / "deep").mkdir(parents=True)
+    write(tmp_path / "projects" / "deep" / "model.safetensors", tensors()[0])
+    with refused(ckptdiff.OutputError, "is neither a checkpoint nor a patch", tmp_path):
+        ckptdiff.apply(folders.base, folders.patch, tmp_path / "projects", overwrite=True)
+    ckptdiff.apply(folders.base, folders.patch, tmp_path / "out")
+    monkeypatch.chdir(tmp_path / "out")
+    with refused(ckptdiff.OutputError, "holds the current folder", tmp_path):
+        ckptdiff.apply(folders.base, folders.patch, tmp_path / "out", overwrite=True)
+
+
+def test_an_output_that_comes_into_being_meanwhile_is_kept(files: Pair, folders: Pair, tmp_path: Path) -> None:
+    def appear(what: str, done: int, total: int) -> None:
+        if not (tmp_path / "late").exists():
+            (tmp_path / "late").write_text("mine")
+
+    for pair in (files, folders):
+        with pytest.raises(ckptdiff.OutputError, match="late: "):
+            ckptdiff.make(pair.base, pair.target, tmp_path / "late", progress=appear)
+        assert (tmp_path / "late").read_text() == "mine"
+        (tmp_path / "late").unlink()
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next(files: Pair, tmp_path: Path) -> None:
+    stale, running = tmp_path / ".out.ckptdiff-stale", tmp_path / ".out.ckptdiff-running"
+    for folder in (stale, running):
+        folder.mkdir()
+        (folder / "result").write_text("half")
+    lock = os.open(running, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    ckptdiff.apply(files.base, files.patch, tmp_path / "out")
+    os.close(lock)
+    assert not stale.exists() and running.exists()
+
+
+def test_a_file_that_a_link_of_the_base_leads_to_is_an_input(files: Pair, folders: Pair, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    os.rename(folders.base / "model.safetensors", tmp_path / "store" / "weights.safetensors")
+    (folders.base / "model.safetensors").symlink_to(tmp_path / "store" / "weights.safetensors")
+    with refused(ckptdiff.OutputError, "the output is the input", tmp_path):
+        ckptdiff.apply(folders.base, files.patch, tmp_path / "store" / "weights.safetensors", overwrite=True)
+    with refused(ckptdiff.OutputError, "the output holds the input", tmp_path):
+        ckptdiff.apply(folders.base, folders.patch, tmp_path / "store", overwrite=True)
+
+
+def test_fifos_are_refused_and_not_waited_for(files: Pair, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with refused(ckptdiff.CheckpointError, "pipe: not a regular file", tmp_path):
+        ckptdiff.info(tmp_path / "pipe")
+    found = ckptdiff.verify(files.patch, target=tmp_path / "pipe")
+    assert [problem.message for problem in found.problems] == [f"{tmp_path / 'pipe'}: not a regular file"]
 
 
 def test_an_output_that_is_an_input(files: Pair, folders: Pair, tmp_path: Path) -> None:

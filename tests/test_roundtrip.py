@@ -495,7 +495,7 @@ def test_unusual_headers(tmp_path: Path, case: str) -> None:
 
 
 NAMES = [
-    'double "quotes" and \'single\'',
+    "double \"quotes\" and 'single'",
     "back\\slash\\n",
     "\x00\x01\x1f\x7f\b\f\n\r\t",
     "😀 模型 ñ é e\u0301",
@@ -722,8 +722,12 @@ def test_other_weight_formats_are_other_files(tmp_path: Path, folders: tuple[Pat
 
 def test_a_file_beside_a_folder_of_its_stored_name(tmp_path: Path, folders: tuple[Path, Path]) -> None:
     """``x`` is stored as ``x.zst``, and the target also has a folder ``x.zst``."""
-    put(folders[1], {"x": "a file", "x.zst/y": "in a folder", "x.zst.zst": "another file"})
-    assert set(file_kinds(roundtrip(tmp_path, *folders))) == {"x", "x.zst/y", "x.zst.zst"}
+    put(folders[1], {"x": "a file", "x.zst.zst": "another file"})
+    assert set(file_kinds(roundtrip(tmp_path, *folders))) == {"x", "x.zst.zst"}
+    put(folders[1], {"x.zst/y": "in a folder"})
+    with pytest.raises(ckptdiff.CheckpointError, match="would be a file and a folder in the patch: rename one, or leave it out"):
+        ckptdiff.make(*folders, tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
 
 
 # --- layouts of folders --------------------------------------------------------------------------------------------

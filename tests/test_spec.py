@@ -50,7 +50,9 @@ def test_the_limits() -> None:
     assert stated[1] == [table.MAX_TABLE]
     assert stated[2] == [manifest.MAX_INDEX]
     assert stated[3] == [stfile.MAX_TENSORS]
-    assert (stfile.MAX_RANK, dtypes.MAX_SIZE) == (32, 2**48) and "32; 2^48, and so their product without zeros; 2^48 bytes" in section("## 11.")
+    assert (stfile.MAX_RANK, dtypes.MAX_SIZE) == (32, 2**48) and "32; 2^48, and so their product without zeros; 2^48 bytes" in section(
+        "## 11."
+    )
     assert stated[5] == [stfile.MAX_NAME]
     assert stated[6] == [table.MAX_CODED_BLOCK]
     assert stated[8] == [manifest.MAX_PREFIX]

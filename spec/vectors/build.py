@@ -683,6 +683,8 @@ def table_vectors():
     bad_entry("table_entry_shape_boolean", f, "An entry's shape has true for 1.", A, shape=[4, True])
     bad_entry("table_entry_shape_too_large", f, "An entry's dimension is 2^48 + 1.", A, shape=[(1 << 48) + 1])
     bad_entry("table_entry_tensor_too_large", f, "An entry's tensor is of 2^49 bytes.", A, shape=[1 << 48, 2])
+    bad_entry("table_entry_shape_too_large_before_zero", f, "An entry's dimensions have a product above 2^48, but for a zero.", A,
+              shape=[1 << 40, 1 << 40, 0])
     bad_entry("table_entry_shape_33_dimensions", f, "An entry has 33 dimensions.", A, shape=[1] * 32 + [4])
     bad_entry("table_entry_half_a_byte", f, "An entry's tensor is of one and a half bytes.", A, dtype="F4", shape=[3])
     bad_entry("table_entry_changed_0", f, "An entry of kind delta has no unit that changed.", W, changed=0)
@@ -1155,7 +1157,7 @@ def successes():
     ok("copy_before_its_source", "A copy stands before the tensor it names, and another is of a tensor that stays the same.",
        BASE, {"c": TARGET["n"], "n": TARGET["n"], "a": BASE["a"], "e": BASE["a"]}, [copy("c", "n"), new("n"), same("a"), copy("e", "a")])
     empties = {"e": T("F32", [0], b""), "s": T("F64", [], "000000000000f03f"), "f": T("BF16", [3, 0, 5], b""),
-               "big": T("U8", [1 << 48, 0, 1 << 48], b"")}
+               "big": T("U8", [1 << 24, 0, 1 << 24], b"")}
     after = {**empties, "s": T("F64", [], "010000000000f03f"), "g": T("I8", [0], b""), "h": T("F32", [0], b"")}
     ok("empty_and_scalar_tensors", "Empty tensors of kinds same, new and copy, and a delta of a scalar.", empties, after,
        [same("e"), delta("s"), same("f"), same("big"), new("g"), copy("h", "e")])
