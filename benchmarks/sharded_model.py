@@ -63,9 +63,8 @@ def main(folder: Path) -> None:
     result = ckptdiff.make(folder / "base", folder / "target", folder / "patch", overwrite=True)
     ckptdiff.apply(folder / "base", folder / "patch", folder / "rebuilt", overwrite=True)
     share = 100 * result.totals.changed / result.totals.units
-    print(
-        f"{result.totals.delta} of {result.totals.delta + result.totals.same} tensors changed, {share:.2f} % of elements, {result.seconds:.2f} s"
-    )
+    tensors = result.totals.delta + result.totals.same
+    print(f"{result.totals.delta} of {tensors} tensors changed, {share:.2f} % of elements, {result.seconds:.2f} s")
     print(f"patch {result.patch_size:,} bytes, target {result.target_size:,} bytes, {result.ratio:.1f} times smaller")
     wanted, found = sha256s(folder / "target"), sha256s(folder / "rebuilt")
     for name in sorted(wanted | found):
