@@ -7,20 +7,17 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from ckptdiff import others
-from ckptdiff.adapt import adapt, group_units, read_range
+from ckptdiff.adapt import group_units
 from ckptdiff.canonical import quote
-from ckptdiff.checkpoint import Checkpoint, Tensor, open_checkpoint
-from ckptdiff.codecs import CODECS
-from ckptdiff.digests import BLOCK, block_count, leaves_of, tensor_digest
+from ckptdiff.checkpoint import Checkpoint, open_checkpoint
 from ckptdiff.dtypes import DTYPES, Bytes
 from ckptdiff.errors import BaseMismatchError, CkptdiffError, FormatError, IntegrityError, OutputError
+from ckptdiff.layers import FromBase, FromPatch, Node, check_result, digest_of, found_digest, layers, tensor_differs
 from ckptdiff.output import build_beside, check_output, check_space
 from ckptdiff.parallel import Progress, default_threads, no_progress, run_ordered
 from ckptdiff.patchfile import Patch, PatchFile, open_patch
@@ -128,113 +125,6 @@ def check_chain(chain: Sequence[Patch]) -> None:
                 f"{patch.path}: was made from a base with the identity {patch.base_identity.hex()}, but {before.path} gives "
                 f"{before.target_identity.hex()}: put the patches in the order in which they were made, none left out"
             )
-
-
-# --- what each target tensor is built from ------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class FromBase:
-    """A tensor of the base, which must have ``digest``."""
-
-    tensor: Tensor
-    digest: bytes
-    leaves: dict[int, list[bytes]] = field(default_factory=dict)
-
-    @property
-    def dtype(self) -> str:
-        return self.tensor.dtype
-
-    @property
-    def nbytes(self) -> int:
-        return self.tensor.nbytes
-
-    def build(self, start: int, stop: int) -> Bytes:
-        data = read_range(self.tensor, start, stop)
-        self.leaves[start] = leaves_of(data)
-        return data
-
-
-@dataclass(slots=True)
-class FromPatch:
-    """A tensor that a patch's entry makes out of ``below``, if it has a base."""
-
-    file: PatchFile
-    entry: Entry
-    below: FromBase | FromPatch | None
-    changed: dict[int, int] = field(default_factory=dict)
-    leaves: dict[int, list[bytes]] = field(default_factory=dict)
-
-    @property
-    def dtype(self) -> str:
-        return self.entry.dtype
-
-    @property
-    def nbytes(self) -> int:
-        return self.entry.nbytes
-
-    @property
-    def digest(self) -> bytes:
-        return self.entry.digest
-
-    def build(self, start: int, stop: int) -> Bytes:
-        entry, dtype = self.entry, DTYPES[self.entry.dtype]
-        size = max(min(stop, entry.nbytes) - start, 0)
-        if self.below is None:
-            base = np.zeros(size, np.uint8)
-        else:
-            width = DTYPES[self.below.dtype].carrier
-            base = self.below.build(start // dtype.carrier * width, stop // dtype.carrier * width)
-            base = adapt(base, self.below.dtype, entry.dtype, size)
-        if entry.kind != "same" and size:
-            base = self._decode(base, start)
-        self.leaves[start] = leaves_of(base)
-        return base
-
-    def _decode(self, base: Bytes, start: int) -> Bytes:
-        entry, dtype, first = self.entry, DTYPES[self.entry.dtype], start // BLOCK
-        codec, parts = CODECS[entry.codec or ""], []
-        for k, coded in enumerate(self.file.read_blocks(entry, first, first + block_count(len(base)))):
-            block = base[k * BLOCK : (k + 1) * BLOCK]
-            try:
-                part, changed = codec.decode(coded, block, len(block), dtype)
-            except ValueError as error:
-                raise FormatError(f"{self.file.source.name}: tensor {entry.name}, block {first + k}: {error}") from None
-            parts.append(part)
-            self.changed[first + k] = changed
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-Node = FromBase | FromPatch
-
-
-def layers(node: Node | None) -> list[Node]:
-    """A node and all below it, lowest first."""
-    found: list[Node] = []
-    while node is not None:
-        found.append(node)
-        node = node.below if isinstance(node, FromPatch) else None
-    return found[::-1]
-
-
-def found_digest(node: Node) -> bytes:
-    """The tensor digest of what a node has built."""
-    return tensor_digest(leaf for start in sorted(node.leaves) for leaf in node.leaves[start])
-
-
-def check_result(node: FromPatch) -> None:
-    """Raise FormatError or IntegrityError unless an entry has changed as many units, and gives the digest, as it says."""
-    where, digest = f"{node.file.source.name}: tensor {node.entry.name}", found_digest(node)
-    changed = sum(node.changed.values())
-    if node.entry.kind == "delta" and changed != node.entry.changed:
-        raise FormatError(f"{where}: its blocks change {changed} units, expected {node.entry.changed}")
-    if digest != node.digest:
-        raise IntegrityError(f"{where}: rebuilt with the digest {digest.hex()}, expected {node.digest.hex()}: fetch the patch again")
-
-
-def tensor_differs(node: FromBase, found: bytes) -> str:
-    """Words for a base tensor of another digest."""
-    return f"its tensor {node.tensor.name} has the digest {found.hex()}, expected {node.digest.hex()}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -419,11 +309,6 @@ def wanted_base(patch: Patch) -> str:
         file, more = patch.base_files[0], len(patch.base_files) - 1
         return f"It wants {quote(file.path)} with the SHA-256 {file.sha256}" + (f" and {more} more" if more else "")
     return f"It wants a base with the identity {patch.base_identity.hex()}"
-
-
-def digest_of(tensor: Tensor) -> bytes:
-    """Tensor digest of a base tensor, block by block."""
-    return tensor_digest(leaf for start in range(0, tensor.nbytes, BLOCK) for leaf in leaves_of(read_range(tensor, start, start + BLOCK)))
 
 
 def write_at(fd: int, data: bytes | Bytes, offset: int) -> None:

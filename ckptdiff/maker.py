@@ -11,14 +11,14 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
 import xxhash
 
 from ckptdiff import others, paths
-from ckptdiff.adapt import adapt, group_units, read_range
+from ckptdiff.adapt import group_units, read_range
 from ckptdiff.checkpoint import INDEX, Checkpoint, Tensor, WeightFile, open_checkpoint
 from ckptdiff.codecs import CODECS
-from ckptdiff.digests import BLOCK, identity, leaves_of, tensor_digest
+from ckptdiff.coding import Coded, OpenTensor, choose_codec, code, smallest
+from ckptdiff.digests import BLOCK, identity, tensor_digest
 from ckptdiff.dtypes import DTYPES
 from ckptdiff.errors import CheckpointError
 from ckptdiff.manifest import FileRef, Index, Metadata, OtherFile, ShardRef
@@ -28,9 +28,6 @@ from ckptdiff.parallel import FileHasher, Progress, default_threads, no_progress
 from ckptdiff.patchfile import INDEX_NAME, Spooled, write_patch_file
 from ckptdiff.selection import matches, select
 from ckptdiff.table import Entry, Table, Totals
-
-DENSE = 0.4
-"""Above this share of changed units ``raw`` may be smaller than ``sparse``, and a sample decides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,109 +130,12 @@ def check_patterns(target: Checkpoint, renames: Sequence[Rename], include: Seque
 
 
 @dataclass(slots=True)
-class _Coded:
-    """One group of blocks of a target tensor and its base: coded forms, and leaves of both."""
-
-    blocks: list[bytes]
-    changed: int
-    leaves: list[bytes]
-    base_leaves: list[bytes]
-    nbytes: int
-
-
-@dataclass(slots=True)
 class _Scope:
     """A target scope, the base scope it is paired with, and what is known of both so far."""
 
     base_id: str | None
     base: dict[str, Tensor]
     entries: dict[str, Entry] = field(default_factory=dict)
-
-
-def _code(base: Tensor | None, target: Tensor, codec: str, first: int, stop: int) -> _Coded:
-    """Code units ``first`` to ``stop`` of a target tensor; units past its end only hash the base."""
-    dtype = DTYPES[target.dtype]
-    new = read_range(target, first * dtype.carrier, stop * dtype.carrier)
-    if base is None:
-        old, base_leaves = np.zeros(len(new), np.uint8), []
-    else:
-        width = DTYPES[base.dtype].carrier
-        found = read_range(base, first * width, stop * width)
-        base_leaves = leaves_of(found)
-        old = adapt(found, base.dtype, target.dtype, len(new))
-    coded, changed = [], 0
-    for i in range(0, len(new), BLOCK):
-        block, count = CODECS[codec].encode(old[i : i + BLOCK], new[i : i + BLOCK], dtype)
-        coded.append(block)
-        changed += count
-    return _Coded(coded, changed, leaves_of(new), base_leaves, len(new))
-
-
-def _smallest(base: Tensor, target: Tensor, first: int, stop: int) -> dict[str, _Coded]:
-    """``sparse``, and where that is dense ``raw`` too, the smaller first."""
-    sparse = _code(base, target, "sparse", first, stop)
-    if sparse.changed <= DENSE * sparse.nbytes / DTYPES[target.dtype].carrier:
-        return {"sparse": sparse}
-    trials = {"sparse": sparse, "raw": _code(base, target, "raw", first, stop)}
-    return dict(sorted(trials.items(), key=lambda trial: sum(map(len, trial[1].blocks))))
-
-
-def _choose_codec(base: Tensor, target: Tensor) -> str:
-    """The codec of a tensor of several groups, from up to three of them."""
-    units, group = target.nbytes // DTYPES[target.dtype].carrier, group_units(base.dtype, target.dtype)
-    if units == 0:
-        return "sparse"
-    sizes = {"sparse": 0, "raw": 0}
-    for start in sorted({0, units // 2 // group * group, (units - 1) // group * group}):
-        trials = _smallest(base, target, start, min(start + group, units))
-        if len(trials) == 1:
-            return "sparse"
-        for codec, coded in trials.items():
-            sizes[codec] += sum(map(len, coded.blocks))
-    return min(sizes, key=lambda codec: sizes[codec])
-
-
-@dataclass(slots=True)
-class _Open:
-    """A tensor under way: what its groups gave so far, and where its payload begins in the spool."""
-
-    base: Tensor | None
-    target: Tensor
-    codec: str | None
-    start: int = -1
-    blocks: list[int] = field(default_factory=list)
-    changed: int = 0
-    leaves: list[bytes] = field(default_factory=list)
-    base_leaves: list[bytes] = field(default_factory=list)
-    payload: xxhash.xxh3_64 = field(default_factory=xxhash.xxh3_64)
-
-    def add(self, coded: _Coded, spool: BinaryIO) -> None:
-        if self.start < 0:
-            self.start = spool.tell()
-        for block in coded.blocks:
-            spool.write(block)
-            self.payload.update(block)
-            self.blocks.append(len(block))
-        self.changed += coded.changed
-        self.leaves += coded.leaves
-        self.base_leaves += coded.base_leaves
-
-    def entry(self) -> Entry:
-        base, target = self.base, self.target
-        entry = Entry(name=target.name, dtype=target.dtype, shape=target.shape, kind="new", digest=tensor_digest(self.leaves))
-        if base is not None:
-            entry = replace(
-                entry,
-                kind="delta" if self.changed else "same",
-                base_name=base.name,
-                base_dtype=base.dtype,
-                base_shape=base.shape,
-                base_digest=tensor_digest(self.base_leaves),
-                changed=self.changed,
-            )
-        if entry.kind == "same":
-            return entry
-        return replace(entry, codec=self.codec, blocks=tuple(self.blocks), payload_digest=self.payload.digest())
 
 
 class _Maker:
@@ -293,14 +193,14 @@ class _Maker:
     def _code_all(self, pairs: Sequence[tuple[Tensor | None, Tensor]]) -> None:
         """Code tensors group by group; results come in order, so the spool does not depend on the threads."""
 
-        def jobs() -> Iterator[Callable[[], tuple[_Open, _Coded, bool]]]:
+        def jobs() -> Iterator[Callable[[], tuple[OpenTensor, Coded, bool]]]:
             for base, target in pairs:
                 group = group_units(target.dtype, base.dtype if base else target.dtype)
                 units = max(t.nbytes // DTYPES[t.dtype].carrier for t in (target, base or target))
                 codec = "raw" if base is None else self.codec
                 if codec is None and base is not None and units > group:
-                    codec = _choose_codec(base, target)
-                tensor = _Open(base, target, codec)
+                    codec = choose_codec(base, target)
+                tensor = OpenTensor(base, target, codec)
                 for start in range(0, max(units, 1), group):
                     yield partial(self._step, tensor, start, start + group, start + group >= units)
 
@@ -311,17 +211,17 @@ class _Maker:
                 if last:
                     self._finish(tensor)
 
-    def _step(self, tensor: _Open, first: int, stop: int, last: bool) -> tuple[_Open, _Coded, bool]:
+    def _step(self, tensor: OpenTensor, first: int, stop: int, last: bool) -> tuple[OpenTensor, Coded, bool]:
         base, target = tensor.base, tensor.target
         if tensor.codec is None and base is not None:
-            tensor.codec, coded = next(iter(_smallest(base, target, first, stop).items()))
+            tensor.codec, coded = next(iter(smallest(base, target, first, stop).items()))
         else:
-            coded = _code(base, target, tensor.codec or "raw", first, stop)
+            coded = code(base, target, tensor.codec or "raw", first, stop)
         for read in (target, base or target):
             self.hashers[id(read.source)].advance(read.offset + min(stop * DTYPES[read.dtype].carrier, read.nbytes))
         return tensor, coded, last
 
-    def _finish(self, tensor: _Open) -> None:
+    def _finish(self, tensor: OpenTensor) -> None:
         entry, target = tensor.entry(), tensor.target
         if entry.kind == "same":
             self.spool.seek(tensor.start)

@@ -10,10 +10,11 @@ from functools import partial
 from pathlib import Path
 
 from ckptdiff import others
-from ckptdiff.applier import Applier, FromBase, FromPatch, check_result, digest_of, layers, tensor_differs
+from ckptdiff.applier import Applier
 from ckptdiff.checkpoint import open_checkpoint
 from ckptdiff.digests import BLOCK
 from ckptdiff.errors import BaseMismatchError, CheckpointError, CkptdiffError, FormatError, IntegrityError
+from ckptdiff.layers import FromBase, FromPatch, check_result, digest_of, layers, tensor_differs
 from ckptdiff.manifest import OtherFile
 from ckptdiff.parallel import Progress, default_threads, no_progress, run_ordered, sha256_file
 from ckptdiff.patchfile import Patch, PatchFile, open_patch

@@ -15,7 +15,7 @@ PACKAGE = Path(ckptdiff.__file__).parent
 ORDER = """
 errors canonical dtypes digests stfile paths parallel selection checkpoint adapt pairing values
 codecs.planes codecs.raw codecs.sparse codecs table manifest patchfile others output
-maker applier verifier comparison patchinfo render demo cli
+coding maker layers applier verifier comparison patchinfo render demo cli
 """.split()
 LAZY = {"cli", "demo"}
 """Modules that may import inside functions: the first to start fast, the second to run the first."""

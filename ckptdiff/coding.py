@@ -1,0 +1,116 @@
+"""One tensor coded against its base: groups of blocks, and the choice of a codec (spec sections 7 and 8)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import BinaryIO
+
+import numpy as np
+import xxhash
+
+from ckptdiff.adapt import adapt, group_units, read_range
+from ckptdiff.checkpoint import Tensor
+from ckptdiff.codecs import CODECS
+from ckptdiff.digests import BLOCK, leaves_of, tensor_digest
+from ckptdiff.dtypes import DTYPES
+from ckptdiff.table import Entry
+
+DENSE = 0.4
+"""Above this share of changed units ``raw`` may be smaller than ``sparse``, and a sample decides."""
+
+
+@dataclass(slots=True)
+class Coded:
+    """One group of blocks of a target tensor and its base: coded forms, and leaves of both."""
+
+    blocks: list[bytes]
+    changed: int
+    leaves: list[bytes]
+    base_leaves: list[bytes]
+    nbytes: int
+
+
+def code(base: Tensor | None, target: Tensor, codec: str, first: int, stop: int) -> Coded:
+    """Code units ``first`` to ``stop`` of a target tensor; units past its end only hash the base."""
+    dtype = DTYPES[target.dtype]
+    new = read_range(target, first * dtype.carrier, stop * dtype.carrier)
+    if base is None:
+        old, base_leaves = np.zeros(len(new), np.uint8), []
+    else:
+        width = DTYPES[base.dtype].carrier
+        found = read_range(base, first * width, stop * width)
+        base_leaves = leaves_of(found)
+        old = adapt(found, base.dtype, target.dtype, len(new))
+    coded, changed = [], 0
+    for i in range(0, len(new), BLOCK):
+        block, count = CODECS[codec].encode(old[i : i + BLOCK], new[i : i + BLOCK], dtype)
+        coded.append(block)
+        changed += count
+    return Coded(coded, changed, leaves_of(new), base_leaves, len(new))
+
+
+def smallest(base: Tensor, target: Tensor, first: int, stop: int) -> dict[str, Coded]:
+    """``sparse``, and where that is dense ``raw`` too, the smaller first."""
+    sparse = code(base, target, "sparse", first, stop)
+    if sparse.changed <= DENSE * sparse.nbytes / DTYPES[target.dtype].carrier:
+        return {"sparse": sparse}
+    trials = {"sparse": sparse, "raw": code(base, target, "raw", first, stop)}
+    return dict(sorted(trials.items(), key=lambda trial: sum(map(len, trial[1].blocks))))
+
+
+def choose_codec(base: Tensor, target: Tensor) -> str:
+    """The codec of a tensor of several groups, from up to three of them."""
+    units, group = target.nbytes // DTYPES[target.dtype].carrier, group_units(base.dtype, target.dtype)
+    if units == 0:
+        return "sparse"
+    sizes = {"sparse": 0, "raw": 0}
+    for start in sorted({0, units // 2 // group * group, (units - 1) // group * group}):
+        trials = smallest(base, target, start, min(start + group, units))
+        if len(trials) == 1:
+            return "sparse"
+        for codec, coded in trials.items():
+            sizes[codec] += sum(map(len, coded.blocks))
+    return min(sizes, key=lambda codec: sizes[codec])
+
+
+@dataclass(slots=True)
+class OpenTensor:
+    """A tensor under way: what its groups gave so far, and where its payload begins in the spool."""
+
+    base: Tensor | None
+    target: Tensor
+    codec: str | None
+    start: int = -1
+    blocks: list[int] = field(default_factory=list)
+    changed: int = 0
+    leaves: list[bytes] = field(default_factory=list)
+    base_leaves: list[bytes] = field(default_factory=list)
+    payload: xxhash.xxh3_64 = field(default_factory=xxhash.xxh3_64)
+
+    def add(self, coded: Coded, spool: BinaryIO) -> None:
+        if self.start < 0:
+            self.start = spool.tell()
+        for block in coded.blocks:
+            spool.write(block)
+            self.payload.update(block)
+            self.blocks.append(len(block))
+        self.changed += coded.changed
+        self.leaves += coded.leaves
+        self.base_leaves += coded.base_leaves
+
+    def entry(self) -> Entry:
+        base, target = self.base, self.target
+        entry = Entry(name=target.name, dtype=target.dtype, shape=target.shape, kind="new", digest=tensor_digest(self.leaves))
+        if base is not None:
+            entry = replace(
+                entry,
+                kind="delta" if self.changed else "same",
+                base_name=base.name,
+                base_dtype=base.dtype,
+                base_shape=base.shape,
+                base_digest=tensor_digest(self.base_leaves),
+                changed=self.changed,
+            )
+        if entry.kind == "same":
+            return entry
+        return replace(entry, codec=self.codec, blocks=tuple(self.blocks), payload_digest=self.payload.digest())
