@@ -22,7 +22,7 @@ from ckptdiff.stfile import MAX_NAME, MAX_RANK, MAX_TENSORS
 
 MAX_TABLE = 1 << 28
 MAX_CODED_BLOCK = 1 << 24
-TABLE_LEVEL = 19
+TABLE_LEVEL = 6
 
 Kind: TypeAlias = Literal["same", "delta", "new", "copy"]
 KINDS: tuple[Kind, ...] = ("same", "delta", "new", "copy")

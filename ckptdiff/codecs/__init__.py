@@ -7,7 +7,8 @@ A codec is a module with two functions over one block:
 ``decode(coded, base, size, dtype) -> (target, changed)``
     the target's bytes and how many units differ; raises ValueError with one line on a coded form that breaks the spec.
 
-``base`` and ``target`` are uint8 arrays of the same length, a whole number of units.
+``base`` and ``target`` are uint8 arrays of the same length, a whole number of units. ``decode`` may turn ``base`` itself into
+the target: a copy of each block would cost more than the rest of ``sparse``.
 """
 
 from __future__ import annotations

@@ -26,10 +26,9 @@ def encode(base: Bytes, target: Bytes, dtype: Dtype) -> tuple[bytes, int]:
 
 def decode(coded: memoryview, base: Bytes, size: int, dtype: Dtype) -> tuple[Bytes, int]:
     """Decode a block; see :mod:`ckptdiff.codecs`."""
-    target = base.copy()
     if len(coded) == 0:
-        return target, 0
-    reader, units = Reader(coded), target.view(dtype.unit)
+        return base, 0
+    reader, units = Reader(coded), base.view(dtype.unit)
     count = reader.varint()
     if not 1 <= count <= len(units):
         raise ValueError(f"it has {count} changes, expected 1 to {len(units)}")
@@ -46,4 +45,4 @@ def decode(coded: memoryview, base: Bytes, size: int, dtype: Dtype) -> tuple[Byt
     if int(values.max()) == (1 << 8 * dtype.carrier) - 1:
         raise ValueError("an ulp distance is too large")
     units[positions] = move_by_zigzag(units[positions], values + dtype.unit.type(1), dtype)
-    return target, count
+    return base, count
