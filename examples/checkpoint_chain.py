@@ -10,6 +10,7 @@ against its target, after which the later checkpoints may be deleted. ``restore`
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def store(chain: Path, checkpoints: list[Path]) -> None:
     """Write ``chain``/step-00001 and so on, and ``chain``/base.txt."""
     chain.mkdir(parents=True)
     (chain / "base.txt").write_text(str(checkpoints[0].resolve()))
-    for step, (before, after) in enumerate(zip(checkpoints, checkpoints[1:], strict=False), 1):
+    for step, (before, after) in enumerate(itertools.pairwise(checkpoints), 1):
         patch = chain / f"step-{step:05}"
         made = ckptdiff.make(before, after, patch)
         found = ckptdiff.verify(patch, base=before, target=after)
