@@ -9,6 +9,7 @@ from typing import Any, TypeAlias, TypeVar
 from ckptdiff.errors import FormatError, UnsupportedError
 
 T = TypeVar("T")
+MAX_DEPTH = 64
 JsonObject: TypeAlias = dict[str, Any]
 
 
@@ -47,6 +48,16 @@ def _only_integers(text: str) -> int:
     return int(text)
 
 
+def _is_too_deep(value: Any) -> bool:
+    """Whether arrays and objects nest more than MAX_DEPTH deep; Python's own limit differs from version to version."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [v for c in level for v in (c.values() if isinstance(c, dict) else c) if isinstance(v, (dict, list))]
+        if not level:
+            return False
+    return True
+
+
 def loads(data: bytes) -> Any:
     """Parse strict JSON: UTF-8, no repeated keys, no unpaired surrogates, no floats.
 
@@ -61,6 +72,8 @@ def loads(data: bytes) -> Any:
             parse_float=_no_number,
             parse_int=_only_integers,
         )
+        if isinstance(value, (dict, list)) and _is_too_deep(value):
+            raise RecursionError
         json.dumps(value, ensure_ascii=False).encode()  # unpaired surrogates fail here
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
