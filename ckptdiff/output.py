@@ -7,8 +7,9 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import xxhash
@@ -16,6 +17,9 @@ import xxhash
 from ckptdiff.errors import OutputError
 
 OLD = "old"
+FRESH = 60.0
+"""Seconds in which a folder without a lock may still be one that a running process is about to lock."""
+
 MARKS = ("ckptdiff.json", "config.json", "model_index.json")
 """Files that, beside weights, show that a folder is a checkpoint or a patch."""
 
@@ -49,7 +53,8 @@ def build_beside(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
         work = Path(tempfile.mkdtemp(prefix=prefix, dir=out.parent))
         lock = os.open(work, os.O_RDONLY)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            with suppress(OSError):  # some network file systems have no locks
+                fcntl.flock(lock, fcntl.LOCK_EX)
             yield work / "result"
             _finish(work / "result", out, overwrite)
         finally:
@@ -59,15 +64,17 @@ def build_beside(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 def _remove_stale(parent: Path, prefix: str) -> None:
     for path in parent.iterdir():
-        if path.name.startswith(prefix) and path.name != prefix + OLD and path.is_dir() and not path.is_symlink():
-            lock = os.open(path, os.O_RDONLY)
-            try:
+        if not path.name.startswith(prefix) or path.name == prefix + OLD or path.is_symlink() or not path.is_dir():
+            continue
+        if time.time() - path.stat().st_mtime < FRESH:
+            continue
+        lock = os.open(path, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # locked: its run is alive
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(path, ignore_errors=True)
-            except BlockingIOError:
-                pass
-            finally:
-                os.close(lock)
+        finally:
+            os.close(lock)
 
 
 @contextmanager

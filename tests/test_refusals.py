@@ -391,15 +391,17 @@ def test_an_output_that_comes_into_being_meanwhile_is_kept(files: Pair, folders:
 
 
 def test_what_a_killed_run_left_is_removed_by_the_next(files: Pair, tmp_path: Path) -> None:
-    stale, running = tmp_path / ".out.ckptdiff-stale", tmp_path / ".out.ckptdiff-running"
-    for folder in (stale, running):
+    stale, running, fresh = (tmp_path / f".out.ckptdiff-{name}" for name in ("stale", "running", "fresh"))
+    for folder in (stale, running, fresh):
         folder.mkdir()
         (folder / "result").write_text("half")
+        if folder != fresh:
+            os.utime(folder, (1, 1))
     lock = os.open(running, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
     ckptdiff.apply(files.base, files.patch, tmp_path / "out")
     os.close(lock)
-    assert not stale.exists() and running.exists()
+    assert not stale.exists() and running.exists() and fresh.exists()
 
 
 def test_a_file_that_a_link_of_the_base_leads_to_is_an_input(files: Pair, folders: Pair, tmp_path: Path) -> None:
