@@ -64,17 +64,20 @@ def build_beside(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 def _remove_stale(parent: Path, prefix: str) -> None:
     for path in parent.iterdir():
-        if not path.name.startswith(prefix) or path.name == prefix + OLD or path.is_symlink() or not path.is_dir():
-            continue
-        if time.time() - path.stat().st_mtime < FRESH:
-            continue
-        lock = os.open(path, os.O_RDONLY)
-        try:
-            with suppress(OSError):  # locked: its run is alive
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path, ignore_errors=True)
-        finally:
-            os.close(lock)
+        if path.name.startswith(prefix) and path.name != prefix + OLD and path.is_dir() and not path.is_symlink():
+            with suppress(OSError):  # locked, so its run is alive; or gone meanwhile
+                _remove_unlocked(path)
+
+
+def _remove_unlocked(path: Path) -> None:
+    if time.time() - path.stat().st_mtime < FRESH:
+        return
+    lock = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(path, ignore_errors=True)
+    finally:
+        os.close(lock)
 
 
 @contextmanager
