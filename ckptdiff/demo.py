@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckptdiff.dtypes import cast
-from ckptdiff.errors import OutputError
+from ckptdiff.errors import CkptdiffError, OutputError
 from ckptdiff.stfile import predicted_header
 
 WIDTH, LAYERS, VOCABULARY, HIDDEN = 512, 8, 8192, 1408
@@ -101,4 +101,6 @@ def _run(folder: Path) -> None:
         ["compare", base, out],
     ):
         click.echo(click.style(f"\n$ ckptdiff {shlex.join(arguments)}", bold=True))
-        main(arguments, standalone_mode=False)
+        code = main(arguments, standalone_mode=False)
+        if code not in (None, 0) and (arguments[0], code) != ("compare", 1):  # base and target do differ
+            raise CkptdiffError(f"ckptdiff {arguments[0]} ended with {code}")

@@ -20,8 +20,8 @@ OLD = "old"
 FRESH = 60.0
 """Seconds in which a folder without a lock may still be one that a running process is about to lock."""
 
-MARKS = ("ckptdiff.json", "config.json", "model_index.json")
-"""Files that, beside weights, show that a folder is a checkpoint or a patch."""
+MARKS = ("config.json", "model_index.json")
+"""Files that, beside weights, show that a folder is a checkpoint."""
 
 
 def check_output(out: Path, inputs: Iterable[Path], *, folder: bool, overwrite: bool) -> None:
@@ -136,10 +136,17 @@ def _refuse_existing(out: Path, folder: bool, overwrite: bool) -> None:
         raise OutputError(f"{out}: is {'a link' if out.is_symlink() else 'not a regular file'}, which --overwrite does not replace")
     if out.is_dir() != folder:
         raise OutputError(f"{out}: a {'folder' if folder else 'file'} cannot take its place; choose another output")
-    if folder and any(out.iterdir()) and not any(out.glob("*.safetensors")) and not any((out / name).exists() for name in MARKS):
+    if folder and any(out.iterdir()) and not _is_ours(out):
         raise OutputError(f"{out}: is neither a checkpoint nor a patch, and --overwrite replaces nothing else; choose another output")
     if out in (Path.cwd(), *Path.cwd().parents):
         raise OutputError(f"{out}: holds the current folder, so --overwrite does not replace it; choose another output")
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder is a patch, or holds weights at its root, or below it beside a configuration."""
+    if (folder / "ckptdiff.json").exists() or any(folder.glob("*.safetensors")):
+        return True
+    return any((folder / name).exists() for name in MARKS) and any(folder.rglob("*.safetensors"))
 
 
 def sync(path: Path) -> None:

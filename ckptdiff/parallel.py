@@ -78,8 +78,8 @@ class FileHasher:
 
     def _work(self) -> None:
         buffer = np.empty(CHUNK, np.uint8)
-        while self._position < self._goal:
-            part = buffer[: self._goal - self._position]
+        while (count := self._goal - self._position) > 0:  # read once: other threads move the goal
+            part = buffer[:count]
             self._source.readinto(self._position, part)
             self._sha.update(part)
             self._position += len(part)

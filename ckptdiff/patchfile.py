@@ -19,7 +19,7 @@ from ckptdiff.errors import FormatError, IntegrityError
 from ckptdiff.manifest import MAX_INDEX, FileRef, Index, Metadata, OtherFile
 from ckptdiff.parallel import CHUNK
 from ckptdiff.stfile import MAX_HEADER, ByteSource, Header, LocalFile, header_json, parse_header, predicted_header, read_bytes, read_header
-from ckptdiff.table import TABLE_LEVEL, Entry, Table, Totals, decompress
+from ckptdiff.table import MAX_TABLE, TABLE_LEVEL, Entry, Table, Totals, decompress
 
 INDEX_NAME = "ckptdiff.json"
 TABLE = "ckptdiff/table"
@@ -118,6 +118,9 @@ class PatchFile:
         names = [TABLE, _header_tensor(self.metadata.target.path)]
         if [tensor.name for tensor in container.tensors[:2]] != names:
             raise FormatError(f"{source.name}: expected the tensors {names[0]} and {names[1]} first")
+        for tensor, limit in zip(container.tensors, (MAX_TABLE, MAX_HEADER), strict=False):
+            if tensor.nbytes > limit + (limit >> 6):
+                raise FormatError(f"{source.name}: {tensor.name} has {tensor.nbytes} bytes, more than can decode to {limit}")
         table, header = (self._read(tensor.begin, tensor.nbytes) for tensor in container.tensors[:2])
         self._check_digest(table, self.metadata.table, "its table")
         self._check_digest(header, self.metadata.header, "the target's header")
