@@ -187,7 +187,7 @@ def info(patch: Path, tensors: bool, json_output: bool) -> None:
 def verify(patch: Path, json_output: bool, **options: Any) -> None:
     """Check a patch, its base, or rebuilt files.
 
-    Lists every problem.
+    Lists every problem found. Changed tensors are not decoded; apply checks what it builds.
 
     Exits with 1 if there is one.
     """

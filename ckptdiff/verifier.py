@@ -1,4 +1,4 @@
-"""``verify``: every problem of a patch, of a base for it, or of files rebuilt from it. It writes nothing."""
+"""``verify``: problems of a patch, of a base for it, or of files rebuilt from it. It writes nothing, and decodes no changes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ def verify(
 ) -> VerifyResult:
     """Check a patch alone; with ``base`` also that it fits; with ``target`` also that these are the files it gives (SHA-256).
 
-    All problems are collected.
+    All problems found are collected. Changed tensors and files are not decoded: that a patch gives what it states is
+    known when :func:`ckptdiff.apply` has built it.
 
     Raises:
         CheckpointError: the base is not a checkpoint, or the patch does not exist.
