@@ -69,6 +69,8 @@ def apply(
     """
     started, out = time.perf_counter(), Path(out)
     names = [patches] if isinstance(patches, (str, os.PathLike)) else list(patches)
+    if not names:
+        raise FormatError(f"a chain has 1 to {MAX_CHAIN} patches, found 0")
     with ExitStack() as stack:
         chain = [stack.enter_context(open_patch(name)) for name in names]
         old = stack.enter_context(open_checkpoint(base, needs_weights=bool(chain[0].files)))

@@ -207,13 +207,14 @@ def _open_weights(files: dict[str, Path], scopes: dict[str, str]) -> list[Weight
             try:
                 header = read_header(file)
                 if "ckptdiff" in (header.metadata or {}):
-                    raise CheckpointError(
-                        f"{path}: is a ckptdiff patch, not a checkpoint; rebuild that with: ckptdiff apply BASE {path} -o OUT"
-                    )
+                    raise CheckpointError(IS_A_PATCH.format(path=path))
                 opened.append(WeightFile(name, scopes[name], file, header))
             except ValueError as error:
                 file.close()
                 raise CheckpointError(f"{path}: not a valid safetensors file: {error}") from None
+            except CheckpointError:
+                file.close()
+                raise
     except CheckpointError:
         for weight in opened:
             weight.file.close()

@@ -108,7 +108,9 @@ def rebuild(patch: Patch, other: OtherFile, base: Path | None, out: Path) -> Non
     if wanted is not None:
         if base is None or not base.is_file():
             raise BaseMismatchError(f"{other.path}: the base has no such file, which the patch needs (SHA-256 {wanted})")
-        found, _ = _hash(base)
+        found, size = _hash(base)
+        if other.kind == "delta" and size > MAX_PREFIX:
+            raise FormatError(f"{other.path}: is coded against a base file of {size} bytes, more than {MAX_PREFIX}")
         if found != wanted:
             raise BaseMismatchError(f"{base}: is not the file that the patch needs: its SHA-256 is {found}, expected {wanted}")
     out.parent.mkdir(parents=True, exist_ok=True)
