@@ -12,12 +12,11 @@ from functools import partial
 from pathlib import Path
 
 from ckptdiff import others
-from ckptdiff.adapt import group_units
 from ckptdiff.canonical import quote
 from ckptdiff.checkpoint import Checkpoint, open_checkpoint
-from ckptdiff.dtypes import DTYPES, Bytes
+from ckptdiff.dtypes import Bytes
 from ckptdiff.errors import BaseMismatchError, CkptdiffError, FormatError, IntegrityError, OutputError
-from ckptdiff.layers import FromBase, FromPatch, Node, check_result, digest_of, found_digest, layers, tensor_differs
+from ckptdiff.layers import FromBase, FromPatch, Node, check_result, digest_of, found_digest, layers, ranges, tensor_differs
 from ckptdiff.output import build_beside, check_output, check_space
 from ckptdiff.parallel import Progress, default_threads, no_progress, run_ordered
 from ckptdiff.patchfile import Patch, PatchFile, open_patch
@@ -73,7 +72,7 @@ def apply(
         raise FormatError(f"a chain has 1 to {MAX_CHAIN} patches, found 0")
     with ExitStack() as stack:
         chain = [stack.enter_context(open_patch(name)) for name in names]
-        old = stack.enter_context(open_checkpoint(base, needs_weights=bool(chain[0].files)))
+        old = stack.enter_context(open_checkpoint(base, needs_weights=bool(chain[0].files), scopes=chain[0].base_scopes))
         folder = chain[-1].index is not None and not only
         inputs = [*old.paths, *(path for patch in chain for path in patch.paths)]
         check_output(out, inputs, folder=folder, overwrite=overwrite)
@@ -230,16 +229,12 @@ class Applier:
 
     def _jobs(self, output: Output, fd: int) -> Iterator[Callable[[], tuple[Node, int, bool]]]:
         for offset, node in output.tensors:
-            parts = layers(node)
-            group = group_units(*(part.dtype for part in parts))
-            units = max(part.nbytes // DTYPES[part.dtype].carrier for part in parts)
-            for first in range(0, max(units, 1), group):
-                yield partial(self._step, node, fd, offset, first, first + group, first + group >= units)
+            for start, stop, last in ranges(node):
+                yield partial(self._step, node, fd, offset, start, stop, last)
 
-    def _step(self, node: Node, fd: int, offset: int, first: int, stop: int, last: bool) -> tuple[Node, int, bool]:
-        width = DTYPES[node.dtype].carrier
-        data = node.build(first * width, stop * width)
-        write_at(fd, data, offset + first * width)
+    def _step(self, node: Node, fd: int, offset: int, start: int, stop: int, last: bool) -> tuple[Node, int, bool]:
+        data = node.build(start, stop)
+        write_at(fd, data, offset + start)
         return node, len(data), last
 
     def check(self, node: Node) -> None:
@@ -267,7 +262,7 @@ class Applier:
             found = digest_of(parts[0].tensor)
             if found != parts[0].digest and first is None:
                 first = self.wrong_base(self.chain[0], tensor_differs(parts[0], found))
-            if len(parts) > 1:
+            if any(isinstance(part, FromPatch) and part.entry.kind == "delta" for part in parts):
                 deltas += 1
                 at_target += found == parts[-1].digest
         if first and deltas and at_target == deltas:

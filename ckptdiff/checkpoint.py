@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,6 +84,7 @@ class Checkpoint:
             tensors = self.scopes.setdefault(file.scope, {})
             for tensor in file.tensors:
                 if tensor.name in tensors:
+                    self.close()
                     raise CheckpointError(
                         f"{file.file.name}: tensor {tensor.name} is also in {tensors[tensor.name].source.name}; "
                         "two files of one index must not share names: remove the stale shard"
@@ -94,6 +96,12 @@ class Checkpoint:
         if len(self.scopes) == 1:
             return next(iter(self.scopes.values()))
         return self.scopes.get(name)
+
+    @property
+    def kept(self) -> list[str]:
+        """Paths of the other files that belong to it."""
+        left_out = set(self.left_out)
+        return [name for name in self.others if name not in left_out]
 
     @property
     def paths(self) -> list[Path]:
@@ -111,29 +119,35 @@ class Checkpoint:
 
 @contextmanager
 def open_checkpoint(
-    path: str | os.PathLike[str], *, needs_weights: bool = True, include: Sequence[str] = (), exclude: Sequence[str] = ()
+    path: str | os.PathLike[str],
+    *,
+    needs_weights: bool = True,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    scopes: Collection[str] = (),
 ) -> Iterator[Checkpoint]:
     """Open one safetensors file, or a folder of them with or without index, and read its headers.
 
-    ``include`` and ``exclude`` are globs of paths, as in :func:`ckptdiff.selection.select`.
+    ``include`` and ``exclude`` are globs of paths, as in :func:`ckptdiff.selection.select`. Weight files of ``scopes`` are
+    taken although they are left out by default: a patch that was made with ``include`` names them.
 
     Raises:
         CheckpointError: it is missing, unreadable, has no safetensors weights, lacks a shard, or a header is broken.
     """
     path = Path(path)
-    checkpoint = _read(path, needs_weights, include, exclude)
+    checkpoint = _read(path, needs_weights, include, exclude, scopes)
     try:
         yield checkpoint
     finally:
         checkpoint.close()
 
 
-def _read(path: Path, needs_weights: bool, include: Sequence[str], exclude: Sequence[str]) -> Checkpoint:
+def _read(path: Path, needs_weights: bool, include: Sequence[str], exclude: Sequence[str], scopes: Collection[str]) -> Checkpoint:
     try:
-        if path.is_dir():
+        if os.path.isdir(path):
             _refuse_hub_root(path)
             files = list_files(path)
-        elif path.is_file():
+        elif os.path.isfile(path):
             if path.suffix in CONVERTERS:
                 _refuse_weights(path, [path.name])
             return Checkpoint(path, True, _open_weights({path.name: path}, {path.name: scope_of_name(path.name)}), {})
@@ -143,15 +157,16 @@ def _read(path: Path, needs_weights: bool, include: Sequence[str], exclude: Sequ
         raise CheckpointError(f"{error.filename or path}: cannot be read: {error.strerror}") from None
     if "ckptdiff.json" in files:
         raise CheckpointError(IS_A_PATCH.format(path=path))
-    kept, left_out = select(files, include, exclude)
+    named = [glob.escape(name) for name in files if name.endswith(".safetensors") and scope_of_name(name) in scopes]
+    kept, left_out = select(files, [*include, *named], exclude)
     for name in kept:
         _check_regular(files[name])
     weights = {name: files[name] for name in kept if name.endswith(".safetensors")}
     if not weights and needs_weights:
         _refuse_weights(path, sorted(files))
-    scopes = _scopes(weights, {name: files[name] for name in kept if name not in weights})
+    scope_of = _scopes(weights, {name: files[name] for name in kept if name not in weights})
     others = {name: file for name, file in files.items() if not name.endswith(".safetensors")}
-    return Checkpoint(path, False, _open_weights(weights, scopes), others, tuple(left_out))
+    return Checkpoint(path, False, _open_weights(weights, scope_of), others, tuple(left_out))
 
 
 def _refuse_hub_root(path: Path) -> None:
@@ -186,7 +201,7 @@ def _walk(folder: Path, prefix: str, above: set[Path], found: dict[str, Path]) -
 
 
 def _check_regular(file: Path) -> None:
-    if not file.is_file():
+    if not os.path.isfile(file):
         what = "a link to a file that does not exist" if file.is_symlink() else "not a regular file"
         raise CheckpointError(f"{file}: {what}; restore it, remove it, or leave it out with --exclude")
 
@@ -251,13 +266,15 @@ def _scopes(weights: dict[str, Path], others: dict[str, Path]) -> dict[str, str]
 
 
 def _shards_of_index(path: Path) -> list[str]:
-    if path.stat().st_size > MAX_INDEX_JSON:
-        raise CheckpointError(f"{path}: an index of {path.stat().st_size} bytes is too large (limit {MAX_INDEX_JSON})")
     try:
+        if path.stat().st_size > MAX_INDEX_JSON:
+            raise CheckpointError(f"{path}: an index of {path.stat().st_size} bytes is too large (limit {MAX_INDEX_JSON})")
         weight_map = json.loads(path.read_bytes())["weight_map"]
         return sorted({str(name) for name in weight_map.values()})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(f"{path}: not a safetensors index: expected a JSON object with a weight_map") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _check_siblings(names: list[str], present: set[str]) -> None:

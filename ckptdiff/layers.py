@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from ckptdiff.adapt import adapt, read_range
+from ckptdiff.adapt import adapt, group_units, read_range
 from ckptdiff.checkpoint import Tensor
 from ckptdiff.codecs import CODECS
 from ckptdiff.digests import BLOCK, block_count, leaves_of, tensor_digest
@@ -98,6 +99,15 @@ def layers(node: Node | None) -> list[Node]:
         found.append(node)
         node = node.below if isinstance(node, FromPatch) else None
     return found[::-1]
+
+
+def ranges(node: Node) -> Iterator[tuple[int, int, bool]]:
+    """What to build a node in: start and stop in bytes of the target, whole blocks of all layers, and whether it is the last."""
+    parts, width = layers(node), DTYPES[node.dtype].carrier
+    group = group_units(*(part.dtype for part in parts))
+    units = max(part.nbytes // DTYPES[part.dtype].carrier for part in parts)
+    for first in range(0, max(units, 1), group):
+        yield first * width, (first + group) * width, first + group >= units
 
 
 def found_digest(node: Node) -> bytes:

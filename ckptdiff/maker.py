@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from ckptdiff.output import build_beside, check_output
 from ckptdiff.pairing import Rename, pair_names, pair_scopes, rename_all
 from ckptdiff.parallel import FileHasher, Progress, default_threads, no_progress, run_ordered
 from ckptdiff.patchfile import INDEX_NAME, Spooled, write_patch_file
-from ckptdiff.selection import matches, select
+from ckptdiff.selection import matches
 from ckptdiff.table import Entry, Table, Totals
 
 
@@ -70,8 +70,8 @@ def make(
         target: the same. A file gives a patch file, a folder a patch folder.
         patch: where to write it.
         codec: ``raw`` or ``sparse`` for every changed tensor; by default the smaller of them, tensor by tensor.
-        include: globs of other files to take although they are left out by default.
-        exclude: globs of other files to leave out.
+        include: globs of files to take although they are left out by default, of the base too.
+        exclude: globs of files to leave out, of the base too.
         rename: ``REGEX=REPL`` rules that turn a target tensor's name into the base's.
         threads: how many to use; the bytes do not depend on it.
         overwrite: replace an existing patch.
@@ -86,10 +86,11 @@ def make(
     if codec is not None and codec not in CODECS:
         raise CheckpointError(f"unknown codec {codec!r}: expected one of {', '.join(CODECS)}")
     out = Path(patch)
-    with open_checkpoint(base) as old, open_checkpoint(target, include=include, exclude=exclude) as new:
+    with ExitStack() as stack:
+        old, new = (stack.enter_context(open_checkpoint(path, include=include, exclude=exclude)) for path in (base, target))
         if new.is_file and paths.unsafe_reason(new.path.name):
             raise CheckpointError(f"{new.path}: the file's name {paths.unsafe_reason(new.path.name)}: rename it")
-        kept = [name for name in new.others if name not in set(new.left_out)]
+        kept = new.kept
         check_patterns(new, rules, include, exclude)
         others.check_paths(kept, [file.path for file in (*old.weights, *new.weights)])
         check_output(out, [*old.paths, *new.paths], folder=not new.is_file, overwrite=overwrite)
@@ -329,9 +330,8 @@ class _Maker:
         return tuple(sorted(set(scope.base) - used, key=str.encode))
 
     def _removed_files(self, present: set[str]) -> tuple[str, ...]:
-        names, _ = select([*self.base.others, *(file.path for file in self.base.weights)])
-        present = present | set(self.target.left_out)
-        return tuple(sorted((n for n in names if n not in present and paths.unsafe_reason(n) is None), key=str.encode))
+        names = {*self.base.kept, *(file.path for file in self.base.weights)} - present
+        return tuple(sorted((name for name in names if paths.unsafe_reason(name) is None), key=str.encode))
 
     def _refs(self, files: Iterable[WeightFile]) -> tuple[FileRef, ...]:
         return tuple(FileRef(path=f.path, size=f.file.size, sha256=self.hashers[id(f.file)].hexdigest()) for f in files)

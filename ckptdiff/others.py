@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -104,19 +105,31 @@ def rebuild(patch: Patch, other: OtherFile, base: Path | None, out: Path) -> Non
         BaseMismatchError: the base's file is missing or another.
         FormatError, IntegrityError: the stored frame is broken, or does not give the file that the index states.
     """
-    wanted = other.sha256 if other.kind == "same" else other.base_sha256
-    if wanted is not None:
-        if base is None or not base.is_file():
-            raise BaseMismatchError(f"{other.path}: the base has no such file, which the patch needs (SHA-256 {wanted})")
-        found, size = _hash(base)
-        if other.kind == "delta" and size > MAX_PREFIX:
-            raise FormatError(f"{other.path}: is coded against a base file of {size} bytes, more than {MAX_PREFIX}")
-        if found != wanted:
-            raise BaseMismatchError(f"{base}: is not the file that the patch needs: its SHA-256 is {found}, expected {wanted}")
+    error = base_error(other, base)
+    if error:
+        raise error
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(out, "xb") as sink:
         for piece in decode(patch, other, base):
             sink.write(piece)
+
+
+def base_error(other: OtherFile, base: Path | None) -> CkptdiffError | None:
+    """What is wrong with the base's file of the same path, if ``other`` needs one."""
+    wanted = other.sha256 if other.kind == "same" else other.base_sha256
+    if wanted is None:
+        return None
+    if base is None or not os.path.isfile(base):
+        return BaseMismatchError(f"{other.path}: the base has no such file, which the patch needs (SHA-256 {wanted})")
+    try:
+        found, size = _hash(base)
+    except CheckpointError as error:
+        return error
+    if other.kind == "delta" and size > MAX_PREFIX:
+        return FormatError(f"{other.path}: is coded against a base file of {size} bytes, more than {MAX_PREFIX}")
+    if found != wanted:
+        return BaseMismatchError(f"{base}: is not the file that the patch needs: its SHA-256 is {found}, expected {wanted}")
+    return None
 
 
 def decode(patch: Patch, other: OtherFile, base: Path | None) -> Iterator[bytes]:
@@ -137,10 +150,10 @@ def decode(patch: Patch, other: OtherFile, base: Path | None) -> Iterator[bytes]
         )
 
 
-def decoding_error(patch: Patch, other: OtherFile) -> CkptdiffError | None:
-    """What is wrong with a ``new`` file, which needs no base to be decoded."""
+def decoding_error(patch: Patch, other: OtherFile, base: Path | None) -> CkptdiffError | None:
+    """What is wrong with a stored file, if it does not decode to the file that the index states."""
     try:
-        for _ in decode(patch, other, None):
+        for _ in decode(patch, other, base):
             pass
     except (FormatError, IntegrityError) as error:
         return error

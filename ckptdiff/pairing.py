@@ -33,7 +33,7 @@ class Rename:
                 raise re.error("expected REGEX=REPL")
             rename = cls(re.compile(pattern), replacement)
             re.compile(pattern + "|").sub(replacement, "")
-        except (re.error, IndexError) as error:
+        except (re.error, IndexError, OverflowError, RecursionError) as error:
             raise CheckpointError(f"--rename {text!r}: {error}") from None
         return rename
 

@@ -15,6 +15,7 @@ import xxhash
 import zstandard
 
 from ckptdiff.canonical import quote
+from ckptdiff.digests import identity
 from ckptdiff.errors import FormatError, IntegrityError
 from ckptdiff.manifest import MAX_INDEX, FileRef, Index, Metadata, OtherFile
 from ckptdiff.parallel import CHUNK
@@ -120,7 +121,7 @@ class PatchFile:
             raise FormatError(f"{source.name}: expected the tensors {names[0]} and {names[1]} first")
         for tensor, limit in zip(container.tensors, (MAX_TABLE, MAX_HEADER), strict=False):
             if tensor.nbytes > limit + (limit >> 6):
-                raise FormatError(f"{source.name}: {tensor.name} has {tensor.nbytes} bytes, more than can decode to {limit}")
+                raise FormatError(f"{source.name}: {tensor.name} has {tensor.nbytes} bytes, expected at most {limit + (limit >> 6)}")
         table, header = (self._read(tensor.begin, tensor.nbytes) for tensor in container.tensors[:2])
         self._check_digest(table, self.metadata.table, "its table")
         self._check_digest(header, self.metadata.header, "the target's header")
@@ -205,6 +206,7 @@ class Patch:
             raise FormatError(f"{self.path}: two of its shards hold the same tensor of one scope")
         self._check_copies()
         self._check_removed()
+        self._check_identity()
 
     def _check_copies(self) -> None:
         for (scope, name), (file, entry) in self.entries.items():
@@ -226,6 +228,18 @@ class Patch:
                 if (scope, name) in used:
                     raise FormatError(f"{file.source.name}: the tensor {name} is listed as removed, and is a base")
 
+    def _check_identity(self) -> None:
+        """A file of a folder, opened alone, lacks what the identity is made of."""
+        if self.index is None and self.files[0].metadata.base_files is None:
+            return
+        rows = ((scope, name, e.dtype, e.shape, self._digest(scope, e)) for (scope, name), (_, e) in self.entries.items())
+        found = identity(rows)
+        if found != self.target_identity:
+            raise FormatError(f"{self.path}: its tensors have the identity {found.hex()}, but it states {self.target_identity.hex()}")
+
+    def _digest(self, scope: str, entry: Entry) -> bytes:
+        return self.entries[scope, entry.of][1].digest if entry.of is not None else entry.digest
+
     @property
     def paths(self) -> list[Path]:
         """The patch's own path and those of all its files."""
@@ -238,6 +252,11 @@ class Patch:
     @property
     def target_identity(self) -> bytes:
         return self.index.target_identity if self.index else self.files[0].metadata.target_identity
+
+    @property
+    def base_scopes(self) -> set[str]:
+        """The base scopes that the patch needs."""
+        return {file.metadata.base_scope for file in self.files if file.metadata.base_scope is not None}
 
     @property
     def base_files(self) -> tuple[FileRef, ...]:
@@ -273,7 +292,7 @@ def open_patch(path: str | os.PathLike[str]) -> Iterator[Patch]:
     """
     path = Path(path)
     with ExitStack() as stack:
-        if not path.is_dir():
+        if not os.path.isdir(path):
             yield Patch(path, None, [_open_file(path, stack)])
             return
         index = _open_index(path)
@@ -305,7 +324,7 @@ def _open_file(path: Path, stack: ExitStack) -> PatchFile:
 
 def _open_index(folder: Path) -> Index:
     path = folder / INDEX_NAME
-    if not path.is_file():
+    if not os.path.isfile(path):
         swapped = "; are base and patch the wrong way round?" if any(folder.glob("*.safetensors")) else ""
         raise FormatError(f"{folder}: not a ckptdiff patch: it has no {INDEX_NAME}{swapped}")
     with ExitStack() as stack:
@@ -325,7 +344,7 @@ def _check_folder(patch: Patch, index: Index) -> None:
 
 
 def _check_member(path: Path, size: int) -> None:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise FormatError(f"{path}: is missing: fetch the patch again")
     if path.stat().st_size != size:
         raise IntegrityError(f"{path}: has {path.stat().st_size} bytes, expected {size}: fetch the patch again")

@@ -151,9 +151,7 @@ class Entry:
         f = Fields(value, where, "name dtype shape kind base codec changed blocks of")
         members = {"same": "base", "delta": "base codec changed blocks", "new": "codec blocks", "copy": "of"}
         kind = f.kind(members, "name dtype shape kind")
-        name = f.text("name")
-        if not 1 <= len(name.encode()) <= MAX_NAME:
-            raise FormatError(f"{where}.name: expected 1 to {MAX_NAME} bytes")
+        name = as_name(f.text("name"), f"{where}.name")
         dtype, shape = _dtype(f), _shape(f)
         entry = cls(name=name, dtype=dtype, shape=shape, kind=kind)
         nbytes = DTYPES[dtype].nbytes(shape)
@@ -165,7 +163,15 @@ class Entry:
             entry = replace(entry, codec=_codec(f, kind), blocks=_blocks(f, entry))
         if kind == "delta":
             entry = replace(entry, changed=f.integer("changed", 1, entry.units))
-        return replace(entry, of=f.text("of")) if kind == "copy" else entry
+        return replace(entry, of=as_name(f.text("of"), f"{where}.of")) if kind == "copy" else entry
+
+
+def as_name(value: Any, where: str) -> str:
+    """A tensor's name; raises FormatError for anything else."""
+    name = canonical.as_text(value, where)
+    if not 1 <= len(name.encode()) <= MAX_NAME:
+        raise FormatError(f"{where}: expected 1 to {MAX_NAME} bytes, found {len(name.encode())}")
+    return name
 
 
 def _dtype(f: Fields) -> str:
@@ -207,7 +213,7 @@ def _read_base(f: Fields, entry: Entry) -> dict[str, Any]:
     if not base.value:
         raise FormatError(f"{base.where}: expected a member")
     if "name" in base:
-        found["base_name"] = base.text("name")
+        found["base_name"] = as_name(base.text("name"), f"{base.where}.name")
     if "dtype" in base:
         found["base_dtype"] = _dtype(base)
         if (found["base_dtype"], entry.dtype) not in CASTS:
@@ -254,7 +260,7 @@ class Table:
         if len(content) < 4 + length or len(content) < 4:
             raise FormatError(f"{where}: its JSON would have {length} bytes, but it has {len(content)} in all")
         f = Fields(canonical.load_object(content[4 : 4 + length], where), where, "removed tensors")
-        entries, removed = f.array("tensors", Entry.read), f.array("removed", canonical.as_text)
+        entries, removed = f.array("tensors", Entry.read), f.array("removed", as_name)
         check_sorted(removed, f"{where}.removed")
         if len(entries) > MAX_TENSORS:
             raise FormatError(f"{where}: {len(entries)} tensors, more than {MAX_TENSORS}")

@@ -1,4 +1,4 @@
-"""``verify``: problems of a patch, of a base for it, or of files rebuilt from it. It writes nothing, and decodes no changes."""
+"""``verify``: problems of a patch, of a base for it, or of files rebuilt from it. It writes nothing."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ckptdiff import others
 from ckptdiff.applier import Applier
 from ckptdiff.checkpoint import open_checkpoint
 from ckptdiff.digests import BLOCK
-from ckptdiff.errors import BaseMismatchError, CheckpointError, CkptdiffError, FormatError, IntegrityError
-from ckptdiff.layers import FromBase, FromPatch, check_result, digest_of, layers, tensor_differs
+from ckptdiff.errors import CheckpointError, CkptdiffError, FormatError, IntegrityError
+from ckptdiff.layers import FromBase, FromPatch, check_result, digest_of, layers, ranges, tensor_differs
 from ckptdiff.manifest import OtherFile
 from ckptdiff.parallel import Progress, default_threads, no_progress, run_ordered, sha256_file
 from ckptdiff.patchfile import Patch, PatchFile, open_patch
@@ -52,16 +52,15 @@ def verify(
     threads: int | None = None,
     progress: Progress = no_progress,
 ) -> VerifyResult:
-    """Check a patch alone; with ``base`` also that it fits; with ``target`` also that these are the files it gives (SHA-256).
+    """Check a patch alone; with ``base`` also that it gives what it states; with ``target`` also that these are its files (SHA-256).
 
-    All problems found are collected. Changed tensors and files are not decoded: that a patch gives what it states is
-    known when :func:`ckptdiff.apply` has built it.
+    All problems found are collected. Changes can be decoded only with the base: without it their stored bytes are checked.
 
     Raises:
         CheckpointError: the base is not a checkpoint, or the patch does not exist.
     """
     for path in (patch, target):
-        if path is not None and not Path(path).exists():
+        if path is not None and not os.path.exists(path):
             raise CheckpointError(f"{path}: no such file or folder")
     checks: list[Callable[[], CkptdiffError | None]] = []
     found: list[CkptdiffError] = []
@@ -73,7 +72,7 @@ def verify(
             if base is None:
                 found += _run(checks, threads, progress)
             else:
-                with open_checkpoint(base) as checkpoint:
+                with open_checkpoint(base, needs_weights=bool(opened.files), scopes=opened.base_scopes) as checkpoint:
                     applier = Applier(checkpoint, [opened], 1, no_progress)
                     checks += base_checks(applier, opened)
                     found += _told_apart(applier, list(_run(checks, threads, progress)))
@@ -130,15 +129,15 @@ def _payload_error(file: PatchFile, entry: Entry) -> CkptdiffError | None:
 
 
 def _other_error(patch: Patch, other: OtherFile) -> CkptdiffError | None:
-    return others.stored_error(patch, other) or (others.decoding_error(patch, other) if other.kind == "new" else None)
+    return others.stored_error(patch, other) or (others.decoding_error(patch, other, None) if other.kind == "new" else None)
 
 
 def target_checks(patch: Patch, target: Path) -> list[Callable[[], CkptdiffError | None]]:
     """Checks of size and SHA-256 of every file that the patch gives."""
     if patch.index is None:
         file = patch.files[0].metadata.target
-        return [partial(_file_error, target / file.path if target.is_dir() else target, file.size, file.sha256)]
-    if not target.is_dir():
+        return [partial(_file_error, target / file.path if os.path.isdir(target) else target, file.size, file.sha256)]
+    if not os.path.isdir(target):
         raise CheckpointError(f"{target}: is one file; give the folder that {patch.path} rebuilds")
     wanted = [file.metadata.target for file in patch.files]
     rows = [(file.path, file.size, file.sha256) for file in wanted] + [(o.path, o.size, o.sha256) for o in patch.others]
@@ -162,32 +161,32 @@ def _file_error(path: Path, size: int, sha256: str) -> CkptdiffError | None:
 
 
 def base_checks(applier: Applier, patch: Patch) -> list[Callable[[], CkptdiffError | None]]:
-    """Checks of each base tensor's dtype, shape and digest, and of each base file that the patch needs."""
-
-    def tensor_error(file_entry: tuple[int, int]) -> CkptdiffError | None:
-        file = patch.files[file_entry[0]]
-        try:
-            lowest = layers(applier.node(0, file, file.table.entries[file_entry[1]]))[0]
-            if isinstance(lowest, FromBase):
-                found = digest_of(lowest.tensor)
-                if found != lowest.digest:
-                    return BaseMismatchError(tensor_differs(lowest, found))
-        except CkptdiffError as error:
-            return error
-        return None
-
-    def file_error(path: str, sha256: str) -> CkptdiffError | None:
-        found = applier.base.others.get(path)
-        if found is None:
-            return BaseMismatchError(f"{path}: the base has no such file, which the patch needs (SHA-256 {sha256})")
-        error = _file_error(found, found.stat().st_size, sha256)
-        return BaseMismatchError(str(error)) if error else None
-
+    """Checks that the base's tensors and files are those that the patch needs, and that the changes to them give what it states."""
     checks: list[Callable[[], CkptdiffError | None]] = [
-        partial(tensor_error, (i, j)) for i, file in enumerate(patch.files) for j in range(len(file.table.entries))
+        partial(_tensor_error, applier, file, entry)
+        for file in patch.files
+        for entry in file.table.entries
+        if entry.kind in ("same", "delta")
     ]
-    for other in patch.others:
-        wanted = other.sha256 if other.kind == "same" else other.base_sha256
-        if wanted is not None:
-            checks.append(partial(file_error, other.path, wanted))
-    return checks
+    return checks + [partial(_base_file_error, applier, patch, other) for other in patch.others if other.kind != "new"]
+
+
+def _tensor_error(applier: Applier, file: PatchFile, entry: Entry) -> CkptdiffError | None:
+    try:
+        node = applier.node(0, file, entry)
+        base = layers(node)[0]
+        try:
+            for start, stop, _ in ranges(node):
+                node.build(start, stop)
+            applier.check(node)
+        except (FormatError, IntegrityError) as error:
+            wrong = isinstance(base, FromBase) and digest_of(base.tensor) != base.digest
+            return applier.wrong_base(applier.chain[0], tensor_differs(base, digest_of(base.tensor))) if wrong else error
+    except CkptdiffError as error:
+        return error
+    return None
+
+
+def _base_file_error(applier: Applier, patch: Patch, other: OtherFile) -> CkptdiffError | None:
+    base = applier.base.others.get(other.path)
+    return others.base_error(other, base) or (others.decoding_error(patch, other, base) if other.kind == "delta" else None)

@@ -327,6 +327,7 @@ class PatchFile:
         stored = {t[0]: weights.read(*t[3:]) for t in weights.tensors if t[0] in ("ckptdiff/table", header_name)}
         need(len(stored) == 2, "no table or no header")
         table, header = stored["ckptdiff/table"], stored[header_name]
+        need(len(table) <= 272_629_760 and len(header) <= 101_562_500, "the table or the header is too large")
         need(xxhash.xxh3_128_hexdigest(table) == meta["table"], "the table's digest is wrong", "integrity")
         need(xxhash.xxh3_128_hexdigest(header) == meta["header"], "the header's digest is wrong", "integrity")
         self.read_table(decode_frame(table, 1 << 28))
@@ -417,6 +418,8 @@ class Patch:
             self.shards = [PatchFile(path)]
             self.identities = tuple(self.shards[0].metadata[side]["identity"] for side in ("base", "target"))
         self.check_scopes()
+        if self.folder or "files" in self.shards[0].metadata["base"]:
+            need(self.identity() == self.identities[1], "target.identity is not that of the tables")
 
     def stored(self, path, size, what):
         full = os.path.join(self.path, path)
@@ -467,6 +470,14 @@ class Patch:
                 need(xxhash.xxh3_128_hexdigest(item["frame"]) == item["digest"],
                      f"the digest of files/{item['path']}.zst is wrong", "integrity")
 
+    def identity(self):  # section 3.2
+        rows, scopes = [], {scope: names for scope, names in self.scopes.items() if names}
+        for scope in sorted(scopes, key=str.encode):
+            for e in (scopes[scope][n][1] for n in sorted(scopes[scope], key=str.encode)):
+                digest = (scopes[scope][e.of][1] if e.kind == "copy" else e).digest
+                rows.append(canonical([scope if len(scopes) > 1 else "", e.name, e.dtype, e.shape, digest.hex()]) + b"\n")
+        return xxhash.xxh3_128_hexdigest(b"".join(rows))
+
     def check_scopes(self):  # sections 3.1 and 6: what holds of the patch files of one scope together
         self.scopes, taken, removed, paired = {}, set(), set(), {}
         for shard in self.shards:  # in order of path
@@ -516,8 +527,9 @@ class Reader:
         if size == 0:
             return np.frombuffer(self.take(length), np.uint8)
         frame = MAGIC + self.take(size)
-        content, _, checksum = frame_header(frame)
+        content, window, checksum = frame_header(frame)
         need(not checksum and content in (None, length), "a plane's frame has a checksum or another size")
+        need(window <= 1 << 21, "the window of a plane's frame is too large")
         try:
             plane = zstandard.ZstdDecompressor().decompress(frame, max_output_size=length, allow_extra_data=False)
         except zstandard.ZstdError as error:

@@ -12,6 +12,7 @@ from ckptdiff.dtypes import Bytes, Units
 
 MAGIC = b"\x28\xb5\x2f\xfd"
 LEVEL = 3
+MAX_WINDOW = 1 << 21
 WORTH = 16
 """Planes shorter than this are stored: no zstd frame is smaller."""
 
@@ -82,6 +83,8 @@ def _decompress(frame: bytes, length: int) -> bytes:
         stated = zstandard.get_frame_parameters(frame)
         if stated.content_size not in (length, zstandard.CONTENTSIZE_UNKNOWN) or stated.has_checksum or stated.dict_id:
             raise ValueError("the zstd frame states another size, a checksum or a dictionary")
+        if stated.window_size > MAX_WINDOW:
+            raise ValueError(f"the zstd frame has a window of {stated.window_size} bytes, more than {MAX_WINDOW}")
         data = _local.decompressor.decompress(frame, max_output_size=length, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise ValueError(f"bad zstd frame: {error}") from None

@@ -603,6 +603,8 @@ def metadata_vectors():
     bad("metadata_scope_null_with_base", f, "base.scope is null, but there are entries that need a base.", base_scope=None)
     bad("metadata_base_files_unsorted", f, "base.files are not sorted.", base_files=[
         {"path": p, "size": 1, "sha256": "0" * 64} for p in ("b.safetensors", "a.safetensors")])
+    bad("metadata_target_identity_wrong", f, "base.files is there, and target.identity is not that of the table.",
+        base_files=[{"path": "base.safetensors", "size": 1, "sha256": "0" * 64}], meta=setter("target", "identity", "0" * 32))
     bad("metadata_target_size_wrong", f, "target.size is one too large.",
         meta=lambda m: m["target"].update(size=m["target"]["size"] + 1))
     for name in ("removed", "units", "changed"):
@@ -655,6 +657,8 @@ def table_vectors():
     bad("table_unknown_member", u, "The table has an unknown member.", table=setter("other", []))
     bad("table_removed_missing", f, "The table has no list of removed names.", table=setter("removed", DROP))
     bad("table_removed_is_a_base", f, "A removed name is the base of an entry.", removed=["w"])
+    bad("table_removed_name_empty", f, "A removed name is empty.", removed=[""])
+    bad("table_removed_name_too_long", f, "A removed name has 4,097 bytes.", removed=["x" * 4097])
     wide = {**TWO_BASE, "x": TWO_BASE["w"], "y": TWO_BASE["w"]}
     for name, removed, comment in (("unsorted", ["y", "x"], "are not sorted"), ("repeated", ["x", "x", "y"], "repeat one")):
         vector(f"table_removed_{name}", f, f"The removed names {comment}.", weights(wide),
@@ -677,6 +681,8 @@ def table_vectors():
     bad_entry("table_entry_base_empty", f, "An entry's base is an empty object.", A, base={})
     bad_entry("table_entry_base_name_own", f, "An entry's base has the entry's own name.", A, base={"name": "a"})
     bad_entry("table_entry_base_shape_own", f, "An entry's base has the entry's own shape.", A, base={"shape": [4]})
+    bad_entry("table_entry_base_name_empty", f, "The name of an entry's base is empty.", A, base={"name": ""})
+    bad_entry("table_entry_base_name_too_long", f, "The name of an entry's base has 4,097 bytes.", A, base={"name": "a" * 4097})
     bad_entry("table_entry_name_empty", f, "An entry's name is empty.", A, name="")
     bad_entry("table_entry_name_too_long", f, "An entry's name has 4,097 bytes.", A, name="a" * 4097)
     bad_entry("table_entry_shape_negative", f, "An entry's shape has a negative number.", A, shape=[-4])
@@ -817,6 +823,8 @@ def codec_vectors():
               frame(b"\1" * 7, magic=False, size=8))
     planes_of("content_size_huge", "A plane's frame states 2^60 bytes.", frame(b"\1" * 8, magic=False, size=1 << 60))
     planes_of("content_size_zero", "A plane's frame states no bytes and holds none.", frame(b"", magic=False))
+    planes_of("window_too_large", "A plane's frame has a window of 2^21 + 2^18 bytes.",
+              frame(b"\1" * 8, magic=False, state_size=False, window=0x59))
     planes_of("bomb", "A plane's frame, which states no size, holds 1 MiB for eight bytes.",
               b"\x00\x38" + frame_rle(b"\1", 1 << 20, magic=False)[9:])
     planes_of("with_magic", "A plane's frame has its magic number.", frame(b"\1" * 8))
@@ -1008,6 +1016,9 @@ def folder_vectors():
     for side in ("base", "target"):
         bad_folder(f"shard_{side}_identity_differs", f, f"A patch file's {side} identity is not the index's.", small,
                    shard={"m.safetensors": {"meta": setter(side, "identity", "0" * 32)}})
+    bad_folder("target_identity_wrong", f, "Index and patch file state the same target identity, which is not that of the table.", small,
+               index=setter("target", "identity", "0" * 32),
+               shard={"m.safetensors": {"meta": setter("target", "identity", "0" * 32)}})
     bad_folder("shard_with_base_files", f, "A patch file in a folder has base.files.", small, shard={"m.safetensors": {
         "base_files": [{"path": "m.safetensors", "size": 1, "sha256": "0" * 64}]}})
     bad_folder("stored_file_missing", f, "A file under files/ is missing.", parts=setter("files/made.txt.zst", DROP))
@@ -1220,6 +1231,8 @@ def successes():
         "a": T("U8", [128], bytes([0, 1, 2, 3] * 32)), "b": T("U8", [8], b"\1" * 8)},
        [new("a", [plane_zstd(bytes.fromhex("20805d000020000102030100f9d41101"))]),
         new("b", [plane_zstd(frame(b"\1" * 8, magic=False, state_size=False))])])
+    ok("plane_window_of_2_to_21", "A plane's frame has the largest window.", {}, {"b": T("U8", [8], b"\1" * 8)},
+       [new("b", [plane_zstd(frame(b"\1" * 8, magic=False, state_size=False, window=0x58))])])
 
     # Section 8. Each line: base bits, target bits.
     def casts(name, comment, from_type, to_type, pairs):
