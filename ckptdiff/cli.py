@@ -11,6 +11,7 @@ import errno
 import io
 import json
 import math
+import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -96,6 +97,8 @@ def main() -> None:
     for signum in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(signum) != signal.SIG_IGN:  # nohup
             signal.signal(signum, _terminate)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # every shard of every patch of a chain stays open
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _terminate(signum: int, frame: object) -> None:
@@ -153,7 +156,11 @@ def apply(base: Path, patches: tuple[Path, ...], out: Path, json_output: bool, *
     """
     from ckptdiff import render
     from ckptdiff.applier import apply as run
+    from ckptdiff.patchinfo import info as look
 
+    code = "" if options["only"] else render.may_run(look(patches[-1]))
+    if code:  # before anything is written (spec 14)
+        say(f"the patch gives files that other tools may run, read them before you use them: {code}")
     with progress_bar() as progress:
         result = run(base, patches, out, progress=progress, **options)
     if json_output:
@@ -187,9 +194,7 @@ def info(patch: Path, tensors: bool, json_output: bool) -> None:
 def verify(patch: Path, json_output: bool, **options: Any) -> None:
     """Check a patch, its base, or rebuilt files.
 
-    Lists every problem found. Changed tensors are not decoded; apply checks what it builds.
-
-    Exits with 1 if there is one.
+    Lists every problem found, and exits with 1 if there is one. Changes are decoded where --base is given.
     """
     from ckptdiff import render
     from ckptdiff.verifier import verify as run

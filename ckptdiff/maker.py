@@ -322,11 +322,11 @@ class _Maker:
         return write_patch_file(path, metadata, Spooled(table, file.header.raw, self.spool, offsets))
 
     def _removed(self, file: WeightFile) -> tuple[str, ...]:
-        """Base tensors that the scope no longer uses, for the scope's first file."""
+        """Base tensors that the scope no longer has, nor uses as a base, for the scope's first file."""
         scope = self.scopes[file.scope]
         if file is not next(first for first in self.target.weights if first.scope == file.scope):
             return ()
-        used = {entry.base_name for entry in scope.entries.values()}
+        used = {name for entry in scope.entries.values() for name in (entry.name, entry.base_name)}
         return tuple(sorted(set(scope.base) - used, key=str.encode))
 
     def _removed_files(self, present: set[str]) -> tuple[str, ...]:

@@ -216,7 +216,7 @@ class Patch:
                     raise FormatError(f"{file.source.name}: tensor {name}: it cannot be a copy of {quote(str(entry.of)[:80])}")
 
     def _check_removed(self) -> None:
-        used = {(file.metadata.target_scope, e.base_name) for file in self.files for e in file.table.entries}
+        used = {(file.metadata.target_scope, name) for file in self.files for e in file.table.entries for name in (e.name, e.base_name)}
         seen: dict[str, str | None] = {}
         for file in self.files:
             scope, removed = file.metadata.target_scope, file.table.removed
@@ -226,7 +226,7 @@ class Patch:
                 raise FormatError(f"{file.source.name}: its scope has two base scopes, {seen[scope]} and {file.metadata.base_scope}")
             for name in removed:
                 if (scope, name) in used:
-                    raise FormatError(f"{file.source.name}: the tensor {name} is listed as removed, and is a base")
+                    raise FormatError(f"{file.source.name}: the tensor {name} is listed as removed, but is in the target, or a base")
 
     def _check_identity(self) -> None:
         """A file of a folder, opened alone, lacks what the identity is made of."""

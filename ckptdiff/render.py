@@ -86,7 +86,7 @@ def times(larger: int, smaller: int) -> str:
 def some(names: Sequence[str]) -> str:
     """The first few names, and how many more there are."""
     more = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(clean, names[:SHOWN])) + (f" and {more} more" if more > 0 else "")
 
 
 def total_rows(totals: Totals) -> list[tuple[str, str]]:
@@ -120,13 +120,16 @@ def made(result: MakeResult) -> None:
     print_grid(console(), rows)
 
 
+def may_run(patch: PatchInfo) -> str:
+    """Names of files that a patch adds or changes and that other tools may run; empty if there are none."""
+    return some([file.path for file in patch.files if file.kind != "same" and file.path.lower().endswith(CODE)])
+
+
 def applied(result: ApplyResult) -> None:
     """Print what apply did."""
-    code = [name for name in result.files if name.lower().endswith(CODE)]
     rows = [
         ("rebuilt", f"{result.tensors} tensors, {size(result.size)}, in {len(result.files)} file{'s' * (len(result.files) != 1)}"),
         ("checked", "patch, base and result agree with their digests"),
-        *[("may run code", some(code) + ": read before you use")] * bool(code),
         ("time", f"{result.seconds:.2f} s"),
         ("written", str(result.out)),
     ]

@@ -180,8 +180,9 @@ def _tensor_error(applier: Applier, file: PatchFile, entry: Entry) -> CkptdiffEr
                 node.build(start, stop)
             applier.check(node)
         except (FormatError, IntegrityError) as error:
-            wrong = isinstance(base, FromBase) and digest_of(base.tensor) != base.digest
-            return applier.wrong_base(applier.chain[0], tensor_differs(base, digest_of(base.tensor))) if wrong else error
+            if isinstance(base, FromBase) and digest_of(base.tensor) != base.digest:
+                return applier.wrong_base(applier.chain[0], tensor_differs(base, digest_of(base.tensor)))
+            return error
     except CkptdiffError as error:
         return error
     return None

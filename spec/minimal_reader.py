@@ -488,10 +488,9 @@ class Patch:
             for e in shard.entries:
                 need(e.name not in names, f"two files of a scope hold {e.name!r}")
                 names[e.name] = (shard, e)
-                if e.kind in ("same", "delta"):
-                    taken.add((scope, e.base_name))
+                taken |= {(scope, e.name), (scope, e.base_name)}
             removed |= {(scope, n) for n in shard.removed}
-        need(not taken & removed, "a removed tensor is the base of another")
+        need(not taken & removed, "a removed tensor is in the target, or is a base")
         for names in self.scopes.values():
             for _, e in names.values():
                 if e.kind == "copy":

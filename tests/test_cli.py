@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +22,13 @@ from click.testing import CliRunner, Result
 
 import ckptdiff
 from ckptdiff.cli import main
+from ckptdiff.digests import identity
+from ckptdiff.patchfile import Spooled, open_patch, write_patch_file
+from ckptdiff.stfile import read_bytes
+from ckptdiff.table import Table
 from tests.checkpoints import bf16, perturb, tree, write
 from tests.conftest import Pair
+from tests.test_refusals import reseal
 
 CKPTDIFF = [sys.executable, "-c", "from ckptdiff.cli import main; main()"]
 
@@ -128,6 +135,37 @@ def test_verify_collects_every_problem(folders: Pair, tmp_path: Path) -> None:
     assert re.search(r"\n\d+ problems in \d+ checks of patch and base and rebuilt files\n", result.stdout)
 
 
+def test_verify_with_a_base_decodes_what_changed(files: Pair, folders: Pair, tmp_path: Path) -> None:
+    """A tensor and a file whose stored forms are whole, but do not give what the patch states."""
+    with open_patch(files.patch) as opened:
+        file, spool, offsets = opened.files[0], io.BytesIO(), {}
+        for entry in file.table.entries:
+            if entry.has_payload:
+                offsets[entry.name] = spool.tell()
+                spool.write(read_bytes(file.source, file.offsets[entry.name], entry.payload_size))
+        entries = tuple(replace(e, digest=bytes(16)) if e.name == "b.weight" else e for e in file.table.entries)
+        found = identity(("target", e.name, e.dtype, e.shape, e.digest) for e in entries)
+        metadata = replace(file.metadata, target_identity=found)
+        write_patch_file(tmp_path / "wrong.safetensors", metadata, Spooled(Table(entries), file.header.raw, spool, offsets))
+    assert ckptdiff.verify(tmp_path / "wrong.safetensors").ok
+    (problem,) = ckptdiff.verify(tmp_path / "wrong.safetensors", base=files.base).problems
+    assert problem.kind == "integrity" and "tensor b.weight: rebuilt with the digest" in problem.message
+
+    reseal(folders.patch, lambda file: replace(file, sha256="0" * 64) if file.kind == "delta" else file)
+    assert ckptdiff.verify(folders.patch).ok
+    (problem,) = ckptdiff.verify(folders.patch, base=folders.base).problems
+    assert problem.kind == "integrity" and "config.json: decodes to" in problem.message
+
+
+def test_files_that_may_run_are_listed_before_anything_is_written(folders: Pair, tmp_path: Path) -> None:
+    (folders.target / "modeling.py").write_text("print('hello')")
+    assert run("make", folders.base, folders.target, "-o", tmp_path / "p").exit_code == 0
+    (folders.base / "model.safetensors").unlink()
+    result = run("apply", folders.base, tmp_path / "p", "-o", tmp_path / "out")
+    assert result.exit_code == 3 and not (tmp_path / "out").exists()
+    assert "files that other tools may run, read them before you use them: modeling.py\n" in result.stderr
+
+
 def test_only_gives_one_file(folders: Pair, tmp_path: Path) -> None:
     assert run("apply", folders.base, folders.patch, "-o", tmp_path / "part.safetensors", "--only", "b.*").exit_code == 0
     assert run("compare", folders.target, tmp_path / "part.safetensors", "--json").exit_code == 1
@@ -161,6 +199,22 @@ def test_weights_of_a_trainer_s_checkpoints_are_left_out(folders: Pair, tmp_path
     assert (tmp_path / "out" / "checkpoint-500" / "model.safetensors").is_file()
 
 
+def test_a_chain_with_weights_that_are_left_out_by_default(folders: Pair, tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    state = {"exp_avg": bf16(rng.normal(0, 1, (64, 64)))}
+    models = [folders.base, folders.target, shutil.copytree(folders.target, tmp_path / "third")]
+    for model in models:
+        write(model / "optimizer.safetensors", state)
+        state = {"exp_avg": perturb(rng, state["exp_avg"], 0.01)}
+    for k in (0, 1):
+        made = run("make", models[k], models[k + 1], "-o", tmp_path / f"p{k}", "--include", "optimizer*", "--json")
+        assert json.loads(made.stdout)["totals"]["new"] == 0
+    assert run("verify", tmp_path / "p0", "--base", models[0]).exit_code == 0
+    result = run("apply", models[0], tmp_path / "p0", tmp_path / "p1", "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    assert tree(tmp_path / "out") == tree(models[2])
+
+
 def test_paths_with_spaces_unicode_and_dashes(files: Pair, tmp_path: Path) -> None:
     folder = tmp_path / "mit Leerzeichen ü \U0001f600"
     folder.mkdir()
@@ -188,6 +242,25 @@ def test_demo_keeps_its_files_where_told(tmp_path: Path) -> None:
     assert tree(tmp_path / "d" / "tuned") == tree(tmp_path / "d" / "rebuilt")
     again = run("demo", tmp_path / "d")
     assert again.exit_code == 3 and "exists and is not an empty folder" in again.stderr
+
+
+def test_demo_fails_where_a_command_of_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ckptdiff import verifier
+
+    broken = ckptdiff.VerifyResult((verifier.Problem("integrity", "made up"),), 1, True, True)
+    monkeypatch.setattr(verifier, "verify", lambda *_, **__: broken)
+    result = run("demo", tmp_path / "d")
+    assert result.exit_code == 3 and "error: ckptdiff verify ended with 1" in result.stderr
+
+
+def test_a_hangup_that_the_caller_ignores_stays_ignored(files: Pair) -> None:
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run("info", files.patch).exit_code == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_progress_bars_only_where_a_person_watches(files: Pair, tmp_path: Path) -> None:

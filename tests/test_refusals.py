@@ -6,8 +6,9 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,19 @@ import pytest
 import ckptdiff
 from ckptdiff import output
 from ckptdiff.applier import check_chain
-from ckptdiff.manifest import Index, Metadata
+from ckptdiff.manifest import FileRef, Index, Metadata, OtherFile
 from ckptdiff.patchfile import open_patch
+from ckptdiff.stfile import header_json
+from ckptdiff.table import Totals
 from tests.checkpoints import bf16, perturb, tensor, tree, write, write_sharded
 from tests.conftest import Pair, tensors
+
+
+def reseal(patch: Path, change: Callable[[OtherFile], OtherFile]) -> None:
+    """Change the entries of other files in a patch folder's index, and make its digest right again."""
+    path = patch / "ckptdiff.json"
+    index = Index.from_bytes(path.read_bytes(), "index")
+    path.write_bytes(replace(index, files=tuple(map(change, index.files))).to_bytes())
 
 
 @contextmanager
@@ -269,8 +279,10 @@ def test_missing_shards(tmp_path: Path) -> None:
 def test_the_same_name_in_two_shards(tmp_path: Path) -> None:
     base, _ = tensors()
     folder = write_sharded(tmp_path / "m", {"model-00001-of-00002.safetensors": base, "model-00002-of-00002.safetensors": base}, None)
+    before = len(os.listdir("/proc/self/fd"))
     with refused(ckptdiff.CheckpointError, "two files of one index must not share names: remove the stale shard", tmp_path):
         ckptdiff.compare(folder, folder)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.parametrize(
@@ -286,6 +298,68 @@ def test_broken_indexes(text: str, words: str, tmp_path: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(text)
     with refused(ckptdiff.CheckpointError, words, tmp_path):
         ckptdiff.compare(folder, folder)
+
+
+def test_an_index_that_cannot_be_read(tmp_path: Path) -> None:
+    folder = write_sharded(tmp_path / "m", {"model.safetensors": tensors()[0]}, None)
+    (folder / "model.safetensors.index.json").symlink_to("/proc/self/mem")  # a regular file whose first bytes nobody can read
+    with refused(ckptdiff.CheckpointError, "model.safetensors.index.json: cannot be read: Input/output error", tmp_path):
+        ckptdiff.compare(folder, folder)
+
+
+def test_names_that_no_file_system_takes(files: Pair, tmp_path: Path) -> None:
+    name = tmp_path / ("x" * 300)
+    for call in (
+        lambda: ckptdiff.apply(files.base, name, tmp_path / "out"),
+        lambda: ckptdiff.apply(name, files.patch, tmp_path / "out"),
+        lambda: ckptdiff.verify(name),
+        lambda: ckptdiff.verify(files.patch, base=name),
+        lambda: ckptdiff.verify(files.patch, target=name),
+        lambda: ckptdiff.info(name),
+        lambda: ckptdiff.compare(name, name),
+    ):
+        with refused(ckptdiff.CheckpointError, "x" * 300, tmp_path):
+            call()
+    with refused(ckptdiff.OutputError, "File name too long", tmp_path):
+        ckptdiff.make(files.base, files.target, name)
+
+
+def test_a_stored_table_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
+    """The file is sparse: 300 MB that take no space."""
+    size = 300_000_000
+    metadata = Metadata(
+        base_identity=bytes(16),
+        base_scope=None,
+        base_files=None,
+        target=FileRef(path="t.safetensors", size=8, sha256="0" * 64),
+        target_identity=bytes(16),
+        target_scope="t",
+        table=bytes(16),
+        header=bytes(16),
+        totals=Totals(),
+    )
+    rows = [("ckptdiff/table", "U8", [size], size), ("ckptdiff/header/t.safetensors", "U8", [0], 0)]
+    raw = header_json([("__metadata__", f'{{"ckptdiff":{json.dumps(metadata.to_bytes().decode())}}}')], rows)
+    with open(tmp_path / "p.safetensors", "wb") as file:
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        file.truncate(8 + len(raw) + size)
+    with refused(ckptdiff.FormatError, "ckptdiff/table has 300000000 bytes, expected at most 272629760", tmp_path):
+        ckptdiff.info(tmp_path / "p.safetensors")
+
+
+def test_a_delta_against_a_base_file_beyond_the_limit(folders: Pair, tmp_path: Path) -> None:
+    """The index is resealed to name a sparse base file of 2^26 + 1 bytes."""
+    with open(folders.base / "config.json", "wb") as file:
+        file.truncate((1 << 26) + 1)
+    sha256 = tree(folders.base / "config.json")["."]
+    reseal(folders.patch, lambda file: replace(file, base_sha256=sha256) if file.kind == "delta" else file)
+    with refused(ckptdiff.FormatError, "is coded against a base file of 67108865 bytes, more than 67108864", tmp_path):
+        ckptdiff.apply(folders.base, folders.patch, tmp_path / "out")
+
+
+def test_an_empty_chain(files: Pair, tmp_path: Path) -> None:
+    with refused(ckptdiff.FormatError, "a chain has 1 to 64 patches, found 0", tmp_path):
+        ckptdiff.apply(files.base, [], tmp_path / "out")
 
 
 def test_odd_things_in_a_folder(files: Pair, tmp_path: Path) -> None:
@@ -467,7 +541,7 @@ def test_only_that_matches_nothing_or_two_scopes(files: Pair, tmp_path: Path) ->
         ckptdiff.apply(tmp_path / "b", tmp_path / "p", tmp_path / "out.safetensors", only=["w"])
 
 
-@pytest.mark.parametrize("rule", ["nothing", "=x", "(=x", r"a=\9"])
+@pytest.mark.parametrize("rule", ["nothing", "=x", "(=x", r"a=\9", "a{99999999999999}=x", "(" * 3000 + ")" * 3000 + "=x"])
 def test_bad_rename_rules(rule: str, files: Pair, tmp_path: Path) -> None:
     with refused(ckptdiff.CheckpointError, "--rename", tmp_path):
         ckptdiff.make(files.base, files.target, tmp_path / "out.safetensors", rename=[rule])

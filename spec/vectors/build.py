@@ -262,7 +262,7 @@ def patch_file(base, target, entries, *, path="base.safetensors", base_scope="ba
     """The bytes of a patch file from ``base`` to ``target``. All arguments from ``table`` on are faults."""
     made = [entry(base, target) for entry in entries]
     names = {e.get("base", {}).get("name", e["name"]) for e, _, _ in made if e["kind"] in ("same", "delta")}
-    removed = sorted(set(base) - names) if removed is None else removed
+    removed = sorted(set(base) - names - set(target)) if removed is None else removed
     table_ = edit({"removed": removed, "tensors": [e for e, _, _ in made]}, table)
     raw = edit(canonical(table_), table_json)
     content = struct.pack("<I", len(raw)) + raw + edit(b"".join(d for _, d, _ in made), digests)
@@ -369,7 +369,7 @@ def patch_folder(base, target, shards, files=(), *, pairs={}, shard={}, index=No
         pair = pairs.get(scope, scope if scope in old_scopes else next(iter(old_scopes)))
         for entry in entries:
             e = entry(old_scopes.get(pair, {}), target[path])[0]
-            used.setdefault(scope, set()).add(e.get("base", {}).get("name", e["name"]) if "codec" in e or e["kind"] == "same" else None)
+            used.setdefault(scope, set()).update({e["name"], e.get("base", {}).get("name", e["name"])})
     for path, entries in sorted(shards.items()):
         scope = full_scope_of(path, target)
         pair = pairs.get(scope, scope if scope in old_scopes else next(iter(old_scopes)))
@@ -657,6 +657,7 @@ def table_vectors():
     bad("table_unknown_member", u, "The table has an unknown member.", table=setter("other", []))
     bad("table_removed_missing", f, "The table has no list of removed names.", table=setter("removed", DROP))
     bad("table_removed_is_a_base", f, "A removed name is the base of an entry.", removed=["w"])
+    bad("table_removed_is_in_target", f, "A removed name is that of a new tensor.", removed=["n"])
     bad("table_removed_name_empty", f, "A removed name is empty.", removed=[""])
     bad("table_removed_name_too_long", f, "A removed name has 4,097 bytes.", removed=["x" * 4097])
     wide = {**TWO_BASE, "x": TWO_BASE["w"], "y": TWO_BASE["w"]}
@@ -1158,7 +1159,7 @@ def successes():
     ok("nothing_at_all", "Base and target hold no tensors.", {}, {}, [])
     names = {"__metadata__x": T("U8", [1], "01"), "tensor/\"\\\n\x7fé😀": T("U8", [1], "02"), " ": T("U8", [1], "03")}
     ok("names_of_all_sorts", "Tensor names with quotes, control characters and Unicode.", names, names,
-       [same(n) if n != " " else new(n) for n in names], removed=[" "])
+       [same(n) if n != " " else new(n) for n in names])
     ok("scope_null", "Nothing is taken from the base, and base.scope is null.", BASE, {"n": TARGET["n"]}, [new("n")],
        base_scope=None, removed=[])
     ok("scope_of_another_name", "A base of one scope is taken, whatever its id.", BASE, TARGET, ENTRIES, base_scope="x/y.fp16")
