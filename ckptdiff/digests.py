@@ -13,10 +13,6 @@ BLOCK = 1 << 21
 """Bytes of a tensor that are hashed and coded together."""
 
 
-def xxh64(data: bytes | memoryview) -> bytes:
-    return xxhash.xxh3_64_digest(data)
-
-
 def xxh128(data: bytes | memoryview | Bytes) -> bytes:
     return xxhash.xxh3_128_digest(data)
 

@@ -11,14 +11,12 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import BinaryIO
 
-import xxhash
-
 from ckptdiff import others, paths
 from ckptdiff.adapt import group_units, read_range
 from ckptdiff.checkpoint import INDEX, Checkpoint, Tensor, WeightFile, open_checkpoint
 from ckptdiff.codecs import CODECS
 from ckptdiff.coding import Coded, OpenTensor, choose_codec, code, smallest
-from ckptdiff.digests import BLOCK, identity, tensor_digest
+from ckptdiff.digests import BLOCK, identity, tensor_digest, xxh128
 from ckptdiff.dtypes import DTYPES
 from ckptdiff.errors import CheckpointError
 from ckptdiff.manifest import FileRef, Index, Metadata, OtherFile, ShardRef
@@ -88,8 +86,6 @@ def make(
     out = Path(patch)
     with ExitStack() as stack:
         old, new = (stack.enter_context(open_checkpoint(path, include=include, exclude=exclude)) for path in (base, target))
-        if new.is_file and paths.unsafe_reason(new.path.name):
-            raise CheckpointError(f"{new.path}: the file's name {paths.unsafe_reason(new.path.name)}: rename it")
         kept = new.kept
         check_patterns(new, rules, include, exclude)
         others.check_paths(kept, [file.path for file in (*old.weights, *new.weights)])
@@ -240,7 +236,7 @@ class _Maker:
         """Tensor digests by scope and name."""
 
         def leaf(tensor: Tensor, start: int) -> bytes:
-            return xxhash.xxh3_128_digest(read_range(tensor, start, start + BLOCK))
+            return xxh128(read_range(tensor, start, start + BLOCK))
 
         jobs = (partial(leaf, tensor, start) for tensor in tensors for start in range(0, tensor.nbytes, BLOCK))
         with closing(run_ordered(jobs, self.threads)) as leaves:

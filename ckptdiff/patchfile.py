@@ -15,7 +15,7 @@ import xxhash
 import zstandard
 
 from ckptdiff.canonical import quote
-from ckptdiff.digests import identity
+from ckptdiff.digests import identity, xxh128
 from ckptdiff.errors import FormatError, IntegrityError
 from ckptdiff.manifest import MAX_INDEX, FileRef, Index, Metadata, OtherFile
 from ckptdiff.parallel import CHUNK
@@ -24,6 +24,8 @@ from ckptdiff.table import MAX_TABLE, TABLE_LEVEL, Entry, Table, Totals, decompr
 
 INDEX_NAME = "ckptdiff.json"
 TABLE = "ckptdiff/table"
+MAX_STORED_TABLE = MAX_TABLE + (MAX_TABLE >> 6)
+MAX_STORED_HEADER = MAX_HEADER + (MAX_HEADER >> 6)
 
 
 def _header_tensor(target: str) -> str:
@@ -70,7 +72,7 @@ def encode_target_header(raw: bytes, entries: Sequence[Entry]) -> bytes:
 def write_patch_file(path: Path, metadata: Metadata, parts: Spooled) -> tuple[FileRef, bytes]:
     """Write one patch file; ``metadata`` comes without digests. Returns size and SHA-256, and the metadata's digest."""
     table, header = parts.table.to_bytes(), encode_target_header(parts.header, parts.table.entries)
-    sealed = replace(metadata, table=xxhash.xxh3_128_digest(table), header=xxhash.xxh3_128_digest(header)).to_bytes()
+    sealed = replace(metadata, table=xxh128(table), header=xxh128(header)).to_bytes()
     raw = _container_header(sealed, _members(metadata, len(table), len(header), parts.table.entries))
     sha = hashlib.sha256()
     with open(path, "wb") as out:
@@ -119,9 +121,9 @@ class PatchFile:
         names = [TABLE, _header_tensor(self.metadata.target.path)]
         if [tensor.name for tensor in container.tensors[:2]] != names:
             raise FormatError(f"{source.name}: expected the tensors {names[0]} and {names[1]} first")
-        for tensor, limit in zip(container.tensors, (MAX_TABLE, MAX_HEADER), strict=False):
-            if tensor.nbytes > limit + (limit >> 6):
-                raise FormatError(f"{source.name}: {tensor.name} has {tensor.nbytes} bytes, expected at most {limit + (limit >> 6)}")
+        for tensor, limit in zip(container.tensors, (MAX_STORED_TABLE, MAX_STORED_HEADER), strict=False):
+            if tensor.nbytes > limit:
+                raise FormatError(f"{source.name}: {tensor.name} has {tensor.nbytes} bytes, expected at most {limit}")
         table, header = (self._read(tensor.begin, tensor.nbytes) for tensor in container.tensors[:2])
         self._check_digest(table, self.metadata.table, "its table")
         self._check_digest(header, self.metadata.header, "the target's header")
@@ -144,7 +146,7 @@ class PatchFile:
         return read_bytes(self.source, self._start + begin, size)
 
     def _check_digest(self, data: bytes, expected: bytes, what: str) -> None:
-        found = xxhash.xxh3_128_digest(data)
+        found = xxh128(data)
         if found != expected:
             raise IntegrityError(
                 f"{self.source.name}: {what} has the digest {found.hex()}, expected {expected.hex()}: corrupted? fetch the patch again"

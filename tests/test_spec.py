@@ -9,8 +9,8 @@ import numpy as np
 import xxhash
 
 import ckptdiff
-from ckptdiff import applier, dtypes, manifest, paths, stfile, table
-from ckptdiff.codecs import CODECS, sparse
+from ckptdiff import applier, dtypes, manifest, patchfile, paths, stfile, table
+from ckptdiff.codecs import CODECS, planes, sparse
 from ckptdiff.digests import BLOCK, tensor_digest
 from ckptdiff.dtypes import CASTS, DTYPES
 from tests.checkpoints import BITS, tensor, tree, write
@@ -48,16 +48,17 @@ def test_the_limits() -> None:
     stated = [[int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*(?!\^)", value)] for _, value in rows(section("## 11."))]
     assert stated[0] == [stfile.MAX_HEADER]
     assert stated[1] == [table.MAX_TABLE]
-    assert stated[2] == [manifest.MAX_INDEX]
-    assert stated[3] == [stfile.MAX_TENSORS]
+    assert stated[2] == [patchfile.MAX_STORED_TABLE, patchfile.MAX_STORED_HEADER]
+    assert stated[3] == [manifest.MAX_INDEX]
+    assert stated[4] == [stfile.MAX_TENSORS]
     assert (stfile.MAX_RANK, dtypes.MAX_SIZE) == (32, 2**48) and "32; 2^48, and so their product without zeros; 2^48 bytes" in section(
         "## 11."
     )
-    assert stated[5] == [stfile.MAX_NAME]
-    assert stated[6] == [table.MAX_CODED_BLOCK]
-    assert stated[8] == [manifest.MAX_PREFIX]
-    assert stated[9] == [manifest.MAX_WINDOW]
-    assert stated[10] == [applier.MAX_CHAIN]
+    assert stated[6] == [1, stfile.MAX_NAME]
+    assert stated[7] == [table.MAX_CODED_BLOCK, planes.MAX_WINDOW]
+    assert stated[9] == [manifest.MAX_PREFIX]
+    assert stated[10] == [manifest.MAX_WINDOW]
+    assert stated[11] == [applier.MAX_CHAIN]
     assert f"2^21 = {BLOCK:,} bytes" in SPEC
     assert f"1 to {paths.MAX_PATH:,} bytes" in SPEC and f"1 to {paths.MAX_COMPONENT} bytes" in SPEC
 
