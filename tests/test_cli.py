@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -294,7 +295,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
 def test_a_signal_in_the_middle_leaves_nothing_that_looks_finished(verb: str, signum: signal.Signals, large: Pair, tmp_path: Path) -> None:
     inputs = {"make": [large.base, large.target], "apply": [large.base, large.patch]}[verb]
     command = [*CKPTDIFF, verb, *map(str, inputs), "-o", str(tmp_path / "out.safetensors")]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell that runs the tests with & ignores it
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=default)
     deadline = time.monotonic() + 60
     while not any(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file()) and time.monotonic() < deadline and child.poll() is None:
         time.sleep(0.001)
