@@ -32,7 +32,7 @@ def main() -> None:
     targets = arguments.targets or sorted(path for path in DATA.iterdir() if path.is_dir() and path != arguments.base)
     print("| target | codec | elements changed | target bytes | patch bytes | ratio | same SHA-256 |\n|---|---|---|---|---|---|---|")
     for target in targets:
-        for codec in ("sparse", "raw"):
+        for codec in ("context", "sparse", "raw"):
             with tempfile.TemporaryDirectory() as folder:
                 patch, out = Path(folder, "patch"), Path(folder, "out")
                 result = ckptdiff.make(arguments.base, target, patch, codec=codec)

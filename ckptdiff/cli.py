@@ -109,7 +109,9 @@ def _terminate(signum: int, frame: object) -> None:
 @click.argument("base", type=PATH)
 @click.argument("target", type=PATH)
 @click.option("-o", "--output", "patch", type=PATH, required=True, callback=_some_path, metavar="PATCH", help="Where to write the patch.")
-@click.option("--codec", type=click.Choice(["auto", "raw", "sparse"]), default="auto", show_default=True, help="Codec of changed tensors.")
+@click.option(
+    "--codec", type=click.Choice(["auto", "context", "sparse", "raw"]), default="auto", show_default=True, help="Codec of changed tensors."
+)
 @click.option("--include", multiple=True, metavar="GLOB", help="Take files that are left out by default, such as optimizer state.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave files out.")
 @click.option("--rename", multiple=True, metavar="REGEX=REPL", help="Turn a target tensor's name into the base's.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
@@ -11,12 +12,15 @@ import xxhash
 from ckptdiff.adapt import adapt, group_units, read_range
 from ckptdiff.checkpoint import Tensor
 from ckptdiff.codecs import CODECS
+from ckptdiff.codecs.place import NOWHERE, Place
 from ckptdiff.digests import BLOCK, leaves_of, tensor_digest
 from ckptdiff.dtypes import DTYPES
 from ckptdiff.table import Entry
 
 DENSE = 0.4
-"""Above this share of changed units ``raw`` may be smaller than ``sparse``, and a sample decides."""
+"""Above this share of changed units ``raw`` may be smaller than ``context``, and a sample decides."""
+FEW = 32
+"""Up to so many changed units ``sparse`` may be smaller than ``context``."""
 
 
 @dataclass(slots=True)
@@ -41,20 +45,31 @@ def code(base: Tensor | None, target: Tensor, codec: str, first: int, stop: int)
         found = read_range(base, first * width, stop * width)
         base_leaves = leaves_of(found)
         old = adapt(found, base.dtype, target.dtype, len(new))
-    coded, changed = [], 0
+    coded, changed, width = [], 0, row_width(target)
     for i in range(0, len(new), BLOCK):
-        block, count = CODECS[codec].encode(old[i : i + BLOCK], new[i : i + BLOCK], dtype)
+        place = Place(width, (first + i // dtype.carrier) % width) if width else NOWHERE
+        block, count = CODECS[codec].encode(old[i : i + BLOCK], new[i : i + BLOCK], dtype, place)
         coded.append(block)
         changed += count
     return Coded(coded, changed, leaves_of(new), base_leaves, len(new))
 
 
+def row_width(tensor: Tensor) -> int:
+    """Units in a row of a tensor of two dimensions or more, 0 if it has no whole rows."""
+    if len(tensor.shape) < 2 or tensor.nbytes == 0:
+        return 0
+    units, rows = tensor.nbytes // DTYPES[tensor.dtype].carrier, math.prod(tensor.shape[:-1])
+    return units // rows if units % rows == 0 else 0
+
+
 def smallest(base: Tensor, target: Tensor, first: int, stop: int) -> dict[str, Coded]:
-    """``sparse``, and where that is dense ``raw`` too, the smaller first."""
-    sparse = code(base, target, "sparse", first, stop)
-    if sparse.changed <= DENSE * sparse.nbytes / DTYPES[target.dtype].carrier:
-        return {"sparse": sparse}
-    trials = {"sparse": sparse, "raw": code(base, target, "raw", first, stop)}
+    """``context``, and another codec where that may be smaller: the smallest first."""
+    trials = {"context": code(base, target, "context", first, stop)}
+    changed, units = trials["context"].changed, trials["context"].nbytes // DTYPES[target.dtype].carrier
+    if changed <= FEW:
+        trials["sparse"] = code(base, target, "sparse", first, stop)
+    elif changed > DENSE * units:
+        trials["raw"] = code(base, target, "raw", first, stop)
     return dict(sorted(trials.items(), key=lambda trial: sum(map(len, trial[1].blocks))))
 
 
@@ -62,14 +77,14 @@ def choose_codec(base: Tensor, target: Tensor) -> str:
     """The codec of a tensor of several groups, from up to three of them."""
     units, group = target.nbytes // DTYPES[target.dtype].carrier, group_units(base.dtype, target.dtype)
     if units == 0:
-        return "sparse"
-    sizes = {"sparse": 0, "raw": 0}
+        return "context"
+    sizes = {"context": 0, "raw": 0}
     for start in sorted({0, units // 2 // group * group, (units - 1) // group * group}):
         trials = smallest(base, target, start, min(start + group, units))
-        if len(trials) == 1:
-            return "sparse"
-        for codec, coded in trials.items():
-            sizes[codec] += sum(map(len, coded.blocks))
+        if "raw" not in trials:
+            return "context"
+        for codec in sizes:
+            sizes[codec] += sum(map(len, trials[codec].blocks))
     return min(sizes, key=lambda codec: sizes[codec])
 
 

@@ -34,6 +34,16 @@ class Dtype:
         """The little-endian unsigned integer that a unit is read as."""
         return np.dtype(f"<u{self.carrier}")
 
+    @property
+    def class_shift(self) -> int:
+        """By how many bits a unit is shifted to get its class for the ``context`` codec (spec 7.5): a float's mantissa bits."""
+        return {"F16": 10, "BF16": 7, "F32": 23, "C64": 23, "F64": 52}.get(self.name, 8 * self.carrier - 8)
+
+    @property
+    def class_mask(self) -> int:
+        """What is then kept of it."""
+        return 31 if self.name == "F16" else 255
+
     def nbytes(self, shape: tuple[int, ...]) -> int | None:
         """Size in bytes of a tensor of this shape, or None if it is not a whole number, or above the limits (spec 11)."""
         elements = math.prod(dim for dim in shape if dim)

@@ -67,7 +67,7 @@ def make(
         base: a safetensors file, or a checkpoint folder.
         target: the same. A file gives a patch file, a folder a patch folder.
         patch: where to write it.
-        codec: ``raw`` or ``sparse`` for every changed tensor; by default the smaller of them, tensor by tensor.
+        codec: ``context``, ``sparse`` or ``raw`` for every changed tensor; by default the smallest of them, tensor by tensor.
         include: globs of files to take although they are left out by default, of the base too.
         exclude: globs of files to leave out, of the base too.
         rename: ``REGEX=REPL`` rules that turn a target tensor's name into the base's.

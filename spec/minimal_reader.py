@@ -311,7 +311,7 @@ class Entry:
         need("shape" not in self.base or (len(self.shape) == len(self.base_shape) >= 1
              and self.shape[1:] == self.base_shape[1:]), f"{self.name!r}: no such change of shape")
         if self.kind in ("delta", "new"):
-            need(self.codec in ("raw", "sparse"), f"{self.name!r}: codec {self.codec!r}", "unsupported")
+            need(self.codec in ("raw", "sparse", "context"), f"{self.name!r}: codec {self.codec!r}", "unsupported")
             need(self.kind == "delta" or self.codec == "raw", f"{self.name!r}: a new tensor is coded raw")
             need(len(self.blocks) == -(-self.size // BLOCK), f"{self.name!r}: wrong number of blocks")
         need(self.kind != "delta" or 1 <= self.changed <= self.units, f"{self.name!r}: changed is out of range")
@@ -592,6 +592,168 @@ def decode_sparse(coded, base, carrier, is_float):  # section 7.4; returns the b
     return units.astype(f"<u{carrier}").tobytes(), n
 
 
+class RawBits:  # section 7.5.1
+    def __init__(self, data):
+        self.data, self.at = data, 0
+        self.words = [int.from_bytes(data[i:i + 8], "little") for i in range(0, len(data) + 8, 4)]  # each with the next
+
+    def raw(self, k):
+        if k > 32:
+            return self.raw(32) | self.raw(k - 32) << 32
+        word, shift = self.at >> 5, self.at & 31
+        self.at += k
+        return (self.words[word] >> shift) & (1 << k) - 1 if word < len(self.words) else 0
+
+    def end(self):
+        need((self.at + 7) // 8 == len(self.data), "raw bits are missing or left over")
+        need(self.at % 8 == 0 or self.data[-1] >> self.at % 8 == 0, "a raw bit behind the last is set")
+
+
+class RangeDecoder:  # section 7.5.2
+    def __init__(self, data):
+        need(data[-1:] != b"\0", "the range coded bytes end with a zero")
+        self.data, self.at, self.range = data, 8, 2 ** 64 - 1
+        self.code = int.from_bytes((data + bytes(8))[:8], "big")
+
+    def bit(self, context):  # a context is a list [p, n]
+        p, n = context
+        bound = (self.range >> 16) * max(p >> 6, 1)
+        bit = self.code < bound
+        if bit:
+            self.range = bound
+        else:
+            self.code, self.range = self.code - bound, self.range - bound
+        context[:] = p + (((bit << 22) - p) * (655360 // (10 * n + 16)) >> 16), min(n + 1, 255)
+        if self.range < 1 << 32:
+            self.code = self.code << 32 | int.from_bytes((self.data[self.at:self.at + 4] + bytes(4))[:4], "big")
+            self.range, self.at = self.range << 32, self.at + 4
+        return int(bit)
+
+    def magnitude(self, contexts, most, lead, bits):
+        octave = 0
+        while octave < most and self.bit(contexts.setdefault(octave, [1 << 21, 0])):
+            octave += 1
+        node = 1
+        for _ in range(min(octave, lead)):
+            node = 2 * node + self.bit(contexts.setdefault((octave, node), [1 << 21, 0]))
+        rest = octave - min(octave, lead)
+        return node << rest | bits.raw(rest)
+
+
+def decode_adaptive(reader, bits, classes, m):  # section 7.5.2; yields (position, D, side)
+    lo, hi = reader.take(2)
+    need(lo <= hi, "lo is above hi")
+    coder = RangeDecoder(reader.take(len(reader.data) - reader.at))
+    first, contexts = {}, {}  # contexts: class -> (for gaps, for distances, for sides), once it has changed
+    left = {c: coder.magnitude(first, 21, 2, bits) - 1 for c in range(lo, hi + 1)}
+    for i, c in enumerate(classes):
+        if c not in left:
+            continue
+        if left[c] > 0:
+            left[c] -= 1
+            continue
+        if c not in contexts:
+            near = min(contexts, key=lambda other: (abs(other - c), other), default=None)
+            contexts[c] = tuple({key: [p, min(n, 1)] for key, (p, n) in kind.items()}
+                                for kind in contexts.get(near, ({}, {}, {})))
+        gaps, distances, sides = contexts[c]
+        distance = coder.magnitude(distances, m - 1, 3, bits)
+        octave = distance.bit_length() - 1
+        side = bits.raw(1) if octave < 3 else coder.bit(sides.setdefault(octave, [1 << 21, 0]))
+        yield i, distance, side
+        left[c] = coder.magnitude(gaps, 21, 2, bits) - 1
+    need(not any(left.values()), "a change lies behind its class's last unit")
+    need(coder.at >= len(coder.data), "range coded bytes are left over")
+
+
+def number(bits):  # section 7.5.3
+    k = 0
+    while bits.raw(1):
+        k += 1
+        need(k < 16, "a number is too large")
+    return 2 ** k - 1 + bits.raw(k)
+
+
+def table(bits, tokens):  # section 7.5.3; a list of (token, frequency, start) by slot
+    last, common = bits.raw(8), bits.raw(8)
+    need(last < tokens and common <= last, "a table's last or commonest token is out of range")
+    f = {}
+    for t in range(last + 1):
+        if t != common:
+            b = bits.raw(4)
+            j = min(b - 1, 3)
+            f[t] = (2 ** j + bits.raw(j)) << b - 1 - j if b else 0
+    f[common] = 2 ** 14 - sum(f.values())
+    need(f[common] >= 1 and f[last] > 0, "a table's frequencies do not sum up, or its last is 0")
+    slots = []
+    for t in range(last + 1):
+        slots += [(t, f[t], len(slots))] * f[t]
+    return slots
+
+
+def decode_static(reader, bits, classes, m):  # section 7.5.3; yields (position, D, side)
+    lo, hi, r, c = bits.raw(8), bits.raw(8), bits.raw(3), bits.raw(3)
+    need(lo <= hi, "lo is above hi")
+    width, phase, rows, columns = 1, 0, None, None
+    if r or c:
+        width, phase = bits.raw(22), bits.raw(22)
+        need(phase < width <= len(classes), "bad rows")
+        rows = [bits.raw(r) for _ in range(-(-(phase + len(classes)) // width))]
+        columns = [bits.raw(c) for _ in range(width)]
+    levels, count, group, groups = 2 ** r + 2 ** c - 1, bits.raw(6) + 1, 0, []
+    for _ in range((hi - lo + 1) * levels):
+        e = number(bits)
+        group += -(e + 1) // 2 if e & 1 else e // 2
+        need(0 <= group < count, "there is no such group")
+        groups.append(group)
+    tables = [table(bits, 8 * (m - 2)) for _ in range(count)]
+    states = [int.from_bytes(reader.take(4), "little") for _ in range(4)]
+    need(min(states) >= 1 << 16, "a state is too small")
+    words = reader.take(len(reader.data) - reader.at)
+    need(len(words) % 2 == 0, "half a word")
+    words = iter(np.frombuffer(words, "<u2").tolist())
+    for i, class_ in enumerate(classes):
+        level = rows[(phase + i) // width] + columns[(phase + i) % width] if rows else 0
+        x = states[i % 4]
+        t, f, start = tables[groups[(min(max(class_, lo), hi) - lo) * levels + level]][x & 0x3FFF]
+        x = f * (x >> 14) + (x & 0x3FFF) - start
+        if x < 1 << 16:
+            word = next(words, None)
+            need(word is not None, "words are missing")
+            x = x << 16 | word
+        states[i % 4] = x
+        if 0 < t < 8:
+            yield i, t, bits.raw(1)
+        elif t:
+            k = 3 + (t - 8 >> 3)
+            yield i, (4 + t % 4 << k - 2) + bits.raw(k - 2), t >> 2 & 1
+    need(next(words, None) is None and set(states) == {1 << 16}, "words are left over, or a state does not end at 2^16")
+
+
+def decode_context(coded, base, dtype):  # section 7.5; returns the block and how many units changed
+    if not coded:
+        return base, 0
+    carrier, is_float = DTYPES[dtype][1:]
+    m, reader = 8 * carrier, Reader(coded)
+    form = reader.take(1)[0]
+    need(form == 1 or form == 2 and carrier < 8, "an unknown form")
+    bits = RawBits(reader.take(reader.varint()))
+    units = np.frombuffer(base, f"<u{carrier}").tolist()
+    shift = {"F16": 10, "BF16": 7, "F32": 23, "C64": 23, "F64": 52}.get(dtype, m - 8)
+    classes = [x >> shift & (31 if dtype == "F16" else 255) for x in units]
+    top, changed = 1 << m - 1, 0
+    for i, distance, side in (decode_adaptive if form == 1 else decode_static)(reader, bits, classes, m):
+        x, down = units[i], side != (is_float and units[i] >= top)
+        need(distance < top + down, "a distance is too large")
+        x = (2 * top - 1 - x if x >= top else x + top) if is_float else x  # section 7.2
+        x = (x - distance if down else x + distance) % (2 * top)
+        units[i] = (x - top if x >= top else 2 * top - 1 - x) if is_float else x
+        changed += 1
+    bits.end()
+    need(changed, "a block that is not empty changes nothing")
+    return np.array(units, f"<u{carrier}").tobytes(), changed
+
+
 # ---- Section 8: adapting the base -----------------------------------------------------------------------------------
 
 def cast(data, pair):
@@ -705,6 +867,8 @@ def build_tensor(weights, e):
             at += e.blocks[i]
             if e.codec == "sparse":
                 block, n = decode_sparse(coded, base, carrier, is_float)
+            elif e.codec == "context":
+                block, n = decode_context(coded, base, e.dtype)
             else:
                 block = decode_raw(coded, end - begin, carrier)
                 unit = f"<u{carrier}"

@@ -75,7 +75,7 @@ def test_the_whole_circle(folders: Pair, tmp_path: Path) -> None:
     result = run("verify", folders.patch, "--base", folders.base, "--target", tmp_path / "out")
     assert result.exit_code == 0 and re.fullmatch(r"ok: patch and base and rebuilt files: \d+ checks\n", result.stdout)
     result = run("info", folders.patch, "--tensors")
-    assert result.exit_code == 0 and "a.weight" in result.stdout and "sparse" in result.stdout
+    assert result.exit_code == 0 and "a.weight" in result.stdout and "context" in result.stdout
     assert tree(folders.target)["config.json"] in result.stdout
     result = run("compare", folders.target, tmp_path / "out")
     assert result.exit_code == 0 and "2,592 (100.00 %)" in result.stdout

@@ -14,11 +14,12 @@ import ckptdiff
 PACKAGE = Path(ckptdiff.__file__).parent
 ORDER = """
 errors canonical dtypes digests stfile paths parallel selection checkpoint adapt pairing values
-codecs.planes codecs.raw codecs.sparse codecs table manifest patchfile others output
+codecs.place codecs.planes codecs.raw codecs.sparse
+codecs.jit codecs.rangecoder codecs.adaptive codecs.rans codecs.static codecs.context codecs table manifest patchfile others output
 coding maker layers applier verifier comparison patchinfo render demo cli
 """.split()
-LAZY = {"cli", "demo"}
-"""Modules that may import inside functions: the first to start fast, the second to run the first."""
+LAZY = {"cli", "demo", "codecs.context"}
+"""Modules that may import inside functions: to start fast, to run the first, and not to load Numba before it is needed."""
 
 
 def imports(tree: ast.AST) -> set[str]:

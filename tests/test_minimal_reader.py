@@ -25,7 +25,7 @@ def test_both_readers_agree_on_random_patches(batch: int, tmp_path: Path) -> Non
         folder.mkdir()
         base, target = random_pair(rng, folder)
         patch = folder / f"patch{target.suffix}"
-        ckptdiff.make(base, target, patch, codec=[None, "raw", "sparse"][k % 3])
+        ckptdiff.make(base, target, patch, codec=[None, "raw", "sparse", "context"][k % 4])
         ckptdiff.apply(base, patch, folder / "ours")
         READER.apply(base, [patch], folder / "theirs")
         assert tree(folder / "ours") == tree(folder / "theirs") == tree(target)

@@ -144,7 +144,7 @@ FRAMES = st.tuples(METADATA, st.integers(1, 16), st.booleans())
 # --- (a) make and apply --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("codec", [None, "raw", "sparse"])
+@pytest.mark.parametrize("codec", [None, "raw", "sparse", "context"])
 @quick(50)
 @given(pair=pairs(), frames=st.tuples(FRAMES, FRAMES))
 def test_random_files(codec: str | None, pair: Any, frames: Any) -> None:

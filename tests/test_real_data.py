@@ -17,7 +17,7 @@ CHANGED = {"tiny6m-grpo-lr1e-6": 80_953, "tiny6m-grpo-fp32master-lr1e-6": 2_014_
 pytestmark = pytest.mark.skipif(not BASE.is_dir(), reason=f"the real checkpoint pairs are not at {SHARED_DATA}")
 
 
-@pytest.mark.parametrize("codec", [None, "raw", "sparse"])
+@pytest.mark.parametrize("codec", [None, "raw", "sparse", "context"])
 @pytest.mark.parametrize("name", TARGETS)
 def test_every_file_comes_back(name: str, codec: str | None, tmp_path: Path) -> None:
     target = SHARED_DATA / name

@@ -548,5 +548,5 @@ def test_bad_rename_rules(rule: str, files: Pair, tmp_path: Path) -> None:
 
 
 def test_an_unknown_codec(files: Pair, tmp_path: Path) -> None:
-    with refused(ckptdiff.CheckpointError, "unknown codec 'zip': expected one of raw, sparse", tmp_path):
+    with refused(ckptdiff.CheckpointError, "unknown codec 'zip': expected one of raw, sparse, context", tmp_path):
         ckptdiff.make(files.base, files.target, tmp_path / "out.safetensors", codec="zip")

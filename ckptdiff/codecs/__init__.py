@@ -2,8 +2,8 @@
 
 A codec is a module with two functions over one block:
 
-``encode(base, target, dtype) -> (coded, changed)``
-    the coded bytes, and how many units differ;
+``encode(base, target, dtype, place) -> (coded, changed)``
+    the coded bytes, and how many units differ; ``place`` says how the block lies in its tensor;
 ``decode(coded, base, size, dtype) -> (target, changed)``
     the target's bytes and how many units differ; raises ValueError with one line on a coded form that breaks the spec.
 
@@ -15,16 +15,17 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from ckptdiff.codecs import raw, sparse
+from ckptdiff.codecs import context, raw, sparse
+from ckptdiff.codecs.place import Place
 from ckptdiff.dtypes import Bytes, Dtype
 
 
 class Codec(Protocol):
     """What a codec module offers."""
 
-    def encode(self, base: Bytes, target: Bytes, dtype: Dtype) -> tuple[bytes, int]: ...
+    def encode(self, base: Bytes, target: Bytes, dtype: Dtype, place: Place) -> tuple[bytes, int]: ...
 
     def decode(self, coded: memoryview, base: Bytes, size: int, dtype: Dtype) -> tuple[Bytes, int]: ...
 
 
-CODECS: dict[str, Codec] = {"raw": raw, "sparse": sparse}
+CODECS: dict[str, Codec] = {"raw": raw, "sparse": sparse, "context": context}

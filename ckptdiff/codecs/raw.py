@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from ckptdiff.codecs.place import NOWHERE, Place
 from ckptdiff.codecs.planes import Reader, join, split, write_plane
 from ckptdiff.dtypes import Bytes, Dtype
 
 
-def encode(base: Bytes, target: Bytes, dtype: Dtype) -> tuple[bytes, int]:
+def encode(base: Bytes, target: Bytes, dtype: Dtype, place: Place = NOWHERE) -> tuple[bytes, int]:
     """Code a block; see :mod:`ckptdiff.codecs`."""
     units = target.view(dtype.unit)
     coded = b"".join(map(write_plane, split(units, dtype.carrier)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ckptdiff.codecs.place import NOWHERE, Place
 from ckptdiff.codecs.planes import Reader, best_width, read_escaped, write_escaped, write_varint
 from ckptdiff.dtypes import Bytes, Dtype, move_by_zigzag, ulp_zigzag
 
@@ -11,7 +12,7 @@ GAP_WIDTH = 3
 GAP_UNIT = np.dtype("<u4")
 
 
-def encode(base: Bytes, target: Bytes, dtype: Dtype) -> tuple[bytes, int]:
+def encode(base: Bytes, target: Bytes, dtype: Dtype, place: Place = NOWHERE) -> tuple[bytes, int]:
     """Code a block; see :mod:`ckptdiff.codecs`."""
     old, new = base.view(dtype.unit), target.view(dtype.unit)
     positions = np.flatnonzero(old != new)

@@ -176,6 +176,179 @@ def sparse_of(old, new, dtype, g=1, w=1):
     return sparse(gaps, values, CARRIER[dtype], g, w)
 
 
+class Bits:
+    """Raw bits (7.5.1), lowest first."""
+
+    def __init__(self):
+        self.value = self.size = 0
+
+    def put(self, value, k):
+        assert 0 <= value < 1 << k
+        self.value |= value << self.size
+        self.size += k
+        return self
+
+    def bytes(self):
+        return self.value.to_bytes((self.size + 7) // 8, "little")
+
+
+class RangeCoder:
+    """7.5.2 backwards. ``low`` is one large integer, so that carries need no care."""
+
+    def __init__(self):
+        self.low, self.range, self.words = 0, 2 ** 64 - 1, 2
+
+    def bit(self, context, bit):
+        p, n = context
+        bound = (self.range >> 16) * max(p >> 6, 1)
+        if bit:
+            self.range = bound
+        else:
+            self.low, self.range = self.low + bound, self.range - bound
+        context[:] = p + (((bit << 22) - p) * (655360 // (10 * n + 16)) >> 16), min(n + 1, 255)
+        if self.range < 1 << 32:
+            self.low, self.range, self.words = self.low << 32, self.range << 32, self.words + 1
+
+    def magnitude(self, contexts, value, most, lead, bits):
+        k = value.bit_length() - 1
+        for i in range(min(k + 1, most)):
+            self.bit(contexts.setdefault(i, [1 << 21, 0]), int(i < k))
+        node = 1
+        for j in range(min(k, lead)):
+            bit = value >> k - 1 - j & 1
+            self.bit(contexts.setdefault((k, node), [1 << 21, 0]), bit)
+            node = 2 * node + bit
+        rest = k - min(k, lead)
+        bits.put(value & (1 << rest) - 1, rest)
+
+    def bytes(self):
+        for cut in range(32 * self.words, -1, -8):  # as few bytes as tell the range
+            value = -(-self.low >> cut) << cut
+            if value < self.low + self.range:
+                return value.to_bytes(4 * self.words, "big").rstrip(b"\0")
+
+
+def class_of(unit, dtype):
+    shift = {"F16": 10, "BF16": 7, "F32": 23, "C64": 23, "F64": 52}.get(dtype, 8 * CARRIER[dtype] - 8)
+    return unit >> shift & (31 if dtype == "F16" else 255)
+
+
+def moves(old, new, dtype):
+    """Classes of all units, and (position, distance, side) of the changed ones."""
+    c = CARRIER[dtype]
+    units = [int.from_bytes(old[i:i + c], "little") for i in range(0, len(old), c)]
+    found, at = [], -1
+    for gap, value in zip(*distances(old, new, dtype)):
+        at += gap + 1
+        z = value + 1
+        negative = dtype not in INTEGER and units[at] >> 8 * c - 1
+        found.append((at, (z + 1) // 2, z & 1 ^ negative))
+    return [class_of(unit, dtype) for unit in units], found
+
+
+def context_block(form, bits, rest):
+    raw = bits.bytes() if isinstance(bits, Bits) else bits
+    return bytes([form]) + varint(len(raw)) + raw + rest
+
+
+def adaptive(old, new, dtype, span=None, move=None, gap=None, raw=None, coded=None):
+    """7.5.2. ``span``: lo and hi; ``move`` and ``gap`` change a (distance, side) and a gap; the others the bytes."""
+    classes, changed = moves(old, new, dtype)
+    m, coder, bits, first, contexts, ranks, seen = 8 * CARRIER[dtype], RangeCoder(), Bits(), {}, {}, {}, {}
+    positions = {at: (distance, side) for at, distance, side in changed}
+    for i, c in enumerate(classes):  # the ranks, within its class, of each changed unit
+        if i in positions:
+            ranks.setdefault(c, []).append(seen.get(c, 0))
+        seen[c] = seen.get(c, 0) + 1
+    lo, hi = span or (min(ranks), max(ranks))
+    gaps = {c: [b - a - 1 for a, b in zip([-1] + ranks.get(c, []), ranks.get(c, []) + [seen.get(c, 0)])] for c in range(lo, hi + 1)}
+    for c in range(lo, hi + 1):
+        coder.magnitude(first, gaps[c].pop(0) + 1, 21, 2, bits)
+    for i, c in enumerate(classes):
+        if i in positions:
+            if c not in contexts:
+                near = min(contexts, key=lambda other: (abs(other - c), other), default=None)
+                contexts[c] = [{k: [p, min(n, 1)] for k, (p, n) in kind.items()} for kind in contexts.get(near, [{}, {}, {}])]
+            distance, side = move(*positions[i]) if move else positions[i]
+            coder.magnitude(contexts[c][1], distance, m - 1, 3, bits)
+            if distance < 8:
+                bits.put(side, 1)
+            else:
+                coder.bit(contexts[c][2].setdefault(distance.bit_length() - 1, [1 << 21, 0]), side)
+            step = gaps[c].pop(0)
+            coder.magnitude(contexts[c][0], (gap(step) if gap else step) + 1, 21, 2, bits)
+    return context_block(1, edit(bits.bytes(), raw), bytes([lo, hi]) + edit(coder.bytes(), coded))
+
+
+def number(bits, e):
+    k = (e + 1).bit_length() - 1
+    bits.put((1 << k) - 1, k + 1).put(e + 1 - (1 << k), k)
+
+
+def static(old, new, dtype, level_bits=(0, 0), width=1, phase=0, rows=(), columns=(), groups=None, tables=None, span=None,
+           states=None, words=None, raw=None, map_=None):
+    """7.5.3. ``groups``: of each context; ``tables``: for each group (common, {token: (b, low bits)}), or None for equal ones."""
+    classes, changed = moves(old, new, dtype)
+    m, bits, tokens, tail = 8 * CARRIER[dtype], Bits(), [0] * len(classes), []
+    for at, distance, side in changed:
+        if distance < 8:
+            tokens[at] = distance
+            tail.append((side, 1))
+        else:
+            k = distance.bit_length() - 1
+            tokens[at] = 8 + 8 * (k - 3) + 4 * side + (distance >> k - 2 & 3)
+            tail.append((distance & (1 << k - 2) - 1, k - 2))
+    lo, hi = span or (min(classes), max(classes))
+    r, c = level_bits
+    bits.put(lo, 8).put(hi, 8).put(r, 3).put(c, 3)
+    if r or c:
+        bits.put(width, 22).put(phase, 22)
+        for level in rows:
+            bits.put(level, r)
+        for level in columns:
+            bits.put(level, c)
+    levels = 2 ** r + 2 ** c - 1
+    groups = [0] * ((hi - lo + 1) * levels) if groups is None else groups
+    bits.put(max(groups), 6)
+    before = 0
+    for group in groups if map_ is None else []:
+        number(bits, 2 * (group - before) if group >= before else 2 * (before - group) - 1)
+        before = group
+    if map_:
+        map_(bits)
+    last = max(tokens)
+    plain = (0, {t: (4, 0) for t in range(1, last + 1)})  # 8 of 2^14 each, token 0 the rest
+    slots = []
+    for common, codes in [plain] * (max(groups) + 1) if tables is None else tables:
+        top = max([common, *codes])
+        bits.put(top, 8).put(common, 8)
+        f = {}
+        for t in range(top + 1):
+            if t != common:
+                b, low = codes.get(t, (0, 0))
+                bits.put(b, 4)
+                j = min(b - 1, 3)
+                if j > 0:
+                    bits.put(low, j)
+                f[t] = (2 ** j + low) << b - 1 - j if b else 0
+        f[common] = 2 ** 14 - sum(f.values())
+        slots.append({t: (f[t], sum(f[x] for x in range(t))) for t in f})
+    for value, k in tail:
+        bits.put(value, k)
+    x, out = [1 << 16] * 4, []
+    for i in reversed(range(len(tokens))):
+        level = rows[(phase + i) // width] + columns[(phase + i) % width] if r or c else 0
+        f, start = slots[groups[(min(max(classes[i], lo), hi) - lo) * levels + level]][tokens[i]]
+        f = f if f > 0 else 1  # where a table is broken on purpose
+        if x[i % 4] >> 18 >= f:
+            out.append(x[i % 4] & 0xFFFF)
+            x[i % 4] >>= 16
+        x[i % 4] = (x[i % 4] // f << 14) + x[i % 4] % f + start
+    first = b"".join((value & 0xFFFFFFFF).to_bytes(4, "little") for value in x)
+    stream = b"".join(word.to_bytes(2, "little") for word in reversed(out))
+    return context_block(2, edit(bits.bytes(), raw), edit(first, states) + edit(stream, words))
+
+
 def raw_of(data, dtype):
     c = CARRIER[dtype]
     return b"".join(plane(data[k::c]) for k in range(c))
@@ -667,7 +840,6 @@ def table_vectors():
 
     bad_entry("table_entry_unknown_kind", u, "An entry is of a kind that is unknown.", A, kind="moved")
     bad_entry("table_entry_unknown_codec", u, "An entry's codec is unknown.", W, codec="lz4")
-    bad_entry("table_entry_codec_context", u, "An entry's codec is context, which is reserved.", W, codec="context")
     bad_entry("table_entry_unknown_dtype", u, "An entry's dtype is unknown.", A, dtype="U4")
     bad_entry("table_entry_unknown_member", u, "An entry has an unknown member.", A, comment="hello")
     bad_entry("table_entry_unknown_member_of_base", u, "An entry's base has an unknown member.", A, base={"kind": "x"})
@@ -679,6 +851,7 @@ def table_vectors():
     bad_entry("table_entry_same_with_codec", f, "An entry of kind same has a codec.", A, codec="raw")
     bad_entry("table_entry_new_with_base", f, "An entry of kind new has a base.", N, base={"name": "a"})
     bad_entry("table_entry_new_sparse", f, "An entry of kind new is coded sparse.", N, codec="sparse")
+    bad_entry("table_entry_new_context", f, "An entry of kind new is coded context.", N, codec="context")
     bad_entry("table_entry_base_empty", f, "An entry's base is an empty object.", A, base={})
     bad_entry("table_entry_base_name_own", f, "An entry's base has the entry's own name.", A, base={"name": "a"})
     bad_entry("table_entry_base_shape_own", f, "An entry's base has the entry's own shape.", A, base={"shape": [4]})
@@ -857,6 +1030,118 @@ def codec_vectors():
 
 
 # ---- Section 10: bases and chains -----------------------------------------------------------------------------------
+
+def sample(dtype, n, seed, most=5, share=3):
+    """Two runs of n units from a small generator of numbers, the second with one unit in ``share`` moved."""
+    c, state, old, new = CARRIER[dtype], seed, [], []
+    for _ in range(n):
+        state = (state * 6364136223846793005 + 1442695040888963407) % 2 ** 64
+        unit = (state >> 20) % 256 ** c if c < 4 else (0x3C << 8 * c - 8) + (state >> 40) % 2 ** 20
+        old.append(unit)
+        new.append((unit + 1 + (state >> 8) % most) % 256 ** c if (state >> 50) % share == 0 else unit)
+    return tuple(b"".join(unit.to_bytes(c, "little") for unit in side) for side in (old, new))
+
+
+def context_vectors():  # section 7.5
+    def good(name, comment, dtype, old, new_, coder=adaptive, **options):
+        shape = [len(old) * 8 // BITS[dtype]]
+        ok("context_" + name, comment, {"t": T(dtype, shape, old)}, {"t": T(dtype, shape, new_)},
+           [delta("t", "context", blocks=[coder(old, new_, dtype, **options)], changed=len(distances(old, new_, dtype)[0]))])
+    for dtype in ("U8", "I16", "BF16", "F16", "F32", "U32", "F64", "I64", "C64", "F8_E4M3", "F4"):
+        good(f"adaptive_{dtype.lower()}", f"The adaptive form, {dtype}.", dtype, *sample(dtype, 60, 7))
+        if CARRIER[dtype] < 8:
+            good(f"static_{dtype.lower()}", f"The static form, {dtype}.", dtype, *sample(dtype, 60, 8), coder=static)
+    specials = [0, 0x8000, 0x7F80, 0xFF80, 0x7FC1, 0xFFFF, 1, 0x8001, 0x3F80]
+    old, new_ = (b"".join(x.to_bytes(2, "little") for x in side) for side in (specials, specials[1:] + specials[:1]))
+    good("adaptive_specials", "Zeros, infinities, NaN: the largest distances.", "BF16", old, new_)
+    good("static_specials", "The same in the static form.", "BF16", old, new_, coder=static)
+    ends = [bytes(8), b"\xff" * 8, b"\0" * 7 + b"\x80", b"\xff" * 7 + b"\x7f"]
+    pairs = [(a, b) for a in ends for b in ends if a != b]
+    for dtype in ("U64", "F64"):
+        good(f"adaptive_ends_{dtype.lower()}", "The ends of 64 bits: raw bits of more than 32 at once.", dtype,
+             b"".join(a for a, _ in pairs), b"".join(b for _, b in pairs))
+    good("adaptive_wide_span", "lo and hi are wider than the classes that changed.", "BF16", *sample("BF16", 60, 9), span=(0, 255))
+    many = sample("U16", 400, 10, 40000, 2)
+    good("adaptive_many", "Many changes in many classes, far apart.", "U16", *many)
+    good("static_many", "The same in the static form.", "U16", *many, coder=static)
+    rows = {"level_bits": (1, 2), "width": 7, "phase": 3, "rows": [1, 0, 1, 0, 1, 1, 0, 0, 1], "columns": [3, 0, 1, 2, 3, 0, 0]}
+    span = sorted({class_of(x, "U8") for x in sample("U8", 60, 11)[0]})
+    contexts = (span[-1] - span[0] + 1) * 5
+    three = [(0, {t: (5 + t, 0) for t in range(1, 6)}), (2, {0: (13, 5), 1: (1, 0), 3: (2, 1), 4: (3, 2), 5: (4, 7)}),
+             (5, {t: (8, t) for t in range(5)})]
+    good("static_rows", "Levels of rows and columns, three groups, tables of all widths.", "U8", *sample("U8", 60, 11), coder=static,
+         groups=[i % 3 for i in range(contexts)], tables=three, **rows)
+    good("static_rows_only", "Levels of rows, none of columns.", "U8", *sample("U8", 60, 11), coder=static, level_bits=(2, 0), width=60,
+         phase=59, rows=[2, 3], columns=[0] * 60, groups=[0] * ((span[-1] - span[0] + 1) * 4))
+    good("static_clamped", "Classes below lo and above hi count as these.", "U8", *sample("U8", 60, 12), coder=static, span=(100, 101))
+
+    def bad_context(name, comment, coder=adaptive, dtype="U8", seed=13, changed=None, old=None, new_=None, **faults):
+        if old is None:
+            old, new_ = sample(dtype, 60, seed)
+        coded = faults.pop("block", None) or coder(old, new_, dtype, **faults)
+        shape = [len(old) * 8 // BITS[dtype]]
+        base = {"t": T(dtype, shape, old)}
+        n = len(distances(old, new_, dtype)[0]) if changed is None else changed
+        patch = patch_file(base, {"t": T(dtype, shape, new_)}, [delta("t", "context", blocks=[coded], changed=n)])
+        vector("context_" + name, "format", comment, weights(base), patch)
+    whole = adaptive(*sample("U8", 60, 13), "U8")
+    single = {"old": bytes(4), "new_": b"\1\0\0\0"}
+    coder, bits = RangeCoder(), Bits()
+    coder.magnitude({}, 5, 21, 2, bits)  # the next change of class 0 is behind its four units
+    for form in (0, 3):
+        bad_context(f"form_{form}", f"A block has the form {form}.", block=bytes([form]) + whole[1:])
+    bad_context("static_of_8_bytes", "Units of 8 bytes are in the static form.", dtype="U64", block=b"\x02\x00" + bytes(20))
+    bad_context("only_form", "A block ends after its form.", block=b"\x01")
+    bad_context("raw_past_end", "More raw bytes are stated than there are.", block=whole[:1] + b"\x7f" + whole[2:])
+    bad_context("adaptive_no_span", "A block ends after lo.", block=b"\x01\x00\x05")
+    bad_context("adaptive_span_reversed", "lo is above hi.", block=b"\x01\x00\x05\x04\x01")
+    bad_context("adaptive_zero_at_end", "The last range coded byte is 0.", coded=lambda b: b + b"\0")
+    bad_context("adaptive_left_over", "Range coded bytes are left over.", coded=lambda b: b + bytes(12) + b"\1")
+    bad_context("raw_left_over", "A raw byte is left over.", raw=lambda b: b + b"\0")
+    bad_context("raw_missing", "The last raw byte is missing.", raw=lambda b: b[:-1])
+    bad_context("raw_padding", "A raw bit behind the last, the only one, is set.", raw=lambda b: bytes([b[0] | 0x80]), **single)
+    bad_context("adaptive_distance_too_large", "A distance is 2^(m-1), but up.", old=b"\0" * 4, new_=b"\0\x80\0\0",
+                move=lambda distance, side: (distance, 1 - side))
+    bad_context("adaptive_gap_past_end", "A gap leads past the end of its class.", gap=lambda g: g + 1, old=bytes(40), new_=b"\1" + bytes(39))
+    bad_context("adaptive_nothing", "A block that is not empty changes nothing.", block=context_block(1, bits, b"\0\0" + coder.bytes()), **single)
+    bad_context("adaptive_changed_differs", "Another number of units changes.", changed=1)
+
+    def bad_static(name, comment, **faults):
+        bad_context("static_" + name, comment, coder=static, **faults)
+    groups = [0] * 256
+    bad_static("span_reversed", "lo is above hi.", raw=lambda b: bytes([b[1], b[0]]) + b[2:], span=(0, 255), groups=groups)
+    flat = {"level_bits": (1, 0), "span": (0, 255), "groups": [0] * 512, "columns": [0] * 60}
+    bad_static("width_0", "Rows have no width.", **{**flat, "width": 60, "rows": [0]}, raw=lambda b: set_bits(b, 22, 22, 0))
+    bad_static("width_over_units", "A row is wider than the block.", **{**flat, "width": 61, "rows": [0], "columns": [0] * 61})
+    bad_static("phase_is_width", "The phase is the width.", **{**flat, "width": 60, "rows": [0]}, raw=lambda b: set_bits(b, 44, 22, 60))
+    bad_static("group_too_large", "A context has a group that there is not.", span=(0, 255), groups=groups, map_=lambda b: number(b, 2))
+    bad_static("group_negative", "A context has the group -1.", span=(0, 255), groups=groups, map_=lambda b: number(b, 1))
+    bad_static("number_too_large", "A step has sixteen ones.", span=(0, 255), groups=groups, map_=lambda b: b.put(0xFFFF, 16).put(0, 17))
+    one = {t: (4, 0) for t in range(1, 6)}
+    bad_static("table_last_too_large", "A table's last token is T.", tables=[(0, {**one, 48: (1, 0)})])
+    bad_static("table_common_over_last", "A table's commonest token is above its last.", raw=lambda b: set_bits(b, COMMON_AT, 8, 6),
+               span=(0, 255), groups=groups)
+    bad_static("table_sum_too_large", "The frequencies leave nothing for the commonest token.", tables=[(0, {**one, 1: (14, 7), 2: (12, 7)})])
+    bad_static("table_last_is_0", "The frequency of a table's last token is 0.", tables=[(0, {**one, 6: (0, 0)})])
+    bad_static("states_short", "Three bytes of states are missing.", states=lambda b: b[:13], words=lambda b: b"")
+    bad_static("state_too_small", "A state is below 2^16.", states=lambda b: b[:4] + b"\xff\xff\0\0" + b[8:])
+    bad_static("half_a_word", "Half a word is left over.", words=lambda b: b + b"\0")
+    bad_static("word_left_over", "A word is left over.", words=lambda b: b + b"\0\0")
+    bad_static("word_missing", "The last word is missing.", words=lambda b: b[:-2], old=LONG[0], new_=LONG[1], dtype="U16")
+    bad_static("state_at_end", "A state does not end at 2^16.", states=lambda b: (int.from_bytes(b[:4], "little") + 1).to_bytes(4, "little") + b[4:],
+               tables=[(0, {1: (4, 0)})], **single)
+    bad_static("nothing", "A block that is not empty changes nothing.", block=static(bytes(4), bytes(4), "U8"), **single)
+
+
+def set_bits(data, at, k, value):
+    number_ = int.from_bytes(data, "little")
+    number_ = number_ & ~((1 << k) - 1 << at) | value << at
+    return number_.to_bytes(len(data), "little")
+
+
+LONG = sample("U16", 400, 10, 40000, 2)
+COMMON_AT = 8 + 8 + 6 + 6 + 256 + 8  # behind lo, hi, level bits, groups, 256 steps of one bit, and last
+
 
 def base_vectors():
     def other(name, comment, base, expect="wrong_base"):
@@ -1269,7 +1554,7 @@ def successes():
 
 def main():
     OUT.mkdir(parents=True, exist_ok=True)
-    for make in (container_vectors, metadata_vectors, table_vectors, header_vectors, codec_vectors, base_vectors, folder_vectors,
+    for make in (container_vectors, metadata_vectors, table_vectors, header_vectors, codec_vectors, context_vectors, base_vectors, folder_vectors,
                  folder_successes, successes):
         make()
     for old in OUT.glob("*.vector"):

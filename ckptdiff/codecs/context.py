@@ -1,0 +1,88 @@
+"""The ``context`` codec: which units changed, and how far, given the base unit (spec section 7.5)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ckptdiff.codecs.place import NOWHERE, Place
+from ckptdiff.codecs.planes import Reader, write_varint
+from ckptdiff.dtypes import Bytes, Dtype, Units, move_by_zigzag, ulp_zigzag
+
+ADAPTIVE, STATIC = 1, 2
+
+DENSE = 1 / 16
+"""Above this share of changed units a block is coded by the static form, which takes the same time however many change."""
+
+SMALL = 1 << 18
+"""Below this many units both forms are tried where a block is dense."""
+
+
+def classes_of(units: Units, dtype: Dtype) -> Bytes:
+    """Class of each unit: where its exponent, or what is most like one, stands."""
+    return ((units >> dtype.unit.type(dtype.class_shift)) & dtype.unit.type(dtype.class_mask)).astype(np.uint8)
+
+
+def negative(units: Units, dtype: Dtype) -> Bytes:
+    """1 where a float's sign bit is set."""
+    if not dtype.is_float:
+        return np.zeros(len(units), np.uint8)
+    return (units >> dtype.unit.type(8 * dtype.carrier - 1)).astype(np.uint8)
+
+
+def encode(base: Bytes, target: Bytes, dtype: Dtype, place: Place = NOWHERE) -> tuple[bytes, int]:
+    """Code a block; see :mod:`ckptdiff.codecs`."""
+    from ckptdiff.codecs import adaptive, static
+
+    old, new = base.view(dtype.unit), target.view(dtype.unit)
+    positions = np.flatnonzero(old != new)
+    if len(positions) == 0:
+        return b"", 0
+    changed = old[positions]
+    zigzag = ulp_zigzag(changed, new[positions], dtype)
+    distances = ((zigzag >> 1) + (zigzag & 1)).astype(np.uint64)
+    signs = (zigzag & 1).astype(np.uint8) ^ negative(changed, dtype)
+    classes, m = classes_of(old, dtype), 8 * dtype.carrier
+    dense, small = dtype.carrier < 8 and len(positions) > DENSE * len(old), len(old) < SMALL
+    forms = []
+    if dense:
+        forms.append(_join(STATIC, *static.encode(classes, positions, distances, signs, m, place, small)))
+    if small or not dense:
+        forms.append(_join(ADAPTIVE, *adaptive.encode(classes, positions, distances, signs, m)))
+    return min(forms, key=len), len(positions)
+
+
+def _join(form: int, coded: bytes, raw: np.ndarray[Any, Any], bits: int) -> bytes:
+    size = (bits + 7) // 8
+    return bytes([form]) + write_varint(size) + raw.astype("<u4").tobytes()[:size] + coded
+
+
+def decode(coded: memoryview, base: Bytes, size: int, dtype: Dtype) -> tuple[Bytes, int]:
+    """Decode a block; see :mod:`ckptdiff.codecs`."""
+    if len(coded) == 0:
+        return base, 0
+    from ckptdiff.codecs import adaptive, static
+
+    reader, units, m = Reader(coded), base.view(dtype.unit), 8 * dtype.carrier
+    form = reader.take(1)[0]
+    if form not in (ADAPTIVE, STATIC) or (form == STATIC and dtype.carrier == 8):
+        raise ValueError(f"it has the form {form}, expected 1 or 2, and 1 for units of 8 bytes")
+    raw_bytes = bytes(reader.take(reader.varint()))
+    raw = np.frombuffer(raw_bytes + bytes(-len(raw_bytes) % 4 + 8), "<u4").astype(np.uint32)
+    classes = classes_of(units, dtype)
+    if form == ADAPTIVE:
+        head = bytes(reader.take(2))
+        positions, distances, signs, bits = adaptive.decode(classes, head, bytes(reader.take(len(coded) - reader.position)), raw, m)
+    else:
+        positions, distances, signs, bits = static.decode(classes, bytes(reader.take(len(coded) - reader.position)), raw, m)
+    if (bits + 7) // 8 != len(raw_bytes) or (bits % 8 and raw_bytes[-1] >> bits % 8):
+        raise ValueError(f"it takes {bits} raw bits, but has {len(raw_bytes)} bytes of them")
+    if len(positions) == 0:
+        raise ValueError("it changes nothing")
+    changed = units[positions]
+    down = signs ^ negative(changed, dtype)
+    if np.any(distances > (1 << (m - 1)) - 1 + down.astype(np.uint64)):
+        raise ValueError("an ulp distance is too large")
+    units[positions] = move_by_zigzag(changed, (2 * distances - down).astype(dtype.unit), dtype)
+    return base, len(positions)

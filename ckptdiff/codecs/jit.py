@@ -1,0 +1,27 @@
+"""Numba, as the kernels of ``context`` use it. Imported where a kernel is first needed: it takes most of a second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+ZERO, ONE = np.uint64(0), np.uint64(1)
+"""Numba turns a mix of signed and unsigned 64-bit integers into floats, so kernels write unsigned constants like this."""
+
+
+def jit(function: F) -> F:
+    """Compile a kernel when it is first called: without the GIL, and cached on the disk where some folder can be written.
+
+    Kernels allocate nothing (``_nrt``): else Numba counts references to every array in the innermost loops, which takes
+    half of their time.
+    """
+    options: dict[str, Any] = {"nogil": True, "_nrt": False}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # neither the package's folder nor the user's can be written
+        return numba.njit(**options)(function)

@@ -1,0 +1,212 @@
+"""Kernels: rANS over tokens, and its tables (spec section 7.5.3). After Duda, arXiv 1311.2540; four states take turns."""
+
+# mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
+
+from __future__ import annotations
+
+import numpy as np
+
+from ckptdiff.codecs.jit import ONE, jit
+from ckptdiff.codecs.rangecoder import put_raw, take_raw
+
+PRECISION = 14
+TOTAL = 1 << PRECISION
+LOOKUP = 10
+"""Bits of a slot by which its token is first looked up."""
+
+SLOT_BITS, WORD_BITS, REST_BITS = np.uint32(PRECISION), np.uint32(16), np.uint32(32 - PRECISION)
+WORD = np.uint32(0xFFFF)
+SLOT = np.uint32(TOTAL - 1)
+FLOOR = np.uint32(1 << 16)
+"""Where a state begins and ends, and below which it takes another word."""
+
+
+@jit
+def size_of(value):
+    """Bits of a value."""
+    size = 0
+    while value >> size > 0:
+        size += 1
+    return size
+
+
+@jit
+def rounded(value):
+    """A value with its four highest bits only, rounded to nearest."""
+    size = size_of(value)
+    if size > 4:
+        value = (value + (1 << (size - 5))) >> (size - 4) << (size - 4)
+    return value
+
+
+@jit
+def normalise(counts, frequencies):
+    """Frequencies of four significant bits each; that of the commonest token, which is returned, makes up TOTAL."""
+    total, common = np.int64(0), 0
+    for x in range(len(counts)):
+        total += np.int64(counts[x])
+        if counts[x] > counts[common]:
+            common = x
+    rest = np.int64(TOTAL)
+    for x in range(len(counts)):
+        frequencies[x] = np.uint32(0)
+        if counts[x] > 0 and x != common:
+            frequencies[x] = np.uint32(rounded(max((np.int64(counts[x]) * TOTAL + total // 2) // total, np.int64(1))))
+            rest -= np.int64(frequencies[x])
+    while rest < 1:  # take from the commonest of the others
+        most = -1
+        for x in range(len(counts)):
+            if x != common and frequencies[x] > 1 and (most < 0 or frequencies[x] > frequencies[most]):
+                most = x
+        less = np.int64(frequencies[most]) - 1
+        size = size_of(less)
+        less = less >> max(size - 4, 0) << max(size - 4, 0)
+        rest += np.int64(frequencies[most]) - less
+        frequencies[most] = np.uint32(less)
+    frequencies[common] = np.uint32(rest)
+    return common
+
+
+@jit
+def put_table(frequencies, common, raw, held, count, filled):
+    last = 0
+    for x in range(len(frequencies)):
+        if frequencies[x] > 0:
+            last = x
+    held, count, filled = put_raw(np.uint64(last), 8, raw, held, count, filled)
+    held, count, filled = put_raw(np.uint64(common), 8, raw, held, count, filled)
+    for x in range(last + 1):
+        if x != common:
+            value = np.int64(frequencies[x])
+            size = size_of(value)
+            held, count, filled = put_raw(np.uint64(size), 4, raw, held, count, filled)
+            if size > 1:
+                below = min(size - 1, 3)
+                part = np.uint64(value >> (size - 1 - below)) & ((ONE << np.uint64(below)) - ONE)
+                held, count, filled = put_raw(part, below, raw, held, count, filled)
+    return held, count, filled
+
+
+@jit
+def take_table(frequencies, tokens, raw, bits):
+    """Fill a table; returns whether it is one, and the position behind it."""
+    part, bits = take_raw(8, raw, bits)
+    last = np.int64(part)
+    part, bits = take_raw(8, raw, bits)
+    common, rest = np.int64(part), np.int64(TOTAL)
+    if last >= tokens or common > last:
+        return False, bits
+    for x in range(last + 1):
+        if x != common:
+            part, bits = take_raw(4, raw, bits)
+            size = np.int64(part)
+            if size > 0:
+                below = min(size - 1, 3)
+                part, bits = take_raw(below, raw, bits)
+                value = (np.int64(part) | (1 << below)) << (size - 1 - below)
+                frequencies[x] = np.uint32(value)
+                rest -= value
+    frequencies[common] = np.uint32(max(rest, 0))
+    return rest > 0 and (last == common or frequencies[last] > 0), bits
+
+
+@jit
+def push(s, code, words, at):
+    frequency = np.uint32(code & WORD)
+    if np.uint32(s >> REST_BITS) >= frequency:
+        at -= 1
+        words[at] = np.uint16(s & WORD)
+        s = np.uint32(s >> WORD_BITS)
+    q = np.uint32(s // frequency)
+    return np.uint32((q << SLOT_BITS) + (s - q * frequency) + (code >> WORD_BITS)), at
+
+
+@jit
+def encode_kernel(contexts, groups, tokens, codes, words):
+    """rANS, from the last unit to the first and from the end of ``words``; unit i goes to state i mod 4."""
+    at, i = len(words), len(contexts) - 1
+    s0 = s1 = s2 = s3 = FLOOR
+    while i >= 0:
+        j = i & 3
+        if j == 3:
+            s3, at = push(s3, codes[(np.int64(groups[contexts[i]]) << 8) | np.int64(tokens[i])], words, at)
+            s2, at = push(s2, codes[(np.int64(groups[contexts[i - 1]]) << 8) | np.int64(tokens[i - 1])], words, at)
+            s1, at = push(s1, codes[(np.int64(groups[contexts[i - 2]]) << 8) | np.int64(tokens[i - 2])], words, at)
+            s0, at = push(s0, codes[(np.int64(groups[contexts[i - 3]]) << 8) | np.int64(tokens[i - 3])], words, at)
+            i -= 4
+            continue
+        code = codes[(np.int64(groups[contexts[i]]) << 8) | np.int64(tokens[i])]
+        if j == 0:
+            s0, at = push(s0, code, words, at)
+        elif j == 1:
+            s1, at = push(s1, code, words, at)
+        else:
+            s2, at = push(s2, code, words, at)
+        i -= 1
+    return at, s0, s1, s2, s3
+
+
+@jit
+def fill_lookup(codes, n, lookup):
+    for g in range(n):
+        x = 0
+        for q in range(1 << LOOKUP):
+            slot = q << (PRECISION - LOOKUP)
+            while np.int64(codes[(g << 8) + x] >> WORD_BITS) + np.int64(codes[(g << 8) + x] & WORD) <= slot:
+                x += 1
+            lookup[(g << LOOKUP) + q] = np.uint8(x)
+
+
+@jit
+def step(s, group, codes, lookup):
+    """A state and its token, before the state is filled up again."""
+    slot = np.uint32(s & SLOT)
+    token = np.int64(lookup[(group << LOOKUP) | np.int64(slot >> np.uint32(PRECISION - LOOKUP))])
+    code = codes[(group << 8) | token]
+    while np.uint32(slot - (code >> WORD_BITS)) >= np.uint32(code & WORD):
+        token += 1
+        code = codes[(group << 8) | token]
+    return np.uint32(np.uint32(code & WORD) * np.uint32(s >> SLOT_BITS) + slot - np.uint32(code >> WORD_BITS)), token
+
+
+@jit
+def decode_kernel(contexts, groups, codes, lookup, words, states, tokens):
+    """Fill ``tokens``; ``words`` end with four zeros. Returns how many words were taken and the states at the end."""
+    n, at, end = len(contexts), 0, len(words) - 4
+    s0, s1, s2, s3 = states[0], states[1], states[2], states[3]
+    i = 0
+    while i + 4 <= n and at <= end:
+        s0, x0 = step(s0, np.int64(groups[contexts[i]]), codes, lookup)
+        s1, x1 = step(s1, np.int64(groups[contexts[i + 1]]), codes, lookup)
+        s2, x2 = step(s2, np.int64(groups[contexts[i + 2]]), codes, lookup)
+        s3, x3 = step(s3, np.int64(groups[contexts[i + 3]]), codes, lookup)
+        tokens[i], tokens[i + 1], tokens[i + 2], tokens[i + 3] = np.uint8(x0), np.uint8(x1), np.uint8(x2), np.uint8(x3)
+        if s0 < FLOOR:
+            s0 = np.uint32((s0 << WORD_BITS) | np.uint32(words[at]))
+            at += 1
+        if s1 < FLOOR:
+            s1 = np.uint32((s1 << WORD_BITS) | np.uint32(words[at]))
+            at += 1
+        if s2 < FLOOR:
+            s2 = np.uint32((s2 << WORD_BITS) | np.uint32(words[at]))
+            at += 1
+        if s3 < FLOOR:
+            s3 = np.uint32((s3 << WORD_BITS) | np.uint32(words[at]))
+            at += 1
+        i += 4
+    while i < n and at <= end:
+        j = i & 3
+        s = s0 if j == 0 else (s1 if j == 1 else s2)
+        s, x = step(s, np.int64(groups[contexts[i]]), codes, lookup)
+        tokens[i] = np.uint8(x)
+        if s < FLOOR:
+            s = np.uint32((s << WORD_BITS) | np.uint32(words[at]))
+            at += 1
+        if j == 0:
+            s0 = s
+        elif j == 1:
+            s1 = s
+        else:
+            s2 = s
+        i += 1
+    return at, s0, s1, s2, s3

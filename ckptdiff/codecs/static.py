@@ -1,0 +1,429 @@
+"""Kernels: the static form of ``context``, for dense blocks (spec section 7.5.3): a token a unit, coded by rANS with the tables
+of its class and of how active its row and its column are.
+"""
+
+# mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import ckptdiff.codecs.rans as rans
+from ckptdiff.codecs.jit import ONE, ZERO, jit
+from ckptdiff.codecs.place import NOWHERE, Place
+from ckptdiff.codecs.rangecoder import put_raw, take_raw
+from ckptdiff.codecs.rans import size_of
+
+Array = npt.NDArray[Any]
+
+MAX_GROUPS = 32
+FINE = 96
+"""Runs of contexts, by how active they are, from which groups are merged."""
+TOKENS = 256
+
+DIRECT = np.uint64(1 << 16)
+
+# By token: its octave, raw bits behind it, and the distance without them; by distance below 2^16: its token but for the sign.
+OCTAVE = np.array([0, 0, 1, 1, 2, 2, 2, 2] + [3 + x // 8 for x in range(248)], np.int64)
+RAW_BITS = np.array([0] + [1] * 7 + [1 + x // 8 for x in range(248)], np.int64)
+DISTANCE = np.array([*range(8), *((4 + x % 4) << (1 + x // 8) for x in range(248))], np.uint64)
+_exact = np.arange(1 << 16)
+_octave = np.array([max(i.bit_length() - 1, 2) for i in range(1 << 16)])
+TOKEN = np.where(_exact < 8, _exact, 8 + (_octave - 3) * 8 + ((_exact >> (_octave - 2)) & 3)).astype(np.uint8)
+ACTIVITY = np.where(np.arange(TOKENS) > 0, OCTAVE + 1, 0)
+LOG2 = np.array([0] + [round(math.log2(i) * 65536) for i in range(1, 4097)], np.int64)
+
+
+def token_count(m: int) -> int:
+    """Tokens that units of ``m`` bits can have."""
+    return 8 * (m - 2)
+
+
+@jit
+def make_tokens(positions, distances, signs, tokens, raw, held, count, filled):
+    for x in range(len(positions)):
+        distance, sign = distances[x], np.int64(signs[x])
+        if distance < DIRECT:
+            token = np.int64(TOKEN[distance])
+        else:
+            octave = 16
+            while (distance >> np.uint64(octave)) > ONE:
+                octave += 1
+            token = 8 + (octave - 3) * 8 + np.int64((distance >> np.uint64(octave - 2)) & np.uint64(3))
+        if token < 8:
+            held, count, filled = put_raw(np.uint64(sign), 1, raw, held, count, filled)
+        else:
+            token += 4 * sign
+            size = RAW_BITS[token]
+            held, count, filled = put_raw(distance & ((ONE << np.uint64(size)) - ONE), size, raw, held, count, filled)
+        tokens[positions[x]] = np.uint8(token)
+    return held, count, filled
+
+
+@jit
+def take_changes(tokens, raw, bits, positions, distances, signs):
+    for x in range(len(positions)):
+        token = np.int64(tokens[positions[x]])
+        part, bits = take_raw(RAW_BITS[token], raw, bits)
+        if token < 8:
+            distances[x], signs[x] = np.uint64(token), np.uint8(part)
+        else:
+            distances[x], signs[x] = DISTANCE[token] | part, np.uint8((token >> 2) & 1)
+    return bits
+
+
+@jit
+def score(positions, classes, tokens, mean, width, phase, rows, columns):
+    """Add up, by row and by column, how much more active a change is than its class's mean unit."""
+    for x in range(len(positions)):
+        p = np.int64(positions[x])
+        value = 256 * ACTIVITY[tokens[p]] - mean[classes[p]]
+        rows[(p + phase) // width] += value
+        columns[(p + phase) % width] += value
+
+
+@jit
+def find_contexts(classes, first, width, phase, row_levels, column_levels, contexts):
+    """Context of each unit: the first of its class, plus the levels of its row and column."""
+    start, column = 0, phase
+    for r in range(len(row_levels)):
+        n = min(width - column, len(classes) - start)
+        row, levels = row_levels[r], column_levels[column : column + n]
+        for c in range(n):
+            contexts[start + c] = first[classes[start + c]] + row + levels[c]
+        start += n
+        column = 0
+
+
+@jit
+def count_in_place(classes, tokens, first, width, phase, row_levels, column_levels, counts):
+    """Count tokens by context; see :func:`find_contexts`."""
+    start, column = 0, phase
+    for r in range(len(row_levels)):
+        n = min(width - column, len(classes) - start)
+        row, levels = np.int64(row_levels[r]), column_levels[column : column + n]
+        for c in range(n):
+            counts[first[classes[start + c]] + row + levels[c], tokens[start + c]] += np.uint32(1)
+        start += n
+        column = 0
+
+
+@jit
+def count_tokens(contexts, tokens, counts):
+    for i in range(len(contexts)):
+        counts[contexts[i], tokens[i]] += np.uint32(1)
+
+
+@jit
+def cost_of(counts):
+    """About how many bits the tokens of a table and the table itself take."""
+    total, gain, last, seen = np.int64(0), np.int64(0), 0, 0
+    for x in range(len(counts)):
+        n = np.int64(counts[x])
+        if n > 0:
+            total += n
+            gain += n * log2(n)
+            last = x
+            seen += 1
+    return ((total * log2(total) - gain) >> 16) + 16 + 4 * last + 3 * seen
+
+
+@jit
+def log2(n):
+    """In 1/65536 bits, by integers, so that every machine merges the same groups."""
+    shift = 0
+    while n > 4096:
+        n = n >> 1
+        shift += 1
+    return LOG2[n] + (np.int64(shift) << 16)
+
+
+@jit
+def merge_groups(counts, ends, n, cost, save, both):
+    """Merge neighbouring rows of ``counts`` while that saves bits, and down to MAX_GROUPS; returns how many are left."""
+    for i in range(n):
+        cost[i] = cost_of(counts[i])
+    for i in range(n - 1):
+        for x in range(len(both)):
+            both[x] = counts[i, x] + counts[i + 1, x]
+        save[i] = cost[i] + cost[i + 1] - cost_of(both)
+    while n > 1:
+        at = 0
+        for i in range(1, n - 1):
+            if save[i] > save[at]:
+                at = i
+        if save[at] <= 0 and n <= MAX_GROUPS:
+            break
+        cost[at] += cost[at + 1] - save[at]
+        for x in range(len(both)):
+            counts[at, x] += counts[at + 1, x]
+        ends[at] = ends[at + 1]
+        for i in range(at + 1, n - 1):
+            for x in range(len(both)):
+                counts[i, x] = counts[i + 1, x]
+            ends[i], cost[i], save[i] = ends[i + 1], cost[i + 1], save[i + 1]
+        n -= 1
+        for i in (at - 1, at):
+            if 0 <= i and i < n - 1:
+                for x in range(len(both)):
+                    both[x] = counts[i, x] + counts[i + 1, x]
+                save[i] = cost[i] + cost[i + 1] - cost_of(both)
+    return n
+
+
+@jit
+def put_number(value, raw, held, count, filled):
+    """An Elias gamma code of a value from 0 on."""
+    octave = size_of(value + 1) - 1
+    held, count, filled = put_raw((ONE << np.uint64(octave)) - ONE, octave + 1, raw, held, count, filled)
+    return put_raw(np.uint64(value + 1 - (1 << octave)), octave, raw, held, count, filled)
+
+
+@jit
+def take_number(raw, bits):
+    octave = 0
+    while octave < 16:
+        bit, bits = take_raw(1, raw, bits)
+        if bit == ZERO:
+            break
+        octave += 1
+    part, bits = take_raw(octave, raw, bits)
+    return np.int64(part) + (1 << octave) - 1, bits
+
+
+@jit
+def put_map(groups, n, raw, held, count, filled):
+    """The number of groups, and the group of each context, as the step from the one before."""
+    held, count, filled = put_raw(np.uint64(n - 1), 6, raw, held, count, filled)
+    before = 0
+    for x in range(len(groups)):
+        step = np.int64(groups[x]) - before
+        held, count, filled = put_number(2 * step if step >= 0 else -2 * step - 1, raw, held, count, filled)
+        before = np.int64(groups[x])
+    return held, count, filled
+
+
+@jit
+def take_map(groups, raw, bits):
+    part, bits = take_raw(6, raw, bits)
+    n, before = np.int64(part) + 1, 0
+    for x in range(len(groups)):
+        code, bits = take_number(raw, bits)
+        before += -((code + 1) >> 1) if code & 1 else code >> 1
+        if before < 0 or before >= n:
+            return -1, bits
+        groups[x] = np.uint8(before)
+    return n, bits
+
+
+# --- blocks --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Classes, levels of rows and columns, the group of each context, the groups' token counts, and the bits that all take."""
+
+    lo: int
+    hi: int
+    bits: int
+    row_levels: Array
+    column_levels: Array
+    groups: Array
+    counts: Array
+    tokens_cost: int
+
+    @property
+    def cost(self) -> int:
+        return self.tokens_cost + self.bits * (len(self.row_levels) + len(self.column_levels))
+
+
+def encode(classes: Array, positions: Array, distances: Array, signs: Array, m: int, place: Place, best: bool) -> tuple[bytes, Array, int]:
+    """The states and words of rANS; the raw words, which hold the tables too, and how many bits of them count.
+
+    ``best``: try levels of rows and columns of two sizes, not of one.
+    """
+    tokens = np.zeros(len(classes), np.uint8)
+    values = np.empty(len(positions) * m // 32 + 2, np.uint32)
+    held, count, filled = make_tokens(positions, distances, signs, tokens, values, ZERO, 0, 0)
+    values[filled] = np.uint32(held)
+    plan = min(_plans(classes, positions, tokens, place, best), key=lambda plan: plan.cost)
+    room = 16 + len(plan.row_levels) + len(plan.column_levels) + len(plan.groups) + MAX_GROUPS * TOKENS // 2
+    raw = np.empty(room + filled + 1, np.uint32)
+    state = _put_head(raw, place, plan)
+    codes = np.empty((len(plan.counts), TOKENS), np.uint32)
+    for g, counts in enumerate(plan.counts):
+        common = rans.normalise(counts, codes[g])
+        state = rans.put_table(codes[g], common, raw, np.uint64(state[0]), *state[1:])
+    codes |= (np.cumsum(codes, 1, dtype=np.uint32) - codes) << np.uint32(16)
+    words = np.empty(len(classes) + 4, np.uint16)
+    contexts = _contexts(classes, plan.lo, plan.hi, plan.bits, plan.bits, place, plan.row_levels, plan.column_levels)
+    at, *states = rans.encode_kernel(contexts, plan.groups, tokens, codes.reshape(-1), words)
+    coded = np.array(states, "<u4").tobytes() + words[at:].astype("<u2").tobytes()
+    return coded, raw, append(raw, np.uint64(state[0]), *state[1:], values, 32 * filled + count)
+
+
+def _contexts(classes: Array, lo: int, hi: int, row_bits: int, column_bits: int, place: Place, rows: Array, columns: Array) -> Array:
+    """Context of each unit."""
+    contexts = np.empty(len(classes), np.uint16)
+    first, _ = _first_contexts(lo, hi, row_bits, column_bits)
+    if not (row_bits or column_bits):
+        place, rows, columns = Place(len(classes)), np.zeros(1, np.uint16), np.zeros(len(classes), np.uint16)
+    find_contexts(classes, first, place.width, place.phase, rows, columns, contexts)
+    return contexts
+
+
+@jit
+def append(raw, held, count, filled, values, size):
+    """Append ``size`` bits of ``values`` to ``raw``; returns how many bits that makes."""
+    i = 0
+    while size > 0:
+        part = min(size, 32)
+        held, count, filled = put_raw(np.uint64(values[i]), part, raw, held, count, filled)
+        size -= part
+        i += 1
+    raw[filled] = np.uint32(held)
+    return 32 * filled + count
+
+
+def _plans(classes: Array, positions: Array, tokens: Array, place: Place, best: bool) -> Iterator[_Plan]:
+    counts = np.zeros((256, TOKENS), np.uint32)
+    count_tokens(classes, tokens, counts)
+    seen = counts.sum(1, dtype=np.int64)
+    lo, hi = (int(c) for c in np.flatnonzero(seen)[[0, -1]])
+    none = np.zeros(0, np.uint16)
+    yield _Plan(lo, hi, 0, none, none, *_group(counts[lo : hi + 1]))
+    if not 16 <= place.width <= len(classes) // 16:
+        return
+    rows, columns = np.zeros(place.rows(len(classes)), np.int64), np.zeros(place.width, np.int64)
+    mean = counts @ (256 * ACTIVITY) // np.maximum(seen, 1)
+    score(positions, classes, tokens, mean, place.width, place.phase, rows, columns)
+    for bits in (2, 3) if best else (3,):
+        row_levels, column_levels = _levels(rows, bits), _levels(columns, bits)
+        first, levels = _first_contexts(lo, hi, bits, bits)
+        counts = np.zeros(((hi - lo + 1) * levels, TOKENS), np.uint32)
+        count_in_place(classes, tokens, first, place.width, place.phase, row_levels, column_levels, counts)
+        yield _Plan(lo, hi, bits, row_levels, column_levels, *_group(counts))
+
+
+def _first_contexts(lo: int, hi: int, row_bits: int, column_bits: int) -> tuple[Array, int]:
+    """The first context of each class, and how many each has."""
+    levels = 2**row_bits + 2**column_bits - 1
+    return (np.clip(np.arange(256) - lo, 0, hi - lo) * levels).astype(np.uint16), levels
+
+
+def _levels(scores: Array, bits: int) -> Array:
+    """Levels of equal numbers of rows, by their scores."""
+    levels = np.empty(len(scores), np.uint16)
+    levels[np.argsort(scores, kind="stable")] = (np.arange(len(scores)) << bits) // len(scores)
+    return levels
+
+
+def _group(counts: Array) -> tuple[Array, Array, int]:
+    """Group contexts that are about as active; returns the group of each, the groups' counts, and the bits they cost."""
+    totals = counts.sum(1, dtype=np.int64)
+    used = np.flatnonzero(totals)
+    activity = (counts[used] @ (4096 * ACTIVITY)) // totals[used]
+    used = used[np.argsort(activity, kind="stable")]
+    sums = np.cumsum(totals[used])
+    ends = np.unique(np.minimum(np.searchsorted(sums, np.arange(1, FINE + 1) * sums[-1] // FINE) + 1, len(used)))
+    merged = np.add.reduceat(counts[used], np.concatenate([[0], ends[:-1]]), axis=0, dtype=np.uint32)
+    cost, save = np.zeros(len(ends), np.int64), np.zeros(len(ends), np.int64)
+    n = merge_groups(merged, ends, len(ends), cost, save, np.zeros(TOKENS, np.uint32))
+    groups = np.full(len(counts), -1, np.int64)
+    for g, (start, end) in enumerate(zip([0, *ends[: n - 1]], ends[:n], strict=True)):
+        groups[used[start:end]] = g
+    groups = _without_gaps(groups)
+    return groups, merged[:n], int(cost[:n].sum()) + 2 * int(np.count_nonzero(np.diff(groups))) + len(groups)
+
+
+def _without_gaps(groups: Array) -> Array:
+    """Contexts that do not occur take the group before them, which costs a bit each."""
+    known = np.maximum.accumulate(np.where(groups >= 0, np.arange(len(groups)), 0))
+    return np.maximum(groups[known], 0).astype(np.uint8)
+
+
+def _put_head(raw: Array, place: Place, plan: _Plan) -> tuple[Any, int, int]:
+    state = (ZERO, 0, 0)
+    fields = [(plan.lo, 8), (plan.hi, 8), (plan.bits, 3), (plan.bits, 3)] + [(place.width, 22), (place.phase, 22)] * bool(plan.bits)
+    for value, size in fields:
+        state = put_raw(np.uint64(value), size, raw, np.uint64(state[0]), *state[1:])
+    for levels in (plan.row_levels, plan.column_levels):
+        state = put_levels(levels, plan.bits, raw, np.uint64(state[0]), *state[1:])
+    return put_map(plan.groups, len(plan.counts), raw, np.uint64(state[0]), *state[1:])
+
+
+@jit
+def put_levels(levels, size, raw, held, count, filled):
+    for x in range(len(levels)):
+        held, count, filled = put_raw(np.uint64(levels[x]), size, raw, held, count, filled)
+    return held, count, filled
+
+
+def decode(classes: Array, coded: bytes, raw: Array, m: int) -> tuple[Array, Array, Array, int]:
+    """Positions, distances and signs of the changed units, and how many raw bits were taken; raises ValueError."""
+    contexts, groups, codes, bits = _take_head(classes, raw, m)
+    if len(coded) < 16 or len(coded) % 2:
+        raise ValueError(f"{len(coded)} bytes of rANS, expected 16 and an even number")
+    states = np.frombuffer(coded[:16], "<u4").astype(np.uint32)
+    words = np.frombuffer(coded[16:] + bytes(8), "<u2").astype(np.uint16)
+    if states.min() < rans.FLOOR:
+        raise ValueError("a state of rANS is too small")
+    lookup = np.empty(len(codes) // TOKENS << rans.LOOKUP, np.uint8)
+    rans.fill_lookup(codes, len(codes) // TOKENS, lookup)
+    tokens = np.empty(len(classes), np.uint8)
+    at, *ends = rans.decode_kernel(contexts, groups, codes, lookup, words, states, tokens)
+    if at != len(words) - 4 or any(state != rans.FLOOR for state in ends):
+        raise ValueError("rANS does not end where it must")
+    positions = np.flatnonzero(tokens != 0)
+    distances, signs = np.empty(len(positions), np.uint64), np.empty(len(positions), np.uint8)
+    bits = take_changes(tokens, raw, bits, positions, distances, signs)
+    return positions, distances, signs, bits
+
+
+def _take_head(classes: Array, raw: Array, m: int) -> tuple[Array, Array, Array, int]:
+    """Context of each unit, group of each context, codes of the groups' tokens, and the position behind them."""
+    bits = 0
+
+    def take(size: int) -> int:
+        nonlocal bits
+        value, bits = take_raw(size, raw, bits)
+        return int(value)
+
+    lo, hi, row_bits, column_bits = take(8), take(8), take(3), take(3)
+    if lo > hi:
+        raise ValueError(f"its lowest class is {lo}, its highest {hi}")
+    _, levels = _first_contexts(lo, hi, row_bits, column_bits)
+    place, row_levels, column_levels = NOWHERE, np.zeros(0, np.uint16), np.zeros(0, np.uint16)
+    if row_bits or column_bits:
+        place = Place(take(22), take(22))
+        if not place.phase < place.width <= len(classes):
+            raise ValueError(f"rows of {place.width} units, from {place.phase} on, in {len(classes)}")
+        row_levels, column_levels = np.zeros(place.rows(len(classes)), np.uint16), np.zeros(place.width, np.uint16)
+        bits = take_levels(row_levels, row_bits, raw, bits)
+        bits = take_levels(column_levels, column_bits, raw, bits)
+    contexts = _contexts(classes, lo, hi, row_bits, column_bits, place, row_levels, column_levels)
+    groups = np.empty((hi - lo + 1) * levels, np.uint8)
+    n, bits = take_map(groups, raw, bits)
+    if n < 0:
+        raise ValueError("a context has a group that there is not")
+    codes = np.zeros((n, TOKENS), np.uint32)
+    for g in range(n):
+        valid, bits = rans.take_table(codes[g], token_count(m), raw, bits)
+        if not valid:
+            raise ValueError(f"the table of group {g} breaks the rules")
+    codes |= (np.cumsum(codes, 1, dtype=np.uint32) - codes) << np.uint32(16)
+    return contexts, groups, codes.reshape(-1), bits
+
+
+@jit
+def take_levels(levels, size, raw, bits):
+    for x in range(len(levels)):
+        part, bits = take_raw(size, raw, bits)
+        levels[x] = np.uint16(part)
+    return bits
