@@ -289,7 +289,7 @@ def static(old, new, dtype, level_bits=(0, 0), width=1, phase=0, rows=(), column
            states=None, words=None, raw=None, map_=None):
     """7.5.3. ``groups``: of each context; ``tables``: for each group (common, {token: (b, low bits)}), or None for equal ones."""
     classes, changed = moves(old, new, dtype)
-    m, bits, tokens, tail = 8 * CARRIER[dtype], Bits(), [0] * len(classes), []
+    bits, tokens, tail = Bits(), [0] * len(classes), []
     for at, distance, side in changed:
         if distance < 8:
             tokens[at] = distance
