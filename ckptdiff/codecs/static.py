@@ -34,7 +34,7 @@ OCTAVE = np.array([0, 0, 1, 1, 2, 2, 2, 2] + [3 + x // 8 for x in range(248)], n
 RAW_BITS = np.array([0] + [1] * 7 + [1 + x // 8 for x in range(248)], np.int64)
 DISTANCE = np.array([*range(8), *((4 + x % 4) << (1 + x // 8) for x in range(248))], np.uint64)
 _exact = np.arange(1 << 16)
-_octave = np.array([max(i.bit_length() - 1, 2) for i in range(1 << 16)])
+_octave = np.maximum(np.frexp(np.maximum(_exact, 1))[1] - 1, 2)
 TOKEN = np.where(_exact < 8, _exact, 8 + (_octave - 3) * 8 + ((_exact >> (_octave - 2)) & 3)).astype(np.uint8)
 ACTIVITY = np.where(np.arange(TOKENS) > 0, OCTAVE + 1, 0)
 LOG2 = np.array([0] + [round(math.log2(i) * 65536) for i in range(1, 4097)], np.int64)
@@ -89,27 +89,17 @@ def score(positions, classes, tokens, mean, width, phase, rows, columns):
 
 
 @jit
-def find_contexts(classes, first, width, phase, row_levels, column_levels, contexts):
+def find_contexts(classes, lo, hi, levels, width, phase, row_levels, column_levels, contexts):
     """Context of each unit: the first of its class, plus the levels of its row and column."""
+    low, span, step = np.int32(lo), np.int32(hi - lo), np.int32(levels)
     start, column = 0, phase
     for r in range(len(row_levels)):
         n = min(width - column, len(classes) - start)
-        row, levels = row_levels[r], column_levels[column : column + n]
+        row = np.int32(row_levels[r])
+        some, out, level = classes[start : start + n], contexts[start : start + n], column_levels[column : column + n]
         for c in range(n):
-            contexts[start + c] = first[classes[start + c]] + row + levels[c]
-        start += n
-        column = 0
-
-
-@jit
-def count_in_place(classes, tokens, first, width, phase, row_levels, column_levels, counts):
-    """Count tokens by context; see :func:`find_contexts`."""
-    start, column = 0, phase
-    for r in range(len(row_levels)):
-        n = min(width - column, len(classes) - start)
-        row, levels = np.int64(row_levels[r]), column_levels[column : column + n]
-        for c in range(n):
-            counts[first[classes[start + c]] + row + levels[c], tokens[start + c]] += np.uint32(1)
+            class_ = min(max(np.int32(some[c]) - low, np.int32(0)), span)
+            out[c] = np.uint16(np.int32(class_ * step) + row + np.int32(level[c]))
         start += n
         column = 0
 
@@ -227,13 +217,14 @@ def take_map(groups, raw, bits):
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """Classes, levels of rows and columns, the group of each context, the groups' token counts, and the bits that all take."""
+    """Classes, levels of rows and columns, each unit's context, each context's group, the groups' token counts, and the bits of all."""
 
     lo: int
     hi: int
     bits: int
     row_levels: Array
     column_levels: Array
+    contexts: Array
     groups: Array
     counts: Array
     tokens_cost: int
@@ -262,8 +253,7 @@ def encode(classes: Array, positions: Array, distances: Array, signs: Array, m: 
         state = rans.put_table(codes[g], common, raw, np.uint64(state[0]), *state[1:])
     codes |= (np.cumsum(codes, 1, dtype=np.uint32) - codes) << np.uint32(16)
     words = np.empty(len(classes) + 4, np.uint16)
-    contexts = _contexts(classes, plan.lo, plan.hi, plan.bits, plan.bits, place, plan.row_levels, plan.column_levels)
-    at, *states = rans.encode_kernel(contexts, plan.groups, tokens, codes.reshape(-1), words)
+    at, *states = rans.encode_kernel(plan.contexts.astype(np.uint16), plan.groups, tokens, codes.reshape(-1), words)
     coded = np.array(states, "<u4").tobytes() + words[at:].astype("<u2").tobytes()
     return coded, raw, append(raw, np.uint64(state[0]), *state[1:], values, 32 * filled + count)
 
@@ -271,11 +261,15 @@ def encode(classes: Array, positions: Array, distances: Array, signs: Array, m: 
 def _contexts(classes: Array, lo: int, hi: int, row_bits: int, column_bits: int, place: Place, rows: Array, columns: Array) -> Array:
     """Context of each unit."""
     contexts = np.empty(len(classes), np.uint16)
-    first, _ = _first_contexts(lo, hi, row_bits, column_bits)
     if not (row_bits or column_bits):
         place, rows, columns = Place(len(classes)), np.zeros(1, np.uint16), np.zeros(len(classes), np.uint16)
-    find_contexts(classes, first, place.width, place.phase, rows, columns, contexts)
+    find_contexts(classes, lo, hi, _levels_of(row_bits, column_bits), place.width, place.phase, rows, columns, contexts)
     return contexts
+
+
+def _levels_of(row_bits: int, column_bits: int) -> int:
+    """Levels that a unit can have, from its row and its column together."""
+    return 2**row_bits + 2**column_bits - 1
 
 
 @jit
@@ -297,7 +291,7 @@ def _plans(classes: Array, positions: Array, tokens: Array, place: Place, best: 
     seen = counts.sum(1, dtype=np.int64)
     lo, hi = (int(c) for c in np.flatnonzero(seen)[[0, -1]])
     none = np.zeros(0, np.uint16)
-    yield _Plan(lo, hi, 0, none, none, *_group(counts[lo : hi + 1]))
+    yield _Plan(lo, hi, 0, none, none, classes - np.uint8(lo), *_group(counts[lo : hi + 1]))
     if not 16 <= place.width <= len(classes) // 16:
         return
     rows, columns = np.zeros(place.rows(len(classes)), np.int64), np.zeros(place.width, np.int64)
@@ -305,16 +299,10 @@ def _plans(classes: Array, positions: Array, tokens: Array, place: Place, best: 
     score(positions, classes, tokens, mean, place.width, place.phase, rows, columns)
     for bits in (2, 3) if best else (3,):
         row_levels, column_levels = _levels(rows, bits), _levels(columns, bits)
-        first, levels = _first_contexts(lo, hi, bits, bits)
-        counts = np.zeros(((hi - lo + 1) * levels, TOKENS), np.uint32)
-        count_in_place(classes, tokens, first, place.width, place.phase, row_levels, column_levels, counts)
-        yield _Plan(lo, hi, bits, row_levels, column_levels, *_group(counts))
-
-
-def _first_contexts(lo: int, hi: int, row_bits: int, column_bits: int) -> tuple[Array, int]:
-    """The first context of each class, and how many each has."""
-    levels = 2**row_bits + 2**column_bits - 1
-    return (np.clip(np.arange(256) - lo, 0, hi - lo) * levels).astype(np.uint16), levels
+        contexts = _contexts(classes, lo, hi, bits, bits, place, row_levels, column_levels)
+        counts = np.zeros(((hi - lo + 1) * _levels_of(bits, bits), TOKENS), np.uint32)
+        count_tokens(contexts, tokens, counts)
+        yield _Plan(lo, hi, bits, row_levels, column_levels, contexts, *_group(counts))
 
 
 def _levels(scores: Array, bits: int) -> Array:
@@ -398,7 +386,6 @@ def _take_head(classes: Array, raw: Array, m: int) -> tuple[Array, Array, Array,
     lo, hi, row_bits, column_bits = take(8), take(8), take(3), take(3)
     if lo > hi:
         raise ValueError(f"its lowest class is {lo}, its highest {hi}")
-    _, levels = _first_contexts(lo, hi, row_bits, column_bits)
     place, row_levels, column_levels = NOWHERE, np.zeros(0, np.uint16), np.zeros(0, np.uint16)
     if row_bits or column_bits:
         place = Place(take(22), take(22))
@@ -408,7 +395,7 @@ def _take_head(classes: Array, raw: Array, m: int) -> tuple[Array, Array, Array,
         bits = take_levels(row_levels, row_bits, raw, bits)
         bits = take_levels(column_levels, column_bits, raw, bits)
     contexts = _contexts(classes, lo, hi, row_bits, column_bits, place, row_levels, column_levels)
-    groups = np.empty((hi - lo + 1) * levels, np.uint8)
+    groups = np.empty((hi - lo + 1) * _levels_of(row_bits, column_bits), np.uint8)
     n, bits = take_map(groups, raw, bits)
     if n < 0:
         raise ValueError("a context has a group that there is not")
