@@ -260,6 +260,18 @@ def demo(folder: Path | None) -> None:
     run(folder)
 
 
+@main.command()
+def warmup() -> None:
+    """Compile the kernels of the context codec now, for images and read-only installs.
+
+    They are compiled when they are first needed otherwise, which takes some seconds once.
+    """
+    from ckptdiff.codecs.context import warm_up
+
+    folder = warm_up()
+    click.echo(f"compiled, and cached in {folder}" if folder else "compiled, but no folder can be written to cache that")
+
+
 def say(text: str) -> None:
     """A line on stderr; names in it may come from a patch, so what could steer a terminal is written out."""
     click.echo("ckptdiff: " + "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text), err=True)

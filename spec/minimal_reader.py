@@ -645,7 +645,7 @@ def decode_adaptive(reader, bits, classes, m):  # section 7.5.2; yields (positio
     need(lo <= hi, "lo is above hi")
     coder = RangeDecoder(reader.take(len(reader.data) - reader.at))
     first, contexts = {}, {}  # contexts: class -> (for gaps, for distances, for sides), once it has changed
-    left = {c: coder.magnitude(first, 21, 2, bits) - 1 for c in range(lo, hi + 1)}
+    left = {c: coder.magnitude(first, 21, 1, bits) - 1 for c in range(lo, hi + 1)}
     for i, c in enumerate(classes):
         if c not in left:
             continue
@@ -661,7 +661,7 @@ def decode_adaptive(reader, bits, classes, m):  # section 7.5.2; yields (positio
         octave = distance.bit_length() - 1
         side = bits.raw(1) if octave < 3 else coder.bit(sides.setdefault(octave, [1 << 21, 0]))
         yield i, distance, side
-        left[c] = coder.magnitude(gaps, 21, 2, bits) - 1
+        left[c] = coder.magnitude(gaps, 21, 1, bits) - 1
     need(not any(left.values()), "a change lies behind its class's last unit")
     need(coder.at >= len(coder.data), "range coded bytes are left over")
 

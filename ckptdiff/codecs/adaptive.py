@@ -25,7 +25,7 @@ from ckptdiff.codecs.rangecoder import (
 
 Array = npt.NDArray[Any]
 
-GAP_OCTAVE, GAP_LEAD, GAP_LEADS, GAP_CONTEXTS = 21, 2, 32, 128
+GAP_OCTAVE, GAP_LEAD, GAP_LEADS, GAP_CONTEXTS = 21, 1, 32, 80
 """Highest octave of a gap, bits of it in contexts, and where in a class's contexts what stands."""
 
 LEAD = 3

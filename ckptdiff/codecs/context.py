@@ -19,6 +19,20 @@ SMALL = 1 << 18
 """Below this many units both forms are tried where a block is dense."""
 
 
+def warm_up() -> str | None:
+    """Compile every kernel; returns the folder that they are cached in, if one can be written."""
+    from ckptdiff.codecs import adaptive
+    from ckptdiff.dtypes import DTYPES
+
+    dtype, base = DTYPES["BF16"], np.arange(1 << 12, dtype="<u2")
+    for step in (1, 97):
+        target = base.copy()
+        target[::step] += np.arange(0, 4096, step, dtype="<u2") % 50 + 1
+        coded, _ = encode(base.view(np.uint8), target.view(np.uint8), dtype, Place(64, 0))
+        decode(memoryview(coded), base.view(np.uint8).copy(), 2 * len(base), dtype)
+    return adaptive.find_gaps.stats.cache_path  # type: ignore[attr-defined]
+
+
 def classes_of(units: Units, dtype: Dtype) -> Bytes:
     """Class of each unit: where its exponent, or what is most like one, stands."""
     return ((units >> dtype.unit.type(dtype.class_shift)) & dtype.unit.type(dtype.class_mask)).astype(np.uint8)

@@ -263,7 +263,7 @@ def adaptive(old, new, dtype, span=None, move=None, gap=None, raw=None, coded=No
     lo, hi = span or (min(ranks), max(ranks))
     gaps = {c: [b - a - 1 for a, b in zip([-1] + ranks.get(c, []), ranks.get(c, []) + [seen.get(c, 0)])] for c in range(lo, hi + 1)}
     for c in range(lo, hi + 1):
-        coder.magnitude(first, gaps[c].pop(0) + 1, 21, 2, bits)
+        coder.magnitude(first, gaps[c].pop(0) + 1, 21, 1, bits)
     for i, c in enumerate(classes):
         if i in positions:
             if c not in contexts:
@@ -276,7 +276,7 @@ def adaptive(old, new, dtype, span=None, move=None, gap=None, raw=None, coded=No
             else:
                 coder.bit(contexts[c][2].setdefault(distance.bit_length() - 1, [1 << 21, 0]), side)
             step = gaps[c].pop(0)
-            coder.magnitude(contexts[c][0], (gap(step) if gap else step) + 1, 21, 2, bits)
+            coder.magnitude(contexts[c][0], (gap(step) if gap else step) + 1, 21, 1, bits)
     return context_block(1, edit(bits.bytes(), raw), bytes([lo, hi]) + edit(coder.bytes(), coded))
 
 
@@ -1087,7 +1087,7 @@ def context_vectors():  # section 7.5
     whole = adaptive(*sample("U8", 60, 13), "U8")
     single = {"old": bytes(4), "new_": b"\1\0\0\0"}
     coder, bits = RangeCoder(), Bits()
-    coder.magnitude({}, 5, 21, 2, bits)  # the next change of class 0 is behind its four units
+    coder.magnitude({}, 5, 21, 1, bits)  # the next change of class 0 is behind its four units
     for form in (0, 3):
         bad_context(f"form_{form}", f"A block has the form {form}.", block=bytes([form]) + whole[1:])
     bad_context("static_of_8_bytes", "Units of 8 bytes are in the static form.", dtype="U64", block=b"\x02\x00" + bytes(20))
