@@ -243,11 +243,11 @@ def encode(classes: Array, positions: Array, distances: Array, signs: Array, m: 
     values = np.empty(len(positions) * m // 32 + 2, np.uint32)
     held, count, filled = make_tokens(positions, distances, signs, tokens, values, ZERO, 0, 0)
     values[filled] = np.uint32(held)
-    plan = min(_plans(classes, positions, tokens, place, best), key=lambda plan: plan.cost)
+    plan = min(_plans(classes, positions, tokens, token_count(m), place, best), key=lambda plan: plan.cost)
     room = 16 + len(plan.row_levels) + len(plan.column_levels) + len(plan.groups) + MAX_GROUPS * TOKENS // 2
     raw = np.empty(room + filled + 1, np.uint32)
     state = _put_head(raw, place, plan)
-    codes = np.empty((len(plan.counts), TOKENS), np.uint32)
+    codes = np.zeros((len(plan.counts), TOKENS), np.uint32)
     for g, counts in enumerate(plan.counts):
         common = rans.normalise(counts, codes[g])
         state = rans.put_table(codes[g], common, raw, np.uint64(state[0]), *state[1:])
@@ -285,8 +285,8 @@ def append(raw, held, count, filled, values, size):
     return 32 * filled + count
 
 
-def _plans(classes: Array, positions: Array, tokens: Array, place: Place, best: bool) -> Iterator[_Plan]:
-    counts = np.zeros((256, TOKENS), np.uint32)
+def _plans(classes: Array, positions: Array, tokens: Array, kinds: int, place: Place, best: bool) -> Iterator[_Plan]:
+    counts = np.zeros((256, kinds), np.uint32)
     count_tokens(classes, tokens, counts)
     seen = counts.sum(1, dtype=np.int64)
     lo, hi = (int(c) for c in np.flatnonzero(seen)[[0, -1]])
@@ -295,12 +295,12 @@ def _plans(classes: Array, positions: Array, tokens: Array, place: Place, best: 
     if not 16 <= place.width <= len(classes) // 16:
         return
     rows, columns = np.zeros(place.rows(len(classes)), np.int64), np.zeros(place.width, np.int64)
-    mean = counts @ (256 * ACTIVITY) // np.maximum(seen, 1)
+    mean = counts @ (256 * ACTIVITY[:kinds]) // np.maximum(seen, 1)
     score(positions, classes, tokens, mean, place.width, place.phase, rows, columns)
     for bits in (2, 3) if best else (3,):
         row_levels, column_levels = _levels(rows, bits), _levels(columns, bits)
         contexts = _contexts(classes, lo, hi, bits, bits, place, row_levels, column_levels)
-        counts = np.zeros(((hi - lo + 1) * _levels_of(bits, bits), TOKENS), np.uint32)
+        counts = np.zeros(((hi - lo + 1) * _levels_of(bits, bits), kinds), np.uint32)
         count_tokens(contexts, tokens, counts)
         yield _Plan(lo, hi, bits, row_levels, column_levels, contexts, *_group(counts))
 
@@ -316,13 +316,13 @@ def _group(counts: Array) -> tuple[Array, Array, int]:
     """Group contexts that are about as active; returns the group of each, the groups' counts, and the bits they cost."""
     totals = counts.sum(1, dtype=np.int64)
     used = np.flatnonzero(totals)
-    activity = (counts[used] @ (4096 * ACTIVITY)) // totals[used]
+    activity = (counts[used] @ (4096 * ACTIVITY[: counts.shape[1]])) // totals[used]
     used = used[np.argsort(activity, kind="stable")]
     sums = np.cumsum(totals[used])
     ends = np.unique(np.minimum(np.searchsorted(sums, np.arange(1, FINE + 1) * sums[-1] // FINE) + 1, len(used)))
     merged = np.add.reduceat(counts[used], np.concatenate([[0], ends[:-1]]), axis=0, dtype=np.uint32)
     cost, save = np.zeros(len(ends), np.int64), np.zeros(len(ends), np.int64)
-    n = merge_groups(merged, ends, len(ends), cost, save, np.zeros(TOKENS, np.uint32))
+    n = merge_groups(merged, ends, len(ends), cost, save, np.zeros(counts.shape[1], np.uint32))
     groups = np.full(len(counts), -1, np.int64)
     for g, (start, end) in enumerate(zip([0, *ends[: n - 1]], ends[:n], strict=True)):
         groups[used[start:end]] = g
