@@ -17,8 +17,8 @@ from ckptdiff.digests import BLOCK, leaves_of, tensor_digest
 from ckptdiff.dtypes import DTYPES
 from ckptdiff.table import Entry
 
-DENSE = 0.4
-"""Above this share of changed units ``raw`` may be smaller than ``context``, and a sample decides."""
+DENSE = 0.5
+"""Where ``context`` needs more than this share of the target's bytes ``raw`` may be smaller, and a sample decides."""
 FEW = 32
 """Up to so many changed units ``sparse`` may be smaller than ``context``."""
 
@@ -65,10 +65,9 @@ def row_width(tensor: Tensor) -> int:
 def smallest(base: Tensor, target: Tensor, first: int, stop: int) -> dict[str, Coded]:
     """``context``, and another codec where that may be smaller: the smallest first."""
     trials = {"context": code(base, target, "context", first, stop)}
-    changed, units = trials["context"].changed, trials["context"].nbytes // DTYPES[target.dtype].carrier
-    if changed <= FEW:
+    if trials["context"].changed <= FEW:
         trials["sparse"] = code(base, target, "sparse", first, stop)
-    elif changed > DENSE * units:
+    elif sum(map(len, trials["context"].blocks)) > DENSE * trials["context"].nbytes:
         trials["raw"] = code(base, target, "raw", first, stop)
     return dict(sorted(trials.items(), key=lambda trial: sum(map(len, trial[1].blocks))))
 
