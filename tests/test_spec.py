@@ -10,7 +10,7 @@ import xxhash
 
 import ckptdiff
 from ckptdiff import applier, dtypes, manifest, patchfile, paths, stfile, table
-from ckptdiff.codecs import CODECS, planes, sparse
+from ckptdiff.codecs import CODECS, context, planes, sparse
 from ckptdiff.digests import BLOCK, tensor_digest
 from ckptdiff.dtypes import CASTS, DTYPES
 from tests.checkpoints import BITS, tensor, tree, write
@@ -76,6 +76,16 @@ def test_the_sparse_example() -> None:
     new = old.copy()
     new[1], new[6] = 0x3F81, 0x3F7E
     coded = sparse.encode(old.view(np.uint8), new.view(np.uint8), DTYPES["BF16"])
+    assert coded == (bytes.fromhex(text[1]), 2)
+
+
+def test_the_context_example() -> None:
+    text = re.search(r"The block: `(01 01 06 [0-9a-f ]+)` \(spaces added\)", SPEC)
+    assert text
+    old = np.full(8, 0x3F80, "<u2")
+    new = old.copy()
+    new[1], new[6] = 0x3F81, 0x3F7E
+    coded = context.encode(old.view(np.uint8), new.view(np.uint8), DTYPES["BF16"])
     assert coded == (bytes.fromhex(text[1]), 2)
 
 
