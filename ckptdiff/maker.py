@@ -90,13 +90,9 @@ def make(
         check_patterns(new, rules, include, exclude)
         others.check_paths(kept, [file.path for file in (*old.weights, *new.weights)])
         check_output(out, [*old.paths, *new.paths], folder=not new.is_file, overwrite=overwrite)
-        with build_beside(out, overwrite=overwrite) as built:
-            with open(built.with_name("spool"), "w+b") as spool:
-                maker = _Maker(old, new, codec, threads or default_threads(), rules, spool, progress)
-                if new.is_file:
-                    size = maker.write_file(built)
-                else:
-                    size = maker.write_folder(built, kept)
+        with build_beside(out, overwrite=overwrite) as built, open(built.with_name("spool"), "w+b") as spool:
+            maker = _Maker(old, new, codec, threads or default_threads(), rules, spool, progress)
+            size = maker.write_file(built) if new.is_file else maker.write_folder(built, kept)
             old.check_unchanged()
             new.check_unchanged()
         target_size = sum(file.file.size for file in new.weights) + sum(new.others[name].stat().st_size for name in kept)

@@ -157,6 +157,8 @@ def decoding_error(patch: Patch, other: OtherFile, base: Path | None) -> Ckptdif
             pass
     except (FormatError, IntegrityError) as error:
         return error
+    except OSError as error:
+        return IntegrityError(f"{error.filename or patch.path / other.member}: cannot be read: {error.strerror}: fetch the patch again")
     return None
 
 

@@ -234,13 +234,10 @@ class Patch:
         """A file of a folder, opened alone, lacks what the identity is made of."""
         if self.index is None and self.files[0].metadata.base_files is None:
             return
-        rows = ((scope, name, e.dtype, e.shape, self._digest(scope, e)) for (scope, name), (_, e) in self.entries.items())
-        found = identity(rows)
+        made = {(scope, e.name): self.entries[scope, e.of][1] if e.of is not None else e for (scope, _), (_, e) in self.entries.items()}
+        found = identity((scope, name, e.dtype, e.shape, e.digest) for (scope, name), e in made.items())  # a copy is what it is of
         if found != self.target_identity:
             raise FormatError(f"{self.path}: its tensors have the identity {found.hex()}, but it states {self.target_identity.hex()}")
-
-    def _digest(self, scope: str, entry: Entry) -> bytes:
-        return self.entries[scope, entry.of][1].digest if entry.of is not None else entry.digest
 
     @property
     def paths(self) -> list[Path]:

@@ -180,8 +180,8 @@ def _tensor_error(applier: Applier, file: PatchFile, entry: Entry) -> CkptdiffEr
                 node.build(start, stop)
             applier.check(node)
         except (FormatError, IntegrityError) as error:
-            if isinstance(base, FromBase) and digest_of(base.tensor) != base.digest:
-                return applier.wrong_base(applier.chain[0], tensor_differs(base, digest_of(base.tensor)))
+            if isinstance(base, FromBase) and (found := digest_of(base.tensor)) != base.digest:
+                return applier.wrong_base(applier.chain[0], tensor_differs(base, found))
             return error
     except CkptdiffError as error:
         return error

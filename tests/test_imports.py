@@ -15,8 +15,8 @@ PACKAGE = Path(ckptdiff.__file__).parent
 ORDER = """
 errors canonical dtypes digests stfile paths parallel selection checkpoint adapt pairing values
 codecs.place codecs.planes codecs.raw codecs.sparse
-codecs.jit codecs.rangecoder codecs.adaptive codecs.rans codecs.static codecs.context codecs table manifest patchfile others output
-coding maker layers applier verifier comparison patchinfo render demo cli
+codecs.jit codecs.rangecoder codecs.adaptive codecs.rans codecs.groups codecs.static codecs.context codecs
+table manifest patchfile others output coding maker layers applier verifier comparison patchinfo render demo cli
 """.split()
 LAZY = {"cli", "demo", "codecs.context"}
 """Modules that may import inside functions: to start fast, to run the first, and not to load Numba before it is needed."""

@@ -158,15 +158,19 @@ def fill_lookup(codes, n, lookup):
 
 
 @jit
-def step(s, group, codes, lookup):
-    """A state and its token, before the state is filled up again."""
+def pop(s, group, codes, lookup, words, at):
+    """The next token of a state, the state after it, filled up with a word if it needs one, and the position in ``words``."""
     slot = np.uint32(s & SLOT)
     token = np.int64(lookup[(group << LOOKUP) | np.int64(slot >> np.uint32(PRECISION - LOOKUP))])
     code = codes[(group << 8) | token]
     while np.uint32(slot - (code >> WORD_BITS)) >= np.uint32(code & WORD):
         token += 1
         code = codes[(group << 8) | token]
-    return np.uint32(np.uint32(code & WORD) * np.uint32(s >> SLOT_BITS) + slot - np.uint32(code >> WORD_BITS)), token
+    s = np.uint32(np.uint32(code & WORD) * np.uint32(s >> SLOT_BITS) + slot - np.uint32(code >> WORD_BITS))
+    if s < FLOOR:
+        s = np.uint32((s << WORD_BITS) | np.uint32(words[at]))
+        at += 1
+    return np.uint8(token), s, at
 
 
 @jit
@@ -176,37 +180,15 @@ def decode_kernel(contexts, groups, codes, lookup, words, states, tokens):
     s0, s1, s2, s3 = states[0], states[1], states[2], states[3]
     i = 0
     while i + 4 <= n and at <= end:
-        s0, x0 = step(s0, np.int64(groups[contexts[i]]), codes, lookup)
-        s1, x1 = step(s1, np.int64(groups[contexts[i + 1]]), codes, lookup)
-        s2, x2 = step(s2, np.int64(groups[contexts[i + 2]]), codes, lookup)
-        s3, x3 = step(s3, np.int64(groups[contexts[i + 3]]), codes, lookup)
-        tokens[i], tokens[i + 1], tokens[i + 2], tokens[i + 3] = np.uint8(x0), np.uint8(x1), np.uint8(x2), np.uint8(x3)
-        if s0 < FLOOR:
-            s0 = np.uint32((s0 << WORD_BITS) | np.uint32(words[at]))
-            at += 1
-        if s1 < FLOOR:
-            s1 = np.uint32((s1 << WORD_BITS) | np.uint32(words[at]))
-            at += 1
-        if s2 < FLOOR:
-            s2 = np.uint32((s2 << WORD_BITS) | np.uint32(words[at]))
-            at += 1
-        if s3 < FLOOR:
-            s3 = np.uint32((s3 << WORD_BITS) | np.uint32(words[at]))
-            at += 1
+        tokens[i], s0, at = pop(s0, np.int64(groups[contexts[i]]), codes, lookup, words, at)
+        tokens[i + 1], s1, at = pop(s1, np.int64(groups[contexts[i + 1]]), codes, lookup, words, at)
+        tokens[i + 2], s2, at = pop(s2, np.int64(groups[contexts[i + 2]]), codes, lookup, words, at)
+        tokens[i + 3], s3, at = pop(s3, np.int64(groups[contexts[i + 3]]), codes, lookup, words, at)
         i += 4
-    while i < n and at <= end:
-        j = i & 3
-        s = s0 if j == 0 else (s1 if j == 1 else s2)
-        s, x = step(s, np.int64(groups[contexts[i]]), codes, lookup)
-        tokens[i] = np.uint8(x)
-        if s < FLOOR:
-            s = np.uint32((s << WORD_BITS) | np.uint32(words[at]))
-            at += 1
-        if j == 0:
-            s0 = s
-        elif j == 1:
-            s1 = s
-        else:
-            s2 = s
-        i += 1
+    if i < n and at <= end:  # one to three units are left
+        tokens[i], s0, at = pop(s0, np.int64(groups[contexts[i]]), codes, lookup, words, at)
+        if i + 1 < n:
+            tokens[i + 1], s1, at = pop(s1, np.int64(groups[contexts[i + 1]]), codes, lookup, words, at)
+        if i + 2 < n:
+            tokens[i + 2], s2, at = pop(s2, np.int64(groups[contexts[i + 2]]), codes, lookup, words, at)
     return at, s0, s1, s2, s3

@@ -286,11 +286,12 @@ def number(bits, e):
 
 
 def static(old, new, dtype, level_bits=(0, 0), width=1, phase=0, rows=(), columns=(), groups=None, tables=None, span=None,
-           states=None, words=None, raw=None, map_=None):
+           states=None, words=None, raw=None, map_=None, turned=False):
     """7.5.3. ``groups``: of each context; ``tables``: for each group (common, {token: (b, low bits)}), or None for equal ones."""
     classes, changed = moves(old, new, dtype)
     bits, tokens, tail = Bits(), [0] * len(classes), []
     for at, distance, side in changed:
+        side ^= turned
         if distance < 8:
             tokens[at] = distance
             tail.append((side, 1))
@@ -1130,6 +1131,7 @@ def context_vectors():  # section 7.5
     bad_static("word_missing", "The last word is missing.", words=lambda b: b[:-2], old=LONG[0], new_=LONG[1], dtype="U16")
     bad_static("state_at_end", "A state does not end at 2^16.", states=lambda b: (int.from_bytes(b[:4], "little") + 1).to_bytes(4, "little") + b[4:],
                tables=[(0, {1: (4, 0)})], **single)
+    bad_static("distance_too_large", "A distance is 2^(m-1), but up.", old=b"\0" * 4, new_=b"\0\x80\0\0", turned=True)
     bad_static("nothing", "A block that is not empty changes nothing.", block=static(bytes(4), bytes(4), "U8"), **single)
 
 
