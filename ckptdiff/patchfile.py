@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -24,6 +25,7 @@ from ckptdiff.table import MAX_TABLE, TABLE_LEVEL, Entry, Table, Totals, decompr
 
 INDEX_NAME = "ckptdiff.json"
 TABLE = "ckptdiff/table"
+PAYLOADS = "ckptdiff/payloads"
 MAX_STORED_TABLE = MAX_TABLE + (MAX_TABLE >> 6)
 MAX_STORED_HEADER = MAX_HEADER + (MAX_HEADER >> 6)
 
@@ -34,8 +36,8 @@ def _header_tensor(target: str) -> str:
 
 def _members(metadata: Metadata, table_size: int, header_size: int, entries: Sequence[Entry]) -> list[tuple[str, int]]:
     """Names and sizes of a patch file's tensors, in the order of their data."""
-    members = [(TABLE, table_size), (_header_tensor(metadata.target.path), header_size)]
-    return members + [(f"tensor/{entry.name}", entry.payload_size) for entry in entries if entry.has_payload]
+    payloads = sum(entry.payload_size for entry in entries)
+    return [(TABLE, table_size), (_header_tensor(metadata.target.path), header_size), (PAYLOADS, payloads)]
 
 
 def _container_header(metadata: bytes, members: Sequence[tuple[str, int]]) -> bytes:
@@ -109,7 +111,7 @@ class PatchFile:
     def __init__(self, source: ByteSource) -> None:
         self.source = source
         try:
-            container = read_header(source, container=True)
+            container = read_header(source)
         except ValueError as error:
             raise FormatError(f"{source.name}: not a ckptdiff patch: {error}") from None
         text = (container.metadata or {}).get("ckptdiff")
@@ -121,7 +123,7 @@ class PatchFile:
         names = [TABLE, _header_tensor(self.metadata.target.path)]
         if [tensor.name for tensor in container.tensors[:2]] != names:
             raise FormatError(f"{source.name}: expected the tensors {names[0]} and {names[1]} first")
-        for tensor, limit in zip(container.tensors, (MAX_STORED_TABLE, MAX_STORED_HEADER), strict=False):
+        for tensor, limit in zip(container.tensors[:2], (MAX_STORED_TABLE, MAX_STORED_HEADER), strict=True):
             if tensor.nbytes > limit:
                 raise FormatError(f"{source.name}: {tensor.name} has {tensor.nbytes} bytes, expected at most {limit}")
         table, header = (self._read(tensor.begin, tensor.nbytes) for tensor in container.tensors[:2])
@@ -132,10 +134,8 @@ class PatchFile:
         if container.raw != _container_header(text.encode(), members):
             raise FormatError(f"{source.name}: its header is not the one that its table calls for")
         self.header = self._decode_header(header)
-        self.offsets = {
-            entry.name: self._start + tensor.begin
-            for entry, tensor in zip((e for e in self.table.entries if e.has_payload), container.tensors[2:], strict=True)
-        }
+        ends = itertools.accumulate((e.payload_size for e in self.table.entries), initial=self._start + len(table) + len(header))
+        self.offsets = {entry.name: begin for entry, begin in zip(self.table.entries, ends, strict=False)}
         if self.table.totals != self.metadata.totals:
             raise FormatError(f"{source.name}: its totals do not agree with its table")
         needs_base = self.table.removed or any(entry.base_name is not None for entry in self.table.entries)

@@ -108,8 +108,8 @@ class Header:
         return self.tensors[-1].end if self.tensors else 0
 
 
-def parse_header(raw: bytes, data_size: int, *, container: bool = False) -> Header:
-    """Parse the N header bytes of a file whose data has ``data_size`` bytes; a patch's own may be a little larger (spec 11).
+def parse_header(raw: bytes, data_size: int) -> Header:
+    """Parse the N header bytes of a file whose data has ``data_size`` bytes.
 
     Raises:
         ValueError: with one line that says which rule of spec 5.3 is broken.
@@ -120,10 +120,9 @@ def parse_header(raw: bytes, data_size: int, *, container: bool = False) -> Head
     has_metadata, metadata = "__metadata__" in value, value.pop("__metadata__", None)
     if has_metadata and not (isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())):
         raise ValueError("__metadata__ is not an object of strings")
-    limit, name_limit = (MAX_TENSORS + 2, MAX_NAME + len("tensor/")) if container else (MAX_TENSORS, MAX_NAME)
-    if len(value) > limit:
-        raise ValueError(f"it holds {len(value)} tensors, more than {limit}")
-    tensors = sorted((_parse_tensor(name, entry, name_limit) for name, entry in value.items()), key=lambda t: (t.begin, t.end))
+    if len(value) > MAX_TENSORS:
+        raise ValueError(f"it holds {len(value)} tensors, more than {MAX_TENSORS}")
+    tensors = sorted((_parse_tensor(name, entry) for name, entry in value.items()), key=lambda t: (t.begin, t.end))
     position = 0
     for tensor in tensors:
         if tensor.begin != position:
@@ -138,9 +137,9 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_SIZE
 
 
-def _parse_tensor(name: str, entry: Any, name_limit: int) -> TensorInfo:
-    if not 1 <= len(name.encode()) <= name_limit:
-        raise ValueError(f"a tensor name has {len(name.encode())} bytes, expected 1 to {name_limit}")
+def _parse_tensor(name: str, entry: Any) -> TensorInfo:
+    if not 1 <= len(name.encode()) <= MAX_NAME:
+        raise ValueError(f"a tensor name has {len(name.encode())} bytes, expected 1 to {MAX_NAME}")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"tensor {name}: expected an object of dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -156,7 +155,7 @@ def _parse_tensor(name: str, entry: Any, name_limit: int) -> TensorInfo:
     return TensorInfo(name, dtype, tuple(shape), offsets[0], offsets[1])
 
 
-def read_header(source: ByteSource, *, container: bool = False) -> Header:
+def read_header(source: ByteSource) -> Header:
     """Read and parse the header of a safetensors file.
 
     Raises:
@@ -169,7 +168,7 @@ def read_header(source: ByteSource, *, container: bool = False) -> Header:
         raise ValueError(
             f"its header would have {n} bytes, but the file has {source.size} (limit {MAX_HEADER}): truncated, or not safetensors"
         )
-    return parse_header(read_bytes(source, 8, n), source.size - 8 - n, container=container)
+    return parse_header(read_bytes(source, 8, n), source.size - 8 - n)
 
 
 def header_json(first: Iterable[tuple[str, str]], tensors: Iterable[tuple[str, str, Sequence[int], int]]) -> bytes:

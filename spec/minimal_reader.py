@@ -334,16 +334,17 @@ class PatchFile:
         self.read_header(decode_frame(header, 100_000_000, self.predicted_header()))
         # Section 5: the patch's own header is exactly what the metadata and the table imply.
         members, end = [b'{"__metadata__":{"ckptdiff":' + canonical(meta_text) + b"}"], 0
-        payloads = [e for e in self.entries if e.kind in ("delta", "new")]
-        for key, size in [("ckptdiff/table", len(table)), (header_name, len(header))] + [
-                ("tensor/" + e.name, sum(e.blocks)) for e in payloads]:
+        for key, size in [("ckptdiff/table", len(table)), (header_name, len(header)),
+                          ("ckptdiff/payloads", sum(sum(e.blocks) for e in self.entries))]:
             members.append(b'%s:{"dtype":"U8","shape":[%d],"data_offsets":[%d,%d]}' % (
                 canonical(key), size, end, end + size))
             end += size
         expected = b",".join(members) + b"}"
         need(weights.raw == expected + b" " * (-len(expected) % 8), "the patch's header is not what it must be")
         at = len(table) + len(header)
-        for entry in payloads:
+        for entry in self.entries:
+            if entry.kind not in ("delta", "new"):
+                continue
             entry.payload, at = (at, at + sum(entry.blocks)), at + sum(entry.blocks)
             need(xxhash.xxh3_64_digest(weights.read(*entry.payload)) == entry.payload_digest,
                  f"{entry.name!r}: the payload's digest is wrong", "integrity")

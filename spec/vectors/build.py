@@ -446,7 +446,7 @@ def patch_file(base, target, entries, *, path="base.safetensors", base_scope="ba
     output = weights(target, target_head)
     old_identity, new_identity = identities or (identity({"": base}), identity({"": target}))
     data = [("ckptdiff/table", table_bytes), ("ckptdiff/header/" + path.split("/")[-1], header_bytes)]
-    data += [("tensor/" + e["name"], payload) for e, _, payload in made if payload is not None]
+    data += [("ckptdiff/payloads", b"".join(payload for _, _, payload in made if payload is not None))]
     data = edit(data, payloads)
     size = 8 + len(edit(target_head, stored_header)) + sum(len(t.data) for t in target.values())
     metadata = {
@@ -672,7 +672,7 @@ def swap(old, new_text):
 # ---- Section 5: the container ---------------------------------------------------------------------------------------
 
 def container_vectors():
-    f = "format"
+    f, payloads = "format", "ckptdiff/payloads"
     whole = len(two().bytes)
     head = struct.unpack("<Q", two().bytes[:8])[0]
     for at, what in ((0, "an empty file"), (7, "inside the length"), (100, "inside the header"),
@@ -684,7 +684,7 @@ def container_vectors():
     bad("container_length_over_limit", f, "The header's length is 100,000,001.",
         file=lambda b: struct.pack("<Q", 100_000_001) + b[8:])
     bad("container_header_with_space", f, "The patch's header holds a space between two members.",
-        head=swap(b',"tensor/w"', b', "tensor/w"'))
+        head=swap(b',"ckptdiff/payloads"', b', "ckptdiff/payloads"'))
     bad("container_header_padded_too_much", f, "The header is padded with eight spaces more than needed.",
         head=lambda b: b + b" " * (-len(b) % 8 + 8))
     bad("container_header_not_padded", f, "The header is padded with one space too many.",
@@ -693,41 +693,42 @@ def container_vectors():
         head=lambda b: b + b"\n" * (-len(b) % 8 or 8))
     bad("container_header_begins_with_space", f, "The header begins with a space, not with an opening brace.",
         head=lambda b: b" " + b)
-    bad("container_header_not_utf8", f, "The header is not UTF-8.", head=swap(b"tensor/n", b"tensor/\xff"))
+    bad("container_header_not_utf8", f, "The header is not UTF-8.", head=swap(b"ckptdiff/payloads", b"ckptdiff/\xff"))
     bad("container_header_not_json", f, "The header lacks its closing brace.", head=lambda b: b[:-1])
-    bad("container_header_repeats_key", f, "The header has the key tensor/n twice.",
-        head=swap(b',"tensor/n"', b',"tensor/n":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"tensor/n"'))
-    bad("container_header_escapes_needlessly", f, "The header spells the n of tensor/n as an escape.",
-        head=swap(b'"tensor/n"', b'"tensor/\\u006e"'))
+    bad("container_header_repeats_key", f, "The header has the key ckptdiff/payloads twice.",
+        head=swap(b',"ckptdiff/payloads"', b',"ckptdiff/payloads":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"ckptdiff/payloads"'))
+    bad("container_header_escapes_needlessly", f, "The header spells the p of ckptdiff/payloads as an escape.",
+        head=swap(b'"ckptdiff/payloads"', b'"ckptdiff/\\u0070ayloads"'))
     bad("container_keys_in_other_order", f, "A member has shape before dtype.",
         head=lambda b: re.sub(rb'"dtype":"U8",("shape":\[\d+\])', rb'\1,"dtype":"U8"', b, count=1))
     bad("container_offset_is_float", f, "An offset is written as 0.0.", head=swap(b'"data_offsets":[0,', b'"data_offsets":[0.0,'))
     bad("container_offset_is_minus_zero", f, "An offset is written as -0.", head=swap(b'"data_offsets":[0,', b'"data_offsets":[-0,'))
     bad("container_offset_is_boolean", f, "An offset is false.", head=swap(b'"data_offsets":[0,', b'"data_offsets":[false,'))
-    bad("container_dtype_not_u8", f, "A payload has the dtype I8.",
-        layout=setter("tensor/w", "dtype", "I8"))
-    bad("container_shape_of_two_dimensions", f, "A payload has the shape [1, n].",
-        layout=lambda m: m["tensor/w"].update(shape=[1] + m["tensor/w"]["shape"]))
-    bad("container_shape_disagrees_with_offsets", f, "A payload's shape is one more than its bytes.",
-        layout=lambda m: m["tensor/w"].update(shape=[m["tensor/w"]["shape"][0] + 1]))
+    bad("container_dtype_not_u8", f, "The payloads have the dtype I8.",
+        layout=setter(payloads, "dtype", "I8"))
+    bad("container_shape_of_two_dimensions", f, "The payloads have the shape [1, n].",
+        layout=lambda m: m[payloads].update(shape=[1] + m[payloads]["shape"]))
+    bad("container_shape_disagrees_with_offsets", f, "The payloads' shape is one more than their bytes.",
+        layout=lambda m: m[payloads].update(shape=[m[payloads]["shape"][0] + 1]))
 
     def shift(by):
         def fault(members):
-            for name in ("tensor/w", "tensor/n"):
-                members[name]["data_offsets"] = [x + by for x in members[name]["data_offsets"]]
+            members[payloads]["data_offsets"] = [x + by for x in members[payloads]["data_offsets"]]
         return fault
-    bad("container_hole", f, "One byte lies between the header and the first payload.", layout=shift(1),
+    bad("container_hole", f, "One byte lies between the header and the payloads.", layout=shift(1),
         file=lambda b: b + b"\0")
-    bad("container_overlap", f, "The first payload begins in the last byte of the header.", layout=shift(-1),
+    bad("container_overlap", f, "The payloads begin in the last byte of the header.", layout=shift(-1),
         file=lambda b: b[:-1])
-    bad("container_payloads_in_other_order", f, "The payloads do not stand in the table's order.",
-        payloads=lambda data: data[:2] + data[:1:-1])
+    bad("container_payloads_before_header", f, "The payloads stand before the target's header.",
+        payloads=lambda data: [data[0], data[2], data[1]])
     bad("container_members_in_other_order", f, "The offsets are right, but the members do not stand in their order.",
-        layout=lambda m: {k: m[k] for k in sorted(m, key=lambda k: (k != "__metadata__", k != "ckptdiff/table",
-                                                                    k.startswith("tensor/w")))})
-    bad("container_payload_missing", f, "The table's entry w has no payload.",
-        payloads=lambda data: [d for d in data if d[0] != "tensor/w"])
-    bad("container_payload_for_nothing", f, "There is a payload that no entry asks for.",
+        layout=lambda m: {k: m[k] for k in sorted(m, key=lambda k: (k != "__metadata__", k != payloads))})
+    bad("container_payloads_missing", f, "There are no ckptdiff/payloads.", payloads=lambda data: data[:2])
+    bad("container_payloads_too_short", f, "The payloads are a byte shorter than the table's blocks.",
+        payloads=lambda data: data[:2] + [(payloads, data[2][1][:-1])])
+    bad("container_payloads_too_long", f, "The payloads are a byte longer than the table's blocks.",
+        payloads=lambda data: data[:2] + [(payloads, data[2][1] + b"\0")])
+    bad("container_tensor_for_nothing", f, "There is a tensor that nothing asks for.",
         payloads=lambda data: data + [("tensor/x", b"\0")])
     bad("container_table_missing", f, "There is no ckptdiff/table.", payloads=lambda data: data[1:])
     bad("container_header_missing", f, "There is no ckptdiff/header/FILE.", payloads=lambda data: data[:1] + data[2:])
