@@ -22,6 +22,7 @@ from ckptdiff.codecs.rangecoder import (
     take_magnitude,
     take_raw,
 )
+from ckptdiff.codecs.scratch import scratch
 
 Array = npt.NDArray[Any]
 
@@ -137,7 +138,7 @@ def decode_kernel(classes, lo, hi, m, left, contexts, met, raw, words, positions
             sign = part == ONE
         else:
             sign, code, span, at = decode_bit(contexts, here + 9 * m + octave, code, span, words, at)
-        positions[x], distances[x], signs[x] = i, distance, 1 if sign else 0
+        positions[x], distances[x], signs[x] = np.int32(i), distance, 1 if sign else 0
         x += 1
         gap, octave, code, span, at, bits = take_magnitude(
             contexts, c * stride, GAP_LEADS, GAP_OCTAVE, GAP_LEAD, code, span, words, at, raw, bits
@@ -158,10 +159,10 @@ def encode(classes: Array, positions: Array, distances: Array, signs: Array, m: 
     count = len(positions)
     work = np.zeros((7, 256), np.int32)
     work[5:] = -1
-    gaps, first = np.empty(count, np.int32), work[4]
+    gaps, first = scratch("gaps", count, np.int32), work[4]
     lo, hi = find_gaps(classes, positions, gaps, first, work[:4], work[5], work[6])
     room = count * (m // 8 + 6) + 1024
-    raw, words = np.empty(room, np.uint32), np.empty(room, np.uint32)
+    raw, words = scratch("raw", room, np.uint32), scratch("words", room, np.uint32)
     met = np.zeros(256, np.uint8)
     bits, size = encode_kernel(classes[positions], gaps, first, distances, signs, lo, hi, m, _contexts(lo, hi, m), met, raw, words)
     coded = words[: size // 4 + 2].astype(">u4").tobytes()[:size].rstrip(b"\0")
@@ -177,7 +178,9 @@ def decode(classes: Array, head: bytes, coded: bytes, raw: Array, m: int) -> tup
         raise ValueError("its range coded bytes end with a zero")
     words = np.frombuffer(coded + bytes(-len(coded) % 4 + 8), ">u4").astype("<u4")
     left = np.full(256, NEVER, np.int32)
-    positions, distances, signs = (np.empty(len(classes), kind) for kind in (np.int64, np.uint64, np.uint8))
+    positions, distances, signs = (
+        scratch(name, len(classes), kind) for name, kind in (("positions", np.int32), ("distances", np.uint64), ("signs", np.uint8))
+    )
     met = np.zeros(256, np.uint8)
     count, at, bits = decode_kernel(classes, lo, hi, m, left, _contexts(lo, hi, m), met, raw, words, positions, distances, signs)
     if count < 0:

@@ -8,7 +8,8 @@ import numpy as np
 
 from ckptdiff.codecs.place import NOWHERE, Place
 from ckptdiff.codecs.planes import Reader, write_varint
-from ckptdiff.dtypes import Bytes, Dtype, Units, move_by_zigzag, ulp_zigzag
+from ckptdiff.codecs.scratch import scratch
+from ckptdiff.dtypes import Bytes, Dtype
 
 ADAPTIVE, STATIC = 1, 2
 
@@ -33,31 +34,17 @@ def warm_up() -> str | None:
     return adaptive.find_gaps.stats.cache_path  # type: ignore[attr-defined]
 
 
-def classes_of(units: Units, dtype: Dtype) -> Bytes:
-    """Class of each unit: where its exponent, or what is most like one, stands."""
-    return ((units >> dtype.unit.type(dtype.class_shift)) & dtype.unit.type(dtype.class_mask)).astype(np.uint8)
-
-
-def negative(units: Units, dtype: Dtype) -> Bytes:
-    """1 where a float's sign bit is set."""
-    if not dtype.is_float:
-        return np.zeros(len(units), np.uint8)
-    return (units >> dtype.unit.type(8 * dtype.carrier - 1)).astype(np.uint8)
-
-
 def encode(base: Bytes, target: Bytes, dtype: Dtype, place: Place = NOWHERE) -> tuple[bytes, int]:
     """Code a block; see :mod:`ckptdiff.codecs`."""
-    from ckptdiff.codecs import adaptive, static
+    from ckptdiff.codecs import adaptive, changes, static
 
-    old, new = base.view(dtype.unit), target.view(dtype.unit)
-    positions = np.flatnonzero(old != new)
+    old, new, m = base.view(dtype.unit), target.view(dtype.unit), 8 * dtype.carrier
+    positions = changes.differing(old, new)
     if len(positions) == 0:
         return b"", 0
-    changed = old[positions]
-    zigzag = ulp_zigzag(changed, new[positions], dtype)
-    distances = ((zigzag >> 1) + (zigzag & 1)).astype(np.uint64)
-    signs = (zigzag & 1).astype(np.uint8) ^ negative(changed, dtype)
-    classes, m = classes_of(old, dtype), 8 * dtype.carrier
+    distances, signs = scratch("distances", len(positions), np.uint64), scratch("signs", len(positions), np.uint8)
+    changes.measure(old, new, positions, np.uint64(m - 1), dtype.is_float, distances, signs)
+    classes = changes.classes_of(old, dtype)
     dense, small = dtype.carrier < 8 and len(positions) > DENSE * len(old), len(old) < SMALL
     forms = []
     if dense:
@@ -76,7 +63,7 @@ def decode(coded: memoryview, base: Bytes, size: int, dtype: Dtype) -> tuple[Byt
     """Decode a block; see :mod:`ckptdiff.codecs`."""
     if len(coded) == 0:
         return base, 0
-    from ckptdiff.codecs import adaptive, static
+    from ckptdiff.codecs import adaptive, changes, static
 
     reader, units, m = Reader(coded), base.view(dtype.unit), 8 * dtype.carrier
     form = reader.take(1)[0]
@@ -84,7 +71,7 @@ def decode(coded: memoryview, base: Bytes, size: int, dtype: Dtype) -> tuple[Byt
         raise ValueError(f"it has the form {form}, expected 1 or 2, and 1 for units of 8 bytes")
     raw_bytes = bytes(reader.take(reader.varint()))
     raw = np.frombuffer(raw_bytes + bytes(-len(raw_bytes) % 4 + 8), "<u4").astype(np.uint32)
-    classes = classes_of(units, dtype)
+    classes = changes.classes_of(units, dtype)
     if form == ADAPTIVE:
         head = bytes(reader.take(2))
         positions, distances, signs, bits = adaptive.decode(classes, head, bytes(reader.take(len(coded) - reader.position)), raw, m)
@@ -94,9 +81,6 @@ def decode(coded: memoryview, base: Bytes, size: int, dtype: Dtype) -> tuple[Byt
         raise ValueError(f"it takes {bits} raw bits, but has {len(raw_bytes)} bytes of them")
     if len(positions) == 0:
         raise ValueError("it changes nothing")
-    changed = units[positions]
-    down = signs ^ negative(changed, dtype)
-    if np.any(distances > (1 << (m - 1)) - 1 + down.astype(np.uint64)):
+    if not changes.move(units, positions, distances, signs, np.uint64(m - 1), dtype.is_float):
         raise ValueError("an ulp distance is too large")
-    units[positions] = move_by_zigzag(changed, (2 * distances - down).astype(dtype.unit), dtype)
     return base, len(positions)

@@ -1,0 +1,90 @@
+"""Kernels over the units of a block: their classes, which changed, by how many ulps and to which side (spec section 7.5.1)."""
+
+# mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ckptdiff.codecs.jit import ONE, ZERO, jit
+from ckptdiff.codecs.scratch import scratch
+from ckptdiff.dtypes import Bytes, Dtype, Units
+
+Array = npt.NDArray[Any]
+
+
+@jit
+def fill_classes(units, shift, mask, classes):
+    for i in range(len(units)):
+        classes[i] = np.uint8((np.uint64(units[i]) >> shift) & mask)
+
+
+@jit
+def fill_positions(flags, positions):
+    """Positions of the bytes that are 1; ``flags`` holds eight a word, the first lowest. Returns how many there are."""
+    n = 0
+    for w in range(len(flags)):
+        word = flags[w]
+        if word != ZERO:
+            for i in range(8 * w, 8 * w + 8):
+                positions[n] = np.int32(i)
+                n += np.int64(word & ONE)
+                word = word >> np.uint64(8)
+    return n
+
+
+@jit
+def ordered(unit, top, is_float):
+    """The ordered integer of a unit (spec 7.2)."""
+    flip = ZERO
+    if is_float:
+        flip = (ZERO - (unit >> top)) | (ONE << top)
+    return unit ^ flip
+
+
+@jit
+def measure(old, new, positions, top, is_float, distances, signs):
+    """Distance and side of each change. ``top`` is the place of a unit's highest bit."""
+    most = (((ONE << top) - ONE) << ONE) + ONE
+    for x in range(len(positions)):
+        unit = np.uint64(old[positions[x]])
+        move = (ordered(np.uint64(new[positions[x]]), top, is_float) - ordered(unit, top, is_float)) & most
+        down = move >> top
+        distances[x] = ((move ^ (ZERO - down)) + down) & most
+        signs[x] = np.uint8(down ^ (unit >> top)) if is_float else np.uint8(down)
+
+
+@jit
+def move(units, positions, distances, signs, top, is_float):
+    """Inverse of :func:`measure`, in place; returns whether each distance is one that a unit can move."""
+    most = (((ONE << top) - ONE) << ONE) + ONE
+    for x in range(len(positions)):
+        unit, distance = np.uint64(units[positions[x]]), distances[x]
+        down = np.uint64(signs[x]) ^ (unit >> top) if is_float else np.uint64(signs[x])
+        if distance > (ONE << top) - ONE + down:
+            return False
+        value = (ordered(unit, top, is_float) + ((distance ^ (ZERO - down)) + down)) & most
+        flip = ZERO
+        if is_float:
+            flip = ((value >> top) - ONE) | (ONE << top)
+        units[positions[x]] = (value ^ flip) & most
+    return True
+
+
+def classes_of(units: Units, dtype: Dtype) -> Bytes:
+    """Class of each unit: where its exponent, or what is most like one, stands. Scratch."""
+    classes = scratch("classes", len(units), np.uint8)
+    fill_classes(units, np.uint64(dtype.class_shift), np.uint64(dtype.class_mask), classes)
+    return classes
+
+
+def differing(units: Array, others: Array | int) -> Array:
+    """Positions of the units that differ from ``others``. Scratch."""
+    n = len(units)
+    flags, positions = scratch("flags", n + -n % 8, np.uint8), scratch("positions", n + 1, np.int32)
+    flags[n:] = 0
+    np.not_equal(units, others, out=flags[:n].view(np.bool_))
+    return positions[: fill_positions(flags.view(np.uint64), positions)]
