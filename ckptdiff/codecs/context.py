@@ -17,7 +17,10 @@ DENSE = 1 / 16
 """Above this share of changed units a block is coded by the static form, which takes the same time however many change."""
 
 SMALL = 1 << 18
-"""Below this many units both forms are tried where a block is dense."""
+"""Below this many units levels of two sizes are tried in the static form."""
+
+FEW = 1 << 17
+"""Below this many units, or a third as many changes, the adaptive form is tried too where a block is dense."""
 
 
 def warm_up() -> str | None:
@@ -45,11 +48,11 @@ def encode(base: Bytes, target: Bytes, dtype: Dtype, place: Place = NOWHERE) -> 
     distances, signs = scratch("distances", len(positions), np.uint64), scratch("signs", len(positions), np.uint8)
     changes.measure(old, new, positions, np.uint64(m - 1), dtype.is_float, distances, signs)
     classes = changes.classes_of(old, dtype)
-    dense, small = dtype.carrier < 8 and len(positions) > DENSE * len(old), len(old) < SMALL
+    dense = dtype.carrier < 8 and len(positions) > DENSE * len(old)
     forms = []
     if dense:
-        forms.append(_join(STATIC, *static.encode(classes, positions, distances, signs, m, place, small)))
-    if small or not dense:
+        forms.append(_join(STATIC, *static.encode(classes, positions, distances, signs, m, place, len(old) < SMALL)))
+    if not dense or min(len(old), 3 * len(positions)) < FEW:
         forms.append(_join(ADAPTIVE, *adaptive.encode(classes, positions, distances, signs, m)))
     return min(forms, key=len), len(positions)
 

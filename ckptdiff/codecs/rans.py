@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from ckptdiff.codecs.jit import ONE, jit
 from ckptdiff.codecs.rangecoder import put_raw, take_raw
@@ -17,6 +18,7 @@ LOOKUP = 10
 SLOT_BITS, WORD_BITS, REST_BITS = np.uint32(PRECISION), np.uint32(16), np.uint32(32 - PRECISION)
 WORD = np.uint32(0xFFFF)
 SLOT = np.uint32(TOTAL - 1)
+QUOTIENT = np.uint64(46)
 FLOOR = np.uint32(1 << 16)
 """Where a state begins and ends, and below which it takes another word."""
 
@@ -110,38 +112,48 @@ def take_table(frequencies, tokens, raw, bits):
     return rest > 0 and (last == common or frequencies[last] > 0), bits
 
 
+def reciprocals(frequencies: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint64]:
+    """floor(2^46 / f) + 1. With it s / f is (s * reciprocal) >> 46 exactly, and that product below 2^64, for each state s that :func:`push` divides:
+    s < 2^18 f and f <= 2^14, so the error s / 2^46 is less than 1 / f.
+    """
+    return np.uint64(1 << 46) // np.maximum(frequencies, 1).astype(np.uint64) + np.uint64(1)
+
+
 @jit
-def push(s, code, words, at):
+def push(s, code, reciprocal, words, at):
     frequency = np.uint32(code & WORD)
     if np.uint32(s >> REST_BITS) >= frequency:
         at -= 1
         words[at] = np.uint16(s & WORD)
         s = np.uint32(s >> WORD_BITS)
-    q = np.uint32(s // frequency)
-    return np.uint32((q << SLOT_BITS) + (s - q * frequency) + (code >> WORD_BITS)), at
+    q = np.uint32((np.uint64(s) * reciprocal) >> QUOTIENT)
+    return np.uint32(s + q * np.uint32(np.uint32(TOTAL) - frequency) + (code >> WORD_BITS)), at
 
 
 @jit
-def encode_kernel(contexts, groups, tokens, codes, words):
+def encode_kernel(contexts, groups, tokens, codes, reciprocals, words):
     """rANS, from the last unit to the first and from the end of ``words``; unit i goes to state i mod 4."""
     at, i = len(words), len(contexts) - 1
     s0 = s1 = s2 = s3 = FLOOR
     while i >= 0:
         j = i & 3
+        d = (np.int64(groups[contexts[i]]) << 8) | np.int64(tokens[i])
         if j == 3:
-            s3, at = push(s3, codes[(np.int64(groups[contexts[i]]) << 8) | np.int64(tokens[i])], words, at)
-            s2, at = push(s2, codes[(np.int64(groups[contexts[i - 1]]) << 8) | np.int64(tokens[i - 1])], words, at)
-            s1, at = push(s1, codes[(np.int64(groups[contexts[i - 2]]) << 8) | np.int64(tokens[i - 2])], words, at)
-            s0, at = push(s0, codes[(np.int64(groups[contexts[i - 3]]) << 8) | np.int64(tokens[i - 3])], words, at)
+            c = (np.int64(groups[contexts[i - 1]]) << 8) | np.int64(tokens[i - 1])
+            b = (np.int64(groups[contexts[i - 2]]) << 8) | np.int64(tokens[i - 2])
+            a = (np.int64(groups[contexts[i - 3]]) << 8) | np.int64(tokens[i - 3])
+            s3, at = push(s3, codes[d], reciprocals[d], words, at)
+            s2, at = push(s2, codes[c], reciprocals[c], words, at)
+            s1, at = push(s1, codes[b], reciprocals[b], words, at)
+            s0, at = push(s0, codes[a], reciprocals[a], words, at)
             i -= 4
             continue
-        code = codes[(np.int64(groups[contexts[i]]) << 8) | np.int64(tokens[i])]
         if j == 0:
-            s0, at = push(s0, code, words, at)
+            s0, at = push(s0, codes[d], reciprocals[d], words, at)
         elif j == 1:
-            s1, at = push(s1, code, words, at)
+            s1, at = push(s1, codes[d], reciprocals[d], words, at)
         else:
-            s2, at = push(s2, code, words, at)
+            s2, at = push(s2, codes[d], reciprocals[d], words, at)
         i -= 1
     return at, s0, s1, s2, s3
 

@@ -14,10 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 import ckptdiff.codecs.rans as rans
+from ckptdiff.codecs.changes import differing
 from ckptdiff.codecs.groups import MAX_GROUPS, group, put_map, take_map
 from ckptdiff.codecs.jit import ONE, ZERO, jit
 from ckptdiff.codecs.place import NOWHERE, Place
 from ckptdiff.codecs.rangecoder import put_raw, take_raw
+from ckptdiff.codecs.scratch import scratch
 
 Array = npt.NDArray[Any]
 
@@ -74,47 +76,80 @@ def take_changes(tokens, raw, bits, positions, distances, signs):
 
 
 @jit
+def count(values, sums):
+    """Count values in two rows that take turns: an adder that waits for itself takes longer."""
+    even, odd = sums[0], sums[1]
+    for i in range(0, len(values) - 1, 2):
+        even[values[i]] += np.int32(1)
+        odd[values[i + 1]] += np.int32(1)
+    if len(values) & 1:
+        even[values[len(values) - 1]] += np.int32(1)
+
+
+@jit
+def find_mean(classes, positions, tokens, sums, mean):
+    """256 times how active a unit of each class is on average."""
+    count(classes, sums)
+    for x in range(len(positions)):
+        mean[classes[positions[x]]] += 256 * ACTIVITY[tokens[positions[x]]]
+    for c in range(256):
+        mean[c] //= max(np.int64(sums[0, c] + sums[1, c]), 1)
+
+
+@jit
 def score(positions, classes, tokens, mean, width, phase, rows, columns):
     """Add up, by row and by column, how much more active a change is than its class's mean unit."""
+    row, start = 0, -phase
     for x in range(len(positions)):
         p = np.int64(positions[x])
+        while p - start >= width:
+            row += 1
+            start += width
         value = 256 * ACTIVITY[tokens[p]] - mean[classes[p]]
-        rows[(p + phase) // width] += value
-        columns[(p + phase) % width] += value
+        rows[row] += value
+        columns[p - start] += value
 
 
 @jit
 def find_contexts(classes, lo, hi, levels, width, phase, row_levels, column_levels, contexts):
     """Context of each unit: the first of its class, plus the levels of its row and column."""
-    low, span, step = np.int32(lo), np.int32(hi - lo), np.int32(levels)
+    lowest, highest, step = np.uint8(lo), np.uint8(hi), np.int32(levels)
     start, column = 0, phase
     for r in range(len(row_levels)):
         n = min(width - column, len(classes) - start)
-        row = np.int32(row_levels[r])
+        row = np.int32(row_levels[r]) - np.int32(lo) * step
         some, out, level = classes[start : start + n], contexts[start : start + n], column_levels[column : column + n]
-        for c in range(n):
-            class_ = min(max(np.int32(some[c]) - low, np.int32(0)), span)
-            out[c] = np.uint16(np.int32(class_ * step) + row + np.int32(level[c]))
+        for c in range(n):  # in this form LLVM makes vectors of it, 20 times as fast
+            class_ = some[c]
+            if class_ < lowest:
+                class_ = lowest
+            if class_ > highest:
+                class_ = highest
+            out[c] = np.uint16(np.int32(np.int32(class_) * step) + row + np.int32(level[c]))
         start += n
         column = 0
 
 
 @jit
-def count_tokens(contexts, tokens, counts):
-    for i in range(len(contexts)):
-        counts[contexts[i], tokens[i]] += np.uint32(1)
+def count_tokens(contexts, positions, tokens, sums, counts):
+    """Count the tokens of each context: those of changes one by one, the zeros by what is left of all units."""
+    count(contexts, sums)
+    for x in range(len(positions)):
+        counts[contexts[positions[x]], tokens[positions[x]]] += np.uint32(1)
+        sums[0, contexts[positions[x]]] -= np.int32(1)
+    for c in range(len(counts)):
+        counts[c, 0] = np.uint32(sums[0, c] + sums[1, c])
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """Classes, levels of rows and columns, each unit's context, each context's group, the groups' token counts, and the bits of all."""
+    """Classes, levels of rows and columns, each context's group, the groups' token counts, and the bits of all."""
 
     lo: int
     hi: int
     bits: int
     row_levels: Array
     column_levels: Array
-    contexts: Array
     groups: Array
     counts: Array
     tokens_cost: int
@@ -129,30 +164,33 @@ def encode(classes: Array, positions: Array, distances: Array, signs: Array, m: 
 
     ``best``: try levels of rows and columns of two sizes, not of one.
     """
-    tokens = np.zeros(len(classes), np.uint8)
-    values = np.empty(len(positions) * m // 32 + 2, np.uint32)
+    tokens, values = scratch("tokens", len(classes), np.uint8), scratch("values", len(positions) * m // 32 + 2, np.uint32)
+    tokens[:] = 0
     held, count, filled = make_tokens(positions, distances, signs, tokens, values, ZERO, 0, 0)
     values[filled] = np.uint32(held)
     plan = min(_plans(classes, positions, tokens, token_count(m), place, best), key=lambda plan: plan.cost)
     room = 16 + len(plan.row_levels) + len(plan.column_levels) + len(plan.groups) + MAX_GROUPS * TOKENS // 2
-    raw = np.empty(room + filled + 1, np.uint32)
+    raw = scratch("raw", room + filled + 1, np.uint32)
     state = _put_head(raw, place, plan)
     codes = np.zeros((len(plan.counts), TOKENS), np.uint32)
     for g, counts in enumerate(plan.counts):
         common = rans.normalise(counts, codes[g])
         state = rans.put_table(codes[g], common, raw, np.uint64(state[0]), *state[1:])
+    reciprocals = rans.reciprocals(codes)
     codes |= (np.cumsum(codes, 1, dtype=np.uint32) - codes) << np.uint32(16)
-    words = np.empty(len(classes) + 4, np.uint16)
-    at, *states = rans.encode_kernel(plan.contexts.astype(np.uint16), plan.groups, tokens, codes.reshape(-1), words)
+    words = scratch("words", len(classes) + 4, np.uint16)
+    contexts = _contexts(classes, plan.lo, plan.hi, plan.bits, plan.bits, place, plan.row_levels, plan.column_levels)
+    at, *states = rans.encode_kernel(contexts, plan.groups, tokens, codes.reshape(-1), reciprocals.reshape(-1), words)
     coded = np.array(states, "<u4").tobytes() + words[at:].astype("<u2").tobytes()
     return coded, raw, append(raw, np.uint64(state[0]), *state[1:], values, 32 * filled + count)
 
 
 def _contexts(classes: Array, lo: int, hi: int, row_bits: int, column_bits: int, place: Place, rows: Array, columns: Array) -> Array:
     """Context of each unit."""
-    contexts = np.empty(len(classes), np.uint16)
+    contexts = scratch("contexts", len(classes), np.uint16)
     if not (row_bits or column_bits):
-        place, rows, columns = Place(len(classes)), np.zeros(1, np.uint16), np.zeros(len(classes), np.uint16)
+        place = Place(1 << 12)
+        rows, columns = np.zeros(place.rows(len(classes)), np.uint16), np.zeros(place.width, np.uint16)
     find_contexts(classes, lo, hi, _levels_of(row_bits, column_bits), place.width, place.phase, rows, columns, contexts)
     return contexts
 
@@ -176,23 +214,23 @@ def append(raw, held, count, filled, values, size):
 
 
 def _plans(classes: Array, positions: Array, tokens: Array, kinds: int, place: Place, best: bool) -> Iterator[_Plan]:
-    counts, activity = np.zeros((256, kinds), np.uint32), ACTIVITY[:kinds]
-    count_tokens(classes, tokens, counts)
-    seen = counts.sum(1, dtype=np.int64)
-    lo, hi = (int(c) for c in np.flatnonzero(seen)[[0, -1]])
-    none = np.zeros(0, np.uint16)
-    yield _Plan(lo, hi, 0, none, none, classes - np.uint8(lo), *group(counts[lo : hi + 1], activity))
-    if not 16 <= place.width <= len(classes) // 16:
-        return
-    rows, columns = np.zeros(place.rows(len(classes)), np.int64), np.zeros(place.width, np.int64)
-    mean = counts @ (256 * activity) // np.maximum(seen, 1)
-    score(positions, classes, tokens, mean, place.width, place.phase, rows, columns)
-    for bits in (2, 3) if best else (3,):
-        row_levels, column_levels = _levels(rows, bits), _levels(columns, bits)
-        contexts = _contexts(classes, lo, hi, bits, bits, place, row_levels, column_levels)
+    lo, hi, activity, none = int(classes.min()), int(classes.max()), ACTIVITY[:kinds], np.zeros(0, np.uint16)
+    sizes: tuple[int, ...] = (0,)
+    if 16 <= place.width <= len(classes) // 16:
+        rows, columns = np.zeros(place.rows(len(classes)), np.int64), np.zeros(place.width, np.int64)
+        mean = np.zeros(256, np.int64)
+        find_mean(classes, positions, tokens, np.zeros((2, 256), np.int32), mean)
+        score(positions, classes, tokens, mean, place.width, place.phase, rows, columns)
+        sizes = (3, 2) if best else (3,)
+    for bits in sizes:
+        levels = (_levels(rows, bits), _levels(columns, bits)) if bits else (none, none)
+        contexts = _contexts(classes, lo, hi, bits, bits, place, *levels)
         counts = np.zeros(((hi - lo + 1) * _levels_of(bits, bits), kinds), np.uint32)
-        count_tokens(contexts, tokens, counts)
-        yield _Plan(lo, hi, bits, row_levels, column_levels, contexts, *group(counts, activity))
+        count_tokens(contexts, positions, tokens, np.zeros((2, len(counts)), np.int32), counts)
+        yield _Plan(lo, hi, bits, *levels, *group(counts, activity))
+    if sizes != (0,):
+        by_class = counts.reshape(hi - lo + 1, -1, kinds).sum(1, dtype=np.uint32)
+        yield _Plan(lo, hi, 0, none, none, *group(by_class, activity))
 
 
 def _levels(scores: Array, bits: int) -> Array:
@@ -230,12 +268,12 @@ def decode(classes: Array, coded: bytes, raw: Array, m: int) -> tuple[Array, Arr
         raise ValueError("a state of rANS is too small")
     lookup = np.empty(len(codes) // TOKENS << rans.LOOKUP, np.uint8)
     rans.fill_lookup(codes, len(codes) // TOKENS, lookup)
-    tokens = np.empty(len(classes), np.uint8)
+    tokens = scratch("tokens", len(classes), np.uint8)
     at, *ends = rans.decode_kernel(contexts, groups, codes, lookup, words, states, tokens)
     if at != len(words) - 4 or any(state != rans.FLOOR for state in ends):
         raise ValueError("rANS does not end where it must")
-    positions = np.flatnonzero(tokens != 0)
-    distances, signs = np.empty(len(positions), np.uint64), np.empty(len(positions), np.uint8)
+    positions = differing(tokens, 0)
+    distances, signs = scratch("distances", len(positions), np.uint64), scratch("signs", len(positions), np.uint8)
     bits = take_changes(tokens, raw, bits, positions, distances, signs)
     return positions, distances, signs, bits
 
