@@ -7,6 +7,7 @@ import numpy as np
 from ckptdiff.checkpoint import Tensor
 from ckptdiff.digests import BLOCK
 from ckptdiff.dtypes import DTYPES, Bytes, cast
+from ckptdiff.scratch import scratch
 
 
 def adapt(data: Bytes, source: str, target: str, size: int) -> Bytes:
@@ -22,8 +23,8 @@ def group_units(*dtypes: str) -> int:
     return BLOCK // min(DTYPES[dtype].carrier for dtype in dtypes)
 
 
-def read_range(tensor: Tensor, start: int, stop: int) -> Bytes:
-    """Bytes ``start`` to ``stop`` of a tensor, or fewer where it ends before."""
-    out = np.empty(max(min(stop, tensor.nbytes) - start, 0), np.uint8)
+def read_range(tensor: Tensor, start: int, stop: int, name: str = "read") -> Bytes:
+    """Bytes ``start`` to ``stop`` of a tensor, or fewer where it ends before: :func:`scratch` of that name."""
+    out = scratch(name, max(min(stop, tensor.nbytes) - start, 0), np.uint8)
     tensor.readinto(start, out)
     return out

@@ -37,12 +37,12 @@ class Coded:
 def code(base: Tensor | None, target: Tensor, codec: str, first: int, stop: int) -> Coded:
     """Code units ``first`` to ``stop`` of a target tensor; units past its end only hash the base."""
     dtype = DTYPES[target.dtype]
-    new = read_range(target, first * dtype.carrier, stop * dtype.carrier)
+    new = read_range(target, first * dtype.carrier, stop * dtype.carrier, "target")
     if base is None:
         old, base_leaves = np.zeros(len(new), np.uint8), []
     else:
         width = DTYPES[base.dtype].carrier
-        found = read_range(base, first * width, stop * width)
+        found = read_range(base, first * width, stop * width, "base")
         base_leaves = leaves_of(found)
         old = adapt(found, base.dtype, target.dtype, len(new))
     coded, changed, width = [], 0, row_width(target)

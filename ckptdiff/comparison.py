@@ -128,7 +128,7 @@ def _count_all(
 
 
 def _count(a: Tensor, b: Tensor, start: int, stop: int, atol: Sequence[float]) -> list[int]:
-    x, y = (element_bits(read_range(tensor, start, stop), tensor.dtype) for tensor in (a, b))
+    x, y = (element_bits(read_range(tensor, start, stop, name), tensor.dtype) for tensor, name in ((a, "base"), (b, "target")))
     differing = np.flatnonzero(x != y)
     d = distances(x[differing], y[differing], a.dtype)
     identical = len(x) - len(differing)

@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
+from ckptdiff.scratch import scratch
 from ckptdiff.stfile import ByteSource
 
 T = TypeVar("T")
@@ -77,7 +78,7 @@ class FileHasher:
                 self._lock.release()
 
     def _work(self) -> None:
-        buffer = np.empty(CHUNK, np.uint8)
+        buffer = scratch("hash", CHUNK, np.uint8)
         while (count := self._goal - self._position) > 0:  # read once: other threads move the goal
             part = buffer[:count]
             self._source.readinto(self._position, part)

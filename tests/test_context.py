@@ -64,7 +64,7 @@ def test_every_dtype(dtype: Dtype, how: str) -> None:
 @pytest.mark.parametrize("place", [NOWHERE, Place(100, 0), Place(64, 63), Place(1000, 17)], ids=str)
 def test_dense_blocks_in_rows(name: str, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """The static form alone, with rows and columns that are active to different degrees."""
-    monkeypatch.setattr(context, "SMALL", 0)
+    monkeypatch.setattr(context, "FEW", 0)
     dtype, rng, n = DTYPES[name], np.random.default_rng(3), 20_000
     base, _ = block(rng, dtype, n, 0, "weights")
     width = place.width or 100
@@ -119,7 +119,7 @@ def test_any_block(small: int, seed: int, n: int, name: str) -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_damaged_blocks(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both readers refuse a damaged block, or both give the same units; nothing else happens."""
-    monkeypatch.setattr(context, "SMALL", 0)
+    monkeypatch.setattr(context, "FEW", 0)
     rng = np.random.default_rng(seed)
     dtype = DTYPES[["BF16", "F32", "U8", "I16", "F64"][seed % 5]]
     base, target = block(rng, dtype, 2000, SHARES[seed % 4], "weights")

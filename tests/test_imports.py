@@ -13,9 +13,9 @@ import ckptdiff
 
 PACKAGE = Path(ckptdiff.__file__).parent
 ORDER = """
-errors canonical dtypes digests stfile paths parallel selection checkpoint adapt pairing values
+errors canonical dtypes digests stfile paths scratch parallel selection checkpoint adapt pairing values
 codecs.place codecs.planes codecs.raw codecs.sparse
-codecs.jit codecs.rangecoder codecs.adaptive codecs.rans codecs.groups codecs.static codecs.context codecs
+codecs.jit codecs.changes codecs.rangecoder codecs.adaptive codecs.rans codecs.groups codecs.static codecs.context codecs
 table manifest patchfile others output coding maker layers applier verifier comparison patchinfo render demo cli
 """.split()
 LAZY = {"cli", "demo", "codecs.context"}

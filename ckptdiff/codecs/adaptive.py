@@ -22,7 +22,7 @@ from ckptdiff.codecs.rangecoder import (
     take_magnitude,
     take_raw,
 )
-from ckptdiff.codecs.scratch import scratch
+from ckptdiff.scratch import scratch
 
 Array = npt.NDArray[Any]
 

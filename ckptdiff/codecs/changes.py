@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ckptdiff.codecs.jit import ONE, ZERO, jit
-from ckptdiff.codecs.scratch import scratch
 from ckptdiff.dtypes import Bytes, Dtype, Units
+from ckptdiff.scratch import scratch
 
 Array = npt.NDArray[Any]
 
@@ -47,7 +47,7 @@ def ordered(unit, top, is_float):
 
 @jit
 def measure(old, new, positions, top, is_float, distances, signs):
-    """Distance and side of each change. ``top`` is the place of a unit's highest bit."""
+    """``top`` is the place of a unit's highest bit."""
     most = (((ONE << top) - ONE) << ONE) + ONE
     for x in range(len(positions)):
         unit = np.uint64(old[positions[x]])
@@ -59,7 +59,6 @@ def measure(old, new, positions, top, is_float, distances, signs):
 
 @jit
 def move(units, positions, distances, signs, top, is_float):
-    """Inverse of :func:`measure`, in place; returns whether each distance is one that a unit can move."""
     most = (((ONE << top) - ONE) << ONE) + ONE
     for x in range(len(positions)):
         unit, distance = np.uint64(units[positions[x]]), distances[x]
@@ -88,3 +87,15 @@ def differing(units: Array, others: Array | int) -> Array:
     flags[n:] = 0
     np.not_equal(units, others, out=flags[:n].view(np.bool_))
     return positions[: fill_positions(flags.view(np.uint64), positions)]
+
+
+def distances_of(old: Units, new: Units, positions: Array, dtype: Dtype) -> tuple[Array, Bytes]:
+    """Distance and side of each change. Scratch."""
+    distances, signs = scratch("distances", len(positions), np.uint64), scratch("signs", len(positions), np.uint8)
+    measure(old, new, positions, np.uint64(8 * dtype.carrier - 1), dtype.is_float, distances, signs)
+    return distances, signs
+
+
+def moved(units: Units, positions: Array, distances: Array, signs: Bytes, dtype: Dtype) -> bool:
+    """Inverse of :func:`distances_of`: change ``units`` in place; returns whether each can move that far."""
+    return bool(move(units, positions, distances, signs, np.uint64(8 * dtype.carrier - 1), dtype.is_float))

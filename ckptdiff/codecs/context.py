@@ -8,7 +8,6 @@ import numpy as np
 
 from ckptdiff.codecs.place import NOWHERE, Place
 from ckptdiff.codecs.planes import Reader, write_varint
-from ckptdiff.codecs.scratch import scratch
 from ckptdiff.dtypes import Bytes, Dtype
 
 ADAPTIVE, STATIC = 1, 2
@@ -45,8 +44,7 @@ def encode(base: Bytes, target: Bytes, dtype: Dtype, place: Place = NOWHERE) -> 
     positions = changes.differing(old, new)
     if len(positions) == 0:
         return b"", 0
-    distances, signs = scratch("distances", len(positions), np.uint64), scratch("signs", len(positions), np.uint8)
-    changes.measure(old, new, positions, np.uint64(m - 1), dtype.is_float, distances, signs)
+    distances, signs = changes.distances_of(old, new, positions, dtype)
     classes = changes.classes_of(old, dtype)
     dense = dtype.carrier < 8 and len(positions) > DENSE * len(old)
     forms = []
@@ -84,6 +82,6 @@ def decode(coded: memoryview, base: Bytes, size: int, dtype: Dtype) -> tuple[Byt
         raise ValueError(f"it takes {bits} raw bits, but has {len(raw_bytes)} bytes of them")
     if len(positions) == 0:
         raise ValueError("it changes nothing")
-    if not changes.move(units, positions, distances, signs, np.uint64(m - 1), dtype.is_float):
+    if not changes.moved(units, positions, distances, signs, dtype):
         raise ValueError("an ulp distance is too large")
     return base, len(positions)

@@ -113,8 +113,8 @@ def take_table(frequencies, tokens, raw, bits):
 
 
 def reciprocals(frequencies: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint64]:
-    """floor(2^46 / f) + 1. With it s / f is (s * reciprocal) >> 46 exactly, and that product below 2^64, for each state s that :func:`push` divides:
-    s < 2^18 f and f <= 2^14, so the error s / 2^46 is less than 1 / f.
+    """floor(2^46 / f) + 1. With it s / f is (s * reciprocal) >> 46 exactly, and that product below 2^64, for each state s
+    that :func:`push` divides: s < 2^18 f and f <= 2^14, so the error, at most s / 2^46, is less than 1 / f.
     """
     return np.uint64(1 << 46) // np.maximum(frequencies, 1).astype(np.uint64) + np.uint64(1)
 

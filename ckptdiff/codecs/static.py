@@ -19,7 +19,7 @@ from ckptdiff.codecs.groups import MAX_GROUPS, group, put_map, take_map
 from ckptdiff.codecs.jit import ONE, ZERO, jit
 from ckptdiff.codecs.place import NOWHERE, Place
 from ckptdiff.codecs.rangecoder import put_raw, take_raw
-from ckptdiff.codecs.scratch import scratch
+from ckptdiff.scratch import scratch
 
 Array = npt.NDArray[Any]
 
@@ -223,11 +223,11 @@ def _plans(classes: Array, positions: Array, tokens: Array, kinds: int, place: P
         score(positions, classes, tokens, mean, place.width, place.phase, rows, columns)
         sizes = (3, 2) if best else (3,)
     for bits in sizes:
-        levels = (_levels(rows, bits), _levels(columns, bits)) if bits else (none, none)
-        contexts = _contexts(classes, lo, hi, bits, bits, place, *levels)
+        row_levels, column_levels = (_levels(rows, bits), _levels(columns, bits)) if bits else (none, none)
+        contexts = _contexts(classes, lo, hi, bits, bits, place, row_levels, column_levels)
         counts = np.zeros(((hi - lo + 1) * _levels_of(bits, bits), kinds), np.uint32)
         count_tokens(contexts, positions, tokens, np.zeros((2, len(counts)), np.int32), counts)
-        yield _Plan(lo, hi, bits, *levels, *group(counts, activity))
+        yield _Plan(lo, hi, bits, row_levels, column_levels, *group(counts, activity))
     if sizes != (0,):
         by_class = counts.reshape(hi - lo + 1, -1, kinds).sum(1, dtype=np.uint32)
         yield _Plan(lo, hi, 0, none, none, *group(by_class, activity))
