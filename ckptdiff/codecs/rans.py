@@ -131,17 +131,20 @@ def push(s, code, reciprocal, words, at):
 
 
 @jit
-def encode_kernel(contexts, groups, tokens, codes, reciprocals, words):
-    """rANS, from the last unit to the first and from the end of ``words``; unit i goes to state i mod 4."""
+def encode_kernel(contexts, tables, tokens, codes, reciprocals, words):
+    """rANS, from the last unit to the first and from the end of ``words``; unit i goes to state i mod 4.
+
+    ``tables``: where in ``codes`` and ``reciprocals`` the table of each context begins.
+    """
     at, i = len(words), len(contexts) - 1
     s0 = s1 = s2 = s3 = FLOOR
     while i >= 0:
         j = i & 3
-        d = (np.int64(groups[contexts[i]]) << 8) | np.int64(tokens[i])
+        d = np.int64(tables[contexts[i]]) + np.int64(tokens[i])
         if j == 3:
-            c = (np.int64(groups[contexts[i - 1]]) << 8) | np.int64(tokens[i - 1])
-            b = (np.int64(groups[contexts[i - 2]]) << 8) | np.int64(tokens[i - 2])
-            a = (np.int64(groups[contexts[i - 3]]) << 8) | np.int64(tokens[i - 3])
+            c = np.int64(tables[contexts[i - 1]]) + np.int64(tokens[i - 1])
+            b = np.int64(tables[contexts[i - 2]]) + np.int64(tokens[i - 2])
+            a = np.int64(tables[contexts[i - 3]]) + np.int64(tokens[i - 3])
             s3, at = push(s3, codes[d], reciprocals[d], words, at)
             s2, at = push(s2, codes[c], reciprocals[c], words, at)
             s1, at = push(s1, codes[b], reciprocals[b], words, at)

@@ -168,19 +168,20 @@ def encode(classes: Array, positions: Array, distances: Array, signs: Array, m: 
     tokens[:] = 0
     held, count, filled = make_tokens(positions, distances, signs, tokens, values, ZERO, 0, 0)
     values[filled] = np.uint32(held)
-    plan = min(_plans(classes, positions, tokens, token_count(m), place, best), key=lambda plan: plan.cost)
+    plan = min(_plans(classes, positions, tokens, int(tokens.max()) + 1, place, best), key=lambda plan: plan.cost)
     room = 16 + len(plan.row_levels) + len(plan.column_levels) + len(plan.groups) + MAX_GROUPS * TOKENS // 2
     raw = scratch("raw", room + filled + 1, np.uint32)
     state = _put_head(raw, place, plan)
-    codes = np.zeros((len(plan.counts), TOKENS), np.uint32)
+    codes = np.zeros(plan.counts.shape, np.uint32)
     for g, counts in enumerate(plan.counts):
         common = rans.normalise(counts, codes[g])
         state = rans.put_table(codes[g], common, raw, np.uint64(state[0]), *state[1:])
     reciprocals = rans.reciprocals(codes)
     codes |= (np.cumsum(codes, 1, dtype=np.uint32) - codes) << np.uint32(16)
+    tables = plan.groups * np.uint16(codes.shape[1])
     words = scratch("words", len(classes) + 4, np.uint16)
     contexts = _contexts(classes, plan.lo, plan.hi, plan.bits, plan.bits, place, plan.row_levels, plan.column_levels)
-    at, *states = rans.encode_kernel(contexts, plan.groups, tokens, codes.reshape(-1), reciprocals.reshape(-1), words)
+    at, *states = rans.encode_kernel(contexts, tables, tokens, codes.reshape(-1), reciprocals.reshape(-1), words)
     coded = np.array(states, "<u4").tobytes() + words[at:].astype("<u2").tobytes()
     return coded, raw, append(raw, np.uint64(state[0]), *state[1:], values, 32 * filled + count)
 
