@@ -178,7 +178,7 @@ def encode(classes: Array, positions: Array, distances: Array, signs: Array, m: 
         state = rans.put_table(codes[g], common, raw, np.uint64(state[0]), *state[1:])
     reciprocals = rans.reciprocals(codes)
     codes |= (np.cumsum(codes, 1, dtype=np.uint32) - codes) << np.uint32(16)
-    tables = plan.groups * np.uint16(codes.shape[1])
+    tables = np.multiply(plan.groups, plan.counts.shape[1], dtype=np.uint16)
     words = scratch("words", len(classes) + 4, np.uint16)
     contexts = _contexts(classes, plan.lo, plan.hi, plan.bits, plan.bits, place, plan.row_levels, plan.column_levels)
     at, *states = rans.encode_kernel(contexts, tables, tokens, codes.reshape(-1), reciprocals.reshape(-1), words)
