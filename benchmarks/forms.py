@@ -24,11 +24,11 @@ NEVER = 2.0
 FORMS = {
     "adaptive": (NEVER, 0, True),
     "static": (0.0, 0, True),
-    "as made": (context.DENSE, context.SMALL, True),
+    "as made": (context.DENSE, context.FEW, True),
     "static, no rows": (0.0, 0, False),
-    "as made, no rows": (context.DENSE, context.SMALL, False),
+    "as made, no rows": (context.DENSE, context.FEW, False),
 }
-"""Above which share of changes the static form is taken, below how many units both are tried, and whether rows are known."""
+"""Above which share of changes the static form is taken, below how many units (or thrice as many changes) both are tried, and whether rows are known."""
 
 
 def payload(base: Tensor, target: Tensor, rows: bool) -> int:
@@ -36,7 +36,7 @@ def payload(base: Tensor, target: Tensor, rows: bool) -> int:
     dtype, total = DTYPES[target.dtype], 0
     width = row_width(target) if rows else 0
     for start in range(0, target.nbytes, BLOCK):
-        old, new = read_range(base, start, start + BLOCK), read_range(target, start, start + BLOCK)
+        old, new = read_range(base, start, start + BLOCK, "base"), read_range(target, start, start + BLOCK, "target")
         place = Place(width, start // dtype.carrier % width) if width else NOWHERE
         coded, _ = context.encode(old, new, dtype, place)
         if context.decode(memoryview(coded), old, len(old), dtype)[0].tobytes() != new.tobytes():
@@ -55,8 +55,8 @@ def main() -> None:
         cells = []
         with open_checkpoint(base) as old, open_checkpoint(target) as new:
             (before,), (after,) = old.scopes.values(), new.scopes.values()
-            for dense, small, rows in FORMS.values():
-                with patch.object(context, "DENSE", dense), patch.object(context, "SMALL", small):
+            for dense, few, rows in FORMS.values():
+                with patch.object(context, "DENSE", dense), patch.object(context, "FEW", few):
                     cells.append(f"{sum(payload(before[key], tensor, rows) for key, tensor in after.items()):,}")
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 

@@ -103,16 +103,16 @@ def test_a_full_block_of_one_class() -> None:
     assert (out == target).all() and len(coded) < 20
 
 
-@pytest.mark.parametrize("small", [0, context.SMALL])
+@pytest.mark.parametrize("few", [0, context.FEW])
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32), n=st.integers(1, 3000), name=st.sampled_from(sorted(DTYPES)))
-def test_any_block(small: int, seed: int, n: int, name: str) -> None:
+def test_any_block(few: int, seed: int, n: int, name: str) -> None:
     rng = np.random.default_rng(seed)
     place = Place(int(rng.integers(1, n + 1)), 0)
     place = Place(place.width, int(rng.integers(place.width)))
     how = str(rng.choice(["weights", "noise", "top bit"]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(context, "SMALL", small)  # 0: dense blocks take the static form, however small
+        patch.setattr(context, "FEW", few)  # 0: dense blocks take the static form, however small
         check(*block(rng, DTYPES[name], n, float(rng.random()) ** 3, how), DTYPES[name], place)
 
 
