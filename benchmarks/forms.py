@@ -28,7 +28,9 @@ FORMS = {
     "static, no rows": (0.0, 0, False),
     "as made, no rows": (context.DENSE, context.FEW, False),
 }
-"""Above which share of changes the static form is taken, below how many units (or thrice as many changes) both are tried, and whether rows are known."""
+"""Above which share of changes the static form is taken, below how many units (or a third as many changes) both are tried,
+and whether rows are known.
+"""
 
 
 def payload(base: Tensor, target: Tensor, rows: bool) -> int:

@@ -6,53 +6,26 @@ check; 2 usage; 3 bad input or output; 130 interrupted.
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import io
-import json
-import math
 import resource
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import click
 
 from ckptdiff import __version__
+from ckptdiff.cli_common import PATH, as_json, finite, overwrite_option, print_json, progress_bar, say, threads_option, to_json
+from ckptdiff.cli_report import overlap, report
 from ckptdiff.errors import CkptdiffError
-
-if TYPE_CHECKING:
-    from ckptdiff.parallel import Progress
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def _finite(ctx: click.Context, parameter: click.Parameter, values: tuple[float, ...]) -> tuple[float, ...]:
-    if not all(map(math.isfinite, values)):
-        raise click.BadParameter("expected a finite number")
-    return values
 
 
 def _some_path(ctx: click.Context, parameter: click.Parameter, value: Path) -> Path:
     if str(value) in (".", "-"):
         raise click.BadParameter(f"{str(value)!r} cannot be written to; give a new name")
     return value
-
-
-PATH = click.Path(path_type=Path, readable=False)  # the library says what is wrong with a path, in its own words
-
-
-def _note_json(ctx: click.Context, parameter: click.Parameter, value: bool) -> bool:
-    ctx.find_root().meta["json"] = value
-    return value
-
-
-as_json = click.option("--json", "json_output", is_flag=True, callback=_note_json, help="Print one JSON object instead of text.")
-threads_option = click.option("--threads", type=click.IntRange(1, 256), help="Threads to use.  [default: cores, at most 8]")
-overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 
 
 class Commands(click.Group):
@@ -219,16 +192,17 @@ def verify(patch: Path, json_output: bool, **options: Any) -> None:
     multiple=True,
     default=(1e-5, 1e-4),
     show_default=True,
-    callback=_finite,
+    callback=finite,
     help="Tolerance; may be repeated.",
 )
+@click.option("--base", type=PATH, help="Checkpoint that both started from: also compare what changed in each.")
 @click.option("--tensors", is_flag=True, help="Also list every tensor.")
 @threads_option
 @as_json
-def compare(a: Path, b: Path, tensors: bool, json_output: bool, **options: Any) -> None:
+def compare(a: Path, b: Path, base: Path | None, tensors: bool, json_output: bool, **options: Any) -> None:
     """Count equal elements of two checkpoints.
 
-    Bit-identical ones, and those within a tolerance.
+    Bit-identical ones, and those within a tolerance. With --base also which elements each changed, and whether the same ones.
 
     Exits with 1 if any bit of a tensor differs.
     """
@@ -237,15 +211,28 @@ def compare(a: Path, b: Path, tensors: bool, json_output: bool, **options: Any) 
 
     with progress_bar() as progress:
         result = run(a, b, progress=progress, **options)
+        changed = None
+        if base is not None:
+            from ckptdiff.analysis.overlap import overlap as find_overlap
+
+            changed = find_overlap([a, b], base, threads=options["threads"], progress=progress)
     if json_output:
         totals = {"elements": result.elements, "identical": result.identical, "within": result.within, "same": result.same}
         rows = to_json(result)
         if not tensors:
             del rows["tensors"]
-        print_json({**totals, **rows})
+        print_json({**totals, **rows, **({"overlap": changed.to_json()} if changed else {})})
     else:
         render.compared(result, tensors)
+        if changed:
+            from ckptdiff.render_report import overlapped
+
+            overlapped(changed, series=False, tensors=False)
     click.get_current_context().exit(0 if result.same else 1)
+
+
+main.add_command(report)
+main.add_command(overlap)
 
 
 @main.command()
@@ -270,46 +257,3 @@ def warmup() -> None:
 
     folder = warm_up()
     click.echo(f"compiled, and cached in {folder}" if folder else "compiled, but no folder can be written to cache that")
-
-
-def say(text: str) -> None:
-    """A line on stderr; names in it may come from a patch, so what could steer a terminal is written out."""
-    click.echo("ckptdiff: " + "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text), err=True)
-
-
-def print_json(value: object) -> None:
-    click.echo(json.dumps(value, ensure_ascii=False))
-
-
-def to_json(value: Any) -> Any:
-    """A result as plain JSON values."""
-    if dataclasses.is_dataclass(value):
-        return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, (tuple, list)):
-        return [to_json(item) for item in value]
-    if isinstance(value, dict):
-        return {key: to_json(item) for key, item in value.items()}
-    return str(value) if isinstance(value, Path) else value
-
-
-@contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """A progress bar on stderr where a person watches, else nothing."""
-    from ckptdiff.parallel import no_progress
-
-    if not sys.stderr.isatty():
-        yield no_progress
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        tasks: dict[str, Any] = {}
-
-        def progress(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done, total=total)
-
-        yield progress

@@ -11,9 +11,9 @@ from functools import partial
 import numpy as np
 
 from ckptdiff.adapt import read_range
-from ckptdiff.checkpoint import Checkpoint, Tensor, open_checkpoint
+from ckptdiff.checkpoint import Tensor, open_checkpoint
 from ckptdiff.dtypes import DTYPES
-from ckptdiff.pairing import pair_names, pair_scopes
+from ckptdiff.pairing import pair_all
 from ckptdiff.parallel import Progress, default_threads, no_progress, run_ordered
 from ckptdiff.values import distances, element_bits
 
@@ -79,31 +79,9 @@ def compare(
         CheckpointError: a checkpoint cannot be read, or is not one.
     """
     with open_checkpoint(a) as left, open_checkpoint(b) as right:
-        pairs: list[tuple[Tensor, Tensor]] = []
-        only_in_a, only_in_b, mismatched = [], [], []
-        scopes = pair_scopes(left, right)
-        for scope, tensors in right.scopes.items():
-            others = left.scopes.get(scopes[scope] or "", {})
-            names = pair_names(others, tensors.values())
-            for tensor in tensors.values():
-                other = names.get(tensor.name) or others.get(tensor.name)
-                if other is None:
-                    only_in_b.append(label(tensor, right))
-                elif (other.dtype, other.shape) != (tensor.dtype, tensor.shape):
-                    mismatched.append(label(tensor, right))
-                else:
-                    pairs.append((other, tensor))
-            used = {tensor.name for tensor in names.values()} | set(tensors)
-            only_in_a += [label(tensor, left) for name, tensor in others.items() if name not in used]
-        paired = set(scopes.values())
-        only_in_a += [label(t, left) for scope, tensors in left.scopes.items() if scope not in paired for t in tensors.values()]
-        rows = _count_all(pairs, tuple(atol), threads or default_threads(), progress)
-        return CompareResult(tuple(atol), tuple(rows), tuple(only_in_a), tuple(only_in_b), tuple(mismatched))
-
-
-def label(tensor: Tensor, checkpoint: Checkpoint) -> str:
-    """A tensor's name, with its scope before it where there are several."""
-    return tensor.name if len(checkpoint.scopes) == 1 else f"{tensor.scope}: {tensor.name}"
+        paired = pair_all(left, right)
+        rows = _count_all(paired.pairs, tuple(atol), threads or default_threads(), progress)
+        return CompareResult(tuple(atol), tuple(rows), paired.only_in_base, paired.only_in_target, paired.mismatched)
 
 
 def _count_all(

@@ -101,3 +101,41 @@ def strip_prefixes(name: str) -> str:
         if stripped == name or not stripped:
             return name
         name = stripped
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """``pairs`` of one dtype and shape; names only in base or target; names whose dtype or shape differ."""
+
+    pairs: tuple[tuple[Tensor, Tensor], ...]
+    only_in_base: tuple[str, ...]
+    only_in_target: tuple[str, ...]
+    mismatched: tuple[str, ...]
+
+
+def pair_all(base: Checkpoint, target: Checkpoint) -> Paired:
+    """Every tensor of two checkpoints that has a counterpart of the same dtype and shape, and those that have none."""
+    pairs: list[tuple[Tensor, Tensor]] = []
+    only_in_base, only_in_target, mismatched = [], [], []
+    scopes = pair_scopes(base, target)
+    for scope, tensors in target.scopes.items():
+        others = base.scopes.get(scopes[scope] or "", {})
+        names = pair_names(others, tensors.values())
+        for tensor in tensors.values():
+            other = names.get(tensor.name) or others.get(tensor.name)
+            if other is None:
+                only_in_target.append(label(tensor, target))
+            elif (other.dtype, other.shape) != (tensor.dtype, tensor.shape):
+                mismatched.append(label(tensor, target))
+            else:
+                pairs.append((other, tensor))
+        used = {tensor.name for tensor in names.values()} | set(tensors)
+        only_in_base += [label(tensor, base) for name, tensor in others.items() if name not in used]
+    paired = set(scopes.values())
+    only_in_base += [label(t, base) for scope, tensors in base.scopes.items() if scope not in paired for t in tensors.values()]
+    return Paired(tuple(pairs), tuple(only_in_base), tuple(only_in_target), tuple(mismatched))
+
+
+def label(tensor: Tensor, checkpoint: Checkpoint) -> str:
+    """A tensor's name, with its scope before it where there are several."""
+    return tensor.name if len(checkpoint.scopes) == 1 else f"{tensor.scope}: {tensor.name}"

@@ -58,18 +58,24 @@ def element_bits(data: Bytes, dtype: str) -> npt.NDArray[Any]:
     return np.packbits(bits, axis=1, bitorder="little").reshape(-1)
 
 
+def values_of(bits: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
+    """Values of elements given as bits: float32 where that is exact, else float64 (integers above 2^53 are rounded)."""
+    if dtype in SMALL_FLOATS or dtype == "F8_E8M0":
+        return small_float_table(dtype)[bits]
+    if dtype == "BF16":
+        return (bits.astype("<u4") << 16).view("<f4")
+    if dtype in NUMPY_TYPES:
+        values = bits.view(NUMPY_TYPES[dtype])
+        return values.astype(np.float32) if dtype == "F16" else values
+    return (bits.view(f"<i{bits.itemsize}") if dtype in SIGNED else bits).astype(np.float64)
+
+
 def distances(a: npt.NDArray[Any], b: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
     """|a - b| of elements given as bits: float64 for floats (NaN where either is; the larger part for C64), exact uint64 for integers."""
     if dtype == "C64":
         return np.asarray(np.max([distances(a.view("<u4")[k::2], b.view("<u4")[k::2], "F32") for k in (0, 1)], axis=0))
-    if dtype in SMALL_FLOATS or dtype == "F8_E8M0":
-        table = small_float_table(dtype)
-        return _subtract(table[a], table[b])
-    if dtype == "BF16":
-        return distances(a.astype("<u4") << 16, b.astype("<u4") << 16, "F32")
-    if dtype in NUMPY_TYPES:
-        x, y = a.view(NUMPY_TYPES[dtype]), b.view(NUMPY_TYPES[dtype])
-        return _subtract(x, y)
+    if dtype in SMALL_FLOATS or dtype in NUMPY_TYPES or dtype in ("BF16", "F8_E8M0"):
+        return _subtract(values_of(a, dtype), values_of(b, dtype))
     if dtype in SIGNED:
         x, y = (v.view(f"<i{v.itemsize}").astype(np.int64).view(np.uint64) ^ (1 << 63) for v in (a, b))
     else:

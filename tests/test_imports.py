@@ -16,9 +16,11 @@ ORDER = """
 errors canonical dtypes digests stfile paths scratch parallel selection checkpoint adapt pairing values
 codecs.place codecs.planes codecs.raw codecs.sparse
 codecs.jit codecs.changes codecs.rangecoder codecs.adaptive codecs.rans codecs.groups codecs.static codecs.context codecs
-table manifest patchfile others output coding maker layers applier verifier comparison patchinfo render demo cli
+table manifest patchfile others output coding maker layers applier verifier comparison patchinfo
+analysis analysis.modules analysis.rank analysis.counting analysis.sparsity analysis.source analysis.reporting analysis.overlap
+render render_report demo cli_common cli_report cli
 """.split()
-LAZY = {"cli", "demo", "codecs.context"}
+LAZY = {"cli", "cli_common", "cli_report", "demo", "codecs.context", "analysis.reporting"}
 """Modules that may import inside functions: to start fast, to run the first, and not to load Numba before it is needed."""
 
 

@@ -1,0 +1,62 @@
+"""What a tensor is in a transformer, by its name: its layer, and the kind of its module."""
+
+from __future__ import annotations
+
+import re
+
+LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|block_list)\.(\d+)\.")
+
+RULES: tuple[tuple[str, str], ...] = (
+    ("bias", r"(^|[._])bias$"),
+    ("norm", r"norm|(^|\.)ln_\w+\."),
+    ("router", r"(^|\.)(router|gate|shared_expert_gate)(\.|$)"),
+    ("experts", r"(^|\.)(experts|local_experts)\."),
+    ("lm_head", r"(^|\.)(lm_head|embed_out)\.|^output\."),
+    ("embedding", r"(^|\.)(embed_tokens|wte|wpe|embed_in|tok_embeddings|word_embeddings|position_embeddings|embeddings?|shared)\b"),
+    ("qkv", r"(^|\.)(c_attn|query_key_value|qkv_proj|qkv|Wqkv|W_pack|in_proj)\b"),
+    ("kv", r"(^|\.)(kv_proj|kv_a_proj_with_mqa|kv_b_proj|wkv\w*|key_value)\b"),
+    ("q", r"(^|\.)(q_proj|q_a_proj|q_b_proj|wq|wq_a|wq_b|query|to_q)\b"),
+    ("k", r"(^|\.)(k_proj|wk|key|to_k)\b"),
+    ("v", r"(^|\.)(v_proj|wv|value|to_v)\b"),
+    ("down", r"(^|\.)(down_proj|w2|fc2|fc_out|dense_4h_to_h|wo_mlp)\b|(^|\.)mlp\.c_proj\b"),
+    ("o", r"(^|\.)(o_proj|wo|out_proj|to_out)\b|(attn|attention|self_attn)\.(c_proj|dense)\b|attention\.output\.dense\b"),
+    ("gate_up", r"(^|\.)(gate_up_proj|w13|gate_up)\b"),
+    ("gate", r"(^|\.)(gate_proj|w1)\b"),
+    ("up", r"(^|\.)(up_proj|w3|c_fc|fc1|fc_in|dense_h_to_4h)\b"),
+)
+"""Kinds in the order in which they are tried: Llama, Qwen, Mistral, Mixtral, Gemma, GPT-2, GPT-NeoX, Phi, DeepSeek MoE names."""
+
+_COMPILED = tuple((kind, re.compile(pattern)) for kind, pattern in RULES)
+KINDS = (
+    "embedding",
+    "q",
+    "k",
+    "v",
+    "kv",
+    "qkv",
+    "o",
+    "gate",
+    "up",
+    "gate_up",
+    "down",
+    "experts",
+    "router",
+    "norm",
+    "bias",
+    "lm_head",
+    "other",
+)
+"""All kinds, in the order of a model."""
+APART = ("norm", "bias", "embedding", "lm_head")
+"""Reported apart from the weight matrices of the layers, as the paper does with layer norms (arXiv 2505.11711, figure 3)."""
+
+
+def layer_of(name: str) -> int | None:
+    """Number of the layer that a tensor belongs to, or None."""
+    found = LAYER.search(name)
+    return int(found.group(1)) if found else None
+
+
+def module_of(name: str) -> str:
+    """Kind of the module that a tensor belongs to; ``other`` for names that no rule knows."""
+    return next((kind for kind, pattern in _COMPILED if pattern.search(name)), "other")

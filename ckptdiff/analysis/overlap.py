@@ -1,0 +1,256 @@
+"""``overlap``: did several updates of one base change the same elements, and how does an update grow over a run?
+
+Mukherjee, Yuan, Hakkani-Tur, Peng (arXiv 2505.11711), section 5 and appendix E: for the sets I1, I2 of changed elements and
+sparsities s1, s2, o1 = |I1 n I2| / |I1| and o2 = |I1 n I2| / |I2|; at random o1 = 1 - s2 and o2 = 1 - s1.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ckptdiff.analysis.source import Pair, open_source
+from ckptdiff.digests import BLOCK
+from ckptdiff.errors import CheckpointError
+from ckptdiff.parallel import Progress, default_threads, no_progress, run_ordered
+from ckptdiff.values import distances, element_bits, values_of
+
+Counts = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorOverlap:
+    """Of K updates of a tensor of the base, in numbers of elements.
+
+    Attributes:
+        changed: [K] changed by each.
+        both: [K, K] changed by both.
+        same_direction: [K, K] of those, moved up by both or down by both.
+        core: changed by all.
+        since_last: [K] that differ from the update before (the first: from the base).
+        ever: [K] changed by this update or one before.
+        back: [K] changed by one before, and now as in the base.
+    """
+
+    scope: str
+    name: str
+    elements: int
+    changed: Counts
+    both: Counts
+    same_direction: Counts
+    core: int
+    since_last: Counts
+    ever: Counts
+    back: Counts
+
+
+@dataclass(frozen=True, slots=True)
+class PairOverlap:
+    """Two updates, numbers ``first`` and ``second`` of the list.
+
+    Attributes:
+        o1, o2: share of the first's (second's) changes that the other shares (section 5); 0 where there are none.
+        random_o1, random_o2: 1 - s2 and 1 - s1, what o1 and o2 would be at random (appendix E).
+        jaccard: |I1 n I2| / |I1 u I2|.
+        expected_jaccard: with as many changes in each tensor, but at random within it:
+            sum n p1 p2 / sum n (p1 + p2 - p1 p2) over the tensors, with p the share that changed.
+        same_direction: of the changes of both, the share that moved the same way.
+    """
+
+    first: int
+    second: int
+    o1: float
+    o2: float
+    random_o1: float
+    random_o2: float
+    jaccard: float
+    expected_jaccard: float
+    same_direction: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepRow:
+    """One checkpoint of a run, in shares of all: equal to the base, changed since the one before, ever changed, changed and back."""
+
+    name: str
+    sparsity: float
+    since_last: float
+    ever: float
+    back: float
+
+
+@dataclass(frozen=True, slots=True)
+class OverlapResult:
+    """What :func:`overlap` found. ``left_out``: tensors that not all of the updates have as the base has them."""
+
+    base: str
+    names: tuple[str, ...]
+    atol: float
+    tensors: tuple[TensorOverlap, ...]
+    left_out: tuple[str, ...]
+    elements: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "elements", sum(t.elements for t in self.tensors))
+
+    @property
+    def core(self) -> int:
+        """Elements that all updates changed."""
+        return sum(t.core for t in self.tensors)
+
+    def pair(self, first: int, second: int, tensors: Sequence[TensorOverlap] | None = None) -> PairOverlap:
+        """Figures of two updates, over all tensors or some."""
+        rows = self.tensors if tensors is None else tensors
+        n = sum(t.elements for t in rows)
+        a, b = (sum(int(t.changed[k]) for t in rows) for k in (first, second))
+        both, same = (sum(int(getattr(t, key)[first, second]) for t in rows) for key in ("both", "same_direction"))
+        shared = sum(float(t.changed[first]) * float(t.changed[second]) / t.elements for t in rows if t.elements)
+        return PairOverlap(
+            first,
+            second,
+            o1=ratio(both, a),
+            o2=ratio(both, b),
+            random_o1=ratio(b, n),
+            random_o2=ratio(a, n),
+            jaccard=ratio(both, a + b - both),
+            expected_jaccard=ratio(shared, a + b - shared),
+            same_direction=ratio(same, both),
+        )
+
+    @property
+    def pairs(self) -> tuple[PairOverlap, ...]:
+        """Figures of every two updates."""
+        if not self.tensors:
+            return ()
+        return tuple(self.pair(i, j) for i in range(len(self.names)) for j in range(i + 1, len(self.names)))
+
+    @property
+    def steps(self) -> tuple[StepRow, ...]:
+        """The updates as checkpoints of one run, in order (the paper's figures 2, 5, 6, 7)."""
+        sums = {key: sum((getattr(t, key) for t in self.tensors), np.zeros(len(self.names), np.int64)) for key in STEPS}
+        shares = [[ratio(int(n), self.elements) for n in sums[key]] for key in STEPS]
+        return tuple(StepRow(name, 1 - changed, *rest) for name, changed, *rest in zip(self.names, *shares, strict=True))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; per tensor the counts."""
+        rows = [{key: v.tolist() if isinstance(v, np.ndarray) else v for key, v in asdict(t).items()} for t in self.tensors]
+        return {
+            "schema": "ckptdiff-overlap/1",
+            "base": self.base,
+            "names": list(self.names),
+            "atol": self.atol,
+            "elements": self.elements,
+            "core": self.core,
+            "pairs": [asdict(pair) for pair in self.pairs],
+            "steps": [asdict(step) for step in self.steps],
+            "tensors": rows,
+            "left_out": list(self.left_out),
+        }
+
+
+STEPS = ("changed", "since_last", "ever", "back")
+
+
+def ratio(part: float, whole: float) -> float:
+    """part / whole, 0 if there is nothing."""
+    return part / whole if whole else 0.0
+
+
+def overlap(
+    updates: Sequence[str | os.PathLike[str]],
+    base: str | os.PathLike[str],
+    *,
+    atol: float = 0.0,
+    threads: int | None = None,
+    progress: Progress = no_progress,
+) -> OverlapResult:
+    """Compare which elements several updates of one base changed.
+
+    Args:
+        updates: patches from ``base``, or checkpoints; of one run in order of its steps.
+        base: the checkpoint that all started from. Positions in a patch can only be read with it.
+        atol: count an element as changed where |d| exceeds this; 0: where its bits differ.
+        threads: how many to use.
+        progress: called with how far it is.
+
+    Raises:
+        CheckpointError: a checkpoint cannot be read. FormatError, UnsupportedError, IntegrityError: a patch is broken.
+        BaseMismatchError: a patch has another base.
+    """
+    if not updates:
+        raise CheckpointError("overlap needs at least one patch or checkpoint")
+    with ExitStack() as stack:
+        sources = [stack.enter_context(open_source(base, update)) for update in updates]
+        tables = [{(pair.old.scope, pair.old.name): pair for pair in source.pairs} for source in sources]
+        keys = [key for key in tables[0] if all(key in table for table in tables)]
+        left_out = sorted({name for table in tables for _, name in table.keys() - set(keys)})
+        groups = [[table[key] for table in tables] for key in keys]
+        jobs = (partial(_count, group, start, atol) for group in groups for start in group[0].starts)
+        done, total = 0, sum(group[0].nbytes for group in groups)
+        rows = []
+        with closing(run_ordered(jobs, threads or default_threads())) as blocks:
+            for group in groups:
+                rows.append(_gather(group, blocks))
+                done += group[0].nbytes
+                progress("comparing", done, total)
+        names = tuple(Path(update).name or str(update) for update in updates)
+        return OverlapResult(sources[0].base, names, atol, tuple(rows), tuple(left_out))
+
+
+def _gather(group: Sequence[Pair], blocks: Iterator[list[Counts]]) -> TensorOverlap:
+    sums = [np.sum(part, axis=0) for part in zip(*(next(blocks) for _ in group[0].starts), strict=True)]
+    for pair in group:
+        pair.finish()
+    elements, changed, both, same, core, last, ever, back = sums
+    return TensorOverlap(group[0].old.scope, group[0].old.name, int(elements), changed, both, same, int(core), last, ever, back)
+
+
+def _count(group: Sequence[Pair], start: int, atol: float) -> list[Counts]:
+    """Elements, then the counts of :class:`TensorOverlap` in its order, of one block."""
+    dtype = group[0].dtype
+    masks, ups, last, n = [], [], [], 0
+    before = None
+    for pair in group:
+        old, new = (element_bits(part, dtype) for part in pair.read(start, start + BLOCK))
+        mask = old != new
+        if atol:
+            mask = ~_near(old, new, dtype, atol)
+        masks.append(_pack(mask))
+        ups.append(_pack(mask & _greater(new, old, dtype)))
+        previous = old if before is None else before
+        last.append(int(np.count_nonzero(~_near(previous, new, dtype, atol) if atol else previous != new)))
+        before, n = new.copy(), len(old)
+    changed, up = np.array(masks), np.array(ups)
+    both = [[_ones(a & b) for b in changed] for a in changed]
+    same = [[_ones(a & b & ~(u ^ v)) for b, v in zip(changed, up, strict=True)] for a, u in zip(changed, up, strict=True)]
+    ever = np.bitwise_or.accumulate(changed, axis=0)
+    core = _ones(np.bitwise_and.reduce(changed, axis=0))
+    steps = [_ones(e) for e in ever], [_ones(e & ~c) for e, c in zip(ever, changed, strict=True)]
+    return [np.array(count, np.int64) for count in (n, [row[k] for k, row in enumerate(both)], both, same, core, last, *steps)]
+
+
+def _near(a: npt.NDArray[Any], b: npt.NDArray[Any], dtype: str, atol: float) -> npt.NDArray[np.bool_]:
+    return np.asarray((a == b) | (distances(a, b, dtype) <= atol))
+
+
+def _greater(a: npt.NDArray[Any], b: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.bool_]:
+    if dtype == "C64":
+        dtype, a, b = "F32", a.view("<u4")[::2], b.view("<u4")[::2]  # the real part
+    with np.errstate(invalid="ignore"):
+        return np.asarray(values_of(a, dtype) > values_of(b, dtype))
+
+
+def _pack(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
+    return np.packbits(mask)
+
+
+def _ones(bits: npt.NDArray[np.uint8]) -> int:
+    return int(np.bitwise_count(bits).sum(dtype=np.int64))

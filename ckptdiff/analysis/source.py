@@ -1,0 +1,137 @@
+"""What a report reads: tensors of a base and of a target, which is a checkpoint or a patch that need not be applied first."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckptdiff.adapt import read_range
+from ckptdiff.applier import Applier, check_chain, check_stored
+from ckptdiff.checkpoint import Tensor, open_checkpoint
+from ckptdiff.digests import BLOCK
+from ckptdiff.dtypes import Bytes
+from ckptdiff.errors import BaseMismatchError, CheckpointError, FormatError, IntegrityError
+from ckptdiff.layers import Node
+from ckptdiff.pairing import pair_all
+from ckptdiff.parallel import no_progress
+from ckptdiff.patchfile import INDEX_NAME, Patch, open_patch
+from ckptdiff.stfile import LocalFile, read_header
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A tensor of one dtype and shape in base (``old``) and target. ``scope`` and ``name`` are the target's.
+
+    ``read(start, stop)`` gives its bytes in both (whole blocks, in any order), good until this thread reads again;
+    ``finish()`` checks, once all was read, what was read against the digests of a patch.
+    """
+
+    scope: str
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    old: Tensor
+    read: Callable[[int, int], tuple[Bytes, Bytes]]
+    finish: Callable[[], None]
+
+    @property
+    def starts(self) -> range:
+        """Where its blocks begin, in bytes."""
+        return range(0, max(self.nbytes, 1), BLOCK)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """All pairs, and the names of tensors that have none."""
+
+    base: str
+    target: str
+    pairs: tuple[Pair, ...]
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    unpaired: tuple[str, ...]
+
+
+def is_patch(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a patch file or folder, not a checkpoint."""
+    if os.path.isdir(path):
+        return (Path(path) / INDEX_NAME).exists()
+    try:
+        file = LocalFile(Path(path))
+    except CheckpointError:
+        return False
+    try:
+        return "ckptdiff" in (read_header(file).metadata or {})
+    except (ValueError, CheckpointError):
+        return False
+    finally:
+        file.close()
+
+
+@contextmanager
+def open_source(base: str | os.PathLike[str], target: str | os.PathLike[str]) -> Iterator[Source]:
+    """Open a base, and a target checkpoint or a patch from that base.
+
+    Raises:
+        CheckpointError: a checkpoint cannot be read, or is not one.
+        FormatError, UnsupportedError, IntegrityError: the patch is broken. BaseMismatchError: it has another base.
+    """
+    names = (Path(base).name or str(base), Path(target).name or str(target))
+    with ExitStack() as stack:
+        if is_patch(target):
+            patch = stack.enter_context(open_patch(target))
+            old = stack.enter_context(open_checkpoint(base, needs_weights=bool(patch.files), scopes=patch.base_scopes))
+            applier = Applier(old, [patch], 1, no_progress)
+            try:
+                yield _from_patch(applier, patch, *names)
+            except (FormatError, IntegrityError, BaseMismatchError):
+                applier.explain(applier.outputs())
+                raise
+        else:
+            old, new = stack.enter_context(open_checkpoint(base)), stack.enter_context(open_checkpoint(target))
+            paired = pair_all(old, new)
+            pairs = tuple(_pair(a, b) for a, b in paired.pairs)
+            yield Source(*names, pairs, paired.only_in_target, paired.only_in_base, paired.mismatched)
+        old.check_unchanged()
+
+
+def _pair(old: Tensor, new: Tensor) -> Pair:
+    def read(start: int, stop: int) -> tuple[Bytes, Bytes]:
+        return read_range(old, start, stop, "base"), read_range(new, start, stop, "target")
+
+    return Pair(new.scope, new.name, new.dtype, new.shape, new.nbytes, old, read, lambda: None)
+
+
+def _from_patch(applier: Applier, patch: Patch, base_name: str, target_name: str) -> Source:
+    check_chain([patch])
+    check_stored(patch)
+    base = applier.base
+    pairs: list[Pair] = []
+    added: list[str] = []
+    removed: list[str] = []
+    unpaired: list[str] = []
+    for file in patch.files:
+        tensors = base.scope(file.metadata.base_scope) or {} if file.metadata.base_scope is not None else {}
+        for entry in file.table.entries:
+            old = tensors.get(entry.base_name or entry.name)
+            if old is None:
+                added.append(entry.name)
+            elif (old.dtype, old.shape) != (entry.dtype, entry.shape):
+                unpaired.append(entry.name)
+            else:
+                node = applier.node(0, file, entry)
+                pairs.append(_built(applier, node, old, file.metadata.target_scope, entry.name))
+        removed += file.table.removed
+    return Source(base_name, target_name, tuple(pairs), tuple(added), tuple(removed), tuple(unpaired))
+
+
+def _built(applier: Applier, node: Node, old: Tensor, scope: str, name: str) -> Pair:
+    def read(start: int, stop: int) -> tuple[Bytes, Bytes]:
+        new = node.build(start, stop)
+        return read_range(old, start, stop, "base"), new
+
+    return Pair(scope, name, old.dtype, old.shape, old.nbytes, old, read, lambda: applier.check(node))

@@ -1,0 +1,79 @@
+"""What all commands share: options, JSON, a progress bar."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from ckptdiff.parallel import Progress
+
+
+PATH = click.Path(path_type=Path, readable=False)  # the library says what is wrong with a path, in its own words
+
+
+def note_json(ctx: click.Context, parameter: click.Parameter, value: bool) -> bool:
+    ctx.find_root().meta["json"] = value
+    return value
+
+
+as_json = click.option("--json", "json_output", is_flag=True, callback=note_json, help="Print one JSON object instead of text.")
+threads_option = click.option("--threads", type=click.IntRange(1, 256), help="Threads to use.  [default: cores, at most 8]")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
+
+
+def finite(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    if not all(map(math.isfinite, value if isinstance(value, tuple) else (value,))):
+        raise click.BadParameter("expected a finite number")
+    return value
+
+
+def say(text: str) -> None:
+    """A line on stderr; names in it may come from a patch, so what could steer a terminal is written out."""
+    click.echo("ckptdiff: " + "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text), err=True)
+
+
+def print_json(value: object) -> None:
+    click.echo(json.dumps(value, ensure_ascii=False))
+
+
+def to_json(value: Any) -> Any:
+    """A result as plain JSON values."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, (tuple, list)):
+        return [to_json(item) for item in value]
+    if isinstance(value, dict):
+        return {key: to_json(item) for key, item in value.items()}
+    return str(value) if isinstance(value, Path) else value
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A progress bar on stderr where a person watches, else nothing."""
+    from ckptdiff.parallel import no_progress
+
+    if not sys.stderr.isatty():
+        yield no_progress
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total)
+
+        yield progress

@@ -1,0 +1,81 @@
+"""The commands that measure what training changed: ``report`` and ``overlap``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ckptdiff.cli_common import PATH, as_json, finite, print_json, progress_bar, threads_option
+
+POSITIVE = click.FloatRange(min=0)
+
+
+@click.command()
+@click.argument("base", type=PATH, metavar="[BASE]")
+@click.argument("target", type=PATH, required=False, metavar="TARGET|PATCH")
+@click.option("--atol", type=POSITIVE, default=1e-5, show_default=True, callback=finite, help="Count |d| up to this as equal.")
+@click.option("--rtol", type=POSITIVE, default=1e-3, show_default=True, callback=finite, help="Count |d| up to this share of |base|.")
+@click.option("--rank", type=click.Choice(["none", "sample", "all"]), default="sample", show_default=True, help="Which matrices' rank.")
+@click.option("--device", metavar="DEVICE", help="Torch device for ranks, such as cuda.  [default: NumPy]")
+@click.option("--html", type=PATH, metavar="FILE", help="Write a page with charts, in one file.")
+@click.option("--png", type=PATH, metavar="DIR", help="Write the charts as pictures.")
+@click.option("--tensors", is_flag=True, help="Also list every tensor.")
+@threads_option
+@as_json
+def report(base: Path, target: Path | None, html: Path | None, png: Path | None, tensors: bool, json_output: bool, **options: Any) -> None:
+    """Measure what training changed: sparsity, size of the moves, rank.
+
+    TARGET is a checkpoint or a patch from BASE, which need not be applied. A patch alone tells only how many elements changed.
+    """
+    from ckptdiff.analysis.reporting import report as run
+    from ckptdiff.analysis.reporting import report_patch
+    from ckptdiff.analysis.source import is_patch
+
+    if target is None and not is_patch(base):
+        raise click.UsageError(f"{base} is not a patch: give BASE and TARGET, or a patch alone.")
+    if target is None and (html or png):
+        raise click.UsageError("--html and --png need BASE too: ckptdiff report BASE PATCH --html FILE")
+    with progress_bar() as progress:
+        result = report_patch(base) if target is None else run(base, target, progress=progress, **options)
+    value = result.to_json()
+    if html:
+        from ckptdiff.analysis.page import write_page
+
+        write_page(value, html)
+    if png:
+        from ckptdiff.analysis.charts import write_png
+
+        write_png(value, png)
+    if json_output:
+        print_json(value)
+    else:
+        from ckptdiff.render_report import reported
+
+        reported(result, tensors)
+
+
+@click.command()
+@click.argument("updates", type=PATH, nargs=-1, required=True, metavar="PATCH|CHECKPOINT...")
+@click.option("--base", type=PATH, required=True, help="Checkpoint that all started from: positions in a patch can only be read with it.")
+@click.option("--atol", type=POSITIVE, default=0.0, show_default=True, callback=finite, help="Count |d| above this as changed; 0: by bits.")
+@click.option("--series", is_flag=True, help="They are checkpoints of one run, in order: also changed since the last, ever, and back.")
+@click.option("--tensors", is_flag=True, help="Also list every tensor.")
+@threads_option
+@as_json
+def overlap(updates: tuple[Path, ...], base: Path, series: bool, tensors: bool, json_output: bool, **options: Any) -> None:
+    """Compare which elements several updates of one base changed.
+
+    o1 is the share of the first's changes that the second made too, o2 that of the second's (arXiv 2505.11711, section 5).
+    """
+    from ckptdiff.analysis.overlap import overlap as run
+
+    with progress_bar() as progress:
+        result = run(updates, base, progress=progress, **options)
+    if json_output:
+        print_json(result.to_json())
+    else:
+        from ckptdiff.render_report import overlapped
+
+        overlapped(result, series, tensors)

@@ -1,0 +1,137 @@
+"""Reports and overlaps as text for a person: compact tables with bars."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.bar import Bar
+from rich.table import Table
+
+from ckptdiff.analysis.overlap import OverlapResult, PairOverlap
+from ckptdiff.analysis.reporting import MatrixRank, RankSummary, Report
+from ckptdiff.analysis.sparsity import Counts
+from ckptdiff.render import cell, console, print_grid, rows_table, share, some
+
+BAR = 20
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.2f} %"
+
+
+def reported(result: Report, tensors: bool) -> None:
+    """Print a report: totals, then by kind of module, by layer, and by tensor if asked."""
+    out = console()
+    print_grid(out, _totals(result) + _moves(result) + _rank(result.rank) + _names(result))
+    for title, groups in (("module", result.modules), ("layer", {str(k): v for k, v in result.layers.items()})):
+        if groups:
+            out.print()
+            out.print(_groups(title, groups, result))
+    if tensors:
+        out.print()
+        out.print(_tensors(result))
+
+
+def _totals(result: Report) -> list[tuple[str, str]]:
+    t = result.totals
+    rows = [
+        ("elements", f"{t.elements:,} in {len(result.tensors)} tensors"),
+        ("bit-identical", f"{share(t.bit_identical, t.elements)} (update sparsity by bits)"),
+    ]
+    if not result.complete:
+        return [*rows, ("", "give the base too for tolerances, the size of the moves, and rank")]
+    atol, rtol = result.tolerance.atol, result.tolerance.rtol
+    return [
+        *rows,
+        ("equal by value", share(t.equal, t.elements)),
+        (f"|d| <= {atol:g}", f"{share(t.within_atol, t.elements)} (update sparsity in arXiv 2505.11711)"),
+        ("as its code rounds", share(t.within_atol_rounded, t.elements)),
+        (f"|d| <= {rtol:g} |base|", share(t.within_rtol, t.elements)),
+    ]
+
+
+def _moves(result: Report) -> list[tuple[str, str]]:
+    t = result.totals
+    if not (result.complete and t.changed):
+        return []
+    both = f"{share(t.up, t.changed)}, {share(t.down, t.changed)}"
+    return [("moved by one ulp", f"{share(t.one_ulp, t.changed)} of the changed"), ("up, down", both)]
+
+
+def _rank(rank: RankSummary | None) -> list[tuple[str, str]]:
+    if rank is None:
+        return []
+    return [
+        ("mean rank", f"{percent(rank.rank_share)} of the largest possible, over {rank.matrices} matrices"),
+        ("at random", f"{percent(rank.random_rank_share)} for updates as dense, but scattered at random"),
+        ("99 % of energy", f"in {percent(rank.effective_share)} of the singular values; mean stable rank {rank.stable_rank:.1f}"),
+    ]
+
+
+def _names(result: Report) -> list[tuple[str, str]]:
+    lists = (("only in the target", result.added), ("only in the base", result.removed), ("another dtype or shape", result.unpaired))
+    return [(what, some(names)) for what, names in lists if names]
+
+
+def _groups(title: str, groups: dict[str, Counts], result: Report) -> Table:
+    table = rows_table(title, "elements", "changed", "")
+    most = max(counts.changed / counts.elements for counts in groups.values() if counts.elements) or 1.0
+    if result.complete:
+        table.add_column(f"|d| > {result.tolerance.atol:g}")
+    for name, counts in groups.items():
+        bar = Bar(most, 0, counts.changed / counts.elements if counts.elements else 0, width=BAR)
+        cells = [f"{counts.elements:,}", share(counts.changed, counts.elements)]
+        table.add_row(cell(name), *cells, bar, *([share(counts.elements - counts.within_atol, counts.elements)] * result.complete))
+    return table
+
+
+def _tensors(result: Report) -> Table:
+    table = rows_table("tensor", "dtype", "shape", "changed", "one ulp", "rank", "stable rank", "99 % energy", "at random")
+    for row in result.tensors:
+        c = row.counts
+        cells = [row.dtype, "x".join(map(str, row.shape)) or "scalar", share(c.changed, c.elements)]
+        table.add_row(cell(row.name), *cells, share(c.one_ulp, c.changed) if result.complete else "", *_rank_cells(row.ranks or ()))
+    return table
+
+
+def _rank_cells(ranks: Iterable[MatrixRank]) -> list[str]:
+    rows = list(ranks)
+    if not rows:
+        return ["", "", "", ""]
+    figures = ((r.spectrum.rank, r.spectrum.stable_rank, r.spectrum.effective_rank, r.random_rank) for r in rows)
+    mean = [sum(x) / len(rows) for x in zip(*figures, strict=True)]
+    return [f"{mean[0]:g} of {rows[0].spectrum.largest}", f"{mean[1]:.1f}", f"{mean[2]:g}", f"{mean[3]:.1f}"]
+
+
+def overlapped(result: OverlapResult, series: bool, tensors: bool) -> None:
+    """Print overlaps of every two updates as a table, or a run's steps."""
+    out = console()
+    rows = [("base", result.base), ("elements", f"{result.elements:,} in {len(result.tensors)} tensors")]
+    if len(result.names) > 1:
+        rows.append(("changed by all", share(result.core, result.elements)))
+    if result.left_out:
+        rows.append(("left out", some(result.left_out)))
+    print_grid(out, rows)
+    out.print()
+    steps = rows_table("#", "update", "changed", "", *(("since the last", "ever changed", "changed and back") if series else ()))
+    most = max((1 - step.sparsity for step in result.steps), default=0) or 1.0
+    for k, step in enumerate(result.steps, 1):
+        more = [percent(x) for x in (step.since_last, step.ever, step.back)] if series else []
+        steps.add_row(str(k), cell(step.name), percent(1 - step.sparsity), Bar(most, 0, 1 - step.sparsity, width=BAR), *more)
+    out.print(steps)
+    if len(result.names) > 1:
+        out.print()
+        out.print(_pairs([("", pair) for pair in result.pairs]))
+    if tensors and len(result.names) > 1:
+        out.print()
+        out.print(_pairs([(t.name, result.pair(p.first, p.second, [t])) for t in result.tensors for p in result.pairs]))
+
+
+def _pairs(rows: list[tuple[str, PairOverlap]]) -> Table:
+    named = any(name for name, _ in rows)
+    heads = ("1", "2", "o1", "at random", "o2", "at random", "Jaccard", "expected", "same direction")
+    table = rows_table(*(("tensor",) if named else ()), *heads)
+    for name, p in rows:
+        cells = [percent(x) for x in (p.o1, p.random_o1, p.o2, p.random_o2, p.jaccard, p.expected_jaccard, p.same_direction)]
+        table.add_row(*((cell(name),) if named else ()), str(p.first + 1), str(p.second + 1), *cells)
+    return table

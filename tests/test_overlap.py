@@ -1,0 +1,104 @@
+"""Overlap of updates against sets of indices in Python, and the paper's formulas."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ckptdiff
+from ckptdiff.analysis.overlap import overlap
+from ckptdiff.errors import BaseMismatchError, CheckpointError
+from tests.checkpoints import tensor, write
+from tests.test_cli import run
+
+SHAPES = {"model.layers.0.mlp.up_proj.weight": (1500, 900), "model.norm.weight": (37,)}
+
+
+def updates(folder: Path, k: int, seed: int = 0) -> tuple[Path, list[Path], dict[str, np.ndarray]]:
+    """A base and k checkpoints of one run; units of base and checkpoints by tensor, one row each."""
+    rng, found = np.random.default_rng(seed), {}
+    for name, shape in SHAPES.items():
+        rows = [rng.normal(0, 0.02, shape).astype("<f4").view("<u4").reshape(-1) >> 16]
+        for _ in range(k):
+            moved, back = rng.random(rows[0].size) < 0.1, rng.random(rows[0].size) < 0.3
+            rows.append(np.where(back, rows[0], rows[-1] + moved * rng.choice([1, -1], rows[0].size)))
+        found[name] = np.array(rows).astype("<u2")
+    paths = []
+    for i in range(k + 1):
+        tensors = {name: tensor("BF16", SHAPES[name], rows[i]) for name, rows in found.items()}
+        paths.append(write(folder / f"step{i}.safetensors", tensors))
+    return paths[0], paths[1:], found
+
+
+def test_counts_are_those_of_sets(tmp_path: Path) -> None:
+    base, paths, units = updates(tmp_path, 3)
+    result = overlap(paths, base)
+    n = sum(rows[0].size for rows in units.values())
+    sets = [{(name, int(x)) for name, rows in units.items() for x in np.flatnonzero(rows[0] != rows[k])} for k in (1, 2, 3)]
+    for pair in result.pairs:
+        a, b = sets[pair.first], sets[pair.second]
+        assert pair.o1 == len(a & b) / len(a) and pair.o2 == len(a & b) / len(b)
+        assert pair.random_o1 == len(b) / n and pair.random_o2 == len(a) / n
+        assert pair.jaccard == len(a & b) / len(a | b)
+        values = {name: (rows.astype("<u4") << 16).view("<f4") for name, rows in units.items()}
+        ups = [{(name, i) for name, i in a & b if values[name][k + 1][i] > values[name][0][i]} for k in (pair.first, pair.second)]
+        assert pair.same_direction == 1 - len(ups[0] ^ ups[1]) / len(a & b)
+    assert result.core == len(sets[0] & sets[1] & sets[2])
+    assert [step.sparsity for step in result.steps] == [1 - len(s) / n for s in sets]
+    assert [step.ever for step in result.steps] == [len(set.union(*sets[: k + 1])) / n for k in range(3)]
+    assert [step.back for step in result.steps] == [len(set.union(*sets[: k + 1]) - sets[k]) / n for k in range(3)]
+    changes = [sum(int(np.sum(rows[k] != rows[k + 1])) for rows in units.values()) for k in range(3)]
+    assert [step.since_last for step in result.steps] == [count / n for count in changes]
+
+
+def test_patches_stand_for_their_targets(tmp_path: Path) -> None:
+    base, paths, _ = updates(tmp_path, 2)
+    patches = []
+    for k, path in enumerate(paths):
+        ckptdiff.make(base, path, tmp_path / f"patch{k}.safetensors")
+        patches.append(tmp_path / f"patch{k}.safetensors")
+    expected = overlap(paths, base).to_json()
+    for mixed in (patches, [paths[0], patches[1]]):
+        found = overlap(mixed, base, threads=1).to_json()
+        assert found | {"names": None} | {"steps": [s | {"name": ""} for s in found["steps"]]} == expected | {"names": None} | {
+            "steps": [s | {"name": ""} for s in expected["steps"]]
+        }
+    with pytest.raises(BaseMismatchError, match=r"is already the target|is not the base"):
+        overlap(patches, paths[0])
+
+
+def test_independent_updates_are_at_their_expectation(tmp_path: Path) -> None:
+    """Updates at random: o1 and Jaccard are what the formulas say, within five standard deviations."""
+    rng, n = np.random.default_rng(1), 400_000
+    base = rng.integers(0x3C00, 0x3E00, n).astype("<u2")
+    units = [base, *(base + (rng.random(n) < p) for p in (0.2, 0.05))]
+    origin, *paths = (write(tmp_path / f"{k}.safetensors", {"w": tensor("BF16", (400, 1000), x)}) for k, x in enumerate(units))
+    pair = overlap(paths, origin).pairs[0]
+    assert abs(pair.o1 - pair.random_o1) < 5 * (0.05 / (0.2 * n)) ** 0.5
+    assert abs(pair.jaccard - pair.expected_jaccard) < 0.003
+
+
+def test_tolerance_and_nothing_changed(tmp_path: Path) -> None:
+    base, paths, units = updates(tmp_path, 1)
+    values = {name: (rows.astype("<u4") << 16).view("<f4").astype(np.float64) for name, rows in units.items()}
+    row = overlap(paths, base, atol=1e-4).tensors[0]
+    assert int(row.changed[0]) == int(np.sum(np.abs(values[row.name][1] - values[row.name][0]) > 1e-4))
+    same = overlap([base, base], base)
+    assert (same.pairs[0].o1, same.pairs[0].jaccard, same.steps[1].sparsity) == (0.0, 0.0, 1.0)
+    with pytest.raises(CheckpointError, match="at least one"):
+        overlap([], base)
+
+
+def test_commands(tmp_path: Path) -> None:
+    base, paths, _ = updates(tmp_path, 2)
+    result = run("overlap", *paths, "--base", base, "--json")
+    value = json.loads(result.stdout)
+    assert value["schema"] == "ckptdiff-overlap/1" and len(value["pairs"]) == 1 and len(value["steps"]) == 2
+    text = run("overlap", *map(str, paths), "--base", str(base), "--series", "--tensors").stdout
+    assert "changed and back" in text and "Jaccard" in text and "model.norm.weight" in text
+    assert "same direction" in run("compare", *map(str, paths), "--base", str(base)).stdout
+    without = run("overlap", str(paths[0]))
+    assert without.exit_code == 2 and "Missing option '--base'" in without.output

@@ -1,0 +1,148 @@
+"""The ``report`` command and its JSON, which ``spec/report.schema.json`` describes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+
+import ckptdiff
+from ckptdiff.analysis.reporting import QUANTILES, report
+from tests.checkpoints import tensor, write
+from tests.test_cli import run
+from tests.test_real_data import BASE, SHARED_DATA, TARGETS
+
+SCHEMA = json.loads((Path(__file__).parents[1] / "spec" / "report.schema.json").read_text())
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path]:
+    """A model of two layers: a stack of experts, matrices, a norm that stays, a bias, a tensor that only one side has."""
+    rng = np.random.default_rng(2)
+    shapes = {
+        "model.embed_tokens.weight": (90, 32),
+        **{f"model.layers.{i}.self_attn.q_proj.weight": (32, 32) for i in (0, 1)},
+        **{f"model.layers.{i}.mlp.experts.gate_up_proj": (3, 32, 48) for i in (0, 1)},
+        **{f"model.layers.{i}.input_layernorm.weight": (32,) for i in (0, 1)},
+        "model.layers.1.mlp.up_proj.bias": (48,),
+    }
+    sides: list[dict[str, object]] = [{"old": tensor("F32", (1,), bytes(4))}, {}]
+    for name, shape in shapes.items():
+        units = (rng.normal(0, 0.02, shape).astype("<f4").view("<u4") >> 16).astype("<u2")
+        moved = units + (0 if "norm" in name else (rng.random(shape) < 0.2).astype("<u2"))
+        for side, values in zip(sides, (units, moved), strict=True):
+            side[name] = tensor("BF16", shape, values)
+    return write(tmp_path / "base.safetensors", sides[0]), write(tmp_path / "a target.safetensors", sides[1])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rank", ["none", "sample", "all"])
+def test_json_follows_the_schema(pair: tuple[Path, Path], rank: str) -> None:
+    result = run("report", *pair, "--rank", rank, "--json")
+    assert result.exit_code == 0, result.stderr
+    value = json.loads(result.stdout)
+    jsonschema.validate(value, SCHEMA)
+    assert [row["module"] for row in value["modules"]] == ["embedding", "q", "experts", "norm", "bias"]
+    assert [row["layer"] for row in value["layers"]] == [0, 1] and value["removed"] == ["old"]
+    spectra = {row["name"]: row["spectra"] for row in value["tensors"]}
+    assert (value["rank"] is None) == (rank == "none") == (spectra["model.layers.0.mlp.experts.gate_up_proj"] is None)
+    if rank != "none":
+        assert [s["index"] for s in spectra["model.layers.0.mlp.experts.gate_up_proj"]] == [0, 1, 2]
+        assert value["rank"]["matrices"] == 9 and spectra["model.layers.0.input_layernorm.weight"] is None
+
+
+def test_sums_and_quantiles(pair: tuple[Path, Path]) -> None:
+    found = report(*pair, rank="none")
+    assert found.totals == sum((t.counts for t in found.tensors), type(found.totals)())
+    assert sum(c.elements for c in found.apart.values()) == found.totals.elements and set(found.apart) == {
+        "matrices",
+        "norm",
+        "bias",
+        "embedding",
+    }
+    assert sum(b.count for b in found.ulps) == sum(b.count for b in found.moves) == found.totals.changed
+    assert sum(row.changed for row in found.exponents) == found.totals.changed
+    assert sum(row.elements for row in found.exponents) == found.totals.elements
+    by_name = {t.name: t for t in found.tensors}
+    rows, columns = by_name["model.embed_tokens.weight"].rows, by_name["model.layers.0.mlp.experts.gate_up_proj"].columns
+    old, new = (_units(path, "model.embed_tokens.weight", (90, 32)) for path in pair)
+    assert rows == tuple(np.quantile((old != new).mean(1), QUANTILES))
+    old, new = (_units(path, "model.layers.0.mlp.experts.gate_up_proj", (96, 48)) for path in pair)
+    assert columns == tuple(np.quantile((old != new).mean(0), QUANTILES))
+
+
+def _units(path: Path, name: str, shape: tuple[int, int]) -> np.ndarray:
+    raw = path.read_bytes()
+    n = int.from_bytes(raw[:8], "little")
+    begin, end = json.loads(raw[8 : 8 + n])[name]["data_offsets"]
+    return np.frombuffer(raw[8 + n + begin : 8 + n + end], "<u2").reshape(shape)
+
+
+def test_a_patch_alone(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    ckptdiff.make(*pair, tmp_path / "patch.safetensors")
+    value = json.loads(run("report", tmp_path / "patch.safetensors", "--json").stdout)
+    jsonschema.validate(value, SCHEMA)
+    assert value["totals"]["within_atol"] is None and value["totals"]["bit_identical"] == report(*pair, rank="none").totals.bit_identical
+    assert "give the base too" in run("report", tmp_path / "patch.safetensors").stdout
+
+
+def test_text(pair: tuple[Path, Path]) -> None:
+    text = run("report", *pair, "--tensors").stdout
+    for words in ("update sparsity", "moved by one ulp", "mean rank", "experts", "model.layers.1.mlp.up_proj.bias", "only in the base"):
+        assert words in text
+
+
+def test_threads_do_not_matter(pair: tuple[Path, Path]) -> None:
+    assert report(*pair, threads=1).to_json() == report(*pair, threads=3).to_json()
+
+
+def test_a_tensor_of_several_blocks_is_the_sum_of_its_rows(tmp_path: Path) -> None:
+    """Rows that cross the ends of blocks of 2^21 bytes."""
+    rng = np.random.default_rng(3)
+    units = rng.integers(0x3C00, 0x3E00, (700, 3001)).astype("<u2")
+    moved = units + (rng.random(units.shape) < rng.random((700, 1)) * rng.random(3001))
+    pair = [write(tmp_path / f"{k}.safetensors", {"w": tensor("BF16", (700, 3001), x)}) for k, x in enumerate((units, moved))]
+    row = report(*pair, rank="none").tensors[0]
+    assert row.rows == tuple(np.quantile((units != moved).mean(1), QUANTILES))
+    assert row.columns == tuple(np.quantile((units != moved).mean(0), QUANTILES))
+
+
+def test_usage_errors(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    alone = run("report", pair[0])
+    assert alone.exit_code == 2 and "is not a patch: give BASE and TARGET" in alone.stderr
+    ckptdiff.make(*pair, tmp_path / "patch.safetensors")
+    page = run("report", tmp_path / "patch.safetensors", "--html", tmp_path / "page.html")
+    assert page.exit_code == 2 and "need BASE too" in page.stderr
+    wrong = run("report", pair[1], tmp_path / "patch.safetensors")
+    assert wrong.exit_code == 3 and "is already the target" in wrong.stderr
+    missing = run("report", tmp_path / "no such", pair[1])
+    assert missing.exit_code == 3 and "no such" in missing.stderr
+
+
+def test_frame(pair: tuple[Path, Path]) -> None:
+    pytest.importorskip("pandas", reason="pandas is not installed")
+    frame = report(*pair, rank="none").to_frame()
+    assert set(frame["module"]) == {"embedding", "q", "experts", "norm", "bias"}
+    assert frame["elements"].sum() == report(*pair, rank="none").totals.elements
+
+
+@pytest.mark.skipif(not BASE.exists(), reason=f"no real checkpoints in {SHARED_DATA}")
+@pytest.mark.parametrize("target", TARGETS)
+def test_real_ranks_agree_with_torch(target: str) -> None:
+    """Every matrix of every pair: the integer that the paper's ``update_rank.py`` gives."""
+    torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
+    from safetensors.torch import load_file
+
+    base, tuned = (load_file(folder / "model.safetensors") for folder in (BASE, SHARED_DATA / target))
+    found = report(BASE, SHARED_DATA / target, rank="all")
+    ranks = {t.name: t.ranks[0].spectrum.rank for t in found.tensors if t.ranks}
+    expected = {
+        name: int(torch.linalg.matrix_rank((tuned[name] - base[name]).float()))
+        for name in base
+        if "layernorm" not in name and base[name].ndim == 2
+    }
+    assert ranks == expected
+    shares = [rank / min(base[name].shape) for name, rank in expected.items()]
+    assert found.rank is not None and abs(found.rank.rank_share - sum(shares) / len(shares)) < 1e-12
