@@ -1,0 +1,163 @@
+"""Rank of an update: numerical, stable and effective rank of target minus base, from the eigenvalues of the smaller Gram matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+TOP = (1, 2, 4, 8, 16, 32, 64, 128)
+KEPT = 64
+ENERGY = 0.99
+EPS = float(np.finfo(np.float32).eps)
+BY_SVD = 128
+"""Up to this larger side singular values are taken from the matrix itself: the squared tolerance comes near float64's precision."""
+CHUNK = 1 << 22
+"""Elements turned into float64 at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spectrum:
+    """Of an update D of m x n, with singular values s1 >= s2 >= ...
+
+    Attributes:
+        rows, columns: m, n.
+        rank: how many singular values exceed max(m, n) * eps * s1 with float32's eps = 2^-23: what
+            ``torch.linalg.matrix_rank(D.float())`` counts, as in arXiv 2505.11711, section 5 and table 2.
+        stable_rank: ||D||_F^2 / s1^2 (Rudelson and Vershynin 2007, section 1); 0 for D = 0.
+        effective_rank: the least k with s1^2 + ... + sk^2 >= 0.99 ||D||_F^2; 0 for D = 0.
+        top_energy: (s1^2 + ... + sk^2) / ||D||_F^2 for k in :data:`TOP`; 0 for D = 0.
+        singular_values: at most 64, evenly spaced from the first to the last.
+    """
+
+    rows: int
+    columns: int
+    rank: int
+    stable_rank: float
+    effective_rank: int
+    top_energy: tuple[float, ...]
+    singular_values: tuple[float, ...]
+
+    @property
+    def largest(self) -> int:
+        """The largest rank possible: min(m, n)."""
+        return min(self.rows, self.columns)
+
+    @property
+    def rank_share(self) -> float:
+        """rank / min(m, n); 1 for an empty matrix."""
+        return self.rank / self.largest if self.largest else 1.0
+
+
+def spectrum(update: Array, device: str | None = None) -> Spectrum:
+    """Spectrum of a matrix of floats, in float64.
+
+    Singular values next to the tolerance may fall on its other side in torch, whose float32 rounds them.
+
+    Args:
+        update: two dimensions.
+        device: a torch device for the Gram matrix and its eigenvalues; None for NumPy.
+
+    Raises:
+        ValueError: it has an infinity or a NaN, or not two dimensions.
+    """
+    rows, columns = _shape(update)
+    matrix, scale = _trimmed(update)
+    if matrix.size == 0:
+        return Spectrum(rows, columns, 0, 0.0, 0, (0.0,) * len(TOP), (0.0,) * min(rows, columns, KEPT))
+    values = _singular_values(matrix, scale, device)
+    values = np.concatenate([values, np.zeros(min(rows, columns) - len(values))])
+    energy = np.cumsum(values**2)
+    share = energy / energy[-1]
+    kept = np.unique(np.linspace(0, len(values) - 1, min(KEPT, len(values))).round().astype(np.int64))
+    return Spectrum(
+        rows,
+        columns,
+        rank=int(np.count_nonzero(values > max(rows, columns) * EPS * values[0])),
+        stable_rank=float(energy[-1] / values[0] ** 2),
+        effective_rank=int(np.searchsorted(share, ENERGY) + 1),
+        top_energy=tuple(float(share[min(k, len(share)) - 1]) for k in TOP),
+        singular_values=tuple(float(x) for x in values[kept] * scale),
+    )
+
+
+def numerical_rank(update: Array) -> int:
+    """The same as ``spectrum(update).rank``, sooner where nearly all rows are independent, as scattered updates have them.
+
+    With G the Gram matrix, t the tolerance: if G - t^2 I has a Cholesky factor, all singular values exceed t.
+
+    Raises:
+        ValueError: it has an infinity or a NaN, or not two dimensions.
+    """
+    rows, columns = _shape(update)
+    matrix, scale = _trimmed(update)
+    if max(matrix.shape) <= BY_SVD:
+        return spectrum(update).rank
+    gram, least = _gram(matrix, scale), (max(rows, columns) * EPS) ** 2
+    bound = float(np.abs(gram).sum(0).max())  # no eigenvalue is larger than the largest sum of a row's absolute values
+    try:
+        np.linalg.cholesky(gram - least * bound * np.eye(len(gram)))
+    except np.linalg.LinAlgError:
+        values = np.linalg.eigvalsh(gram)
+        return int(np.count_nonzero(values > least * values[-1]))
+    return len(gram)
+
+
+def _shape(update: Array) -> tuple[int, int]:
+    if update.ndim != 2:
+        raise ValueError(f"an update of shape {list(update.shape)} is not a matrix")
+    return int(update.shape[0]), int(update.shape[1])
+
+
+def _trimmed(update: Array) -> tuple[Array, float]:
+    """The matrix without rows and columns of zeros, with at most as many rows as columns, and the power of two by which to divide it."""
+    largest = float(np.abs(update).max(initial=0.0))
+    if not np.isfinite(largest):
+        raise ValueError("an update with infinities or NaNs has no rank")
+    matrix = update[update.any(axis=1)]
+    matrix = matrix[:, matrix.any(axis=0)]
+    scale = 2.0 ** np.frexp(largest)[1] if largest else 1.0
+    return (matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T), float(scale)
+
+
+def _singular_values(matrix: Array, scale: float, device: str | None) -> Array:
+    """Singular values of the matrix divided by the scale, from the largest."""
+    if max(matrix.shape) <= BY_SVD:
+        return np.linalg.svd(matrix.astype(np.float64) / scale, compute_uv=False)
+    eigenvalues = _eigenvalues(matrix, scale, device) if device else np.linalg.eigvalsh(_gram(matrix, scale))
+    return np.sqrt(np.maximum(eigenvalues[::-1], 0.0))
+
+
+def _gram(matrix: Array, scale: float) -> Array:
+    """D D^T in float64, of the matrix divided by the scale."""
+    gram, step = np.zeros((len(matrix), len(matrix))), max(1, CHUNK // len(matrix))
+    for start in range(0, matrix.shape[1], step):
+        part = matrix[:, start : start + step].astype(np.float64) / scale
+        gram += part @ part.T
+    return gram
+
+
+def _eigenvalues(matrix: Array, scale: float, device: str) -> Array:
+    """Eigenvalues of the Gram matrix, from the least, by torch on a device."""
+    import torch
+
+    part = torch.from_numpy(np.ascontiguousarray(matrix)).to(device, torch.float64) / scale
+    return np.asarray(torch.linalg.eigvalsh(part @ part.T).cpu().numpy())
+
+
+def expected_random_rank(rows: int, columns: int, density: float) -> float:
+    """Rank to expect of a random update as dense: independent entries, each not zero with probability ``density``.
+
+    Almost surely that is the largest matching of rows and columns by entries that are not zero; with a = n p and b = m p per
+    row and column on average, Bordenave, Lelarge, Salez, "Matchings on infinite graphs" (2013), theorem 3, for Poisson degrees:
+    m min over t in [0, 1] of 1 - exp(-a exp(-b t)) + (a / b) (1 - exp(-b t) (1 + b t)). Exact as m and n grow with a and b fixed.
+    """
+    if not rows or not columns or density <= 0.0:
+        return 0.0
+    a, b, t = columns * density, rows * density, np.linspace(0.0, 1.0, 4097)
+    cover = 1 - np.exp(-a * np.exp(-b * t)) + columns / rows * (1 - np.exp(-b * t) * (1 + b * t))
+    return float(min(rows * cover.min(), rows, columns))

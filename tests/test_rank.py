@@ -1,0 +1,96 @@
+"""Ranks against torch's, and the other figures against a plain SVD; on real pairs in ``test_report.py``."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ckptdiff.analysis import rank
+from ckptdiff.analysis.rank import TOP, expected_random_rank, numerical_rank, spectrum
+
+RNG = np.random.default_rng(0)
+
+
+def scattered(rows: int, columns: int, density: float) -> np.ndarray:
+    return ((RNG.random((rows, columns)) < density) * RNG.choice([1, -1], (rows, columns)) * 2.0**-12).astype(np.float32)
+
+
+MATRICES = {
+    "dense": RNG.normal(size=(300, 200)).astype(np.float32),
+    "scattered": scattered(200, 700, 0.02),
+    "very scattered": scattered(500, 400, 0.002),
+    "low rank": (RNG.normal(size=(260, 7)) @ RNG.normal(size=(7, 410))).astype(np.float32),
+    "low rank and small": (RNG.normal(size=(40, 3)) @ RNG.normal(size=(3, 20))).astype(np.float32),
+    "one row": RNG.normal(size=(1, 900)).astype(np.float32),
+    "one column": RNG.normal(size=(900, 1)).astype(np.float32),
+    "one": np.ones((1, 1), np.float32),
+    "zeros": np.zeros((30, 50), np.float32),
+    "scaled columns": (RNG.normal(size=(200, 300)) * 10.0 ** RNG.uniform(-9, 0, 300)).astype(np.float32),
+    "huge": (RNG.normal(size=(150, 200)) * 2.0**100).astype(np.float32),
+    "tiny": (RNG.normal(size=(150, 200)) * 2.0**-120).astype(np.float32),
+    "transposed": np.asfortranarray(RNG.normal(size=(150, 340)).astype(np.float32)).T,
+    "equal rows": np.repeat(RNG.normal(size=(90, 300)).astype(np.float32), 2, axis=0),
+}
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_rank_is_torchs(name: str) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
+    d = MATRICES[name]
+    expected = int(torch.linalg.matrix_rank(torch.from_numpy(np.ascontiguousarray(d))))
+    assert spectrum(d).rank == numerical_rank(d) == spectrum(d, "cpu").rank == expected
+
+
+@pytest.mark.parametrize("name", [name for name in MATRICES if name != "zeros"])
+def test_figures_are_those_of_the_svd(name: str) -> None:
+    d = MATRICES[name]
+    s = np.linalg.svd(d.astype(np.float64), compute_uv=False)
+    energy, found = np.cumsum(s**2) / np.sum(s**2), spectrum(d)
+    assert (found.rows, found.columns, found.largest) == (*d.shape, min(d.shape))
+    assert found.stable_rank == pytest.approx(np.sum((s / s[0]) ** 2), rel=1e-9)
+    assert found.effective_rank == int(np.argmax(energy >= 0.99 * (1 - 1e-12)) + 1)
+    assert found.top_energy == pytest.approx([energy[min(k, len(s)) - 1] for k in TOP], rel=1e-9)
+    assert found.singular_values[0] == pytest.approx(s[0], rel=1e-9) and len(found.singular_values) == min(len(s), 64)
+
+
+def test_zeros_and_nothing() -> None:
+    zero = spectrum(MATRICES["zeros"])
+    assert (zero.rank, zero.stable_rank, zero.effective_rank, set(zero.top_energy)) == (0, 0.0, 0, {0.0})
+    assert spectrum(np.zeros((0, 5), np.float32)).rank_share == 1.0
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_what_has_no_rank(bad: float) -> None:
+    for function in (spectrum, numerical_rank):
+        with pytest.raises(ValueError, match="infinities or NaNs"):
+            function(np.array([[1.0, bad]]))
+        with pytest.raises(ValueError, match="not a matrix"):
+            function(np.ones(3))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 60),
+    columns=st.integers(1, 60),
+    inner=st.integers(0, 60),
+    seed=st.integers(0, 2**32),
+    by_svd=st.sampled_from([0, 128]),
+)
+def test_products_have_the_rank_of_their_factors(rows: int, columns: int, inner: int, seed: int, by_svd: int) -> None:
+    """Integer factors, so that nothing rounds; with and without the path for small matrices."""
+    rng = np.random.default_rng(seed)
+    d = (rng.integers(-9, 10, (rows, inner)) @ rng.integers(-9, 10, (inner, columns))).astype(np.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rank, "BY_SVD", by_svd)
+        assert spectrum(d).rank == numerical_rank(d) == np.linalg.matrix_rank(d, tol=1e-6 * max(np.abs(d).max(initial=0), 1))
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(400, 400), (256, 768), (768, 256)])
+@pytest.mark.parametrize("density", [0.002, 0.01, 0.1])
+def test_random_rank_is_what_random_matrices_have(rows: int, columns: int, density: float) -> None:
+    """The mean of simulated matrices, within 4 % of the largest rank."""
+    simulated = np.mean([spectrum(scattered(rows, columns, density) * RNG.random((rows, columns))).rank for _ in range(4)])
+    assert abs(expected_random_rank(rows, columns, density) - simulated) < 0.04 * min(rows, columns)
+    assert expected_random_rank(rows, columns, 0.0) == 0.0 and expected_random_rank(rows, columns, 1.0) == min(rows, columns)
