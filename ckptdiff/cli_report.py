@@ -41,9 +41,9 @@ def report(base: Path, target: Path | None, html: Path | None, png: Path | None,
         result = report_patch(base) if target is None else run(base, target, progress=progress, **options)
     value = result.to_json()
     if html:
-        from ckptdiff.analysis.page import write_page
+        from ckptdiff.analysis.page import render_page
 
-        write_page(value, html)
+        html.write_text(render_page(value), encoding="utf-8")
     if png:
         from ckptdiff.analysis.charts import write_png
 

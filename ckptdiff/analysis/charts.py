@@ -1,0 +1,278 @@
+"""Charts of a report, as Vega-Lite made with Altair; Altair and vl-convert load only when a chart is asked for.
+
+Tensor names come from files that may be hostile. They appear in charts as data values only, never in an expression or a file name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ckptdiff.analysis.series import (
+    RANDOM,
+    Report,
+    Rows,
+    change_cells,
+    changed,
+    in_order,
+    layer_order,
+    rank_cells,
+    spectrum_lines,
+)
+from ckptdiff.errors import OutputError
+
+MOST_LABELS = 9
+"""Heat maps with at most this many columns show their numbers in the cells."""
+MOST_POINTS = 50
+PNG_WIDTH = 720
+LINE_COLOURS = ["#4c8bc9", "#e8833a", "#d9534f", "#4fa8a0", "#5aa04f", "#c9a227", "#a8739c", "#f08a94"]
+GREY, DASHES = "#868e96", [[6, 4], [2, 3], [8, 3, 2, 3]]
+HUE, SECOND_HUE = "#3b82c4", "#d97706"
+FONT = "system-ui, 'DejaVu Sans', sans-serif"
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart: a short name (also its file's), a title, what a screen reader says, and its Vega-Lite without a width."""
+
+    name: str
+    title: str
+    description: str
+    spec: dict[str, Any]
+
+
+def libraries() -> tuple[Any, Any]:
+    """Altair and vl-convert, or an error that says how to get them."""
+    try:
+        import altair
+        import vl_convert
+    except ImportError as error:
+        raise OutputError(f"pictures need Altair and vl-convert ({error}): pip install 'ckptdiff[report]'") from error
+    return altair, vl_convert
+
+
+def vega_lite_version(altair: Any, vl_convert: Any) -> str | None:
+    """The version that Altair writes, if vl-convert has it; None for vl-convert's newest."""
+    version = ".".join(altair.SCHEMA_VERSION.lstrip("v").split(".")[:2])
+    return version if version in vl_convert.get_vegalite_versions() else None
+
+
+def theme(dark: bool = False) -> dict[str, Any]:
+    """Vega's colours and fonts for a light or a dark page."""
+    text, faint = ("#dfe3e8", "#3a424d") if dark else ("#24292f", "#dde1e6")
+    axis = {"labelColor": text, "titleColor": text, "gridColor": faint, "domainColor": faint, "tickColor": faint, "labelFontSize": 11}
+    return {
+        "background": None if dark else "white",
+        "font": FONT,
+        "axis": {**axis, "titleFontWeight": "normal", "titleFontSize": 12},
+        "legend": {"labelColor": text, "titleColor": text, "titleFontWeight": "normal", "titleFontSize": 12, "labelFontSize": 11},
+        "title": {"color": text, "anchor": "start", "fontSize": 15, "offset": 12},
+        "text": {"color": text},
+        "rule": {"color": text},
+        "view": {"stroke": faint},
+        "range": {"category": {"scheme": "tableau10"}},
+    }
+
+
+def heat_map(altair: Any, cells: Rows, top: float, value_title: str, counts: tuple[str, ...]) -> Any:
+    """Layers from left to right, modules from top to bottom, colour from 0 to ``top``; numbers in the cells where there is room."""
+    layers, modules = layer_order({c["layer"] for c in cells}), in_order({c["module"] for c in cells})
+    decimals = min(max(2 - math.floor(math.log10(100 * top)), 1), 6)
+    cells = [{**cell, "label": f"{100 * cell['value']:.{decimals}f}" if cell["value"] else "0"} for cell in cells]
+    x = altair.X("layer:O", sort=layers, title="layer", axis=altair.Axis(labelAngle=0, labelOverlap="greedy", labelSeparation=4))
+    y = altair.Y("module:O", sort=modules, title=None)
+    ticks = [0, top / 2, top]
+    legend = altair.Legend(orient="top", direction="horizontal", format=".2~p", gradientLength=190, values=ticks, titleLimit=280)
+    key_title = f"{value_title} (cells: %)" if len(layers) <= MOST_LABELS else value_title
+    colour = altair.Color("value:Q", title=key_title, legend=legend, scale=altair.Scale(scheme="viridis", domain=[0, top]))
+    tooltip = [altair.Tooltip("layer:O"), altair.Tooltip("module:O"), altair.Tooltip("value:Q", title=value_title, format=".3~p")]
+    tooltip += [altair.Tooltip(f"{field}:Q", format=",") for field in counts]
+    base = altair.Chart(altair.Data(values=cells)).encode(x=x, y=y)
+    chart = base.mark_rect().encode(color=colour, tooltip=tooltip)
+    if len(layers) <= MOST_LABELS:
+        ink = altair.condition(altair.datum.value > 0.6 * top, altair.value("#111"), altair.value("#fff"))
+        chart += base.mark_text(fontSize=11).encode(text="label:N", color=ink, tooltip=tooltip)
+    return chart.properties(height=altair.Step(24))
+
+
+def change_map(altair: Any, report: Report) -> Any | None:
+    """Share of changed elements by layer and module; bars by module where the names give no layers."""
+    cells = change_cells(report)
+    if not report["layers"]:
+        return module_bars(altair, cells) if len({c["module"] for c in cells}) > 1 else None
+    top = max((c["value"] for c in cells), default=0) or 1
+    return heat_map(altair, cells, top, "share changed", ("changed", "elements"))
+
+
+def module_bars(altair: Any, cells: Rows) -> Any:
+    """Share of changed elements of each module."""
+    x = altair.X("value:Q", title="share of elements that changed", axis=altair.Axis(format=".2~p", tickCount=5))
+    y = altair.Y("module:O", sort=in_order({c["module"] for c in cells}), title=None)
+    tooltip = [altair.Tooltip("module:O"), altair.Tooltip("value:Q", format=".3~p"), altair.Tooltip("elements:Q", format=",")]
+    return altair.Chart(altair.Data(values=cells)).mark_bar(color=HUE).encode(x=x, y=y, tooltip=tooltip).properties(height=altair.Step(24))
+
+
+def rank_map(altair: Any, report: Report, field: str = "rank") -> Any | None:
+    cells = rank_cells(report, field)
+    return heat_map(altair, cells, 1, "mean rank / full rank", ("matrices",)) if cells else None
+
+
+def random_rank_map(altair: Any, report: Report) -> Any | None:
+    return rank_map(altair, report, "random_rank")
+
+
+def spectra(altair: Any, report: Report) -> Any | None:
+    """Singular values over the largest, by rank, of one matrix of each module; dashed: random matrices."""
+    points, labels = spectrum_lines(report)
+    if not points:
+        return None
+    lowest = min(10 ** math.floor(math.log10(min(p["value"] for p in points))), 0.1)
+    x = altair.X(
+        "rank:Q", title="rank / full rank", scale=altair.Scale(domain=[0, 1]), axis=altair.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1])
+    )
+    decades = [10**k for k in range(round(math.log10(lowest)), 1)]
+    scale = altair.Scale(type="log", domain=[lowest, 1])
+    y = altair.Y("value:Q", title="singular value / largest", scale=scale, axis=altair.Axis(format="~g", values=decades))
+    legend = altair.Legend(orient="bottom", columns=3, columnPadding=2, title=None, symbolType="stroke")
+    measured = [label for label in labels if not label.startswith(RANDOM)]
+    colours = [*LINE_COLOURS[: len(measured)], *[GREY] * (len(labels) - len(measured))]
+    colour = altair.Color("line:N", sort=labels, legend=legend, scale=altair.Scale(domain=labels, range=colours))
+    dashes = [*[[1, 0]] * len(measured), *DASHES[: len(labels) - len(measured)]]
+    dash = altair.StrokeDash("line:N", sort=labels, legend=legend, scale=altair.Scale(domain=labels, range=dashes))
+    tips = [altair.Tooltip("tensor:N"), altair.Tooltip("rank:Q", format=".0%"), altair.Tooltip("value:Q", format=".3~g")]
+    base = altair.Chart(altair.Data(values=points)).mark_line(strokeWidth=2)
+    return base.encode(x=x, y=y, color=colour, strokeDash=dash, detail="line:N", tooltip=tips).properties(height=300)
+
+
+def ulp_label(first: int, last: int | None) -> str:
+    if last is None:
+        return f"{first:,} or more"
+    return f"{first:,}" if first == last else f"{first:,}–{last:,}"
+
+
+def ulps(altair: Any, report: Report) -> Any | None:
+    """How many ulps changed elements moved by."""
+    bins = report["moves"]["ulp"]
+    total = sum(b["count"] for b in bins)
+    if not total:
+        return None
+    rows = [{"ulps": ulp_label(b["from"], b["to"]), "count": b["count"], "value": b["count"] / total} for b in bins]
+    top = max(row["value"] for row in rows)
+    x = altair.X("value:Q", title="share of changed elements", scale=altair.Scale(domain=[0, 1.15 * top], nice=False))
+    y = altair.Y("ulps:O", sort=None, title="moved by (ulps)")
+    tips = [altair.Tooltip("ulps:O"), altair.Tooltip("count:Q", format=","), altair.Tooltip("value:Q", format=".3~p", title="share")]
+    base = altair.Chart(altair.Data(values=rows)).encode(x=x.axis(format=".2~p", tickCount=5), y=y, tooltip=tips)
+    text = base.mark_text(align="left", dx=4, fontSize=11).encode(text=altair.Text("value:Q", format=".2~p"))
+    return (base.mark_bar(color=HUE) + text).properties(height=altair.Step(22))
+
+
+POWER = "format(pow(2, datum.value), '.0e')"
+"""Labels of an axis of powers of two."""
+
+
+def sizes(altair: Any, report: Report) -> Any | None:
+    """How large the changes are; a dashed line at the tolerance."""
+    bins = [b for b in report["moves"]["abs"] if b["from"] > 0 and b["count"]]
+    if not bins:
+        return None
+    total = sum(b["count"] for b in report["moves"]["abs"])
+    rows: Rows = [{**b, "x": math.log2(b["from"]), "value": b["count"] / total} for b in bins]
+    rows = [{**row, "x2": math.log2(row["to"]) if row["to"] else row["x"] + 1} for row in rows]
+    axis = altair.Axis(labelExpr=POWER, tickMinStep=1, tickCount=8, labelOverlap=True, grid=False)
+    x = altair.X("x:Q", title="|d|, in steps of a power of two", axis=axis, scale=altair.Scale(zero=False, nice=False, padding=8))
+    y = altair.Y("value:Q", title="share of changed elements", axis=altair.Axis(format=".2~p", tickCount=5))
+    tips = [altair.Tooltip("from:Q", format=".3~g"), altair.Tooltip("to:Q", format=".3~g"), altair.Tooltip("count:Q", format=",")]
+    chart = (
+        altair.Chart(altair.Data(values=rows))
+        .mark_bar(color=HUE, binSpacing=1)
+        .encode(x=x, x2="x2:Q", y=y, y2=altair.datum(0), tooltip=tips)
+    )
+    tolerance = report["settings"]["atol"]
+    if tolerance and rows[0]["x"] - 4 <= math.log2(tolerance) <= rows[-1]["x2"] + 4:
+        mark = altair.Chart(altair.Data(values=[{"x": math.log2(tolerance), "label": f"tolerance {tolerance:g}"}]))
+        chart += mark.mark_rule(strokeDash=[5, 4], strokeWidth=1.5).encode(x="x:Q")
+        right = math.log2(tolerance) > (rows[0]["x"] + rows[-1]["x2"]) / 2
+        text = mark.mark_text(align="right" if right else "left", dx=-5 if right else 5, baseline="bottom", fontSize=11)
+        chart += text.encode(x="x:Q", y=altair.value(-3), text="label:N")
+    return chart.properties(height=240)
+
+
+def exponents(altair: Any, report: Report) -> Any | None:
+    """Chance to change by the size of the base's value."""
+    rows: Rows = [
+        {**e, "x": e["exponent"], "x2": e["exponent"] + 1, "value": e["changed"] / e["elements"]}
+        for e in report["moves"]["exponents"]
+        if e["exponent"] is not None and e["elements"]
+    ]
+    if not rows or not changed(report["totals"]):
+        return None
+    axis = altair.Axis(labelExpr=POWER, tickMinStep=1, tickCount=8, labelOverlap=True, grid=False)
+    x = altair.X("x:Q", title="|base value|, in steps of a power of two", axis=axis, scale=altair.Scale(zero=False, nice=False, padding=8))
+    y = altair.Y("value:Q", title="share that changed", axis=altair.Axis(format=".2~p", tickCount=5))
+    tips = [altair.Tooltip("exponent:Q"), altair.Tooltip("changed:Q", format=","), altair.Tooltip("elements:Q", format=",")]
+    tips.append(altair.Tooltip("value:Q", title="share that changed", format=".3~p"))
+    chart = altair.Chart(altair.Data(values=rows)).mark_bar(color=HUE, binSpacing=1)
+    return chart.encode(x=x, x2="x2:Q", y=y, y2=altair.datum(0), tooltip=tips).properties(height=240)
+
+
+def layer_lines(altair: Any, report: Report) -> Any | None:
+    """Update sparsity of each layer: bit for bit, and within the absolute tolerance."""
+    kinds = {"same bits": "bit_identical", f"|d| at most {report['settings']['atol']:g}": "within_atol"}
+    rows: Rows = [
+        {"layer": layer["layer"], "kind": kind, "value": layer[field] / layer["elements"]}
+        for layer in report["layers"]
+        for kind, field in kinds.items()
+        if layer["elements"] and layer["layer"] is not None
+    ]
+    if len(report["layers"]) < 2 or not rows:
+        return None
+    lowest = min(row["value"] for row in rows)
+    bottom = max(0.0, 1 - 1.15 * max(1 - lowest, 1e-6)) if lowest < 1 else 0.0
+    axis = altair.Axis(labelAngle=0, labelOverlap="greedy", labelSeparation=4)
+    y_axis = altair.Axis(format=".5~p", tickCount=5)
+    y = altair.Y("value:Q", title="share of elements unchanged", scale=altair.Scale(domain=[bottom, 1], nice=False), axis=y_axis)
+    scale = altair.Scale(domain=list(kinds), range=[HUE, SECOND_HUE])
+    colour = altair.Color("kind:N", title=None, scale=scale, legend=altair.Legend(orient="bottom"))
+    tips = [altair.Tooltip("layer:O"), altair.Tooltip("kind:N"), altair.Tooltip("value:Q", format=".6~p")]
+    chart = altair.Chart(altair.Data(values=rows)).mark_line(point=len(report["layers"]) <= MOST_POINTS)
+    return chart.encode(x=altair.X("layer:O", title="layer", axis=axis), y=y, color=colour, tooltip=tips).properties(height=240)
+
+
+Maker = Callable[[Any, Report], Any]
+CHARTS: list[tuple[str, str, str, Maker]] = [
+    ("changed", "Where weights changed", "Share of changed elements by layer and kind of tensor.", change_map),
+    ("layers", "Update sparsity by layer", "Share of unchanged elements in each layer.", layer_lines),
+    ("rank", "Rank of the update", "Mean rank of the update over full rank, by layer and kind of tensor.", rank_map),
+    ("random-rank", "Rank of a random update", "The same for random updates with as many changed elements.", random_rank_map),
+    ("spectra", "Singular values of the update", "Singular values over the largest, one matrix of each kind.", spectra),
+    ("ulps", "How many steps a weight moved", "Histogram of the changed elements by distance in ulps.", ulps),
+    ("sizes", "How large the changes are", "Histogram of the changed elements by absolute change.", sizes),
+    ("exponents", "Which weights change", "Share of changed elements by the size of the base's value.", exponents),
+]
+
+
+def charts(report: Report) -> list[Chart]:
+    """All charts for which the report has numbers."""
+    altair, _ = libraries()
+    made = [(name, title, text, make(altair, report)) for name, title, text, make in CHARTS]
+    return [Chart(name, title, text, {**c.to_dict(), "description": text}) for name, title, text, c in made if c is not None]
+
+
+def write_png(report: Report, folder: Path) -> list[Path]:
+    """Write one PNG a chart into a folder, made if missing; gives their paths."""
+    altair, vl_convert = libraries()
+    version = vega_lite_version(altair, vl_convert)
+    paths = []
+    for chart in charts(report):
+        spec = {**chart.spec, "width": PNG_WIDTH, "title": chart.title, "padding": 16}
+        image = vl_convert.vegalite_to_png(spec, vl_version=version, scale=2, config=theme())
+        paths.append(folder / f"{chart.name}.png")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            paths[-1].write_bytes(image)
+        except OSError as error:
+            raise OutputError(f"cannot write {paths[-1]}: {error.strerror}") from error
+    return paths

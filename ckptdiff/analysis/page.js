@@ -1,0 +1,61 @@
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const table = document.getElementById("tensors");
+
+  if (table) {
+    const body = table.tBodies[0];
+    const rows = Array.from(body.rows);
+    const texts = rows.map((row) => row.cells[0].textContent.toLowerCase());
+    const order = rows.map((_, i) => i);
+    const heads = Array.from(table.tHead.rows[0].cells);
+
+    const compare = (a, b, down) => {
+      if (a === null || b === null) return (a === null) - (b === null); // what is missing comes last, whichever way
+      const sign = typeof a === "string" ? a.localeCompare(b, "en", { numeric: true }) : a - b;
+      return down ? -sign : sign;
+    };
+    const sort = (column) => {
+      const head = heads[column];
+      const first = data.columns[column] === "text" ? "ascending" : "descending";
+      const other = first === "ascending" ? "descending" : "ascending";
+      const way = head.getAttribute("aria-sort") === first ? other : first;
+      heads.forEach((h) => h.setAttribute("aria-sort", h === head ? way : "none"));
+      order.sort((i, j) => compare(data.rows[i][column], data.rows[j][column], way === "descending") || i - j);
+      body.append(...order.map((i) => rows[i]));
+    };
+    heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => sort(column)));
+
+    const input = document.getElementById("filter");
+    const filter = () => {
+      const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
+      let shown = 0;
+      rows.forEach((row, i) => {
+        row.hidden = !words.every((word) => texts[i].includes(word));
+        shown += !row.hidden;
+      });
+      document.getElementById("shown").textContent = `${shown.toLocaleString("en")} of ${rows.length.toLocaleString("en")} tensors`;
+    };
+    input.addEventListener("input", filter);
+    filter();
+  }
+
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const actions = innerWidth < 600 ? false : { export: true, source: false, compiled: false, editor: false };
+  const draw = async () => {
+    for (const [name, spec] of Object.entries(data.charts)) {
+      const place = document.getElementById("chart-" + name);
+      const config = dark.matches ? data.themes.dark : data.themes.light;
+      const options = { renderer: "svg", ast: true, actions, config, tooltip: { theme: dark.matches ? "dark" : "light" } };
+      try {
+        await vegaEmbed(place, spec, options);
+      } catch (error) {
+        place.textContent = "This chart could not be drawn: " + error.message;
+        console.error(error);
+      }
+    }
+    document.documentElement.dataset.drawn = "yes";
+  };
+  dark.addEventListener("change", draw);
+  draw();
+})();
