@@ -1,8 +1,8 @@
 """Exact, sparse differences between model checkpoints.
 
-The five verbs are the command line's: :func:`make` a patch from a base and a target, :func:`apply` it to rebuild the
-target byte for byte, read its :func:`info`, :func:`verify` it, and :func:`compare` two checkpoints. Every error is a
-:class:`CkptdiffError`. The format is specified in ``spec/ckptdiff-v1.md``.
+The verbs are the command line's: :func:`make` a patch from a base and a target, :func:`apply` it to rebuild the target byte
+for byte, read its :func:`info`, :func:`verify` it, :func:`compare` two checkpoints, :func:`report` what training changed, and
+the :func:`overlap` of several updates. Every error is a :class:`CkptdiffError`. The format: ``spec/ckptdiff-v1.md``.
 
 Names are imported when they are first used, so that ``import ckptdiff`` and ``ckptdiff --help`` stay fast.
 """
@@ -11,6 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ckptdiff.analysis.overlap import OverlapResult, overlap
+    from ckptdiff.analysis.reporting import Report, report
     from ckptdiff.applier import ApplyResult, apply
     from ckptdiff.comparison import CompareResult, compare
     from ckptdiff.errors import (
@@ -38,13 +40,17 @@ __all__ = [
     "IntegrityError",
     "MakeResult",
     "OutputError",
+    "OverlapResult",
     "PatchInfo",
+    "Report",
     "UnsupportedError",
     "VerifyResult",
     "apply",
     "compare",
     "info",
     "make",
+    "overlap",
+    "report",
     "verify",
 ]
 
@@ -53,6 +59,10 @@ _MODULES = {
     "apply": "applier",
     "CompareResult": "comparison",
     "compare": "comparison",
+    "OverlapResult": "analysis.overlap",
+    "overlap": "analysis.overlap",
+    "Report": "analysis.reporting",
+    "report": "analysis.reporting",
     "MakeResult": "maker",
     "make": "maker",
     "PatchInfo": "patchinfo",

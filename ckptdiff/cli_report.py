@@ -43,7 +43,7 @@ def report(base: Path, target: Path | None, html: Path | None, png: Path | None,
     if html:
         from ckptdiff.analysis.page import render_page
 
-        html.write_text(render_page(value), encoding="utf-8")
+        html.write_bytes(render_page(value).encode())  # the page admits its scripts by digest
     if png:
         from ckptdiff.analysis.charts import write_png
 

@@ -8,14 +8,11 @@ import math
 
 import numpy as np
 
+from ckptdiff.analysis.sparsity import HIGHEST, LOWEST
 from ckptdiff.codecs.jit import ONE, jit
 
-EQUAL, WITHIN_ATOL, WITHIN_RTOL, ROUNDED, ONE_ULP, UP, DOWN, FIELDS = range(8)
-"""What is counted of changed elements."""
-
-ULP_OCTAVES = 64
-LOWEST, HIGHEST = -150, 130
-"""Range of the binary exponents of |d|; what lies outside counts in the outermost bins."""
+EQUAL, WITHIN_ATOL, WITHIN_RTOL, ROUNDED, ONE_ULP, UP, DOWN = range(7)
+"""What is counted of changed elements, in the order of ``sparsity.Counts``."""
 
 
 @jit

@@ -12,11 +12,10 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ckptdiff.analysis import counting
 from ckptdiff.analysis.modules import APART, KINDS, layer_of, module_of
 from ckptdiff.analysis.rank import Spectrum, expected_random_rank, spectrum
 from ckptdiff.analysis.source import Pair, open_source
-from ckptdiff.analysis.sparsity import ZERO_EXPONENT, BlockTally, Counts, Tally, Tolerance, count_block, subtract
+from ckptdiff.analysis.sparsity import LOWEST, ZERO_EXPONENT, BlockTally, Counts, Tally, Tolerance, count_block, subtract
 from ckptdiff.digests import BLOCK
 from ckptdiff.dtypes import DTYPES
 from ckptdiff.parallel import Progress, default_threads, no_progress, run_ordered
@@ -307,8 +306,7 @@ def _quantiles(changed: npt.NDArray[np.int64], length: int) -> Quantiles:
 
 def _bins(total: Tally) -> tuple[tuple[Bin, ...], tuple[Bin, ...], tuple[ExponentRow, ...]]:
     ulps = tuple(Bin(2.0**k, 2.0 ** (k + 1) - 1, int(n)) for k, n in enumerate(total.ulps) if n)
-    lowest = counting.LOWEST
-    moves = tuple(Bin(2.0 ** (k + lowest), 2.0 ** (k + lowest + 1), int(n)) for k, n in enumerate(total.moves) if n)
+    moves = tuple(Bin(2.0 ** (k + LOWEST), 2.0 ** (k + LOWEST + 1), int(n)) for k, n in enumerate(total.moves) if n)
     exponents = tuple(
         ExponentRow(k - ZERO_EXPONENT if k else None, int(n), int(total.changed_exponents[k])) for k, n in enumerate(total.exponents) if n
     )

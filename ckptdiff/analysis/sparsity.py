@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ckptdiff.analysis import counting
-from ckptdiff.codecs import changes
 from ckptdiff.dtypes import DTYPES, Bytes, Dtype, cast
 from ckptdiff.values import SMALL_FLOATS, element_bits, values_of
 
 Array = npt.NDArray[Any]
+
+ULP_OCTAVES = 64
+LOWEST, HIGHEST = -150, 130
+"""Range of the binary exponents of |d|; what lies outside counts in the outermost bins."""
 
 EXPONENT = {"F16": (10, 31, 15), "BF16": (7, 255, 127), "F32": (23, 255, 127), "C64": (23, 255, 127), "F64": (52, 2047, 1023)}
 EXPONENT |= {name: (m, (1 << e) - 1, bias) for name, (e, m, bias, _) in SMALL_FLOATS.items()}
@@ -78,8 +80,8 @@ class Tally:
 
     @classmethod
     def empty(cls) -> Tally:
-        bins = counting.HIGHEST - counting.LOWEST + 1
-        return cls(Counts(), *(np.zeros(n, np.int64) for n in (counting.ULP_OCTAVES, bins, EXPONENTS, EXPONENTS)))
+        bins = HIGHEST - LOWEST + 1
+        return cls(Counts(), *(np.zeros(n, np.int64) for n in (ULP_OCTAVES, bins, EXPONENTS, EXPONENTS)))
 
     def add(self, other: Tally) -> None:
         self.counts += other.counts
@@ -119,6 +121,9 @@ def count_block(old: Bytes, new: Bytes, dtype: str, width: int, first: int, tole
         first: number in the tensor of the block's first element.
         tolerance: when an element counts as unchanged.
     """
+    from ckptdiff.analysis import counting
+    from ckptdiff.codecs import changes
+
     if dtype == "C64":
         dtype, width, first = "F32", 2 * width, 2 * first
     a, b = element_bits(old, dtype), element_bits(new, dtype)
@@ -140,6 +145,8 @@ _SAME = ("bit_identical", "equal", "within_atol", "within_rtol", "within_atol_ro
 
 
 def _count_exponents(bits: Array, dtype: str, counts: Array) -> None:
+    from ckptdiff.analysis import counting
+
     if dtype not in EXPONENT:
         return
     shift, mask, bias = EXPONENT[dtype]
@@ -151,12 +158,14 @@ def _count_exponents(bits: Array, dtype: str, counts: Array) -> None:
 
 
 def _count_changes(a: Array, b: Array, positions: Array, dtype: str, tolerance: Tolerance, tally: Tally) -> None:
+    from ckptdiff.analysis import counting
+
     distances = _ulps(a, b, positions, dtype)
     old, new = values_of(a[positions], dtype), values_of(b[positions], dtype)
     rounded, atol = np.abs(subtract(new, old, dtype)), tolerance.atol
     if dtype in ("BF16", "F16", "F32"):
         atol = float(_round(np.array([atol], np.float32), dtype)[0])
-    found = np.zeros(counting.FIELDS, np.int64)
+    found = np.zeros(len(fields(Counts)) - 2, np.int64)
     counting.count_changes(old, new, rounded, distances, tolerance.atol, tolerance.rtol, atol, found, tally.ulps, tally.moves)
     equal, within_atol, within_rtol, within_rounded, one_ulp, up, down = (int(n) for n in found)
     tally.counts += Counts(
@@ -172,6 +181,8 @@ def _count_changes(a: Array, b: Array, positions: Array, dtype: str, tolerance: 
 
 def _ulps(a: Array, b: Array, positions: Array, dtype: str) -> Array:
     """Ulp distances (spec 7.2); elements of less than a byte stand in its highest bits."""
+    from ckptdiff.codecs import changes
+
     row = DTYPES[dtype]
     unused = 8 - row.bits if row.bits < 8 else 0
     if unused:
