@@ -20,7 +20,7 @@ codecs.jit codecs.changes codecs.rangecoder codecs.adaptive codecs.rans codecs.g
 table manifest patchfile others output coding maker layers applier verifier comparison patchinfo render demo cli
 """.split()
 LAZY = {"cli", "demo", "codecs.context", "analysis.charts", "analysis.page"}
-"""Modules that may import inside functions: to start fast, to run the first, and not to load Numba before it is needed."""
+"""Modules that may import inside functions: to start fast, to run the first, and not to load Numba or Altair before they are needed."""
 
 
 def imports(tree: ast.AST) -> set[str]:
