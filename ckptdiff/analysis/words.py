@@ -153,12 +153,14 @@ def key_figures(report: Report) -> list[tuple[str, str, str]]:
     elements = totals["elements"]
     if not elements:
         return []
+    named = {m["module"] for m in report["modules"]} != {"other"}
     matrices, apart = together(report, False), together(report, True)
     tolerance = size(report["settings"]["atol"])
+    as_paper = ", as in the paper" if report["settings"]["atol"] == 1e-5 else ""
     found = [("update sparsity", percent(totals["bit_identical"] / elements), "weights with the same bits")]
-    found.append((f"sparsity at {tolerance}", percent(totals["within_atol"] / elements), f"|d| at most {tolerance}, as in the paper"))
+    found.append((f"sparsity at {tolerance}", percent(totals["within_atol"] / elements), f"|d| at most {tolerance}{as_paper}"))
     for name, sums in (("matrices changed", matrices), ("norms, biases, embeddings", apart)):
-        if sums["elements"]:
+        if sums["elements"] and named:
             value = percent(sums["changed"] / sums["elements"])
             found.append((name, value, f"{number(sums['changed'])} of {number(sums['elements'])}"))
     if count:
@@ -200,7 +202,7 @@ def captions(report: Report) -> dict[str, str]:
         "ulps": "An ulp is the step from one number that the format can hold to the next, so one ulp is the smallest change there is. "
         "Small learning rates in BF16 give mostly one: a step is rounded away, or just large enough to reach the next number.",
         "sizes": f"Absolute change of the changed weights. {hidden} of them changed by at most {tolerance}, and count as unchanged "
-        "under the paper's tolerance.",
+        "at that tolerance (the paper's: 1e-5).",
         "exponents": "Chance of a weight to change, by the size of its value in the base. Large weights have coarse steps, so that small "
         f"updates are rounded away: expect a fall from left to right.{zeros}",
         "layers": "Share of weights that stayed the same, bit for bit and within the tolerance. A flat line means that all layers took "
