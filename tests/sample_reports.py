@@ -52,7 +52,7 @@ def spectrum(base: np.ndarray, target: np.ndarray) -> dict[str, Any] | None:
     values = np.linalg.svd(d, compute_uv=False)
     if values[0] == 0:
         return None
-    energy = values**2 / np.sum(values**2)
+    energy, parts = values**2 / np.sum(values**2), values / np.sum(values)
     rank = int(np.sum(values > values[0] * max(d.shape) * np.finfo(np.float32).eps))
     picked = values[np.linspace(0, len(values) - 1, min(64, len(values))).round().astype(int)]
     empty = (1 - np.mean(d != 0)) ** np.array(d.shape[::-1])
@@ -62,7 +62,7 @@ def spectrum(base: np.ndarray, target: np.ndarray) -> dict[str, Any] | None:
         "columns": d.shape[1],
         "rank": rank,
         "stable_rank": float(1 / energy[0]),
-        "effective_rank": float(np.exp(-np.sum(energy * np.log(energy + 1e-300)))),
+        "effective_rank": float(np.exp(-np.sum(parts * np.log(parts + 1e-300)))),
         "top_energy": [float(np.sum(energy[:k])) for k in (1, 2, 4, 8, 16, 32, 64, 128)],
         "singular_values": [float(v) for v in picked],
         "random_rank": float(min(d.shape[0] * (1 - empty[0]), d.shape[1] * (1 - empty[1]))),
@@ -149,7 +149,7 @@ def assemble(tensors: list[dict[str, Any]], histograms: dict[str, Any], rank: st
 
 
 def sample_report(
-    update: Update = rl_update, *, layers: int = 4, width: int = 128, vocabulary: int = 800, rank: str = "all"
+    update: Update = rl_update, *, layers: int = 4, width: int = 64, vocabulary: int = 400, rank: str = "all"
 ) -> dict[str, Any]:
     """The report of a model of random weights after an update; norms are ones, as in a fresh model."""
     rng = np.random.default_rng(7)

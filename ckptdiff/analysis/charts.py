@@ -22,11 +22,14 @@ from ckptdiff.analysis.series import (
     rank_cells,
     spectrum_lines,
 )
+from ckptdiff.analysis.words import size
 from ckptdiff.errors import OutputError
 
 MOST_LABELS = 9
 """Heat maps with at most this many columns show their numbers in the cells."""
 MOST_POINTS = 50
+ROW = 24
+"""Height of a row of a heat map or of bars."""
 PNG_WIDTH = 720
 LINE_COLOURS = ["#4c8bc9", "#e8833a", "#d9534f", "#4fa8a0", "#5aa04f", "#c9a227", "#a8739c", "#f08a94"]
 GREY, DASHES = "#868e96", [[6, 4], [2, 3], [8, 3, 2, 3]]
@@ -95,7 +98,7 @@ def heat_map(altair: Any, cells: Rows, top: float, value_title: str, counts: tup
     if len(layers) <= MOST_LABELS:
         ink = altair.condition(altair.datum.value > 0.6 * top, altair.value("#111"), altair.value("#fff"))
         chart += base.mark_text(fontSize=11).encode(text="label:N", color=ink, tooltip=tooltip)
-    return chart.properties(height=altair.Step(24))
+    return chart.properties(height=ROW * len(modules))
 
 
 def change_map(altair: Any, report: Report) -> Any | None:
@@ -109,10 +112,12 @@ def change_map(altair: Any, report: Report) -> Any | None:
 
 def module_bars(altair: Any, cells: Rows) -> Any:
     """Share of changed elements of each module."""
+    modules = in_order({c["module"] for c in cells})
     x = altair.X("value:Q", title="share of elements that changed", axis=altair.Axis(format=".2~p", tickCount=5))
-    y = altair.Y("module:O", sort=in_order({c["module"] for c in cells}), title=None)
+    y = altair.Y("module:O", sort=modules, title=None)
     tooltip = [altair.Tooltip("module:O"), altair.Tooltip("value:Q", format=".3~p"), altair.Tooltip("elements:Q", format=",")]
-    return altair.Chart(altair.Data(values=cells)).mark_bar(color=HUE).encode(x=x, y=y, tooltip=tooltip).properties(height=altair.Step(24))
+    bars = altair.Chart(altair.Data(values=cells)).mark_bar(color=HUE)
+    return bars.encode(x=x, y=y, tooltip=tooltip).properties(height=ROW * len(modules))
 
 
 def rank_map(altair: Any, report: Report, field: str = "rank") -> Any | None:
@@ -166,7 +171,7 @@ def ulps(altair: Any, report: Report) -> Any | None:
     tips = [altair.Tooltip("ulps:O"), altair.Tooltip("count:Q", format=","), altair.Tooltip("value:Q", format=".3~p", title="share")]
     base = altair.Chart(altair.Data(values=rows)).encode(x=x.axis(format=".2~p", tickCount=5), y=y, tooltip=tips)
     text = base.mark_text(align="left", dx=4, fontSize=11).encode(text=altair.Text("value:Q", format=".2~p"))
-    return (base.mark_bar(color=HUE) + text).properties(height=altair.Step(22))
+    return (base.mark_bar(color=HUE) + text).properties(height=ROW * len(rows))
 
 
 POWER = "format(pow(2, datum.value), '.0e')"
@@ -192,7 +197,7 @@ def sizes(altair: Any, report: Report) -> Any | None:
     )
     tolerance = report["settings"]["atol"]
     if tolerance and rows[0]["x"] - 4 <= math.log2(tolerance) <= rows[-1]["x2"] + 4:
-        mark = altair.Chart(altair.Data(values=[{"x": math.log2(tolerance), "label": f"tolerance {tolerance:g}"}]))
+        mark = altair.Chart(altair.Data(values=[{"x": math.log2(tolerance), "label": f"tolerance {size(tolerance)}"}]))
         chart += mark.mark_rule(strokeDash=[5, 4], strokeWidth=1.5).encode(x="x:Q")
         right = math.log2(tolerance) > (rows[0]["x"] + rows[-1]["x2"]) / 2
         text = mark.mark_text(align="right" if right else "left", dx=-5 if right else 5, baseline="bottom", fontSize=11)
@@ -220,7 +225,7 @@ def exponents(altair: Any, report: Report) -> Any | None:
 
 def layer_lines(altair: Any, report: Report) -> Any | None:
     """Update sparsity of each layer: bit for bit, and within the absolute tolerance."""
-    kinds = {"same bits": "bit_identical", f"|d| at most {report['settings']['atol']:g}": "within_atol"}
+    kinds = {"same bits": "bit_identical", f"|d| at most {size(report['settings']['atol'])}": "within_atol"}
     rows: Rows = [
         {"layer": layer["layer"], "kind": kind, "value": layer[field] / layer["elements"]}
         for layer in report["layers"]

@@ -23,21 +23,32 @@
       heads.forEach((h) => h.setAttribute("aria-sort", h === head ? way : "none"));
       order.sort((i, j) => compare(data.rows[i][column], data.rows[j][column], way === "descending") || i - j);
       body.append(...order.map((i) => rows[i]));
+      show();
     };
     heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => sort(column)));
 
     const input = document.getElementById("filter");
-    const filter = () => {
+    const status = document.getElementById("shown");
+    const more = document.getElementById("more");
+    let limit = data.shown; // rows laid out at a time, so that sorting stays quick
+    const show = () => {
       const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
-      let shown = 0;
-      rows.forEach((row, i) => {
-        row.hidden = !words.every((word) => texts[i].includes(word));
-        shown += !row.hidden;
-      });
-      document.getElementById("shown").textContent = `${shown.toLocaleString("en")} of ${rows.length.toLocaleString("en")} tensors`;
+      let matching = 0;
+      for (const i of order) {
+        const fits = words.every((word) => texts[i].includes(word));
+        matching += fits;
+        rows[i].hidden = !fits || matching > limit;
+      }
+      const [found, all] = [matching, rows.length].map((n) => n.toLocaleString("en"));
+      status.textContent = `${found} of ${all} tensors` + (matching > limit ? `, the first ${limit} shown` : "");
+      more.hidden = matching <= limit;
     };
-    input.addEventListener("input", filter);
-    filter();
+    input.addEventListener("input", show);
+    more.addEventListener("click", () => {
+      limit = Infinity;
+      show();
+    });
+    show();
   }
 
   const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -47,6 +58,7 @@
       const place = document.getElementById("chart-" + name);
       const config = dark.matches ? data.themes.dark : data.themes.light;
       const options = { renderer: "svg", ast: true, actions, config, tooltip: { theme: dark.matches ? "dark" : "light" } };
+      await new Promise((done) => setTimeout(done)); // let the page answer between charts
       try {
         await vegaEmbed(place, spec, options);
       } catch (error) {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from html import escape
 from importlib.resources import files
@@ -16,7 +17,7 @@ from typing import Any
 
 from ckptdiff.analysis.charts import Chart, charts, libraries, theme, vega_lite_version
 from ckptdiff.analysis.series import Report, share, shares_of_rank
-from ckptdiff.analysis.words import captions, definitions, headline, key_figures, percent
+from ckptdiff.analysis.words import captions, decimal, definitions, headline, key_figures, percent
 
 Cell = tuple[str, "str | float | None"]
 """What a cell shows, and what it sorts by."""
@@ -36,7 +37,9 @@ COLUMNS = [
     ("rows 5–95 %", "number"),
     ("columns 5–95 %", "number"),
 ]
-GROUP_COLUMNS = ["kind", "elements", "changed", "same bits", "in tolerance", "one ulp", "grew"]
+SHOWN = 200
+"""Rows laid out at first, so that a page of thousands opens and sorts at once; a button shows all."""
+GROUP_COLUMNS = ["kind", "elements", "changed", "in tolerance", "… rounded", "… relative", "one ulp", "grew"]
 
 
 def clean(text: str) -> str:
@@ -49,8 +52,10 @@ def prose(text: str) -> str:
     return clean(text).replace(" %", "&nbsp;%")
 
 
-def mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def mean(values: Iterable[float | None]) -> float | None:
+    """Mean of the finite ones; None where there are none."""
+    kept = [v for v in values if v is not None and math.isfinite(v)]
+    return sum(kept) / len(kept) if kept else None
 
 
 def part(counts: dict[str, Any], field: str) -> float | None:
@@ -89,19 +94,19 @@ def tensor_cells(tensor: dict[str, Any]) -> list[Cell]:
         share_cell(tensor["within_atol"] / elements if elements else None),
         share_cell(mean(shares_of_rank(tensor, "rank"))),
         share_cell(mean(shares_of_rank(tensor, "random_rank"))),
-        ("–" if stable is None else f"{stable:.3g}", stable),
+        (decimal(stable), stable),
         span_cell(tensor["rows"]),
         span_cell(tensor["columns"]),
     ]
 
 
-def row_html(cells: Iterable[str], kinds: Iterable[str]) -> str:
+def row_html(cells: Iterable[str], kinds: Iterable[str], hidden: bool = False) -> str:
     """A row whose first cell heads it."""
     first, *rest = (
         f'<td class="text">{clean(c)}</td>' if kind == "text" else f"<td>{clean(c)}</td>" for c, kind in zip(cells, kinds, strict=True)
     )
     head = first.replace('<td class="text">', '<th scope="row">', 1).removesuffix("</td>").replace(".", ".<wbr>")
-    return f"<tr>{head}</th>{''.join(rest)}</tr>"
+    return f"<tr{' hidden' if hidden else ''}>{head}</th>{''.join(rest)}</tr>"
 
 
 def tensor_table(rows: list[list[Cell]]) -> str:
@@ -110,13 +115,13 @@ def tensor_table(rows: list[list[Cell]]) -> str:
         return ""
     kinds = [kind for _, kind in COLUMNS]
     heads = (f'<th scope="col" aria-sort="none" class="{kind}"><button>{clean(name)}</button></th>' for name, kind in COLUMNS)
-    body = "\n".join(row_html((text for text, _ in row), kinds) for row in rows)
+    body = "\n".join(row_html((text for text, _ in row), kinds, i >= SHOWN) for i, row in enumerate(rows))
     return f"""<h2 id="tensors-title">Each tensor</h2>
 <p class="soft">Click a heading to sort, again to turn the order round. “one ulp” and “grew” are shares of the changed elements.</p>
 <p class="filter"><label for="filter">Names that contain</label> <input id="filter" type="search" autocomplete="off">
-<span id="shown" role="status">{len(rows):,} tensors</span></p>
-<div class="table" tabindex="0" role="region" aria-labelledby="tensors-title"><table id="tensors">
-<caption hidden>Each tensor</caption><thead><tr>{"".join(heads)}</tr></thead><tbody>
+<span id="shown" role="status">{len(rows):,} tensors</span> <button id="more" hidden>Show all</button></p>
+<div class="table" tabindex="0" role="region" aria-labelledby="tensors-title"><table id="tensors" aria-labelledby="tensors-title">
+<thead><tr>{"".join(heads)}</tr></thead><tbody>
 {body}
 </tbody></table></div>"""
 
@@ -125,21 +130,17 @@ def group_table(report: Report) -> str:
     """The kinds of tensors, as a small table."""
     rows = []
     for group in report["modules"]:
-        elements = group["elements"] or 1
-        values = [
-            share(group),
-            group["bit_identical"] / elements,
-            group["within_atol"] / elements,
-            part(group, "one_ulp"),
-            part(group, "up"),
-        ]
-        rows.append(row_html([group["module"], f"{group['elements']:,}", *map(percent, values)], ["text", *["number"] * 6]))
+        unchanged = [group[field] / (group["elements"] or 1) for field in ("within_atol", "within_atol_rounded", "within_rtol")]
+        values = [share(group), *unchanged, part(group, "one_ulp"), part(group, "up")]
+        rows.append(row_html([group["module"], f"{group['elements']:,}", *map(percent, values)], ["text", *["number"] * 7]))
     if not rows:
         return ""
     heads = "".join(f'<th scope="col" class="{"text" if i == 0 else "number"}">{name}</th>' for i, name in enumerate(GROUP_COLUMNS))
     return f"""<h2 id="kinds-title">Each kind of tensor</h2>
-<p class="soft">“one ulp” and “grew” are shares of the changed elements.</p>
-<div class="table" tabindex="0" role="region" aria-labelledby="kinds-title"><table><thead><tr>{heads}</tr></thead><tbody>
+<p class="soft">“in tolerance” counts unchanged elements as the paper does; “rounded” as its code, “relative” by |base|. “one ulp” and
+“grew” are shares of the changed elements.</p>
+<div class="table" tabindex="0" role="region" aria-labelledby="kinds-title"><table aria-labelledby="kinds-title">
+<thead><tr>{heads}</tr></thead><tbody>
 {"".join(rows)}
 </tbody></table></div>"""
 
@@ -218,6 +219,7 @@ def render_page(report: Report) -> str:
         "charts": {chart.name: fitted(chart.spec) for chart in drawn},
         "themes": {"light": theme(), "dark": theme(dark=True)},
         "columns": [kind for _, kind in COLUMNS],
+        "shown": SHOWN,
         "rows": [[value for _, value in row] for row in rows],
     }
     folder = files("ckptdiff.analysis")
@@ -241,7 +243,7 @@ PAGE = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>
-{style}</style></head>
+{style}</style><noscript><style>tr[hidden] {{ display: table-row; }}</style></noscript></head>
 <body><main>
 <h1>{title}</h1>
 <p class="headline">{headline}</p>

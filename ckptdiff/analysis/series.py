@@ -59,7 +59,8 @@ def change_cells(report: Report) -> Rows:
 
 def shares_of_rank(tensor: dict[str, Any], field: str) -> list[float]:
     """Rank, or the rank of a random update, divided by the most it can be: one of each matrix of a tensor."""
-    return [s[field] / min(s["rows"], s["columns"]) for s in tensor["spectra"] or () if min(s["rows"], s["columns"])]
+    found = ((s[field], min(s["rows"], s["columns"])) for s in tensor["spectra"] or ())
+    return [rank / full for rank, full in found if full and rank is not None]
 
 
 def rank_cells(report: Report, field: str) -> Rows:

@@ -28,6 +28,15 @@ def percent(value: float | None) -> str:
     return f"{100 * value:.{decimals}f} %"
 
 
+def decimal(value: float | None) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{value:.3g}"
+
+
+def size(value: float) -> str:
+    """A small number as people write it: 1e-5."""
+    return f"{value:g}".replace("e-0", "e-")
+
+
 def number(count: int) -> str:
     """A count in words of a size that one remembers."""
     for name, size in (("trillion", 10**12), ("billion", 10**9), ("million", 10**6)):
@@ -81,6 +90,7 @@ def middle_step(report: Report) -> int | None:
 
 
 def norm_words(report: Report) -> str:
+    """How much of the layer norms changed."""
     norms = [m for m in report["modules"] if m["module"] == "norm" and m["elements"]]
     if not norms:
         return ""
@@ -124,14 +134,15 @@ def spread_words(report: Report) -> str:
 
 
 def rank_words(report: Report) -> str:
+    """The update's rank, beside that of a random one where it is not full."""
     rank = report["rank"]
-    if not rank or not rank["matrices"]:
+    if not rank or rank["rank_share"] is None or rank["random_rank_share"] is None:
         return ""
     mean, chance = rank["rank_share"], rank["random_rank_share"]
     if mean >= FULL:
         return "of full rank" if mean >= 0.99 else "of nearly full rank"
     if mean >= 0.9 * chance:
-        return f"of {percent(mean)} of full rank, about as much as so few changes allow"
+        return f"of about the rank that so few changes can have ({percent(mean)} of full rank; a random one: {percent(chance)})"
     word = "low rank" if mean < LOW else "reduced rank"
     return f"of {word} ({percent(mean)} of full rank; a random one: {percent(chance)})"
 
@@ -142,12 +153,14 @@ def key_figures(report: Report) -> list[tuple[str, str, str]]:
     elements = totals["elements"]
     if not elements:
         return []
+    named = {m["module"] for m in report["modules"]} != {"other"}
     matrices, apart = together(report, False), together(report, True)
-    tolerance = f"{report['settings']['atol']:g}"
+    tolerance = size(report["settings"]["atol"])
+    as_paper = ", as in the paper" if report["settings"]["atol"] == 1e-5 else ""
     found = [("update sparsity", percent(totals["bit_identical"] / elements), "weights with the same bits")]
-    found.append((f"sparsity at {tolerance}", percent(totals["within_atol"] / elements), f"|d| at most {tolerance}, as in the paper"))
+    found.append((f"sparsity at {tolerance}", percent(totals["within_atol"] / elements), f"|d| at most {tolerance}{as_paper}"))
     for name, sums in (("matrices changed", matrices), ("norms, biases, embeddings", apart)):
-        if sums["elements"]:
+        if sums["elements"] and named:
             value = percent(sums["changed"] / sums["elements"])
             found.append((name, value, f"{number(sums['changed'])} of {number(sums['elements'])}"))
     if count:
@@ -157,13 +170,9 @@ def key_figures(report: Report) -> list[tuple[str, str, str]]:
     if rank and rank["matrices"]:
         chance = percent(rank["random_rank_share"])
         found.append(("rank of the update", percent(rank["rank_share"]), f"of full rank; a random one as sparse: {chance}"))
-        found.append(
-            (
-                "stable rank",
-                f"{rank['stable_rank']:.3g}",
-                f"mean over {rank['matrices']:,} {'matrix' if rank['matrices'] == 1 else 'matrices'}",
-            )
-        )
+        found.append(("effective rank", percent(rank["effective_share"]), "of full rank; less where strength is uneven"))
+        what = "matrix" if rank["matrices"] == 1 else "matrices"
+        found.append(("stable rank", decimal(rank["stable_rank"]), f"mean over {rank['matrices']:,} {what}"))
     return found
 
 
@@ -176,7 +185,7 @@ def hidden_by_tolerance(report: Report) -> str:
 def captions(report: Report) -> dict[str, str]:
     """What each chart's numbers mean, and what to expect, by the chart's name."""
     rank = report["rank"] or {"rank_share": None, "random_rank_share": None}
-    tolerance = f"{report['settings']['atol']:g}"
+    tolerance = size(report["settings"]["atol"])
     hidden = hidden_by_tolerance(report) if changed(report["totals"]) else "–"
     empty = [e for e in report["moves"]["exponents"] if e["exponent"] is None and e["elements"]]
     zeros = f" Zeros and subnormals are not shown: {empty[0]['changed']:,} of {empty[0]['elements']:,} changed." if empty else ""
@@ -193,7 +202,7 @@ def captions(report: Report) -> dict[str, str]:
         "ulps": "An ulp is the step from one number that the format can hold to the next, so one ulp is the smallest change there is. "
         "Small learning rates in BF16 give mostly one: a step is rounded away, or just large enough to reach the next number.",
         "sizes": f"Absolute change of the changed weights. {hidden} of them changed by at most {tolerance}, and count as unchanged "
-        "under the paper's tolerance.",
+        "at that tolerance (the paper's: 1e-5).",
         "exponents": "Chance of a weight to change, by the size of its value in the base. Large weights have coarse steps, so that small "
         f"updates are rounded away: expect a fall from left to right.{zeros}",
         "layers": "Share of weights that stayed the same, bit for bit and within the tolerance. A flat line means that all layers took "
@@ -203,7 +212,7 @@ def captions(report: Report) -> dict[str, str]:
 
 def definitions(report: Report) -> list[tuple[str, str]]:
     """Each figure with its formula and source."""
-    atol, rtol = (f"{report['settings'][name]:g}" for name in ("atol", "rtol"))
+    atol, rtol = (size(report["settings"][name]) for name in ("atol", "rtol"))
     return [
         ("Changed", "Weights whose bits differ: elements − bit-identical elements. d = target − base."),
         ("Update sparsity", f"Bit-identical elements / elements, that is 1 − ‖d‖₀ / n (as in {PAPER}, which counts at a tolerance)."),
@@ -213,10 +222,10 @@ def definitions(report: Report) -> list[tuple[str, str]]:
         ("ulp", "Unit in the last place: the distance to the next number of the element's type. Distances count the numbers passed."),
         ("Grew / fell", "Changed elements with target > base, and with target < base (by value, not by size)."),
         ("Norms, biases, embeddings", f"Kept apart from the matrices, as in {PAPER}; told by tensor names. lm_head counts as a matrix."),
-        ("Rank", "Singular values of d above the largest · max(rows, columns) · the precision's ε. Full rank: min(rows, columns)."),
+        ("Rank", "Number of singular values of d above σ₁ · max(rows, columns) · ε of the arithmetic. Full rank: min(rows, columns)."),
         ("Rank of a random update", "Expected rank of a matrix of that shape with as many changed elements at random places."),
         ("Stable rank", "‖d‖²_F / ‖d‖²₂ = Σσᵢ² / σ₁² (Rudelson and Vershynin 2007). 1 where one direction holds all."),
-        ("Effective rank", "exp(−Σ pᵢ ln pᵢ): the number of directions that would be as spread, were all alike (Roy and Vetterli 2007)."),
+        ("Effective rank", "exp(−Σ pᵢ ln pᵢ), pᵢ = σᵢ / Σσⱼ: how many equally strong directions are as spread (Roy and Vetterli 2007)."),
         ("Random spectra", "Quantiles of the Marchenko–Pastur law for the same ratio of rows to columns (1967)."),
         ("Rows, columns 5–95 %", "Share of changed elements in each row (column); 0.05 and 0.95 quantiles over rows (columns)."),
         (
