@@ -47,7 +47,7 @@ KINDS = (
     "other",
 )
 """All kinds, in the order of a model."""
-APART = ("norm", "bias", "embedding", "lm_head")
+APART = ("norm", "bias", "embedding")
 """Reported apart from the weight matrices of the layers, as the paper does with layer norms (arXiv 2505.11711, figure 3)."""
 
 
