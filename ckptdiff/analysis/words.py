@@ -227,13 +227,13 @@ def definitions(report: Report) -> list[tuple[str, str]]:
         ("Norms, biases, embeddings", f"Kept apart from the matrices, as in {PAPER}; told by tensor names. lm_head counts as a matrix."),
         (
             "Rank",
-            "Number of singular values of d above σ₁ · max(rows, columns) · 2⁻²³, as torch.linalg.matrix_rank counts in float32. Full: min(rows, columns).",
+            "Number of singular values of d above σ₁ · max(rows, columns) · 2⁻²³, as torch.linalg.matrix_rank has it.",
         ),
         ("Rank of a random update", "Expected rank of a matrix of that shape with as many changed elements at random places."),
         ("Stable rank", "‖d‖²_F / ‖d‖²₂ = Σσᵢ² / σ₁² (Rudelson and Vershynin 2007). 1 where one direction holds all."),
         (
             "Effective rank",
-            "The least k with σ₁² + … + σₖ² ≥ 0.99 ‖d‖²_F: so many directions hold 99 % of the energy; shown over full rank.",
+            "The least k with σ₁² + … + σₖ² ≥ 0.99 ‖d‖²_F: so many directions hold 99 % of the energy.",
         ),
         ("Random spectra", "Quantiles of the Marchenko–Pastur law for the same ratio of rows to columns (1967)."),
         ("Rows, columns 5–95 %", "Share of changed elements in each row (column); 0.05 and 0.95 quantiles over rows (columns)."),
