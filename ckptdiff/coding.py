@@ -14,11 +14,13 @@ from ckptdiff.checkpoint import Tensor
 from ckptdiff.codecs import CODECS
 from ckptdiff.codecs.place import NOWHERE, Place
 from ckptdiff.digests import BLOCK, leaves_of, tensor_digest
-from ckptdiff.dtypes import DTYPES
+from ckptdiff.dtypes import DTYPES, Bytes
 from ckptdiff.table import Entry
 
 DENSE = 0.5
 """Where ``context`` needs more than this share of the target's bytes ``raw`` may be smaller, and a sample decides."""
+SPARSE = 0.4
+"""Up to this share of changed units ``context`` needs less than :data:`DENSE`, and is taken untried."""
 FEW = 32
 """Up to so many changed units ``sparse`` may be smaller than ``context``."""
 
@@ -37,14 +39,8 @@ class Coded:
 def code(base: Tensor | None, target: Tensor, codec: str, first: int, stop: int) -> Coded:
     """Code units ``first`` to ``stop`` of a target tensor; units past its end only hash the base."""
     dtype = DTYPES[target.dtype]
-    new = read_range(target, first * dtype.carrier, stop * dtype.carrier, "target")
-    if base is None:
-        old, base_leaves = np.zeros(len(new), np.uint8), []
-    else:
-        width = DTYPES[base.dtype].carrier
-        found = read_range(base, first * width, stop * width, "base")
-        base_leaves = leaves_of(found)
-        old = adapt(found, base.dtype, target.dtype, len(new))
+    found, old, new = _read(base, target, first, stop)
+    base_leaves = leaves_of(found) if base is not None else []
     coded, changed, width = [], 0, row_width(target)
     for i in range(0, len(new), BLOCK):
         place = Place(width, (first + i // dtype.carrier) % width) if width else NOWHERE
@@ -52,6 +48,17 @@ def code(base: Tensor | None, target: Tensor, codec: str, first: int, stop: int)
         coded.append(block)
         changed += count
     return Coded(coded, changed, leaves_of(new), base_leaves, len(new))
+
+
+def _read(base: Tensor | None, target: Tensor, first: int, stop: int) -> tuple[Bytes, Bytes, Bytes]:
+    """The base's bytes of these units, the same adapted to the target, and the target's; scratch."""
+    dtype = DTYPES[target.dtype]
+    new = read_range(target, first * dtype.carrier, stop * dtype.carrier, "target")
+    if base is None:
+        return new, np.zeros(len(new), np.uint8), new
+    width = DTYPES[base.dtype].carrier
+    found = read_range(base, first * width, stop * width, "base")
+    return found, adapt(found, base.dtype, target.dtype, len(new)), new
 
 
 def row_width(tensor: Tensor) -> int:
@@ -73,9 +80,13 @@ def smallest(base: Tensor, target: Tensor, first: int, stop: int) -> dict[str, C
 
 
 def choose_codec(base: Tensor, target: Tensor) -> str:
-    """The codec of a tensor of several groups, from up to three of them."""
+    """The codec of a tensor of several groups: by the share of units that changed in the first, or by coding up to three."""
     units, group = target.nbytes // DTYPES[target.dtype].carrier, group_units(base.dtype, target.dtype)
     if units == 0:
+        return "context"
+    _, old, new = _read(base, target, 0, min(group, units))
+    unit = DTYPES[target.dtype].unit
+    if np.count_nonzero(old.view(unit) != new.view(unit)) <= SPARSE * (len(new) // unit.itemsize):
         return "context"
     sizes = {"context": 0, "raw": 0}
     for start in sorted({0, units // 2 // group * group, (units - 1) // group * group}):
