@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from ckptdiff.cli_common import PATH, as_json, finite, print_json, progress_bar, threads_option
+from ckptdiff.cli_common import PATH, as_json, finite, overwrite_option, print_json, progress_bar, threads_option
+from ckptdiff.errors import OutputError
 
 POSITIVE = click.FloatRange(min=0)
 
@@ -23,8 +24,11 @@ POSITIVE = click.FloatRange(min=0)
 @click.option("--png", type=PATH, metavar="DIR", help="Write the charts as pictures.")
 @click.option("--tensors", is_flag=True, help="Also list every tensor.")
 @threads_option
+@overwrite_option
 @as_json
-def report(base: Path, target: Path | None, html: Path | None, png: Path | None, tensors: bool, json_output: bool, **options: Any) -> None:
+def report(
+    base: Path, target: Path | None, html: Path | None, png: Path | None, tensors: bool, overwrite: bool, json_output: bool, **options: Any
+) -> None:
     """Measure what training changed: sparsity, size of the moves, rank.
 
     TARGET is a checkpoint or a patch from BASE, which need not be applied. A patch alone tells only how many elements changed.
@@ -37,6 +41,11 @@ def report(base: Path, target: Path | None, html: Path | None, png: Path | None,
         raise click.UsageError(f"{base} is not a patch: give BASE and TARGET, or a patch alone.")
     if target is None and (html or png):
         raise click.UsageError("--html and --png need BASE too: ckptdiff report BASE PATCH --html FILE")
+    for path in filter(None, (html, png)):
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path}: exists; name another, or give --overwrite")
+        if not path.absolute().parent.is_dir():
+            raise OutputError(f"{path}: there is no folder {path.absolute().parent} to write it in")
     with progress_bar() as progress:
         result = report_patch(base) if target is None else run(base, target, progress=progress, **options)
     value = result.to_json()

@@ -117,6 +117,10 @@ def test_usage_errors(pair: tuple[Path, Path], tmp_path: Path) -> None:
     assert page.exit_code == 2 and "need BASE too" in page.stderr
     wrong = run("report", pair[1], tmp_path / "patch.safetensors")
     assert wrong.exit_code == 3 and "is already the target" in wrong.stderr
+    taken = run("report", *pair, "--rank", "none", "--html", pair[0])
+    assert taken.exit_code == 3 and "exists; name another, or give --overwrite" in taken.stderr and pair[0].stat().st_size > 1000
+    nowhere = run("report", *pair, "--rank", "none", "--png", tmp_path / "no folder" / "png")
+    assert nowhere.exit_code == 3 and "there is no folder" in nowhere.stderr
     missing = run("report", tmp_path / "no such", pair[1])
     assert missing.exit_code == 3 and "no such" in missing.stderr
 
