@@ -109,6 +109,20 @@ def test_a_tensor_of_several_blocks_is_the_sum_of_its_rows(tmp_path: Path) -> No
     assert row.columns == tuple(np.quantile((units != moved).mean(0), QUANTILES))
 
 
+@pytest.mark.parametrize("unit", [0x7F80, 0x7FC0], ids=["inf", "nan"])
+def test_a_matrix_with_infinities_or_nans_has_no_rank(tmp_path: Path, unit: int) -> None:
+    units = np.full((20, 30), 0x3F80, "<u2")
+    units[3, 4] = unit
+    moved = units.copy()
+    moved[5, 6] += 1
+    tensors = [{"a": tensor("BF16", (20, 30), x), "b": tensor("BF16", (5, 5), x[10:15, 10:15].copy())} for x in (units, moved)]
+    pair = [write(tmp_path / f"{k}.safetensors", side) for k, side in enumerate(tensors)]
+    result = run("report", *pair, "--json")
+    value = json.loads(result.stdout)
+    jsonschema.validate(value, SCHEMA)
+    assert result.exit_code == 0 and [row["spectra"] is None for row in value["tensors"]] == [True, False]
+
+
 def test_usage_errors(pair: tuple[Path, Path], tmp_path: Path) -> None:
     alone = run("report", pair[0])
     assert alone.exit_code == 2 and "is not a patch: give BASE and TARGET" in alone.stderr

@@ -330,18 +330,22 @@ def _ranks(
     chosen = matrices[::step]
     small = [both for both in chosen if min(tensors[both[0]].shape[-2:]) <= SMALL_MATRIX]
     found: dict[int, list[MatrixRank]] = {}
+    done = 0
     for group, workers in ((small, threads), ([both for both in chosen if both not in set(small)], 1)):
-        jobs: list[Callable[[], MatrixRank]] = [partial(_rank, pairs[k], index, device) for k, index in group]
+        jobs: list[Callable[[], MatrixRank | None]] = [partial(_rank, pairs[k], index, device) for k, index in group]
         with closing(run_ordered(jobs, workers)) as results:
             for (k, _), row in zip(group, results, strict=True):
-                found.setdefault(k, []).append(row)
-                progress("taking ranks", sum(map(len, found.values())), len(chosen))
+                done += 1
+                progress("taking ranks", done, len(chosen))
+                if row is not None:
+                    found.setdefault(k, []).append(row)
     for k, tensor in enumerate(tensors):
         ranks = tuple(found[k]) if k in found else None
         yield TensorReport(**{name: getattr(tensor, name) for name in tensor.__slots__ if name != "ranks"}, ranks=ranks)
 
 
-def _rank(pair: Pair, index: int, device: str | None) -> MatrixRank:
+def _rank(pair: Pair, index: int, device: str | None) -> MatrixRank | None:
+    """None for an update with infinities or NaNs, which has no rank."""
     _, height, width = matrix_shape(pair.shape)
     size = height * width * DTYPES[pair.dtype].bits // 8
     update = np.empty(height * width, np.float64 if pair.dtype == "F64" else np.float32)
@@ -353,4 +357,6 @@ def _rank(pair: Pair, index: int, device: str | None) -> MatrixRank:
         part = subtract(new[low:high], old[low:high], pair.dtype)
         update[first + low : first + high] = part
         changed += int(np.count_nonzero(part))
+    if not np.isfinite(update).all():
+        return None
     return MatrixRank(index, spectrum(update.reshape(height, width), device), expected_random_rank(height, width, changed / len(update)))
