@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ckptdiff.analysis.overlap import OverlapResult, overlap
-    from ckptdiff.analysis.reporting import Report, report
+    from ckptdiff.analysis.reporting import report
+    from ckptdiff.analysis.rows import Report
     from ckptdiff.applier import ApplyResult, apply
     from ckptdiff.comparison import CompareResult, compare
     from ckptdiff.errors import (
@@ -61,7 +62,7 @@ _MODULES = {
     "compare": "comparison",
     "OverlapResult": "analysis.overlap",
     "overlap": "analysis.overlap",
-    "Report": "analysis.reporting",
+    "Report": "analysis.rows",
     "report": "analysis.reporting",
     "MakeResult": "maker",
     "make": "maker",

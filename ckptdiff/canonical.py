@@ -14,6 +14,11 @@ MAX_DEPTH = 64
 JsonObject: TypeAlias = dict[str, Any]
 
 
+def visible(text: str) -> str:
+    """Text for people, with what cannot be seen or could steer a terminal written out: names come from files that may be hostile."""
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
+
+
 def quote(text: str) -> str:
     """A JSON string, escaped canonically."""
     return json.dumps(text, ensure_ascii=False)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ckptdiff.canonical import visible
+
 if TYPE_CHECKING:
     from ckptdiff.parallel import Progress
 
@@ -37,8 +39,8 @@ def finite(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
 
 
 def say(text: str) -> None:
-    """A line on stderr; names in it may come from a patch, so what could steer a terminal is written out."""
-    click.echo("ckptdiff: " + "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text), err=True)
+    """A line on stderr."""
+    click.echo("ckptdiff: " + visible(text), err=True)
 
 
 def print_json(value: object) -> None:

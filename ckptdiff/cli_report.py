@@ -41,11 +41,7 @@ def report(
         raise click.UsageError(f"{base} is not a patch: give BASE and TARGET, or a patch alone.")
     if target is None and (html or png):
         raise click.UsageError("--html and --png need BASE too: ckptdiff report BASE PATCH --html FILE")
-    for path in filter(None, (html, png)):
-        if path.exists() and not overwrite:
-            raise OutputError(f"{path}: exists; name another, or give --overwrite")
-        if not path.absolute().parent.is_dir():
-            raise OutputError(f"{path}: there is no folder {path.absolute().parent} to write it in")
+    _check_outputs(html, png, overwrite)
     with progress_bar() as progress:
         result = report_patch(base) if target is None else run(base, target, progress=progress, **options)
     value = result.to_json()
@@ -63,6 +59,19 @@ def report(
         from ckptdiff.render_report import reported
 
         reported(result, tensors)
+
+
+def _check_outputs(html: Path | None, png: Path | None, overwrite: bool) -> None:
+    """Say before the work, not after, why pictures cannot be written."""
+    for path in filter(None, (html, png)):
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path}: exists; name another, or give --overwrite")
+        if not path.absolute().parent.is_dir():
+            raise OutputError(f"{path}: there is no folder {path.absolute().parent} to write it in")
+    if html or png:
+        from ckptdiff.analysis.charts import libraries
+
+        libraries()
 
 
 @click.command()

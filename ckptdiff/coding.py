@@ -20,7 +20,7 @@ from ckptdiff.table import Entry
 DENSE = 0.5
 """Where ``context`` needs more than this share of the target's bytes ``raw`` may be smaller, and a sample decides."""
 SPARSE = 0.4
-"""Up to this share of changed units ``context`` needs less than :data:`DENSE`, and is taken untried."""
+"""Up to this share of changed units ``context`` is taken untried: it needs about :data:`DENSE` at most, less for wide units."""
 FEW = 32
 """Up to so many changed units ``sparse`` may be smaller than ``context``."""
 

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ckptdiff.applier import ApplyResult
+from ckptdiff.canonical import visible
 from ckptdiff.comparison import CompareResult
 from ckptdiff.maker import MakeResult
 from ckptdiff.patchinfo import PatchInfo
@@ -30,13 +31,8 @@ def console() -> Console:
     return out
 
 
-def clean(text: str) -> str:
-    """Text from a patch or a file name, with what could steer a terminal written out."""
-    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
-
-
 def cell(text: str) -> str:
-    return escape(clean(text))
+    return escape(visible(text))
 
 
 def rows_table(*columns: str) -> Table:
@@ -57,7 +53,7 @@ def size(nbytes: int) -> str:
     return f"{value:.2f} TB"
 
 
-def share(part: int, whole: int) -> str:
+def share(part: float, whole: float) -> str:
     """A percentage that never rounds to 0 or 100 unless it is."""
     if whole == 0:
         return "-"
@@ -86,7 +82,7 @@ def times(larger: int, smaller: int) -> str:
 def some(names: Sequence[str]) -> str:
     """The first few names, and how many more there are."""
     more = len(names) - SHOWN
-    return ", ".join(map(clean, names[:SHOWN])) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(visible, names[:SHOWN])) + (f" and {more} more" if more > 0 else "")
 
 
 def total_rows(totals: Totals) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from rich.bar import Bar
 from rich.table import Table
 
 from ckptdiff.analysis.overlap import OverlapResult, PairOverlap
-from ckptdiff.analysis.reporting import MatrixRank, RankSummary, Report
+from ckptdiff.analysis.rows import MatrixRank, RankSummary, Report
 from ckptdiff.analysis.sparsity import Counts
 from ckptdiff.render import cell, console, print_grid, rows_table, share, some
 
@@ -16,7 +16,7 @@ BAR = 20
 
 
 def percent(value: float) -> str:
-    return f"{100 * value:.2f} %"
+    return share(value, 1)
 
 
 def reported(result: Report, tensors: bool) -> None:
@@ -69,7 +69,12 @@ def _rank(rank: RankSummary | None) -> list[tuple[str, str]]:
 
 
 def _names(result: Report) -> list[tuple[str, str]]:
-    lists = (("only in the target", result.added), ("only in the base", result.removed), ("another dtype or shape", result.unpaired))
+    lists = (
+        ("only in the target", result.added),
+        ("only in the base", result.removed),
+        ("not compared", result.unpaired),
+        ("infinities, no rank", result.without_rank),
+    )
     return [(what, some(names)) for what, names in lists if names]
 
 

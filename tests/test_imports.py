@@ -17,12 +17,13 @@ errors canonical dtypes digests stfile paths scratch parallel selection checkpoi
 codecs.place codecs.planes codecs.raw codecs.sparse
 codecs.jit codecs.changes codecs.rangecoder codecs.adaptive codecs.rans codecs.groups codecs.static codecs.context codecs
 table manifest patchfile others output coding maker layers applier verifier comparison patchinfo
-analysis analysis.modules analysis.rank analysis.sparsity analysis.counting analysis.source analysis.reporting analysis.overlap
+analysis analysis.modules analysis.rank analysis.sparsity analysis.counting analysis.rows
+analysis.source analysis.reporting analysis.overlap
 analysis.series analysis.words analysis.charts analysis.page
 render render_report demo cli_common cli_report cli
 """.split()
 LAZY = {"cli", "cli_common", "cli_report", "demo", "codecs.context"}
-LAZY |= {f"analysis.{name}" for name in ("sparsity", "reporting", "rank", "charts", "page")}
+LAZY |= {f"analysis.{name}" for name in ("sparsity", "rows", "rank", "charts", "page")}
 """Modules that may import inside functions: to start fast, to run the first, and not to load Numba before it is needed."""
 
 

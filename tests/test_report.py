@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -11,6 +12,8 @@ import pytest
 
 import ckptdiff
 from ckptdiff.analysis.reporting import QUANTILES, report
+from ckptdiff.dtypes import DTYPES
+from ckptdiff.values import element_bits
 from tests.checkpoints import tensor, write
 from tests.test_cli import run
 from tests.test_real_data import BASE, SHARED_DATA, TARGETS
@@ -121,6 +124,50 @@ def test_a_matrix_with_infinities_or_nans_has_no_rank(tmp_path: Path, unit: int)
     value = json.loads(result.stdout)
     jsonschema.validate(value, SCHEMA)
     assert result.exit_code == 0 and [row["spectra"] is None for row in value["tensors"]] == [True, False]
+    assert value["without_rank"] == ["a"] and "infinities, no rank" in run("report", *pair).stdout
+
+
+@pytest.mark.parametrize(("name", "shape"), [("F6_E2M3", (2048, 2048)), ("F4", (2048, 3000)), ("C64", (400, 1000))])
+def test_elements_that_do_not_fill_a_block(tmp_path: Path, name: str, shape: tuple[int, int]) -> None:
+    """Tensors of several blocks whose elements have 4, 6 or 64 bits; a patch in place of the target gives the same."""
+    rng, nbytes = np.random.default_rng(1), int(np.prod(shape)) * DTYPES[name].bits // 8
+    old = rng.integers(0, 256, nbytes).astype(np.uint8)
+    new = np.where(rng.random(nbytes) < 0.01, rng.integers(0, 256, nbytes), old).astype(np.uint8)
+    pair = [write(tmp_path / f"{k}.safetensors", {"w": tensor(name, shape, x)}) for k, x in enumerate((old, new))]
+    kind = "F32" if name == "C64" else name
+    changed = (element_bits(old, kind) != element_bits(new, kind)).reshape(shape[0], -1)
+    found = report(*pair)
+    assert (found.totals.elements, found.totals.changed) == (changed.size, changed.sum())
+    assert found.tensors[0].rows == tuple(np.quantile(changed.mean(1), QUANTILES)) and found.tensors[0].ranks is None
+    ckptdiff.make(*pair, tmp_path / "patch.safetensors")
+    assert report(pair[0], tmp_path / "patch.safetensors").totals == found.totals
+    both = ckptdiff.overlap([pair[1], tmp_path / "patch.safetensors"], pair[0])
+    assert both.core == changed.sum() and both.pairs[0].same_direction == 1.0
+
+
+def test_fp8_matrices_have_a_rank(tmp_path: Path) -> None:
+    units = np.full((30, 20), 0x38, np.uint8)  # 1.0
+    moved = units + np.eye(30, 20, dtype=np.uint8)
+    pair = [write(tmp_path / f"{k}.safetensors", {"w": tensor("F8_E4M3", (30, 20), x)}) for k, x in enumerate((units, moved))]
+    assert [row.spectrum.rank for row in report(*pair).tensors[0].ranks or ()] == [20]
+
+
+def test_a_device_that_cannot_be_used(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    missing = run("report", *pair, "--device", "cpu")
+    assert missing.exit_code == 3 and "needs torch: pip install 'ckptdiff[torch]'" in missing.stderr
+    monkeypatch.undo()
+    pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
+    wrong = run("report", *pair, "--device", "nonsense")
+    assert wrong.exit_code == 3 and "torch cannot use the device nonsense" in wrong.stderr and "leave --device out" in wrong.stderr
+    same = report(*pair, rank="all", device="cpu").rank, report(*pair, rank="all").rank
+    assert same[0] is not None and same[1] is not None and same[0].rank_share == same[1].rank_share
+
+
+def test_pictures_without_their_libraries(pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "altair", None)
+    result = run("report", *pair, "--html", tmp_path / "page.html")
+    assert result.exit_code == 3 and "pip install 'ckptdiff[report]'" in result.stderr
 
 
 def test_usage_errors(pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ckptdiff.analysis.source import Pair, open_source
-from ckptdiff.digests import BLOCK
 from ckptdiff.errors import CheckpointError
 from ckptdiff.parallel import Progress, default_threads, no_progress, run_ordered
 from ckptdiff.values import distances, element_bits, values_of
@@ -89,7 +88,7 @@ class StepRow:
 
 @dataclass(frozen=True, slots=True)
 class OverlapResult:
-    """What :func:`overlap` found. ``left_out``: tensors that not all of the updates have as the base has them."""
+    """What :func:`overlap` found. ``left_out``: tensors that not all of the updates and the base have with one dtype and shape."""
 
     base: str
     names: tuple[str, ...]
@@ -191,7 +190,8 @@ def overlap(
         sources = [stack.enter_context(open_source(base, update)) for update in updates]
         tables = [{(pair.old.scope, pair.old.name): pair for pair in source.pairs} for source in sources]
         keys = [key for key in tables[0] if all(key in table for table in tables)]
-        left_out = sorted({name for table in tables for _, name in table.keys() - set(keys)})
+        left_out = {name for table in tables for _, name in table.keys() - set(keys)}
+        left_out |= {name for source in sources for name in (*source.added, *source.removed, *source.unpaired)}
         groups = [[table[key] for table in tables] for key in keys]
         jobs = (partial(_count, group, start, atol) for group in groups for start in group[0].starts)
         done, total = 0, sum(group[0].nbytes for group in groups)
@@ -202,7 +202,7 @@ def overlap(
                 done += group[0].nbytes
                 progress("comparing", done, total)
         names = tuple(Path(update).name or str(update) for update in updates)
-        return OverlapResult(sources[0].base, names, atol, tuple(rows), tuple(left_out))
+        return OverlapResult(sources[0].base, names, atol, tuple(rows), tuple(sorted(left_out)))
 
 
 def _gather(group: Sequence[Pair], blocks: Iterator[list[Counts]]) -> TensorOverlap:
@@ -215,16 +215,16 @@ def _gather(group: Sequence[Pair], blocks: Iterator[list[Counts]]) -> TensorOver
 
 def _count(group: Sequence[Pair], start: int, atol: float) -> list[Counts]:
     """Elements, then the counts of :class:`TensorOverlap` in its order, of one block."""
-    dtype = group[0].dtype
+    dtype = "F32" if group[0].dtype == "C64" else group[0].dtype  # a complex number counts as its two parts
     masks, ups, last, n = [], [], [], 0
     before = None
     for pair in group:
-        old, new = (element_bits(part, dtype) for part in pair.read(start, start + BLOCK))
+        old, new = (element_bits(part, dtype) for part in pair.read(start, start + pair.step))
         mask = old != new
         if atol:
             mask = ~_near(old, new, dtype, atol)
-        masks.append(_pack(mask))
-        ups.append(_pack(mask & _greater(new, old, dtype)))
+        masks.append(np.packbits(mask))
+        ups.append(np.packbits(mask & _greater(new, old, dtype)))
         previous = old if before is None else before
         last.append(int(np.count_nonzero(~_near(previous, new, dtype, atol) if atol else previous != new)))
         before, n = new.copy(), len(old)
@@ -242,14 +242,8 @@ def _near(a: npt.NDArray[Any], b: npt.NDArray[Any], dtype: str, atol: float) -> 
 
 
 def _greater(a: npt.NDArray[Any], b: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.bool_]:
-    if dtype == "C64":
-        dtype, a, b = "F32", a.view("<u4")[::2], b.view("<u4")[::2]  # the real part
     with np.errstate(invalid="ignore"):
         return np.asarray(values_of(a, dtype) > values_of(b, dtype))
-
-
-def _pack(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
-    return np.packbits(mask)
 
 
 def _ones(bits: npt.NDArray[np.uint8]) -> int:

@@ -18,6 +18,7 @@ from typing import Any
 from ckptdiff.analysis.charts import Chart, charts, libraries, theme, vega_lite_version
 from ckptdiff.analysis.series import Report, share, shares_of_rank
 from ckptdiff.analysis.words import captions, decimal, definitions, headline, key_figures, percent
+from ckptdiff.canonical import visible
 
 Cell = tuple[str, "str | float | None"]
 """What a cell shows, and what it sorts by."""
@@ -44,7 +45,7 @@ GROUP_COLUMNS = ["kind", "elements", "changed", "in tolerance", "… rounded", "
 
 def clean(text: str) -> str:
     """Escaped, with what cannot be seen or turns the writing direction written out."""
-    return escape("".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text))
+    return escape(visible(text))
 
 
 def prose(text: str) -> str:

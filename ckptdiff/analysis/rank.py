@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ckptdiff.errors import UnsupportedError
+
 Array = npt.NDArray[Any]
 
 TOP = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -68,7 +70,9 @@ def spectrum(update: Array, device: str | None = None) -> Spectrum:
     Raises:
         ValueError: it has an infinity or a NaN, or not two dimensions.
     """
-    rows, columns = _shape(update)
+    if update.ndim != 2:
+        raise ValueError(f"an update of shape {list(update.shape)} is not a matrix")
+    rows, columns = update.shape
     matrix, scale = _trimmed(update)
     if matrix.size == 0:
         return Spectrum(rows, columns, 0, 0.0, 0, (0.0,) * len(TOP), (0.0,) * min(rows, columns, KEPT))
@@ -86,34 +90,6 @@ def spectrum(update: Array, device: str | None = None) -> Spectrum:
         top_energy=tuple(float(share[min(k, len(share)) - 1]) for k in TOP),
         singular_values=tuple(float(x) for x in values[kept] * scale),
     )
-
-
-def numerical_rank(update: Array) -> int:
-    """The same as ``spectrum(update).rank``, sooner where nearly all rows are independent, as scattered updates have them.
-
-    With G the Gram matrix, t the tolerance: if G - t^2 I has a Cholesky factor, all singular values exceed t.
-
-    Raises:
-        ValueError: it has an infinity or a NaN, or not two dimensions.
-    """
-    rows, columns = _shape(update)
-    matrix, scale = _trimmed(update)
-    if max(matrix.shape) <= BY_SVD:
-        return spectrum(update).rank
-    gram, least = _gram(matrix, scale), (max(rows, columns) * EPS) ** 2
-    bound = float(np.abs(gram).sum(0).max())  # no eigenvalue is larger than the largest sum of a row's absolute values
-    try:
-        np.linalg.cholesky(gram - least * bound * np.eye(len(gram)))
-    except np.linalg.LinAlgError:
-        values = np.linalg.eigvalsh(gram)
-        return int(np.count_nonzero(values > least * values[-1]))
-    return len(gram)
-
-
-def _shape(update: Array) -> tuple[int, int]:
-    if update.ndim != 2:
-        raise ValueError(f"an update of shape {list(update.shape)} is not a matrix")
-    return int(update.shape[0]), int(update.shape[1])
 
 
 def _trimmed(update: Array) -> tuple[Array, float]:
@@ -150,6 +126,19 @@ def _eigenvalues(matrix: Array, scale: float, device: str) -> Array:
 
     part = torch.from_numpy(np.ascontiguousarray(matrix)).to(device, torch.float64) / scale
     return np.asarray(torch.linalg.eigvalsh(part @ part.T).cpu().numpy())
+
+
+def check_device(device: str) -> None:
+    """Raise UnsupportedError unless torch is there and can count in float64 on a device."""
+    try:
+        import torch
+
+        torch.empty(0, dtype=torch.float64, device=device)
+    except ImportError:
+        raise UnsupportedError(f"the device {device} needs torch: pip install 'ckptdiff[torch]'") from None
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UnsupportedError(f"torch cannot use the device {device} for float64 here: {reason}; leave --device out for NumPy") from None
 
 
 def expected_random_rank(rows: int, columns: int, density: float) -> float:

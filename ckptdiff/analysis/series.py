@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from ckptdiff.analysis.modules import KINDS
+
 Report = dict[str, Any]
 Rows = list[dict[str, Any]]
 
-MODULES = "q k v qkv o gate up gate_up down experts router norm embedding lm_head bias other".split()
-APART = ("norm", "bias", "embedding")
-"""Reported apart from the matrices, as arXiv 2505.11711 does."""
 NO_LAYER = "none"
 SMALLEST_RATIO = 1e-7
 """Singular values below this share of the largest are rounding noise of single precision, and left out."""
@@ -32,7 +31,7 @@ def share(counts: dict[str, Any]) -> float:
 
 def in_order(modules: set[str]) -> list[str]:
     """Modules in the order in which a model uses them."""
-    return sorted(modules, key=lambda m: (MODULES.index(m) if m in MODULES else len(MODULES), m))
+    return sorted(modules, key=lambda m: (KINDS.index(m) if m in KINDS else len(KINDS), m))
 
 
 def layer_order(labels: set[str]) -> list[str]:

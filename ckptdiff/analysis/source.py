@@ -12,7 +12,7 @@ from ckptdiff.adapt import read_range
 from ckptdiff.applier import Applier, check_chain, check_stored
 from ckptdiff.checkpoint import Tensor, open_checkpoint
 from ckptdiff.digests import BLOCK
-from ckptdiff.dtypes import Bytes
+from ckptdiff.dtypes import DTYPES, Bytes
 from ckptdiff.errors import BaseMismatchError, CheckpointError, FormatError, IntegrityError
 from ckptdiff.layers import Node
 from ckptdiff.pairing import pair_all
@@ -25,7 +25,7 @@ from ckptdiff.stfile import LocalFile, read_header
 class Pair:
     """A tensor of one dtype and shape in base (``old``) and target. ``scope`` and ``name`` are the target's.
 
-    ``read(start, stop)`` gives its bytes in both (whole blocks, in any order), good until this thread reads again;
+    ``read(start, start + step)`` gives its bytes in both, from each of ``starts`` in any order, good until this thread reads again;
     ``finish()`` checks, once all was read, what was read against the digests of a patch.
     """
 
@@ -39,9 +39,14 @@ class Pair:
     finish: Callable[[], None]
 
     @property
+    def step(self) -> int:
+        """Bytes to read at a time: whole blocks and whole elements, which three blocks are where an element has six bits."""
+        return BLOCK * (3 if DTYPES[self.dtype].bits == 6 else 1)
+
+    @property
     def starts(self) -> range:
-        """Where its blocks begin, in bytes."""
-        return range(0, max(self.nbytes, 1), BLOCK)
+        """Where to read from, in bytes."""
+        return range(0, max(self.nbytes, 1), self.step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,8 @@ def is_patch(path: str | os.PathLike[str]) -> bool:
 @contextmanager
 def open_source(base: str | os.PathLike[str], target: str | os.PathLike[str]) -> Iterator[Source]:
     """Open a base, and a target checkpoint or a patch from that base.
+
+    Tensors of two checkpoints pair by name, those of a patch as it says, so that renamed ones are found.
 
     Raises:
         CheckpointError: a checkpoint cannot be read, or is not one.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ckptdiff.analysis.series import APART, MOST_SPECTRA, Report, changed, share
+from ckptdiff.analysis.modules import APART
+from ckptdiff.analysis.series import MOST_SPECTRA, Report, changed, share
 
 PAPER = "arXiv 2505.11711"
 FULL, LOW = 0.95, 0.5

@@ -51,9 +51,9 @@ def measure(old, new, positions, top, is_float, distances, signs):
     most = (((ONE << top) - ONE) << ONE) + ONE
     for x in range(len(positions)):
         unit = np.uint64(old[positions[x]])
-        move = (ordered(np.uint64(new[positions[x]]), top, is_float) - ordered(unit, top, is_float)) & most
-        down = move >> top
-        distances[x] = ((move ^ (ZERO - down)) + down) & most
+        step = (ordered(np.uint64(new[positions[x]]), top, is_float) - ordered(unit, top, is_float)) & most
+        down = step >> top
+        distances[x] = ((step ^ (ZERO - down)) + down) & most
         signs[x] = np.uint8(down ^ (unit >> top)) if is_float else np.uint8(down)
 
 

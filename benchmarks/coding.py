@@ -1,0 +1,94 @@
+"""What the ``context`` codec takes in memory: every block of a pair encoded and decoded, warm, by one thread and by several.
+
+    python benchmarks/coding.py BASE TARGET [...] [--threads 2] [--runs 5]
+
+BASE and TARGET are safetensors files with the same tensors. Prints a Markdown table and JSON: best of the runs, in MB of target
+and in nanoseconds of wall time a unit; ``faults``: page faults of one more run by all threads. What is decoded is compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ckptdiff.adapt import read_range
+from ckptdiff.checkpoint import Tensor, open_checkpoint
+from ckptdiff.codecs import context
+from ckptdiff.codecs.place import NOWHERE, Place
+from ckptdiff.coding import row_width
+from ckptdiff.digests import BLOCK
+from ckptdiff.dtypes import DTYPES, Bytes, Dtype
+
+Job = tuple[Bytes, Bytes, Dtype, Place]
+
+
+def jobs_of(base: Tensor, target: Tensor) -> list[Job]:
+    """Base, target, dtype and place of each block."""
+    dtype, width = DTYPES[target.dtype], row_width(target)
+    both = [(read_range(t, 0, t.nbytes, "whole").copy()) for t in (base, target)]
+    places = (Place(width, s // dtype.carrier % width) if width else NOWHERE for s in range(0, target.nbytes, BLOCK))
+    return [(*(x[k * BLOCK : (k + 1) * BLOCK] for x in both), dtype, place) for k, place in enumerate(places)]
+
+
+def best(function: Callable[[], Any], runs: int) -> float:
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def measured(jobs: list[Job], threads: int, runs: int) -> dict[str, float]:
+    coded = [context.encode(*job)[0] for job in jobs]
+    size, units = sum(len(job[1]) for job in jobs), sum(len(job[1]) // job[2].carrier for job in jobs)
+
+    def decode(k: int) -> None:
+        base, target, dtype, _ = jobs[k]
+        if not np.array_equal(context.decode(memoryview(coded[k]), base.copy(), len(base), dtype)[0], target):
+            raise AssertionError(f"block {k} does not come back")
+
+    row: dict[str, float] = {"bytes": sum(map(len, coded)), "target": size}
+    for count in dict.fromkeys((1, threads)):
+        with ThreadPoolExecutor(count) as pool:
+            for name, function in (
+                ("encode", lambda: list(pool.map(lambda job: context.encode(*job), jobs))),
+                ("decode", lambda: list(pool.map(decode, range(len(jobs))))),
+            ):
+                function()
+                seconds = best(function, runs)
+                row |= {f"{name}_{count}_ns": 1e9 * seconds / units, f"{name}_{count}_mb_s": size / seconds / 1e6}
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            list(pool.map(lambda job: context.encode(*job), jobs))
+            row["faults"] = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", type=Path, metavar="BASE TARGET")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--runs", type=int, default=5)
+    arguments = parser.parse_args()
+    rows: dict[str, dict[str, float]] = {}
+    for base, target in zip(arguments.files[::2], arguments.files[1::2], strict=True):
+        with open_checkpoint(base) as old, open_checkpoint(target) as new:
+            (before,), (after,) = old.scopes.values(), new.scopes.values()
+            jobs = [job for name, tensor in after.items() for job in jobs_of(before[name], tensor)]
+        row = rows[str(target)] = measured(jobs, arguments.threads, arguments.runs)
+        if len(rows) == 1:
+            print("| target | " + " | ".join(row) + " |\n|---" + "|---" * len(row) + "|")
+        print(f"| {target} | " + " | ".join(f"{x:,.1f}" if isinstance(x, float) else f"{x:,}" for x in row.values()) + " |", flush=True)
+    print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()

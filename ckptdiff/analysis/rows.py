@@ -1,0 +1,195 @@
+"""A report's rows: typed, as JSON (``spec/report.schema.json``), as a DataFrame."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from ckptdiff.analysis.modules import APART, KINDS
+from ckptdiff.analysis.rank import Spectrum
+from ckptdiff.analysis.sparsity import Counts, Tolerance
+
+SCHEMA = "ckptdiff-report/1"
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+
+RankChoice: TypeAlias = Literal["none", "sample", "all"]
+Quantiles: TypeAlias = tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixRank:
+    """The spectrum of one matrix's update (number ``index`` of a stack), and the rank that a random update as dense would have."""
+
+    index: int
+    spectrum: Spectrum
+    random_rank: float
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """Effective rank, and the rank of a random update, over the largest possible."""
+        return self.spectrum.effective_rank / self.spectrum.largest, self.random_rank / self.spectrum.largest
+
+
+@dataclass(frozen=True, slots=True)
+class TensorReport:
+    """One tensor. ``rows`` and ``columns``: share of changed elements per row and column at :data:`QUANTILES`; None but for matrices."""
+
+    scope: str
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    layer: int | None
+    module: str
+    counts: Counts
+    rows: Quantiles | None
+    columns: Quantiles | None
+    ranks: tuple[MatrixRank, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RankSummary:
+    """Unweighted means over matrices, as the paper takes them (arXiv 2505.11711, table 2): no 1-D tensors, no norms. Matrices of
+    integers, of complex numbers and of floats of less than a byte have no rank here.
+
+    ``rank_share`` = rank / min(shape); ``effective_share`` = effective rank / min(shape); ``random_rank_share``: that of a random
+    update as dense.
+    """
+
+    matrices: int
+    rank_share: float
+    stable_rank: float
+    effective_share: float
+    random_rank_share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """How many changed elements have a value (ulp distance, or \\|d\\|) from ``low`` to ``high``."""
+
+    low: float
+    high: float
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExponentRow:
+    """Elements whose base value lies in [2^exponent, 2^(exponent + 1)), None for zeros and subnormals, and how many changed."""
+
+    exponent: int | None
+    elements: int
+    changed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What :func:`report` found. ``added``, ``removed``, ``unpaired``: tensors that only one side has, or with another dtype or shape.
+    ``without_rank``: tensors with a matrix whose update holds infinities or NaNs.
+
+    Not ``complete``: from a patch alone, which knows how many elements changed, but not how far (see :func:`report_patch`).
+    """
+
+    base: str
+    target: str
+    tolerance: Tolerance
+    rank_choice: RankChoice
+    tensors: tuple[TensorReport, ...]
+    ulps: tuple[Bin, ...]
+    moves: tuple[Bin, ...]
+    exponents: tuple[ExponentRow, ...]
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    unpaired: tuple[str, ...]
+    without_rank: tuple[str, ...]
+    complete: bool = True
+
+    @property
+    def totals(self) -> Counts:
+        """Sums over all tensors, so that shares of it are weighted by size."""
+        return sum((tensor.counts for tensor in self.tensors), Counts())
+
+    @property
+    def layers(self) -> dict[int, Counts]:
+        """Sums by layer."""
+        found: dict[int, Counts] = {}
+        for tensor in self.tensors:
+            if tensor.layer is not None:
+                found[tensor.layer] = found.get(tensor.layer, Counts()) + tensor.counts
+        return dict(sorted(found.items()))
+
+    @property
+    def modules(self) -> dict[str, Counts]:
+        """Sums by kind of module, in the order of :data:`KINDS`."""
+        found = {kind: sum((t.counts for t in self.tensors if t.module == kind), Counts()) for kind in KINDS}
+        return {kind: counts for kind, counts in found.items() if counts.elements}
+
+    @property
+    def apart(self) -> dict[str, Counts]:
+        """Norms, biases and embeddings, and under ``matrices`` all the rest."""
+        modules = self.modules
+        rest = sum((counts for kind, counts in modules.items() if kind not in APART), Counts())
+        return {"matrices": rest} | {kind: modules[kind] for kind in APART if kind in modules}
+
+    @property
+    def rank(self) -> RankSummary | None:
+        """Means over all matrices whose rank was taken, or None."""
+        rows = [row for tensor in self.tensors if tensor.module != "norm" for row in tensor.ranks or ()]
+        if not rows:
+            return None
+        means = np.mean([(r.spectrum.rank_share, r.spectrum.stable_rank, *r.shares) for r in rows], axis=0)
+        return RankSummary(len(rows), *(float(x) for x in means))
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain JSON values, as ``spec/report.schema.json`` says."""
+        rank = self.rank
+        return {
+            "schema": SCHEMA,
+            "base": self.base,
+            "target": self.target,
+            "settings": {"atol": self.tolerance.atol, "rtol": self.tolerance.rtol, "rank": self.rank_choice},
+            "totals": self._counts(self.totals),
+            "layers": [{"layer": layer, **self._counts(counts)} for layer, counts in self.layers.items()],
+            "modules": [{"module": kind, **self._counts(counts)} for kind, counts in self.modules.items()],
+            "moves": {
+                "ulp": [{"from": int(b.low), "to": int(b.high), "count": b.count} for b in self.ulps],
+                "abs": [{"from": b.low, "to": b.high, "count": b.count} for b in self.moves],
+                "exponents": [asdict(row) for row in self.exponents],
+            },
+            "rank": asdict(rank) if rank else None,
+            "tensors": [_tensor_json(tensor) | self._counts(tensor.counts) for tensor in self.tensors],
+            "added": list(self.added),
+            "removed": list(self.removed),
+            "unpaired": list(self.unpaired),
+            "without_rank": list(self.without_rank),
+        }
+
+    def _counts(self, counts: Counts) -> dict[str, int | None]:
+        return {key: n if self.complete or key in ("elements", "bit_identical") else None for key, n in asdict(counts).items()}
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame, one row a tensor.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        import pandas
+
+        keep = ("scope", "name", "dtype", "shape", "layer", "module")
+        return pandas.DataFrame(
+            [{key: getattr(t, key) for key in keep} | asdict(t.counts) | {"sparsity": t.counts.sparsity} for t in self.tensors]
+        )
+
+
+def _tensor_json(tensor: TensorReport) -> dict[str, Any]:
+    row = {key: getattr(tensor, key) for key in ("scope", "name", "dtype")}
+    row |= {"shape": list(tensor.shape), "layer": tensor.layer, "module": tensor.module}
+    row |= {"rows": list(tensor.rows) if tensor.rows else None, "columns": list(tensor.columns) if tensor.columns else None}
+    spectra = None
+    if tensor.ranks is not None:
+        spectra = [{"index": r.index, **_spectrum_json(r.spectrum), "random_rank": r.random_rank} for r in tensor.ranks]
+    return row | {"spectra": spectra}
+
+
+def _spectrum_json(found: Spectrum) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(found).items()}
