@@ -1,8 +1,9 @@
 """Exact, sparse differences between model checkpoints.
 
 The verbs are the command line's: :func:`make` a patch from a base and a target, :func:`apply` it to rebuild the target byte
-for byte, read its :func:`info`, :func:`verify` it, :func:`compare` two checkpoints, :func:`report` what training changed, and
-the :func:`overlap` of several updates. Every error is a :class:`CkptdiffError`. The format: ``spec/ckptdiff-v1.md``.
+for byte, read its :func:`info`, :func:`verify` it, :func:`compare` two checkpoints, :func:`report` what training changed, or
+what a patch says of that (:func:`report_patch`), and the :func:`overlap` of several updates. Every error is a
+:class:`CkptdiffError`. The format: ``spec/ckptdiff-v1.md``.
 
 Names are imported when they are first used, so that ``import ckptdiff`` and ``ckptdiff --help`` stay fast.
 """
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ckptdiff.analysis.overlap import OverlapResult, overlap
-    from ckptdiff.analysis.reporting import report
+    from ckptdiff.analysis.reporting import report, report_patch
     from ckptdiff.analysis.rows import Report
     from ckptdiff.applier import ApplyResult, apply
     from ckptdiff.comparison import CompareResult, compare
@@ -52,6 +53,7 @@ __all__ = [
     "make",
     "overlap",
     "report",
+    "report_patch",
     "verify",
 ]
 
@@ -64,6 +66,7 @@ _MODULES = {
     "overlap": "analysis.overlap",
     "Report": "analysis.rows",
     "report": "analysis.reporting",
+    "report_patch": "analysis.reporting",
     "MakeResult": "maker",
     "make": "maker",
     "PatchInfo": "patchinfo",

@@ -19,7 +19,8 @@ from ckptdiff.errors import BaseMismatchError, CkptdiffError, FormatError, Integ
 from ckptdiff.layers import FromBase, FromPatch, Node, check_result, digest_of, found_digest, layers, ranges, tensor_differs
 from ckptdiff.output import build_beside, check_output, check_space
 from ckptdiff.parallel import Progress, default_threads, no_progress, run_ordered
-from ckptdiff.patchfile import Patch, PatchFile, open_patch
+from ckptdiff.patches import Patch, open_patch
+from ckptdiff.patchfile import PatchFile
 from ckptdiff.selection import matches
 from ckptdiff.stfile import header_json
 from ckptdiff.table import Entry

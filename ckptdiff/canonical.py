@@ -63,8 +63,8 @@ def _is_too_deep(value: Any) -> bool:
     return True
 
 
-def loads(data: bytes) -> Any:
-    """Parse strict JSON: UTF-8, no repeated keys, no unpaired surrogates, no floats.
+def loads(data: bytes, floats: bool = False) -> Any:
+    """Parse strict JSON: UTF-8, no repeated keys, no unpaired surrogates, no floats unless they are asked for.
 
     Raises:
         ValueError: with one line that says what is wrong.
@@ -74,7 +74,7 @@ def loads(data: bytes) -> Any:
             data.decode("utf-8"),
             object_pairs_hook=_unique,
             parse_constant=_no_number,
-            parse_float=_no_number,
+            parse_float=float if floats else _no_number,
             parse_int=_only_integers,
         )
         if isinstance(value, (dict, list)) and _is_too_deep(value):

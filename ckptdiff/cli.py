@@ -17,7 +17,18 @@ from typing import Any
 import click
 
 from ckptdiff import __version__
-from ckptdiff.cli_common import PATH, as_json, finite, overwrite_option, print_json, progress_bar, say, threads_option, to_json
+from ckptdiff.cli_common import (
+    PATH,
+    as_json,
+    finite,
+    overwrite_option,
+    print_json,
+    progress_bar,
+    say,
+    selection_options,
+    threads_option,
+    to_json,
+)
 from ckptdiff.cli_report import overlap, report
 from ckptdiff.errors import CkptdiffError
 
@@ -85,13 +96,12 @@ def _terminate(signum: int, frame: object) -> None:
 @click.option(
     "--codec", type=click.Choice(["auto", "context", "sparse", "raw"]), default="auto", show_default=True, help="Codec of changed tensors."
 )
-@click.option("--include", multiple=True, metavar="GLOB", help="Take files that are left out by default, such as optimizer state.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave files out.")
-@click.option("--rename", multiple=True, metavar="REGEX=REPL", help="Turn a target tensor's name into the base's.")
+@selection_options
+@click.option("--report", "with_report", is_flag=True, help="Measure first what changed, and store the report in the patch.")
 @threads_option
 @overwrite_option
 @as_json
-def make(base: Path, target: Path, patch: Path, codec: str, json_output: bool, **options: Any) -> None:
+def make(base: Path, target: Path, patch: Path, codec: str, with_report: bool, json_output: bool, **options: Any) -> None:
     """Store the difference between two checkpoints.
 
     All files of TARGET go in, byte for byte, but for version control, caches, logs, optimizer and trainer state, which are listed.
@@ -105,7 +115,13 @@ def make(base: Path, target: Path, patch: Path, codec: str, json_output: bool, *
     from ckptdiff.maker import make as run
 
     with progress_bar() as progress:
-        result = run(base, target, patch, codec=None if codec == "auto" else codec, progress=progress, **options)
+        measured = None
+        if with_report:
+            from ckptdiff.analysis.reporting import report as measure
+
+            same = {key: options[key] for key in ("include", "exclude", "rename", "threads")}
+            measured = measure(base, target, progress=progress, **same)
+        result = run(base, target, patch, codec=None if codec == "auto" else codec, report=measured, progress=progress, **options)
     if json_output:
         print_json({**to_json(result), "ratio": result.ratio})
     else:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,17 @@ def note_json(ctx: click.Context, parameter: click.Parameter, value: bool) -> bo
 as_json = click.option("--json", "json_output", is_flag=True, callback=note_json, help="Print one JSON object instead of text.")
 threads_option = click.option("--threads", type=click.IntRange(1, 256), help="Threads to use.  [default: cores, at most 8]")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
+
+
+def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Which files and tensors of two checkpoints stand against each other."""
+    for option in (
+        click.option("--rename", multiple=True, metavar="REGEX=REPL", help="Turn a target tensor's name into the base's."),
+        click.option("--exclude", multiple=True, metavar="GLOB", help="Leave files out."),
+        click.option("--include", multiple=True, metavar="GLOB", help="Take files that are left out by default, such as optimizer state."),
+    ):
+        command = option(command)
+    return command
 
 
 def finite(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:

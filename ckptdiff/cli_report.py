@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ckptdiff.cli_common import PATH, as_json, finite, overwrite_option, print_json, progress_bar, threads_option
+from ckptdiff.cli_common import PATH, as_json, finite, overwrite_option, print_json, progress_bar, selection_options, threads_option
 from ckptdiff.errors import OutputError
 
 POSITIVE = click.FloatRange(min=0)
@@ -16,6 +16,7 @@ POSITIVE = click.FloatRange(min=0)
 @click.command()
 @click.argument("base", type=PATH, metavar="[BASE]")
 @click.argument("target", type=PATH, required=False, metavar="TARGET|PATCH")
+@selection_options
 @click.option("--atol", type=POSITIVE, default=1e-5, show_default=True, callback=finite, help="Count |d| up to this as equal.")
 @click.option("--rtol", type=POSITIVE, default=1e-3, show_default=True, callback=finite, help="Count |d| up to this share of |base|.")
 @click.option("--rank", type=click.Choice(["none", "sample", "all"]), default="sample", show_default=True, help="Which matrices' rank.")
@@ -31,7 +32,8 @@ def report(
 ) -> None:
     """Measure what training changed: sparsity, size of the moves, rank.
 
-    TARGET is a checkpoint or a patch from BASE, which need not be applied. A patch alone tells only how many elements changed.
+    TARGET is a checkpoint or a patch from BASE, which need not be applied. A patch alone shows the report that make --report stored in it,
+    or how many elements changed.
     """
     from ckptdiff.analysis.reporting import report as run
     from ckptdiff.analysis.reporting import report_patch
@@ -39,11 +41,14 @@ def report(
 
     if target is None and not is_patch(base):
         raise click.UsageError(f"{base} is not a patch: give BASE and TARGET, or a patch alone.")
-    if target is None and (html or png):
-        raise click.UsageError("--html and --png need BASE too: ckptdiff report BASE PATCH --html FILE")
     _check_outputs(html, png, overwrite)
-    with progress_bar() as progress:
-        result = report_patch(base) if target is None else run(base, target, progress=progress, **options)
+    if target is None:
+        result = report_patch(base)
+        if not result.complete and (html or png):
+            raise click.UsageError("--html and --png need BASE too: ckptdiff report BASE PATCH --html FILE")
+    else:
+        with progress_bar() as progress:
+            result = run(base, target, progress=progress, **options)
     value = result.to_json()
     if html:
         from ckptdiff.analysis.page import render_page

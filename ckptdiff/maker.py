@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from ckptdiff import others, paths
 from ckptdiff.adapt import group_units, read_range
@@ -21,11 +21,21 @@ from ckptdiff.dtypes import DTYPES
 from ckptdiff.errors import CheckpointError
 from ckptdiff.manifest import FileRef, Index, Metadata, OtherFile, ShardRef
 from ckptdiff.output import build_beside, check_output
-from ckptdiff.pairing import Rename, pair_names, pair_scopes, rename_all
+from ckptdiff.pairing import Rename, check_patterns, pair_names, pair_scopes
 from ckptdiff.parallel import FileHasher, Progress, default_threads, no_progress, run_ordered
-from ckptdiff.patchfile import INDEX_NAME, Spooled, write_patch_file
-from ckptdiff.selection import matches
+from ckptdiff.patches import INDEX_NAME
+from ckptdiff.patchfile import Spooled, write_patch_file
 from ckptdiff.table import Entry, Table, Totals
+
+
+class Report(Protocol):
+    """What ``make`` stores of a report, see :func:`ckptdiff.report`: its bytes (spec 5.4), and the pair that it is of."""
+
+    def to_bytes(self) -> bytes: ...
+
+    @property
+    def changes(self) -> dict[tuple[str, str], tuple[int, int]]:
+        """Elements, and how many of them changed, by scope and name of a target's tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +67,7 @@ def make(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     rename: Sequence[str] = (),
+    report: Report | None = None,
     threads: int | None = None,
     overwrite: bool = False,
     progress: Progress = no_progress,
@@ -71,12 +82,13 @@ def make(
         include: globs of files to take although they are left out by default, of the base too.
         exclude: globs of files to leave out, of the base too.
         rename: ``REGEX=REPL`` rules that turn a target tensor's name into the base's.
+        report: of this pair, by :func:`ckptdiff.report`, to store in the patch for those who have no base.
         threads: how many to use; the bytes do not depend on it.
         overwrite: replace an existing patch.
         progress: called with how far it is.
 
     Raises:
-        CheckpointError: a checkpoint cannot be read, or is not one.
+        CheckpointError: a checkpoint cannot be read, or is not one; the report is of other checkpoints.
         OutputError: the patch cannot be written there.
     """
     started = time.perf_counter()
@@ -91,7 +103,7 @@ def make(
         others.check_paths(kept, [file.path for file in (*old.weights, *new.weights)])
         check_output(out, [*old.paths, *new.paths], folder=not new.is_file, overwrite=overwrite)
         with build_beside(out, overwrite=overwrite) as built, open(built.with_name("spool"), "w+b") as spool:
-            maker = _Maker(old, new, codec, threads or default_threads(), rules, spool, progress)
+            maker = _Maker(old, new, codec, threads or default_threads(), rules, report, spool, progress)
             size = maker.write_file(built) if new.is_file else maker.write_folder(built, kept)
             old.check_unchanged()
             new.check_unchanged()
@@ -107,19 +119,6 @@ def make(
             codecs=maker.codecs,
             seconds=time.perf_counter() - started,
         )
-
-
-def check_patterns(target: Checkpoint, renames: Sequence[Rename], include: Sequence[str], exclude: Sequence[str]) -> None:
-    """Raise CheckpointError for a rule or glob that matches nothing: it is most likely mistyped."""
-    tensors = [name for tensors in target.scopes.values() for name in tensors]
-    used = set[Rename]().union(*(rename_all(name, renames)[1] for name in tensors))
-    for rename in renames:
-        if rename not in used:
-            raise CheckpointError(f"--rename {rename.pattern.pattern!r} matches no tensor of {target.path}, such as {tensors[:1]}")
-    names = [*target.others, *(file.path for file in target.weights), *target.left_out]
-    for glob in (*include, *exclude):
-        if not any(matches(name, [glob]) for name in names):
-            raise CheckpointError(f"the glob {glob!r} matches no file of {target.path}")
 
 
 @dataclass(slots=True)
@@ -141,11 +140,12 @@ class _Maker:
         codec: str | None,
         threads: int,
         renames: Sequence[Rename],
+        report: Report | None,
         spool: BinaryIO,
         progress: Progress,
     ) -> None:
         self.base, self.target, self.codec, self.threads, self.renames = base, target, codec, threads, renames
-        self.spool, self.progress = spool, progress
+        self.report, self.spool, self.progress = report, spool, progress
         self.offsets: dict[tuple[str, str], int] = {}
         self.hashers = {id(file.file): FileHasher(file.file) for file in (*base.weights, *target.weights)}
         self.scopes = {
@@ -173,8 +173,21 @@ class _Maker:
         rest = [t for tensors in self._base_scopes().values() for t in tensors.values() if (t.scope, t.name) not in self.base_digests]
         self.base_digests |= self._hash_all(rest)
         self._code_all([(None, tensor) for tensor in self._pair_by_content(unmatched)])
+        if self.report is not None:
+            self._check_report(self.report)
         for scope in self.scopes.values():
             _use_copies(scope.entries)
+
+    def _check_report(self, report: Report) -> None:
+        """Raise CheckpointError for a report of other checkpoints. Elements of less than a byte are not counted here."""
+        for (scope, name), (elements, changed) in report.changes.items():
+            entry = self.scopes[scope].entries.get(name) if scope in self.scopes else None
+            if entry is None or (entry.units == elements and entry.changed != changed):
+                found = "there is no such tensor" if entry is None else f"found {entry.changed:,}"
+                raise CheckpointError(
+                    f"the report is not of this base and target: tensor {name}: it says that {changed:,} of {elements:,} elements changed, "
+                    f"{found}; make it with the same include, exclude and rename"
+                )
 
     def _base_scopes(self) -> dict[str, dict[str, Tensor]]:
         """The base's scopes that count for its identity: all, or for a patch file the paired one (spec 5.1)."""
@@ -311,7 +324,8 @@ class _Maker:
             if entry.codec:
                 self.codecs[entry.codec] = self.codecs.get(entry.codec, 0) + 1
         offsets = {entry.name: self.offsets[file.scope, entry.name] for entry in table.entries if entry.has_payload}
-        return write_patch_file(path, metadata, Spooled(table, file.header.raw, self.spool, offsets))
+        report = self.report.to_bytes() if self.report is not None and file is self.target.weights[0] else None
+        return write_patch_file(path, metadata, Spooled(table, file.header.raw, report, self.spool, offsets))
 
     def _removed(self, file: WeightFile) -> tuple[str, ...]:
         """Base tensors that the scope no longer has, nor uses as a base, for the scope's first file."""

@@ -95,6 +95,7 @@ class Metadata:
     target_scope: str
     table: bytes = b""
     header: bytes = b""
+    report: bytes | None = None
     totals: Totals
     info: JsonObject = field(default_factory=dict)
 
@@ -102,18 +103,19 @@ class Metadata:
         base: JsonObject = {"identity": self.base_identity.hex(), "scope": self.base_scope}
         if self.base_files is not None:
             base["files"] = [file.to_json() for file in self.base_files]
-        return _sealed(
-            {
-                "format": "ckptdiff",
-                "version": VERSION,
-                "base": base,
-                "target": {**self.target.to_json(), "identity": self.target_identity.hex(), "scope": self.target_scope},
-                "table": self.table.hex(),
-                "header": self.header.hex(),
-                "totals": self.totals.to_json(),
-                "info": self.info,
-            }
-        )
+        value: JsonObject = {
+            "format": "ckptdiff",
+            "version": VERSION,
+            "base": base,
+            "target": {**self.target.to_json(), "identity": self.target_identity.hex(), "scope": self.target_scope},
+            "table": self.table.hex(),
+            "header": self.header.hex(),
+            "totals": self.totals.to_json(),
+            "info": self.info,
+        }
+        if self.report is not None:
+            value["report"] = self.report.hex()
+        return _sealed(value)
 
     @staticmethod
     def digest_of(sealed: bytes) -> bytes:
@@ -122,7 +124,7 @@ class Metadata:
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Metadata:
-        f = _open_sealed(data, where, "ckptdiff", "base header table target totals")
+        f = _open_sealed(data, where, "ckptdiff", "base header report table target totals")
         base, target = f.child("base", "files identity scope"), f.child("target", "identity path scope sha256 size")
         if "scope" in base and base.value["scope"] is None:
             scope = None
@@ -138,6 +140,7 @@ class Metadata:
             target_scope=target.text("scope"),
             table=f.hexadecimal("table", 16),
             header=f.hexadecimal("header", 16),
+            report=f.hexadecimal("report", 16) if "report" in f else None,
             totals=Totals.read(f),
             info=f.object("info"),
         )

@@ -16,7 +16,7 @@ from ckptdiff.codecs.planes import MAGIC
 from ckptdiff.errors import BaseMismatchError, CheckpointError, CkptdiffError, FormatError, IntegrityError
 from ckptdiff.manifest import MAX_PREFIX, MAX_WINDOW, OtherFile
 from ckptdiff.parallel import CHUNK, sha256_file
-from ckptdiff.patchfile import Patch
+from ckptdiff.patches import Patch
 from ckptdiff.stfile import LocalFile
 
 LEVEL = 19

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ckptdiff.checkpoint import Checkpoint, Tensor
 from ckptdiff.dtypes import CASTS
 from ckptdiff.errors import CheckpointError
+from ckptdiff.selection import matches
 
 PREFIXES = ("module.", "_orig_mod.", "model.")
 
@@ -46,6 +47,19 @@ def rename_all(name: str, renames: Sequence[Rename]) -> tuple[str, set[Rename]]:
             used.add(rename)
             name = rename.pattern.sub(rename.replacement, name)
     return name, used
+
+
+def check_patterns(target: Checkpoint, renames: Sequence[Rename], include: Sequence[str], exclude: Sequence[str]) -> None:
+    """Raise CheckpointError for a rule or glob that matches nothing: it is most likely mistyped."""
+    tensors = [name for tensors in target.scopes.values() for name in tensors]
+    used = set[Rename]().union(*(rename_all(name, renames)[1] for name in tensors))
+    for rename in renames:
+        if rename not in used:
+            raise CheckpointError(f"--rename {rename.pattern.pattern!r} matches no tensor of {target.path}, such as {tensors[:1]}")
+    names = [*target.others, *(file.path for file in target.weights), *target.left_out]
+    for glob in (*include, *exclude):
+        if not any(matches(name, [glob]) for name in names):
+            raise CheckpointError(f"the glob {glob!r} matches no file of {target.path}")
 
 
 def pair_scopes(base: Checkpoint, target: Checkpoint) -> dict[str, str | None]:
@@ -113,14 +127,14 @@ class Paired:
     mismatched: tuple[str, ...]
 
 
-def pair_all(base: Checkpoint, target: Checkpoint) -> Paired:
+def pair_all(base: Checkpoint, target: Checkpoint, renames: Sequence[Rename] = ()) -> Paired:
     """Every tensor of two checkpoints that has a counterpart of the same dtype and shape, and those that have none."""
     pairs: list[tuple[Tensor, Tensor]] = []
     only_in_base, only_in_target, mismatched = [], [], []
     scopes = pair_scopes(base, target)
     for scope, tensors in target.scopes.items():
         others = base.scopes.get(scopes[scope] or "", {})
-        names = pair_names(others, tensors.values())
+        names = pair_names(others, tensors.values(), renames)
         for tensor in tensors.values():
             other = names.get(tensor.name) or others.get(tensor.name)
             if other is None:

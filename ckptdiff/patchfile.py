@@ -1,14 +1,12 @@
-"""The container (spec sections 5 and 9): the only module that knows where things stand in a patch."""
+"""A patch file (spec section 5): the only module that knows where things stand in one."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import itertools
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,28 +14,39 @@ import xxhash
 import zstandard
 
 from ckptdiff.canonical import quote
-from ckptdiff.digests import identity, xxh128
+from ckptdiff.digests import xxh128
 from ckptdiff.errors import FormatError, IntegrityError
-from ckptdiff.manifest import MAX_INDEX, FileRef, Index, Metadata, OtherFile
+from ckptdiff.manifest import FileRef, Metadata
 from ckptdiff.parallel import CHUNK
-from ckptdiff.stfile import MAX_HEADER, ByteSource, Header, LocalFile, header_json, parse_header, predicted_header, read_bytes, read_header
-from ckptdiff.table import MAX_TABLE, TABLE_LEVEL, Entry, Table, Totals, decompress
+from ckptdiff.stfile import MAX_HEADER, ByteSource, Header, header_json, parse_header, predicted_header, read_bytes, read_header
+from ckptdiff.table import MAX_TABLE, TABLE_LEVEL, Entry, Table, decompress
 
-INDEX_NAME = "ckptdiff.json"
 TABLE = "ckptdiff/table"
+REPORT = "ckptdiff/report"
 PAYLOADS = "ckptdiff/payloads"
 MAX_STORED_TABLE = MAX_TABLE + (MAX_TABLE >> 6)
 MAX_STORED_HEADER = MAX_HEADER + (MAX_HEADER >> 6)
+MAX_STORED_REPORT = 1 << 26
 
 
 def _header_tensor(target: str) -> str:
     return f"ckptdiff/header/{target.rpartition('/')[2]}"
 
 
-def _members(metadata: Metadata, table_size: int, header_size: int, entries: Sequence[Entry]) -> list[tuple[str, int]]:
+def _heads(metadata: Metadata) -> dict[str, tuple[bytes, str, int]]:
+    """The tensors before the payloads, in the order of their data: digest, what to call it, and the most bytes it may have."""
+    heads = {
+        TABLE: (metadata.table, "its table", MAX_STORED_TABLE),
+        _header_tensor(metadata.target.path): (metadata.header, "the target's header", MAX_STORED_HEADER),
+    }
+    if metadata.report is not None:
+        heads[REPORT] = (metadata.report, "its report", MAX_STORED_REPORT)
+    return heads
+
+
+def _members(metadata: Metadata, heads: Sequence[bytes], entries: Sequence[Entry]) -> list[tuple[str, int]]:
     """Names and sizes of a patch file's tensors, in the order of their data."""
-    payloads = sum(entry.payload_size for entry in entries)
-    return [(TABLE, table_size), (_header_tensor(metadata.target.path), header_size), (PAYLOADS, payloads)]
+    return [*zip(_heads(metadata), map(len, heads), strict=True), (PAYLOADS, sum(entry.payload_size for entry in entries))]
 
 
 def _container_header(metadata: bytes, members: Sequence[tuple[str, int]]) -> bytes:
@@ -54,10 +63,11 @@ def _rows(entries: Sequence[Entry]) -> list[tuple[str, str, tuple[int, ...], int
 
 @dataclass(frozen=True, slots=True)
 class Spooled:
-    """A patch file but for its metadata: its table, the target's header, and where each payload lies in the spool."""
+    """A patch file but for its metadata: its table, the target's header, a report, and where each payload lies in the spool."""
 
     table: Table
     header: bytes
+    report: bytes | None
     spool: BinaryIO
     offsets: dict[str, int]
 
@@ -74,19 +84,23 @@ def encode_target_header(raw: bytes, entries: Sequence[Entry]) -> bytes:
 def write_patch_file(path: Path, metadata: Metadata, parts: Spooled) -> tuple[FileRef, bytes]:
     """Write one patch file; ``metadata`` comes without digests. Returns size and SHA-256, and the metadata's digest."""
     table, header = parts.table.to_bytes(), encode_target_header(parts.header, parts.table.entries)
-    sealed = replace(metadata, table=xxh128(table), header=xxh128(header)).to_bytes()
-    raw = _container_header(sealed, _members(metadata, len(table), len(header), parts.table.entries))
+    report = None if parts.report is None else xxh128(parts.report)
+    metadata = replace(metadata, table=xxh128(table), header=xxh128(header), report=report)
+    heads = [table, header] if parts.report is None else [table, header, parts.report]
+    sealed = metadata.to_bytes()
+    raw = _container_header(sealed, _members(metadata, heads, parts.table.entries))
     sha = hashlib.sha256()
     with open(path, "wb") as out:
-        for piece in _pieces(raw, table, header, parts):
+        for piece in _pieces(raw, heads, parts):
             out.write(piece)
             sha.update(piece)
         size = out.tell()
     return FileRef(path=path.name, size=size, sha256=sha.hexdigest()), Metadata.digest_of(sealed)
 
 
-def _pieces(raw: bytes, table: bytes, header: bytes, parts: Spooled) -> Iterator[bytes]:
-    yield len(raw).to_bytes(8, "little") + raw + table + header
+def _pieces(raw: bytes, heads: Sequence[bytes], parts: Spooled) -> Iterator[bytes]:
+    yield len(raw).to_bytes(8, "little") + raw
+    yield from heads
     for entry in parts.table.entries:
         if entry.has_payload:
             parts.spool.seek(parts.offsets[entry.name])
@@ -105,7 +119,7 @@ def _pieces(raw: bytes, table: bytes, header: bytes, parts: Spooled) -> Iterator
 class PatchFile:
     """An open patch file whose header, metadata, table and target header have been read and checked (spec 10, step 1).
 
-    ``metadata``, ``table`` and ``header`` (the target file's) are what a caller reads; payloads stay on the disk.
+    ``metadata``, ``table``, ``header`` (the target file's) and ``report`` (as stored) are what a caller reads; payloads stay on the disk.
     """
 
     def __init__(self, source: ByteSource) -> None:
@@ -120,21 +134,13 @@ class PatchFile:
         self.metadata = Metadata.from_bytes(text.encode(), f"{source.name}: metadata")
         self.digest = Metadata.digest_of(text.encode())
         self._start = container.data_start
-        names = [TABLE, _header_tensor(self.metadata.target.path)]
-        if [tensor.name for tensor in container.tensors[:2]] != names:
-            raise FormatError(f"{source.name}: expected the tensors {names[0]} and {names[1]} first")
-        for tensor, limit in zip(container.tensors[:2], (MAX_STORED_TABLE, MAX_STORED_HEADER), strict=True):
-            if tensor.nbytes > limit:
-                raise FormatError(f"{source.name}: {tensor.name} has {tensor.nbytes} bytes, expected at most {limit}")
-        table, header = (self._read(tensor.begin, tensor.nbytes) for tensor in container.tensors[:2])
-        self._check_digest(table, self.metadata.table, "its table")
-        self._check_digest(header, self.metadata.header, "the target's header")
-        self.table = Table.from_bytes(table, f"{source.name}: table")
-        members = _members(self.metadata, len(table), len(header), self.table.entries)
-        if container.raw != _container_header(text.encode(), members):
+        heads = self._read_heads(container)
+        self.table = Table.from_bytes(heads[0], f"{source.name}: table")
+        if container.raw != _container_header(text.encode(), _members(self.metadata, heads, self.table.entries)):
             raise FormatError(f"{source.name}: its header is not the one that its table calls for")
-        self.header = self._decode_header(header)
-        ends = itertools.accumulate((e.payload_size for e in self.table.entries), initial=self._start + len(table) + len(header))
+        self.header = self._decode_header(heads[1])
+        self.report = heads[2] if self.metadata.report is not None else None
+        ends = itertools.accumulate((e.payload_size for e in self.table.entries), initial=self._start + sum(map(len, heads)))
         self.offsets = {entry.name: begin for entry, begin in zip(self.table.entries, ends, strict=False)}
         if self.table.totals != self.metadata.totals:
             raise FormatError(f"{source.name}: its totals do not agree with its table")
@@ -142,15 +148,23 @@ class PatchFile:
         if needs_base and self.metadata.base_scope is None:
             raise FormatError(f"{source.name}: its table needs a base, but its metadata names no scope of it")
 
-    def _read(self, begin: int, size: int) -> bytes:
-        return read_bytes(self.source, self._start + begin, size)
-
-    def _check_digest(self, data: bytes, expected: bytes, what: str) -> None:
-        found = xxh128(data)
-        if found != expected:
-            raise IntegrityError(
-                f"{self.source.name}: {what} has the digest {found.hex()}, expected {expected.hex()}: corrupted? fetch the patch again"
-            )
+    def _read_heads(self, container: Header) -> list[bytes]:
+        """What stands before the payloads, read and checked."""
+        heads, where = _heads(self.metadata), self.source.name
+        tensors = container.tensors[: len(heads)]
+        if [tensor.name for tensor in tensors] != list(heads):
+            raise FormatError(f"{where}: expected the tensors {' and '.join(heads)} first")
+        for tensor in tensors:
+            if tensor.nbytes > heads[tensor.name][2]:
+                raise FormatError(f"{where}: {tensor.name} has {tensor.nbytes} bytes, expected at most {heads[tensor.name][2]}")
+        data = [read_bytes(self.source, container.data_start + tensor.begin, tensor.nbytes) for tensor in tensors]
+        for part, (expected, what, _) in zip(data, heads.values(), strict=True):
+            found = xxh128(part)
+            if found != expected:
+                raise IntegrityError(
+                    f"{where}: {what} has the digest {found.hex()}, expected {expected.hex()}: corrupted? fetch the patch again"
+                )
+        return data
 
     def _decode_header(self, stored: bytes) -> Header:
         where = f"{self.source.name}: target header"
@@ -191,159 +205,3 @@ class PatchFile:
             f"{self.source.name}: tensor {entry.name}: its payload has the digest {hasher.hexdigest()}, "
             f"expected {entry.payload_digest.hex()}: corrupted? fetch the patch again"
         )
-
-
-@dataclass(slots=True)
-class Patch:
-    """An open patch: one file, or a folder with its ``index``; ``entries`` maps (scope, name) of target tensors."""
-
-    path: Path
-    index: Index | None
-    files: list[PatchFile]
-    entries: dict[tuple[str, str], tuple[PatchFile, Entry]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.entries = {(file.metadata.target_scope, e.name): (file, e) for file in self.files for e in file.table.entries}
-        if len(self.entries) != sum(len(file.table.entries) for file in self.files):
-            raise FormatError(f"{self.path}: two of its shards hold the same tensor of one scope")
-        self._check_copies()
-        self._check_removed()
-        self._check_identity()
-
-    def _check_copies(self) -> None:
-        for (scope, name), (file, entry) in self.entries.items():
-            if entry.kind == "copy":
-                found = self.entries.get((scope, entry.of or ""))
-                if not found or found[1].kind == "copy" or (found[1].dtype, found[1].shape) != (entry.dtype, entry.shape):
-                    raise FormatError(f"{file.source.name}: tensor {name}: it cannot be a copy of {quote(str(entry.of)[:80])}")
-
-    def _check_removed(self) -> None:
-        used = {(file.metadata.target_scope, name) for file in self.files for e in file.table.entries for name in (e.name, e.base_name)}
-        seen: dict[str, str | None] = {}
-        for file in self.files:
-            scope, removed = file.metadata.target_scope, file.table.removed
-            if removed and scope in seen:
-                raise FormatError(f"{file.source.name}: only the first file of a scope may list removed tensors")
-            if seen.setdefault(scope, file.metadata.base_scope) != file.metadata.base_scope:
-                raise FormatError(f"{file.source.name}: its scope has two base scopes, {seen[scope]} and {file.metadata.base_scope}")
-            for name in removed:
-                if (scope, name) in used:
-                    raise FormatError(f"{file.source.name}: the tensor {name} is listed as removed, but is in the target, or a base")
-
-    def _check_identity(self) -> None:
-        """A file of a folder, opened alone, lacks what the identity is made of."""
-        if self.index is None and self.files[0].metadata.base_files is None:
-            return
-        made = {(scope, e.name): self.entries[scope, e.of][1] if e.of is not None else e for (scope, _), (_, e) in self.entries.items()}
-        found = identity((scope, name, e.dtype, e.shape, e.digest) for (scope, name), e in made.items())  # a copy is what it is of
-        if found != self.target_identity:
-            raise FormatError(f"{self.path}: its tensors have the identity {found.hex()}, but it states {self.target_identity.hex()}")
-
-    @property
-    def paths(self) -> list[Path]:
-        """The patch's own path and those of all its files."""
-        return [self.path, *(Path(file.source.name) for file in self.files), *(self.path / other.member for other in self.others)]
-
-    @property
-    def base_identity(self) -> bytes:
-        return self.index.base_identity if self.index else self.files[0].metadata.base_identity
-
-    @property
-    def target_identity(self) -> bytes:
-        return self.index.target_identity if self.index else self.files[0].metadata.target_identity
-
-    @property
-    def base_scopes(self) -> set[str]:
-        """The base scopes that the patch needs."""
-        return {file.metadata.base_scope for file in self.files if file.metadata.base_scope is not None}
-
-    @property
-    def base_files(self) -> tuple[FileRef, ...]:
-        return (self.index.base_files if self.index else self.files[0].metadata.base_files) or ()
-
-    @property
-    def others(self) -> tuple[OtherFile, ...]:
-        return self.index.files if self.index else ()
-
-    @property
-    def totals(self) -> Totals:
-        return sum((file.table.totals for file in self.files), Totals())
-
-    @property
-    def output_size(self) -> int:
-        """Bytes of the rebuilt checkpoint."""
-        return sum(file.metadata.target.size for file in self.files) + sum(other.size for other in self.others)
-
-    @property
-    def stored_size(self) -> int:
-        """Bytes of the patch, all its files together."""
-        size = sum(file.source.size for file in self.files) + sum(other.stored for other in self.others)
-        return size + ((self.path / INDEX_NAME).stat().st_size if self.index else 0)
-
-
-@contextmanager
-def open_patch(path: str | os.PathLike[str]) -> Iterator[Patch]:
-    """Open a patch file or folder and check all but its payloads (spec 10, step 1).
-
-    Raises:
-        CheckpointError: there is no such file, or it cannot be read.
-        FormatError, UnsupportedError, IntegrityError: it is not a whole and valid patch.
-    """
-    path = Path(path)
-    with ExitStack() as stack:
-        if not os.path.isdir(path):
-            yield Patch(path, None, [_open_file(path, stack)])
-            return
-        index = _open_index(path)
-        files = []
-        for shard in index.shards:
-            _check_member(path / shard.path, shard.size)
-            file = _open_file(path / shard.path, stack)
-            files.append(file)
-            if file.digest != shard.digest:
-                raise IntegrityError(f"{path / shard.path}: is not the file that {INDEX_NAME} lists: fetch the patch again")
-            found = file.metadata
-            if (found.target.path, found.base_identity, found.target_identity, found.base_files) != (
-                shard.target,
-                index.base_identity,
-                index.target_identity,
-                None,
-            ):
-                raise FormatError(f"{path / shard.path}: its metadata does not agree with {INDEX_NAME}")
-        patch = Patch(path, index, files)
-        _check_folder(patch, index)
-        yield patch
-
-
-def _open_file(path: Path, stack: ExitStack) -> PatchFile:
-    file = LocalFile(path)
-    stack.callback(file.close)
-    return PatchFile(file)
-
-
-def _open_index(folder: Path) -> Index:
-    path = folder / INDEX_NAME
-    if not os.path.isfile(path):
-        swapped = "; are base and patch the wrong way round?" if any(folder.glob("*.safetensors")) else ""
-        raise FormatError(f"{folder}: not a ckptdiff patch: it has no {INDEX_NAME}{swapped}")
-    with ExitStack() as stack:
-        file = LocalFile(path)
-        stack.callback(file.close)
-        if file.size > MAX_INDEX:
-            raise FormatError(f"{path}: has {file.size} bytes, more than {MAX_INDEX}")
-        return Index.from_bytes(read_bytes(file, 0, file.size), str(path))
-
-
-def _check_folder(patch: Patch, index: Index) -> None:
-    if patch.totals != index.totals:
-        raise FormatError(f"{patch.path / INDEX_NAME}: its totals do not agree with its shards")
-    for other in index.files:
-        if other.kind != "same":
-            _check_member(patch.path / other.member, other.stored)
-
-
-def _check_member(path: Path, size: int) -> None:
-    if not os.path.isfile(path):
-        raise FormatError(f"{path}: is missing: fetch the patch again")
-    if path.stat().st_size != size:
-        raise IntegrityError(f"{path}: has {path.stat().st_size} bytes, expected {size}: fetch the patch again")

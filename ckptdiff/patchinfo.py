@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckptdiff.patchfile import open_patch
+from ckptdiff.patches import open_patch
 from ckptdiff.table import Totals
 
 
@@ -54,6 +54,7 @@ class PatchInfo:
     removed_files: tuple[str, ...]
     removed_tensors: tuple[str, ...]
     tensors: tuple[TensorRow, ...]
+    has_report: bool
     extra: dict[str, Any]
 
 
@@ -89,5 +90,6 @@ def info(patch: str | os.PathLike[str]) -> PatchInfo:
             removed_files=opened.index.removed if opened.index else (),
             removed_tensors=tuple(name for f in opened.files for name in f.table.removed),
             tensors=tuple(tensors),
+            has_report=opened.report is not None,
             extra=opened.index.info if opened.index else opened.files[0].metadata.info,
         )

@@ -145,6 +145,8 @@ def described(result: PatchInfo, tensors: bool) -> None:
     if len(result.base_files) > SHOWN:
         rows.append(("", f"and {len(result.base_files) - SHOWN} more"))
     rows.append(("gives", "identity " + result.target_identity))
+    if result.has_report:
+        rows.append(("report", f"stored: ckptdiff report {result.path}"))
     if result.removed_tensors:
         rows.append(("removed", some(result.removed_tensors)))
     if result.removed_files:

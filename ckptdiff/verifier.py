@@ -17,7 +17,8 @@ from ckptdiff.errors import CheckpointError, CkptdiffError, FormatError, Integri
 from ckptdiff.layers import FromBase, FromPatch, check_result, digest_of, layers, ranges, tensor_differs
 from ckptdiff.manifest import OtherFile
 from ckptdiff.parallel import Progress, default_threads, no_progress, run_ordered, sha256_file
-from ckptdiff.patchfile import Patch, PatchFile, open_patch
+from ckptdiff.patches import Patch, open_patch
+from ckptdiff.patchfile import PatchFile
 from ckptdiff.stfile import LocalFile
 from ckptdiff.table import Entry
 

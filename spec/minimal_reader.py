@@ -117,8 +117,8 @@ def info(value):  # section 5.1: the known members are strings, others are ignor
 
 TOTALS = dict.fromkeys(("same", "delta", "new", "copy", "removed", "units", "changed"), count)
 FILE = {"path": safe_path, "size": count, "sha256": sha}
-METADATA = {"format": text, "version": count, "digest": xxh, "table": xxh, "header": xxh, "totals": TOTALS,
-            "info": info, "base": {"identity": xxh, "scope": lambda v: v is None or text(v), "files?": [FILE]},
+METADATA = {"format": text, "version": count, "digest": xxh, "table": xxh, "header": xxh, "report?": xxh,
+            "totals": TOTALS, "info": info, "base": {"identity": xxh, "scope": lambda v: v is None or text(v), "files?": [FILE]},
             "target": {"identity": xxh, "scope": text, "path": safe_path, "size": count, "sha256": sha}}
 INDEX = {"format": text, "version": count, "digest": xxh, "info": info, "target": {"identity": xxh}, "totals": TOTALS,
          "base": {"identity": xxh, "files": [FILE]}, "removed": [safe_path], "files": [lambda v: type(v) is dict],
@@ -169,7 +169,7 @@ def document(raw, form, schema):
     need(count(value.get("version")), "no version")
     need(value["version"] == 1, f"version {value['version']}", "unsupported")
     for key in value:
-        need(key in schema, f"{form} has the unknown member {key!r}", "unsupported")
+        need(key in schema or key + "?" in schema, f"{form} has the unknown member {key!r}", "unsupported")
     need("digest" in value, "no digest")
     rest = canonical({key: v for key, v in value.items() if key != "digest"})
     need(xxhash.xxh3_128_hexdigest(rest) == value["digest"], f"the digest of the {form} is wrong", "integrity")
@@ -324,24 +324,27 @@ class PatchFile:
         meta_text = weights.metadata["ckptdiff"]
         self.metadata = meta = document(meta_text.encode(), "ckptdiff", METADATA)  # 5.1
         header_name = "ckptdiff/header/" + meta["target"]["path"].split("/")[-1]
-        stored = {t[0]: weights.read(*t[3:]) for t in weights.tensors if t[0] in ("ckptdiff/table", header_name)}
-        need(len(stored) == 2, "no table or no header")
-        table, header = stored["ckptdiff/table"], stored[header_name]
-        need(len(table) <= 272_629_760 and len(header) <= 101_562_500, "the table or the header is too large")
-        need(xxhash.xxh3_128_hexdigest(table) == meta["table"], "the table's digest is wrong", "integrity")
-        need(xxhash.xxh3_128_hexdigest(header) == meta["header"], "the header's digest is wrong", "integrity")
-        self.read_table(decode_frame(table, 1 << 28))
-        self.read_header(decode_frame(header, 100_000_000, self.predicted_header()))
+        heads = [("ckptdiff/table", "table", 272_629_760), (header_name, "header", 101_562_500)]
+        if "report" in meta:
+            heads.append(("ckptdiff/report", "report", 1 << 26))  # 5.4: checked here, and not needed to rebuild
+        stored = {t[0]: weights.read(*t[3:]) for t in weights.tensors if t[0] in [key for key, _, _ in heads]}
+        need(len(stored) == len(heads), "no table, no header or no report")
+        for key, member, limit in heads:
+            need(len(stored[key]) <= limit, f"the {member} is too large")
+        for key, member, limit in heads:
+            need(xxhash.xxh3_128_hexdigest(stored[key]) == meta[member], f"the {member}'s digest is wrong", "integrity")
+        self.read_table(decode_frame(stored["ckptdiff/table"], 1 << 28))
+        self.read_header(decode_frame(stored[header_name], 100_000_000, self.predicted_header()))
         # Section 5: the patch's own header is exactly what the metadata and the table imply.
         members, end = [b'{"__metadata__":{"ckptdiff":' + canonical(meta_text) + b"}"], 0
-        for key, size in [("ckptdiff/table", len(table)), (header_name, len(header)),
-                          ("ckptdiff/payloads", sum(sum(e.blocks) for e in self.entries))]:
+        payloads = ("ckptdiff/payloads", sum(sum(e.blocks) for e in self.entries))
+        for key, size in [(key, len(stored[key])) for key, _, _ in heads] + [payloads]:
             members.append(b'%s:{"dtype":"U8","shape":[%d],"data_offsets":[%d,%d]}' % (
                 canonical(key), size, end, end + size))
             end += size
         expected = b",".join(members) + b"}"
         need(weights.raw == expected + b" " * (-len(expected) % 8), "the patch's header is not what it must be")
-        at = len(table) + len(header)
+        at = sum(map(len, stored.values()))
         for entry in self.entries:
             if entry.kind not in ("delta", "new"):
                 continue
@@ -462,6 +465,7 @@ class Patch:
             need(meta["target"]["path"] == shard["target"], f"{shard['path']} is for another target")
             need((meta["base"]["identity"], meta["target"]["identity"]) == self.identities, "identities differ")
             need("files" not in meta["base"], "base.files stands in a patch folder's patch file")
+            need("report" not in meta or len(self.shards) == 1, "a report stands in another than the first shard's patch file")
         totals = {key: sum(shard.metadata["totals"][key] for shard in self.shards) for key in TOTALS}
         need(totals == index["totals"], "totals do not agree with the shards")
         for item in self.files:

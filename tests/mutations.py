@@ -20,7 +20,8 @@ import numpy as np
 import xxhash
 
 import ckptdiff
-from ckptdiff.patchfile import Spooled, open_patch, write_patch_file
+from ckptdiff.patches import open_patch
+from ckptdiff.patchfile import Spooled, write_patch_file
 from ckptdiff.stfile import read_bytes
 from ckptdiff.table import Table
 from tests.checkpoints import bf16, perturb, random_tensor, tree, write, write_sharded
@@ -93,7 +94,7 @@ def mutate_resealed(rng: np.random.Generator, patch: Path, out: Path) -> None:
                 spool.write(payload)
                 entry = replace(entry, blocks=(len(payload),), payload_digest=xxhash.xxh3_64_digest(payload))
             entries.append(entry)
-        parts = Spooled(Table(tuple(entries), file.table.removed), file.header.raw, spool, offsets)
+        parts = Spooled(Table(tuple(entries), file.table.removed), file.header.raw, None, spool, offsets)
         write_patch_file(out, file.metadata, parts)
 
 

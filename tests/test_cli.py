@@ -24,7 +24,8 @@ from click.testing import CliRunner, Result
 import ckptdiff
 from ckptdiff.cli import main
 from ckptdiff.digests import identity
-from ckptdiff.patchfile import Spooled, open_patch, write_patch_file
+from ckptdiff.patches import open_patch
+from ckptdiff.patchfile import Spooled, write_patch_file
 from ckptdiff.stfile import read_bytes
 from ckptdiff.table import Table
 from tests.checkpoints import bf16, perturb, tree, write
@@ -147,7 +148,7 @@ def test_verify_with_a_base_decodes_what_changed(files: Pair, folders: Pair, tmp
         entries = tuple(replace(e, digest=bytes(16)) if e.name == "b.weight" else e for e in file.table.entries)
         found = identity(("target", e.name, e.dtype, e.shape, e.digest) for e in entries)
         metadata = replace(file.metadata, target_identity=found)
-        write_patch_file(tmp_path / "wrong.safetensors", metadata, Spooled(Table(entries), file.header.raw, spool, offsets))
+        write_patch_file(tmp_path / "wrong.safetensors", metadata, Spooled(Table(entries), file.header.raw, None, spool, offsets))
     assert ckptdiff.verify(tmp_path / "wrong.safetensors").ok
     (problem,) = ckptdiff.verify(tmp_path / "wrong.safetensors", base=files.base).problems
     assert problem.kind == "integrity" and "tensor b.weight: rebuilt with the digest" in problem.message

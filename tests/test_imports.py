@@ -16,9 +16,9 @@ ORDER = """
 errors canonical dtypes digests stfile paths scratch parallel selection checkpoint adapt pairing values
 codecs.place codecs.planes codecs.raw codecs.sparse
 codecs.jit codecs.changes codecs.rangecoder codecs.adaptive codecs.rans codecs.groups codecs.static codecs.context codecs
-table manifest patchfile others output coding maker layers applier verifier comparison patchinfo
+table manifest patchfile patches others output coding maker layers applier verifier comparison patchinfo
 analysis analysis.modules analysis.rank analysis.sparsity analysis.counting analysis.rows
-analysis.source analysis.reporting analysis.overlap
+analysis.stored analysis.source analysis.reporting analysis.overlap
 analysis.series analysis.words analysis.charts analysis.page
 render render_report demo cli_common cli_report cli
 """.split()

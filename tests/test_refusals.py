@@ -18,7 +18,7 @@ import ckptdiff
 from ckptdiff import output
 from ckptdiff.applier import check_chain
 from ckptdiff.manifest import FileRef, Index, Metadata, OtherFile
-from ckptdiff.patchfile import open_patch
+from ckptdiff.patches import open_patch
 from ckptdiff.stfile import header_json
 from ckptdiff.table import Totals
 from tests.checkpoints import bf16, perturb, tensor, tree, write, write_sharded

@@ -10,6 +10,7 @@ import xxhash
 
 import ckptdiff
 from ckptdiff import applier, dtypes, manifest, patchfile, paths, stfile, table
+from ckptdiff.analysis import stored
 from ckptdiff.codecs import CODECS, context, planes, sparse
 from ckptdiff.digests import BLOCK, tensor_digest
 from ckptdiff.dtypes import CASTS, DTYPES
@@ -50,15 +51,16 @@ def test_the_limits() -> None:
     assert stated[1] == [table.MAX_TABLE]
     assert stated[2] == [patchfile.MAX_STORED_TABLE, patchfile.MAX_STORED_HEADER]
     assert stated[3] == [manifest.MAX_INDEX]
-    assert stated[4] == [stfile.MAX_TENSORS]
+    assert stated[4] == [patchfile.MAX_STORED_REPORT, stored.MAX_REPORT]
+    assert stated[5] == [stfile.MAX_TENSORS]
     assert (stfile.MAX_RANK, dtypes.MAX_SIZE) == (32, 2**48) and "32; 2^48, and so their product without zeros; 2^48 bytes" in section(
         "## 11."
     )
-    assert stated[6] == [1, stfile.MAX_NAME]
-    assert stated[7] == [table.MAX_CODED_BLOCK, planes.MAX_WINDOW]
-    assert stated[9] == [manifest.MAX_PREFIX]
-    assert stated[10] == [manifest.MAX_WINDOW]
-    assert stated[11] == [applier.MAX_CHAIN]
+    assert stated[7] == [1, stfile.MAX_NAME]
+    assert stated[8] == [table.MAX_CODED_BLOCK, planes.MAX_WINDOW]
+    assert stated[10] == [manifest.MAX_PREFIX]
+    assert stated[11] == [manifest.MAX_WINDOW]
+    assert stated[12] == [applier.MAX_CHAIN]
     assert f"2^21 = {BLOCK:,} bytes" in SPEC
     assert f"1 to {paths.MAX_PATH:,} bytes" in SPEC and f"1 to {paths.MAX_COMPONENT} bytes" in SPEC
 

@@ -229,7 +229,7 @@ def render_page(report: Report) -> str:
     body += [one_sided_html(report), definitions_html(report)]
     return PAGE.format(
         policy=escape(policy(scripts)),
-        title=clean(f"{report['base']} → {report['target']}"),
+        title=clean(" → ".join(filter(None, (report["base"], report["target"])))),
         style=folder.joinpath("page.css").read_text("utf-8"),
         headline=prose(headline(report)),
         body="\n".join(body),

@@ -16,9 +16,11 @@ from ckptdiff.analysis.rank import check_device, expected_random_rank, spectrum
 from ckptdiff.analysis.rows import QUANTILES, Bin, ExponentRow, MatrixRank, Quantiles, RankChoice, Report, TensorReport
 from ckptdiff.analysis.source import Pair, open_source
 from ckptdiff.analysis.sparsity import EXPONENT, LOWEST, ZERO_EXPONENT, BlockTally, Counts, Tally, Tolerance, count_block, subtract
+from ckptdiff.analysis.stored import unpack
 from ckptdiff.dtypes import DTYPES
+from ckptdiff.pairing import Rename
 from ckptdiff.parallel import Progress, default_threads, no_progress, run_ordered
-from ckptdiff.patchfile import open_patch
+from ckptdiff.patches import open_patch
 from ckptdiff.values import element_bits, values_of
 
 SAMPLE = 32
@@ -31,6 +33,9 @@ def report(
     base: str | os.PathLike[str],
     target: str | os.PathLike[str],
     *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    rename: Sequence[str] = (),
     atol: float = 1e-5,
     rtol: float = 1e-3,
     rank: RankChoice = "sample",
@@ -45,6 +50,7 @@ def report(
     Args:
         base: checkpoint.
         target: checkpoint, or patch; the patch is not applied to the disk.
+        include, exclude, rename: of checkpoints, as :func:`ckptdiff.make` takes them; a patch says itself what is in it.
         atol, rtol: see :class:`Counts`.
         rank: of no matrix, of about 32 spread over the model, or of all.
         device: a torch device for rank, such as ``cuda``; None for NumPy.
@@ -58,7 +64,7 @@ def report(
     if device is not None:
         check_device(device)
     count = threads or default_threads()
-    with open_source(base, target) as source:
+    with open_source(base, target, include=include, exclude=exclude, renames=[Rename.parse(text) for text in rename]) as source:
         total, tensors = Tally.empty(), []
         without: tuple[str, ...] = ()
         jobs = (partial(_count, pair, start, Tolerance(atol, rtol)) for pair in source.pairs for start in pair.starts)
@@ -76,13 +82,16 @@ def report(
 
 
 def report_patch(patch: str | os.PathLike[str]) -> Report:
-    """What a patch alone says: how many units (elements, but for types of less than a byte) changed, per tensor. Payloads are not read.
+    """What a patch alone says: the report stored in it (see :func:`ckptdiff.make`), or how many units (elements, but for types of less
+    than a byte) changed in each tensor. Payloads are not read.
 
     Raises:
         CheckpointError: there is no such file. FormatError, UnsupportedError, IntegrityError: it is not a whole and valid patch.
     """
     tensors, added, unpaired = [], [], []
     with open_patch(patch) as opened:
+        if opened.report is not None:
+            return unpack(opened.report, f"{opened.path}: report", opened.path.name)
         for (scope, name), (_, entry) in opened.entries.items():
             if entry.kind == "new":
                 added.append(name)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeAlias
 
-import numpy as np
+import zstandard
 
+from ckptdiff import canonical
 from ckptdiff.analysis.modules import APART, KINDS
 from ckptdiff.analysis.rank import Spectrum
 from ckptdiff.analysis.sparsity import Counts, Tolerance
 
 SCHEMA = "ckptdiff-report/1"
+LEVEL = 19
+DIGITS = 4
+"""Significant digits of quantiles and singular values, and decimals of ranks: half of the bytes, and no chart shows more."""
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 RankChoice: TypeAlias = Literal["none", "sample", "all"]
@@ -137,8 +142,8 @@ class Report:
         rows = [row for tensor in self.tensors if tensor.module != "norm" for row in tensor.ranks or ()]
         if not rows:
             return None
-        means = np.mean([(r.spectrum.rank_share, r.spectrum.stable_rank, *r.shares) for r in rows], axis=0)
-        return RankSummary(len(rows), *(float(x) for x in means))
+        figures = zip(*((r.spectrum.rank_share, r.spectrum.stable_rank, *r.shares) for r in rows), strict=True)
+        return RankSummary(len(rows), *(math.fsum(values) / len(rows) for values in figures))
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON values, as ``spec/report.schema.json`` says."""
@@ -163,6 +168,16 @@ class Report:
             "unpaired": list(self.unpaired),
             "without_rank": list(self.without_rank),
         }
+
+    @property
+    def changes(self) -> dict[tuple[str, str], tuple[int, int]]:
+        """Elements, and how many of them changed, by scope and name."""
+        return {(t.scope, t.name): (t.counts.elements, t.counts.changed) for t in self.tensors}
+
+    def to_bytes(self) -> bytes:
+        """The report as :func:`ckptdiff.make` stores it in a patch: the same bytes wherever its checkpoints lie."""
+        small = replace(self, base="", target="", tensors=tuple(_rounded(tensor) for tensor in self.tensors))
+        return zstandard.ZstdCompressor(level=LEVEL, write_content_size=True).compress(canonical.dumps(small.to_json()))
 
     def _counts(self, counts: Counts) -> dict[str, int | None]:
         return {key: n if self.complete or key in ("elements", "bit_identical") else None for key, n in asdict(counts).items()}
@@ -193,3 +208,22 @@ def _tensor_json(tensor: TensorReport) -> dict[str, Any]:
 
 def _spectrum_json(found: Spectrum) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(found).items()}
+
+
+def _rounded(tensor: TensorReport) -> TensorReport:
+    def quantiles(values: Quantiles | None) -> Quantiles | None:
+        return None if values is None else tuple(map(_round, values))
+
+    ranks = tensor.ranks
+    if ranks is not None:
+        ranks = tuple(replace(row, spectrum=_rounded_spectrum(row.spectrum), random_rank=round(row.random_rank, DIGITS)) for row in ranks)
+    return replace(tensor, rows=quantiles(tensor.rows), columns=quantiles(tensor.columns), ranks=ranks)
+
+
+def _rounded_spectrum(found: Spectrum) -> Spectrum:
+    top_energy, singular_values = (tuple(map(_round, values)) for values in (found.top_energy, found.singular_values))
+    return replace(found, stable_rank=round(found.stable_rank, DIGITS), top_energy=top_energy, singular_values=singular_values)
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")

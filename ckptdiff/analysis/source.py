@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,9 @@ from ckptdiff.digests import BLOCK
 from ckptdiff.dtypes import DTYPES, Bytes
 from ckptdiff.errors import BaseMismatchError, CheckpointError, FormatError, IntegrityError
 from ckptdiff.layers import Node
-from ckptdiff.pairing import pair_all
+from ckptdiff.pairing import Rename, check_patterns, pair_all
 from ckptdiff.parallel import no_progress
-from ckptdiff.patchfile import INDEX_NAME, Patch, open_patch
+from ckptdiff.patches import INDEX_NAME, Patch, open_patch
 from ckptdiff.stfile import LocalFile, read_header
 
 
@@ -78,7 +78,14 @@ def is_patch(path: str | os.PathLike[str]) -> bool:
 
 
 @contextmanager
-def open_source(base: str | os.PathLike[str], target: str | os.PathLike[str]) -> Iterator[Source]:
+def open_source(
+    base: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    renames: Sequence[Rename] = (),
+) -> Iterator[Source]:
     """Open a base, and a target checkpoint or a patch from that base.
 
     Tensors of two checkpoints pair by name, those of a patch as it says, so that renamed ones are found.
@@ -99,8 +106,9 @@ def open_source(base: str | os.PathLike[str], target: str | os.PathLike[str]) ->
                 applier.explain(applier.outputs())
                 raise
         else:
-            old, new = stack.enter_context(open_checkpoint(base)), stack.enter_context(open_checkpoint(target))
-            paired = pair_all(old, new)
+            old, new = (stack.enter_context(open_checkpoint(path, include=include, exclude=exclude)) for path in (base, target))
+            check_patterns(new, renames, include, exclude)
+            paired = pair_all(old, new, renames)
             pairs = tuple(_pair(a, b) for a, b in paired.pairs)
             yield Source(*names, pairs, paired.only_in_target, paired.only_in_base, paired.mismatched)
         old.check_unchanged()

@@ -429,7 +429,7 @@ Patch = namedtuple("Patch", "bytes meta output")
 
 
 def patch_file(base, target, entries, *, path="base.safetensors", base_scope="base", scope=None, removed=None,
-               identities=None, info={}, target_header=None, extra_digests=b"", base_files=None,
+               identities=None, info={}, target_header=None, extra_digests=b"", base_files=None, report=None,
                table=None, table_json=None, digests=None, table_content=None, table_frame=None, stored_header=None,
                header_frame=None, target_faults=None, meta=None, meta_text=None, payloads=None, layout=None, head=None,
                padding=None, file=None):
@@ -446,6 +446,7 @@ def patch_file(base, target, entries, *, path="base.safetensors", base_scope="ba
     output = weights(target, target_head)
     old_identity, new_identity = identities or (identity({"": base}), identity({"": target}))
     data = [("ckptdiff/table", table_bytes), ("ckptdiff/header/" + path.split("/")[-1], header_bytes)]
+    data += [("ckptdiff/report", report)] if report is not None else []
     data += [("ckptdiff/payloads", b"".join(payload for _, _, payload in made if payload is not None))]
     data = edit(data, payloads)
     size = 8 + len(edit(target_head, stored_header)) + sum(len(t.data) for t in target.values())
@@ -454,7 +455,7 @@ def patch_file(base, target, entries, *, path="base.safetensors", base_scope="ba
         "base": {"identity": old_identity, "scope": base_scope, **({"files": base_files} if base_files else {})},
         "target": {"identity": new_identity, "scope": path[:-12] if scope is None else scope, "path": path,
                    "size": size, "sha256": sha256(output)},
-        "totals": totals_of(table_), "info": info}
+        "totals": totals_of(table_), "info": info, **({"report": hex128(report)} if report is not None else {})}
     metadata = with_digest(metadata, meta)
     text = edit(canonical(metadata), meta_text).decode()
     members, at = {"__metadata__": {"ckptdiff": text}}, 0
@@ -786,6 +787,33 @@ def metadata_vectors():
         bad(f"metadata_totals_{name}_wrong", f, f"totals.{name} does not agree with the table.",
             meta=lambda m, name=name: m["totals"].update({name: m["totals"][name] + 1}))
     bad("metadata_totals_missing_member", f, "totals has no member units.", meta=setter("totals", "units", DROP))
+
+
+# ---- Section 5.4: the report ----------------------------------------------------------------------------------------
+
+# Only what a reader checks that rebuilds files: the JSON lacks most that report.schema.json asks for.
+REPORT = frame(b'{"schema":"ckptdiff-report/1"}')
+
+
+def report_vectors():
+    f, member = "format", "ckptdiff/report"
+    bad("report_digest_wrong", "integrity", "The digest of the report is another.", report=REPORT, meta=setter("report", "0" * 32))
+    bad("report_digest_short", f, "The digest of the report has 31 digits.", report=REPORT, meta=setter("report", "0" * 31))
+    bad("report_digest_null", f, "The member report is null.", meta=setter("report", None))
+    bad("report_not_stated", f, "There is a report, but no member of the metadata for it.", report=REPORT, meta=setter("report", DROP))
+    bad("report_missing", f, "The metadata has a digest of a report that is not there.", meta=setter("report", hex128(REPORT)))
+    bad("report_before_header", f, "The report stands before the target's header.", report=REPORT,
+        payloads=lambda data: [data[0], data[2], data[1], data[3]])
+    bad("report_after_payloads", f, "The report stands after the payloads.", report=REPORT,
+        payloads=lambda data: [data[0], data[1], data[3], data[2]])
+    bad("report_too_large", f, "The report has more than 2^26 bytes, by the header.", report=REPORT,
+        layout=lambda m: m[member].update(shape=[2**26 + 1], data_offsets=[
+            m[member]["data_offsets"][0], m[member]["data_offsets"][0] + 2**26 + 1]))
+    vector("report_in_second_shard", f, "The patch file of the second shard has a report.", file_bytes(FOLDER_OLD),
+           folder(shard={M2: {"report": REPORT}}))
+    vector("ok_report", "success", "A report stands between header and payloads.", BASE_FILE, basic(report=REPORT), output=basic().output)
+    vector("ok_folder_report", "success", "The first shard's patch file has a report.", file_bytes(FOLDER_OLD),
+           folder(shard={M1: {"report": REPORT}}), output=file_bytes(FOLDER_NEW))
 
 
 # ---- Section 6: the table -------------------------------------------------------------------------------------------
@@ -1557,7 +1585,7 @@ def successes():
 
 def main():
     OUT.mkdir(parents=True, exist_ok=True)
-    for make in (container_vectors, metadata_vectors, table_vectors, header_vectors, codec_vectors, context_vectors, base_vectors, folder_vectors,
+    for make in (container_vectors, metadata_vectors, report_vectors, table_vectors, header_vectors, codec_vectors, context_vectors, base_vectors, folder_vectors,
                  folder_successes, successes):
         make()
     for old in OUT.glob("*.vector"):

@@ -1,0 +1,138 @@
+"""Reports inside patches (spec 5.4). Reading is strict, since patches come from strangers: all that is shown is checked."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields, replace
+from functools import partial
+from typing import Any, get_args
+
+from ckptdiff import canonical
+from ckptdiff.analysis.modules import KINDS
+from ckptdiff.analysis.rank import KEPT, TOP, Spectrum
+from ckptdiff.analysis.rows import QUANTILES, SCHEMA, Bin, ExponentRow, MatrixRank, Quantiles, RankChoice, Report, TensorReport
+from ckptdiff.analysis.sparsity import Counts, Tolerance
+from ckptdiff.canonical import Fields, as_integer, as_text, quote
+from ckptdiff.dtypes import DTYPES
+from ckptdiff.errors import FormatError, UnsupportedError
+from ckptdiff.table import decompress
+
+MAX_REPORT = 1 << 28
+
+COUNTS = tuple(field.name for field in fields(Counts))
+TENSOR = ("scope", "name", "dtype", "shape", "layer", "module", "rows", "columns", "spectra", *COUNTS)
+SPECTRUM = ("index", *(field.name for field in fields(Spectrum)), "random_rank")
+
+
+def unpack(stored: bytes, where: str, target: str) -> Report:
+    """A stored report, with ``target`` as the target's name.
+
+    Raises:
+        FormatError: it is broken. UnsupportedError: a newer ckptdiff wrote it.
+    """
+    data = decompress(stored, MAX_REPORT, where)
+    try:
+        value = canonical.loads(data, floats=True)
+    except ValueError as error:
+        raise FormatError(f"{where}: bad JSON: {error}: fetch the patch again") from None
+    if isinstance(value, dict) and value.get("schema") != SCHEMA:
+        raise UnsupportedError(f"{where}: its schema is {str(value.get('schema'))[:40]!r}, expected {SCHEMA!r}: try to upgrade ckptdiff")
+    f = Fields(value, where, "schema base target settings totals layers modules moves rank tensors added removed unpaired without_rank")
+    settings, moves = f.child("settings", "atol rtol rank"), f.child("moves", "ulp abs exponents")
+    report = Report(
+        base="",
+        target="",
+        tolerance=Tolerance(_number(settings, "atol"), _number(settings, "rtol")),
+        rank_choice=_rank_choice(settings),
+        tensors=f.array("tensors", _tensor),
+        ulps=moves.array("ulp", partial(_bin, kind=int)),
+        moves=moves.array("abs", partial(_bin, kind=float)),
+        exponents=moves.array("exponents", _exponent),
+        added=f.array("added", as_text),
+        removed=f.array("removed", as_text),
+        unpaired=f.array("unpaired", as_text),
+        without_rank=f.array("without_rank", as_text),
+    )
+    if report.to_json() != value:
+        raise FormatError(f"{where}: its sums do not agree with its tensors: do not trust this patch")
+    return replace(report, target=target)
+
+
+def _rank_choice(settings: Fields) -> Any:
+    choice = settings.text("rank")
+    if choice not in get_args(RankChoice):
+        raise FormatError(f"{settings.where}.rank: expected one of {', '.join(get_args(RankChoice))}, found {quote(choice[:40])}")
+    return choice
+
+
+def _number(f: Fields, key: str, high: float = math.inf) -> float:
+    return as_number(f.value.get(key), f"{f.where}.{key}", high)
+
+
+def as_number(value: Any, where: str, high: float = math.inf) -> float:
+    """A finite number from 0 to ``high``; raises FormatError."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (0 <= value <= high and math.isfinite(value)):
+        raise FormatError(f"{where}: expected a number from 0 to {high:g}, found {str(value)[:40]}")
+    return value
+
+
+def _bin(value: Any, where: str, kind: type[int] | type[float]) -> Bin:
+    f = Fields(value, where, "from to count")
+    low, high = (f.integer(key, high=2**64) if kind is int else _number(f, key) for key in ("from", "to"))
+    return Bin(low, high, f.integer("count"))
+
+
+def _exponent(value: Any, where: str) -> ExponentRow:
+    f = Fields(value, where, "exponent elements changed")
+    exponent = f.integer("exponent", low=-2000, high=2000) if f.value.get("exponent") is not None else None
+    elements = f.integer("elements")
+    return ExponentRow(exponent, elements, f.integer("changed", high=elements))
+
+
+def _tensor(value: Any, where: str) -> TensorReport:
+    f = Fields(value, where, " ".join(TENSOR))
+    dtype, module = f.text("dtype"), f.text("module")
+    if dtype not in DTYPES or module not in KINDS:
+        raise UnsupportedError(f"{where}: unknown dtype {quote(dtype[:40])} or module {quote(module[:40])}: try to upgrade ckptdiff")
+    elements = f.integer("elements")
+    return TensorReport(
+        scope=f.text("scope"),
+        name=f.text("name"),
+        dtype=dtype,
+        shape=f.array("shape", as_integer),
+        layer=f.integer("layer") if f.value.get("layer") is not None else None,
+        module=module,
+        counts=Counts(elements=elements, **{key: f.integer(key, high=elements) for key in COUNTS if key != "elements"}),
+        rows=_quantiles(f, "rows"),
+        columns=_quantiles(f, "columns"),
+        ranks=f.array("spectra", _rank) if f.value.get("spectra") is not None else None,
+    )
+
+
+def _quantiles(f: Fields, key: str) -> Quantiles | None:
+    if f.value.get(key) is None:
+        return None
+    return _numbers(f, key, len(QUANTILES), len(QUANTILES), 1.0)
+
+
+def _numbers(f: Fields, key: str, least: int, most: int, high: float = math.inf) -> tuple[float, ...]:
+    values = f.array(key, partial(as_number, high=high))
+    if not least <= len(values) <= most:
+        raise FormatError(f"{f.where}.{key}: expected {least} to {most} numbers, found {len(values)}")
+    return values
+
+
+def _rank(value: Any, where: str) -> MatrixRank:
+    f = Fields(value, where, " ".join(SPECTRUM))
+    rows, columns = f.integer("rows", low=1), f.integer("columns", low=1)
+    largest = min(rows, columns)
+    found = Spectrum(
+        rows,
+        columns,
+        rank=f.integer("rank", high=largest),
+        stable_rank=_number(f, "stable_rank", largest),
+        effective_rank=f.integer("effective_rank", high=largest),
+        top_energy=_numbers(f, "top_energy", len(TOP), len(TOP), 1.0),
+        singular_values=_numbers(f, "singular_values", 1, KEPT),
+    )
+    return MatrixRank(f.integer("index"), found, _number(f, "random_rank", largest))
