@@ -22,5 +22,5 @@ def scratch(name: str, size: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     kind = np.dtype(dtype)
     array = _mine.arrays.get(name)
     if array is None or len(array) < size * kind.itemsize:
-        array = _mine.arrays[name] = np.empty(1 << (size * kind.itemsize).bit_length(), np.uint8)
+        array = _mine.arrays[name] = np.empty(1 << (size * kind.itemsize - 1).bit_length(), np.uint8)
     return array[: size * kind.itemsize].view(kind)
