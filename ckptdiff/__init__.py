@@ -2,8 +2,9 @@
 
 The verbs are the command line's: :func:`make` a patch from a base and a target, :func:`apply` it to rebuild the target byte
 for byte, read its :func:`info`, :func:`verify` it, :func:`compare` two checkpoints, :func:`report` what training changed, or
-what a patch says of that (:func:`report_patch`), and the :func:`overlap` of several updates. Every error is a
-:class:`CkptdiffError`. The format: ``spec/ckptdiff-v1.md``.
+what a patch says of that (:func:`report_patch`), and the :func:`overlap` of several updates, :func:`push` a patch to the Hugging
+Face Hub, and :func:`pull` a model from there. Checkpoints and patches may be ids on the Hub (``org/name@revision``). Every error
+is a :class:`CkptdiffError`. The format: ``spec/ckptdiff-v1.md``.
 
 Names are imported when they are first used, so that ``import ckptdiff`` and ``ckptdiff --help`` stay fast.
 """
@@ -22,12 +23,15 @@ if TYPE_CHECKING:
         CheckpointError,
         CkptdiffError,
         FormatError,
+        HubError,
         IntegrityError,
         OutputError,
         UnsupportedError,
     )
     from ckptdiff.maker import MakeResult, make
     from ckptdiff.patchinfo import PatchInfo, info
+    from ckptdiff.publishing import PushResult, push
+    from ckptdiff.pulling import PullResult, pull
     from ckptdiff.verifier import VerifyResult, verify
 
 __version__ = "0.1.0"
@@ -39,11 +43,14 @@ __all__ = [
     "CkptdiffError",
     "CompareResult",
     "FormatError",
+    "HubError",
     "IntegrityError",
     "MakeResult",
     "OutputError",
     "OverlapResult",
     "PatchInfo",
+    "PullResult",
+    "PushResult",
     "Report",
     "UnsupportedError",
     "VerifyResult",
@@ -52,6 +59,8 @@ __all__ = [
     "info",
     "make",
     "overlap",
+    "pull",
+    "push",
     "report",
     "report_patch",
     "verify",
@@ -69,6 +78,10 @@ _MODULES = {
     "report_patch": "analysis.reporting",
     "MakeResult": "maker",
     "make": "maker",
+    "PushResult": "publishing",
+    "push": "publishing",
+    "PullResult": "pulling",
+    "pull": "pulling",
     "PatchInfo": "patchinfo",
     "info": "patchinfo",
     "VerifyResult": "verifier",

@@ -72,8 +72,9 @@ def apply(
     if not names:
         raise FormatError(f"a chain has 1 to {MAX_CHAIN} patches, found 0")
     with ExitStack() as stack:
-        chain = [stack.enter_context(open_patch(name)) for name in names]
-        old = stack.enter_context(open_checkpoint(base, needs_weights=bool(chain[0].files), scopes=chain[0].base_scopes))
+        chain = [stack.enter_context(open_patch(name, by_ranges=bool(only))) for name in names]
+        wanted = [] if only else [other.path for patch in chain for other in patch.others if other.kind != "new"]
+        old = stack.enter_context(open_checkpoint(base, needs_weights=bool(chain[0].files), scopes=chain[0].base_scopes, others=wanted))
         folder = chain[-1].index is not None and not only
         inputs = [*old.paths, *(path for patch in chain for path in patch.paths)]
         check_output(out, inputs, folder=folder, overwrite=overwrite)

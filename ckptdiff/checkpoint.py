@@ -6,14 +6,16 @@ import glob
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckptdiff.dtypes import Bytes
 from ckptdiff.errors import CheckpointError
-from ckptdiff.selection import select
+from ckptdiff.hub import download, open_repo
+from ckptdiff.hubid import HubId, parse_id
+from ckptdiff.selection import matches, select
 from ckptdiff.stfile import ByteSource, Header, LocalFile, read_header
 
 INDEX = re.compile(r"(?P<stem>.+)\.safetensors\.index(?P<variant>\.[^./]+)?\.json")
@@ -29,6 +31,9 @@ CONVERTERS = {
     ".gguf": "load it with transformers from_pretrained(..., gguf_file=NAME) and save_pretrained",
     ".distcp": "convert it with python -m torch.distributed.checkpoint.format_utils dcp_to_torch, then safetensors.torch.save_file",
 }
+
+NOT_FETCHED = {".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".tflite", ".pb", ".mlmodel"}
+"""Files of a repo on the Hub that hold the weights once more, in other formats: left out unless they are asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +74,7 @@ class Checkpoint:
     """A checkpoint whose headers are read.
 
     ``scopes`` maps scope and name to a tensor, ``others`` the path of each file without weights to a local file;
-    ``left_out`` are the paths that do not belong to it by default, or as the caller asked.
+    ``left_out`` are the paths that do not belong to it by default, or as the caller asked; ``origin`` the repo and commit that it is from.
     """
 
     path: Path
@@ -77,6 +82,7 @@ class Checkpoint:
     weights: list[WeightFile]
     others: dict[str, Path]
     left_out: tuple[str, ...] = ()
+    origin: HubId | None = None
     scopes: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -125,21 +131,61 @@ def open_checkpoint(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     scopes: Collection[str] = (),
+    others: Collection[str] | None = None,
 ) -> Iterator[Checkpoint]:
-    """Open one safetensors file, or a folder of them with or without index, and read its headers.
+    """Open one safetensors file, or a folder of them with or without index, here or on the Hub, and read its headers.
 
     ``include`` and ``exclude`` are globs of paths, as in :func:`ckptdiff.selection.select`. Weight files of ``scopes`` are
-    taken although they are left out by default: a patch that was made with ``include`` names them.
+    taken although they are left out by default: a patch that was made with ``include`` names them. ``others``: of the Hub fetch
+    only these of the files without weights; None for all.
 
     Raises:
         CheckpointError: it is missing, unreadable, has no safetensors weights, lacks a shard, or a header is broken.
+        HubError: it cannot be fetched.
     """
-    path = Path(path)
-    checkpoint = _read(path, needs_weights, include, exclude, scopes)
+    hub_id = parse_id(path)
+    if hub_id is None:
+        checkpoint = _read(Path(path), needs_weights, include, exclude, scopes)
+    else:
+        checkpoint = _fetch(hub_id, needs_weights, include, exclude, scopes, others)
     try:
         yield checkpoint
     finally:
         checkpoint.close()
+
+
+def _fetch(
+    hub_id: HubId,
+    needs_weights: bool,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    scopes: Collection[str],
+    others: Collection[str] | None,
+) -> Checkpoint:
+    """Fetch what belongs to a checkpoint on the Hub into its cache, and open that."""
+    repo = open_repo(hub_id)
+    if "ckptdiff.json" in repo.files:
+        raise CheckpointError(f"{hub_id}: is a ckptdiff patch, not a checkpoint; rebuild that with: ckptdiff pull {hub_id} -o OUT")
+    kept, left_out = select(repo.files, [*include, *_named(repo.files, scopes)], exclude)
+    if others is None:
+        unused = {name for name in kept if Path(name).suffix in NOT_FETCHED and not matches(name, include)}
+    else:
+        unused = {name for name in kept if not name.endswith((".safetensors", ".safetensors.index.json")) and name not in others}
+    names = [name for name in kept if name not in unused]
+    if needs_weights and not any(name.endswith(".safetensors") for name in names):
+        _refuse_weights(Path(str(hub_id)), list(repo.files))
+    folder = download(repo, names)
+    if repo.is_file:
+        checkpoint = _read(folder / names[0], needs_weights, include, exclude, scopes)
+    else:
+        checkpoint = _open_files(folder, {name: folder / name for name in names}, names, needs_weights)
+    checkpoint.left_out, checkpoint.origin = (*left_out, *sorted(unused)), repo.pinned
+    return checkpoint
+
+
+def _named(files: Iterable[str], scopes: Collection[str]) -> list[str]:
+    """Globs of the weight files of scopes."""
+    return [glob.escape(name) for name in files if name.endswith(".safetensors") and scope_of_name(name) in scopes]
 
 
 def _read(path: Path, needs_weights: bool, include: Sequence[str], exclude: Sequence[str], scopes: Collection[str]) -> Checkpoint:
@@ -157,16 +203,21 @@ def _read(path: Path, needs_weights: bool, include: Sequence[str], exclude: Sequ
         raise CheckpointError(f"{error.filename or path}: cannot be read: {error.strerror}") from None
     if "ckptdiff.json" in files:
         raise CheckpointError(IS_A_PATCH.format(path=path))
-    named = [glob.escape(name) for name in files if name.endswith(".safetensors") and scope_of_name(name) in scopes]
-    kept, left_out = select(files, [*include, *named], exclude)
+    kept, left_out = select(files, [*include, *_named(files, scopes)], exclude)
     for name in kept:
         _check_regular(files[name])
+    checkpoint = _open_files(path, files, kept, needs_weights)
+    checkpoint.left_out = tuple(left_out)
+    return checkpoint
+
+
+def _open_files(path: Path, files: dict[str, Path], kept: Sequence[str], needs_weights: bool) -> Checkpoint:
     weights = {name: files[name] for name in kept if name.endswith(".safetensors")}
     if not weights and needs_weights:
         _refuse_weights(path, sorted(files))
     scope_of = _scopes(weights, {name: files[name] for name in kept if name not in weights})
     others = {name: file for name, file in files.items() if not name.endswith(".safetensors")}
-    return Checkpoint(path, False, _open_weights(weights, scope_of), others, tuple(left_out))
+    return Checkpoint(path, False, _open_weights(weights, scope_of), others)
 
 
 def _refuse_hub_root(path: Path) -> None:

@@ -29,6 +29,7 @@ from ckptdiff.cli_common import (
     threads_option,
     to_json,
 )
+from ckptdiff.cli_hub import pull, push
 from ckptdiff.cli_report import overlap, report
 from ckptdiff.errors import CkptdiffError
 
@@ -73,7 +74,7 @@ def main() -> None:
       ckptdiff apply BASE PATCH -o OUT       rebuild TARGET byte for byte
       ckptdiff demo                          see it work
 
-    A checkpoint is a .safetensors file or a folder that holds some.
+    A checkpoint is a .safetensors file, a folder that holds some, or an id on the Hub such as org/name@revision.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -98,6 +99,8 @@ def _terminate(signum: int, frame: object) -> None:
 )
 @selection_options
 @click.option("--report", "with_report", is_flag=True, help="Measure first what changed, and store the report in the patch.")
+@click.option("--base-repo", metavar="ID", help="Repo on the Hub that has BASE, to record for push and pull; checked by SHA-256.")
+@click.option("--target-repo", metavar="ID", help="The same of TARGET.")
 @threads_option
 @overwrite_option
 @as_json
@@ -180,18 +183,24 @@ def info(patch: Path, tensors: bool, json_output: bool) -> None:
 @click.argument("patch", type=PATH)
 @click.option("--base", type=PATH, help="Check that the patch fits this base.")
 @click.option("--target", type=PATH, help="Check by SHA-256 that these are the files that the patch gives.")
+@click.option(
+    "--hub", metavar="ID", help="Check that a checkpoint (in place of PATCH) is that of a repo on the Hub, by the SHA-256 it states."
+)
 @threads_option
 @as_json
-def verify(patch: Path, json_output: bool, **options: Any) -> None:
+def verify(patch: Path, hub: str | None, json_output: bool, **options: Any) -> None:
     """Check a patch, its base, or rebuilt files.
 
     Lists every problem found, and exits with 1 if there is one. Changes are decoded where --base is given.
     """
     from ckptdiff import render
     from ckptdiff.verifier import verify as run
+    from ckptdiff.verifier import verify_against_hub
 
+    if hub is not None and (options["base"] or options["target"]):
+        raise click.UsageError("--hub compares a checkpoint with a repo: give no --base and no --target.")
     with progress_bar() as progress:
-        result = run(patch, progress=progress, **options)
+        result = run(patch, progress=progress, **options) if hub is None else verify_against_hub(patch, hub, threads=options["threads"])
     if json_output:
         print_json({**to_json(result), "ok": result.ok})
     else:
@@ -249,6 +258,8 @@ def compare(a: Path, b: Path, base: Path | None, tensors: bool, json_output: boo
 
 main.add_command(report)
 main.add_command(overlap)
+main.add_command(push)
+main.add_command(pull)
 
 
 @main.command()

@@ -6,7 +6,8 @@ CkptdiffError            base of all; ``except ckptdiff.CkptdiffError`` catches 
 ├── IntegrityError       a stored digest or size does not agree with the bytes it covers
 ├── BaseMismatchError    the base is not the one the patch was made from
 ├── CheckpointError      a checkpoint cannot be read, or is not one
-└── OutputError          the output cannot be written there
+├── OutputError          the output cannot be written there
+└── HubError             the Hub refuses, lacks something, or cannot be reached
 
 Each has ``kind``, a short stable word (spec section 13 for the first four) that scripts can branch on.
 """
@@ -58,3 +59,9 @@ class OutputError(CkptdiffError):
     """The output cannot be written there."""
 
     kind = "output"
+
+
+class HubError(CkptdiffError):
+    """The Hub refuses, lacks something, or cannot be reached."""
+
+    kind = "hub"

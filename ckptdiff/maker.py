@@ -19,6 +19,8 @@ from ckptdiff.coding import Coded, OpenTensor, choose_codec, code, smallest
 from ckptdiff.digests import BLOCK, identity, tensor_digest, xxh128
 from ckptdiff.dtypes import DTYPES
 from ckptdiff.errors import CheckpointError
+from ckptdiff.hub import Repo, check_files, open_repo
+from ckptdiff.hubid import parse_id
 from ckptdiff.manifest import FileRef, Index, Metadata, OtherFile, ShardRef
 from ckptdiff.output import build_beside, check_output
 from ckptdiff.pairing import Rename, check_patterns, pair_names, pair_scopes
@@ -68,6 +70,8 @@ def make(
     exclude: Sequence[str] = (),
     rename: Sequence[str] = (),
     report: Report | None = None,
+    base_repo: str | None = None,
+    target_repo: str | None = None,
     threads: int | None = None,
     overwrite: bool = False,
     progress: Progress = no_progress,
@@ -82,6 +86,8 @@ def make(
         include: globs of files to take although they are left out by default, of the base too.
         exclude: globs of files to leave out, of the base too.
         rename: ``REGEX=REPL`` rules that turn a target tensor's name into the base's.
+        base_repo, target_repo: ids of the repos on the Hub that hold these checkpoints, to record in the patch; an id given as ``base``
+            or ``target`` is recorded anyway. The SHA-256 of the weight files must be those that the Hub states.
         report: of this pair, by :func:`ckptdiff.report`, to store in the patch for those who have no base.
         threads: how many to use; the bytes do not depend on it.
         overwrite: replace an existing patch.
@@ -89,7 +95,7 @@ def make(
 
     Raises:
         CheckpointError: a checkpoint cannot be read, or is not one; the report is of other checkpoints.
-        OutputError: the patch cannot be written there.
+        OutputError: the patch cannot be written there. HubError: a repo cannot be read.
     """
     started = time.perf_counter()
     rules = [Rename.parse(text) for text in rename]
@@ -104,6 +110,7 @@ def make(
         check_output(out, [*old.paths, *new.paths], folder=not new.is_file, overwrite=overwrite)
         with build_beside(out, overwrite=overwrite) as built, open(built.with_name("spool"), "w+b") as spool:
             maker = _Maker(old, new, codec, threads or default_threads(), rules, report, spool, progress)
+            maker.repos = {"base": _repo_of(old, base_repo), "target": _repo_of(new, target_repo)}
             size = maker.write_file(built) if new.is_file else maker.write_folder(built, kept)
             old.check_unchanged()
             new.check_unchanged()
@@ -119,6 +126,16 @@ def make(
             codecs=maker.codecs,
             seconds=time.perf_counter() - started,
         )
+
+
+def _repo_of(checkpoint: Checkpoint, recorded: str | None) -> Repo | None:
+    """The repo that a checkpoint is from, or is said to be in."""
+    if recorded is None:
+        return open_repo(checkpoint.origin) if checkpoint.origin else None
+    hub_id = parse_id(recorded)
+    if hub_id is None:
+        raise CheckpointError(f"{recorded!r} is not an id on the Hub: expected org/name or org/name@revision")
+    return open_repo(hub_id)
 
 
 @dataclass(slots=True)
@@ -153,6 +170,7 @@ class _Maker:
             for scope, base_id in pair_scopes(base, target).items()
         }
         self.base_digests: dict[tuple[str, str], bytes] = {}
+        self.repos: dict[str, Repo | None] = {}
         self.done, self.total = 0, sum(file.header.data_size for file in target.weights)
         self.totals = Totals()
         self.codecs: dict[str, int] = {}
@@ -305,6 +323,7 @@ class _Maker:
             files=tuple(files),
             removed=self.removed_files,
             totals=self.totals,
+            info=self._info,
         )
 
     def _write(self, file: WeightFile, path: Path, base_files: tuple[FileRef, ...] | None) -> tuple[FileRef, bytes]:
@@ -318,6 +337,7 @@ class _Maker:
             target_identity=self._target_identity,
             target_scope=file.scope,
             totals=table.totals,
+            info={} if base_files is None else self._info,
         )
         self.totals += table.totals
         for entry in table.entries:
@@ -341,6 +361,17 @@ class _Maker:
 
     def _refs(self, files: Iterable[WeightFile]) -> tuple[FileRef, ...]:
         return tuple(FileRef(path=f.path, size=f.file.size, sha256=self.hashers[id(f.file)].hexdigest()) for f in files)
+
+    @cached_property
+    def _info(self) -> dict[str, str]:
+        """Repos and commits, after the weight files' SHA-256 were compared with what the Hub states."""
+        info: dict[str, str] = {}
+        for side, checkpoint in (("base", self.base), ("target", self.target)):
+            repo = self.repos.get(side)
+            if repo is not None:
+                check_files(repo, {file.path: file.sha256 for file in self._refs(checkpoint.weights)}, str(checkpoint.path))
+                info |= {f"{side}_repo": repo.name, f"{side}_revision": repo.commit}
+        return info
 
     @cached_property
     def _base_identity(self) -> bytes:

@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 from ckptdiff.canonical import quote
 from ckptdiff.digests import identity
 from ckptdiff.errors import FormatError, IntegrityError
+from ckptdiff.hub import RemoteFolder, Repo, download, open_repo
+from ckptdiff.hubid import parse_id
 from ckptdiff.manifest import MAX_INDEX, FileRef, Index, OtherFile
 from ckptdiff.patchfile import PatchFile
-from ckptdiff.stfile import LocalFile, read_bytes
+from ckptdiff.stfile import ByteSource, LocalFile, read_bytes
 from ckptdiff.table import Entry, Totals
 
 INDEX_NAME = "ckptdiff.json"
@@ -26,6 +29,7 @@ class Patch:
     path: Path
     index: Index | None
     files: list[PatchFile]
+    index_size: int = 0
     entries: dict[tuple[str, str], tuple[PatchFile, Entry]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -96,6 +100,11 @@ class Patch:
         return sum((file.table.totals for file in self.files), Totals())
 
     @property
+    def info(self) -> dict[str, Any]:
+        """What is recorded beside: repos and their commits (spec 5.1)."""
+        return self.index.info if self.index else self.files[0].metadata.info
+
+    @property
     def report(self) -> bytes | None:
         """The stored report (spec 5.4)."""
         return self.files[0].report if self.files else None
@@ -109,74 +118,125 @@ class Patch:
     def stored_size(self) -> int:
         """Bytes of the patch, all its files together."""
         size = sum(file.source.size for file in self.files) + sum(other.stored for other in self.others)
-        return size + ((self.path / INDEX_NAME).stat().st_size if self.index else 0)
+        return size + self.index_size
+
+
+class Closable(ByteSource, Protocol):
+    """A :class:`ByteSource` that holds something open."""
+
+    def close(self) -> None: ...
+
+
+class Folder(Protocol):
+    """Where the files of a patch folder lie: here, or on the Hub."""
+
+    name: str
+
+    def size(self, path: str) -> int | None:
+        """Bytes of a file; None if there is none."""
+
+    def open(self, path: str) -> Closable: ...
+
+
+class LocalFolder:
+    """A :class:`Folder` on this machine."""
+
+    def __init__(self, path: Path) -> None:
+        self.name, self._path = str(path), path
+
+    def size(self, path: str) -> int | None:
+        """Bytes of a file; None if there is none."""
+        found = self._path / path
+        return found.stat().st_size if os.path.isfile(found) else None
+
+    def open(self, path: str) -> LocalFile:
+        return LocalFile(self._path / path)
 
 
 @contextmanager
-def open_patch(path: str | os.PathLike[str]) -> Iterator[Patch]:
-    """Open a patch file or folder and check all but its payloads (spec 10, step 1).
+def open_patch(path: str | os.PathLike[str], *, by_ranges: bool = False) -> Iterator[Patch]:
+    """Open a patch file or folder, here or on the Hub, and check all but its payloads (spec 10, step 1).
+
+    ``by_ranges``: of a patch on the Hub read just what is asked for, instead of fetching its files first.
 
     Raises:
-        CheckpointError: there is no such file, or it cannot be read.
+        CheckpointError: there is no such file, or it cannot be read. HubError: the same of the Hub.
         FormatError, UnsupportedError, IntegrityError: it is not a whole and valid patch.
     """
-    path = Path(path)
+    hub_id = parse_id(path)
     with ExitStack() as stack:
-        if not os.path.isdir(path):
-            yield Patch(path, None, [_open_file(path, stack)])
-            return
-        index = _open_index(path)
-        files = []
-        for shard in index.shards:
-            _check_member(path / shard.path, shard.size)
-            file = _open_file(path / shard.path, stack)
-            files.append(file)
-            if file.digest != shard.digest:
-                raise IntegrityError(f"{path / shard.path}: is not the file that {INDEX_NAME} lists: fetch the patch again")
-            found = file.metadata
-            if (found.target.path, found.base_identity, found.target_identity, found.base_files) != (
-                shard.target,
-                index.base_identity,
-                index.target_identity,
-                None,
-            ):
-                raise FormatError(f"{path / shard.path}: its metadata does not agree with {INDEX_NAME}")
-            if file.report is not None and file is not files[0]:
-                raise FormatError(f"{path / shard.path}: has a report, which only the first patch file of a folder may have")
-        patch = Patch(path, index, files)
-        _check_folder(patch, index)
-        yield patch
+        if hub_id is not None:
+            repo = open_repo(hub_id)
+            paths = patch_paths(repo)
+            folder = RemoteFolder(repo) if by_ranges and not repo.cache else LocalFolder(download(repo, paths))
+            lone = paths[0] if INDEX_NAME not in paths else None
+            yield _open_folder(folder, stack) if lone is None else Patch(Path(folder.name) / lone, None, [_open(folder, lone, stack)])
+        elif os.path.isdir(path):
+            yield _open_folder(LocalFolder(Path(path)), stack)
+        else:
+            yield Patch(Path(path), None, [_open(LocalFolder(Path(path).parent), Path(path).name, stack)])
 
 
-def _open_file(path: Path, stack: ExitStack) -> PatchFile:
-    file = LocalFile(path)
+def patch_paths(repo: Repo) -> list[str]:
+    """The files of a repo that make its patch: those of a patch folder, or one lone patch file."""
+    found = [path for path in repo.files if path == INDEX_NAME or path.startswith(("patch/", "files/"))]
+    lone = [path for path in repo.files if path.endswith(".safetensors")]
+    if INDEX_NAME in found or not lone:
+        return found if INDEX_NAME in found else _no_patch(repo)
+    alone = [path for path in lone if path.startswith("patch/")] or lone
+    return alone if len(alone) == 1 else _no_patch(repo)
+
+
+def _no_patch(repo: Repo) -> list[str]:
+    raise FormatError(f"{repo.pinned}: not a ckptdiff patch: it has no {INDEX_NAME}")
+
+
+def _open_folder(folder: Folder, stack: ExitStack) -> Patch:
+    index, index_size = _open_index(folder, stack)
+    files = []
+    for shard in index.shards:
+        where = f"{folder.name}/{shard.path}"
+        _check_member(folder, shard.path, shard.size)
+        file = _open(folder, shard.path, stack)
+        files.append(file)
+        if file.digest != shard.digest:
+            raise IntegrityError(f"{where}: is not the file that {INDEX_NAME} lists: fetch the patch again")
+        found = file.metadata
+        identities = (index.base_identity, index.target_identity)
+        if (found.target.path, found.base_identity, found.target_identity, found.base_files) != (shard.target, *identities, None):
+            raise FormatError(f"{where}: its metadata does not agree with {INDEX_NAME}")
+        if file.report is not None and file is not files[0]:
+            raise FormatError(f"{where}: has a report, which only the first patch file of a folder may have")
+    patch = Patch(Path(folder.name), index, files, index_size)
+    if patch.totals != index.totals:
+        raise FormatError(f"{folder.name}/{INDEX_NAME}: its totals do not agree with its shards")
+    for other in index.files:
+        if other.kind != "same":
+            _check_member(folder, other.member, other.stored)
+    return patch
+
+
+def _open(folder: Folder, path: str, stack: ExitStack) -> PatchFile:
+    file = folder.open(path)
     stack.callback(file.close)
     return PatchFile(file)
 
 
-def _open_index(folder: Path) -> Index:
-    path = folder / INDEX_NAME
-    if not os.path.isfile(path):
-        swapped = "; are base and patch the wrong way round?" if any(folder.glob("*.safetensors")) else ""
-        raise FormatError(f"{folder}: not a ckptdiff patch: it has no {INDEX_NAME}{swapped}")
-    with ExitStack() as stack:
-        file = LocalFile(path)
-        stack.callback(file.close)
-        if file.size > MAX_INDEX:
-            raise FormatError(f"{path}: has {file.size} bytes, more than {MAX_INDEX}")
-        return Index.from_bytes(read_bytes(file, 0, file.size), str(path))
+def _open_index(folder: Folder, stack: ExitStack) -> tuple[Index, int]:
+    where = f"{folder.name}/{INDEX_NAME}"
+    if folder.size(INDEX_NAME) is None:
+        swapped = "; are base and patch the wrong way round?" if any(Path(folder.name).glob("*.safetensors")) else ""
+        raise FormatError(f"{folder.name}: not a ckptdiff patch: it has no {INDEX_NAME}{swapped}")
+    file = folder.open(INDEX_NAME)
+    stack.callback(file.close)
+    if file.size > MAX_INDEX:
+        raise FormatError(f"{where}: has {file.size} bytes, more than {MAX_INDEX}")
+    return Index.from_bytes(read_bytes(file, 0, file.size), where), file.size
 
 
-def _check_folder(patch: Patch, index: Index) -> None:
-    if patch.totals != index.totals:
-        raise FormatError(f"{patch.path / INDEX_NAME}: its totals do not agree with its shards")
-    for other in index.files:
-        if other.kind != "same":
-            _check_member(patch.path / other.member, other.stored)
-
-
-def _check_member(path: Path, size: int) -> None:
-    if not os.path.isfile(path):
-        raise FormatError(f"{path}: is missing: fetch the patch again")
-    if path.stat().st_size != size:
-        raise IntegrityError(f"{path}: has {path.stat().st_size} bytes, expected {size}: fetch the patch again")
+def _check_member(folder: Folder, path: str, size: int) -> None:
+    found = folder.size(path)
+    if found is None:
+        raise FormatError(f"{folder.name}/{path}: is missing: fetch the patch again")
+    if found != size:
+        raise IntegrityError(f"{folder.name}/{path}: has {found} bytes, expected {size}: fetch the patch again")

@@ -59,13 +59,13 @@ class PatchInfo:
 
 
 def info(patch: str | os.PathLike[str]) -> PatchInfo:
-    """Read a patch's headers and tables; payloads are not read.
+    """Read a patch's headers and tables, of the Hub by range requests; payloads are not read.
 
     Raises:
         FormatError, UnsupportedError, IntegrityError: it is not a valid patch.
         CheckpointError: it does not exist or cannot be read.
     """
-    with open_patch(patch) as opened:
+    with open_patch(patch, by_ranges=True) as opened:
         weights = [
             FileRow(f.metadata.target.path, f.metadata.target.size, f.metadata.target.sha256, "weights", f.source.size)
             for f in opened.files
@@ -91,5 +91,5 @@ def info(patch: str | os.PathLike[str]) -> PatchInfo:
             removed_tensors=tuple(name for f in opened.files for name in f.table.removed),
             tensors=tuple(tensors),
             has_report=opened.report is not None,
-            extra=opened.index.info if opened.index else opened.files[0].metadata.info,
+            extra=opened.info,
         )

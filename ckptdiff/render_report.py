@@ -10,7 +10,8 @@ from rich.table import Table
 from ckptdiff.analysis.overlap import OverlapResult, PairOverlap
 from ckptdiff.analysis.rows import MatrixRank, RankSummary, Report
 from ckptdiff.analysis.sparsity import Counts
-from ckptdiff.render import cell, console, print_grid, rows_table, share, some
+from ckptdiff.quantities import share
+from ckptdiff.render import cell, console, print_grid, rows_table, some
 
 BAR = 20
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -11,14 +12,17 @@ from pathlib import Path
 
 from ckptdiff import others
 from ckptdiff.applier import Applier
-from ckptdiff.checkpoint import open_checkpoint
+from ckptdiff.checkpoint import list_files, open_checkpoint
 from ckptdiff.digests import BLOCK
 from ckptdiff.errors import CheckpointError, CkptdiffError, FormatError, IntegrityError
+from ckptdiff.hub import Repo, open_repo
+from ckptdiff.hubid import parse_id
 from ckptdiff.layers import FromBase, FromPatch, check_result, digest_of, layers, ranges, tensor_differs
 from ckptdiff.manifest import OtherFile
 from ckptdiff.parallel import Progress, default_threads, no_progress, run_ordered, sha256_file
 from ckptdiff.patches import Patch, open_patch
 from ckptdiff.patchfile import PatchFile
+from ckptdiff.selection import select
 from ckptdiff.stfile import LocalFile
 from ckptdiff.table import Entry
 
@@ -61,7 +65,7 @@ def verify(
         CheckpointError: the base is not a checkpoint, or the patch does not exist.
     """
     for path in (patch, target):
-        if path is not None and not os.path.exists(path):
+        if path is not None and parse_id(path) is None and not os.path.exists(path):
             raise CheckpointError(f"{path}: no such file or folder")
     checks: list[Callable[[], CkptdiffError | None]] = []
     found: list[CkptdiffError] = []
@@ -143,6 +147,42 @@ def target_checks(patch: Patch, target: Path) -> list[Callable[[], CkptdiffError
     wanted = [file.metadata.target for file in patch.files]
     rows = [(file.path, file.size, file.sha256) for file in wanted] + [(o.path, o.size, o.sha256) for o in patch.others]
     return [partial(_file_error, target / path, size, sha256) for path, size, sha256 in rows]
+
+
+def verify_against_hub(checkpoint: str | os.PathLike[str], hub_id: str, *, threads: int | None = None) -> VerifyResult:
+    """Compare a folder's (or file's) files with what the Hub states of a repo's, fetching none: SHA-256 of large files, git's SHA-1 of small.
+
+    Files here that the repo lacks are problems, and weight files there that are not here.
+
+    Raises:
+        CheckpointError: it does not exist, or the id is none. HubError: the repo cannot be read.
+    """
+    path, wanted = Path(checkpoint), parse_id(hub_id)
+    if wanted is None:
+        raise CheckpointError(f"{hub_id!r} is not an id on the Hub: expected org/name or org/name@revision")
+    if not os.path.exists(path):
+        raise CheckpointError(f"{path}: no such file or folder")
+    repo = open_repo(wanted)
+    files = select(list_files(path))[0] if os.path.isdir(path) else [path.name]
+    checks = [partial(_hub_error, path / name if os.path.isdir(path) else path, name, repo) for name in files]
+    found = list(_run(checks, threads, no_progress))
+    for name in repo.files:
+        if os.path.isdir(path) and name.endswith(".safetensors") and name not in files:
+            found.append(CheckpointError(f"{path / name}: is missing, {repo.pinned} has it"))
+    return VerifyResult(tuple(Problem(error.kind, str(error)) for error in found), len(checks), False, True)
+
+
+def _hub_error(path: Path, name: str, repo: Repo) -> CkptdiffError | None:
+    row = repo.files.get(name)
+    if row is None:
+        return IntegrityError(f"{path}: {repo.pinned} has no such file")
+    if row.sha256 is not None:
+        return _file_error(path, row.size, row.sha256)
+    data = path.read_bytes()
+    found = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    if found == row.blob_id:
+        return None
+    return IntegrityError(f"{path}: as git counts it its SHA-1 is {found}, expected {row.blob_id}: not the file in {repo.pinned}")
 
 
 def _file_error(path: Path, size: int, sha256: str) -> CkptdiffError | None:

@@ -89,7 +89,7 @@ def report_patch(patch: str | os.PathLike[str]) -> Report:
         CheckpointError: there is no such file. FormatError, UnsupportedError, IntegrityError: it is not a whole and valid patch.
     """
     tensors, added, unpaired = [], [], []
-    with open_patch(patch) as opened:
+    with open_patch(patch, by_ranges=True) as opened:
         if opened.report is not None:
             return unpack(opened.report, f"{opened.path}: report", opened.path.name)
         for (scope, name), (_, entry) in opened.entries.items():

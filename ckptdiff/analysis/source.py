@@ -14,6 +14,8 @@ from ckptdiff.checkpoint import Tensor, open_checkpoint
 from ckptdiff.digests import BLOCK
 from ckptdiff.dtypes import DTYPES, Bytes
 from ckptdiff.errors import BaseMismatchError, CheckpointError, FormatError, IntegrityError
+from ckptdiff.hub import open_repo
+from ckptdiff.hubid import parse_id
 from ckptdiff.layers import Node
 from ckptdiff.pairing import Rename, check_patterns, pair_all
 from ckptdiff.parallel import no_progress
@@ -62,7 +64,10 @@ class Source:
 
 
 def is_patch(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is a patch file or folder, not a checkpoint."""
+    """Whether a path or id is a patch file or folder, not a checkpoint."""
+    hub_id = parse_id(path)
+    if hub_id is not None:
+        return INDEX_NAME in open_repo(hub_id).files
     if os.path.isdir(path):
         return (Path(path) / INDEX_NAME).exists()
     try:
