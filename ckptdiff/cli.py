@@ -183,9 +183,7 @@ def info(patch: Path, tensors: bool, json_output: bool) -> None:
 @click.argument("patch", type=PATH)
 @click.option("--base", type=PATH, help="Check that the patch fits this base.")
 @click.option("--target", type=PATH, help="Check by SHA-256 that these are the files that the patch gives.")
-@click.option(
-    "--hub", metavar="ID", help="Check that a checkpoint (in place of PATCH) is that of a repo on the Hub, by the SHA-256 it states."
-)
+@click.option("--hub", metavar="ID", help="Check that a checkpoint, given as PATCH, is that of a repo on the Hub.")
 @threads_option
 @as_json
 def verify(patch: Path, hub: str | None, json_output: bool, **options: Any) -> None:

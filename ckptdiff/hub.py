@@ -1,31 +1,18 @@
-"""The Hugging Face Hub: the only module that imports huggingface_hub. Turns ids into folders and readers, and errors into HubError.
-
-Only the client's public functions are used, which 0.36, 1.x and 2.x share.
-"""
+"""Repos on the Hugging Face Hub: an id becomes a commit and its files, files a folder in the cache, or readers of ranges."""
 
 from __future__ import annotations
 
 import glob
-import os
-import re
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from ckptdiff.dtypes import Bytes
 from ckptdiff.errors import CheckpointError, HubError
+from ckptdiff.hubclient import LIBRARY, client, current_token, is_offline, translated
 from ckptdiff.hubid import HubId
-
-LIBRARY = "ckptdiff"
-NETWORK = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "hf_xet"}
-"""Packages whose errors the client lets through."""
-_token: ContextVar[str | None] = ContextVar("token", default=None)
-TOKEN = re.compile(r"hf_[A-Za-z0-9_]{4,}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,32 +48,6 @@ class Repo:
     def inside(self, path: str) -> str:
         """Path in the repo of one of ``files``."""
         return f"{self.folder}/{path}" if self.folder else path
-
-
-@contextmanager
-def using(token: str | None) -> Iterator[None]:
-    """Use a token for what the Hub is asked inside, instead of ``HF_TOKEN`` or the one that `hf auth login` stored."""
-    before = _token.set(token)
-    try:
-        yield
-    finally:
-        _token.reset(before)
-
-
-def client() -> Any:
-    """A ``huggingface_hub.HfApi``, which says who we are."""
-    from huggingface_hub import HfApi
-
-    from ckptdiff import __version__
-
-    return HfApi(token=_token.get(), library_name=LIBRARY, library_version=__version__)
-
-
-def is_offline() -> bool:
-    """Whether the client is told to use its cache alone (``HF_HUB_OFFLINE=1``)."""
-    from huggingface_hub import constants
-
-    return bool(constants.HF_HUB_OFFLINE)
 
 
 def open_repo(hub_id: HubId) -> Repo:
@@ -164,7 +125,7 @@ def download(repo: Repo, paths: Iterable[str]) -> Path:
             repo.name,
             revision=repo.commit,
             allow_patterns=[glob.escape(repo.inside(path)) for path in wanted],
-            token=_token.get(),
+            token=current_token(),
             library_name=LIBRARY,
         )
     return Path(folder) / repo.folder
@@ -193,7 +154,7 @@ class RemoteSource:
         self.name = f"{repo.pinned}: {path}"
         self._id, self._lock = repo.pinned, threading.Lock()
         with translated(self._id):
-            self._file = HfFileSystem(token=_token.get()).open(f"{repo.name}@{repo.commit}/{repo.inside(path)}", "rb", cache_type="none")
+            self._file = HfFileSystem(token=current_token()).open(f"{repo.name}@{repo.commit}/{repo.inside(path)}", "rb", cache_type="none")
         self.size = repo.files[path].size
 
     def readinto(self, offset: int, out: Bytes | memoryview) -> None:
@@ -225,145 +186,3 @@ class RemoteFolder:
 
     def open(self, path: str) -> RemoteSource:
         return RemoteSource(self._repo, path)
-
-
-# --- publishing ---
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """What a push made: its commit and page; ``pull_request`` if it opened one."""
-
-    oid: str
-    url: str
-    pull_request: str | None
-
-
-def find_repo(hub_id: HubId) -> Repo | None:
-    """The repo, or None if it, or its revision, is not there yet (or holds nothing)."""
-    from huggingface_hub import errors
-
-    api = client()
-    with translated(hub_id):
-        try:
-            if not api.model_info(hub_id.repo, revision=hub_id.revision).siblings:
-                return None
-        except (errors.RevisionNotFoundError, errors.RepositoryNotFoundError) as error:
-            if isinstance(error, errors.GatedRepoError):
-                raise
-            return None
-    return open_repo(hub_id)
-
-
-def licence_of(hub_id: HubId) -> dict[str, str]:
-    """The members of a repo's card that state its licence."""
-    with translated(hub_id):
-        data = client().model_info(hub_id.repo, revision=hub_id.revision).card_data
-    found = data.to_dict() if data is not None else {}
-    return {key: str(found[key]) for key in ("license", "license_name", "license_link") if found.get(key)}
-
-
-def publish(
-    hub_id: HubId, files: Mapping[str, bytes | Path], gone: Iterable[str], *, message: str, private: bool | None, pull_request: bool
-) -> Commit:
-    """Write files to a repo, made if it is not there, in one commit on top of what it has now; ``gone`` are deleted by it.
-
-    Large files that an earlier try has sent are not sent again.
-
-    Raises:
-        HubError: the token may not, somebody else committed meanwhile, or the Hub cannot be reached. Then the repo is as before.
-    """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
-    api = client()
-    with translated(hub_id):
-        api.create_repo(hub_id.repo, private=private, exist_ok=True)
-        if hub_id.revision is not None and not pull_request:
-            api.create_branch(hub_id.repo, branch=hub_id.revision, exist_ok=True)
-        parent = api.model_info(hub_id.repo, revision=hub_id.revision).sha
-        operations: list[Any] = [CommitOperationDelete(path) for path in gone]
-        operations += [CommitOperationAdd(path, data if isinstance(data, bytes) else str(data)) for path, data in files.items()]
-        done = api.create_commit(
-            hub_id.repo, operations, commit_message=message, revision=hub_id.revision, parent_commit=parent, create_pr=pull_request
-        )
-    return Commit(done.oid, done.commit_url, done.pr_url)
-
-
-def with_metadata(text: str, members: Mapping[str, Any]) -> str:
-    """A model card with members of its YAML set; others, and its text, stay. ``tags`` are added to.
-
-    Raises:
-        HubError: its YAML is broken.
-    """
-    from huggingface_hub import ModelCard
-
-    try:
-        card = ModelCard(text, ignore_metadata_errors=False)
-    except ValueError as error:
-        raise HubError(f"README.md: its metadata cannot be read: {_clean(str(error))}") from None
-    for key, value in members.items():
-        card.data[key] = sorted({*(card.data.get("tags") or []), *value}) if key == "tags" else value
-    return str(card)
-
-
-# --- errors ---
-
-
-@contextmanager
-def translated(hub_id: HubId) -> Iterator[None]:
-    """Turn what the client raises into a HubError that says what to do, without a token in it."""
-    from huggingface_hub import errors
-
-    try:
-        yield
-    except errors.GatedRepoError:
-        raise HubError(
-            f"{hub_id.repo}: is gated: ask for access at {endpoint()}/{hub_id.repo}, then log in with `hf auth login` or set HF_TOKEN"
-        ) from None
-    except errors.RevisionNotFoundError:
-        raise HubError(f"{hub_id.repo}: has no revision {hub_id.revision}") from None
-    except errors.RepositoryNotFoundError:
-        raise HubError(
-            f"{hub_id.repo}: no such file or folder here, and no such repo at {endpoint()}, or your token has no access to it "
-            "(log in with `hf auth login`, or set HF_TOKEN)"
-        ) from None
-    except errors.HfHubHTTPError as error:
-        raise HubError(f"{hub_id.repo}: {_said(error)}") from None
-    except Exception as error:
-        if type(error).__module__.partition(".")[0] in NETWORK or isinstance(error, (ConnectionError, errors.OfflineModeIsEnabled)):
-            raise HubError(f"{hub_id.repo}: {endpoint()} cannot be reached: {_clean(str(error))}; try again") from None
-        if isinstance(error, (OSError, RuntimeError, ValueError)) and type(error).__module__ != "builtins":
-            raise HubError(f"{hub_id.repo}: {_clean(str(error))}") from None
-        if isinstance(error, RuntimeError):  # hf_xet raises nothing else
-            raise HubError(f"{hub_id.repo}: {_clean(str(error))}; for a Hub without Xet set HF_HUB_DISABLE_XET=1") from None
-        raise
-
-
-def endpoint() -> str:
-    """Where the Hub is: ``HF_ENDPOINT``."""
-    from huggingface_hub import constants
-
-    return str(constants.ENDPOINT)
-
-
-STATUS = {
-    401: "your token is not valid: log in with `hf auth login`, or set HF_TOKEN",
-    403: "your token may not do this: it needs write access to the repo, or the repo is gated",
-    404: "not found",
-    412: "the repo has changed meanwhile: run again",
-    429: "too many requests: wait, and run again",
-}
-
-
-def _said(error: Any) -> str:
-    status = getattr(error.response, "status_code", None)
-    said = error.server_message or ""
-    text = STATUS.get(int(status), f"the Hub answered {status}: run again") if status else str(error)
-    return _clean(f"{text}{f' ({said})' if said else ''}")
-
-
-def _clean(text: str) -> str:
-    """One line, without tokens."""
-    for secret in {_token.get(), os.environ.get("HF_TOKEN")} - {None, ""}:
-        text = text.replace(str(secret), "***")
-    return TOKEN.sub("***", " ".join(text.split()))[:400]

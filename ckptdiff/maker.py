@@ -1,43 +1,25 @@
-"""``make``: the difference between two checkpoints, as a patch (spec sections 3 to 9, from the writer's side)."""
+"""``make``: the difference between two checkpoints, as a patch."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
 
-from ckptdiff import others, paths
-from ckptdiff.adapt import group_units, read_range
-from ckptdiff.checkpoint import INDEX, Checkpoint, Tensor, WeightFile, open_checkpoint
+from ckptdiff import others
+from ckptdiff.checkpoint import Checkpoint, open_checkpoint
 from ckptdiff.codecs import CODECS
-from ckptdiff.coding import Coded, OpenTensor, choose_codec, code, smallest
-from ckptdiff.digests import BLOCK, identity, tensor_digest, xxh128
-from ckptdiff.dtypes import DTYPES
 from ckptdiff.errors import CheckpointError
-from ckptdiff.hub import Repo, check_files, open_repo
+from ckptdiff.hub import Repo, open_repo
 from ckptdiff.hubid import parse_id
-from ckptdiff.manifest import FileRef, Index, Metadata, OtherFile, ShardRef
 from ckptdiff.output import build_beside, check_output
-from ckptdiff.pairing import Rename, check_patterns, pair_names, pair_scopes
-from ckptdiff.parallel import FileHasher, Progress, default_threads, no_progress, run_ordered
-from ckptdiff.patches import INDEX_NAME
-from ckptdiff.patchfile import Spooled, write_patch_file
-from ckptdiff.table import Entry, Table, Totals
-
-
-class Report(Protocol):
-    """What ``make`` stores of a report, see :func:`ckptdiff.report`: its bytes (spec 5.4), and the pair that it is of."""
-
-    def to_bytes(self) -> bytes: ...
-
-    @property
-    def changes(self) -> dict[tuple[str, str], tuple[int, int]]:
-        """Elements, and how many of them changed, by scope and name of a target's tensor."""
+from ckptdiff.pairing import Rename, check_patterns
+from ckptdiff.parallel import Progress, default_threads, no_progress
+from ckptdiff.patchmaker import PatchMaker, Report
+from ckptdiff.table import Totals
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +91,7 @@ def make(
         others.check_paths(kept, [file.path for file in (*old.weights, *new.weights)])
         check_output(out, [*old.paths, *new.paths], folder=not new.is_file, overwrite=overwrite)
         with build_beside(out, overwrite=overwrite) as built, open(built.with_name("spool"), "w+b") as spool:
-            maker = _Maker(old, new, codec, threads or default_threads(), rules, report, spool, progress)
+            maker = PatchMaker(old, new, codec, threads or default_threads(), rules, report, spool, progress)
             maker.repos = {"base": _repo_of(old, base_repo), "target": _repo_of(new, target_repo)}
             size = maker.write_file(built) if new.is_file else maker.write_folder(built, kept)
             old.check_unchanged()
@@ -136,260 +118,3 @@ def _repo_of(checkpoint: Checkpoint, recorded: str | None) -> Repo | None:
     if hub_id is None:
         raise CheckpointError(f"{recorded!r} is not an id on the Hub: expected org/name or org/name@revision")
     return open_repo(hub_id)
-
-
-@dataclass(slots=True)
-class _Scope:
-    """A target scope, the base scope it is paired with, and what is known of both so far."""
-
-    base_id: str | None
-    base: dict[str, Tensor]
-    entries: dict[str, Entry] = field(default_factory=dict)
-
-
-class _Maker:
-    """The steps of one ``make``. ``totals``, ``codecs`` and ``removed_files`` are known when it has written."""
-
-    def __init__(
-        self,
-        base: Checkpoint,
-        target: Checkpoint,
-        codec: str | None,
-        threads: int,
-        renames: Sequence[Rename],
-        report: Report | None,
-        spool: BinaryIO,
-        progress: Progress,
-    ) -> None:
-        self.base, self.target, self.codec, self.threads, self.renames = base, target, codec, threads, renames
-        self.report, self.spool, self.progress = report, spool, progress
-        self.offsets: dict[tuple[str, str], int] = {}
-        self.hashers = {id(file.file): FileHasher(file.file) for file in (*base.weights, *target.weights)}
-        self.scopes = {
-            scope: _Scope(base_id, base.scopes[base_id] if base_id is not None else {})
-            for scope, base_id in pair_scopes(base, target).items()
-        }
-        self.base_digests: dict[tuple[str, str], bytes] = {}
-        self.repos: dict[str, Repo | None] = {}
-        self.done, self.total = 0, sum(file.header.data_size for file in target.weights)
-        self.totals = Totals()
-        self.codecs: dict[str, int] = {}
-        self.removed_files: tuple[str, ...] = ()
-
-    # --- coding ---
-
-    def code(self) -> None:
-        """Fill the scopes' entries, the base digests and the spool."""
-        matched: list[tuple[Tensor | None, Tensor]] = []
-        unmatched: list[Tensor] = []
-        for scope_id, scope in self.scopes.items():
-            tensors = [tensor for file in self.target.weights if file.scope == scope_id for tensor in file.tensors]
-            pairs = pair_names(scope.base, tensors, self.renames)
-            matched += [(pairs[tensor.name], tensor) for tensor in tensors if tensor.name in pairs]
-            unmatched += [tensor for tensor in tensors if tensor.name not in pairs]
-        self._code_all(matched)
-        rest = [t for tensors in self._base_scopes().values() for t in tensors.values() if (t.scope, t.name) not in self.base_digests]
-        self.base_digests |= self._hash_all(rest)
-        self._code_all([(None, tensor) for tensor in self._pair_by_content(unmatched)])
-        if self.report is not None:
-            self._check_report(self.report)
-        for scope in self.scopes.values():
-            _use_copies(scope.entries)
-
-    def _check_report(self, report: Report) -> None:
-        """Raise CheckpointError for a report of other checkpoints. Elements of less than a byte are not counted here."""
-        for (scope, name), (elements, changed) in report.changes.items():
-            entry = self.scopes[scope].entries.get(name) if scope in self.scopes else None
-            if entry is None or (entry.units == elements and entry.changed != changed):
-                found = "there is no such tensor" if entry is None else f"found {entry.changed:,}"
-                raise CheckpointError(
-                    f"the report is not of this base and target: tensor {name}: it says that {changed:,} of {elements:,} elements changed, "
-                    f"{found}; make it with the same include, exclude and rename"
-                )
-
-    def _base_scopes(self) -> dict[str, dict[str, Tensor]]:
-        """The base's scopes that count for its identity: all, or for a patch file the paired one (spec 5.1)."""
-        if not self.target.is_file:
-            return self.base.scopes
-        paired = {scope.base_id for scope in self.scopes.values()}
-        return {scope_id: tensors for scope_id, tensors in self.base.scopes.items() if scope_id in paired}
-
-    def _code_all(self, pairs: Sequence[tuple[Tensor | None, Tensor]]) -> None:
-        """Code tensors group by group; results come in order, so the spool does not depend on the threads."""
-
-        def jobs() -> Iterator[Callable[[], tuple[OpenTensor, Coded, bool]]]:
-            for base, target in pairs:
-                group = group_units(target.dtype, base.dtype if base else target.dtype)
-                units = max(t.nbytes // DTYPES[t.dtype].carrier for t in (target, base or target))
-                codec = "raw" if base is None else self.codec
-                if codec is None and base is not None and units > group:
-                    codec = choose_codec(base, target)
-                tensor = OpenTensor(base, target, codec)
-                for start in range(0, max(units, 1), group):
-                    yield partial(self._step, tensor, start, start + group, start + group >= units)
-
-        with closing(run_ordered(jobs(), self.threads)) as results:
-            for tensor, coded, last in results:
-                tensor.add(coded, self.spool)
-                self._advance(coded.nbytes)
-                if last:
-                    self._finish(tensor)
-
-    def _step(self, tensor: OpenTensor, first: int, stop: int, last: bool) -> tuple[OpenTensor, Coded, bool]:
-        base, target = tensor.base, tensor.target
-        if tensor.codec is None and base is not None:
-            tensor.codec, coded = next(iter(smallest(base, target, first, stop).items()))
-        else:
-            coded = code(base, target, tensor.codec or "raw", first, stop)
-        for read in (target, base or target):
-            self.hashers[id(read.source)].advance(read.offset + min(stop * DTYPES[read.dtype].carrier, read.nbytes))
-        return tensor, coded, last
-
-    def _finish(self, tensor: OpenTensor) -> None:
-        entry, target = tensor.entry(), tensor.target
-        if entry.kind == "same":
-            self.spool.seek(tensor.start)
-            self.spool.truncate()
-        if tensor.base is not None:
-            self.base_digests[tensor.base.scope, tensor.base.name] = entry.base_digest
-        self.scopes[target.scope].entries[target.name] = entry
-        self.offsets[target.scope, target.name] = tensor.start
-
-    def _advance(self, nbytes: int) -> None:
-        self.done += nbytes
-        self.progress("comparing", self.done, self.total)
-
-    def _hash_all(self, tensors: Sequence[Tensor]) -> dict[tuple[str, str], bytes]:
-        """Tensor digests by scope and name."""
-
-        def leaf(tensor: Tensor, start: int) -> bytes:
-            return xxh128(read_range(tensor, start, start + BLOCK))
-
-        jobs = (partial(leaf, tensor, start) for tensor in tensors for start in range(0, tensor.nbytes, BLOCK))
-        with closing(run_ordered(jobs, self.threads)) as leaves:
-            return {(t.scope, t.name): tensor_digest([next(leaves) for _ in range(0, t.nbytes, BLOCK)]) for t in tensors}
-
-    def _pair_by_content(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Pair tensors of new names with base tensors of the same content; returns those that have none."""
-        known: dict[tuple[str | None, bytes, str, tuple[int, ...]], Tensor] = {}
-        for base_id in {scope.base_id for scope in self.scopes.values()} - {None}:
-            for base in self.base.scopes[base_id or ""].values():
-                known.setdefault((base_id, self.base_digests[base.scope, base.name], base.dtype, base.shape), base)
-        digests, left = self._hash_all(tensors), []
-        for target in tensors:
-            digest, scope = digests[target.scope, target.name], self.scopes[target.scope]
-            found = known.get((scope.base_id, digest, target.dtype, target.shape))
-            if found is None or target.nbytes == 0:
-                left.append(target)
-                continue
-            entry = Entry(name=target.name, dtype=target.dtype, shape=target.shape, kind="same", digest=digest, base_digest=digest)
-            scope.entries[target.name] = replace(entry, base_name=found.name, base_dtype=found.dtype, base_shape=found.shape)
-            self._advance(target.nbytes)
-        return left
-
-    # --- writing ---
-
-    def write_file(self, built: Path) -> int:
-        """Write a patch file; returns its size."""
-        self.code()
-        refs = self._refs(file for file in self.base.weights if file.scope in self._base_scopes())
-        return self._write(self.target.weights[0], built, refs)[0].size
-
-    def write_folder(self, built: Path, names: Sequence[str]) -> int:
-        """Write a patch folder with the other files ``names``; returns the size of all its files."""
-        self.code()
-        shards = []
-        for file in self.target.weights:
-            path = built / "patch" / file.path
-            path.parent.mkdir(parents=True, exist_ok=True)
-            ref, digest = self._write(file, path, None)
-            shards.append(ShardRef(target=file.path, size=ref.size, sha256=ref.sha256, digest=digest))
-        files = [others.encode(name, self.target.others[name], self._base_file(name), built) for name in names]
-        self.removed_files = self._removed_files({*names, *(file.path for file in self.target.weights)})
-        data = self._index(shards, files).to_bytes()
-        (built / INDEX_NAME).write_bytes(data)
-        return len(data) + sum(shard.size for shard in shards) + sum(file.stored for file in files)
-
-    def _base_file(self, name: str) -> Path | None:
-        """The base's file of the same path; none for an index, which a base of other shards would not have."""
-        return None if INDEX.fullmatch(name.rpartition("/")[2]) else self.base.others.get(name)
-
-    def _index(self, shards: Sequence[ShardRef], files: Sequence[OtherFile]) -> Index:
-        return Index(
-            base_identity=self._base_identity,
-            base_files=self._refs(self.base.weights),
-            target_identity=self._target_identity,
-            shards=tuple(shards),
-            files=tuple(files),
-            removed=self.removed_files,
-            totals=self.totals,
-            info=self._info,
-        )
-
-    def _write(self, file: WeightFile, path: Path, base_files: tuple[FileRef, ...] | None) -> tuple[FileRef, bytes]:
-        scope = self.scopes[file.scope]
-        table = Table(tuple(scope.entries[info.name] for info in file.header.tensors), self._removed(file))
-        metadata = Metadata(
-            base_identity=self._base_identity,
-            base_scope=scope.base_id,
-            base_files=base_files,
-            target=FileRef(path=file.path, size=file.file.size, sha256=self.hashers[id(file.file)].hexdigest()),
-            target_identity=self._target_identity,
-            target_scope=file.scope,
-            totals=table.totals,
-            info={} if base_files is None else self._info,
-        )
-        self.totals += table.totals
-        for entry in table.entries:
-            if entry.codec:
-                self.codecs[entry.codec] = self.codecs.get(entry.codec, 0) + 1
-        offsets = {entry.name: self.offsets[file.scope, entry.name] for entry in table.entries if entry.has_payload}
-        report = self.report.to_bytes() if self.report is not None and file is self.target.weights[0] else None
-        return write_patch_file(path, metadata, Spooled(table, file.header.raw, report, self.spool, offsets))
-
-    def _removed(self, file: WeightFile) -> tuple[str, ...]:
-        """Base tensors that the scope no longer has, nor uses as a base, for the scope's first file."""
-        scope = self.scopes[file.scope]
-        if file is not next(first for first in self.target.weights if first.scope == file.scope):
-            return ()
-        used = {name for entry in scope.entries.values() for name in (entry.name, entry.base_name)}
-        return tuple(sorted(set(scope.base) - used, key=str.encode))
-
-    def _removed_files(self, present: set[str]) -> tuple[str, ...]:
-        names = {*self.base.kept, *(file.path for file in self.base.weights)} - present
-        return tuple(sorted((name for name in names if paths.unsafe_reason(name) is None), key=str.encode))
-
-    def _refs(self, files: Iterable[WeightFile]) -> tuple[FileRef, ...]:
-        return tuple(FileRef(path=f.path, size=f.file.size, sha256=self.hashers[id(f.file)].hexdigest()) for f in files)
-
-    @cached_property
-    def _info(self) -> dict[str, str]:
-        """Repos and commits, after the weight files' SHA-256 were compared with what the Hub states."""
-        info: dict[str, str] = {}
-        for side, checkpoint in (("base", self.base), ("target", self.target)):
-            repo = self.repos.get(side)
-            if repo is not None:
-                check_files(repo, {file.path: file.sha256 for file in self._refs(checkpoint.weights)}, str(checkpoint.path))
-                info |= {f"{side}_repo": repo.name, f"{side}_revision": repo.commit}
-        return info
-
-    @cached_property
-    def _base_identity(self) -> bytes:
-        tensors = (t for scope in self._base_scopes().values() for t in scope.values())
-        return identity((t.scope, t.name, t.dtype, t.shape, self.base_digests[t.scope, t.name]) for t in tensors)
-
-    @cached_property
-    def _target_identity(self) -> bytes:
-        scopes = self.scopes.items()
-        return identity((scope_id, e.name, e.dtype, e.shape, e.digest) for scope_id, scope in scopes for e in scope.entries.values())
-
-
-def _use_copies(entries: dict[str, Entry]) -> None:
-    """Replace each coded tensor that repeats another tensor of the target by a reference to it."""
-    first: dict[tuple[bytes, str, tuple[int, ...]], str] = {}
-    for name, entry in sorted(entries.items(), key=lambda item: item[1].kind != "same"):
-        key = entry.digest, entry.dtype, entry.shape
-        if entry.has_payload and entry.nbytes and key in first:
-            entries[name] = Entry(name=name, dtype=entry.dtype, shape=entry.shape, kind="copy", of=first[key], digest=entry.digest)
-        else:
-            first.setdefault(key, name)

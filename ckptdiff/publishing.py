@@ -14,8 +14,10 @@ from ckptdiff.analysis.reporting import report_patch
 from ckptdiff.analysis.rows import Report
 from ckptdiff.card import Facts, card_text
 from ckptdiff.errors import CheckpointError, CkptdiffError, FormatError, HubError, IntegrityError, OutputError
-from ckptdiff.hub import Commit, Repo, check_files, download, endpoint, find_repo, licence_of, open_repo, publish, using, with_metadata
+from ckptdiff.hub import Repo, check_files, download, open_repo
+from ckptdiff.hubclient import endpoint, using
 from ckptdiff.hubid import HubId, parse_id
+from ckptdiff.hubwrite import Commit, find_repo, licence_of, publish, with_metadata
 from ckptdiff.manifest import OtherFile
 from ckptdiff.parallel import Progress, no_progress
 from ckptdiff.patches import INDEX_NAME, Patch, open_patch

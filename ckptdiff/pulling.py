@@ -10,7 +10,8 @@ from pathlib import Path
 
 from ckptdiff.applier import MAX_CHAIN, apply
 from ckptdiff.errors import BaseMismatchError, CheckpointError, HubError, IntegrityError
-from ckptdiff.hub import Repo, check_files, open_repo, using
+from ckptdiff.hub import Repo, check_files, open_repo
+from ckptdiff.hubclient import using
 from ckptdiff.hubid import HubId, parse_id
 from ckptdiff.parallel import Progress, no_progress
 from ckptdiff.patches import INDEX_NAME, Patch, open_patch

@@ -150,7 +150,7 @@ def target_checks(patch: Patch, target: Path) -> list[Callable[[], CkptdiffError
 
 
 def verify_against_hub(checkpoint: str | os.PathLike[str], hub_id: str, *, threads: int | None = None) -> VerifyResult:
-    """Compare a folder's (or file's) files with what the Hub states of a repo's, fetching none: SHA-256 of large files, git's SHA-1 of small.
+    """Compare a folder's files (or a file) with what the Hub states of a repo's, and fetch none: SHA-256, or git's SHA-1 of small ones.
 
     Files here that the repo lacks are problems, and weight files there that are not here.
 
@@ -164,7 +164,9 @@ def verify_against_hub(checkpoint: str | os.PathLike[str], hub_id: str, *, threa
         raise CheckpointError(f"{path}: no such file or folder")
     repo = open_repo(wanted)
     files = select(list_files(path))[0] if os.path.isdir(path) else [path.name]
-    checks = [partial(_hub_error, path / name if os.path.isdir(path) else path, name, repo) for name in files]
+    checks: list[Callable[[], CkptdiffError | None]] = [
+        partial(_hub_error, path / name if os.path.isdir(path) else path, name, repo) for name in files
+    ]
     found = list(_run(checks, threads, no_progress))
     for name in repo.files:
         if os.path.isdir(path) and name.endswith(".safetensors") and name not in files:

@@ -13,16 +13,17 @@ import ckptdiff
 
 PACKAGE = Path(ckptdiff.__file__).parent
 ORDER = """
-errors canonical dtypes digests stfile hubid hub paths scratch parallel selection checkpoint adapt pairing values
+errors quantities canonical dtypes digests stfile hubid hubclient hub hubwrite paths scratch parallel
+selection checkpoint adapt pairing values
 codecs.place codecs.planes codecs.raw codecs.sparse
 codecs.jit codecs.changes codecs.rangecoder codecs.adaptive codecs.rans codecs.groups codecs.static codecs.context codecs
-table manifest patchfile patches others output coding maker layers applier verifier comparison patchinfo private
+table manifest patchfile patches others output coding patchmaker maker layers applier verifier comparison patchinfo private
 analysis analysis.modules analysis.rank analysis.sparsity analysis.counting analysis.rows
 analysis.stored analysis.source analysis.reporting analysis.overlap
 analysis.series analysis.words analysis.charts analysis.page
-render render_report card publishing pulling demo cli_common cli_report cli_hub cli
+card publishing pulling render render_report render_hub demo cli_common cli_report cli_hub cli
 """.split()
-LAZY = {"hub", "publishing", "cli", "cli_hub", "cli_common", "cli_report", "demo", "codecs.context"}
+LAZY = {"hub", "hubclient", "hubwrite", "publishing", "cli", "cli_hub", "cli_common", "cli_report", "demo", "codecs.context"}
 LAZY |= {f"analysis.{name}" for name in ("sparsity", "rows", "rank", "charts", "page")}
 """Modules that may import inside functions: to start fast, to run the first, and not to load Numba before it is needed."""
 
