@@ -20,7 +20,7 @@ from ckptdiff.hub import Repo, check_files
 from ckptdiff.manifest import FileRef, Index, Metadata, OtherFile, ShardRef
 from ckptdiff.pairing import Rename, pair_names, pair_scopes
 from ckptdiff.parallel import FileHasher, Progress, run_ordered
-from ckptdiff.patches import INDEX_NAME
+from ckptdiff.patches import INDEX_NAME, open_patch
 from ckptdiff.patchfile import Spooled, write_patch_file
 from ckptdiff.table import Entry, Table, Totals
 
@@ -266,9 +266,19 @@ class PatchMaker:
         for side, checkpoint in (("base", self.base), ("target", self.target)):
             repo = self.repos.get(side)
             if repo is not None:
-                check_files(repo, {file.path: file.sha256 for file in self._refs(checkpoint.weights)}, str(checkpoint.path))
+                if INDEX_NAME in repo.files:
+                    self._check_patch(repo, checkpoint, self._base_identity if side == "base" else self._target_identity)
+                else:
+                    check_files(repo, {file.path: file.sha256 for file in self._refs(checkpoint.weights)}, str(checkpoint.path))
                 info |= {f"{side}_repo": repo.name, f"{side}_revision": repo.commit}
         return info
+
+    @staticmethod
+    def _check_patch(repo: Repo, checkpoint: Checkpoint, expected: bytes) -> None:
+        """A repo with a patch stands for the checkpoint that the patch gives."""
+        with open_patch(str(repo.pinned), by_ranges=True) as patch:
+            if patch.target_identity != expected:
+                raise CheckpointError(f"{checkpoint.path}: is not what the patch in {repo.pinned} gives")
 
     @cached_property
     def _base_identity(self) -> bytes:
