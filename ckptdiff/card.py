@@ -87,7 +87,8 @@ def _report(report: Report, picture: str | None) -> list[str]:
         rows.append(("the same of an update as sparse, scattered at random", percent(rank.random_rank_share)))
         rows.append(("mean stable rank", f"{rank.stable_rank:.1f}"))
     kinds = [(_cell(kind), number(counts.elements), percent(counts.changed / counts.elements)) for kind, counts in report.modules.items()]
-    lines = [headline(report.to_json()), "", *_table(("", ""), rows), "", *_table(("kind", "weights", "changed"), kinds)]
+    first = headline(report.to_json()) if report.complete else f"{percent(1 - totals.sparsity)} of the weights changed."
+    lines = [first, "", *_table(("", ""), rows), "", *_table(("kind", "weights", "changed"), kinds)]
     return lines + (["", f"![Where weights changed, by layer and kind]({picture})"] if picture else [])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,8 @@ def with_metadata(text: str, members: Mapping[str, Any]) -> str:
     """
     from huggingface_hub import ModelCard
 
+    if not re.match(r"\s*---\r?\n", text):
+        text = "---\nlibrary_name: ckptdiff\n---\n" + text
     try:
         card = ModelCard(text, ignore_metadata_errors=False)
     except ValueError as error:
