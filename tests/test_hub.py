@@ -11,12 +11,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import xxhash
 
 from tests.checkpoints import tensor, write
-from tests.hub_server import TOKEN, Hub, environment, running
+from tests.hub_server import TOKEN, Fault, Hub, environment, running
 from tests.test_cli import CKPTDIFF
 
 pytest.importorskip("huggingface_hub")
+pytestmark = pytest.mark.slow
 
 
 class Client:
@@ -111,3 +113,267 @@ def test_a_chain_of_two(any_hub: Hub, models: list[Path], tmp_path: Path) -> Non
     done = json.loads(other.run("pull", "me/second", "-o", "out", "--json").stdout)
     assert files_of(tmp_path / "b" / "out") == files_of(models[2])
     assert [p.split("@")[0] for p in done["patches"]] == ["me/patch", "me/second"] and done["base"].startswith("org/base@")
+
+
+def test_info_and_report_read_no_payload(hub: Hub, tmp_path: Path) -> None:
+    """Of a patch of 40 MB; the server counts what it sends."""
+    rng = np.random.default_rng(1)
+    write(tmp_path / "base" / "model.safetensors", {"w": tensor("U8", (1000,), bytes(1000)), "x": tensor("U8", (8,), bytes(8))})
+    new = {"w": tensor("U8", (1000,), bytes([1]) + bytes(999)), "big": tensor("U8", (40_000_000,), rng.integers(0, 256, 40_000_000, "u1"))}
+    write(tmp_path / "new" / "model.safetensors", new | {"x": tensor("U8", (8,), bytes([7]) * 8)})
+    client = Client(hub, tmp_path / "a")
+    client.run("make", tmp_path / "base", tmp_path / "new", "-o", "patch")
+    hub.add("me/big", files_of(tmp_path / "a" / "patch"))
+    for arguments in (
+        ("info", "me/big"),
+        ("report", "me/big"),
+        ("apply", tmp_path / "base", "me/big", "-o", "w.safetensors", "--only", "w"),
+    ):
+        hub.sent.clear()
+        client.run(*arguments)
+        assert 0 < sum(hub.sent.values()) < 50_000, hub.sent
+    assert not (tmp_path / "a" / "home" / "hub").exists() and (tmp_path / "a" / "w.safetensors").exists()
+
+
+def test_every_command_takes_ids(hub: Hub, models: list[Path], tmp_path: Path) -> None:
+    client = Client(hub, tmp_path / "a")
+    publish(hub, client, models)
+    hub.add("org/tuned", files_of(models[1]), branch="v1")
+    client.run("make", "org/base@main", "hf://org/tuned@v1", "-o", "p2")
+    recorded = json.loads(client.run("info", "p2", "--json").stdout)["extra"]
+    assert recorded["target_repo"] == "org/tuned" and recorded["base_revision"] == hub.repos["org/base"].branches["main"]
+    client.run("apply", "org/base", "me/patch", "-o", "out")
+    assert files_of(tmp_path / "a" / "out") == files_of(models[1])
+    client.run("verify", "me/patch", "--base", "org/base", "--target", "out")
+    client.run("compare", "org/tuned@v1", "out")
+    client.run("report", "org/base", "me/patch", "--rank", "none")
+    client.run("overlap", "me/patch", "org/tuned@v1", "--base", "org/base")
+    client.run("make", "hf://org/base/model-00001-of-00002.safetensors", models[1] / "model-00001-of-00002.safetensors", "-o", "x", code=3)
+    assert "ckptdiff pull me/patch -o OUT" in client.run("compare", "me/patch", "out", code=3).stderr
+
+
+def test_verify_against_a_repo(hub: Hub, models: list[Path], tmp_path: Path) -> None:
+    client = Client(hub, tmp_path / "a")
+    hub.add("org/tuned", files_of(models[1]))
+    hub.sent.clear()
+    client.run("verify", models[1], "--hub", "org/tuned")
+    assert sum(hub.sent.values()) < 20_000
+    other = client.run("verify", models[2], "--hub", "org/tuned", code=1).stdout
+    assert "model-00001-of-00002.safetensors: its SHA-256 is" in other and "tokenizer.json" in other and "config.json" not in other
+    (models[1] / "config.json").write_text("{}")
+    assert "config.json: as git counts it its SHA-1" in client.run("verify", models[1], "--hub", "org/tuned", code=1).stdout
+
+
+# --- push ---
+
+
+def test_the_card(hub: Hub, models: list[Path], tmp_path: Path) -> None:
+    """It parses with the client, keeps its owner's text, and its figures are those of ``report --json``."""
+    from huggingface_hub import ModelCard
+
+    from ckptdiff.analysis.words import percent
+
+    client = Client(hub, tmp_path / "a")
+    publish(hub, client, models)
+    files = hub.tree("me/patch")
+    card = ModelCard(files["README.md"].decode(), ignore_metadata_errors=False)
+    data = card.data.to_dict()
+    assert (data["base_model"], data["base_model_relation"], data["library_name"]) == ("org/base", "finetune", "ckptdiff")
+    assert data["license"] == "apache-2.0" and data["tags"] == ["ckptdiff", "patch"]
+    report = json.loads(client.run("report", "me/patch", "--json").stdout)
+    totals, rank = report["totals"], report["rank"]
+    assert f"| {percent(totals['bit_identical'] / totals['elements'])} |" in card.text
+    assert f"| {percent(totals['within_atol'] / totals['elements'])} |" in card.text and f"| {percent(rank['rank_share'])} |" in card.text
+    assert "ckptdiff pull me/patch -o patch" in card.text and hub.repos["org/base"].branches["main"] in card.text
+    assert files["config.json"] == (models[1] / "config.json").read_bytes()
+    mine = files["README.md"].decode().replace("tags:", "language: en\ntags:\n- mine") + "\nMy own words.\n"
+    hub.add("me/patch", files | {"README.md": mine.encode(), "notes.txt": b"mine"})
+    client.run("push", "patch", "me/patch")
+    again = hub.tree("me/patch")["README.md"].decode()
+    assert again.count("# patch") == 1 and "My own words." in again and "language: en" in again and "- mine" in again
+    assert hub.tree("me/patch")["notes.txt"] == b"mine"
+
+
+def test_what_a_push_sends(hub: Hub, models: list[Path], tmp_path: Path) -> None:
+    client = Client(hub, tmp_path / "a")
+    hub.add("org/base", files_of(models[0]) | {"README.md": CARD})
+    client.run("make", models[0], models[1], "-o", "patch")
+    refused = client.run("push", "patch", "me/patch", code=3).stderr
+    assert "does not say which repo has its base: push with --base-repo org/name" in refused
+    shown = client.run("push", "patch", "me/patch", "--base-repo", "org/base", "--dry-run").stdout
+    assert "nothing was sent" in shown and "me/patch" not in hub.repos and "base_model: org/base" in shown
+    client.run("push", "patch", "me/patch", "--base-repo", "org/base", "--private", "-m", "first")
+    assert hub.repos["me/patch"].private
+    hub.received.clear()
+    client.run("push", "patch", "me/patch", "--base-repo", "org/base", "--revision", "next")
+    assert not [line for line in hub.received if line.startswith("PUT /lfs")], "large files are there already"
+    done = json.loads(client.run("push", "patch", "me/patch", "--base-repo", "org/base", "--create-pr", "--json").stdout)
+    assert "/discussions/1" in done["commit"]["pull_request"]
+    assert client.run("push", "patch", "me/patch", "--base-repo", "org/nobody", code=3).stderr.count("no such repo") == 1
+    other = client.run("make", models[1], models[2], "-o", "p2", "--base-repo", "org/base", code=3).stderr
+    assert "not the same checkpoint" in other
+    Client(hub, tmp_path / "b", token=None).run("pull", "me/patch", "-o", "out", code=3)
+
+
+def test_stale_files_go(hub: Hub, models: list[Path], tmp_path: Path) -> None:
+    client = Client(hub, tmp_path / "a")
+    publish(hub, client, models)
+    tree_before = hub.tree("me/patch")
+    hub.add("me/patch", tree_before | {"patch/old.safetensors": b"old", "notes.txt": b"mine"})
+    client.run("push", "patch", "me/patch")
+    assert "patch/old.safetensors" not in hub.tree("me/patch") and "notes.txt" in hub.tree("me/patch")
+
+
+def test_secrets_are_not_published(hub: Hub, models: list[Path], tmp_path: Path) -> None:
+    client = Client(hub, tmp_path / "a")
+    hub.add("org/base", files_of(models[0]) | {"README.md": CARD})
+    (models[1] / ".env").write_text("X=1")
+    (models[1] / "run.sh").write_text(f"export HF_TOKEN={TOKEN}")
+    client.run("make", "org/base", models[1], "-o", "patch")
+    said = client.run("push", "patch", "me/patch", code=3).stderr
+    assert ".env (by its name)" in said and "run.sh (holds a Hugging Face token)" in said and "me/patch" not in hub.repos
+
+
+def test_a_broken_patch_is_not_published(hub: Hub, models: list[Path], tmp_path: Path) -> None:
+    client = Client(hub, tmp_path / "a")
+    hub.add("org/base", files_of(models[0]) | {"README.md": CARD})
+    client.run("make", "org/base", models[1], "-o", "patch")
+    file = tmp_path / "a" / "patch" / "patch" / "model-00002-of-00002.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    assert (
+        "does not verify, so it was not published" in client.run("push", "patch", "me/patch", code=3).stderr and "me/patch" not in hub.repos
+    )
+
+
+# --- pull ---
+
+
+def pushed(hub: Hub, models: list[Path], tmp_path: Path) -> Client:
+    publish(hub, Client(hub, tmp_path / "a"), models)
+    return Client(hub, tmp_path / "b")
+
+
+def test_offline_with_a_warm_cache(hub: Hub, models: list[Path], tmp_path: Path) -> None:
+    client = pushed(hub, models, tmp_path)
+    cold = client.run("pull", "me/patch", "-o", "out", code=3, HF_HUB_OFFLINE="1")
+    assert "HF_HUB_OFFLINE is set, and the cache has no files of it" in cold.stderr
+    client.run("pull", "me/patch", "-o", "out")
+    hub.requests.clear()
+    client.run("pull", "me/patch", "-o", "again", HF_HUB_OFFLINE="1")
+    assert not hub.requests and files_of(tmp_path / "b" / "again") == files_of(models[1])
+
+
+def test_bases_that_are_not_as_they_were(hub: Hub, models: list[Path], tmp_path: Path) -> None:
+    client = pushed(hub, models, tmp_path)
+    base = hub.repos["org/base"]
+    base.gated = True
+    assert "org/base: is gated: ask for access at" in client.run("pull", "me/patch", "-o", "out", code=3).stderr
+    base.gated = False
+    del base.commits[base.branches["main"]]
+    hub.add("org/base", files_of(models[0]))
+    notes = client.run("pull", "me/patch", "-o", "rewritten").stderr
+    assert "is gone from org/base" in notes and files_of(tmp_path / "b" / "rewritten") == files_of(models[1])
+    del base.commits[base.branches["main"]]
+    hub.add("org/base", files_of(models[2]))
+    hub.sent.clear()
+    said = client.run("pull", "me/patch", "-o", "other", code=3).stderr
+    assert "is gone, and on the main branch" in said and "not the same checkpoint" in said
+    assert not [line for line in hub.sent if "resolve" in line and "org/base" in line], "nothing large is fetched before"
+    del hub.repos["org/base"]
+    assert "the base of me/patch@" in client.run("pull", "me/patch", "-o", "gone", code=3).stderr
+    client.run("pull", "me/patch", "-o", "local", "--base", models[0])
+    assert files_of(tmp_path / "b" / "local") == files_of(models[1])
+    assert not any((tmp_path / "b" / name).exists() for name in ("out", "other", "gone"))
+
+
+def test_a_renamed_base(hub: Hub, models: list[Path], tmp_path: Path) -> None:
+    client = pushed(hub, models, tmp_path)
+    hub.repos["new/home"] = hub.repos.pop("org/base")
+    hub.moved["org/base"] = "new/home"
+    assert "the base org/base is called new/home now" in client.run("pull", "me/patch", "-o", "out").stderr
+
+
+def test_a_chain_that_goes_round(hub: Hub, models: list[Path], tmp_path: Path) -> None:
+    """A commit cannot name itself, a branch can."""
+    client = pushed(hub, models, tmp_path)
+    index = json.loads(hub.tree("me/patch")["ckptdiff.json"])
+    del index["digest"]
+    index["info"] = {"base_repo": "me/patch", "base_revision": "main"}
+    text = json.dumps(index, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    sealed = json.dumps({**index, "digest": xxhash.xxh3_128_hexdigest(text)}, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    hub.add("me/patch", hub.tree("me/patch") | {"ckptdiff.json": sealed.encode()})
+    assert "goes round in a circle" in client.run("pull", "me/patch", "-o", "out", code=3).stderr
+
+
+@pytest.mark.parametrize("what", ["nobody/here", "me/patch@v9"])
+def test_repos_that_are_not_there(hub: Hub, models: list[Path], tmp_path: Path, what: str) -> None:
+    client = pushed(hub, models, tmp_path)
+    said = client.run("pull", what, "-o", "out", code=3).stderr
+    assert ("no such repo" if what == "nobody/here" else "has no revision v9") in said
+
+
+# --- faults ---
+
+
+FAULTS = {
+    "a busy server": [Fault("GET /me/patch/resolve", 2, status=503), Fault("GET /org/base/resolve", 1, status=500)],
+    "too many requests": [Fault("GET /org/base/resolve", 1, status=429, headers={"Retry-After": "0"})],
+    "a download cut short": [Fault("GET /org/base/resolve.*safetensors", 1, kind="cut", after=5000)],
+    "slow bytes": [Fault("resolve", 5, kind="slow")],
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_pull_survives(hub: Hub, models: list[Path], tmp_path: Path, name: str) -> None:
+    client = pushed(hub, models, tmp_path)
+    hub.faults = [Fault(f.pattern, f.times, f.status, f.kind, f.after, f.headers) for f in FAULTS[name]]
+    try:
+        client.run("pull", "me/patch", "-o", "out")
+    except AssertionError:  # a clear error, and the next run completes
+        assert not (tmp_path / "b" / "out").exists()
+        client.run("pull", "me/patch", "-o", "out")
+    assert files_of(tmp_path / "b" / "out") == files_of(models[1]) and all(not fault.times for fault in hub.faults[:1])
+
+
+def test_wrong_bytes_are_found(hub: Hub, models: list[Path], tmp_path: Path) -> None:
+    client = pushed(hub, models, tmp_path)
+    hub.faults = [Fault("GET /org/base/resolve.*safetensors", 9, kind="flip")]
+    said = client.run("pull", "me/patch", "-o", "out", code=3).stderr
+    assert "error: " in said and not (tmp_path / "b" / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("fault", "text"),
+    [
+        (Fault("POST .*/commit/", 1, status=412), "the repo has changed meanwhile: run again"),
+        (Fault("POST .*/commit/", 1, status=403), "your token may not do this"),
+        (Fault("POST .*/batch", 9, status=401), "your token is not valid"),
+        (Fault("PUT /lfs", 99, status=400), "error: me/patch: "),
+        (Fault("POST .*/commit/", 1, kind="cut", after=10), "cannot be reached"),
+    ],
+)
+def test_a_push_that_fails_leaves_the_repo_as_it_was(hub: Hub, models: list[Path], tmp_path: Path, fault: Fault, text: str) -> None:
+    client = Client(hub, tmp_path / "a")
+    hub.add("org/base", files_of(models[0]) | {"README.md": CARD})
+    client.run("make", "org/base", models[1], "-o", "patch")
+    hub.faults = [fault]
+    assert text in client.run("push", "patch", "me/patch", code=3).stderr
+    assert list(hub.tree("me/patch")) == [".gitattributes"]
+    hub.faults, sent = [], {line for line in hub.received if line.startswith("PUT /lfs") and line.rpartition("/")[2] in hub.objects}
+    hub.received.clear()
+    client.run("push", "patch", "me/patch")
+    assert not sent & set(hub.received), "what was sent is not sent again"
+    Client(hub, tmp_path / "b").run("pull", "me/patch", "-o", "out")
+
+
+def test_a_wrong_token_is_not_shown(hub: Hub, models: list[Path], tmp_path: Path) -> None:
+    secret = "hf_" + "WrongWrongWrongWrongWrongWrongWrong"
+    publish(hub, Client(hub, tmp_path / "a"), models)
+    client = Client(hub, tmp_path / "b", token=secret)
+    hub.repos["me/patch"].private = True
+    for arguments in (("pull", "me/patch", "-o", "out"), ("push", tmp_path / "a" / "patch", "me/other"), ("info", "me/patch", "--json")):
+        done = client.run(*arguments, code=3)
+        assert secret not in done.stdout + done.stderr and "error" in done.stderr
+    assert secret.encode() not in b"".join(files_of(tmp_path / "a" / "patch").values())
