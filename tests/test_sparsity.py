@@ -11,7 +11,7 @@ import pytest
 import ckptdiff
 from ckptdiff.analysis.reporting import report, report_patch
 from ckptdiff.analysis.source import is_patch
-from ckptdiff.analysis.sparsity import Counts, Tolerance, count_block
+from ckptdiff.analysis.sparsity import Counter, Counts, Tolerance
 from ckptdiff.dtypes import DTYPES
 from ckptdiff.values import element_bits, values_of
 from tests.checkpoints import tensor, write
@@ -74,19 +74,21 @@ def test_every_dtype_is_counted(name: str) -> None:
     old = rng.integers(0, 256, nbytes).astype(np.uint8) & (1 if name == "BOOL" else 255)
     new = np.where(rng.random(nbytes) < 0.1, rng.integers(0, 256, nbytes), old).astype(np.uint8) & (1 if name == "BOOL" else 255)
     elements = nbytes * 8 // row.bits
-    found = count_block(old, new, name, elements // 64, 0, Tolerance(0.5, 0.01))
+    counter = Counter(name, Tolerance(0.5, 0.01))
+    found = counter.count(old, new, elements // 64, 0)
+    counts, tally = Counts.of(found.numbers), counter.tally()
     kind = "F32" if name == "C64" else name
     a, b = element_bits(old, kind), element_bits(new, kind)
     changed = a != b
     with np.errstate(invalid="ignore", over="ignore"):
         x, y = (values_of(bits, kind).astype(np.float64) for bits in (a, b))
         d = np.abs(y - x)
-        assert found.tally.counts.equal == int(np.sum(~changed | (x == y)))
-        assert found.tally.counts.within_atol == int(np.sum(~changed | (d <= 0.5)))
-        assert found.tally.counts.within_rtol == int(np.sum(~changed | (d <= 0.01 * np.abs(x))))
-        assert (found.tally.counts.up, found.tally.counts.down) == (int(np.sum(y > x)), int(np.sum(y < x)))
-    assert found.tally.counts.elements == len(a) and found.tally.counts.changed == changed.sum() == found.tally.ulps.sum()
-    assert found.tally.exponents.sum() in (0, len(a)) and found.tally.changed_exponents.sum() in (0, changed.sum())
+        assert counts.equal == int(np.sum(~changed | (x == y)))
+        assert counts.within_atol == int(np.sum(~changed | (d <= 0.5)))
+        assert counts.within_rtol == int(np.sum(~changed | (d <= 0.01 * np.abs(x))))
+        assert (counts.up, counts.down) == (int(np.sum(y > x)), int(np.sum(y < x)))
+    assert counts.elements == len(a) and counts.changed == changed.sum() == tally.ulps.sum()
+    assert tally.exponents.sum() in (0, len(a)) and tally.changed_exponents.sum() in (0, changed.sum())
     assert found.rows.tolist() == changed.reshape(64, -1).sum(1).tolist()
     assert found.columns.tolist() == changed.reshape(64, -1).sum(0).tolist()
 
@@ -94,7 +96,7 @@ def test_every_dtype_is_counted(name: str) -> None:
 def test_nan_equals_itself_only_by_bits() -> None:
     old = np.array([0x7FC0, 0x7FC0, 0x7FC1, 0x3F80], "<u2").view(np.uint8)
     new = np.array([0x7FC0, 0x7FC1, 0x3F80, 0x7FC0], "<u2").view(np.uint8)
-    counts = count_block(old, new, "BF16", 0, 0, Tolerance()).tally.counts
+    counts = Counts.of(Counter("BF16", Tolerance()).count(old, new, 0, 0).numbers)
     assert counts == Counts(elements=4, bit_identical=1, equal=1, within_atol=1, within_rtol=1, within_atol_rounded=1, one_ulp=1)
 
 

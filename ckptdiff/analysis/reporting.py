@@ -15,7 +15,7 @@ from ckptdiff.analysis.modules import layer_of, module_of
 from ckptdiff.analysis.rank import check_device, expected_random_rank, spectrum
 from ckptdiff.analysis.rows import QUANTILES, Bin, ExponentRow, MatrixRank, Quantiles, RankChoice, Report, TensorReport
 from ckptdiff.analysis.source import Pair, open_source
-from ckptdiff.analysis.sparsity import EXPONENT, LOWEST, ZERO_EXPONENT, BlockTally, Counts, Tally, Tolerance, count_block, subtract
+from ckptdiff.analysis.sparsity import EXPONENT, LOWEST, NUMBERS, ZERO_EXPONENT, Block, Counter, Counts, Tally, Tolerance, subtract
 from ckptdiff.analysis.stored import unpack
 from ckptdiff.dtypes import DTYPES
 from ckptdiff.pairing import Rename
@@ -25,6 +25,8 @@ from ckptdiff.values import element_bits, values_of
 
 SAMPLE = 32
 """Matrices whose rank is taken with ``rank="sample"``: every n-th, so that about this many are."""
+GROUP = 1 << 22
+"""Bytes of base that a job counts, or up to a block more."""
 SMALL_MATRIX = 512
 """Up to this smaller side matrices are taken on a thread each; larger ones one after the other, since LAPACK has threads of its own."""
 
@@ -67,11 +69,12 @@ def report(
     with open_source(base, target, include=include, exclude=exclude, renames=[Rename.parse(text) for text in rename]) as source:
         total, tensors = Tally.empty(), []
         without: tuple[str, ...] = ()
-        jobs = (partial(_count, pair, start, Tolerance(atol, rtol)) for pair in source.pairs for start in pair.starts)
+        jobs = (partial(_count, group, Tolerance(atol, rtol)) for group in _groups(source.pairs))
         done, nbytes = 0, sum(pair.nbytes for pair in source.pairs)
-        with closing(run_ordered(jobs, count)) as blocks:
+        with closing(run_ordered(jobs, count)) as results:
+            blocks = _blocks(results, total)
             for pair in source.pairs:
-                tensors.append(_gather(pair, blocks, total))
+                tensors.append(_gather(pair, blocks))
                 done += pair.nbytes
                 progress("counting", done, nbytes)
         if rank != "none":
@@ -112,29 +115,61 @@ def matrix_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     return int(np.prod(shape[:-2], dtype=np.int64)), shape[-2], shape[-1]
 
 
-def _count(pair: Pair, start: int, tolerance: Tolerance) -> BlockTally:
-    old, new = pair.read(start, start + pair.step)
-    bits = DTYPES[pair.dtype].bits
-    return count_block(old, new, pair.dtype, matrix_shape(pair.shape)[2], 8 * start // bits, tolerance)
+def _groups(pairs: Sequence[Pair]) -> Iterator[list[tuple[Pair, int]]]:
+    """Blocks to count in one job: of one dtype, and so much that handing jobs to threads takes no time."""
+    group: list[tuple[Pair, int]] = []
+    size = 0
+    for pair in pairs:
+        for start in pair.starts:
+            if group and (size >= GROUP or pair.dtype != group[0][0].dtype):
+                yield group
+                group, size = [], 0
+            group.append((pair, start))
+            size += min(pair.step, pair.nbytes - start)
+    if group:
+        yield group
 
 
-def _gather(pair: Pair, blocks: Iterator[BlockTally], total: Tally) -> TensorReport:
+def _count(group: list[tuple[Pair, int]], tolerance: Tolerance) -> tuple[list[Block], Tally]:
+    dtype = group[0][0].dtype
+    counter = Counter(dtype, tolerance)
+    blocks = []
+    for pair, start in group:
+        old, new = pair.read(start, start + pair.step)
+        blocks.append(counter.count(old, new, matrix_shape(pair.shape)[2], 8 * start // DTYPES[dtype].bits))
+    return blocks, counter.tally()
+
+
+def _blocks(results: Iterator[tuple[list[Block], Tally]], total: Tally) -> Iterator[Block]:
+    """The blocks of all jobs; adds up their bins."""
+    for blocks, tally in results:
+        total.add(tally)
+        yield from blocks
+
+
+def _gather(pair: Pair, blocks: Iterator[Block]) -> TensorReport:
     """Add up a tensor's blocks."""
-    counts, (matrices, height, width) = Counts(), matrix_shape(pair.shape)
+    numbers, (matrices, height, width) = np.zeros(len(NUMBERS), np.int64), matrix_shape(pair.shape)
     rows, columns = np.zeros(matrices * height, np.int64), np.zeros(width * (1 + (pair.dtype == "C64")), np.int64)
     for _ in pair.starts:
         block = next(blocks)
-        counts += block.tally.counts
-        total.add(block.tally)
+        numbers += block.numbers
         rows[block.first_row : block.first_row + len(block.rows)] += block.rows
         columns += block.columns
     pair.finish()
     shares = (_quantiles(rows, len(columns)), _quantiles(columns, len(rows))) if matrices else (None, None)
+    counts = Counts.of(numbers)
     return TensorReport(pair.scope, pair.name, pair.dtype, pair.shape, layer_of(pair.name), module_of(pair.name), counts, *shares)
 
 
 def _quantiles(changed: npt.NDArray[np.int64], length: int) -> Quantiles:
-    return tuple(float(x) for x in np.quantile(changed / length, QUANTILES))
+    """What ``np.quantile`` gives of ``changed / length``; that takes ten times as long, which was a tenth of the counting pass."""
+    shares, last, found = np.sort(changed) / length, len(changed) - 1, []
+    for quantile in QUANTILES:
+        k, part = int(last * quantile), last * quantile % 1
+        low, high = float(shares[k]), float(shares[min(k + 1, last)])
+        found.append(low + (high - low) * part if part < 0.5 else high - (high - low) * (1 - part))
+    return tuple(found)
 
 
 def _bins(total: Tally) -> tuple[tuple[Bin, ...], tuple[Bin, ...], tuple[ExponentRow, ...]]:

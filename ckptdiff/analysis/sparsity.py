@@ -9,13 +9,16 @@ differ by at most 1e-5.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ckptdiff.dtypes import DTYPES, Bytes, Dtype, cast
+from ckptdiff.dtypes import DTYPES, Bytes, cast
+from ckptdiff.scratch import scratch
 from ckptdiff.values import SMALL_FLOATS, element_bits, values_of
 
 Array = npt.NDArray[Any]
@@ -54,8 +57,13 @@ class Counts:
     up: int = 0
     down: int = 0
 
+    @classmethod
+    def of(cls, numbers: Iterable[int]) -> Counts:
+        """From the numbers in this order."""
+        return cls(**dict(zip(NUMBERS, map(int, numbers), strict=True)))
+
     def __add__(self, other: Counts) -> Counts:
-        return Counts(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+        return Counts(**{name: getattr(self, name) + getattr(other, name) for name in NUMBERS})
 
     @property
     def changed(self) -> int:
@@ -68,11 +76,16 @@ class Counts:
         return self.bit_identical / self.elements if self.elements else 1.0
 
 
+NUMBERS = tuple(f.name for f in fields(Counts))
+
+EXPONENTS, ZERO_EXPONENT = 2400, 1100
+"""Bins of base exponents, and the bin of the exponent 0; the first is that of zeros and subnormals."""
+
+
 @dataclass(slots=True)
 class Tally:
-    """What was counted so far, of a tensor or of many."""
+    """Bins of what was counted so far, of a tensor or of many."""
 
-    counts: Counts
     ulps: Array
     moves: Array
     exponents: Array
@@ -80,17 +93,11 @@ class Tally:
 
     @classmethod
     def empty(cls) -> Tally:
-        bins = HIGHEST - LOWEST + 1
-        return cls(Counts(), *(np.zeros(n, np.int64) for n in (ULP_OCTAVES, bins, EXPONENTS, EXPONENTS)))
+        return cls(*(np.zeros(n, np.int64) for n in (ULP_OCTAVES, HIGHEST - LOWEST + 1, EXPONENTS, EXPONENTS)))
 
     def add(self, other: Tally) -> None:
-        self.counts += other.counts
         for name in ("ulps", "moves", "exponents", "changed_exponents"):
             getattr(self, name)[:] += getattr(other, name)
-
-
-EXPONENTS, ZERO_EXPONENT = 2400, 1100
-"""Bins of base exponents, and the bin of the exponent 0; the first is that of zeros and subnormals."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,92 +109,95 @@ class Tolerance:
 
 
 @dataclass(slots=True)
-class BlockTally:
-    """A block's tally, and how many elements changed in each of its rows (from row ``first_row``) and columns."""
+class Block:
+    """A block's numbers, as in :class:`Counts`, and how many elements changed in each of its rows (from ``first_row``) and columns."""
 
-    tally: Tally
+    numbers: Array
     first_row: int
     rows: Array
     columns: Array
 
 
-def count_block(old: Bytes, new: Bytes, dtype: str, width: int, first: int, tolerance: Tolerance) -> BlockTally:
-    """Count one block.
+class Counter:
+    """Counts blocks of one dtype, by one thread. What does not go by tensor adds up in bins: two or four rows of each, see ``counting``."""
 
-    Args:
-        old, new: its bytes in base and target.
-        dtype: of both.
-        width: elements in a row of the tensor, 0 if it has no rows.
-        first: number in the tensor of the block's first element.
-        tolerance: when an element counts as unchanged.
-    """
-    from ckptdiff.analysis import counting
-    from ckptdiff.codecs import changes
+    def __init__(self, dtype: str, tolerance: Tolerance) -> None:
+        self._parts = 2 if dtype == "C64" else 1
+        self._dtype = dtype = "F32" if dtype == "C64" else dtype
+        row, (shift, mask, _) = DTYPES[dtype], EXPONENT.get(dtype, (0, 0, 0))
+        unused = 8 - row.bits if row.bits < 8 else 0  # elements of less than a byte move in its highest bits
+        self._layout = np.array([shift, mask, unused, 8 * row.carrier - 1, row.is_float or unused > 0], np.uint64)
+        self._tolerances = np.array([tolerance.atol, tolerance.rtol, _limit(tolerance.atol, dtype)])
+        self._exponents = np.zeros((4, mask + 1), np.int64)
+        self._bins = tuple(np.zeros((2, n), np.int64) for n in (ULP_OCTAVES, HIGHEST - LOWEST + 1, mask + 1))
 
-    if dtype == "C64":
-        dtype, width, first = "F32", 2 * width, 2 * first
-    a, b = element_bits(old, dtype), element_bits(new, dtype)
-    positions = changes.differing(a, b)
-    tally = Tally.empty()
-    tally.counts = Counts(elements=len(a), **dict.fromkeys(_SAME, len(a) - len(positions)))
-    _count_exponents(a, dtype, tally.exponents)
-    start = first % width if width else 0
-    rows, columns = np.zeros(-(-(start + len(a)) // width) if width else 0, np.int64), np.zeros(width, np.int64)
-    if len(positions):
-        _count_exponents(a[positions], dtype, tally.changed_exponents)
-        _count_changes(a, b, positions, dtype, tolerance, tally)
-        if width:
-            counting.count_lines(positions, width, start, rows, columns)
-    return BlockTally(tally, first // width if width else 0, rows, columns)
+    def count(self, old: Bytes, new: Bytes, width: int, first: int) -> Block:
+        """Count one block.
 
+        Args:
+            old, new: its bytes in base and target.
+            width: elements in a row of the tensor, 0 if it has no rows.
+            first: number in the tensor of the block's first element.
+        """
+        from ckptdiff.analysis import counting
+        from ckptdiff.codecs import changes
 
-_SAME = ("bit_identical", "equal", "within_atol", "within_rtol", "within_atol_rounded")
+        width, first = self._parts * width, self._parts * first
+        a, b = element_bits(old, self._dtype), element_bits(new, self._dtype)
+        positions = changes.differing(a, b)
+        if self._dtype in EXPONENT:
+            counting.count_exponents(a, self._layout, self._exponents)
+        row, start = divmod(first, width) if width else (0, 0)
+        rows, columns = np.zeros(-(-(start + len(a)) // width) if width else 0, np.int64), np.zeros(width, np.int64)
+        numbers = np.zeros(len(NUMBERS), np.int64)
+        numbers[0], numbers[1 : NUMBERS.index("one_ulp")] = len(a), len(a) - len(positions)
+        if len(positions):
+            self._count_changes(a, b, positions, numbers)
+            if width:
+                counting.count_lines(positions, width, start, rows, columns)
+        return Block(numbers, row, rows, columns)
 
+    def _count_changes(self, a: Array, b: Array, positions: Array, numbers: Array) -> None:
+        from ckptdiff.analysis import counting
 
-def _count_exponents(bits: Array, dtype: str, counts: Array) -> None:
-    from ckptdiff.analysis import counting
+        old, new = (scratch(name, len(positions), a.dtype) for name in ("old", "new"))
+        counting.gather(a, b, positions, old, new)
+        values = _values(old, self._dtype, "old values"), _values(new, self._dtype, "new values")
+        between = scratch("distances", counting.SLICE, np.uint64), scratch("moves", counting.SLICE, np.float64)
+        counting.count_changes(old, new, *values, self._layout, self._tolerances, *between, numbers, *self._bins)
 
-    if dtype not in EXPONENT:
-        return
-    shift, mask, bias = EXPONENT[dtype]
-    found = np.zeros((2, mask + 1), np.int64)
-    counting.count_exponents(bits, np.uint64(shift), np.uint64(mask), found)
-    by_field = found.sum(0)
-    counts[0] += by_field[0]
-    counts[ZERO_EXPONENT + 1 - bias : ZERO_EXPONENT + 1 - bias + mask] += by_field[1:]
-
-
-def _count_changes(a: Array, b: Array, positions: Array, dtype: str, tolerance: Tolerance, tally: Tally) -> None:
-    from ckptdiff.analysis import counting
-
-    distances = _ulps(a, b, positions, dtype)
-    old, new = values_of(a[positions], dtype), values_of(b[positions], dtype)
-    rounded, atol = np.abs(subtract(new, old, dtype)), tolerance.atol
-    if dtype in ("BF16", "F16", "F32"):
-        atol = float(_round(np.array([atol], np.float32), dtype)[0])
-    found = np.zeros(len(fields(Counts)) - 2, np.int64)
-    counting.count_changes(old, new, rounded, distances, tolerance.atol, tolerance.rtol, atol, found, tally.ulps, tally.moves)
-    equal, within_atol, within_rtol, within_rounded, one_ulp, up, down = (int(n) for n in found)
-    tally.counts += Counts(
-        equal=equal,
-        within_atol=within_atol,
-        within_rtol=within_rtol,
-        within_atol_rounded=within_rounded,
-        one_ulp=one_ulp,
-        up=up,
-        down=down,
-    )
+    def tally(self) -> Tally:
+        """Bins of all blocks so far."""
+        tally = Tally.empty()
+        tally.ulps, tally.moves, changed = (bins.sum(0) for bins in self._bins)
+        if self._dtype in EXPONENT:
+            _, mask, bias = EXPONENT[self._dtype]
+            for counts, found in ((tally.exponents, self._exponents.sum(0)), (tally.changed_exponents, changed)):
+                counts[0] = found[0]
+                counts[ZERO_EXPONENT + 1 - bias : ZERO_EXPONENT + 1 - bias + mask] = found[1:]
+        return tally
 
 
-def _ulps(a: Array, b: Array, positions: Array, dtype: str) -> Array:
-    """Ulp distances (spec 7.2); elements of less than a byte stand in its highest bits."""
-    from ckptdiff.codecs import changes
+def _values(bits: Array, dtype: str, name: str) -> Array:
+    """Values, in scratch where they need room and the dtype is a common one."""
+    if dtype == "BF16":
+        return np.left_shift(bits, 16, out=scratch(name, len(bits), np.uint32), dtype=np.uint32).view("<f4")
+    return values_of(bits, dtype)
 
-    row = DTYPES[dtype]
-    unused = 8 - row.bits if row.bits < 8 else 0
-    if unused:
-        a, b, row = a << unused, b << unused, Dtype("", 8, 1, True)
-    return changes.distances_of(a, b, positions, row)[0] >> np.uint64(unused)
+
+@lru_cache
+def _limit(atol: float, dtype: str) -> float:
+    """The largest |d| within ``atol`` once both are rounded to the dtype: by halving, as rounding keeps the order."""
+    if dtype not in ("BF16", "F16", "F32"):
+        return atol
+    low, high = -1, int(np.float64(np.inf).view(np.int64))  # bits
+    with np.errstate(over="ignore"):
+        rounded = _round(np.array([atol], np.float32), dtype)[0]
+        while low < high:
+            middle = (low + high + 1) // 2
+            inside = _round(np.array([middle]).view(np.float64).astype(np.float32), dtype)[0] <= rounded
+            low, high = (middle, high) if inside else (low, middle - 1)
+    return float(np.int64(low).view(np.float64)) if low >= 0 else -1.0
 
 
 def subtract(new: Array, old: Array, dtype: str) -> Array:

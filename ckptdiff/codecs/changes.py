@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ckptdiff.codecs.jit import ONE, ZERO, jit
+from ckptdiff.codecs.jit import ONE, ZERO, jit, zeros_below
 from ckptdiff.dtypes import Bytes, Dtype, Units
 from ckptdiff.scratch import scratch
 
@@ -24,15 +24,16 @@ def fill_classes(units, shift, mask, classes):
 
 @jit
 def fill_positions(flags, positions):
-    """Positions of the bytes that are 1; ``flags`` holds eight a word, the first lowest. Returns how many there are."""
+    """Positions of the bytes that are 1; ``flags`` holds eight a word, the first lowest, and 64 times n. Returns how many there are."""
     n = 0
-    for w in range(len(flags)):
-        word = flags[w]
-        if word != ZERO:
-            for i in range(8 * w, 8 * w + 8):
-                positions[n] = np.int32(i)
-                n += np.int64(word & ONE)
-                word = word >> np.uint64(8)
+    for w in range(0, len(flags), 8):
+        ones = ZERO
+        for k in range(8):  # a bit from each byte: the product's highest byte
+            ones |= ((flags[w + k] * np.uint64(0x0102040810204080)) >> np.uint64(56)) << np.uint64(8 * k)
+        while ones != ZERO:
+            positions[n] = np.int32(8 * w + np.int64(zeros_below(ones)))
+            ones &= ones - ONE
+            n += 1
     return n
 
 
@@ -46,14 +47,20 @@ def ordered(unit, top, is_float):
 
 
 @jit
+def step(old, new, top, is_float):
+    """Distance of two units, and whether it is downwards."""
+    most = (((ONE << top) - ONE) << ONE) + ONE
+    up = (ordered(new, top, is_float) - ordered(old, top, is_float)) & most
+    down = up >> top
+    return ((up ^ (ZERO - down)) + down) & most, down
+
+
+@jit
 def measure(old, new, positions, top, is_float, distances, signs):
     """``top`` is the place of a unit's highest bit."""
-    most = (((ONE << top) - ONE) << ONE) + ONE
     for x in range(len(positions)):
         unit = np.uint64(old[positions[x]])
-        step = (ordered(np.uint64(new[positions[x]]), top, is_float) - ordered(unit, top, is_float)) & most
-        down = step >> top
-        distances[x] = ((step ^ (ZERO - down)) + down) & most
+        distances[x], down = step(unit, np.uint64(new[positions[x]]), top, is_float)
         signs[x] = np.uint8(down ^ (unit >> top)) if is_float else np.uint8(down)
 
 
@@ -83,7 +90,7 @@ def classes_of(units: Units, dtype: Dtype) -> Bytes:
 def differing(units: Array, others: Array | int) -> Array:
     """Positions of the units that differ from ``others``. Scratch."""
     n = len(units)
-    flags, positions = scratch("flags", n + -n % 8, np.uint8), scratch("positions", n + 1, np.int32)
+    flags, positions = scratch("flags", n + -n % 64, np.uint8), scratch("positions", n + 1, np.int32)
     flags[n:] = 0
     np.not_equal(units, others, out=flags[:n].view(np.bool_))
     return positions[: fill_positions(flags.view(np.uint64), positions)]

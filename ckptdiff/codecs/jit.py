@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba.extending import intrinsic
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -25,3 +27,15 @@ def jit(function: F) -> F:
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # neither the package's folder nor the user's can be written
         return numba.njit(**options)(function)
+
+
+@intrinsic
+def zeros_below(context: Any, word: Any) -> Any:
+    """In a kernel: how many zeros stand below the lowest one of a uint64; 64 if there is none."""
+    return numba.uint64(numba.uint64), lambda _, builder, __, values: builder.cttz(values[0], ir.Constant(ir.IntType(1), 0))
+
+
+@intrinsic
+def zeros_above(context: Any, word: Any) -> Any:
+    """In a kernel: how many zeros stand above the highest one of a uint64; 64 if there is none."""
+    return numba.uint64(numba.uint64), lambda _, builder, __, values: builder.ctlz(values[0], ir.Constant(ir.IntType(1), 0))
