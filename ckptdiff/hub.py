@@ -86,21 +86,23 @@ def _repo(hub_id: HubId, name: str, commit: str, rows: Iterable[RemoteFile], cac
 
 
 def _cached(hub_id: HubId) -> Repo:
+    """What the cache has of a repo: of the commit or branch that is asked for, else of the commit that was fetched last."""
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
-    revision = hub_id.revision or "main"
     try:
         repos = [repo for repo in scan_cache_dir().repos if (repo.repo_id, repo.repo_type) == (hub_id.repo, "model")]
     except CacheNotFound:
         repos = []
-    for repo in repos:
-        for found in repo.revisions:
-            if revision == found.commit_hash or revision in found.refs:
-                root = found.snapshot_path
-                rows = [RemoteFile(p.relative_to(root).as_posix(), p.stat().st_size) for p in root.rglob("*") if p.is_file()]
-                return _repo(hub_id, hub_id.repo, found.commit_hash, rows, root)
-    raise HubError(f"{hub_id}: HF_HUB_OFFLINE is set, and the cache has no files of it at {revision}: fetch it once while online")
+    revisions = sorted((row for repo in repos for row in repo.revisions), key=lambda row: row.last_modified)
+    wanted = hub_id.revision
+    matching = [row for row in revisions if wanted is None or wanted == row.commit_hash or wanted in row.refs]
+    if not matching:
+        at = f" at {wanted}" if wanted else ""
+        raise HubError(f"{hub_id.repo}: HF_HUB_OFFLINE is set, and the cache has no files of it{at}: fetch it once while online")
+    root = matching[-1].snapshot_path
+    rows = [RemoteFile(p.relative_to(root).as_posix(), p.stat().st_size) for p in root.rglob("*") if p.is_file()]
+    return _repo(hub_id, hub_id.repo, matching[-1].commit_hash, rows, root)
 
 
 def download(repo: Repo, paths: Iterable[str]) -> Path:
