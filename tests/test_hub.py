@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import xxhash
 
+from ckptdiff import canonical
 from tests.checkpoints import tensor, write
 from tests.hub_server import TOKEN, Fault, Hub, environment, running
 from tests.test_cli import CKPTDIFF
@@ -301,9 +302,9 @@ def test_a_chain_that_goes_round(hub: Hub, models: list[Path], tmp_path: Path) -
     index = json.loads(hub.tree("me/patch")["ckptdiff.json"])
     del index["digest"]
     index["info"] = {"base_repo": "me/patch", "base_revision": "main"}
-    text = json.dumps(index, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    sealed = json.dumps({**index, "digest": xxhash.xxh3_128_hexdigest(text.encode())}, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    hub.add("me/patch", hub.tree("me/patch") | {"ckptdiff.json": sealed.encode()})
+    digest = xxhash.xxh3_128_hexdigest(canonical.dumps(index))
+    sealed = canonical.dumps({**index, "digest": digest})
+    hub.add("me/patch", hub.tree("me/patch") | {"ckptdiff.json": sealed})
     assert "goes round in a circle" in client.run("pull", "me/patch", "-o", "out", code=3).stderr
 
 
