@@ -9,7 +9,7 @@ import click
 
 from ckptdiff.cli_common import PATH, as_json, overwrite_option, print_json, progress_bar, say, threads_option, to_json
 
-token_option = click.option("--token", envvar=None, metavar="TOKEN", help="Instead of HF_TOKEN, or the one that `hf auth login` stored.")
+token_option = click.option("--token", metavar="TOKEN", help="Instead of HF_TOKEN, or the one that `hf auth login` stored.")
 
 
 @click.command()

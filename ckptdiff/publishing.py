@@ -246,7 +246,7 @@ def _picture(report: Report, work: Path) -> bytes | None:
     from ckptdiff.analysis.charts import write_png
 
     try:
-        paths = write_png(report.to_json(), work)
+        paths = write_png(report.to_json(), work, scale=1)
     except OutputError:
         return None
     return next((path.read_bytes() for path in paths if path.stem == "changed"), None)

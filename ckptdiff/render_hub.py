@@ -21,7 +21,8 @@ def pushed(result: PushResult) -> None:
     if result.commit is None:
         print_grid(out, [("dry run", f"nothing was sent: {size(result.size)} in {len(result.files)} files for {result.repo}")])
         out.print()
-        out.print(cell(result.card))
+        for line in result.card.splitlines():
+            out.print(cell(line), soft_wrap=True)
         return
     rows = [("sent", f"{size(result.size)} in {len(result.files)} files"), ("commit", result.commit.url)]
     if result.commit.pull_request:

@@ -266,14 +266,14 @@ def charts(report: Report) -> list[Chart]:
     return [Chart(name, title, text, {**c.to_dict(), "description": text}) for name, title, text, c in made if c is not None]
 
 
-def write_png(report: Report, folder: Path) -> list[Path]:
-    """Write one PNG a chart into a folder, made if missing; gives their paths."""
+def write_png(report: Report, folder: Path, scale: int = 2) -> list[Path]:
+    """Write one PNG a chart into a folder, made if missing; gives their paths. ``scale``: pixels a unit of the chart's width."""
     altair, vl_convert = libraries()
     version = vega_lite_version(altair, vl_convert)
     paths = []
     for chart in charts(report):
         spec = {**chart.spec, "width": PNG_WIDTH, "title": chart.title, "padding": 16}
-        image = vl_convert.vegalite_to_png(spec, vl_version=version, scale=2, config=theme())
+        image = vl_convert.vegalite_to_png(spec, vl_version=version, scale=scale, config=theme())
         paths.append(folder / f"{chart.name}.png")
         try:
             folder.mkdir(parents=True, exist_ok=True)
