@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -378,3 +379,31 @@ def test_a_wrong_token_is_not_shown(hub: Hub, models: list[Path], tmp_path: Path
         done = client.run(*arguments, code=3)
         assert secret not in done.stdout + done.stderr and "error" in done.stderr
     assert secret.encode() not in b"".join(files_of(tmp_path / "a" / "patch").values())
+
+
+def test_a_push_that_is_killed_goes_on(hub: Hub, models: list[Path], tmp_path: Path) -> None:
+    """Killed while files are on their way: the repo is as it was, and what had arrived is not sent again."""
+    client = Client(hub, tmp_path / "a")
+    hub.add("org/base", files_of(models[0]) | {"README.md": CARD})
+    for k in range(12):
+        (models[1] / f"extra{k}.txt").write_text(f"file {k} " * 50)
+    client.run("make", "org/base", models[1], "-o", "patch")
+    hub.faults = [Fault("PUT /lfs", 999, kind="slow")]
+    command = [*CKPTDIFF, "push", "patch", "me/patch"]
+    process = subprocess.Popen(command, cwd=client.folder, env=client.environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    end = time.monotonic() + 60
+    while len(hub.objects) < 2 and time.monotonic() < end:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    arrived = set(hub.objects)
+    assert arrived and list(hub.tree("me/patch")) == [".gitattributes"]
+    time.sleep(0.5)  # those on their way
+    arrived = set(hub.objects)
+    hub.faults = []
+    hub.received.clear()
+    client.run("push", "patch", "me/patch")
+    again = {line.rpartition("/")[2] for line in hub.received if line.startswith("PUT /lfs")}
+    assert again and not again & arrived and len(again | arrived) >= 14
+    Client(hub, tmp_path / "b").run("pull", "me/patch", "-o", "out")
+    assert files_of(tmp_path / "b" / "out") == files_of(models[1])
