@@ -100,6 +100,7 @@ class Hub:
         self.sent: Counter[str] = Counter()
         self.received: Counter[str] = Counter()
         self.cas, self.endpoint = cas, ""
+        self.known: dict[str, bytes] = {}
         self.xet_hashes: dict[str, str] = {}
         self.lock = threading.RLock()
 
@@ -120,7 +121,7 @@ class Hub:
             file.write(data)
             file.flush()
             sha256 = hashlib.sha256(data).hexdigest()
-            self.objects[sha256], self.xet_hashes[sha256] = data, hf_xet.hash_files([file.name])[0].hash
+            self.known[sha256], self.xet_hashes[sha256] = data, hf_xet.hash_files([file.name])[0].hash
 
     def tree(self, name: str, revision: str = "main") -> dict[str, bytes]:
         """A repo's files."""
@@ -312,14 +313,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def batch(self, body: bytes, query: dict[str, str], name: str) -> None:
         self.need_token()
-        objects = []
-        for item in json.loads(body)["objects"]:
+        objects, asked = [], json.loads(body)
+        for item in asked["objects"]:
             row = {"oid": item["oid"], "size": item["size"]}
             if item["oid"] not in self.hub.objects:
                 href = f"{self.hub.endpoint}/lfs/{item['oid']}"
                 row["actions"] = {"upload": {"href": href}, "verify": {"href": href + "/verify"}}
             objects.append(row)
-        raise Answer(200, {"transfer": "basic", "objects": objects})
+        transfer = "xet" if self.hub.cas and "xet" in asked.get("transfers", []) else "basic"
+        raise Answer(200, {"transfer": transfer, "objects": objects})
 
     def lfs_put(self, body: bytes, query: dict[str, str], oid: str) -> None:
         if hashlib.sha256(body).hexdigest() != oid:
@@ -360,7 +362,7 @@ class Handler(BaseHTTPRequestHandler):
         if key == "file":
             tree[value["path"]] = Blob(base64.b64decode(value["content"]), False)
         elif key == "lfsFile":
-            data = self.hub.objects.get(value["oid"])
+            data = self.hub.objects.get(value["oid"]) or self.hub.known.get(value["oid"])
             if data is None and self.hub.cas is None:
                 raise Answer(400, {"error": f"LFS object {value['oid']} is not there"})
             tree[value["path"]] = Blob(data or b"", True, None if data is not None else (value["oid"], value["size"]))

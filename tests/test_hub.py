@@ -82,11 +82,20 @@ def models(tmp_path: Path) -> list[Path]:
     return [checkpoint(tmp_path / f"model{step}", step) for step in range(3)]
 
 
-def publish(hub: Hub, client: Client, models: list[Path], name: str = "me/patch", *options: str) -> None:
+MADE: dict[str, bytes] = {}
+"""The patch's files: it is made once, since repos with the same files have the same commits here."""
+
+
+def publish(hub: Hub, client: Client, models: list[Path], name: str = "me/patch") -> None:
     """A base repo, and a patch from it made by id and pushed."""
     if "org/base" not in hub.repos:
         hub.add("org/base", files_of(models[0]) | {"README.md": CARD})
-    client.run("make", "org/base", models[1], "-o", "patch", "--report", *options)
+    if not MADE:
+        client.run("make", "org/base", models[1], "-o", "patch", "--report", "--codec", "sparse")
+        MADE.update(files_of(client.folder / "patch"))
+    for path, data in MADE.items():
+        (client.folder / "patch" / path).parent.mkdir(parents=True, exist_ok=True)
+        (client.folder / "patch" / path).write_bytes(data)
     learn(hub, client.folder / "patch")
     client.run("push", "patch", name)
 
@@ -108,7 +117,7 @@ def test_there_and_back(any_hub: Hub, models: list[Path], tmp_path: Path) -> Non
 def test_a_chain_of_two(any_hub: Hub, models: list[Path], tmp_path: Path) -> None:
     client = Client(any_hub, tmp_path / "a")
     publish(any_hub, client, models)
-    client.run("make", models[1], models[2], "-o", "second", "--base-repo", "me/patch")
+    client.run("make", models[1], models[2], "-o", "second", "--base-repo", "me/patch", "--codec", "sparse")
     learn(any_hub, tmp_path / "a" / "second")
     client.run("push", "second", "me/second", "--license", "mit")
     other = Client(any_hub, tmp_path / "b")
@@ -231,7 +240,7 @@ def test_secrets_are_not_published(hub: Hub, models: list[Path], tmp_path: Path)
     hub.add("org/base", files_of(models[0]) | {"README.md": CARD})
     (models[1] / ".env").write_text("X=1")
     (models[1] / "run.sh").write_text(f"export HF_TOKEN={TOKEN}")
-    client.run("make", "org/base", models[1], "-o", "patch")
+    client.run("make", "org/base", models[1], "-o", "patch", "--codec", "sparse")
     said = client.run("push", "patch", "me/patch", code=3).stderr
     assert ".env (by its name)" in said and "run.sh (holds a Hugging Face token)" in said and "me/patch" not in hub.repos
 
@@ -239,7 +248,7 @@ def test_secrets_are_not_published(hub: Hub, models: list[Path], tmp_path: Path)
 def test_a_broken_patch_is_not_published(hub: Hub, models: list[Path], tmp_path: Path) -> None:
     client = Client(hub, tmp_path / "a")
     hub.add("org/base", files_of(models[0]) | {"README.md": CARD})
-    client.run("make", "org/base", models[1], "-o", "patch")
+    client.run("make", "org/base", models[1], "-o", "patch", "--codec", "sparse")
     file = tmp_path / "a" / "patch" / "patch" / "model-00002-of-00002.safetensors"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
@@ -359,7 +368,7 @@ def test_wrong_bytes_are_found(hub: Hub, models: list[Path], tmp_path: Path) -> 
 def test_a_push_that_fails_leaves_the_repo_as_it_was(hub: Hub, models: list[Path], tmp_path: Path, fault: Fault, text: str) -> None:
     client = Client(hub, tmp_path / "a")
     hub.add("org/base", files_of(models[0]) | {"README.md": CARD})
-    client.run("make", "org/base", models[1], "-o", "patch")
+    client.run("make", "org/base", models[1], "-o", "patch", "--codec", "sparse")
     hub.faults = [fault]
     assert text in client.run("push", "patch", "me/patch", code=3).stderr
     assert list(hub.tree("me/patch")) == [".gitattributes"]
@@ -387,7 +396,7 @@ def test_a_push_that_is_killed_goes_on(hub: Hub, models: list[Path], tmp_path: P
     hub.add("org/base", files_of(models[0]) | {"README.md": CARD})
     for k in range(12):
         (models[1] / f"extra{k}.txt").write_text(f"file {k} " * 50)
-    client.run("make", "org/base", models[1], "-o", "patch")
+    client.run("make", "org/base", models[1], "-o", "patch", "--codec", "sparse")
     hub.faults = [Fault("PUT /lfs", 999, kind="slow")]
     command = [*CKPTDIFF, "push", "patch", "me/patch"]
     process = subprocess.Popen(command, cwd=client.folder, env=client.environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
