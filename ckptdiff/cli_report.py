@@ -69,7 +69,7 @@ def _check_outputs(html: Path | None, png: Path | None, overwrite: bool) -> None
         if not path.absolute().parent.is_dir():
             raise OutputError(f"{path}: there is no folder {path.absolute().parent} to write it in")
     if html or png:
-        from ckptdiff.analysis.charts import libraries
+        from ckptdiff.analysis.drawing import libraries
 
         libraries()
 

@@ -19,11 +19,11 @@ codecs.jit codecs.changes codecs.rangecoder codecs.adaptive codecs.rans codecs.g
 table manifest patchfile others output coding maker layers applier verifier comparison patchinfo
 analysis analysis.modules analysis.rank analysis.sparsity analysis.counting analysis.rows
 analysis.source analysis.reporting analysis.overlap
-analysis.series analysis.words analysis.charts analysis.page
+analysis.series analysis.words analysis.drawing analysis.markup analysis.charts analysis.page
 render render_report demo cli_common cli_report cli
 """.split()
 LAZY = {"cli", "cli_common", "cli_report", "demo", "codecs.context"}
-LAZY |= {f"analysis.{name}" for name in ("sparsity", "rows", "rank", "charts", "page")}
+LAZY |= {f"analysis.{name}" for name in ("sparsity", "rows", "rank", "drawing", "markup")}
 """Modules that may import inside functions: to start fast, to run the first, and not to load Numba before it is needed."""
 
 
