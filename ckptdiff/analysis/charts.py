@@ -6,12 +6,25 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ckptdiff.analysis.drawing import HUE, MOST_POINTS, ROW, SECOND_HUE, Chart, Plan, change_places, made, place_map, save_png
+from ckptdiff.analysis.drawing import (
+    DASHES,
+    HUE,
+    LINE_COLOURS,
+    MOST_POINTS,
+    ROW,
+    SECOND_HUE,
+    Chart,
+    Plan,
+    change_places,
+    made,
+    place_map,
+    save_png,
+    unchanged_axis,
+)
 from ckptdiff.analysis.series import RANDOM, Report, Rows, change_cells, changed, rank_cells, spectrum_lines
 from ckptdiff.analysis.words import size
 
-LINE_COLOURS = ["#4c8bc9", "#e8833a", "#d9534f", "#4fa8a0", "#5aa04f", "#c9a227", "#a8739c", "#f08a94"]
-GREY, DASHES = "#868e96", [[6, 4], [2, 3], [8, 3, 2, 3]]
+GREY = "#868e96"
 
 
 def change_map(altair: Any, report: Report) -> Any | None:
@@ -133,16 +146,13 @@ def layer_lines(altair: Any, report: Report) -> Any | None:
     ]
     if len(report["layers"]) < 2 or not rows:
         return None
-    lowest = min(row["value"] for row in rows)
-    bottom = max(0.0, 1 - 1.15 * max(1 - lowest, 1e-6)) if lowest < 1 else 0.0
     axis = altair.Axis(labelAngle=0, labelOverlap="greedy", labelSeparation=4)
-    y_axis = altair.Axis(format=".5~p", tickCount=5)
-    y = altair.Y("value:Q", title="share of elements unchanged", scale=altair.Scale(domain=[bottom, 1], nice=False), axis=y_axis)
     scale = altair.Scale(domain=list(kinds), range=[HUE, SECOND_HUE])
     colour = altair.Color("kind:N", title=None, scale=scale, legend=altair.Legend(orient="bottom"))
     tips = [altair.Tooltip("layer:O"), altair.Tooltip("kind:N"), altair.Tooltip("value:Q", format=".6~p")]
     chart = altair.Chart(altair.Data(values=rows)).mark_line(point=len(report["layers"]) <= MOST_POINTS)
-    return chart.encode(x=altair.X("layer:O", title="layer", axis=axis), y=y, color=colour, tooltip=tips).properties(height=240)
+    x = altair.X("layer:O", title="layer", axis=axis)
+    return chart.encode(x=x, y=unchanged_axis(altair, rows), color=colour, tooltip=tips).properties(height=240)
 
 
 CHARTS: list[Plan] = [

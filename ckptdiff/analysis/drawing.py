@@ -22,10 +22,12 @@ MOST_POINTS = 50
 ROW = 24
 """Height of a row of a heat map or of bars."""
 PNG_WIDTH = 720
+LINE_COLOURS = ["#4c8bc9", "#e8833a", "#d9534f", "#4fa8a0", "#5aa04f", "#c9a227", "#a8739c", "#f08a94"]
+DASHES = [[6, 4], [2, 3], [8, 3, 2, 3]]
 HUE, SECOND_HUE = "#3b82c4", "#d97706"
 FONT = "system-ui, 'DejaVu Sans', sans-serif"
-Side = tuple[str, Sequence[str]]
-"""One side of a heat map: a field of the cells, and its values in order."""
+Side = tuple[str, Sequence[str], "str | None"]
+"""One side of a heat map: a field of the cells, its values in order, and a title."""
 
 
 @dataclass(frozen=True)
@@ -71,16 +73,22 @@ def theme(dark: bool = False) -> dict[str, Any]:
     }
 
 
-def heat_map(altair: Any, cells: Rows, x: Side, y: Side, top: float, value_title: str, fields: Sequence[str]) -> Any:
+def heat_map(
+    altair: Any, cells: Rows, x: Side, y: Side, top: float, value_title: str, fields: Sequence[str] = (), height: int = ROW
+) -> Any:
     """Colour from 0 to ``top``; numbers in the cells where there is room.
 
-    ``fields``: counts to show when pointed at. A cell may bring its label.
+    ``fields``: counts to show when pointed at; ``height``: of a row. A cell may bring its label.
     """
-    (column, columns), (row, rows) = x, y
+    (column, columns, below), (row, rows, beside) = x, y
     decimals = min(max(2 - math.floor(math.log10(100 * top)), 1), 6)
     cells = [{"label": f"{100 * cell['value']:.{decimals}f}" if cell["value"] else "0", **cell} for cell in cells]
     x_axis = altair.Axis(labelAngle=0, labelOverlap="greedy", labelSeparation=4)
-    places = {"x": altair.X(f"{column}:O", sort=columns, title=column, axis=x_axis), "y": altair.Y(f"{row}:O", sort=rows, title=None)}
+    scales = [altair.Scale(domain=list(values)) for values in (columns, rows)]  # also those that have no cell
+    places = {
+        "x": altair.X(f"{column}:O", scale=scales[0], title=below, axis=x_axis),
+        "y": altair.Y(f"{row}:O", scale=scales[1], title=beside, axis=altair.Axis(labelLimit=220)),
+    }
     ticks = [0, top / 2, top]
     legend = altair.Legend(orient="top", direction="horizontal", format=".2~p", gradientLength=190, values=ticks, titleLimit=280)
     key_title = f"{value_title} (cells: %)" if len(columns) <= MOST_LABELS else value_title
@@ -92,14 +100,22 @@ def heat_map(altair: Any, cells: Rows, x: Side, y: Side, top: float, value_title
     if len(columns) <= MOST_LABELS:
         ink = altair.condition(altair.datum.value > 0.6 * top, altair.value("#111"), altair.value("#fff"))
         chart += base.mark_text(fontSize=11).encode(text="label:N", color=ink, tooltip=tooltip)
-    return chart.properties(height=ROW * len(rows))
+    return chart.properties(height=height * len(rows))
+
+
+def unchanged_axis(altair: Any, rows: Rows) -> Any:
+    """Shares of unchanged elements, from a little below the least to 1."""
+    lowest = min(row["value"] for row in rows)
+    bottom = max(0.0, 1 - 1.15 * max(1 - lowest, 1e-6)) if lowest < 1 else 0.0
+    scale = altair.Scale(domain=[bottom, 1], nice=False)
+    return altair.Y("value:Q", title="share of elements unchanged", scale=scale, axis=altair.Axis(format=".5~p", tickCount=5))
 
 
 def place_map(altair: Any, cells: Rows, value_title: str, fields: Sequence[str], top: float | None = None) -> Any:
     """Layers from left to right, modules from top to bottom; ``top``: of the colours, or else the largest value."""
     layers, modules = layer_order({c["layer"] for c in cells}), in_order({c["module"] for c in cells})
     top = top or max((c["value"] for c in cells), default=0) or 1
-    return heat_map(altair, cells, ("layer", layers), ("module", modules), top, value_title, fields)
+    return heat_map(altair, cells, ("layer", layers, "layer"), ("module", modules, None), top, value_title, fields)
 
 
 def change_places(altair: Any, cells: Rows, value_title: str) -> Any | None:
