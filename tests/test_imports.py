@@ -20,6 +20,7 @@ table manifest patchfile others output coding maker layers applier verifier comp
 analysis analysis.modules analysis.rank analysis.sparsity analysis.counting analysis.rows
 analysis.source analysis.reporting analysis.overlap
 analysis.series analysis.words analysis.drawing analysis.markup analysis.charts analysis.page
+analysis.overlap_words analysis.overlap_charts analysis.overlap_page
 render render_report demo cli_common cli_report cli
 """.split()
 LAZY = {"cli", "cli_common", "cli_report", "demo", "codecs.context"}
