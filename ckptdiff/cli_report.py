@@ -11,6 +11,8 @@ from ckptdiff.cli_common import PATH, as_json, finite, overwrite_option, print_j
 from ckptdiff.errors import OutputError
 
 POSITIVE = click.FloatRange(min=0)
+html_option = click.option("--html", type=PATH, metavar="FILE", help="Write a page with charts, in one file.")
+png_option = click.option("--png", type=PATH, metavar="DIR", help="Write the charts as pictures.")
 
 
 @click.command()
@@ -21,8 +23,8 @@ POSITIVE = click.FloatRange(min=0)
 @click.option("--rtol", type=POSITIVE, default=1e-3, show_default=True, callback=finite, help="Count |d| up to this share of |base|.")
 @click.option("--rank", type=click.Choice(["none", "sample", "all"]), default="sample", show_default=True, help="Which matrices' rank.")
 @click.option("--device", metavar="DEVICE", help="Torch device for ranks, such as cuda.  [default: NumPy]")
-@click.option("--html", type=PATH, metavar="FILE", help="Write a page with charts, in one file.")
-@click.option("--png", type=PATH, metavar="DIR", help="Write the charts as pictures.")
+@html_option
+@png_option
 @click.option("--tensors", is_flag=True, help="Also list every tensor.")
 @threads_option
 @overwrite_option
@@ -74,7 +76,7 @@ def _check_outputs(html: Path | None, png: Path | None, overwrite: bool) -> None
         if not path.absolute().parent.is_dir():
             raise OutputError(f"{path}: there is no folder {path.absolute().parent} to write it in")
     if html or png:
-        from ckptdiff.analysis.charts import libraries
+        from ckptdiff.analysis.drawing import libraries
 
         libraries()
 
@@ -84,18 +86,40 @@ def _check_outputs(html: Path | None, png: Path | None, overwrite: bool) -> None
 @click.option("--base", type=PATH, required=True, help="Checkpoint that all started from: positions in a patch can only be read with it.")
 @click.option("--atol", type=POSITIVE, default=0.0, show_default=True, callback=finite, help="Count |d| above this as changed; 0: by bits.")
 @click.option("--series", is_flag=True, help="They are checkpoints of one run, in order: also changed since the last, ever, and back.")
+@html_option
+@png_option
 @click.option("--tensors", is_flag=True, help="Also list every tensor.")
 @threads_option
+@overwrite_option
 @as_json
-def overlap(updates: tuple[Path, ...], base: Path, series: bool, tensors: bool, json_output: bool, **options: Any) -> None:
+def overlap(
+    updates: tuple[Path, ...],
+    base: Path,
+    series: bool,
+    html: Path | None,
+    png: Path | None,
+    tensors: bool,
+    overwrite: bool,
+    json_output: bool,
+    **options: Any,
+) -> None:
     """Compare which elements several updates of one base changed.
 
     o1 is the share of the first's changes that the second made too, o2 that of the second's (arXiv 2505.11711, section 5).
     """
     from ckptdiff.analysis.overlap import overlap as run
 
+    _check_outputs(html, png, overwrite)
     with progress_bar() as progress:
         result = run(updates, base, progress=progress, **options)
+    if html:
+        from ckptdiff.analysis.overlap_page import render_overlap
+
+        html.write_bytes(render_overlap(result, series).encode())
+    if png:
+        from ckptdiff.analysis.overlap_charts import write_png
+
+        write_png(result, series, png)
     if json_output:
         print_json(result.to_json())
     else:

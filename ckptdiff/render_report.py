@@ -135,9 +135,10 @@ def overlapped(result: OverlapResult, series: bool, tensors: bool) -> None:
 
 def _pairs(rows: list[tuple[str, PairOverlap]]) -> Table:
     named = any(name for name, _ in rows)
-    heads = ("1", "2", "o1", "at random", "o2", "at random", "Jaccard", "expected", "same direction")
+    heads = ("1", "2", "o1", "at random", "o2", "at random", "Jaccard", "expected", "by size", "same direction")
     table = rows_table(*(("tensor",) if named else ()), *heads)
     for name, p in rows:
-        cells = [percent(x) for x in (p.o1, p.random_o1, p.o2, p.random_o2, p.jaccard, p.expected_jaccard, p.same_direction)]
+        chances = (p.jaccard, p.expected_jaccard, p.jaccard_by_size)
+        cells = [percent(x) for x in (p.o1, p.random_o1, p.o2, p.random_o2, *chances, p.same_direction)]
         table.add_row(*((cell(name),) if named else ()), str(p.first + 1), str(p.second + 1), *cells)
     return table

@@ -20,11 +20,12 @@ codecs.jit codecs.changes codecs.rangecoder codecs.adaptive codecs.rans codecs.g
 table manifest patchfile patches others output coding patchmaker maker layers applier verifier comparison patchinfo private
 analysis analysis.modules analysis.rank analysis.sparsity analysis.counting analysis.rows
 analysis.stored analysis.source analysis.reporting analysis.overlap
-analysis.series analysis.words analysis.charts analysis.page
+analysis.series analysis.words analysis.drawing analysis.markup analysis.charts analysis.page
+analysis.overlap_words analysis.overlap_charts analysis.overlap_page
 card publishing pulling render render_report render_hub demo cli_common cli_report cli_hub cli
 """.split()
 LAZY = {"hub", "hubclient", "hubwrite", "publishing", "cli", "cli_hub", "cli_common", "cli_report", "demo", "codecs.context"}
-LAZY |= {f"analysis.{name}" for name in ("sparsity", "rows", "rank", "charts", "page")}
+LAZY |= {f"analysis.{name}" for name in ("sparsity", "rows", "rank", "drawing", "markup")}
 """Modules that may import inside functions: to start fast, to run the first, and not to load Numba before it is needed."""
 
 

@@ -84,6 +84,32 @@ def test_independent_updates_are_at_their_expectation(tmp_path: Path) -> None:
     assert abs(pair.jaccard - pair.expected_jaccard) < 0.003
 
 
+@pytest.mark.parametrize(("dtype", "unit", "shift"), [("BF16", "<u2", 7), ("F32", "<u4", 23), ("F64", "<u8", 52), ("F8_E4M3", "u1", 3)])
+def test_chance_by_size_knows_that_small_weights_change_more(tmp_path: Path, dtype: str, unit: str, shift: int) -> None:
+    """Independent updates, likelier at smaller weights: far above plain chance, and at the chance by size, as summed in Python."""
+    rng, n = np.random.default_rng(2), 200_000
+    exponent = rng.integers(1, 6, n)
+    base = (exponent << shift).astype(unit)
+    masks = [rng.random(n) < top / exponent**3 for top in (0.9, 0.3)]
+    units = [base, *(base + m.astype(unit) for m in masks)]
+    origin, *paths = (write(tmp_path / f"{k}.safetensors", {"w": tensor(dtype, (n,), x)}) for k, x in enumerate(units))
+    result = overlap(paths, origin)
+    pair = result.pairs[0]
+    groups = [(np.sum(exponent == e), *(np.sum(m & (exponent == e)) for m in masks)) for e in range(1, 6)]
+    both = sum(a * b / size for size, a, b in groups)
+    assert pair.o1_by_size == pytest.approx(both / masks[0].sum()) and pair.o2_by_size == pytest.approx(both / masks[1].sum())
+    assert pair.jaccard_by_size == pytest.approx(both / (masks[0].sum() + masks[1].sum() - both))
+    assert result.tensors[0].core_by_size == pytest.approx(both)
+    assert pair.o2 > 2 * pair.random_o2 and abs(pair.o2 - pair.o2_by_size) < 0.01
+
+
+def test_integers_have_one_size(tmp_path: Path) -> None:
+    units = np.arange(1000, dtype="u1")
+    paths = [write(tmp_path / f"{k}.safetensors", {"w": tensor("U8", (1000,), units + (units < 10 * k))}) for k in range(3)]
+    pair = overlap(paths[1:], paths[0]).pairs[0]
+    assert pair.o1_by_size == pytest.approx(pair.random_o1) and pair.jaccard_by_size == pytest.approx(pair.expected_jaccard)
+
+
 def test_tensors_that_are_not_compared_are_named(tmp_path: Path) -> None:
     """Those that the base lacks, that an update lacks, and of another shape."""
     units = np.arange(12, dtype="<u2")

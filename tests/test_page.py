@@ -28,7 +28,7 @@ from tests.sample_reports import assemble, many_tensors, without_names
 altair = pytest.importorskip("altair", reason="needs ckptdiff[report]")
 pytest.importorskip("vl_convert", reason="needs ckptdiff[report]")
 
-from ckptdiff.analysis import charts, page, series  # noqa: E402
+from ckptdiff.analysis import charts, drawing, page, series  # noqa: E402
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
@@ -238,7 +238,7 @@ def test_png_files(update: str, tmp_path: Path) -> None:
     assert {path.name for path in paths} == {f"{name}.png" for name in EVERY} == {p.name for p in (tmp_path / "new" / "folder").iterdir()}
     for path in paths:
         width, height, rows = png_bytes(path.read_bytes())
-        assert width >= 2 * charts.PNG_WIDTH and height > 200
+        assert width >= 2 * drawing.PNG_WIDTH and height > 200
         assert len(set(rows)) > 40, path.name  # not blank
 
 

@@ -1,128 +1,40 @@
-"""Charts of a report, as Vega-Lite made with Altair; Altair and vl-convert load only when a chart is asked for.
-
-Tensor names come from files that may be hostile. They appear in charts as data values only, never in an expression or a file name.
-"""
+"""Charts of a report, from its JSON object."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckptdiff.analysis.series import (
-    RANDOM,
-    Report,
-    Rows,
-    change_cells,
-    changed,
-    in_order,
-    layer_order,
-    rank_cells,
-    spectrum_lines,
+from ckptdiff.analysis.drawing import (
+    DASHES,
+    HUE,
+    LINE_COLOURS,
+    MOST_POINTS,
+    ROW,
+    SECOND_HUE,
+    Chart,
+    Plan,
+    change_places,
+    made,
+    place_map,
+    save_png,
+    unchanged_axis,
 )
+from ckptdiff.analysis.series import RANDOM, Report, Rows, change_cells, changed, rank_cells, spectrum_lines
 from ckptdiff.analysis.words import size
-from ckptdiff.errors import OutputError
 
-MOST_LABELS = 9
-"""Heat maps with at most this many columns show their numbers in the cells."""
-MOST_POINTS = 50
-ROW = 24
-"""Height of a row of a heat map or of bars."""
-PNG_WIDTH = 720
-LINE_COLOURS = ["#4c8bc9", "#e8833a", "#d9534f", "#4fa8a0", "#5aa04f", "#c9a227", "#a8739c", "#f08a94"]
-GREY, DASHES = "#868e96", [[6, 4], [2, 3], [8, 3, 2, 3]]
-HUE, SECOND_HUE = "#3b82c4", "#d97706"
-FONT = "system-ui, 'DejaVu Sans', sans-serif"
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A chart: a short name (also its file's), a title, what a screen reader says, and its Vega-Lite without a width."""
-
-    name: str
-    title: str
-    description: str
-    spec: dict[str, Any]
-
-
-def libraries() -> tuple[Any, Any]:
-    """Altair and vl-convert, or an error that says how to get them."""
-    try:
-        import altair
-        import vl_convert
-    except ImportError as error:
-        raise OutputError(f"pictures need Altair and vl-convert ({error}): pip install 'ckptdiff[report]'") from error
-    return altair, vl_convert
-
-
-def vega_lite_version(altair: Any, vl_convert: Any) -> str | None:
-    """The version that Altair writes, if vl-convert has it; None for vl-convert's newest."""
-    version = ".".join(altair.SCHEMA_VERSION.lstrip("v").split(".")[:2])
-    return version if version in vl_convert.get_vegalite_versions() else None
-
-
-def theme(dark: bool = False) -> dict[str, Any]:
-    """Vega's colours and fonts for a light or a dark page."""
-    text, faint = ("#dfe3e8", "#3a424d") if dark else ("#24292f", "#dde1e6")
-    axis = {"labelColor": text, "titleColor": text, "gridColor": faint, "domainColor": faint, "tickColor": faint, "labelFontSize": 11}
-    return {
-        "background": None if dark else "white",
-        "font": FONT,
-        "axis": {**axis, "titleFontWeight": "normal", "titleFontSize": 12},
-        "legend": {"labelColor": text, "titleColor": text, "titleFontWeight": "normal", "titleFontSize": 12, "labelFontSize": 11},
-        "title": {"color": text, "anchor": "start", "fontSize": 15, "offset": 12},
-        "text": {"color": text},
-        "rule": {"color": text},
-        "view": {"stroke": faint},
-        "range": {"category": {"scheme": "tableau10"}},
-    }
-
-
-def heat_map(altair: Any, cells: Rows, top: float, value_title: str, counts: tuple[str, ...]) -> Any:
-    """Layers from left to right, modules from top to bottom, colour from 0 to ``top``; numbers in the cells where there is room."""
-    layers, modules = layer_order({c["layer"] for c in cells}), in_order({c["module"] for c in cells})
-    decimals = min(max(2 - math.floor(math.log10(100 * top)), 1), 6)
-    cells = [{**cell, "label": f"{100 * cell['value']:.{decimals}f}" if cell["value"] else "0"} for cell in cells]
-    x = altair.X("layer:O", sort=layers, title="layer", axis=altair.Axis(labelAngle=0, labelOverlap="greedy", labelSeparation=4))
-    y = altair.Y("module:O", sort=modules, title=None)
-    ticks = [0, top / 2, top]
-    legend = altair.Legend(orient="top", direction="horizontal", format=".2~p", gradientLength=190, values=ticks, titleLimit=280)
-    key_title = f"{value_title} (cells: %)" if len(layers) <= MOST_LABELS else value_title
-    colour = altair.Color("value:Q", title=key_title, legend=legend, scale=altair.Scale(scheme="viridis", domain=[0, top]))
-    tooltip = [altair.Tooltip("layer:O"), altair.Tooltip("module:O"), altair.Tooltip("value:Q", title=value_title, format=".3~p")]
-    tooltip += [altair.Tooltip(f"{field}:Q", format=",") for field in counts]
-    base = altair.Chart(altair.Data(values=cells)).encode(x=x, y=y)
-    chart = base.mark_rect().encode(color=colour, tooltip=tooltip)
-    if len(layers) <= MOST_LABELS:
-        ink = altair.condition(altair.datum.value > 0.6 * top, altair.value("#111"), altair.value("#fff"))
-        chart += base.mark_text(fontSize=11).encode(text="label:N", color=ink, tooltip=tooltip)
-    return chart.properties(height=ROW * len(modules))
+GREY = "#868e96"
 
 
 def change_map(altair: Any, report: Report) -> Any | None:
-    """Share of changed elements by layer and module; bars by module where the names give no layers."""
-    cells = change_cells(report)
-    if not report["layers"]:
-        return module_bars(altair, cells) if len({c["module"] for c in cells}) > 1 else None
-    top = max((c["value"] for c in cells), default=0) or 1
-    return heat_map(altair, cells, top, "share changed", ("changed", "elements"))
-
-
-def module_bars(altair: Any, cells: Rows) -> Any:
-    """Share of changed elements of each module."""
-    modules = in_order({c["module"] for c in cells})
-    x = altair.X("value:Q", title="share of elements that changed", axis=altair.Axis(format=".2~p", tickCount=5))
-    y = altair.Y("module:O", sort=modules, title=None)
-    tooltip = [altair.Tooltip("module:O"), altair.Tooltip("value:Q", format=".3~p"), altair.Tooltip("elements:Q", format=",")]
-    bars = altair.Chart(altair.Data(values=cells)).mark_bar(color=HUE)
-    return bars.encode(x=x, y=y, tooltip=tooltip).properties(height=ROW * len(modules))
+    """Share of changed elements by layer and module."""
+    return change_places(altair, change_cells(report), "share changed")
 
 
 def rank_map(altair: Any, report: Report, field: str = "rank") -> Any | None:
     cells = rank_cells(report, field)
-    return heat_map(altair, cells, 1, "mean rank / full rank", ("matrices",)) if cells else None
+    return place_map(altair, cells, "mean rank / full rank", ("matrices",), 1) if cells else None
 
 
 def random_rank_map(altair: Any, report: Report) -> Any | None:
@@ -234,20 +146,16 @@ def layer_lines(altair: Any, report: Report) -> Any | None:
     ]
     if len(report["layers"]) < 2 or not rows:
         return None
-    lowest = min(row["value"] for row in rows)
-    bottom = max(0.0, 1 - 1.15 * max(1 - lowest, 1e-6)) if lowest < 1 else 0.0
     axis = altair.Axis(labelAngle=0, labelOverlap="greedy", labelSeparation=4)
-    y_axis = altair.Axis(format=".5~p", tickCount=5)
-    y = altair.Y("value:Q", title="share of elements unchanged", scale=altair.Scale(domain=[bottom, 1], nice=False), axis=y_axis)
     scale = altair.Scale(domain=list(kinds), range=[HUE, SECOND_HUE])
     colour = altair.Color("kind:N", title=None, scale=scale, legend=altair.Legend(orient="bottom"))
     tips = [altair.Tooltip("layer:O"), altair.Tooltip("kind:N"), altair.Tooltip("value:Q", format=".6~p")]
     chart = altair.Chart(altair.Data(values=rows)).mark_line(point=len(report["layers"]) <= MOST_POINTS)
-    return chart.encode(x=altair.X("layer:O", title="layer", axis=axis), y=y, color=colour, tooltip=tips).properties(height=240)
+    x = altair.X("layer:O", title="layer", axis=axis)
+    return chart.encode(x=x, y=unchanged_axis(altair, rows), color=colour, tooltip=tips).properties(height=240)
 
 
-Maker = Callable[[Any, Report], Any]
-CHARTS: list[tuple[str, str, str, Maker]] = [
+CHARTS: list[Plan] = [
     ("changed", "Where weights changed", "Share of changed elements by layer and kind of tensor.", change_map),
     ("layers", "Update sparsity by layer", "Share of unchanged elements in each layer.", layer_lines),
     ("rank", "Rank of the update", "Mean rank of the update over full rank, by layer and kind of tensor.", rank_map),
@@ -261,23 +169,9 @@ CHARTS: list[tuple[str, str, str, Maker]] = [
 
 def charts(report: Report) -> list[Chart]:
     """All charts for which the report has numbers."""
-    altair, _ = libraries()
-    made = [(name, title, text, make(altair, report)) for name, title, text, make in CHARTS]
-    return [Chart(name, title, text, {**c.to_dict(), "description": text}) for name, title, text, c in made if c is not None]
+    return made(CHARTS, report)
 
 
 def write_png(report: Report, folder: Path, scale: int = 2) -> list[Path]:
     """Write one PNG a chart into a folder, made if missing; gives their paths. ``scale``: pixels a unit of the chart's width."""
-    altair, vl_convert = libraries()
-    version = vega_lite_version(altair, vl_convert)
-    paths = []
-    for chart in charts(report):
-        spec = {**chart.spec, "width": PNG_WIDTH, "title": chart.title, "padding": 16}
-        image = vl_convert.vegalite_to_png(spec, vl_version=version, scale=scale, config=theme())
-        paths.append(folder / f"{chart.name}.png")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            paths[-1].write_bytes(image)
-        except OSError as error:
-            raise OutputError(f"cannot write {paths[-1]}: {error.strerror}") from error
-    return paths
+    return save_png(charts(report), folder, scale)

@@ -2,6 +2,10 @@
 
 Mukherjee, Yuan, Hakkani-Tur, Peng (arXiv 2505.11711), section 5 and appendix E: for the sets I1, I2 of changed elements and
 sparsities s1, s2, o1 = |I1 n I2| / |I1| and o2 = |I1 n I2| / |I2|; at random o1 = 1 - s2 and o2 = 1 - s1.
+
+Small weights have fine steps and change in any update, so that overlaps beyond that chance are what any two updates have.
+"By size" is a chance that knows it: each update changes as many weights of each binary exponent (of the base's value) as it
+did, in each tensor, but at random among them.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckptdiff.analysis.source import Pair, open_source
+from ckptdiff.analysis.sparsity import EXPONENT
 from ckptdiff.errors import CheckpointError
 from ckptdiff.parallel import Progress, default_threads, no_progress, run_ordered
 from ckptdiff.values import distances, element_bits, values_of
@@ -37,6 +42,7 @@ class TensorOverlap:
         since_last: [K] that differ from the update before (the first: from the base).
         ever: [K] changed by this update or one before.
         back: [K] changed by one before, and now as in the base.
+        both_by_size, core_by_size: what both and core would be by chance among weights of the same size; both's diagonal means nothing.
     """
 
     scope: str
@@ -49,6 +55,8 @@ class TensorOverlap:
     since_last: Counts
     ever: Counts
     back: Counts
+    both_by_size: npt.NDArray[np.float64]
+    core_by_size: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +69,7 @@ class PairOverlap:
         jaccard: |I1 n I2| / |I1 u I2|.
         expected_jaccard: with as many changes in each tensor, but at random within it:
             sum n p1 p2 / sum n (p1 + p2 - p1 p2) over the tensors, with p the share that changed.
+        o1_by_size, o2_by_size, jaccard_by_size: the same at random among the weights of the same tensor and binary exponent.
         same_direction: of the changes of both, the share that moved the same way.
     """
 
@@ -72,6 +81,9 @@ class PairOverlap:
     random_o2: float
     jaccard: float
     expected_jaccard: float
+    o1_by_size: float
+    o2_by_size: float
+    jaccard_by_size: float
     same_direction: float
 
 
@@ -111,6 +123,7 @@ class OverlapResult:
         n = sum(t.elements for t in rows)
         a, b = (sum(int(t.changed[k]) for t in rows) for k in (first, second))
         both, same = (sum(int(getattr(t, key)[first, second]) for t in rows) for key in ("both", "same_direction"))
+        by_size = sum(float(t.both_by_size[first, second]) for t in rows)
         shared = sum(float(t.changed[first]) * float(t.changed[second]) / t.elements for t in rows if t.elements)
         return PairOverlap(
             first,
@@ -121,6 +134,9 @@ class OverlapResult:
             random_o2=ratio(a, n),
             jaccard=ratio(both, a + b - both),
             expected_jaccard=ratio(shared, a + b - shared),
+            o1_by_size=ratio(by_size, a),
+            o2_by_size=ratio(by_size, b),
+            jaccard_by_size=ratio(by_size, a + b - by_size),
             same_direction=ratio(same, both),
         )
 
@@ -209,32 +225,48 @@ def _gather(group: Sequence[Pair], blocks: Iterator[list[Counts]]) -> TensorOver
     sums = [np.sum(part, axis=0) for part in zip(*(next(blocks) for _ in group[0].starts), strict=True)]
     for pair in group:
         pair.finish()
-    elements, changed, both, same, core, last, ever, back = sums
-    return TensorOverlap(group[0].old.scope, group[0].old.name, int(elements), changed, both, same, int(core), last, ever, back)
+    elements, changed, both, same, core, last, ever, back, sizes = sums
+    counts = (int(elements), changed, both, same, int(core), last, ever, back)
+    return TensorOverlap(group[0].old.scope, group[0].old.name, *counts, *_by_size(sizes))
+
+
+def _by_size(sizes: Counts) -> tuple[npt.NDArray[np.float64], float]:
+    """Expected numbers of elements that two, and that all updates change, from a row of elements and one of changes of each update."""
+    elements = np.maximum(sizes[0], 1)
+    shares = sizes[1:] / elements
+    return (shares * elements) @ shares.T, float((shares.prod(axis=0) * elements).sum())
 
 
 def _count(group: Sequence[Pair], start: int, atol: float) -> list[Counts]:
     """Elements, then the counts of :class:`TensorOverlap` in its order, of one block."""
     dtype = "F32" if group[0].dtype == "C64" else group[0].dtype  # a complex number counts as its two parts
-    masks, ups, last, n = [], [], [], 0
+    masks, ups, last, sizes = [], [], [], []
     before = None
     for pair in group:
         old, new = (element_bits(part, dtype) for part in pair.read(start, start + pair.step))
         mask = old != new
         if atol:
             mask = ~_near(old, new, dtype, atol)
+        sizes += [_sizes(old, dtype)] * (before is None) + [_sizes(old[mask], dtype)]
         masks.append(np.packbits(mask))
         ups.append(np.packbits(mask & _greater(new, old, dtype)))
         previous = old if before is None else before
         last.append(int(np.count_nonzero(~_near(previous, new, dtype, atol) if atol else previous != new)))
-        before, n = new.copy(), len(old)
+        before = new.copy()
     changed, up = np.array(masks), np.array(ups)
     both = [[_ones(a & b) for b in changed] for a in changed]
     same = [[_ones(a & b & ~(u ^ v)) for b, v in zip(changed, up, strict=True)] for a, u in zip(changed, up, strict=True)]
     ever = np.bitwise_or.accumulate(changed, axis=0)
     core = _ones(np.bitwise_and.reduce(changed, axis=0))
     steps = [_ones(e) for e in ever], [_ones(e & ~c) for e, c in zip(ever, changed, strict=True)]
-    return [np.array(count, np.int64) for count in (n, [row[k] for k, row in enumerate(both)], both, same, core, last, *steps)]
+    counts = (sizes[0].sum(), [row[k] for k, row in enumerate(both)], both, same, core, last, *steps, sizes)
+    return [np.array(count, np.int64) for count in counts]
+
+
+def _sizes(bits: npt.NDArray[Any], dtype: str) -> Counts:
+    """How many elements have each binary exponent; integers count as of one."""
+    shift, mask, _ = EXPONENT.get(dtype, (0, 0, 0))
+    return np.bincount(((bits >> shift) & mask).astype(np.intp), minlength=mask + 1)
 
 
 def _near(a: npt.NDArray[Any], b: npt.NDArray[Any], dtype: str, atol: float) -> npt.NDArray[np.bool_]:

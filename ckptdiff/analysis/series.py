@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -38,22 +39,27 @@ def layer_order(labels: set[str]) -> list[str]:
     return sorted(labels, key=lambda label: (label == NO_LAYER, int(label) if label != NO_LAYER else 0))
 
 
-def layer_label(tensor: dict[str, Any]) -> str:
-    return NO_LAYER if tensor["layer"] is None else str(tensor["layer"])
+def layer_label(layer: int | None) -> str:
+    return NO_LAYER if layer is None else str(layer)
 
 
-def change_cells(report: Report) -> Rows:
-    """Changed and all elements of each module of each layer."""
+def place_cells(tensors: Iterable[tuple[int | None, str, int, int]]) -> Rows:
+    """Changed and all elements of each module of each layer; of each tensor: layer, module, elements, changed."""
     sums: dict[tuple[str, str], list[int]] = {}
-    for tensor in report["tensors"]:
-        cell = sums.setdefault((layer_label(tensor), tensor["module"]), [0, 0])
-        cell[0] += tensor["elements"]
-        cell[1] += changed(tensor)
+    for layer, module, elements, count in tensors:
+        cell = sums.setdefault((layer_label(layer), module), [0, 0])
+        cell[0] += elements
+        cell[1] += count
     return [
         {"layer": layer, "module": module, "elements": elements, "changed": count, "value": count / elements}
         for (layer, module), (elements, count) in sums.items()
         if elements
     ]
+
+
+def change_cells(report: Report) -> Rows:
+    """Changed and all elements of each module of each layer."""
+    return place_cells((t["layer"], t["module"], t["elements"], changed(t)) for t in report["tensors"])
 
 
 def shares_of_rank(tensor: dict[str, Any], field: str) -> list[float]:
@@ -67,7 +73,7 @@ def rank_cells(report: Report, field: str) -> Rows:
     shares: dict[tuple[str, str], list[float]] = {}
     for tensor in report["tensors"]:
         for share in shares_of_rank(tensor, field):
-            shares.setdefault((layer_label(tensor), tensor["module"]), []).append(share)
+            shares.setdefault((layer_label(tensor["layer"]), tensor["module"]), []).append(share)
     return [{"layer": layer, "module": module, "matrices": len(v), "value": sum(v) / len(v)} for (layer, module), v in shares.items()]
 
 
