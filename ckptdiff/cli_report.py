@@ -83,7 +83,7 @@ def _check_outputs(html: Path | None, png: Path | None, overwrite: bool) -> None
 
 @click.command()
 @click.argument("updates", type=PATH, nargs=-1, required=True, metavar="PATCH|CHECKPOINT...")
-@click.option("--base", type=PATH, required=True, help="Checkpoint that all started from: positions in a patch can only be read with it.")
+@click.option("--base", type=PATH, help="Checkpoint that all started from.  [default: the repo that the first patch names as its base]")
 @click.option("--atol", type=POSITIVE, default=0.0, show_default=True, callback=finite, help="Count |d| above this as changed; 0: by bits.")
 @click.option("--series", is_flag=True, help="They are checkpoints of one run, in order: also changed since the last, ever, and back.")
 @html_option
@@ -94,7 +94,7 @@ def _check_outputs(html: Path | None, png: Path | None, overwrite: bool) -> None
 @as_json
 def overlap(
     updates: tuple[Path, ...],
-    base: Path,
+    base: Path | None,
     series: bool,
     html: Path | None,
     png: Path | None,

@@ -96,6 +96,20 @@ def pull(
         return PullResult(done.out, origin, tuple(patches), done.files, done.size, not only, tuple(notes), time.perf_counter() - started)
 
 
+def recorded_base(patch: str | os.PathLike[str]) -> str:
+    """The id, pinned to a commit, of the base that a patch names.
+
+    Raises:
+        HubError: it names none, its repo cannot be read, or is itself a patch.
+    """
+    name = os.fspath(patch)
+    with open_patch(patch, by_ranges=True) as opened:
+        repo = _base_of(_Link.of(name, opened), [])
+    if INDEX_NAME in repo.files or _is_lone_patch(repo):
+        raise HubError(f"{name}: its base {repo.pinned} is itself a patch: rebuild that with ckptdiff pull, and give it with --base")
+    return str(repo.pinned)
+
+
 def _verify(patch: str, out: Path, threads: int | None, progress: Progress) -> None:
     problems = verify(patch, target=out, threads=threads, progress=progress).problems
     if problems:

@@ -158,7 +158,9 @@ def test_every_command_takes_ids(hub: Hub, models: list[Path], tmp_path: Path) -
     client.run("verify", "me/patch", "--base", "org/base", "--target", "out")
     client.run("compare", "org/tuned@v1", "out")
     client.run("report", "org/base", "me/patch", "--rank", "none")
-    client.run("overlap", "me/patch", "org/tuned@v1", "--base", "org/base")
+    shared = client.run("overlap", "me/patch", "org/tuned@v1", "--base", "org/base", "--json").stdout
+    assert json.loads(client.run("overlap", "org/tuned@v1", "me/patch", "p2", "--json").stdout)["pairs"][2]["jaccard"] == 1.0
+    assert client.run("overlap", "me/patch", "org/tuned@v1", "--json").stdout.replace(f"@{recorded['base_revision']}", "") == shared
     client.run("make", "hf://org/base/model-00001-of-00002.safetensors", models[1] / "model-00001-of-00002.safetensors", "-o", "x")
     assert "ckptdiff pull me/patch -o OUT" in client.run("compare", "me/patch", "out", code=3).stderr
 

@@ -11,7 +11,7 @@ import pytest
 
 import ckptdiff
 from ckptdiff.analysis.overlap import overlap
-from ckptdiff.errors import BaseMismatchError, CheckpointError
+from ckptdiff.errors import BaseMismatchError, CheckpointError, HubError
 from tests.checkpoints import tensor, write
 from tests.test_cli import run
 
@@ -71,6 +71,10 @@ def test_patches_stand_for_their_targets(tmp_path: Path) -> None:
         assert nameless(overlap(mixed, base, threads=1).to_json()) == expected
     with pytest.raises(BaseMismatchError, match=r"is already the target|is not the base"):
         overlap(patches, paths[0])
+    with pytest.raises(HubError, match=r"patch1.safetensors: does not say which repo has its base: give the base with --base"):
+        overlap([paths[0], patches[1]])
+    with pytest.raises(CheckpointError, match=r"checkpoints do not name their base: give it with --base"):
+        overlap(paths)
 
 
 def test_independent_updates_are_at_their_expectation(tmp_path: Path) -> None:
@@ -142,4 +146,4 @@ def test_commands(tmp_path: Path) -> None:
     assert "changed and back" in text and "Jaccard" in text and "model.norm.weight" in text
     assert "same direction" in run("compare", *map(str, paths), "--base", str(base)).stdout
     without = run("overlap", str(paths[0]))
-    assert without.exit_code == 2 and "Missing option '--base'" in without.output
+    assert without.exit_code == 3 and "give it with --base" in without.output

@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ckptdiff.analysis.source import Pair, open_source
+from ckptdiff.analysis.source import Pair, is_patch, open_source
 from ckptdiff.analysis.sparsity import EXPONENT
 from ckptdiff.errors import CheckpointError
 from ckptdiff.parallel import Progress, default_threads, no_progress, run_ordered
+from ckptdiff.pulling import recorded_base
 from ckptdiff.values import distances, element_bits, values_of
 
 Counts = npt.NDArray[np.int64]
@@ -181,7 +182,7 @@ def ratio(part: float, whole: float) -> float:
 
 def overlap(
     updates: Sequence[str | os.PathLike[str]],
-    base: str | os.PathLike[str],
+    base: str | os.PathLike[str] | None = None,
     *,
     atol: float = 0.0,
     threads: int | None = None,
@@ -191,17 +192,20 @@ def overlap(
 
     Args:
         updates: patches from ``base``, or checkpoints; of one run in order of its steps.
-        base: the checkpoint that all started from. Positions in a patch can only be read with it.
+        base: the checkpoint that all started from, as positions in a patch can only be read with it; None: the repo on the Hub that the
+            first patch names as its base.
         atol: count an element as changed where |d| exceeds this; 0: where its bits differ.
         threads: how many to use.
         progress: called with how far it is.
 
     Raises:
         CheckpointError: a checkpoint cannot be read. FormatError, UnsupportedError, IntegrityError: a patch is broken.
-        BaseMismatchError: a patch has another base.
+        BaseMismatchError: a patch has another base. HubError: there is no base given or named, or the named one cannot be read.
     """
     if not updates:
         raise CheckpointError("overlap needs at least one patch or checkpoint")
+    if base is None:
+        base = _named_base(updates)
     with ExitStack() as stack:
         sources = [stack.enter_context(open_source(base, update)) for update in updates]
         tables = [{(pair.old.scope, pair.old.name): pair for pair in source.pairs} for source in sources]
@@ -219,6 +223,13 @@ def overlap(
                 progress("comparing", done, total)
         names = tuple(Path(update).name or str(update) for update in updates)
         return OverlapResult(sources[0].base, names, atol, tuple(rows), tuple(sorted(left_out)))
+
+
+def _named_base(updates: Sequence[str | os.PathLike[str]]) -> str:
+    patches = [update for update in updates if is_patch(update)]
+    if not patches:
+        raise CheckpointError("checkpoints do not name their base: give it with --base")
+    return recorded_base(patches[0])
 
 
 def _gather(group: Sequence[Pair], blocks: Iterator[list[Counts]]) -> TensorOverlap:
