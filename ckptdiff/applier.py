@@ -19,7 +19,7 @@ from ckptdiff.errors import BaseMismatchError, CkptdiffError, FormatError, Integ
 from ckptdiff.layers import FromBase, FromPatch, Node, check_result, digest_of, found_digest, layers, ranges, tensor_differs
 from ckptdiff.output import build_beside, check_output, check_space
 from ckptdiff.parallel import Progress, default_threads, no_progress, run_ordered
-from ckptdiff.patches import Patch, open_patch
+from ckptdiff.patches import OpenPatch, open_patch
 from ckptdiff.patchfile import PatchFile
 from ckptdiff.selection import matches
 from ckptdiff.stfile import header_json
@@ -99,7 +99,7 @@ def apply(
         return ApplyResult(out, tuple(files), sum(len(o.tensors) for o in outputs), size, time.perf_counter() - started)
 
 
-def check_stored(patch: Patch, only: Sequence[str] = (), progress: Progress = no_progress) -> None:
+def check_stored(patch: OpenPatch, only: Sequence[str] = (), progress: Progress = no_progress) -> None:
     """Raise the first fault of a patch's payloads and stored files (spec 10, end of step 1)."""
     done, total = 0, patch.stored_size
     for file in patch.files:
@@ -116,7 +116,7 @@ def check_stored(patch: Patch, only: Sequence[str] = (), progress: Progress = no
             raise error
 
 
-def check_chain(chain: Sequence[Patch]) -> None:
+def check_chain(chain: Sequence[OpenPatch]) -> None:
     """Each patch must start from what the one before gives (spec 10, step 2)."""
     if not 1 <= len(chain) <= MAX_CHAIN:
         raise FormatError(f"a chain has 1 to {MAX_CHAIN} patches, found {len(chain)}")
@@ -143,7 +143,7 @@ class Output:
 class Applier:
     """The steps of one ``apply`` over a base and a checked chain."""
 
-    def __init__(self, base: Checkpoint, chain: Sequence[Patch], threads: int, progress: Progress) -> None:
+    def __init__(self, base: Checkpoint, chain: Sequence[OpenPatch], threads: int, progress: Progress) -> None:
         self.base, self.chain, self.threads, self.progress = base, chain, threads, progress
         self.done = self.total = 0
 
@@ -188,7 +188,7 @@ class Applier:
             nodes = zip((start + info.begin for info in file.header.tensors), file.table.entries, strict=True)
             tensors = tuple((offset, self.node(last, file, entry)) for offset, entry in nodes)
             head = len(file.header.raw).to_bytes(8, "little") + file.header.raw
-            outputs.append(Output(file.metadata.target.path, head, tensors, file.metadata.target.size))
+            outputs.append(Output(file.metadata.target_path, head, tensors, file.metadata.target_size))
         return outputs
 
     def subset(self, globs: Sequence[str]) -> Output:
@@ -250,7 +250,7 @@ class Applier:
 
     # --- what to say of a wrong base ---
 
-    def wrong_base(self, patch: Patch, why: str) -> BaseMismatchError:
+    def wrong_base(self, patch: OpenPatch, why: str) -> BaseMismatchError:
         return BaseMismatchError(f"{self.base.path}: is not the base of {patch.path}: {why}. {wanted_base(patch)}")
 
     def explain(self, outputs: Sequence[Output]) -> None:
@@ -299,7 +299,7 @@ class Applier:
         return out
 
 
-def wanted_base(patch: Patch) -> str:
+def wanted_base(patch: OpenPatch) -> str:
     """A sentence that says which base a patch wants."""
     info = patch.index.info if patch.index else patch.files[0].metadata.info
     if isinstance(info.get("base_repo"), str):

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from ckptdiff.dtypes import Bytes
 from ckptdiff.errors import CheckpointError
@@ -53,13 +54,23 @@ class Tensor:
         self.source.readinto(self.offset + start, out)
 
 
+class WeightSource(ByteSource, Protocol):
+    """A :class:`ByteSource` with the bytes of a safetensors file, on the disk or in memory."""
+
+    path: Path
+
+    def check_unchanged(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class WeightFile:
     """One safetensors file; ``path`` is relative to the checkpoint, with ``/``."""
 
     path: str
     scope: str
-    file: LocalFile
+    file: WeightSource
     header: Header
 
     @property
@@ -74,7 +85,8 @@ class Checkpoint:
     """A checkpoint whose headers are read.
 
     ``scopes`` maps scope and name to a tensor, ``others`` the path of each file without weights to a local file;
-    ``left_out`` are the paths that do not belong to it by default, or as the caller asked; ``origin`` the repo and commit that it is from.
+    ``left_out`` are the paths that do not belong to it by default, or as the caller asked; ``origin`` the repo and commit that it is from;
+    ``in_memory`` says that its weights are no files.
     """
 
     path: Path
@@ -83,6 +95,7 @@ class Checkpoint:
     others: dict[str, Path]
     left_out: tuple[str, ...] = ()
     origin: HubId | None = None
+    in_memory: bool = False
     scopes: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

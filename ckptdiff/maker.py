@@ -93,7 +93,11 @@ def make(
         with build_beside(out, overwrite=overwrite) as built, open(built.with_name("spool"), "w+b") as spool:
             maker = PatchMaker(old, new, codec, threads or default_threads(), rules, report, spool, progress)
             maker.repos = {"base": _repo_of(old, base_repo), "target": _repo_of(new, target_repo)}
-            size = maker.write_file(built) if new.is_file else maker.write_folder(built, kept)
+            if new.is_file:
+                with open(built, "wb") as file:
+                    size = maker.write_file(file)
+            else:
+                size = maker.write_folder(built, kept)
             old.check_unchanged()
             new.check_unchanged()
         target_size = sum(file.file.size for file in new.weights) + sum(new.others[name].stat().st_size for name in kept)

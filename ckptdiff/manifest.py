@@ -90,7 +90,9 @@ class Metadata:
     base_identity: bytes
     base_scope: str | None
     base_files: tuple[FileRef, ...] | None
-    target: FileRef
+    target_path: str
+    target_size: int
+    target_sha256: str | None
     target_identity: bytes
     target_scope: str
     table: bytes = b""
@@ -103,11 +105,19 @@ class Metadata:
         base: JsonObject = {"identity": self.base_identity.hex(), "scope": self.base_scope}
         if self.base_files is not None:
             base["files"] = [file.to_json() for file in self.base_files]
+        target: JsonObject = {
+            "identity": self.target_identity.hex(),
+            "path": self.target_path,
+            "scope": self.target_scope,
+            "size": self.target_size,
+        }
+        if self.target_sha256 is not None:
+            target["sha256"] = self.target_sha256
         value: JsonObject = {
             "format": "ckptdiff",
             "version": VERSION,
             "base": base,
-            "target": {**self.target.to_json(), "identity": self.target_identity.hex(), "scope": self.target_scope},
+            "target": target,
             "table": self.table.hex(),
             "header": self.header.hex(),
             "totals": self.totals.to_json(),
@@ -130,12 +140,13 @@ class Metadata:
             scope = None
         else:
             scope = base.text("scope")
-        path = safe_path(target.text("path"), f"{where}.target.path")
         return cls(
             base_identity=base.hexadecimal("identity", 16),
             base_scope=scope,
             base_files=_read_files(base) if "files" in base else None,
-            target=FileRef(path=path, size=target.integer("size"), sha256=target.hexadecimal("sha256", 32).hex()),
+            target_path=safe_path(target.text("path"), f"{where}.target.path"),
+            target_size=target.integer("size"),
+            target_sha256=target.hexadecimal("sha256", 32).hex() if "sha256" in target else None,
             target_identity=target.hexadecimal("identity", 16),
             target_scope=target.text("scope"),
             table=f.hexadecimal("table", 16),

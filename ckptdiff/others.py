@@ -16,7 +16,7 @@ from ckptdiff.codecs.planes import MAGIC
 from ckptdiff.errors import BaseMismatchError, CheckpointError, CkptdiffError, FormatError, IntegrityError
 from ckptdiff.manifest import MAX_PREFIX, MAX_WINDOW, OtherFile
 from ckptdiff.parallel import CHUNK, sha256_file
-from ckptdiff.patches import Patch
+from ckptdiff.patches import OpenPatch
 from ckptdiff.stfile import LocalFile
 
 LEVEL = 19
@@ -84,7 +84,7 @@ def _digest(path: Path) -> bytes:
     return hasher.digest()
 
 
-def stored_error(patch: Patch, other: OtherFile) -> IntegrityError | None:
+def stored_error(patch: OpenPatch, other: OtherFile) -> IntegrityError | None:
     """What is wrong with a stored frame, if it does not have its size and digest."""
     path = patch.path / other.member
     if other.kind == "same":
@@ -98,7 +98,7 @@ def stored_error(patch: Patch, other: OtherFile) -> IntegrityError | None:
     return IntegrityError(f"{path}: has the digest {digest.hex()}, expected {other.digest.hex()}: corrupted? fetch the patch again")
 
 
-def rebuild(patch: Patch, other: OtherFile, base: Path | None, out: Path) -> None:
+def rebuild(patch: OpenPatch, other: OtherFile, base: Path | None, out: Path) -> None:
     """Write one file of the target to ``out``; ``base`` is the base's file of the same path.
 
     Raises:
@@ -132,7 +132,7 @@ def base_error(other: OtherFile, base: Path | None) -> CkptdiffError | None:
     return None
 
 
-def decode(patch: Patch, other: OtherFile, base: Path | None) -> Iterator[bytes]:
+def decode(patch: OpenPatch, other: OtherFile, base: Path | None) -> Iterator[bytes]:
     """The bytes of one file of the target, piece by piece; raises IntegrityError where they are not what the index states."""
     sha, size = hashlib.sha256(), 0
     for piece in _pieces(patch, other, base):
@@ -150,7 +150,7 @@ def decode(patch: Patch, other: OtherFile, base: Path | None) -> Iterator[bytes]
         )
 
 
-def decoding_error(patch: Patch, other: OtherFile, base: Path | None) -> CkptdiffError | None:
+def decoding_error(patch: OpenPatch, other: OtherFile, base: Path | None) -> CkptdiffError | None:
     """What is wrong with a stored file, if it does not decode to the file that the index states."""
     try:
         for _ in decode(patch, other, base):
@@ -162,7 +162,7 @@ def decoding_error(patch: Patch, other: OtherFile, base: Path | None) -> Ckptdif
     return None
 
 
-def _pieces(patch: Patch, other: OtherFile, base: Path | None) -> Iterable[bytes]:
+def _pieces(patch: OpenPatch, other: OtherFile, base: Path | None) -> Iterable[bytes]:
     if other.kind == "same":
         assert base is not None
         with open(base, "rb") as file:

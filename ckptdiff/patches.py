@@ -23,7 +23,7 @@ INDEX_NAME = "ckptdiff.json"
 
 
 @dataclass(slots=True)
-class Patch:
+class OpenPatch:
     """An open patch: one file, or a folder with its ``index``; ``entries`` maps (scope, name) of target tensors."""
 
     path: Path
@@ -112,7 +112,7 @@ class Patch:
     @property
     def output_size(self) -> int:
         """Bytes of the rebuilt checkpoint."""
-        return sum(file.metadata.target.size for file in self.files) + sum(other.size for other in self.others)
+        return sum(file.metadata.target_size for file in self.files) + sum(other.size for other in self.others)
 
     @property
     def stored_size(self) -> int:
@@ -154,7 +154,7 @@ class LocalFolder:
 
 
 @contextmanager
-def open_patch(path: str | os.PathLike[str], *, by_ranges: bool = False) -> Iterator[Patch]:
+def open_patch(path: str | os.PathLike[str], *, by_ranges: bool = False) -> Iterator[OpenPatch]:
     """Open a patch file or folder, here or on the Hub, and check all but its payloads (spec 10, step 1).
 
     ``by_ranges``: of a patch on the Hub read just what is asked for, instead of fetching its files first.
@@ -170,11 +170,11 @@ def open_patch(path: str | os.PathLike[str], *, by_ranges: bool = False) -> Iter
             paths = patch_paths(repo)
             folder = RemoteFolder(repo) if by_ranges and not repo.cache else LocalFolder(download(repo, paths))
             lone = paths[0] if INDEX_NAME not in paths else None
-            yield _open_folder(folder, stack) if lone is None else Patch(Path(folder.name) / lone, None, [_open(folder, lone, stack)])
+            yield _open_folder(folder, stack) if lone is None else OpenPatch(Path(folder.name) / lone, None, [_open(folder, lone, stack)])
         elif os.path.isdir(path):
             yield _open_folder(LocalFolder(Path(path)), stack)
         else:
-            yield Patch(Path(path), None, [_open(LocalFolder(Path(path).parent), Path(path).name, stack)])
+            yield OpenPatch(Path(path), None, [_open(LocalFolder(Path(path).parent), Path(path).name, stack)])
 
 
 def patch_paths(repo: Repo) -> list[str]:
@@ -191,7 +191,7 @@ def _no_patch(repo: Repo) -> list[str]:
     raise FormatError(f"{repo.pinned}: not a ckptdiff patch: it has no {INDEX_NAME}")
 
 
-def _open_folder(folder: Folder, stack: ExitStack) -> Patch:
+def _open_folder(folder: Folder, stack: ExitStack) -> OpenPatch:
     index, index_size = _open_index(folder, stack)
     files = []
     for shard in index.shards:
@@ -203,11 +203,11 @@ def _open_folder(folder: Folder, stack: ExitStack) -> Patch:
             raise IntegrityError(f"{where}: is not the file that {INDEX_NAME} lists: fetch the patch again")
         found = file.metadata
         identities = (index.base_identity, index.target_identity)
-        if (found.target.path, found.base_identity, found.target_identity, found.base_files) != (shard.target, *identities, None):
+        if (found.target_path, found.base_identity, found.target_identity, found.base_files) != (shard.target, *identities, None):
             raise FormatError(f"{where}: its metadata does not agree with {INDEX_NAME}")
         if file.report is not None and file is not files[0]:
             raise FormatError(f"{where}: has a report, which only the first patch file of a folder may have")
-    patch = Patch(Path(folder.name), index, files, index_size)
+    patch = OpenPatch(Path(folder.name), index, files, index_size)
     if patch.totals != index.totals:
         raise FormatError(f"{folder.name}/{INDEX_NAME}: its totals do not agree with its shards")
     for other in index.files:

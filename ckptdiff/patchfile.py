@@ -7,7 +7,6 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import BinaryIO
 
 import xxhash
@@ -16,7 +15,7 @@ import zstandard
 from ckptdiff.canonical import quote
 from ckptdiff.digests import xxh128
 from ckptdiff.errors import FormatError, IntegrityError
-from ckptdiff.manifest import FileRef, Metadata
+from ckptdiff.manifest import Metadata
 from ckptdiff.parallel import CHUNK
 from ckptdiff.stfile import MAX_HEADER, ByteSource, Header, header_json, parse_header, predicted_header, read_bytes, read_header
 from ckptdiff.table import MAX_TABLE, TABLE_LEVEL, Entry, Table, decompress
@@ -37,7 +36,7 @@ def _heads(metadata: Metadata) -> dict[str, tuple[bytes, str, int]]:
     """The tensors before the payloads, in the order of their data: digest, what to call it, and the most bytes it may have."""
     heads = {
         TABLE: (metadata.table, "its table", MAX_STORED_TABLE),
-        _header_tensor(metadata.target.path): (metadata.header, "the target's header", MAX_STORED_HEADER),
+        _header_tensor(metadata.target_path): (metadata.header, "the target's header", MAX_STORED_HEADER),
     }
     if metadata.report is not None:
         heads[REPORT] = (metadata.report, "its report", MAX_STORED_REPORT)
@@ -81,21 +80,29 @@ def encode_target_header(raw: bytes, entries: Sequence[Entry]) -> bytes:
     return zstandard.ZstdCompressor(dict_data=prefix, compression_params=parameters).compress(raw)
 
 
-def write_patch_file(path: Path, metadata: Metadata, parts: Spooled) -> tuple[FileRef, bytes]:
-    """Write one patch file; ``metadata`` comes without digests. Returns size and SHA-256, and the metadata's digest."""
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A written patch file: size in bytes, SHA-256, and its metadata's digest."""
+
+    size: int
+    sha256: str
+    digest: bytes
+
+
+def write_patch_file(out: BinaryIO, metadata: Metadata, parts: Spooled) -> Written:
+    """Write one patch file; ``metadata`` comes without digests."""
     table, header = parts.table.to_bytes(), encode_target_header(parts.header, parts.table.entries)
     report = None if parts.report is None else xxh128(parts.report)
     metadata = replace(metadata, table=xxh128(table), header=xxh128(header), report=report)
     heads = [table, header] if parts.report is None else [table, header, parts.report]
     sealed = metadata.to_bytes()
     raw = _container_header(sealed, _members(metadata, heads, parts.table.entries))
-    sha = hashlib.sha256()
-    with open(path, "wb") as out:
-        for piece in _pieces(raw, heads, parts):
-            out.write(piece)
-            sha.update(piece)
-        size = out.tell()
-    return FileRef(path=path.name, size=size, sha256=sha.hexdigest()), Metadata.digest_of(sealed)
+    sha, size = hashlib.sha256(), 0
+    for piece in _pieces(raw, heads, parts):
+        out.write(piece)
+        sha.update(piece)
+        size += len(piece)
+    return Written(size, sha.hexdigest(), Metadata.digest_of(sealed))
 
 
 def _pieces(raw: bytes, heads: Sequence[bytes], parts: Spooled) -> Iterator[bytes]:
@@ -176,9 +183,9 @@ class PatchFile:
             raise FormatError(f"{where}: {error}") from None
         if [(t.name, t.dtype, t.shape) for t in header.tensors] != [(e.name, e.dtype, e.shape) for e in entries]:
             raise FormatError(f"{where}: its tensors are not those of the table")
-        if header.data_start + header.data_size != self.metadata.target.size:
+        if header.data_start + header.data_size != self.metadata.target_size:
             raise FormatError(
-                f"{where}: with its tensors it makes {header.data_start + header.data_size} bytes, expected {self.metadata.target.size}"
+                f"{where}: with its tensors it makes {header.data_start + header.data_size} bytes, expected {self.metadata.target_size}"
             )
         return header
 

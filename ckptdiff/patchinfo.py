@@ -29,11 +29,12 @@ class TensorRow:
 
 @dataclass(frozen=True, slots=True)
 class FileRow:
-    """One file of the target: sizes in bytes, ``stored`` in the patch; ``kind`` is ``weights``, ``same``, ``new`` or ``delta``."""
+    """One file of the target: sizes in bytes, ``stored`` in the patch; ``kind`` is ``weights``, ``same``, ``new`` or ``delta``;
+    ``sha256`` is None of a target that was never a file."""
 
     path: str
     size: int
-    sha256: str
+    sha256: str | None
     kind: str
     stored: int
 
@@ -67,12 +68,12 @@ def info(patch: str | os.PathLike[str]) -> PatchInfo:
     """
     with open_patch(patch, by_ranges=True) as opened:
         weights = [
-            FileRow(f.metadata.target.path, f.metadata.target.size, f.metadata.target.sha256, "weights", f.source.size)
+            FileRow(f.metadata.target_path, f.metadata.target_size, f.metadata.target_sha256, "weights", f.source.size)
             for f in opened.files
         ]
         tensors = [
             TensorRow(
-                f.metadata.target.path, e.name, e.dtype, e.shape, e.kind, e.codec, e.changed, e.units, e.payload_size, e.of or e.base_name
+                f.metadata.target_path, e.name, e.dtype, e.shape, e.kind, e.codec, e.changed, e.units, e.payload_size, e.of or e.base_name
             )
             for f in opened.files
             for e in f.table.entries

@@ -21,7 +21,7 @@ from ckptdiff.manifest import FileRef, Index, Metadata, OtherFile, ShardRef
 from ckptdiff.pairing import Rename, pair_names, pair_scopes
 from ckptdiff.parallel import FileHasher, Progress, run_ordered
 from ckptdiff.patches import INDEX_NAME, open_patch
-from ckptdiff.patchfile import Spooled, write_patch_file
+from ckptdiff.patchfile import Spooled, Written, write_patch_file
 from ckptdiff.table import Entry, Table, Totals
 
 
@@ -61,7 +61,8 @@ class PatchMaker:
         self.base, self.target, self.codec, self.threads, self.renames = base, target, codec, threads, renames
         self.report, self.spool, self.progress = report, spool, progress
         self.offsets: dict[tuple[str, str], int] = {}
-        self.hashers = {id(file.file): FileHasher(file.file) for file in (*base.weights, *target.weights)}
+        files = (file.file for side in (base, target) if not side.in_memory for file in side.weights)
+        self.hashers = {id(file): FileHasher(file) for file in files}
         self.scopes = {
             scope: _Scope(base_id, base.scopes[base_id] if base_id is not None else {})
             for scope, base_id in pair_scopes(base, target).items()
@@ -139,7 +140,9 @@ class PatchMaker:
         else:
             coded = code(base, target, tensor.codec or "raw", first, stop)
         for read in (target, base or target):
-            self.hashers[id(read.source)].advance(read.offset + min(stop * DTYPES[read.dtype].carrier, read.nbytes))
+            hasher = self.hashers.get(id(read.source))
+            if hasher:
+                hasher.advance(read.offset + min(stop * DTYPES[read.dtype].carrier, read.nbytes))
         return tensor, coded, last
 
     def _finish(self, tensor: OpenTensor) -> None:
@@ -186,11 +189,11 @@ class PatchMaker:
 
     # --- writing ---
 
-    def write_file(self, built: Path) -> int:
+    def write_file(self, out: BinaryIO) -> int:
         """Write a patch file; returns its size."""
         self.code()
         refs = self._refs(file for file in self.base.weights if file.scope in self._base_scopes())
-        return self._write(self.target.weights[0], built, refs)[0].size
+        return self._write(self.target.weights[0], out, refs).size
 
     def write_folder(self, built: Path, names: Sequence[str]) -> int:
         """Write a patch folder with the other files ``names``; returns the size of all its files."""
@@ -199,8 +202,9 @@ class PatchMaker:
         for file in self.target.weights:
             path = built / "patch" / file.path
             path.parent.mkdir(parents=True, exist_ok=True)
-            ref, digest = self._write(file, path, None)
-            shards.append(ShardRef(target=file.path, size=ref.size, sha256=ref.sha256, digest=digest))
+            with open(path, "wb") as out:
+                done = self._write(file, out, None)
+            shards.append(ShardRef(target=file.path, size=done.size, sha256=done.sha256, digest=done.digest))
         files = [others.encode(name, self.target.others[name], self._base_file(name), built) for name in names]
         self.removed_files = self._removed_files({*names, *(file.path for file in self.target.weights)})
         data = self._index(shards, files).to_bytes()
@@ -223,14 +227,16 @@ class PatchMaker:
             info=self._info,
         )
 
-    def _write(self, file: WeightFile, path: Path, base_files: tuple[FileRef, ...] | None) -> tuple[FileRef, bytes]:
+    def _write(self, file: WeightFile, out: BinaryIO, base_files: tuple[FileRef, ...] | None) -> Written:
         scope = self.scopes[file.scope]
         table = Table(tuple(scope.entries[info.name] for info in file.header.tensors), self._removed(file))
         metadata = Metadata(
             base_identity=self._base_identity,
             base_scope=scope.base_id,
             base_files=base_files,
-            target=FileRef(path=file.path, size=file.file.size, sha256=self.hashers[id(file.file)].hexdigest()),
+            target_path=file.path,
+            target_size=file.file.size,
+            target_sha256=self._sha256(file),
             target_identity=self._target_identity,
             target_scope=file.scope,
             totals=table.totals,
@@ -242,7 +248,7 @@ class PatchMaker:
                 self.codecs[entry.codec] = self.codecs.get(entry.codec, 0) + 1
         offsets = {entry.name: self.offsets[file.scope, entry.name] for entry in table.entries if entry.has_payload}
         report = self.report.to_bytes() if self.report is not None and file is self.target.weights[0] else None
-        return write_patch_file(path, metadata, Spooled(table, file.header.raw, report, self.spool, offsets))
+        return write_patch_file(out, metadata, Spooled(table, file.header.raw, report, self.spool, offsets))
 
     def _removed(self, file: WeightFile) -> tuple[str, ...]:
         """Base tensors that the scope no longer has, nor uses as a base, for the scope's first file."""
@@ -257,7 +263,13 @@ class PatchMaker:
         return tuple(sorted((name for name in names if paths.unsafe_reason(name) is None), key=str.encode))
 
     def _refs(self, files: Iterable[WeightFile]) -> tuple[FileRef, ...]:
-        return tuple(FileRef(path=f.path, size=f.file.size, sha256=self.hashers[id(f.file)].hexdigest()) for f in files)
+        found = ((file, self._sha256(file)) for file in files)
+        return tuple(FileRef(path=file.path, size=file.file.size, sha256=sha256) for file, sha256 in found if sha256 is not None)
+
+    def _sha256(self, file: WeightFile) -> str | None:
+        """None of tensors in memory."""
+        hasher = self.hashers.get(id(file.file))
+        return hasher.hexdigest() if hasher else None
 
     @cached_property
     def _info(self) -> dict[str, str]:

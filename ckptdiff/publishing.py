@@ -20,7 +20,7 @@ from ckptdiff.hubid import HubId, parse_id
 from ckptdiff.hubwrite import Commit, find_repo, licence_of, publish, with_metadata
 from ckptdiff.manifest import OtherFile
 from ckptdiff.parallel import Progress, no_progress
-from ckptdiff.patches import INDEX_NAME, Patch, open_patch
+from ckptdiff.patches import INDEX_NAME, OpenPatch, open_patch
 from ckptdiff.patchinfo import info
 from ckptdiff.private import suspicious_content, suspicious_name
 from ckptdiff.verifier import verify
@@ -132,7 +132,7 @@ def _check(patch: str | os.PathLike[str], threads: int | None, progress: Progres
         raise IntegrityError(f"{patch}: does not verify, so it was not published: {found.problems[0].message}{more}")
 
 
-def _base(patch: Patch, base_repo: str | None, plan: _Plan) -> Repo:
+def _base(patch: OpenPatch, base_repo: str | None, plan: _Plan) -> Repo:
     """The repo that the patch records as its base's, or is told; its files must be the ones that the patch was made from."""
     recorded = patch.info
     if base_repo is not None:
@@ -155,11 +155,11 @@ def _base(patch: Patch, base_repo: str | None, plan: _Plan) -> Repo:
     return repo
 
 
-def _add_patch(patch: Patch, base: Repo, plan: _Plan, relabel: bool) -> None:
+def _add_patch(patch: OpenPatch, base: Repo, plan: _Plan, relabel: bool) -> None:
     if patch.index is None:
         if relabel:
             raise CheckpointError(f"{patch.path}: is a lone patch file: record its base with ckptdiff make ... --base-repo {base.name}")
-        plan.files[f"patch/{Path(patch.files[0].metadata.target.path).name}"] = patch.path
+        plan.files[f"patch/{Path(patch.files[0].metadata.target_path).name}"] = patch.path
         return
     index = patch.index
     if relabel:
@@ -169,7 +169,7 @@ def _add_patch(patch: Patch, base: Repo, plan: _Plan, relabel: bool) -> None:
     plan.files |= {member: patch.path / member for member in members}
 
 
-def _config(patch: Patch, base: Repo) -> bytes | None:
+def _config(patch: OpenPatch, base: Repo) -> bytes | None:
     """The target's ``config.json``: the Hub reads from it what model this is, and counts downloads by it."""
     found = next((other for other in patch.others if other.path == CONFIG), None)
     if found is None:
@@ -180,7 +180,7 @@ def _config(patch: Patch, base: Repo) -> bytes | None:
         return None  # of a chain: its base's config.json is not in that repo as it was
 
 
-def _refuse_secrets(patch: Patch, plan: _Plan) -> None:
+def _refuse_secrets(patch: OpenPatch, plan: _Plan) -> None:
     found = [f"{other.path} (by its name)" for other in patch.others if suspicious_name(other.path)]
     for other in patch.others:
         what = suspicious_content(_content(patch, other))
@@ -196,7 +196,7 @@ def _refuse_secrets(patch: Patch, plan: _Plan) -> None:
         )
 
 
-def _content(patch: Patch, other: OtherFile) -> bytes:
+def _content(patch: OpenPatch, other: OtherFile) -> bytes:
     """A file's bytes as far as they stand in the patch: of one that is coded against the base's what the frame holds literally."""
     if other.kind == "same" or other.size > SCANNED:
         return b""
@@ -209,7 +209,7 @@ def _content(patch: Patch, other: OtherFile) -> bytes:
 
 
 def _add_card(
-    patch: Patch, hub_id: HubId, base: Repo, there: Repo | None, plan: _Plan, licence: str | None, report: Report, work: Path
+    patch: OpenPatch, hub_id: HubId, base: Repo, there: Repo | None, plan: _Plan, licence: str | None, report: Report, work: Path
 ) -> None:
     own = None
     if there is not None and CARD in there.files:

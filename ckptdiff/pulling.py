@@ -14,7 +14,7 @@ from ckptdiff.hub import Repo, check_files, open_repo
 from ckptdiff.hubclient import using
 from ckptdiff.hubid import HubId, parse_id
 from ckptdiff.parallel import Progress, no_progress
-from ckptdiff.patches import INDEX_NAME, Patch, open_patch
+from ckptdiff.patches import INDEX_NAME, OpenPatch, open_patch
 from ckptdiff.verifier import verify
 
 
@@ -44,7 +44,7 @@ class _Link:
     base_sha256: dict[str, str]
 
     @classmethod
-    def of(cls, name: str, patch: Patch) -> _Link:
+    def of(cls, name: str, patch: OpenPatch) -> _Link:
         recorded = patch.info
         sha256 = {file.path: file.sha256 for file in patch.base_files}
         return cls(name, patch.base_identity, patch.target_identity, recorded.get("base_repo"), recorded.get("base_revision"), sha256)

@@ -126,7 +126,7 @@ def described(result: PatchInfo, tensors: bool) -> None:
     print_grid(out, rows)
     files = rows_table("file", "kind", "size", "in the patch", "SHA-256")
     for file in result.files:
-        files.add_row(cell(file.path), file.kind, size(file.size), size(file.stored), file.sha256)
+        files.add_row(cell(file.path), file.kind, size(file.size), size(file.stored), file.sha256 or "")
     out.print()
     out.print(files)
     if tensors:

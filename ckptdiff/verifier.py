@@ -20,7 +20,7 @@ from ckptdiff.hubid import parse_id
 from ckptdiff.layers import FromBase, FromPatch, check_result, digest_of, layers, ranges, tensor_differs
 from ckptdiff.manifest import OtherFile
 from ckptdiff.parallel import Progress, default_threads, no_progress, run_ordered, sha256_file
-from ckptdiff.patches import Patch, open_patch
+from ckptdiff.patches import OpenPatch, open_patch
 from ckptdiff.patchfile import PatchFile
 from ckptdiff.selection import select
 from ckptdiff.stfile import LocalFile
@@ -109,7 +109,7 @@ def _told_apart(applier: Applier, found: list[CkptdiffError]) -> list[CkptdiffEr
     return found
 
 
-def patch_checks(patch: Patch) -> list[Callable[[], CkptdiffError | None]]:
+def patch_checks(patch: OpenPatch) -> list[Callable[[], CkptdiffError | None]]:
     """Checks of payloads, stored files and the patch files' SHA-256; what :func:`open_patch` checks is not repeated."""
     checks: list[Callable[[], CkptdiffError | None]] = []
     for file in patch.files:
@@ -133,20 +133,38 @@ def _payload_error(file: PatchFile, entry: Entry) -> CkptdiffError | None:
     return None
 
 
-def _other_error(patch: Patch, other: OtherFile) -> CkptdiffError | None:
+def _other_error(patch: OpenPatch, other: OtherFile) -> CkptdiffError | None:
     return others.stored_error(patch, other) or (others.decoding_error(patch, other, None) if other.kind == "new" else None)
 
 
-def target_checks(patch: Patch, target: Path) -> list[Callable[[], CkptdiffError | None]]:
+def target_checks(patch: OpenPatch, target: Path) -> list[Callable[[], CkptdiffError | None]]:
     """Checks of size and SHA-256 of every file that the patch gives."""
     if patch.index is None:
-        file = patch.files[0].metadata.target
-        return [partial(_file_error, target / file.path if os.path.isdir(target) else target, file.size, file.sha256)]
+        name = patch.files[0].metadata.target_path
+        return [partial(_weights_error, patch, patch.files[0], target / name if os.path.isdir(target) else target)]
     if not os.path.isdir(target):
         raise CheckpointError(f"{target}: is one file; give the folder that {patch.path} rebuilds")
-    wanted = [file.metadata.target for file in patch.files]
-    rows = [(file.path, file.size, file.sha256) for file in wanted] + [(o.path, o.size, o.sha256) for o in patch.others]
-    return [partial(_file_error, target / path, size, sha256) for path, size, sha256 in rows]
+    weights = [partial(_weights_error, patch, file, target / file.metadata.target_path) for file in patch.files]
+    return [*weights, *(partial(_file_error, target / other.path, other.size, other.sha256) for other in patch.others)]
+
+
+def _weights_error(patch: OpenPatch, file: PatchFile, path: Path) -> CkptdiffError | None:
+    """By SHA-256; a target that was never a file has none, and goes by header and tensor digests."""
+    metadata = file.metadata
+    if metadata.target_sha256 is not None:
+        return _file_error(path, metadata.target_size, metadata.target_sha256)
+    try:
+        with open_checkpoint(path) as checkpoint:
+            weights = checkpoint.weights[0]
+            if weights.header.raw != file.header.raw:
+                return IntegrityError(f"{path}: its header is not the one that {patch.path} gives")
+            for tensor, entry in zip(weights.tensors, file.table.entries, strict=True):
+                found, expected = digest_of(tensor), patch.entries[metadata.target_scope, entry.of or entry.name][1].digest
+                if found != expected:
+                    return IntegrityError(f"{path}: tensor {tensor.name} has the digest {found.hex()}, expected {expected.hex()}")
+    except CheckpointError as error:
+        return error
+    return None
 
 
 def verify_against_hub(checkpoint: str | os.PathLike[str], hub_id: str, *, threads: int | None = None) -> VerifyResult:
@@ -203,7 +221,7 @@ def _file_error(path: Path, size: int, sha256: str) -> CkptdiffError | None:
         file.close()
 
 
-def base_checks(applier: Applier, patch: Patch) -> list[Callable[[], CkptdiffError | None]]:
+def base_checks(applier: Applier, patch: OpenPatch) -> list[Callable[[], CkptdiffError | None]]:
     """Checks that the base's tensors and files are those that the patch needs, and that the changes to them give what it states."""
     checks: list[Callable[[], CkptdiffError | None]] = [
         partial(_tensor_error, applier, file, entry)
@@ -231,6 +249,6 @@ def _tensor_error(applier: Applier, file: PatchFile, entry: Entry) -> CkptdiffEr
     return None
 
 
-def _base_file_error(applier: Applier, patch: Patch, other: OtherFile) -> CkptdiffError | None:
+def _base_file_error(applier: Applier, patch: OpenPatch, other: OtherFile) -> CkptdiffError | None:
     base = applier.base.others.get(other.path)
     return others.base_error(other, base) or (others.decoding_error(patch, other, base) if other.kind == "delta" else None)

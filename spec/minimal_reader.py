@@ -119,7 +119,7 @@ TOTALS = dict.fromkeys(("same", "delta", "new", "copy", "removed", "units", "cha
 FILE = {"path": safe_path, "size": count, "sha256": sha}
 METADATA = {"format": text, "version": count, "digest": xxh, "table": xxh, "header": xxh, "report?": xxh,
             "totals": TOTALS, "info": info, "base": {"identity": xxh, "scope": lambda v: v is None or text(v), "files?": [FILE]},
-            "target": {"identity": xxh, "scope": text, "path": safe_path, "size": count, "sha256": sha}}
+            "target": {"identity": xxh, "scope": text, "path": safe_path, "size": count, "sha256?": sha}}
 INDEX = {"format": text, "version": count, "digest": xxh, "info": info, "target": {"identity": xxh}, "totals": TOTALS,
          "base": {"identity": xxh, "files": [FILE]}, "removed": [safe_path], "files": [lambda v: type(v) is dict],
          "shards": [{"target": safe_path, "path": safe_path, "size": count, "sha256": sha, "digest": xxh}]}

@@ -95,7 +95,8 @@ def mutate_resealed(rng: np.random.Generator, patch: Path, out: Path) -> None:
                 entry = replace(entry, blocks=(len(payload),), payload_digest=xxhash.xxh3_64_digest(payload))
             entries.append(entry)
         parts = Spooled(Table(tuple(entries), file.table.removed), file.header.raw, None, spool, offsets)
-        write_patch_file(out, file.metadata, parts)
+        with open(out, "wb") as built:
+            write_patch_file(built, file.metadata, parts)
 
 
 def peak_rss_mb() -> float:

@@ -148,7 +148,8 @@ def test_verify_with_a_base_decodes_what_changed(files: Pair, folders: Pair, tmp
         entries = tuple(replace(e, digest=bytes(16)) if e.name == "b.weight" else e for e in file.table.entries)
         found = identity(("target", e.name, e.dtype, e.shape, e.digest) for e in entries)
         metadata = replace(file.metadata, target_identity=found)
-        write_patch_file(tmp_path / "wrong.safetensors", metadata, Spooled(Table(entries), file.header.raw, None, spool, offsets))
+        with open(tmp_path / "wrong.safetensors", "wb") as out:
+            write_patch_file(out, metadata, Spooled(Table(entries), file.header.raw, None, spool, offsets))
     assert ckptdiff.verify(tmp_path / "wrong.safetensors").ok
     (problem,) = ckptdiff.verify(tmp_path / "wrong.safetensors", base=files.base).problems
     assert problem.kind == "integrity" and "tensor b.weight: rebuilt with the digest" in problem.message

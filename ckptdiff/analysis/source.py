@@ -19,7 +19,7 @@ from ckptdiff.hubid import parse_id
 from ckptdiff.layers import Node
 from ckptdiff.pairing import Rename, check_patterns, pair_all
 from ckptdiff.parallel import no_progress
-from ckptdiff.patches import INDEX_NAME, Patch, open_patch
+from ckptdiff.patches import INDEX_NAME, OpenPatch, open_patch
 from ckptdiff.stfile import LocalFile, read_header
 
 
@@ -126,7 +126,7 @@ def _pair(old: Tensor, new: Tensor) -> Pair:
     return Pair(new.scope, new.name, new.dtype, new.shape, new.nbytes, old, read, lambda: None)
 
 
-def _from_patch(applier: Applier, patch: Patch, base_name: str, target_name: str) -> Source:
+def _from_patch(applier: Applier, patch: OpenPatch, base_name: str, target_name: str) -> Source:
     check_chain([patch])
     check_stored(patch)
     base = applier.base

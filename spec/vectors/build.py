@@ -452,7 +452,7 @@ def patch_file(base, target, entries, *, path="base.safetensors", base_scope="ba
     size = 8 + len(edit(target_head, stored_header)) + sum(len(t.data) for t in target.values())
     metadata = {
         "format": "ckptdiff", "version": 1, "table": hex128(table_bytes), "header": hex128(header_bytes),
-        "base": {"identity": old_identity, "scope": base_scope, **({"files": base_files} if base_files else {})},
+        "base": {"identity": old_identity, "scope": base_scope, **({"files": base_files} if base_files is not None else {})},
         "target": {"identity": new_identity, "scope": path[:-12] if scope is None else scope, "path": path,
                    "size": size, "sha256": sha256(output)},
         "totals": totals_of(table_), "info": info, **({"report": hex128(report)} if report is not None else {})}
@@ -781,6 +781,7 @@ def metadata_vectors():
         {"path": p, "size": 1, "sha256": "0" * 64} for p in ("b.safetensors", "a.safetensors")])
     bad("metadata_target_identity_wrong", f, "base.files is there, and target.identity is not that of the table.",
         base_files=[{"path": "base.safetensors", "size": 1, "sha256": "0" * 64}], meta=setter("target", "identity", "0" * 32))
+    bad("metadata_target_sha256_null", f, "target.sha256 is null instead of left out.", meta=setter("target", "sha256", None))
     bad("metadata_target_size_wrong", f, "target.size is one too large.",
         meta=lambda m: m["target"].update(size=m["target"]["size"] + 1))
     for name in ("removed", "units", "changed"):
@@ -1461,6 +1462,8 @@ def successes():
         base_files=[{"path": "base.safetensors", **stat(BASE_FILE)}],
         info={"base_repo": "org/base", "target_revision": "v1", "later": {"é\"\\\x01\n": [-5, None, False]}}),
         output=basic().output)
+    vector("ok_tensors_in_memory", "success", "Neither base nor target was ever a file.", BASE_FILE,
+           basic(base_files=[], meta=setter("target", "sha256", DROP)), output=basic().output)
     vector("ok_header_by_prefix", "success", "The header's frame is compressed after the predicted header.", BASE_FILE,
            basic(header_frame=bytes.fromhex("28b52ffd20f84d0000107b220100f33d65b0")), output=basic().output)
     strange = (b'{ "c":{"shape":[3],"dtype":"U8","data_offsets":[23,26]},"__metadata__":{"\xc3\xa9":"\xe2\x82\xac \xf0\x9f\x98\x80","x":"\\u00e9\\/"},'

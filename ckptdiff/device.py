@@ -1,0 +1,167 @@
+"""Diff and apply on torch devices: find changes, compact them, move units, and XXH3-128, as vector operations of torch.
+
+One implementation for CPU, CUDA, ROCm and MPS; what it gives is bit for bit what the host's code gives. Units are viewed as
+signed integers of their width, whose arithmetic wraps: torch has few operations for unsigned ones.
+
+XXH3: https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md. Within 1,024 bytes its accumulators only add, so that these
+sums are taken for all of a tensor at once; the 2,047 steps from one sum to the next run over all leaves side by side.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from ckptdiff.digests import BLOCK, xxh128
+from ckptdiff.dtypes import Dtype
+from ckptdiff.errors import UnsupportedError
+
+SIGNED = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+SLICE = 1 << 22
+"""Changes that are moved at once: what bounds the memory of temporaries."""
+
+
+def find_device(name: str) -> torch.device:
+    """A torch device by name; ``auto`` is the first accelerator, or the CPU.
+
+    Raises:
+        UnsupportedError: there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UnsupportedError(f"the device {name!r} cannot be used: {reason}: leave out --device, or give cpu") from None
+    return device
+
+
+def units_of(flat: torch.Tensor, dtype: Dtype) -> torch.Tensor:
+    """Bytes as the signed integers of a unit's width."""
+    return flat.view(SIGNED[dtype.carrier])
+
+
+def _order(units: torch.Tensor, dtype: Dtype) -> torch.Tensor:
+    """Signed integers in the order of the units' values (spec 7.2), less 2^(m-1); it is its own inverse."""
+    if not dtype.is_float:
+        return units
+    top = 8 * dtype.carrier - 1
+    return units ^ ((units >> top) & ((1 << top) - 1))
+
+
+def changes(old: torch.Tensor, new: torch.Tensor, dtype: Dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions of the units that differ (int64, rising), and their ulp distances modulo 2^m as signed integers."""
+    positions = torch.nonzero(old != new).view(-1)
+    return positions, _order(new[positions], dtype) - _order(old[positions], dtype)
+
+
+def zigzag(distances: torch.Tensor) -> torch.Tensor:
+    """0, -1, 1, -2 as 0, 1, 2, 3, the bits of unsigned integers."""
+    return (distances << 1) ^ (distances >> (8 * distances.element_size() - 1))
+
+
+def from_zigzag(values: torch.Tensor) -> torch.Tensor:
+    """Inverse of :func:`zigzag`."""
+    top = 8 * values.element_size() - 1
+    return ((values >> 1) & ((1 << top) - 1)) ^ -(values & 1)
+
+
+def move(units: torch.Tensor, positions: torch.Tensor | None, distances: torch.Tensor, dtype: Dtype, back: bool) -> None:
+    """Move units in place by ulp distances, or back: those at ``positions``, or all."""
+    for start in range(0, len(distances), SLICE):
+        step = distances[start : start + SLICE]
+        where = positions[start : start + SLICE] if positions is not None else slice(start, start + SLICE)
+        found = _order(units[where], dtype)
+        units[where] = _order(found - step if back else found + step, dtype)
+
+
+# --- XXH3-128 ---
+
+SECRET = bytes.fromhex(
+    "b8fe6c3923a44bbe7c01812cf721ad1cded46de9839097db7240a4a4b7b3671fcb79e64eccc0e578825ad07dccff7221b8084674f743248ee03590e6813a264c"
+    "3c2852bb91c300cb88d0658b1b532ea371644897a20df94e3819ef46a9deacd8a8fa763fe39c343ff9dcbbc7c70b4f1d8a51e04bcdb45931c89f7ec9d9787364"
+    "eac5ac8334d3ebc3c581a0fffa1363eb170ddd51b7f0da49d316552629d4689e2b16be587d47a1fc8ff8b8d17ad031ce45cb3a8f95160428afd7fbcabb4b407e"
+)
+P32 = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D)
+P64 = (0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x85EBCA77C2B2AE63, 0x27D4EB2F165667C5)
+START = (P32[2], P64[0], P64[1], P64[2], P64[3], P32[1], P64[4], P32[0])
+MASK = (1 << 64) - 1
+STRIPES, LANES = 16, 8
+STEP = 64 * STRIPES
+CHUNK = 32
+"""Leaves whose sums are taken at once: 64 MiB of data, and about five times as much for temporaries."""
+
+
+def _signed(value: int) -> int:
+    return (value & MASK) - (1 << 64 if value >> 63 & 1 else 0)
+
+
+def _words(offset: int) -> list[int]:
+    return [_signed(word) for word in struct.unpack_from("<8Q", SECRET, offset)]
+
+
+def leaf_digests(parts: Sequence[torch.Tensor]) -> list[list[bytes]]:
+    """Leaves (spec 3.2) of tensors given as bytes on one device: whole blocks there, the last short ones on the host."""
+    whole = [block for part in parts for block in part[: len(part) // BLOCK * BLOCK].split(BLOCK) if len(block)]
+    found = iter(_xxh3(whole))
+    leaves = []
+    for part in parts:
+        row = [next(found) for _ in range(len(part) // BLOCK)]
+        if len(part) % BLOCK:
+            row.append(xxh128(part[len(part) // BLOCK * BLOCK :].cpu().numpy()))
+        leaves.append(row)
+    return leaves
+
+
+def _xxh3(blocks: Sequence[torch.Tensor]) -> Iterable[bytes]:
+    """XXH3-128 of blocks of :data:`~ckptdiff.digests.BLOCK` bytes."""
+    if not blocks:
+        return []
+    sums = torch.cat([_sums(blocks[k : k + CHUNK]) for k in range(0, len(blocks), CHUNK)], dim=1)
+    key = torch.tensor(_words(128), device=sums.device)
+    acc = torch.tensor([_signed(word) for word in START], device=sums.device).expand(len(blocks), LANES).clone()
+    for step in sums[:-1]:
+        acc += step
+        acc ^= (acc >> 47) & ((1 << 17) - 1)
+        acc ^= key
+        acc *= P32[0]
+    acc += sums[-1]
+    return [_finish([word & MASK for word in row]) for row in acc.tolist()]
+
+
+def _sums(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
+    """What each 1,024 bytes add to the accumulators: [steps, blocks, lanes]."""
+    data = torch.stack(list(blocks)).view(torch.int64).view(len(blocks), -1, STRIPES, LANES)
+    keys = torch.tensor([_words(8 * stripe) for stripe in range(STRIPES)], device=data.device)
+    sums = _products(data, keys).sum(2)
+    last = data[:, -1, -1]  # the very last stripe takes another part of the secret
+    sums[:, -1] += _products(last, torch.tensor(_words(121), device=data.device)) - _products(last, keys[-1])
+    swapped = data.sum(2).view(len(blocks), -1, LANES // 2, 2).flip(3).view(len(blocks), -1, LANES)
+    return (sums + swapped).transpose(0, 1).contiguous()
+
+
+def _products(data: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    mixed = data ^ keys
+    return (mixed & 0xFFFFFFFF) * ((mixed >> 32) & 0xFFFFFFFF)
+
+
+def _finish(acc: list[int]) -> bytes:
+    low = _merge(acc, 11, BLOCK * P64[0])
+    high = _merge(acc, 117, ~(BLOCK * P64[1]))
+    return struct.pack(">QQ", high, low)
+
+
+def _merge(acc: list[int], offset: int, start: int) -> int:
+    words = struct.unpack_from("<8Q", SECRET, offset)
+    result = start
+    for k in range(0, LANES, 2):
+        product = (acc[k] ^ words[k]) * (acc[k + 1] ^ words[k + 1])
+        result += (product & MASK) ^ (product >> 64)
+    result &= MASK
+    result ^= result >> 37
+    result = result * 0x165667919E3779F9 & MASK
+    return result ^ (result >> 32)
