@@ -28,6 +28,8 @@ if TYPE_CHECKING:
         OutputError,
         UnsupportedError,
     )
+    from ckptdiff.live import Patch, diff, load_target
+    from ckptdiff.loaded import LoadedPatch
     from ckptdiff.maker import MakeResult, make
     from ckptdiff.patchinfo import PatchInfo, info
     from ckptdiff.publishing import PushResult, push
@@ -45,9 +47,11 @@ __all__ = [
     "FormatError",
     "HubError",
     "IntegrityError",
+    "LoadedPatch",
     "MakeResult",
     "OutputError",
     "OverlapResult",
+    "Patch",
     "PatchInfo",
     "PullResult",
     "PushResult",
@@ -56,7 +60,9 @@ __all__ = [
     "VerifyResult",
     "apply",
     "compare",
+    "diff",
     "info",
+    "load_target",
     "make",
     "overlap",
     "pull",
@@ -76,6 +82,10 @@ _MODULES = {
     "Report": "analysis.rows",
     "report": "analysis.reporting",
     "report_patch": "analysis.reporting",
+    "LoadedPatch": "loaded",
+    "Patch": "live",
+    "diff": "live",
+    "load_target": "live",
     "MakeResult": "maker",
     "make": "maker",
     "PushResult": "publishing",

@@ -15,6 +15,7 @@ from ckptdiff.codecs import CODECS
 from ckptdiff.codecs.place import NOWHERE, Place
 from ckptdiff.digests import BLOCK, leaves_of, tensor_digest
 from ckptdiff.dtypes import DTYPES, Bytes
+from ckptdiff.memory import MemoryFile
 from ckptdiff.table import Entry
 
 DENSE = 0.5
@@ -53,12 +54,21 @@ def code(base: Tensor | None, target: Tensor, codec: str, first: int, stop: int)
 def _read(base: Tensor | None, target: Tensor, first: int, stop: int) -> tuple[Bytes, Bytes, Bytes]:
     """The base's bytes of these units, the same adapted to the target, and the target's; scratch."""
     dtype = DTYPES[target.dtype]
-    new = read_range(target, first * dtype.carrier, stop * dtype.carrier, "target")
+    new = look(target, first * dtype.carrier, stop * dtype.carrier, "target")
     if base is None:
         return new, np.zeros(len(new), np.uint8), new
     width = DTYPES[base.dtype].carrier
-    found = read_range(base, first * width, stop * width, "base")
+    found = look(base, first * width, stop * width, "base")
     return found, adapt(found, base.dtype, target.dtype, len(new)), new
+
+
+def look(tensor: Tensor, start: int, stop: int, name: str) -> Bytes:
+    """Bytes of a tensor, to read only: where they lie, if they are in memory."""
+    if isinstance(tensor.source, MemoryFile):
+        data = tensor.source.view(tensor.offset + start, max(min(stop, tensor.nbytes) - start, 0))
+        if isinstance(data, np.ndarray):
+            return data
+    return read_range(tensor, start, stop, name)
 
 
 def row_width(tensor: Tensor) -> int:

@@ -70,10 +70,10 @@ def from_zigzag(values: torch.Tensor) -> torch.Tensor:
     return ((values >> 1) & ((1 << top) - 1)) ^ -(values & 1)
 
 
-def move(units: torch.Tensor, positions: torch.Tensor | None, distances: torch.Tensor, dtype: Dtype, back: bool) -> None:
-    """Move units in place by ulp distances, or back: those at ``positions``, or all."""
-    for start in range(0, len(distances), SLICE):
-        step = distances[start : start + SLICE]
+def move(units: torch.Tensor, positions: torch.Tensor | None, zigzags: torch.Tensor, dtype: Dtype, back: bool) -> None:
+    """Move units in place by the zigzag of ulp distances, or back: those at ``positions``, or all."""
+    for start in range(0, len(zigzags), SLICE):
+        step = from_zigzag(zigzags[start : start + SLICE])
         where = positions[start : start + SLICE] if positions is not None else slice(start, start + SLICE)
         found = _order(units[where], dtype)
         units[where] = _order(found - step if back else found + step, dtype)
@@ -106,7 +106,7 @@ def _words(offset: int) -> list[int]:
 
 def leaf_digests(parts: Sequence[torch.Tensor]) -> list[list[bytes]]:
     """Leaves (spec 3.2) of tensors given as bytes on one device: whole blocks there, the last short ones on the host."""
-    whole = [block for part in parts for block in part[: len(part) // BLOCK * BLOCK].split(BLOCK) if len(block)]
+    whole = [part[k : k + BLOCK] for part in parts for k in range(0, len(part) // BLOCK * BLOCK, BLOCK)]
     found = iter(_xxh3(whole))
     leaves = []
     for part in parts:

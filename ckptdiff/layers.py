@@ -117,12 +117,18 @@ def found_digest(node: Node) -> bytes:
 
 def check_result(node: FromPatch) -> None:
     """Raise FormatError or IntegrityError unless an entry has changed as many units, and gives the digest, as it says."""
+    check_changed(node)
     where, digest = f"{node.file.source.name}: tensor {node.entry.name}", found_digest(node)
-    changed = sum(node.changed.values())
-    if node.entry.kind == "delta" and changed != node.entry.changed:
-        raise FormatError(f"{where}: its blocks change {changed} units, expected {node.entry.changed}")
     if digest != node.digest:
         raise IntegrityError(f"{where}: rebuilt with the digest {digest.hex()}, expected {node.digest.hex()}: fetch the patch again")
+
+
+def check_changed(node: FromPatch) -> None:
+    """Raise FormatError unless an entry has changed as many units as it says."""
+    changed = sum(node.changed.values())
+    if node.entry.kind == "delta" and changed != node.entry.changed:
+        where = f"{node.file.source.name}: tensor {node.entry.name}"
+        raise FormatError(f"{where}: its blocks change {changed} units, expected {node.entry.changed}")
 
 
 def tensor_differs(node: FromBase, found: bytes) -> str:

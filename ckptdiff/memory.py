@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 FILE_NAME = "model.safetensors"
 SCOPE = "model"
-ORDER = (
-    "U64 I64 F64 C64 F32 U32 I32 BF16 F16 U16 I16 F8_E5M2FNUZ F8_E4M3FNUZ F8_E8M0 F8_E4M3 F8_E5M2 I8 U8 F6_E3M2 F6_E2M3 F4 BOOL".split()
-)
+ORDER = "U64 I64 F64 C64 F32 U32 I32 BF16 F16 U16 I16 F8_E5M2FNUZ F8_E4M3FNUZ F8_E8M0 F8_E4M3 F8_E5M2 I8 U8 F6_E3M2 F6_E2M3 F4 BOOL".split()
 """The safetensors library writes tensors in this order of their dtypes, those of one dtype by name."""
 
 State = Mapping[str, Array]

@@ -16,17 +16,20 @@ ORDER = """
 errors quantities canonical dtypes digests stfile hubid hubclient hub hubwrite paths scratch parallel
 selection checkpoint adapt pairing values
 codecs.place codecs.planes codecs.raw codecs.sparse
-codecs.jit codecs.changes codecs.rangecoder codecs.adaptive codecs.rans codecs.groups codecs.static codecs.context codecs
-table manifest patchfile patches others output coding patchmaker maker layers applier verifier comparison patchinfo private pulling
+codecs.jit codecs.escapes codecs.changes codecs.rangecoder codecs.adaptive codecs.rans codecs.groups codecs.static codecs.context codecs
+table manifest patchfile patches others output
+torchtypes memory coding patchmaker maker layers applier verifier comparison patchinfo private pulling
+device loaded loading live
 analysis analysis.modules analysis.rank analysis.sparsity analysis.counting analysis.rows
 analysis.stored analysis.source analysis.reporting analysis.overlap
 analysis.series analysis.words analysis.drawing analysis.markup analysis.charts analysis.page
 analysis.overlap_words analysis.overlap_charts analysis.overlap_page
 card publishing render render_report render_hub demo cli_common cli_report cli_hub cli
 """.split()
-LAZY = {"hub", "hubclient", "hubwrite", "publishing", "cli", "cli_hub", "cli_common", "cli_report", "demo", "codecs.context"}
+LAZY = {"hub", "hubclient", "hubwrite", "publishing", "cli", "cli_hub", "cli_common", "cli_report", "demo"}
+LAZY |= {"codecs.context", "codecs.sparse", "torchtypes", "memory", "loaded", "loading"}
 LAZY |= {f"analysis.{name}" for name in ("sparsity", "rows", "rank", "drawing", "markup")}
-"""Modules that may import inside functions: to start fast, to run the first, and not to load Numba before it is needed."""
+"""Modules that may import inside functions: to start fast, to run the first, and not to load Numba or torch before they are needed."""
 
 
 def imports(tree: ast.AST) -> set[str]:

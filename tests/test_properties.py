@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 import ckptdiff
 from ckptdiff import canonical
 from ckptdiff.codecs import CODECS
-from ckptdiff.codecs.planes import Reader, best_width, read_escaped, write_escaped, write_plane, write_varint
+from ckptdiff.codecs.escapes import best_width, read_escaped, write_escaped
+from ckptdiff.codecs.planes import Reader, write_plane, write_varint
 from ckptdiff.dtypes import DTYPES, move_by_zigzag, ulp_zigzag
 from ckptdiff.errors import FormatError
 from ckptdiff.stfile import LocalFile, header_json, parse_header, read_bytes, read_header

@@ -65,6 +65,30 @@ def measure(old, new, positions, top, is_float, distances, signs):
 
 
 @jit
+def fill_zigzags(old, new, positions, top, is_float, zigzags):
+    most = (((ONE << top) - ONE) << ONE) + ONE
+    for x in range(len(positions)):
+        a, b = np.uint64(old[positions[x]]), np.uint64(new[positions[x]])
+        up = (ordered(b, top, is_float) - ordered(a, top, is_float)) & most
+        zigzags[x] = ((up << ONE) ^ (ZERO - (up >> top))) & most
+
+
+@jit
+def shift(units, positions, zigzags, top, is_float, back):
+    most = (((ONE << top) - ONE) << ONE) + ONE
+    for x in range(len(positions)):
+        zigzag = np.uint64(zigzags[x])
+        up = (zigzag >> ONE) ^ (ZERO - (zigzag & ONE))
+        if back:
+            up = ZERO - up
+        value = (ordered(np.uint64(units[positions[x]]), top, is_float) + up) & most
+        flip = ZERO
+        if is_float:
+            flip = ((value >> top) - ONE) | (ONE << top)
+        units[positions[x]] = (value ^ flip) & most
+
+
+@jit
 def move(units, positions, distances, signs, top, is_float):
     most = (((ONE << top) - ONE) << ONE) + ONE
     for x in range(len(positions)):
@@ -101,6 +125,18 @@ def distances_of(old: Units, new: Units, positions: Array, dtype: Dtype) -> tupl
     distances, signs = scratch("distances", len(positions), np.uint64), scratch("signs", len(positions), np.uint8)
     measure(old, new, positions, np.uint64(8 * dtype.carrier - 1), dtype.is_float, distances, signs)
     return distances, signs
+
+
+def zigzags_of(old: Units, new: Units, positions: Array, dtype: Dtype) -> Units:
+    """Zigzag of the ulp distance of each change (spec 7.2), as :func:`ckptdiff.dtypes.ulp_zigzag` has it."""
+    zigzags = np.empty(len(positions), dtype.unit)
+    fill_zigzags(old, new, positions, np.uint64(8 * dtype.carrier - 1), dtype.is_float, zigzags)
+    return zigzags
+
+
+def shift_units(units: Units, positions: Array, zigzags: Units, dtype: Dtype, back: bool) -> None:
+    """Move units in place by the zigzag of ulp distances, or back."""
+    shift(units, positions, zigzags, np.uint64(8 * dtype.carrier - 1), dtype.is_float, back)
 
 
 def moved(units: Units, positions: Array, distances: Array, signs: Bytes, dtype: Dtype) -> bool:

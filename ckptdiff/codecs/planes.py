@@ -1,4 +1,4 @@
-"""Varints, planes and escaped values (spec sections 2 and 7.1)."""
+"""Varints and planes (spec sections 2 and 7.1)."""
 
 from __future__ import annotations
 
@@ -115,35 +115,4 @@ def join(planes: list[Bytes], count: int, unit: np.dtype[Any]) -> Units:
     columns = values.view(np.uint8).reshape(count, unit.itemsize)
     for k, plane in enumerate(planes):
         columns[:, k] = plane
-    return values
-
-
-def best_width(values: Units, width: int) -> int:
-    """How many low planes give the fewest bytes before compression."""
-    costs = [
-        (w * len(values) + (width * int(np.count_nonzero(values >= (1 << 8 * w) - 1)) if w < width else 0), w) for w in range(1, width + 1)
-    ]
-    return min(costs)[1]
-
-
-def write_escaped(values: Units, width: int, low: int) -> bytes:
-    """Escaped values of ``width`` bytes in ``low`` low planes."""
-    if low == width:
-        return b"".join(map(write_plane, split(values, width)))
-    escape = values.dtype.type((1 << 8 * low) - 1)
-    high = values[values >= escape] - escape
-    planes = split(np.minimum(values, escape), low) + split(high, width)
-    return b"".join(map(write_plane, planes))
-
-
-def read_escaped(reader: Reader, count: int, width: int, low: int, unit: np.dtype[Any]) -> Units:
-    """Inverse of :func:`write_escaped`; values come as ``unit``, whose size is at least ``width``."""
-    values = join([reader.plane(count) for _ in range(low)], count, unit)
-    if low < width:
-        escape = (1 << 8 * low) - 1
-        where = np.flatnonzero(values == escape)
-        high = join([reader.plane(len(where)) for _ in range(width)], len(where), unit)
-        if len(high) and int(high.max()) > (1 << 8 * width) - 1 - escape:
-            raise ValueError("an escaped value is too large")
-        values[where] = high + unit.type(escape)
     return values

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ckptdiff.codecs.place import NOWHERE, Place
-from ckptdiff.codecs.planes import Reader, best_width, read_escaped, write_escaped, write_varint
-from ckptdiff.dtypes import Bytes, Dtype, Units, move_by_zigzag, ulp_zigzag
+from ckptdiff.codecs.planes import Reader, write_varint
+from ckptdiff.dtypes import Bytes, Dtype, Units
 
 GAP_WIDTH = 3
 GAP_UNIT = np.dtype("<u4")
@@ -14,17 +14,20 @@ GAP_UNIT = np.dtype("<u4")
 
 def encode(base: Bytes, target: Bytes, dtype: Dtype, place: Place = NOWHERE) -> tuple[bytes, int]:
     """Code a block; see :mod:`ckptdiff.codecs`."""
+    from ckptdiff.codecs import changes
+
     old, new = base.view(dtype.unit), target.view(dtype.unit)
-    positions = np.flatnonzero(old != new)
-    return pack(positions, ulp_zigzag(old[positions], new[positions], dtype), dtype), len(positions)
+    positions = changes.differing(old, new)
+    return pack(positions, changes.zigzags_of(old, new, positions, dtype), dtype), len(positions)
 
 
 def pack(positions: Units, zigzag: Units, dtype: Dtype) -> bytes:
     """The coded form of changes: their places in the block, rising, and the zigzag of their ulp distances, none 0."""
     if len(positions) == 0:
         return b""
-    gaps = (np.diff(positions, prepend=-1) - 1).astype(GAP_UNIT)
-    values = zigzag - dtype.unit.type(1)
+    from ckptdiff.codecs.escapes import best_width, gaps_of, write_escaped
+
+    gaps, values = gaps_of(positions), zigzag - dtype.unit.type(1)
     g, w = best_width(gaps, GAP_WIDTH), best_width(values, dtype.carrier)
     head = write_varint(len(positions)) + bytes([g | w << 4])
     return head + write_escaped(gaps, GAP_WIDTH, g) + write_escaped(values, dtype.carrier, w)
@@ -32,16 +35,20 @@ def pack(positions: Units, zigzag: Units, dtype: Dtype) -> bytes:
 
 def decode(coded: memoryview, base: Bytes, size: int, dtype: Dtype) -> tuple[Bytes, int]:
     """Decode a block; see :mod:`ckptdiff.codecs`."""
+    from ckptdiff.codecs import changes
+
     units = base.view(dtype.unit)
     positions, zigzag = unpack(coded, len(units), dtype)
-    units[positions] = move_by_zigzag(units[positions], zigzag, dtype)
+    changes.shift_units(units, positions, zigzag, dtype, False)
     return base, len(positions)
 
 
 def unpack(coded: memoryview, size: int, dtype: Dtype) -> tuple[Units, Units]:
     """Inverse of :func:`pack` for a block of ``size`` units; raises ValueError with one line on a coded form that breaks the spec."""
     if len(coded) == 0:
-        return np.empty(0, np.int64), np.empty(0, dtype.unit)
+        return np.empty(0, np.int32), np.empty(0, dtype.unit)
+    from ckptdiff.codecs.escapes import positions_of, read_escaped
+
     reader = Reader(coded)
     count = reader.varint()
     if not 1 <= count <= size:
@@ -50,10 +57,7 @@ def unpack(coded: memoryview, size: int, dtype: Dtype) -> tuple[Units, Units]:
     g, w = widths & 15, widths >> 4
     if not (1 <= g <= GAP_WIDTH and 1 <= w <= dtype.carrier):
         raise ValueError(f"bad widths: {g} planes of gaps, {w} of values")
-    positions = np.cumsum(read_escaped(reader, count, GAP_WIDTH, g, GAP_UNIT), dtype=np.int64)
-    positions += np.arange(count)
-    if positions[-1] >= size:
-        raise ValueError(f"it changes unit {positions[-1]} of {size}")
+    positions = positions_of(read_escaped(reader, count, GAP_WIDTH, g, GAP_UNIT), size)
     values = read_escaped(reader, count, dtype.carrier, w, dtype.unit)
     reader.end()
     if int(values.max()) == (1 << 8 * dtype.carrier) - 1:

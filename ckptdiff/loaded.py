@@ -1,0 +1,172 @@
+"""A patch decoded against tensors in memory: moves of their units, on and off in place."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ckptdiff.digests import BLOCK, leaves_of, tensor_digest, xxh128
+from ckptdiff.dtypes import Bytes, Dtype
+from ckptdiff.errors import BaseMismatchError, IntegrityError
+from ckptdiff.parallel import run_ordered
+
+if TYPE_CHECKING:
+    import torch
+
+MODEL = "the model"
+"""What messages call tensors in memory."""
+
+RUN = 8 * BLOCK
+"""Bytes that one job hashes: handing over smaller ones takes longer than hashing them."""
+
+
+@dataclass(slots=True)
+class Part:
+    """Moves of a run of a tensor's units: ``positions`` in it, None if every unit has a move, and the zigzag of ulp distances.
+
+    On the host a run is one block of ``start`` to ``stop`` in bytes and these are numpy's; elsewhere it is all of the tensor, torch's.
+    """
+
+    start: int
+    stop: int
+    positions: Any
+    zigzags: Any
+
+    @property
+    def nbytes(self) -> int:
+        return (0 if self.positions is None else self.positions.nbytes) + self.zigzags.nbytes
+
+
+@dataclass(slots=True)
+class Moves:
+    """What happens to one tensor in memory: ``flat`` are its bytes, ``before`` and ``after`` the leaves without the patch and with it."""
+
+    name: str
+    dtype: Dtype
+    flat: Bytes | torch.Tensor
+    parts: list[Part]
+    before: list[bytes]
+    digest: bytes
+
+
+class LoadedPatch:
+    """A patch decoded against the tensors of a model, to be switched on and off in place; made by :meth:`Patch.load`."""
+
+    def __init__(self, name: str, moves: Sequence[Moves], threads: int) -> None:
+        self._name, self._moves, self._threads = name, moves, threads
+        self.applied = False
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it holds."""
+        return sum(part.nbytes for row in self._moves for part in row.parts)
+
+    def apply_(self, *, check: bool = True) -> None:
+        """Turn base into target in place.
+
+        Args:
+            check: compare the digests of all changed tensors before and after; without, their content is believed.
+
+        Raises:
+            BaseMismatchError: the model does not have the base's content; nothing was written. IntegrityError: the result is not the
+                target; it was taken back.
+        """
+        if self.applied:
+            raise BaseMismatchError(f"{self._name}: is applied already: revert it first", "already_target")
+        if check:
+            self._check(False)
+        self._write(False, check)
+
+    def revert_(self, *, check: bool = True) -> None:
+        """Turn target into base in place; args and errors as of :meth:`apply_`."""
+        if not self.applied:
+            raise BaseMismatchError(f"{self._name}: is not applied, there is nothing to revert")
+        if check:
+            self._check(True)
+        self._write(True, check)
+
+    def _check(self, applied: bool) -> None:
+        """Whether each tensor has the base's content, or the target's."""
+        for row, leaves in zip(self._moves, leaves_in_memory([row.flat for row in self._moves], self._threads), strict=True):
+            found, expected = tensor_digest(leaves), row.digest if applied else tensor_digest(row.before)
+            if found != expected:
+                state = "was changed since the patch was applied" if applied else "is not the base: is another patch applied?"
+                raise BaseMismatchError(
+                    f"{MODEL}: tensor {row.name} has the digest {found.hex()}, expected {expected.hex()}: it {state} Nothing was written"
+                )
+
+    def _write(self, back: bool, check: bool) -> None:
+        try:
+            for row, leaves in self._move(back, check):
+                found, expected = tensor_digest(leaves), tensor_digest(row.before) if back else row.digest
+                if check and found != expected:
+                    raise IntegrityError(
+                        f"{MODEL}: tensor {row.name} came out with the digest {found.hex()}, expected {expected.hex()}: {self._name} is "
+                        "broken, or another thread wrote to the tensor; it was taken back"
+                    )
+        except BaseException:
+            for row, part in self._done:
+                _shift(row, part, not back)
+            raise
+        self.applied = not back
+
+    def _move(self, back: bool, check: bool) -> Iterator[tuple[Moves, list[bytes]]]:
+        """Move all tensors; yields each with its leaves afterwards, if they are to be checked."""
+        self._done: list[tuple[Moves, Part]] = []
+        jobs = (partial(self._move_part, row, part, back, check) for row in self._moves for part in row.parts)
+        with closing(run_ordered(jobs, self._threads)) as results:
+            for row in self._moves:
+                leaves = list(row.before)
+                for part in row.parts:
+                    found = next(results)
+                    leaves[part.start // BLOCK : part.start // BLOCK + len(found)] = found
+                yield row, leaves
+
+    def _move_part(self, row: Moves, part: Part, back: bool, check: bool) -> list[bytes]:
+        """Move one run; returns its leaves."""
+        flat = row.flat[part.start : part.stop]
+        self._done.append((row, part))
+        _shift(row, part, back)
+        if not check:
+            return []
+        if isinstance(flat, np.ndarray):
+            return [xxh128(flat)]
+        from ckptdiff.device import leaf_digests
+
+        return leaf_digests([flat])[0]
+
+
+def _shift(row: Moves, part: Part, back: bool) -> None:
+    flat = row.flat[part.start : part.stop]
+    if isinstance(flat, np.ndarray):
+        from ckptdiff.codecs import changes
+
+        units = flat.view(row.dtype.unit)
+        positions = np.arange(len(units), dtype=np.int32) if part.positions is None else part.positions
+        changes.shift_units(units, positions, part.zigzags, row.dtype, back)
+    else:
+        from ckptdiff.device import move, units_of
+
+        move(units_of(flat, row.dtype), part.positions, part.zigzags, row.dtype, back)
+
+
+def leaves_in_memory(parts: Sequence[Bytes | torch.Tensor], threads: int) -> Generator[list[bytes], None, None]:
+    """Leaves of tensors in memory."""
+    elsewhere: dict[Any, list[int]] = {}
+    found: dict[int, list[bytes]] = {}
+    for k, part in enumerate(parts):
+        if not isinstance(part, np.ndarray):
+            elsewhere.setdefault(part.device, []).append(k)
+    for numbers in elsewhere.values():
+        from ckptdiff.device import leaf_digests
+
+        found |= dict(zip(numbers, leaf_digests([parts[k] for k in numbers]), strict=True))  # type: ignore[misc]
+    jobs = (partial(leaves_of, part[i : i + RUN]) for part in parts if isinstance(part, np.ndarray) for i in range(0, len(part), RUN))
+    with closing(run_ordered(jobs, threads)) as leaves:
+        for k, part in enumerate(parts):
+            yield found[k] if k in found else [leaf for _ in range(0, len(part), RUN) for leaf in next(leaves)]

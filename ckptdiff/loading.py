@@ -1,0 +1,220 @@
+"""How a patch is decoded against tensors in memory: which goes where, and what moves there (spec section 10, steps 3 and 4)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ckptdiff.applier import Applier, check_chain
+from ckptdiff.checkpoint import Tensor
+from ckptdiff.codecs import sparse
+from ckptdiff.coding import look
+from ckptdiff.digests import BLOCK, tensor_digest
+from ckptdiff.dtypes import DTYPES, Bytes, Dtype, Units
+from ckptdiff.errors import BaseMismatchError, FormatError, IntegrityError, UnsupportedError
+from ckptdiff.layers import FromBase, FromPatch, Node, check_changed, ranges, tensor_differs
+from ckptdiff.loaded import MODEL, LoadedPatch, Moves, Part, leaves_in_memory
+from ckptdiff.memory import MemoryFile, State, open_state, state_of
+from ckptdiff.pairing import strip_prefixes
+from ckptdiff.parallel import no_progress, run_ordered
+from ckptdiff.patches import OpenPatch
+from ckptdiff.table import Entry
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A target tensor, what builds it, and the tensor in memory that it goes to."""
+
+    entry: Entry
+    node: Node
+    tensor: Tensor
+    is_sparse: bool
+
+
+class Loader:
+    """The steps of one :meth:`Patch.load`."""
+
+    def __init__(self, patch: OpenPatch, base: Any, scope: str | None, threads: int) -> None:
+        check_chain([patch])
+        self.patch, self.threads = patch, threads
+        self.scope = scope_of(patch, scope)
+        wanted = [e.base_name or name for (found, name), (_, e) in patch.entries.items() if found == self.scope]
+        self.base = open_state(_align(state_of(base, MODEL), [*wanted, *(name for _, name in patch.entries)]), MODEL)
+        self.applier = Applier(self.base, [patch], threads, no_progress)
+        self.tensors = next(iter(self.base.scopes.values()), {})
+
+    def load(self) -> LoadedPatch:
+        places = self._places()
+        try:
+            moves = self._moves(places)
+        except (FormatError, IntegrityError, BaseMismatchError):
+            if len(self.patch.base_scopes) == 1:
+                self.applier.explain(self.applier.outputs())
+            raise
+        return LoadedPatch(str(self.patch.path), moves, self.threads)
+
+    def _places(self) -> list[Place]:
+        """Where every target tensor goes; those that share memory once."""
+        rows = [(file, entry) for (scope, _), (file, entry) in self.patch.entries.items() if scope == self.scope]
+        uses = Counter(entry.base_name for _, entry in rows)
+        names = {entry.name for _, entry in rows}
+        found: dict[tuple[str, int], Place] = {}
+        for file, entry in rows:
+            node = self.applier.node(0, file, entry)
+            old = entry.base_name
+            alone = old is not None and uses[old] == 1 and old not in names
+            tensor = self.tensors.get(entry.name) or (self.tensors[old] if alone and old is not None else None)
+            if tensor is None or (tensor.dtype, tensor.shape) != (entry.dtype, entry.shape):
+                is_there = f"{MODEL} has it as {tensor.dtype} {list(tensor.shape)}" if tensor else f"{MODEL} has no such tensor"
+                raise UnsupportedError(
+                    f"{self.patch.path}: its target has the tensor {entry.name}, {entry.dtype} {list(entry.shape)}; {is_there}: "
+                    "it cannot be written in place; rebuild the target with ckptdiff.load_target or ckptdiff apply"
+                )
+            is_sparse = isinstance(node, FromPatch) and entry.codec == "sparse" and node.below is not None and not entry.adapted
+            is_sparse = is_sparse and tensor.name == old and entry.kind == "delta"
+            place = Place(entry, node, tensor, is_sparse)
+            first = found.setdefault(_memory(tensor), place)
+            if first.tensor.name != tensor.name and first.node.digest != node.digest:
+                raise UnsupportedError(
+                    f"{MODEL}: {first.tensor.name} and {tensor.name} share memory, but the target of {self.patch.path} has two "
+                    "contents for them: untie them first"
+                )
+        return list(found.values())
+
+    def _moves(self, places: Sequence[Place]) -> list[Moves]:
+        simple = [place for place in places if place.is_sparse]
+        with closing(leaves_in_memory([self._memory(place) for place in simple], self.threads)) as leaves:
+            # other threads hash while this one unpacks: unpacking is many small steps, which threads would take from each other
+            moves = [self._unpack(place, next(leaves)) for place in simple]
+        rest = [place for place in places if not place.is_sparse]
+        jobs = (partial(self._changes, place, start, stop, last) for place in rest for start, stop, last in ranges(place.node))
+        parts: list[Part] = []
+        with closing(run_ordered(jobs, self.threads)) as results:
+            for place, part, last in results:
+                parts += [part] if part is not None else []
+                if last:
+                    self.applier.check(place.node)
+                    if parts:
+                        before = next(leaves_in_memory([self._memory(place)], self.threads))
+                        moves.append(self._row(place, parts, before))
+                    parts = []
+        return [row for row in moves if row.parts]
+
+    def _memory(self, place: Place) -> Bytes | torch.Tensor:
+        source = place.tensor.source
+        assert isinstance(source, MemoryFile)
+        return source.view(place.tensor.offset, place.tensor.nbytes)
+
+    def _unpack(self, place: Place, before: list[bytes]) -> Moves:
+        """The moves of a tensor coded by ``sparse``, which can be read without the base, whose leaves are ``before``."""
+        node, entry, tensor = place.node, place.entry, place.tensor
+        assert isinstance(node, FromPatch) and isinstance(node.below, FromBase)
+        if tensor_digest(before) != node.below.digest:
+            raise self.applier.wrong_base(self.patch, tensor_differs(node.below, tensor_digest(before)))
+        parts, dtype = [], DTYPES[entry.dtype]
+        for block, coded in enumerate(node.file.read_blocks(entry, 0, len(entry.blocks))):
+            start, stop = block * BLOCK, min((block + 1) * BLOCK, tensor.nbytes)
+            try:
+                positions, zigzags = sparse.unpack(coded, (stop - start) // dtype.carrier, dtype)
+            except ValueError as error:
+                raise FormatError(f"{node.file.source.name}: tensor {entry.name}, block {block}: {error}") from None
+            node.changed[block] = len(positions)
+            if len(positions):
+                parts.append(_part(start, stop, positions, zigzags, dtype))
+        check_changed(node)
+        return self._row(place, parts, before)
+
+    def _changes(self, place: Place, start: int, stop: int, last: bool) -> tuple[Place, Part | None, bool]:
+        """What the patch moves in a range of a tensor."""
+        from ckptdiff.codecs import changes
+
+        dtype, stop = DTYPES[place.entry.dtype], min(stop, place.tensor.nbytes)
+        new = place.node.build(start, stop).view(dtype.unit)
+        old = look(place.tensor, start, stop, "old").view(dtype.unit)
+        positions = changes.differing(old, new)
+        if len(positions) == 0:
+            return place, None, last
+        return place, _part(start, stop, positions, changes.zigzags_of(old, new, positions, dtype), dtype), last
+
+    def _row(self, place: Place, parts: list[Part], before: list[bytes]) -> Moves:
+        """A tensor's moves, on its device."""
+        flat, dtype, name = self._memory(place), DTYPES[place.entry.dtype], place.tensor.name
+        if isinstance(flat, np.ndarray):
+            if not flat.flags.writeable:
+                raise UnsupportedError(f"{MODEL}: {name}: is read-only memory: give a copy of it")
+        elif parts:
+            parts = [_on_device(flat, parts, dtype)]
+        return Moves(name, dtype, flat, parts, before, place.node.digest)
+
+
+def _part(start: int, stop: int, positions: Units, zigzags: Units, dtype: Dtype) -> Part:
+    """Moves of bytes ``start`` to ``stop``, in whichever form is smaller."""
+    if len(positions) * 4 <= stop - start:
+        return Part(start, stop, positions.astype(np.int32), zigzags)
+    every = np.zeros((stop - start) // dtype.carrier, dtype.unit)
+    every[positions] = zigzags
+    return Part(start, stop, None, every)
+
+
+def _on_device(flat: torch.Tensor, parts: Sequence[Part], dtype: Dtype) -> Part:
+    """Moves of blocks as moves of the whole tensor."""
+    import torch
+
+    from ckptdiff.device import SIGNED
+
+    units, total = len(flat) // dtype.carrier, sum(len(part.zigzags) for part in parts)
+    wide = np.int32 if units < 1 << 31 else np.int64
+    dense = any(part.positions is None for part in parts) or total * (np.dtype(wide).itemsize + dtype.carrier) > len(flat)
+    every = torch.zeros(units if dense else total, dtype=SIGNED[dtype.carrier], device=flat.device)
+    positions = None if dense else torch.empty(total, dtype=torch.int32 if wide is np.int32 else torch.int64, device=flat.device)
+    done = 0
+    for part in parts:
+        first, zigzags = part.start // dtype.carrier, torch.from_numpy(part.zigzags.view(f"i{dtype.carrier}")).to(flat.device)
+        if positions is not None:
+            positions[done : done + len(zigzags)] = torch.from_numpy(part.positions.astype(wide) + wide(first)).to(flat.device)
+            every[done : done + len(zigzags)] = zigzags
+        elif part.positions is None:
+            every[first : first + len(zigzags)] = zigzags
+        else:
+            every[torch.from_numpy(part.positions.astype(np.int64) + first).to(flat.device)] = zigzags
+        done += len(zigzags)
+    return Part(0, len(flat), positions, every)
+
+
+def _memory(tensor: Tensor) -> tuple[str, int]:
+    """What two tensors that are one have in common: device and address."""
+    assert isinstance(tensor.source, MemoryFile)
+    data = tensor.source.view(tensor.offset, tensor.nbytes)
+    if tensor.nbytes == 0:
+        return tensor.name, 0
+    return ("cpu", data.ctypes.data) if isinstance(data, np.ndarray) else (str(data.device), data.data_ptr())
+
+
+def scope_of(patch: OpenPatch, wanted: str | None) -> str:
+    scopes = list(dict.fromkeys(file.metadata.target_scope for file in patch.files))
+    if wanted is None and len(scopes) == 1:
+        return scopes[0]
+    if wanted not in scopes:
+        raise UnsupportedError(f"{patch.path}: has the scopes {', '.join(scopes)}: load them one by one, with scope=...")
+    return wanted
+
+
+def _align(state: State, names: Sequence[str]) -> dict[str, Any]:
+    """The tensors under the names that a patch has for them: wrappers (DDP, torch.compile, a head model) put prefixes before them."""
+    state = dict(state)
+    stems = Counter(map(strip_prefixes, state))
+    by_stem = {strip_prefixes(name): name for name in state if stems[strip_prefixes(name)] == 1}
+    missing: Mapping[str, str | None] = {name: by_stem.get(strip_prefixes(name)) for name in names if name not in state}
+    for name, found in missing.items():
+        if found is not None and found not in names and found in state:
+            state[name] = state.pop(found)
+    return state
