@@ -10,10 +10,12 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ckptdiff import others
 from ckptdiff.canonical import quote
 from ckptdiff.checkpoint import Checkpoint, open_checkpoint
+from ckptdiff.devices import find_device
 from ckptdiff.dtypes import Bytes
 from ckptdiff.errors import BaseMismatchError, CkptdiffError, FormatError, IntegrityError, OutputError
 from ckptdiff.layers import FromBase, FromPatch, Node, check_result, digest_of, found_digest, layers, ranges, tensor_differs
@@ -24,6 +26,9 @@ from ckptdiff.patchfile import PatchFile
 from ckptdiff.selection import matches
 from ckptdiff.stfile import header_json
 from ckptdiff.table import Entry
+
+if TYPE_CHECKING:
+    import torch
 
 MAX_CHAIN = 64
 
@@ -46,6 +51,7 @@ def apply(
     *,
     only: Sequence[str] = (),
     threads: int | None = None,
+    device: str | None = None,
     overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> ApplyResult:
@@ -59,15 +65,18 @@ def apply(
         out: the file or folder to write.
         only: globs of tensor names: rebuild just these, into one safetensors file.
         threads: how many to use.
+        device: torch device that moves what ``sparse`` says moves, ``auto`` for the first accelerator; by default the host does. From
+            file to file the host is faster: all bytes come from it and go back to it.
         overwrite: replace an existing ``out``.
         progress: called with how far it is.
 
     Raises:
         FormatError, UnsupportedError, IntegrityError: a patch is broken.
         BaseMismatchError: the base or the order of the chain is wrong, or the base is the target already.
-        CheckpointError: the base cannot be read. OutputError: ``out`` cannot be written.
+        CheckpointError: the base cannot be read. OutputError: ``out`` cannot be written. UnsupportedError: there is no such device.
     """
     started, out = time.perf_counter(), Path(out)
+    found = find_device(device) if device is not None else None
     names = [patches] if isinstance(patches, (str, os.PathLike)) else list(patches)
     if not names:
         raise FormatError(f"a chain has 1 to {MAX_CHAIN} patches, found 0")
@@ -81,7 +90,7 @@ def apply(
         for patch in chain:
             check_stored(patch, only, progress)
         check_chain(chain)
-        applier = Applier(old, chain, threads or default_threads(), progress)
+        applier = Applier(old, chain, threads or default_threads(), progress, found)
         outputs = [applier.subset(only)] if only else applier.outputs()
         check_space(out, sum(output.size for output in outputs) + (0 if only else sum(o.size for o in chain[-1].others)))
         with build_beside(out, overwrite=overwrite) as built:
@@ -143,7 +152,10 @@ class Output:
 class Applier:
     """The steps of one ``apply`` over a base and a checked chain."""
 
-    def __init__(self, base: Checkpoint, chain: Sequence[OpenPatch], threads: int, progress: Progress) -> None:
+    def __init__(
+        self, base: Checkpoint, chain: Sequence[OpenPatch], threads: int, progress: Progress, device: torch.device | None = None
+    ) -> None:
+        self.device = device
         self.base, self.chain, self.threads, self.progress = base, chain, threads, progress
         self.done = self.total = 0
 
@@ -153,9 +165,9 @@ class Applier:
         if entry.kind == "copy":
             return self.node(depth, *self.chain[depth].entries[scope, entry.of or ""])
         if entry.kind == "new":
-            return FromPatch(file, entry, None)
+            return FromPatch(file, entry, None, self.device)
         below = self._below(depth, file, entry)
-        return FromPatch(file, entry, below) if entry.kind == "delta" or entry.adapted else below
+        return FromPatch(file, entry, below, self.device) if entry.kind == "delta" or entry.adapted else below
 
     def _below(self, depth: int, file: PatchFile, entry: Entry) -> Node:
         name, scope, patch = entry.base_name or "", file.metadata.base_scope, self.chain[depth]

@@ -20,6 +20,7 @@ from ckptdiff import __version__
 from ckptdiff.cli_common import (
     PATH,
     as_json,
+    device_option,
     finite,
     overwrite_option,
     print_json,
@@ -102,6 +103,7 @@ def _terminate(signum: int, frame: object) -> None:
 @click.option("--base-repo", metavar="ID", help="Repo on the Hub that has BASE, to record for push and pull; checked by SHA-256.")
 @click.option("--target-repo", metavar="ID", help="The same of TARGET.")
 @threads_option
+@device_option
 @overwrite_option
 @as_json
 def make(base: Path, target: Path, patch: Path, codec: str, with_report: bool, json_output: bool, **options: Any) -> None:
@@ -137,6 +139,7 @@ def make(base: Path, target: Path, patch: Path, codec: str, with_report: bool, j
 @click.option("-o", "--output", "out", type=PATH, required=True, callback=_some_path, metavar="OUT", help="File or folder to write.")
 @click.option("--only", multiple=True, metavar="GLOB", help="Rebuild just the tensors whose names match, into one safetensors file.")
 @threads_option
+@click.option("--device", metavar="DEVICE", help="Torch device that moves weights; slower from file to file.  [default: the host]")
 @overwrite_option
 @as_json
 def apply(base: Path, patches: tuple[Path, ...], out: Path, json_output: bool, **options: Any) -> None:

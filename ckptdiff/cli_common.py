@@ -28,6 +28,7 @@ def note_json(ctx: click.Context, parameter: click.Parameter, value: bool) -> bo
 
 
 as_json = click.option("--json", "json_output", is_flag=True, callback=note_json, help="Print one JSON object instead of text.")
+device_option = click.option("--device", metavar="DEVICE", help="Torch device that compares, such as cuda, or auto.  [default: the host]")
 threads_option = click.option("--threads", type=click.IntRange(1, 256), help="Threads to use.  [default: cores, at most 8]")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 

@@ -22,7 +22,7 @@ png_option = click.option("--png", type=PATH, metavar="DIR", help="Write the cha
 @click.option("--atol", type=POSITIVE, default=1e-5, show_default=True, callback=finite, help="Count |d| up to this as equal.")
 @click.option("--rtol", type=POSITIVE, default=1e-3, show_default=True, callback=finite, help="Count |d| up to this share of |base|.")
 @click.option("--rank", type=click.Choice(["none", "sample", "all"]), default="sample", show_default=True, help="Which matrices' rank.")
-@click.option("--device", metavar="DEVICE", help="Torch device for ranks, such as cuda.  [default: NumPy]")
+@click.option("--device", metavar="DEVICE", help="Torch device for ranks, such as cuda, or auto.  [default: NumPy]")
 @html_option
 @png_option
 @click.option("--tensors", is_flag=True, help="Also list every tensor.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import xxhash
@@ -35,6 +35,12 @@ class Coded:
     leaves: list[bytes]
     base_leaves: list[bytes]
     nbytes: int
+
+
+class Coder(Protocol):
+    """:func:`code`, or what does the same on a device."""
+
+    def __call__(self, base: Tensor | None, target: Tensor, codec: str, first: int, stop: int) -> Coded: ...
 
 
 def code(base: Tensor | None, target: Tensor, codec: str, first: int, stop: int) -> Coded:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ckptdiff.adapt import adapt, group_units, read_range
 from ckptdiff.checkpoint import Tensor
-from ckptdiff.codecs import CODECS
+from ckptdiff.codecs import CODECS, sparse
 from ckptdiff.digests import BLOCK, block_count, leaves_of, tensor_digest
-from ckptdiff.dtypes import DTYPES, Bytes
+from ckptdiff.dtypes import DTYPES, Bytes, Dtype
 from ckptdiff.errors import FormatError, IntegrityError
 from ckptdiff.patchfile import PatchFile
 from ckptdiff.table import Entry
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(slots=True)
@@ -41,11 +45,12 @@ class FromBase:
 
 @dataclass(slots=True)
 class FromPatch:
-    """A tensor that a patch's entry makes out of ``below``, if it has a base."""
+    """A tensor that a patch's entry makes out of ``below``, if it has a base; ``device``: where to move what ``sparse`` says moves."""
 
     file: PatchFile
     entry: Entry
     below: FromBase | FromPatch | None
+    device: torch.device | None = None
     changed: dict[int, int] = field(default_factory=dict)
     leaves: dict[int, list[bytes]] = field(default_factory=dict)
 
@@ -81,12 +86,23 @@ class FromPatch:
         for k, coded in enumerate(self.file.read_blocks(entry, first, first + block_count(len(base)))):
             block = base[k * BLOCK : (k + 1) * BLOCK]
             try:
-                part, changed = codec.decode(coded, block, len(block), dtype)
+                if self.device is not None and codec is sparse:
+                    part, changed = self._move(coded, block, dtype)
+                else:
+                    part, changed = codec.decode(coded, block, len(block), dtype)
             except ValueError as error:
                 raise FormatError(f"{self.file.source.name}: tensor {entry.name}, block {first + k}: {error}") from None
             parts.append(part)
             self.changed[first + k] = changed
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _move(self, coded: memoryview, block: Bytes, dtype: Dtype) -> tuple[Bytes, int]:
+        """What ``sparse.decode`` gives, by way of a device."""
+        from ckptdiff.device import moved
+
+        positions, zigzags = sparse.unpack(coded, len(block) // dtype.carrier, dtype)
+        assert self.device is not None
+        return moved(block, positions, zigzags, dtype, self.device), len(positions)
 
 
 Node = FromBase | FromPatch

@@ -15,6 +15,7 @@ import numpy as np
 from ckptdiff.applier import Applier, check_chain, check_stored
 from ckptdiff.checkpoint import Checkpoint, open_checkpoint
 from ckptdiff.codecs import CODECS
+from ckptdiff.coders import choose_coder
 from ckptdiff.errors import BaseMismatchError, CheckpointError, FormatError, IntegrityError
 from ckptdiff.layers import Node, ranges
 from ckptdiff.loaded import LoadedPatch
@@ -55,9 +56,10 @@ def diff(
     if codec is not None and codec not in CODECS:
         raise CheckpointError(f"unknown codec {codec!r}: expected one of {', '.join(CODECS)}")
     base, target = (open_state(state_of(state, where), where) for state, where in ((old, "the old tensors"), (new, "the new tensors")))
-    rules = [Rename.parse(text) for text in rename]
-    out = io.BytesIO()
-    maker = PatchMaker(base, target, codec, threads or default_threads(), rules, None, io.BytesIO(), no_progress)
+    rules, out = [Rename.parse(text) for text in rename], io.BytesIO()
+    tensors = [tensor for side in (base, target) for file in side.weights for tensor in file.tensors]
+    coder, groups = choose_coder(device, tensors)
+    maker = PatchMaker(base, target, codec, threads or default_threads(), rules, None, io.BytesIO(), no_progress, coder, groups)
     maker.write_file(out)
     return Patch.from_bytes(out.getvalue())
 

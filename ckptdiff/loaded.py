@@ -119,7 +119,8 @@ class LoadedPatch:
         """Move all tensors; yields each with its leaves afterwards, if they are to be checked."""
         self._done: list[tuple[Moves, Part]] = []
         jobs = (partial(self._move_part, row, part, back, check) for row in self._moves for part in row.parts)
-        with closing(run_ordered(jobs, self._threads)) as results:
+        threads = max(self._threads, 2)  # Ctrl-C stops the calling thread: between jobs, not in one
+        with closing(run_ordered(jobs, threads)) as results:
             for row in self._moves:
                 leaves = list(row.before)
                 for part in row.parts:
@@ -130,8 +131,8 @@ class LoadedPatch:
     def _move_part(self, row: Moves, part: Part, back: bool, check: bool) -> list[bytes]:
         """Move one run; returns its leaves."""
         flat = row.flat[part.start : part.stop]
-        self._done.append((row, part))
         _shift(row, part, back)
+        self._done.append((row, part))
         if not check:
             return []
         if isinstance(flat, np.ndarray):

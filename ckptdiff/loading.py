@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ckptdiff.applier import Applier, check_chain
+from ckptdiff.applier import Applier, Output, check_chain
 from ckptdiff.checkpoint import Tensor
 from ckptdiff.codecs import sparse
 from ckptdiff.coding import look
@@ -57,8 +57,7 @@ class Loader:
         try:
             moves = self._moves(places)
         except (FormatError, IntegrityError, BaseMismatchError):
-            if len(self.patch.base_scopes) == 1:
-                self.applier.explain(self.applier.outputs())
+            self.applier.explain([Output("", b"", tuple((0, place.node) for place in places), 0)])
             raise
         return LoadedPatch(str(self.patch.path), moves, self.threads)
 
@@ -200,6 +199,7 @@ def _memory(tensor: Tensor) -> tuple[str, int]:
 
 
 def scope_of(patch: OpenPatch, wanted: str | None) -> str:
+    """The target scope that was asked for, or the only one."""
     scopes = list(dict.fromkeys(file.metadata.target_scope for file in patch.files))
     if wanted is None and len(scopes) == 1:
         return scopes[0]

@@ -12,6 +12,7 @@ from pathlib import Path
 from ckptdiff import others
 from ckptdiff.checkpoint import Checkpoint, open_checkpoint
 from ckptdiff.codecs import CODECS
+from ckptdiff.coders import choose_coder
 from ckptdiff.errors import CheckpointError
 from ckptdiff.hub import Repo, open_repo
 from ckptdiff.hubid import parse_id
@@ -55,6 +56,7 @@ def make(
     base_repo: str | None = None,
     target_repo: str | None = None,
     threads: int | None = None,
+    device: str | None = None,
     overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> MakeResult:
@@ -72,11 +74,13 @@ def make(
             or ``target`` is recorded anyway. The SHA-256 of the weight files must be those that the Hub states.
         report: of this pair, by :func:`ckptdiff.report`, to store in the patch for those who have no base.
         threads: how many to use; the bytes do not depend on it.
+        device: torch device to compare on, ``auto`` for the first accelerator; by default the host compares. The same bytes on each.
         overwrite: replace an existing patch.
         progress: called with how far it is.
 
     Raises:
         CheckpointError: a checkpoint cannot be read, or is not one; the report is of other checkpoints.
+        UnsupportedError: torch is missing, or has no such device.
         OutputError: the patch cannot be written there. HubError: a repo cannot be read.
     """
     started = time.perf_counter()
@@ -91,7 +95,8 @@ def make(
         others.check_paths(kept, [file.path for file in (*old.weights, *new.weights)])
         check_output(out, [*old.paths, *new.paths], folder=not new.is_file, overwrite=overwrite)
         with build_beside(out, overwrite=overwrite) as built, open(built.with_name("spool"), "w+b") as spool:
-            maker = PatchMaker(old, new, codec, threads or default_threads(), rules, report, spool, progress)
+            coder, groups = choose_coder(device)
+            maker = PatchMaker(old, new, codec, threads or default_threads(), rules, report, spool, progress, coder, groups)
             maker.repos = {"base": _repo_of(old, base_repo), "target": _repo_of(new, target_repo)}
             if new.is_file:
                 with open(built, "wb") as file:

@@ -12,7 +12,7 @@ from typing import BinaryIO, Protocol
 from ckptdiff import others, paths
 from ckptdiff.adapt import group_units, read_range
 from ckptdiff.checkpoint import INDEX, Checkpoint, Tensor, WeightFile
-from ckptdiff.coding import Coded, OpenTensor, choose_codec, code, smallest
+from ckptdiff.coding import Coded, Coder, OpenTensor, choose_codec, code, smallest
 from ckptdiff.digests import BLOCK, identity, tensor_digest, xxh128
 from ckptdiff.dtypes import DTYPES
 from ckptdiff.errors import CheckpointError
@@ -57,9 +57,12 @@ class PatchMaker:
         report: Report | None,
         spool: BinaryIO,
         progress: Progress,
+        coder: Coder = code,
+        groups: int = 1,
     ) -> None:
         self.base, self.target, self.codec, self.threads, self.renames = base, target, codec, threads, renames
         self.report, self.spool, self.progress = report, spool, progress
+        self.coder, self.groups = coder, groups
         self.offsets: dict[tuple[str, str], int] = {}
         files = (file.file for side in (base, target) if not side.in_memory for file in side.weights)
         self.hashers = {id(file): FileHasher(file) for file in files}
@@ -123,8 +126,9 @@ class PatchMaker:
                 if codec is None and base is not None and units > group:
                     codec = choose_codec(base, target)
                 tensor = OpenTensor(base, target, codec)
-                for start in range(0, max(units, 1), group):
-                    yield partial(self._step, tensor, start, start + group, start + group >= units)
+                step = group * self.groups
+                for start in range(0, max(units, 1), step):
+                    yield partial(self._step, tensor, start, start + step, start + step >= units)
 
         with closing(run_ordered(jobs(), self.threads)) as results:
             for tensor, coded, last in results:
@@ -138,7 +142,7 @@ class PatchMaker:
         if tensor.codec is None and base is not None:
             tensor.codec, coded = next(iter(smallest(base, target, first, stop).items()))
         else:
-            coded = code(base, target, tensor.codec or "raw", first, stop)
+            coded = self.coder(base, target, tensor.codec or "raw", first, stop)
         for read in (target, base or target):
             hasher = self.hashers.get(id(read.source))
             if hasher:

@@ -50,7 +50,7 @@ def dtype_of(array: Array, where: str) -> str:
     Raises:
         UnsupportedError: safetensors has none.
     """
-    found = str(array.dtype).removeprefix("torch.")
+    found = getattr(array.dtype, "name", str(array.dtype)).removeprefix("torch.")
     if found not in _BY_NAME:
         raise UnsupportedError(f"{where}: safetensors has no dtype for {found}: store it as another, or as the bytes of a uint8 tensor")
     return _BY_NAME[found]
@@ -59,7 +59,9 @@ def dtype_of(array: Array, where: str) -> str:
 def shape_of(array: Array, dtype: str) -> tuple[int, ...]:
     """The shape of a tensor in elements of its safetensors dtype."""
     shape = tuple(int(dim) for dim in array.shape)
-    return (*shape[:-1], 2 * shape[-1]) if dtype == "F4" and shape else shape
+    if dtype != "F4":
+        return shape
+    return (*shape[:-1], 2 * shape[-1]) if shape else (2,)
 
 
 def flat_bytes(array: Array, where: str) -> Bytes | torch.Tensor:

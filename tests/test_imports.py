@@ -18,8 +18,8 @@ selection checkpoint adapt pairing values
 codecs.place codecs.planes codecs.raw codecs.sparse
 codecs.jit codecs.escapes codecs.changes codecs.rangecoder codecs.adaptive codecs.rans codecs.groups codecs.static codecs.context codecs
 table manifest patchfile patches others output
-torchtypes memory coding patchmaker maker layers applier verifier comparison patchinfo private pulling
-device loaded loading live
+devices torchtypes memory coding device devicecoder coders patchmaker maker layers applier verifier comparison patchinfo private pulling
+loaded loading live
 analysis analysis.modules analysis.rank analysis.sparsity analysis.counting analysis.rows
 analysis.stored analysis.source analysis.reporting analysis.overlap
 analysis.series analysis.words analysis.drawing analysis.markup analysis.charts analysis.page
@@ -27,7 +27,7 @@ analysis.overlap_words analysis.overlap_charts analysis.overlap_page
 card publishing render render_report render_hub demo cli_common cli_report cli_hub cli
 """.split()
 LAZY = {"hub", "hubclient", "hubwrite", "publishing", "cli", "cli_hub", "cli_common", "cli_report", "demo"}
-LAZY |= {"codecs.context", "codecs.sparse", "torchtypes", "memory", "loaded", "loading"}
+LAZY |= {"codecs.context", "codecs.sparse", "torchtypes", "memory", "loaded", "loading", "devices", "coders", "layers"}
 LAZY |= {f"analysis.{name}" for name in ("sparsity", "rows", "rank", "drawing", "markup")}
 """Modules that may import inside functions: to start fast, to run the first, and not to load Numba or torch before they are needed."""
 

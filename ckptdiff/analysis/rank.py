@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ckptdiff.devices import find_device
 from ckptdiff.errors import UnsupportedError
 
 Array = npt.NDArray[Any]
@@ -128,17 +129,17 @@ def _eigenvalues(matrix: Array, scale: float, device: str) -> Array:
     return np.asarray(torch.linalg.eigvalsh(part @ part.T).cpu().numpy())
 
 
-def check_device(device: str) -> None:
-    """Raise UnsupportedError unless torch is there and can count in float64 on a device."""
+def check_device(device: str) -> str:
+    """The torch device of that name; raises UnsupportedError unless torch is there and can count in float64 on it."""
+    found = find_device(device)
     try:
         import torch
 
-        torch.empty(0, dtype=torch.float64, device=device)
-    except ImportError:
-        raise UnsupportedError(f"the device {device} needs torch: pip install 'ckptdiff[torch]'") from None
-    except (RuntimeError, AssertionError, TypeError) as error:
+        torch.empty(0, dtype=torch.float64, device=found)
+    except (RuntimeError, TypeError) as error:
         reason = str(error).partition("\n")[0]
         raise UnsupportedError(f"torch cannot use the device {device} for float64 here: {reason}; leave --device out for NumPy") from None
+    return str(found)
 
 
 def expected_random_rank(rows: int, columns: int, density: float) -> float:

@@ -55,7 +55,7 @@ def report(
         include, exclude, rename: of checkpoints, as :func:`ckptdiff.make` takes them; a patch says itself what is in it.
         atol, rtol: see :class:`Counts`.
         rank: of no matrix, of about 32 spread over the model, or of all.
-        device: a torch device for rank, such as ``cuda``; None for NumPy.
+        device: a torch device for rank, such as ``cuda``, or ``auto`` for the first accelerator; None for NumPy.
         threads: how many to use.
         progress: called with how far it is.
 
@@ -64,7 +64,7 @@ def report(
         BaseMismatchError: the patch has another base. UnsupportedError: torch is missing, or cannot use the device.
     """
     if device is not None:
-        check_device(device)
+        device = check_device(device)
     count = threads or default_threads()
     with open_source(base, target, include=include, exclude=exclude, renames=[Rename.parse(text) for text in rename]) as source:
         total, tensors = Tally.empty(), []

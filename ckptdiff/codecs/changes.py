@@ -74,6 +74,15 @@ def fill_zigzags(old, new, positions, top, is_float, zigzags):
 
 
 @jit
+def measure_zigzags(old, positions, zigzags, top, is_float, distances, signs):
+    for x in range(len(positions)):
+        zigzag = np.uint64(zigzags[x])
+        down = zigzag & ONE
+        distances[x] = (zigzag >> ONE) + down
+        signs[x] = np.uint8(down ^ (np.uint64(old[positions[x]]) >> top)) if is_float else np.uint8(down)
+
+
+@jit
 def shift(units, positions, zigzags, top, is_float, back):
     most = (((ONE << top) - ONE) << ONE) + ONE
     for x in range(len(positions)):
@@ -132,6 +141,13 @@ def zigzags_of(old: Units, new: Units, positions: Array, dtype: Dtype) -> Units:
     zigzags = np.empty(len(positions), dtype.unit)
     fill_zigzags(old, new, positions, np.uint64(8 * dtype.carrier - 1), dtype.is_float, zigzags)
     return zigzags
+
+
+def distances_of_zigzags(old: Units, positions: Array, zigzags: Units, dtype: Dtype) -> tuple[Array, Bytes]:
+    """What :func:`distances_of` gives. Scratch."""
+    distances, signs = scratch("distances", len(positions), np.uint64), scratch("signs", len(positions), np.uint8)
+    measure_zigzags(old, positions, zigzags, np.uint64(8 * dtype.carrier - 1), dtype.is_float, distances, signs)
+    return distances, signs
 
 
 def shift_units(units: Units, positions: Array, zigzags: Units, dtype: Dtype, back: bool) -> None:

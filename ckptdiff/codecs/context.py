@@ -8,7 +8,7 @@ import numpy as np
 
 from ckptdiff.codecs.place import NOWHERE, Place
 from ckptdiff.codecs.planes import Reader, write_varint
-from ckptdiff.dtypes import Bytes, Dtype
+from ckptdiff.dtypes import Bytes, Dtype, Units
 
 ADAPTIVE, STATIC = 1, 2
 
@@ -38,21 +38,27 @@ def warm_up() -> str | None:
 
 def encode(base: Bytes, target: Bytes, dtype: Dtype, place: Place = NOWHERE) -> tuple[bytes, int]:
     """Code a block; see :mod:`ckptdiff.codecs`."""
+    from ckptdiff.codecs import changes
+
+    old, new = base.view(dtype.unit), target.view(dtype.unit)
+    positions = changes.differing(old, new)
+    return pack(old, positions, *changes.distances_of(old, new, positions, dtype), dtype, place), len(positions)
+
+
+def pack(old: Units, positions: Units, distances: Units, signs: Bytes, dtype: Dtype, place: Place = NOWHERE) -> bytes:
+    """The coded form of changes: their places in the block, rising, and how far and to which side, as of ``changes.distances_of``."""
     from ckptdiff.codecs import adaptive, changes, static
 
-    old, new, m = base.view(dtype.unit), target.view(dtype.unit), 8 * dtype.carrier
-    positions = changes.differing(old, new)
     if len(positions) == 0:
-        return b"", 0
-    distances, signs = changes.distances_of(old, new, positions, dtype)
-    classes = changes.classes_of(old, dtype)
+        return b""
+    classes, m = changes.classes_of(old, dtype), 8 * dtype.carrier
     dense = dtype.carrier < 8 and len(positions) > DENSE * len(old)
     forms = []
     if dense:
         forms.append(_join(STATIC, *static.encode(classes, positions, distances, signs, m, place, len(old) < SMALL)))
     if not dense or min(len(old), 3 * len(positions)) < FEW:
         forms.append(_join(ADAPTIVE, *adaptive.encode(classes, positions, distances, signs, m)))
-    return min(forms, key=len), len(positions)
+    return min(forms, key=len)
 
 
 def _join(form: int, coded: bytes, raw: np.ndarray[Any, Any], bits: int) -> bytes:

@@ -1,0 +1,29 @@
+"""What compares blocks: the host, or a torch device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ckptdiff.checkpoint import Tensor
+from ckptdiff.coding import Coder, code
+from ckptdiff.devices import find_device
+from ckptdiff.memory import MemoryFile
+
+
+def choose_coder(device: str | None, tensors: Sequence[Tensor] = ()) -> tuple[Coder, int]:
+    """The coder of a device, by default of the one that tensors in memory are on; and how many groups it takes at once.
+
+    Raises:
+        UnsupportedError: torch is missing, or has no such device.
+    """
+    parts = (tensor.source.view(tensor.offset, tensor.nbytes) for tensor in tensors if isinstance(tensor.source, MemoryFile))
+    there = {str(part.device) for part in parts if not isinstance(part, np.ndarray)}
+    if device is None and len(there) != 1:
+        return code, 1
+    found = find_device(device or there.pop())
+    from ckptdiff.devicecoder import DeviceCoder
+
+    coder = DeviceCoder(found, tensors)
+    return coder, coder.groups

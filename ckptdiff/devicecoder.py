@@ -1,0 +1,119 @@
+"""Groups of blocks compared on a torch device and coded on the host: what :func:`ckptdiff.coding.code` gives, bit for bit."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+
+from ckptdiff.checkpoint import Tensor
+from ckptdiff.codecs import changes, context, sparse
+from ckptdiff.codecs.place import NOWHERE, Place
+from ckptdiff.coding import Coded, code, look, row_width
+from ckptdiff.device import changes as find_changes
+from ckptdiff.device import leaf_digests, units_of, zigzag
+from ckptdiff.digests import BLOCK, leaves_of
+from ckptdiff.dtypes import DTYPES, Bytes, Dtype
+from ckptdiff.memory import MemoryFile
+
+STAGED, RESIDENT = 4, 32
+"""Groups compared at once, from the host's memory and in the device's: many, as starting a kernel takes as long as comparing 1 MB."""
+
+
+class _Mine(threading.local):
+    """A thread's stream, and its pinned buffers, which a device reads while the next block is read from the disk."""
+
+    def __init__(self) -> None:
+        self.stream: torch.cuda.Stream | None = None
+        self.pinned: dict[str, torch.Tensor] = {}
+
+
+class DeviceCoder:
+    """A :class:`~ckptdiff.coding.Coder` on a device. Adapted bases, new and empty tensors and ``raw`` go to the host's."""
+
+    def __init__(self, device: torch.device, tensors: Iterable[Tensor] = ()) -> None:
+        self.device, self._mine = device, _Mine()
+        self.groups = STAGED
+        there = [tensor for tensor in tensors if self._there(tensor) is not None]
+        if there:
+            self.groups = RESIDENT
+        leaves = leaf_digests([flat for tensor in there if (flat := self._there(tensor)) is not None])
+        self._leaves = {(id(tensor.source), tensor.offset): row for tensor, row in zip(there, leaves, strict=True) if tensor.nbytes}
+
+    def __call__(self, base: Tensor | None, target: Tensor, codec: str, first: int, stop: int) -> Coded:
+        if base is None or codec == "raw" or not target.nbytes or (base.dtype, base.shape) != (target.dtype, target.shape):
+            return code(base, target, codec, first, stop)
+        dtype = DTYPES[target.dtype]
+        start, stop = first * dtype.carrier, min(stop * dtype.carrier, target.nbytes)
+        with self._stream():
+            (old, host_old), (new, host_new) = self._bytes(base, start, stop, "base"), self._bytes(target, start, stop, "target")
+            positions, distances = find_changes(units_of(old, dtype), units_of(new, dtype), dtype)
+            where, zigzags = positions.cpu().numpy(), zigzag(distances).cpu().numpy().view(dtype.unit)
+        if host_old is None and codec == "context":
+            host_old = old.cpu().numpy()
+        coded = self._code(host_old, where, zigzags, target, codec, first, stop - start)
+        base_leaves, leaves = self._leaves_of(base, host_old, start, stop), self._leaves_of(target, host_new, start, stop)
+        return Coded(coded, len(where), leaves, base_leaves, stop - start)
+
+    def _code(self, old: Bytes | None, where: Any, zigzags: Any, target: Tensor, codec: str, first: int, nbytes: int) -> list[bytes]:
+        """The coded blocks, from changes of all of them."""
+        dtype, width, coded = DTYPES[target.dtype], row_width(target), []
+        per_block = BLOCK // dtype.carrier
+        bounds = np.searchsorted(where, np.arange(0, nbytes // dtype.carrier + per_block, per_block))
+        for k in range(-(-nbytes // BLOCK)):
+            here = slice(bounds[k], bounds[k + 1])
+            positions = (where[here] - k * per_block).astype(np.int32)
+            if codec == "sparse" or old is None:
+                coded.append(sparse.pack(positions, zigzags[here], dtype))
+            else:
+                place = Place(width, (first + k * per_block) % width) if width else NOWHERE
+                coded.append(_context(old[k * BLOCK : (k + 1) * BLOCK], positions, zigzags[here], dtype, place))
+        return coded
+
+    def _there(self, tensor: Tensor) -> torch.Tensor | None:
+        """The memory of a tensor that lies on the device."""
+        if not isinstance(tensor.source, MemoryFile):
+            return None
+        data = tensor.source.view(tensor.offset, tensor.nbytes)
+        return data if isinstance(data, torch.Tensor) and data.device == self.device else None
+
+    def _bytes(self, tensor: Tensor, start: int, stop: int, name: str) -> tuple[torch.Tensor, Bytes | None]:
+        """Bytes on the device, and on the host if they were read there."""
+        there = self._there(tensor)
+        if there is not None:
+            return there[start:stop], None
+        if self.device.type == "cpu":
+            data = look(tensor, start, stop, name)
+            return torch.from_numpy(data), data
+        buffer = self._mine.pinned.get(name)
+        if buffer is None or len(buffer) < stop - start:
+            buffer = torch.empty(max(stop - start, BLOCK), dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+            self._mine.pinned[name] = buffer
+        data = buffer[: stop - start].numpy()
+        tensor.readinto(start, data)
+        return buffer[: stop - start].to(self.device, non_blocking=True), data
+
+    def _leaves_of(self, tensor: Tensor, host: Bytes | None, start: int, stop: int) -> list[bytes]:
+        known = self._leaves.get((id(tensor.source), tensor.offset)) if tensor.nbytes else []
+        if known is not None:
+            return known[start // BLOCK : -(-stop // BLOCK)]
+        assert host is not None
+        return leaves_of(host)
+
+    def _stream(self) -> Any:
+        """Each thread's work goes to a stream of its own, so that copies and kernels of several overlap."""
+        if self.device.type != "cuda":
+            return nullcontext()
+        if self._mine.stream is None:
+            self._mine.stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        return torch.cuda.stream(self._mine.stream)
+
+
+def _context(old: Bytes, positions: Any, zigzags: Any, dtype: Dtype, place: Place) -> bytes:
+    units = old.view(dtype.unit)
+    distances, signs = changes.distances_of_zigzags(units, positions, zigzags, dtype)
+    return context.pack(units, positions, distances, signs, dtype, place)

@@ -1,0 +1,33 @@
+"""Which torch device to use: asked before torch is imported, which takes seconds and may be missing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ckptdiff.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def find_device(name: str) -> torch.device:
+    """A torch device by name; ``auto`` is the first accelerator, or the CPU.
+
+    Raises:
+        UnsupportedError: torch is missing, or has no such device here.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise UnsupportedError(f"the device {name} needs torch: pip install 'ckptdiff[torch]'") from None
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+        if device.type == "meta":
+            raise RuntimeError("meta tensors have no content")
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UnsupportedError(f"torch cannot use the device {name} here: {reason}; leave --device out for the host") from None
+    return device
