@@ -28,12 +28,13 @@ if TYPE_CHECKING:
         OutputError,
         UnsupportedError,
     )
-    from ckptdiff.live import Patch, diff, load_target
+    from ckptdiff.live import Patch, diff
     from ckptdiff.loaded import LoadedPatch
     from ckptdiff.maker import MakeResult, make
     from ckptdiff.patchinfo import PatchInfo, info
     from ckptdiff.publishing import PushResult, push
     from ckptdiff.pulling import PullResult, pull
+    from ckptdiff.targets import load_target
     from ckptdiff.verifier import VerifyResult, verify
 
 __version__ = "0.1.0"
@@ -85,7 +86,7 @@ _MODULES = {
     "LoadedPatch": "loaded",
     "Patch": "live",
     "diff": "live",
-    "load_target": "live",
+    "load_target": "targets",
     "MakeResult": "maker",
     "make": "maker",
     "PushResult": "publishing",

@@ -5,33 +5,27 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
-from functools import partial
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from ckptdiff.applier import Applier, check_chain, check_stored
-from ckptdiff.checkpoint import Checkpoint, open_checkpoint
+from ckptdiff.applier import check_stored
 from ckptdiff.codecs import CODECS
 from ckptdiff.coders import choose_coder
-from ckptdiff.errors import BaseMismatchError, CheckpointError, FormatError, IntegrityError
-from ckptdiff.layers import Node, ranges
+from ckptdiff.errors import CheckpointError
 from ckptdiff.loaded import LoadedPatch
-from ckptdiff.loading import Loader, scope_of
+from ckptdiff.loading import Loader
 from ckptdiff.memory import BytesFile, open_state, state_of
 from ckptdiff.pairing import Rename
-from ckptdiff.parallel import default_threads, no_progress, run_ordered
+from ckptdiff.parallel import default_threads, no_progress
 from ckptdiff.patches import OpenPatch, open_patch
 from ckptdiff.patchfile import PatchFile
 from ckptdiff.patchmaker import PatchMaker
 from ckptdiff.stfile import read_bytes
 from ckptdiff.table import Totals
-from ckptdiff.torchtypes import flat_bytes, new_tensor
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 
 def diff(
@@ -168,43 +162,3 @@ class Patch:
     def __repr__(self) -> str:
         totals = self.totals
         return f"<ckptdiff.Patch: {totals.changed:,} of {totals.units:,} units in {totals.delta} tensors, {self.nbytes:,} bytes>"
-
-
-def load_target(base: str | os.PathLike[str], patch: str | os.PathLike[str], *, threads: int | None = None) -> dict[str, torch.Tensor]:
-    """The target's tensors in memory, rebuilt and checked; nothing is written to the disk.
-
-    Args:
-        base: the checkpoint that the patch was made from: a file, a folder or an id on the Hub.
-        patch: a patch file, a folder or an id.
-        threads: how many to use.
-
-    Raises:
-        As :func:`ckptdiff.apply`. UnsupportedError: torch lacks a dtype.
-    """
-    with open_patch(patch) as opened, open_checkpoint(base, needs_weights=bool(opened.files), scopes=opened.base_scopes, others=[]) as old:
-        check_stored(opened)
-        return rebuild(old, opened, threads or default_threads())
-
-
-def rebuild(base: Checkpoint, patch: OpenPatch, threads: int) -> dict[str, torch.Tensor]:
-    """The tensors of a patch's target, built from an open base."""
-    check_chain([patch])
-    scope, applier = scope_of(patch, None), Applier(base, [patch], threads, no_progress)
-    rows = [(entry, applier.node(0, file, entry)) for (found, _), (file, entry) in patch.entries.items() if found == scope]
-    tensors = {entry.name: new_tensor(entry.dtype, entry.shape, f"{patch.path}: tensor {entry.name}") for entry, _ in rows}
-
-    def step(name: str, node: Node, start: int, stop: int, last: bool) -> tuple[Node, bool]:
-        out, data = np.asarray(flat_bytes(tensors[name], name)), node.build(start, stop)
-        out[start : start + len(data)] = data
-        return node, last
-
-    jobs = (partial(step, entry.name, node, start, stop, last) for entry, node in rows for start, stop, last in ranges(node))
-    try:
-        with closing(run_ordered(jobs, threads)) as results:
-            for node, last in results:
-                if last:
-                    applier.check(node)
-    except (FormatError, IntegrityError, BaseMismatchError):
-        applier.explain(applier.outputs())
-        raise
-    return tensors

@@ -57,7 +57,7 @@ class Loader:
         try:
             moves = self._moves(places)
         except (FormatError, IntegrityError, BaseMismatchError):
-            self.applier.explain([Output("", b"", tuple((0, place.node) for place in places), 0)])
+            explain(self.applier, [place.node for place in places])
             raise
         return LoadedPatch(str(self.patch.path), moves, self.threads)
 
@@ -196,6 +196,11 @@ def _memory(tensor: Tensor) -> tuple[str, int]:
     if tensor.nbytes == 0:
         return tensor.name, 0
     return ("cpu", data.ctypes.data) if isinstance(data, np.ndarray) else (str(data.device), data.data_ptr())
+
+
+def explain(applier: Applier, nodes: Sequence[Node]) -> None:
+    """After a failure: raise the error of a wrong base if that is the cause."""
+    applier.explain([Output("", b"", tuple((0, node) for node in nodes), 0)])
 
 
 def scope_of(patch: OpenPatch, wanted: str | None) -> str:

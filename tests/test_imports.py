@@ -19,7 +19,7 @@ codecs.place codecs.planes codecs.raw codecs.sparse
 codecs.jit codecs.escapes codecs.changes codecs.rangecoder codecs.adaptive codecs.rans codecs.groups codecs.static codecs.context codecs
 table manifest patchfile patches others output
 devices torchtypes memory coding device devicecoder coders patchmaker maker layers applier verifier comparison patchinfo private pulling
-loaded loading live
+loaded loading live targets integrations integrations.transformers
 analysis analysis.modules analysis.rank analysis.sparsity analysis.counting analysis.rows
 analysis.stored analysis.source analysis.reporting analysis.overlap
 analysis.series analysis.words analysis.drawing analysis.markup analysis.charts analysis.page

@@ -1,0 +1,1 @@
+"""ckptdiff in other libraries: one thin module each, which imports that library."""
