@@ -106,7 +106,7 @@ def main() -> None:
             if run:
                 rows[name]["encode"].append(encode)
                 rows[name]["decode"].append(decode)
-                rows[name]["extra MB"] = [max(pair) for pair in zip(rows[name]["extra MB"], (more, much), strict=True)]
+            rows[name]["extra MB"] = [max(pair) for pair in zip(rows[name]["extra MB"], (more, much), strict=True)]
     ratios = {k: round(statistics.median(rows["ckptdiff"][k]) / statistics.median(rows[peer][k]), 3) for k in ("encode", "decode")}
     ratios["bytes"] = round(rows["ckptdiff"]["bytes"] / rows[peer]["bytes"], 4)
     print(json.dumps({"rows": rows, f"ckptdiff / {peer}": ratios}, indent=1))

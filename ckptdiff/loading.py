@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -13,9 +13,9 @@ import numpy as np
 
 from ckptdiff.applier import Applier, Output, check_chain
 from ckptdiff.checkpoint import Tensor
-from ckptdiff.codecs import sparse
+from ckptdiff.codecs import context, sparse
 from ckptdiff.coding import look
-from ckptdiff.digests import BLOCK, tensor_digest
+from ckptdiff.digests import BLOCK, tensor_digest, xxh128
 from ckptdiff.dtypes import DTYPES, Bytes, Dtype, Units
 from ckptdiff.errors import BaseMismatchError, FormatError, IntegrityError, UnsupportedError
 from ckptdiff.layers import FromBase, FromPatch, Node, check_changed, ranges, tensor_differs
@@ -32,12 +32,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A target tensor, what builds it, and the tensor in memory that it goes to."""
+    """A target tensor, what builds it, and the tensor in memory that it goes to.
+
+    ``codec`` is that of a difference from what is there, None where the whole content must be built.
+    """
 
     entry: Entry
     node: Node
     tensor: Tensor
-    is_sparse: bool
+    codec: str | None
 
 
 class Loader:
@@ -78,9 +81,8 @@ class Loader:
                     f"{self.patch.path}: its target has the tensor {entry.name}, {entry.dtype} {list(entry.shape)}; {is_there}: "
                     "it cannot be written in place; rebuild the target with ckptdiff.load_target or ckptdiff apply"
                 )
-            is_sparse = isinstance(node, FromPatch) and entry.codec == "sparse" and node.below is not None and not entry.adapted
-            is_sparse = is_sparse and tensor.name == old and entry.kind == "delta"
-            place = Place(entry, node, tensor, is_sparse)
+            simple = isinstance(node, FromPatch) and entry.kind == "delta" and not entry.adapted and tensor.name == old
+            place = Place(entry, node, tensor, entry.codec if simple and entry.codec != "raw" else None)
             first = found.setdefault(_memory(tensor), place)
             if first.tensor.name != tensor.name and first.node.digest != node.digest:
                 raise UnsupportedError(
@@ -90,46 +92,85 @@ class Loader:
         return list(found.values())
 
     def _moves(self, places: Sequence[Place]) -> list[Moves]:
-        simple = [place for place in places if place.is_sparse]
-        with closing(leaves_in_memory([self._memory(place) for place in simple], self.threads)) as leaves:
-            # other threads hash while this one unpacks: unpacking is many small steps, which threads would take from each other
-            moves = [self._unpack(place, next(leaves)) for place in simple]
-        rest = [place for place in places if not place.is_sparse]
-        jobs = (partial(self._changes, place, start, stop, last) for place in rest for start, stop, last in ranges(place.node))
-        parts: list[Part] = []
+        by_codec: dict[str | None, list[Place]] = {"sparse": [], "context": [], None: []}
+        for place in places:
+            by_codec[place.codec].append(place)
+        moves = [*self._from_sparse(by_codec["sparse"]), *self._from_context(by_codec["context"]), *self._from_rest(by_codec[None])]
+        return [row for row in moves if row.parts]
+
+    def _from_sparse(self, places: Sequence[Place]) -> Iterator[Moves]:
+        """Other threads hash while this one unpacks: unpacking is many small steps, which threads would take from each other."""
+        with closing(leaves_in_memory([self._memory(place) for place in places], self.threads)) as found:
+            for place in places:
+                before = next(found)
+                self._check_base(place, before)
+                parts = [self._unpack(place, start, None) for start in range(0, place.tensor.nbytes, BLOCK)]
+                yield self._finish(place, parts, before)
+
+    def _from_context(self, places: Sequence[Place]) -> Iterator[Moves]:
+        """Each block is hashed and unpacked by one thread."""
+
+        def job(place: Place, start: int) -> tuple[bytes, Part | None, str]:
+            data = look(place.tensor, start, start + BLOCK, "base")
+            try:
+                return xxh128(data), self._unpack(place, start, data), ""
+            except FormatError as error:
+                return xxh128(data), None, str(error)  # of a wrong base, most likely
+
+        jobs = (partial(job, place, start) for place in places for start in range(0, place.tensor.nbytes, BLOCK))
+        with closing(run_ordered(jobs, self.threads)) as results:
+            for place in places:
+                rows = [next(results) for _ in range(0, place.tensor.nbytes, BLOCK)]
+                before = [leaf for leaf, _, _ in rows]
+                self._check_base(place, before)
+                for _, _, error in rows:
+                    if error:
+                        raise FormatError(error)
+                yield self._finish(place, [part for _, part, _ in rows], before)
+
+    def _from_rest(self, places: Sequence[Place]) -> Iterator[Moves]:
+        """Tensors of which the whole content is built, and compared with what is there."""
+        jobs = (partial(self._changes, place, start, stop, last) for place in places for start, stop, last in ranges(place.node))
+        parts: list[Part | None] = []
         with closing(run_ordered(jobs, self.threads)) as results:
             for place, part, last in results:
-                parts += [part] if part is not None else []
+                parts.append(part)
                 if last:
                     self.applier.check(place.node)
-                    if parts:
-                        before = next(leaves_in_memory([self._memory(place)], self.threads))
-                        moves.append(self._row(place, parts, before))
+                    if any(parts):
+                        yield self._row(place, parts, next(leaves_in_memory([self._memory(place)], self.threads)))
                     parts = []
-        return [row for row in moves if row.parts]
 
     def _memory(self, place: Place) -> Bytes | torch.Tensor:
         source = place.tensor.source
         assert isinstance(source, MemoryFile)
         return source.view(place.tensor.offset, place.tensor.nbytes)
 
-    def _unpack(self, place: Place, before: list[bytes]) -> Moves:
-        """The moves of a tensor coded by ``sparse``, which can be read without the base, whose leaves are ``before``."""
-        node, entry, tensor = place.node, place.entry, place.tensor
+    def _check_base(self, place: Place, leaves: list[bytes]) -> None:
+        node, found = place.node, tensor_digest(leaves)
         assert isinstance(node, FromPatch) and isinstance(node.below, FromBase)
-        if tensor_digest(before) != node.below.digest:
-            raise self.applier.wrong_base(self.patch, tensor_differs(node.below, tensor_digest(before)))
-        parts, dtype = [], DTYPES[entry.dtype]
-        for block, coded in enumerate(node.file.read_blocks(entry, 0, len(entry.blocks))):
-            start, stop = block * BLOCK, min((block + 1) * BLOCK, tensor.nbytes)
-            try:
+        if found != node.below.digest:
+            raise self.applier.wrong_base(self.patch, tensor_differs(node.below, found))
+
+    def _unpack(self, place: Place, start: int, base: Bytes | None) -> Part | None:
+        """The moves of a block, whose base ``sparse`` does not need."""
+        node, entry, block = place.node, place.entry, start // BLOCK
+        assert isinstance(node, FromPatch)
+        dtype, stop = DTYPES[entry.dtype], min(start + BLOCK, place.tensor.nbytes)
+        (coded,) = node.file.read_blocks(entry, block, block + 1)
+        try:
+            if base is None:
                 positions, zigzags = sparse.unpack(coded, (stop - start) // dtype.carrier, dtype)
-            except ValueError as error:
-                raise FormatError(f"{node.file.source.name}: tensor {entry.name}, block {block}: {error}") from None
-            node.changed[block] = len(positions)
-            if len(positions):
-                parts.append(_part(start, stop, positions, zigzags, dtype))
-        check_changed(node)
+            else:
+                positions, zigzags = context.unpack(coded, base, dtype)
+        except ValueError as error:
+            raise FormatError(f"{node.file.source.name}: tensor {entry.name}, block {block}: {error}") from None
+        node.changed[block] = len(positions)
+        return _part(start, stop, positions, zigzags, dtype) if len(positions) else None
+
+    def _finish(self, place: Place, parts: Sequence[Part | None], before: list[bytes]) -> Moves:
+        assert isinstance(place.node, FromPatch)
+        check_changed(place.node)
         return self._row(place, parts, before)
 
     def _changes(self, place: Place, start: int, stop: int, last: bool) -> tuple[Place, Part | None, bool]:
@@ -138,15 +179,18 @@ class Loader:
 
         dtype, stop = DTYPES[place.entry.dtype], min(stop, place.tensor.nbytes)
         new = place.node.build(start, stop).view(dtype.unit)
+        if isinstance(place.node, FromBase) and place.node.tensor is place.tensor:
+            return place, None, last
         old = look(place.tensor, start, stop, "old").view(dtype.unit)
         positions = changes.differing(old, new)
         if len(positions) == 0:
             return place, None, last
         return place, _part(start, stop, positions, changes.zigzags_of(old, new, positions, dtype), dtype), last
 
-    def _row(self, place: Place, parts: list[Part], before: list[bytes]) -> Moves:
+    def _row(self, place: Place, found: Sequence[Part | None], before: list[bytes]) -> Moves:
         """A tensor's moves, on its device."""
         flat, dtype, name = self._memory(place), DTYPES[place.entry.dtype], place.tensor.name
+        parts = [part for part in found if part is not None]
         if isinstance(flat, np.ndarray):
             if not flat.flags.writeable:
                 raise UnsupportedError(f"{MODEL}: {name}: is read-only memory: give a copy of it")

@@ -171,7 +171,8 @@ def test_smollm2(tmp_path: Path) -> None:
     load = transformers.AutoModelForCausalLM.from_pretrained
     model = load(folder, gguf_file=name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True))
     model.hf_quantizer, model.is_quantized = None, False
-    del model.config.quantization_config
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
     model.save_pretrained(tmp_path / "base")
     tune(model, 1).save_pretrained(tmp_path / "target")
     ckptdiff.make(tmp_path / "base", tmp_path / "target", tmp_path / "patch")

@@ -83,6 +83,19 @@ def measure_zigzags(old, positions, zigzags, top, is_float, distances, signs):
 
 
 @jit
+def fill_from_distances(units, positions, distances, signs, top, is_float, zigzags):
+    most = (((ONE << top) - ONE) << ONE) + ONE
+    for x in range(len(positions)):
+        down, distance = np.uint64(signs[x]), distances[x]
+        if is_float:
+            down ^= np.uint64(units[positions[x]]) >> top
+        if distance > (ONE << top) - ONE + down:
+            return False
+        zigzags[x] = (((distance - down) << ONE) | down) & most
+    return True
+
+
+@jit
 def shift(units, positions, zigzags, top, is_float, back):
     most = (((ONE << top) - ONE) << ONE) + ONE
     for x in range(len(positions)):
@@ -148,6 +161,12 @@ def distances_of_zigzags(old: Units, positions: Array, zigzags: Units, dtype: Dt
     distances, signs = scratch("distances", len(positions), np.uint64), scratch("signs", len(positions), np.uint8)
     measure_zigzags(old, positions, zigzags, np.uint64(8 * dtype.carrier - 1), dtype.is_float, distances, signs)
     return distances, signs
+
+
+def zigzags_of_distances(units: Units, positions: Array, distances: Array, signs: Bytes, dtype: Dtype, zigzags: Units) -> bool:
+    """Inverse of :func:`distances_of_zigzags`; returns whether each unit can move that far."""
+    top = np.uint64(8 * dtype.carrier - 1)
+    return bool(fill_from_distances(units, positions, distances, signs, top, dtype.is_float, zigzags))
 
 
 def shift_units(units: Units, positions: Array, zigzags: Units, dtype: Dtype, back: bool) -> None:

@@ -70,9 +70,34 @@ def decode(coded: memoryview, base: Bytes, size: int, dtype: Dtype) -> tuple[Byt
     """Decode a block; see :mod:`ckptdiff.codecs`."""
     if len(coded) == 0:
         return base, 0
+    from ckptdiff.codecs import changes
+
+    units = base.view(dtype.unit)
+    positions, distances, signs = _changes(coded, units, dtype)
+    if not changes.moved(units, positions, distances, signs, dtype):
+        raise ValueError("an ulp distance is too large")
+    return base, len(positions)
+
+
+def unpack(coded: memoryview, base: Bytes, dtype: Dtype) -> tuple[Units, Units]:
+    """Positions of a block's changes, and the zigzag of their ulp distances, given its base; raises ValueError as :func:`decode`."""
+    if len(coded) == 0:
+        return np.empty(0, np.int32), np.empty(0, dtype.unit)
+    from ckptdiff.codecs import changes
+
+    units = base.view(dtype.unit)
+    positions, distances, signs = _changes(coded, units, dtype)
+    zigzags = np.empty(len(positions), dtype.unit)
+    if not changes.zigzags_of_distances(units, positions, distances, signs, dtype, zigzags):
+        raise ValueError("an ulp distance is too large")
+    return positions, zigzags
+
+
+def _changes(coded: memoryview, units: Units, dtype: Dtype) -> tuple[Units, Units, Bytes]:
+    """Positions, distances and sides of a block's changes. Scratch."""
     from ckptdiff.codecs import adaptive, changes, static
 
-    reader, units, m = Reader(coded), base.view(dtype.unit), 8 * dtype.carrier
+    reader, m = Reader(coded), 8 * dtype.carrier
     form = reader.take(1)[0]
     if form not in (ADAPTIVE, STATIC) or (form == STATIC and dtype.carrier == 8):
         raise ValueError(f"it has the form {form}, expected 1 or 2, and 1 for units of 8 bytes")
@@ -88,6 +113,4 @@ def decode(coded: memoryview, base: Bytes, size: int, dtype: Dtype) -> tuple[Byt
         raise ValueError(f"it takes {bits} raw bits, but has {len(raw_bytes)} bytes of them")
     if len(positions) == 0:
         raise ValueError("it changes nothing")
-    if not changes.moved(units, positions, distances, signs, dtype):
-        raise ValueError("an ulp distance is too large")
-    return base, len(positions)
+    return positions, distances, signs
