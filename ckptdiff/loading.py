@@ -69,7 +69,7 @@ class Loader:
         rows = [(file, entry) for (scope, _), (file, entry) in self.patch.entries.items() if scope == self.scope]
         uses = Counter(entry.base_name for _, entry in rows)
         names = {entry.name for _, entry in rows}
-        found: dict[tuple[str, int], Place] = {}
+        found: dict[tuple[str, int, int], Place] = {}
         for file, entry in rows:
             node = self.applier.node(0, file, entry)
             old = entry.base_name
@@ -89,6 +89,7 @@ class Loader:
                     f"{MODEL}: {first.tensor.name} and {tensor.name} share memory, but the target of {self.patch.path} has two "
                     "contents for them: untie them first"
                 )
+        _check_overlaps(found)
         return list(found.values())
 
     def _moves(self, places: Sequence[Place]) -> list[Moves]:
@@ -233,13 +234,23 @@ def _on_device(flat: torch.Tensor, parts: Sequence[Part], dtype: Dtype) -> Part:
     return Part(0, len(flat), positions, every)
 
 
-def _memory(tensor: Tensor) -> tuple[str, int]:
-    """What two tensors that are one have in common: device and address."""
+def _memory(tensor: Tensor) -> tuple[str, int, int]:
+    """What two tensors that are one have in common: device, address and size."""
     assert isinstance(tensor.source, MemoryFile)
     data = tensor.source.view(tensor.offset, tensor.nbytes)
     if tensor.nbytes == 0:
-        return tensor.name, 0
-    return ("cpu", data.ctypes.data) if isinstance(data, np.ndarray) else (str(data.device), data.data_ptr())
+        return tensor.name, 0, 0
+    return ("cpu", data.ctypes.data, tensor.nbytes) if isinstance(data, np.ndarray) else (str(data.device), data.data_ptr(), tensor.nbytes)
+
+
+def _check_overlaps(places: Mapping[tuple[str, int, int], Place]) -> None:
+    """Raise UnsupportedError for two tensors that share a part of their memory: writing one would change the other."""
+    rows = sorted(places.items(), key=lambda row: row[0])
+    end, last = ("", 0), ""
+    for (device, address, size), place in rows:
+        if size and end > (device, address) and end[0] == device:
+            raise UnsupportedError(f"{MODEL}: {last} and {place.tensor.name} share a part of their memory: give a copy of one")
+        end, last = max(end, (device, address + size)), place.tensor.name
 
 
 def explain(applier: Applier, nodes: Sequence[Node]) -> None:

@@ -330,6 +330,15 @@ def test_what_cannot_be_done_in_place() -> None:
         UnsupportedError, match="a and b share memory, but the target of the patch has two contents for them: untie them first"
     ):
         ckptdiff.diff({"a": old["a"], "b": old["a"].clone()}, untied).load(tied)
+    storage = torch.zeros(100)
+    views = {"a": storage[:60], "b": storage[50:], "c": storage[:10]}
+    for names in ("ab", "ac"):
+        model = {name: views[name] for name in names}
+        with pytest.raises(UnsupportedError, match=r"the model: \w and \w share a part of their memory: give a copy of one"):
+            ckptdiff.diff(model, {name: view + 1 for name, view in model.items()}).apply_(model)
+    apart = {"a": storage[:50], "b": storage[50:]}
+    ckptdiff.diff(apart, {name: view + 1 for name, view in apart.items()}).apply_(apart)
+    assert storage.eq(1).all()
     frozen = np.zeros(5, np.float32)
     frozen.flags.writeable = False
     with pytest.raises(UnsupportedError, match="w: is read-only memory"):
