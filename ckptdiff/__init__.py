@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ckptdiff.live import Patch, diff
     from ckptdiff.loaded import LoadedPatch
     from ckptdiff.maker import MakeResult, make
+    from ckptdiff.masks import Mask
     from ckptdiff.patchinfo import PatchInfo, info
     from ckptdiff.publishing import PushResult, push
     from ckptdiff.pulling import PullResult, pull
@@ -50,6 +51,7 @@ __all__ = [
     "IntegrityError",
     "LoadedPatch",
     "MakeResult",
+    "Mask",
     "OutputError",
     "OverlapResult",
     "Patch",
@@ -87,6 +89,7 @@ _MODULES = {
     "Patch": "live",
     "diff": "live",
     "load_target": "targets",
+    "Mask": "masks",
     "MakeResult": "maker",
     "make": "maker",
     "PushResult": "publishing",

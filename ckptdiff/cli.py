@@ -31,7 +31,7 @@ from ckptdiff.cli_common import (
     to_json,
 )
 from ckptdiff.cli_hub import pull, push
-from ckptdiff.cli_report import overlap, report
+from ckptdiff.cli_report import mask, overlap, report
 from ckptdiff.errors import CkptdiffError
 
 
@@ -259,6 +259,7 @@ def compare(a: Path, b: Path, base: Path | None, tensors: bool, json_output: boo
 
 main.add_command(report)
 main.add_command(overlap)
+main.add_command(mask)
 main.add_command(push)
 main.add_command(pull)
 

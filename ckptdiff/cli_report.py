@@ -126,3 +126,26 @@ def overlap(
         from ckptdiff.render_report import overlapped
 
         overlapped(result, series, tensors)
+
+
+@click.command()
+@click.argument("patch", type=PATH, metavar="PATCH|CHECKPOINT")
+@click.option("--base", type=PATH, help="Checkpoint that it was made from.  [default: the repo that the patch names as its base]")
+@click.option("-o", "--output", "out", type=PATH, required=True, metavar="FILE", help="Where to write the mask.")
+@click.option("--atol", type=POSITIVE, default=0.0, show_default=True, callback=finite, help="Take |d| above this as changed; 0: by bits.")
+@threads_option
+@overwrite_option
+@as_json
+def mask(patch: Path, base: Path | None, out: Path, overwrite: bool, json_output: bool, **options: Any) -> None:
+    """Store which weights a patch changes, to train only these: ckptdiff.subnetwork.freeze_outside."""
+    from ckptdiff.masks import Mask
+
+    with progress_bar() as progress:
+        made = Mask.from_patch(patch, base, progress=progress, **options)
+    size = made.save(out, overwrite=overwrite)
+    if json_output:
+        print_json({"mask": str(out), "elements": made.total, "tensors": made.counts, "size": size})
+    else:
+        from ckptdiff.render_report import masked
+
+        masked(out, made, size)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from pathlib import Path
 
 from rich.bar import Bar
 from rich.table import Table
@@ -10,7 +12,8 @@ from rich.table import Table
 from ckptdiff.analysis.overlap import OverlapResult, PairOverlap
 from ckptdiff.analysis.rows import MatrixRank, RankSummary, Report
 from ckptdiff.analysis.sparsity import Counts
-from ckptdiff.quantities import share
+from ckptdiff.masks import Mask
+from ckptdiff.quantities import share, size
 from ckptdiff.render import cell, console, print_grid, rows_table, some
 
 BAR = 20
@@ -131,6 +134,13 @@ def overlapped(result: OverlapResult, series: bool, tensors: bool) -> None:
     if tensors and len(result.names) > 1:
         out.print()
         out.print(_pairs([(t.name, result.pair(p.first, p.second, [t])) for t in result.tensors for p in result.pairs]))
+
+
+def masked(path: Path, mask: Mask, nbytes: int) -> None:
+    """Print what went into a mask file."""
+    named = sum(math.prod(shape) for shape in mask.shapes.values())
+    rows = [("elements", f"{mask.total:,} in {len(mask.bits)} tensors ({share(mask.total, named)} of these)")]
+    print_grid(console(), [*rows, ("mask", f"{path} ({size(nbytes)})")])
 
 
 def _pairs(rows: list[tuple[str, PairOverlap]]) -> Table:

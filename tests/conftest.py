@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 
 import ckptdiff
 from tests.checkpoints import bf16, perturb, random_tensor, write, write_sharded
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads wait for each other by spinning: many times slower on busy cores
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import pytest
 import ckptdiff
 from ckptdiff import output
 from ckptdiff.applier import check_chain
-from ckptdiff.manifest import FileRef, Index, Metadata, OtherFile
+from ckptdiff.manifest import Index, Metadata, OtherFile
 from ckptdiff.patches import open_patch
 from ckptdiff.stfile import header_json
 from ckptdiff.table import Totals
@@ -331,7 +331,9 @@ def test_a_stored_table_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
         base_identity=bytes(16),
         base_scope=None,
         base_files=None,
-        target=FileRef(path="t.safetensors", size=8, sha256="0" * 64),
+        target_path="t.safetensors",
+        target_size=8,
+        target_sha256="0" * 64,
         target_identity=bytes(16),
         target_scope="t",
         table=bytes(16),

@@ -1,0 +1,212 @@
+"""Training within a mask: every element outside it keeps its bits, whatever the optimizer does.
+
+Mukherjee, Yuan, Hakkani-Tur, Peng (arXiv 2505.11711), section 4: gradients are masked, m * grad L(theta), right before each
+parameter update. That alone does not freeze anything under AdamW: weight decay and old momentum move weights of gradient zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.optim
+
+from ckptdiff.errors import CheckpointError, UnsupportedError
+from ckptdiff.masks import Mask
+from ckptdiff.pairing import strip_prefixes
+
+Decay = Literal["decoupled", "gradient"]
+KNOWN: dict[type[torch.optim.Optimizer], Decay] = {
+    torch.optim.AdamW: "decoupled",
+    torch.optim.Adam: "gradient",
+    torch.optim.NAdam: "gradient",
+    torch.optim.RAdam: "gradient",
+    torch.optim.Adagrad: "gradient",
+    torch.optim.RMSprop: "gradient",
+    torch.optim.SGD: "gradient",
+}
+"""Optimizers that leave a weight alone whose gradient and state are zero, but for weight decay: how they do that. Others are put back."""
+
+
+@dataclass(slots=True)
+class _Part:
+    """One parameter: this rank's part of its mask, packed on its device, and its frozen content where that is put back after a step."""
+
+    name: str
+    parameter: torch.Tensor
+    bits: torch.Tensor | None
+    saved: torch.Tensor | None = None
+
+    def flags(self) -> torch.Tensor:
+        """This rank's elements in the mask."""
+        here = _local(self.parameter)
+        if self.bits is None:
+            return torch.zeros_like(here, dtype=torch.bool)
+        places = torch.arange(8, dtype=torch.uint8, device=self.bits.device)
+        return ((self.bits[:, None] >> places) & 1).view(-1)[: here.numel()].view(here.shape).to(torch.bool)
+
+
+class Frozen:
+    """What :func:`freeze_outside` installed. ``trainable`` and ``total`` are numbers of elements of all parameters (of this rank)."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, parts: list[_Part], decay: Decay | None, before_clipping: bool) -> None:
+        self._optimizer, self._parts, self._decay, self._clean = optimizer, parts, decay, False
+        self._decays: list[tuple[dict[str, Any], Any]] = []
+        self._handles: list[Any] = [
+            optimizer.register_step_pre_hook(self._before),
+            optimizer.register_step_post_hook(self._after),
+            optimizer.register_load_state_dict_post_hook(self._loaded),
+        ]
+        if before_clipping:
+            self._handles += [part.parameter.register_post_accumulate_grad_hook(self._hook(part)) for part in parts]  # type: ignore[no-untyped-call]
+
+    @property
+    def trainable(self) -> int:
+        """Elements in the mask."""
+        return sum(int(part.flags().sum()) for part in self._parts)
+
+    @property
+    def total(self) -> int:
+        """Elements of all parameters."""
+        return sum(_local(part.parameter).numel() for part in self._parts)
+
+    def remove(self) -> None:
+        """Take the hooks off: from then on everything trains again."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _hook(self, part: _Part) -> Any:
+        def mask(parameter: torch.Tensor) -> None:
+            _mask(parameter, part.flags())
+
+        return mask
+
+    def _before(self, *_: Any) -> None:
+        if not self._clean:
+            self._mask_state()
+            self._clean = True
+        by_parameter = {id(part.parameter): part for part in self._parts}
+        for group in self._optimizer.param_groups:
+            decay, rate = group.get("weight_decay", 0), group.get("lr", 0)
+            for parameter in group["params"]:
+                part = by_parameter.get(id(parameter))
+                if part is None or parameter.grad is None:
+                    continue
+                flags = part.flags()
+                if self._decay is not None and decay:
+                    self._decay_inside(parameter, flags, decay, rate, group)
+                _mask(parameter, flags)
+            if self._decay is not None and decay:
+                self._decays.append((group, decay))
+                group["weight_decay"] = 0.0
+
+    def _decay_inside(self, parameter: torch.Tensor, flags: torch.Tensor, decay: Any, rate: Any, group: dict[str, Any]) -> None:
+        """The optimizer's weight decay, in the mask alone; its own is off during the step."""
+        with torch.no_grad():
+            weights = _local(parameter)
+            if self._decay == "decoupled" or group.get("decoupled_weight_decay"):
+                weights.copy_(torch.where(flags, weights * (1 - rate * decay), weights))
+            else:
+                assert parameter.grad is not None
+                _local(parameter.grad).add_(weights, alpha=-decay if group.get("maximize") else decay)
+
+    def _after(self, *_: Any) -> None:
+        for group, decay in self._decays:
+            group["weight_decay"] = decay
+        self._decays = []
+        with torch.no_grad():
+            for part in self._parts:
+                if part.saved is not None:
+                    weights = _local(part.parameter)
+                    weights.copy_(torch.where(part.flags(), weights, part.saved))
+
+    def _loaded(self, *_: Any) -> None:
+        self._clean = False
+
+    def _mask_state(self) -> None:
+        """Momentum from before the mask would move frozen weights."""
+        with torch.no_grad():
+            for part in self._parts:
+                for value in self._optimizer.state.get(part.parameter, {}).values():
+                    if isinstance(value, torch.Tensor) and value.shape == part.parameter.shape:
+                        _local(value).masked_fill_(~part.flags(), 0)
+
+
+def freeze_outside(
+    model: torch.nn.Module | Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]],
+    mask: Mask,
+    optimizer: torch.optim.Optimizer,
+    *,
+    before_clipping: bool = False,
+) -> Frozen:
+    """Train only the elements in a mask: all others keep their bits.
+
+    Right before each step gradients outside the mask become zero (section 4 of the paper), weight decay is done in the mask alone, and
+    momentum from before is cleared outside it. Fused, foreach and accumulated steps, ``GradScaler`` and autocast go on as they are; FSDP2's
+    parameters are masked shard by shard. An optimizer that is not known to leave a weight alone whose gradient is zero is let do its step,
+    and the frozen weights are put back, at the cost of a copy of the parameters.
+
+    Args:
+        model: a module, or the parameters that the optimizer steps by their names in the mask (such as fp32 masters).
+        mask: tensors that it does not name are frozen wholly. Names may differ by the prefixes that wrappers add.
+        optimizer: the one that steps, made of these parameters. What is no parameter, as a batch norm's running mean, is not frozen.
+        before_clipping: mask gradients as they are accumulated, so that ``clip_grad_norm_`` sees the norm of what is in the mask. By
+            default it sees the norm of the whole gradient, as in a full fine-tune, and masks come after.
+
+    Raises:
+        CheckpointError: a shape differs from the mask's, or nothing of the mask is among the parameters.
+        UnsupportedError: a parameter is sharded in a way that has no contiguous part.
+    """
+    named = dict(model.named_parameters() if isinstance(model, torch.nn.Module) else model.items() if isinstance(model, Mapping) else model)
+    stems = {strip_prefixes(name): name for name in mask.bits}
+    stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    kind = next((decay for known, decay in KNOWN.items() if type(optimizer) is known), None)
+    parts, found = [], 0
+    for name, parameter in named.items():
+        if id(parameter) not in stepped:
+            continue
+        key = name if name in mask.bits else stems.get(strip_prefixes(name))
+        part = _Part(name, parameter, None if key is None else _bits(mask, key, parameter, name))
+        found += key is not None
+        if kind is None:
+            part.saved = _local(parameter).detach().clone()
+        parts.append(part)
+    if not found:
+        raise CheckpointError(
+            f"none of the mask's {len(mask.bits)} tensors is among the optimizer's {len(stepped)} parameters: "
+            f"the mask has {next(iter(mask.bits), 'none')}, the model {next(iter(named), 'none')}"
+        )
+    return Frozen(optimizer, parts, kind, before_clipping)
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a DTensor."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def _mask(parameter: torch.Tensor, flags: torch.Tensor) -> None:
+    """Zero, not a product: infinities of a GradScaler's overflow would become NaN."""
+    if parameter.grad is not None:
+        _local(parameter.grad).masked_fill_(~flags, 0)
+
+
+def _bits(mask: Mask, key: str, parameter: torch.Tensor, name: str) -> torch.Tensor:
+    """The mask of this rank's part of a parameter, packed, on its device."""
+    if tuple(parameter.shape) != mask.shapes[key]:
+        raise CheckpointError(f"parameter {name}: has the shape {list(parameter.shape)}, in the mask it is {list(mask.shapes[key])}")
+    here = _local(parameter)
+    if here is parameter:
+        return torch.from_numpy(mask.bits[key].copy()).to(parameter.device)
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    shape, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)  # type: ignore[attr-defined]
+    if tuple(shape) != tuple(here.shape):
+        raise UnsupportedError(
+            f"parameter {name}: its part on this rank is {list(here.shape)}, expected {list(shape)}: not an even sharding"
+        )
+    flags = torch.from_numpy(mask.flags(key).copy())[tuple(slice(o, o + s) for o, s in zip(offset, shape, strict=True))].reshape(-1)
+    padded = torch.nn.functional.pad(flags.to(torch.uint8), (0, -len(flags) % 8)).view(-1, 8)
+    return (padded << torch.arange(8, dtype=torch.uint8)).sum(1, dtype=torch.uint8).to(here.device)

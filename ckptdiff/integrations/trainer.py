@@ -1,0 +1,70 @@
+"""Callbacks for the trainers of transformers and TRL: train within a mask, watch what the weights do."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from ckptdiff.errors import UnsupportedError
+
+try:
+    import transformers
+except ImportError:
+    raise UnsupportedError("transformers is missing: pip install 'ckptdiff[transformers]'") from None
+
+from ckptdiff.subnetwork import Frozen, Mask, UpdateTracker, freeze_outside
+
+
+class SubnetworkCallback(transformers.TrainerCallback):
+    """``Trainer(..., callbacks=[SubnetworkCallback(mask)])`` trains only the elements in a mask.
+
+    How: :func:`ckptdiff.subnetwork.freeze_outside`.
+    """
+
+    def __init__(self, mask: Mask, *, before_clipping: bool = False) -> None:
+        self.mask, self.before_clipping = mask, before_clipping
+        self.frozen: Frozen | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        optimizer = plain_optimizer(kwargs["optimizer"])
+        self.frozen = freeze_outside(kwargs["model"], self.mask, optimizer, before_clipping=self.before_clipping)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.frozen is not None:
+            self.frozen.remove()
+
+
+class UpdateTrackerCallback(transformers.TrainerCallback):
+    """``trainer.add_callback(UpdateTrackerCallback(trainer, every=10))``.
+
+    The records of an :class:`~ckptdiff.subnetwork.UpdateTracker` go to the trainer's own log, and are in ``records``.
+    """
+
+    def __init__(self, trainer: Any, *, every: int = 10, sample: int = 1) -> None:
+        self._trainer, self._every, self._sample, self._logged = trainer, every, sample, 0
+        self.tracker: UpdateTracker | None = None
+
+    @property
+    def records(self) -> list[Any]:
+        """The tracker's records so far."""
+        return self.tracker.records if self.tracker else []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.tracker = UpdateTracker(kwargs["model"], plain_optimizer(kwargs["optimizer"]), every=self._every, sample=self._sample)
+        self._logged = 0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for record in self.records[self._logged :]:
+            self._trainer.log({f"update/{name}": value for name, value in asdict(record).items() if name != "step"})
+        self._logged = len(self.records)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.tracker is not None:
+            self.tracker.remove()
+
+
+def plain_optimizer(optimizer: Any) -> Any:
+    """The torch optimizer in accelerate's wrapper."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer

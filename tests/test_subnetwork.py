@@ -1,0 +1,326 @@
+"""F1: outside a mask every bit stays, under every optimizer; what the tracker counts; the trainer's callbacks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ckptdiff.errors import CheckpointError
+
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
+
+from ckptdiff.subnetwork import Mask, UpdateTracker, freeze_outside  # noqa: E402
+
+OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
+    "AdamW": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1),
+    "AdamW fused": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1, fused=True),
+    "AdamW foreach amsgrad": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1, foreach=True, amsgrad=True),
+    "AdamW maximize": lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=0.1, maximize=True),
+    "Adam": lambda p: torch.optim.Adam(p, lr=1e-2, weight_decay=0.1),
+    "SGD": lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9, weight_decay=0.1, nesterov=True),
+    "NAdam": lambda p: torch.optim.NAdam(p, lr=1e-2, weight_decay=0.1),
+    "RAdam": lambda p: torch.optim.RAdam(p, lr=1e-2, weight_decay=0.1),
+    "RMSprop": lambda p: torch.optim.RMSprop(p, lr=1e-3, momentum=0.9, weight_decay=0.1),
+    "Adagrad": lambda p: torch.optim.Adagrad(p, lr=1e-2, weight_decay=0.1),
+    "Adamax, put back": lambda p: torch.optim.Adamax(p, lr=1e-2, weight_decay=0.1),
+    "Rprop, put back": lambda p: torch.optim.Rprop(p),
+}
+
+
+def network(dtype: Any) -> Any:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(20, 30), torch.nn.GELU(), torch.nn.LayerNorm(30), torch.nn.Linear(30, 5)).to(dtype)
+
+
+def some_mask(model: Any, share: float = 0.2) -> Mask:
+    """Of all parameters but one, which is frozen wholly."""
+    torch.manual_seed(1)
+    flags = {name: (torch.rand(part.shape) < share).numpy() for name, part in model.named_parameters() if name != "0.bias"}
+    return Mask.from_arrays(flags)
+
+
+def backward(model: Any, dtype: Any, goal: float = 1.0) -> None:
+    (model(torch.randn(8, 20, dtype=dtype)).float() - goal).square().mean().backward()
+
+
+def bits_of(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: part.detach().clone().view(torch.uint8).view(*part.shape, -1) for name, part in state.items()}
+
+
+def moved(before: dict[str, Any], after: dict[str, Any], mask: Mask) -> tuple[int, int]:
+    """Elements that moved in the mask, and outside."""
+    inside = outside = 0
+    for name, part in after.items():
+        changed = (part != before[name]).any(-1)
+        flags = torch.from_numpy(mask.flags(name).copy()) if name in mask.bits else torch.zeros(changed.shape, dtype=torch.bool)
+        inside, outside = inside + int((changed & flags).sum()), outside + int((changed & ~flags).sum())
+    return inside, outside
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_nothing_outside_moves(name: str, dtype: Any) -> None:
+    """200 steps with accumulation, clipping, weight decay, and momentum from before."""
+    model = network(dtype)
+    optimizer = OPTIMIZERS[name](model.parameters())
+    for _ in range(3):
+        backward(model, dtype)
+        optimizer.step()
+        optimizer.zero_grad()
+    before, mask = bits_of(model.state_dict()), some_mask(model)
+    frozen = freeze_outside(model, mask, optimizer)
+    decay = optimizer.param_groups[0].get("weight_decay")
+    for _ in range(200):
+        for _ in range(2):
+            backward(model, dtype)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    inside, outside = moved(before, bits_of(model.state_dict()), mask)
+    assert outside == 0 and inside > 0.9 * mask.total and optimizer.param_groups[0].get("weight_decay") == decay
+    assert frozen.trainable == mask.total and frozen.total == sum(part.numel() for part in model.parameters())
+    frozen.remove()
+    for _ in range(20):
+        backward(model, dtype)
+        optimizer.step()
+    assert moved(before, bits_of(model.state_dict()), mask)[1] > 0
+
+
+@pytest.mark.parametrize("name", ["AdamW", "Adam", "SGD", "AdamW foreach amsgrad"])
+def test_a_full_mask_changes_nothing(name: str) -> None:
+    """With everything in the mask training is what it was, bit for bit: weight decay too."""
+    results = []
+    for masked in (False, True):
+        model = network(torch.float32)
+        optimizer = OPTIMIZERS[name](model.parameters())
+        if masked:
+            freeze_outside(model, Mask.from_arrays({k: torch.ones(v.shape).numpy() for k, v in model.named_parameters()}), optimizer)
+        torch.manual_seed(5)
+        for _ in range(20):
+            backward(model, torch.float32)
+            optimizer.step()
+            optimizer.zero_grad()
+        results.append(bits_of(model.state_dict()))
+    assert all(torch.equal(results[0][key], results[1][key]) for key in results[0])
+
+
+def test_without_it_weight_decay_and_momentum_leak() -> None:
+    """What masking gradients alone, as the paper describes, does under AdamW."""
+    model = network(torch.float32)
+    optimizer, mask = OPTIMIZERS["AdamW"](model.parameters()), some_mask(model)
+    before = bits_of(model.state_dict())
+    backward(model, torch.float32)
+    for name, part in model.named_parameters():
+        part.grad *= torch.from_numpy(mask.flags(name).copy()) if name in mask.bits else 0
+    optimizer.step()
+    assert moved(before, bits_of(model.state_dict()), mask)[1] > 0
+
+
+def test_clipping_before_and_after() -> None:
+    norms = []
+    for before_clipping in (False, True):
+        model = network(torch.float32)
+        optimizer, mask = OPTIMIZERS["SGD"](model.parameters()), some_mask(model)
+        freeze_outside(model, mask, optimizer, before_clipping=before_clipping)
+        torch.manual_seed(2)
+        for _ in range(2):
+            backward(model, torch.float32)
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)))
+    assert 0 < norms[1] < 0.8 * norms[0]
+
+
+def test_fp32_masters_and_a_scaler() -> None:
+    """A bf16 model stepped by fp32 masters; overflowing gradients of a GradScaler, which skips that step."""
+    model = network(torch.bfloat16)
+    masters = {name: part.detach().float().clone().requires_grad_() for name, part in model.named_parameters()}
+    optimizer, mask = OPTIMIZERS["AdamW fused"](list(masters.values())), some_mask(model)
+    before, start = bits_of(model.state_dict()), bits_of(masters)
+    freeze_outside(masters, mask, optimizer)
+    for _ in range(200):
+        backward(model, torch.bfloat16)
+        for name, part in model.named_parameters():
+            masters[name].grad = part.grad.float()
+            part.grad = None
+        torch.nn.utils.clip_grad_norm_(list(masters.values()), 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            for name, part in model.named_parameters():
+                part.copy_(masters[name])
+    assert moved(before, bits_of(model.state_dict()), mask)[1] == moved(start, bits_of(masters), mask)[1] == 0
+    assert moved(start, bits_of(masters), mask)[0] > 0.9 * mask.total
+    model = network(torch.float32)
+    optimizer = OPTIMIZERS["AdamW"](model.parameters())
+    before, scaler = bits_of(model.state_dict()), torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    freeze_outside(model, mask, optimizer)
+    for _ in range(300):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = (model(torch.randn(8, 20)).float() - 1).square().mean()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    inside, outside = moved(before, bits_of(model.state_dict()), mask)
+    assert outside == 0 and inside > 0.5 * mask.total and all(part.isfinite().all() for part in model.parameters())
+
+
+def test_a_resumed_optimizer() -> None:
+    """State loaded after the hooks were installed brings old momentum back."""
+    model = network(torch.float32)
+    optimizer, mask = OPTIMIZERS["AdamW"](model.parameters()), some_mask(model)
+    backward(model, torch.float32)
+    optimizer.step()
+    state = {"state": {k: {n: v.clone() for n, v in row.items()} for k, row in optimizer.state_dict()["state"].items()}}
+    state["param_groups"] = optimizer.state_dict()["param_groups"]
+    before = bits_of(model.state_dict())
+    freeze_outside(model, mask, optimizer)
+    for turn in range(2):
+        backward(model, torch.float32)
+        optimizer.step()
+        assert moved(before, bits_of(model.state_dict()), mask)[1] == 0, turn
+        optimizer.load_state_dict(state)
+
+
+def test_errors() -> None:
+    model = network(torch.float32)
+    optimizer = OPTIMIZERS["AdamW"](model.parameters())
+    with pytest.raises(CheckpointError, match=r"parameter 0.weight: has the shape \[30, 20\], in the mask it is \[3\]"):
+        freeze_outside(model, Mask.from_arrays({"0.weight": [1, 1, 1]}), optimizer)
+    with pytest.raises(CheckpointError, match=r"none of the mask's 1 tensors is among the optimizer's 6 parameters: the mask has other"):
+        freeze_outside(model, Mask.from_arrays({"other": [1]}), optimizer)
+    with pytest.raises(ValueError, match="every and sample must be at least 1, found 0 and 1"):
+        UpdateTracker(model, optimizer, every=0)
+
+
+def test_names_with_prefixes() -> None:
+    model = network(torch.float32)
+    mask = some_mask(model)
+    optimizer = OPTIMIZERS["SGD"](model.parameters())
+    before = bits_of(model.state_dict())
+    freeze_outside({f"module.{name}": part for name, part in model.named_parameters()}, mask, optimizer)
+    backward(model, torch.float32)
+    optimizer.step()
+    assert moved(before, bits_of(model.state_dict()), mask)[1] == 0
+
+
+def test_the_tracker_counts() -> None:
+    """Against plain counting of whole copies, every step and every third, and of each second row."""
+    for every, sample in ((1, 1), (3, 1), (1, 2)):
+        model = network(torch.bfloat16)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        tracker = UpdateTracker(model, optimizer, every=every, sample=sample)
+
+        def watched(model: Any = model, sample: int = sample) -> Any:
+            parts = (part.detach()[::sample] if part.ndim > 1 else part.detach() for part in model.parameters())
+            return torch.cat([part.reshape(-1) for part in parts]).view(torch.int16).clone()
+
+        start = last = watched()
+        ever = torch.zeros(len(start), dtype=torch.bool)
+        for step in range(1, 10):
+            backward(model, torch.bfloat16, goal=(-1.0) ** step)
+            grads = [p.grad[::sample] if p.ndim > 1 else p.grad for p in model.parameters()]
+            density = sum(int((g != 0).sum()) for g in grads) / len(start)
+            optimizer.step()
+            optimizer.zero_grad()
+            if step % every:
+                continue
+            now = watched()
+            changed = now != start
+            ever |= changed
+            record, n = tracker.records[-1], len(start)
+            expected = (step, 1 - int(changed.sum()) / n, int((now != last).sum()) / n, int(ever.sum()) / n)
+            assert (record.step, record.sparsity, record.since_last, record.ever) == expected
+            assert (record.cancelled, record.gradient_density) == (int((ever & ~changed).sum()) / n, density)
+            last = now
+        assert len(tracker.records) == 9 // every and 0 < tracker.records[-1].sparsity < 1
+        tracker.remove()
+        optimizer.step()
+        assert len(tracker.records) == 9 // every
+
+
+RANK = """
+import sys, torch
+import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.device_mesh import init_device_mesh
+from ckptdiff.subnetwork import Mask, UpdateTracker, freeze_outside
+
+dist.init_process_group("gloo")
+mesh = init_device_mesh("cpu", (2,))
+for dtype in (torch.bfloat16, torch.float32):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(20, 31), torch.nn.GELU(), torch.nn.LayerNorm(31), torch.nn.Linear(31, 1)).to(dtype)
+    mask = Mask.from_arrays({k: (torch.rand(v.shape) < 0.3).numpy() for k, v in model.named_parameters() if k != "0.bias"})
+    for layer in model:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    before = {k: v.full_tensor().clone() for k, v in model.state_dict().items()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    frozen, tracker = freeze_outside(model, mask, optimizer), UpdateTracker(model, optimizer, every=50)
+    for step in range(200):
+        for _ in range(2):
+            torch.manual_seed(2 * step + dist.get_rank())
+            (model(torch.randn(4, 20, dtype=dtype)).float() - 1).square().mean().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step(); optimizer.zero_grad()
+    moved, total = 0, 0
+    for k, v in model.state_dict().items():
+        changed = (v.full_tensor().view(torch.uint8) != before[k].view(torch.uint8)).view(*v.shape, -1).any(-1)
+        flags = torch.from_numpy(mask.flags(k).copy()) if k in mask.bits else torch.zeros(v.shape, dtype=torch.bool)
+        assert not (changed & ~flags).any(), k
+        moved, total = moved + int(changed.sum()), total + changed.numel()
+    assert moved > 0.9 * mask.total, (moved, mask.total)
+    both = torch.tensor(frozen.trainable); dist.all_reduce(both)
+    assert int(both) == mask.total
+    assert len(tracker.records) == 4 and abs(tracker.records[-1].sparsity - (1 - moved / total)) < 1e-12, tracker.records
+dist.barrier(); dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6), reason="FSDP2 needs torch 2.6")
+def test_two_ranks(tmp_path: Path) -> None:
+    """F1 with FSDP2."""
+    (tmp_path / "rank.py").write_text(RANK)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "rank.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_callbacks_of_a_trainer(tmp_path: Path) -> None:
+    """The real Trainer: the mask holds, records are in its log."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install 'ckptdiff[transformers]'")
+    pytest.importorskip("accelerate", reason="accelerate is not installed")
+    from ckptdiff.integrations.trainer import SubnetworkCallback, UpdateTrackerCallback
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = network(torch.float32)
+
+        def forward(self, x: Any, labels: Any) -> dict[str, Any]:
+            return {"loss": (self.layers(x) - labels).square().mean()}
+
+    model = Model()
+    mask = Mask.from_arrays({f"layers.{name}": some_mask(model.layers).flags(name) for name in some_mask(model.layers).bits})
+    data = [{"x": torch.randn(20), "labels": torch.ones(5)} for _ in range(64)]
+    arguments = transformers.TrainingArguments(
+        tmp_path, max_steps=12, per_device_train_batch_size=4, gradient_accumulation_steps=2, learning_rate=1e-2, weight_decay=0.1,
+        report_to=[], use_cpu=True, save_strategy="no", logging_steps=5,
+    )  # fmt: skip
+    callback = SubnetworkCallback(mask)
+    trainer = transformers.Trainer(model, arguments, train_dataset=data, callbacks=[callback])
+    tracking = UpdateTrackerCallback(trainer, every=4)
+    trainer.add_callback(tracking)
+    before = bits_of(model.state_dict())
+    trainer.train()
+    inside, outside = moved(before, bits_of(model.state_dict()), mask)
+    assert outside == 0 and inside > 0.9 * mask.total
+    logged = [row for row in trainer.state.log_history if "update/sparsity" in row]
+    assert [row["step"] for row in logged] == [4, 8, 12] == [record.step for record in tracking.records]
+    assert logged[-1]["update/sparsity"] == tracking.records[-1].sparsity == 1 - inside / sum(p.numel() for p in model.parameters())
