@@ -13,7 +13,7 @@ from ckptdiff.applier import check_stored
 from ckptdiff.codecs import CODECS
 from ckptdiff.coders import choose_coder
 from ckptdiff.errors import CheckpointError
-from ckptdiff.loaded import LoadedPatch
+from ckptdiff.loaded import WRITING, LoadedPatch
 from ckptdiff.loading import Loader
 from ckptdiff.memory import BytesFile, open_state, state_of
 from ckptdiff.pairing import Rename
@@ -147,7 +147,8 @@ class Patch:
 
         Args and errors: as of :meth:`load`.
         """
-        self.load(model, scope=scope, threads=threads)._write(False, True)
+        with WRITING:
+            self.load(model, scope=scope, threads=threads).write(False, True)
 
     def close(self) -> None:
         """Close its files."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,7 @@ from ckptdiff.digests import BLOCK, leaves_of, tensor_digest, xxh128
 from ckptdiff.dtypes import Bytes, Dtype
 from ckptdiff.errors import BaseMismatchError, IntegrityError
 from ckptdiff.parallel import run_ordered
+from ckptdiff.torchtypes import flat_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +46,10 @@ class Part:
 
 @dataclass(slots=True)
 class Moves:
-    """What happens to one tensor in memory: ``flat`` are its bytes, ``before`` and ``after`` the leaves without the patch and with it."""
+    """What happens to one tensor in memory, if anything does.
+
+    ``flat`` are its bytes, ``before`` the leaves without the patch, ``digest`` the tensor digest with it.
+    """
 
     name: str
     dtype: Dtype
@@ -54,11 +59,18 @@ class Moves:
     digest: bytes
 
 
-class LoadedPatch:
-    """A patch decoded against the tensors of a model, to be switched on and off in place; made by :meth:`Patch.load`."""
+WRITING = threading.RLock()
+"""One thread at a time writes to models: two that switch patches of one would mix them."""
 
-    def __init__(self, name: str, moves: Sequence[Moves], threads: int) -> None:
-        self._name, self._moves, self._threads = name, moves, threads
+
+class LoadedPatch:
+    """A patch decoded against the tensors of a model, to be switched on and off in place; made by :meth:`Patch.load`.
+
+    ``find`` gives the model's tensors as they are now, by the names of ``moves``.
+    """
+
+    def __init__(self, name: str, moves: Sequence[Moves], threads: int, find: Callable[[], Mapping[str, Any]]) -> None:
+        self._name, self._moves, self._threads, self._find = name, moves, threads, find
         self.applied = False
 
     @property
@@ -70,37 +82,41 @@ class LoadedPatch:
         """Turn base into target in place.
 
         Args:
-            check: compare the digests of all changed tensors before and after; without, their content is believed.
+            check: compare the digests of all tensors before, and of what changed after; without, their content is believed.
 
         Raises:
-            BaseMismatchError: the model does not have the base's content; nothing was written. IntegrityError: the result is not the
-                target; it was taken back.
+            BaseMismatchError: the model does not have the base's content, or its tensors are others than when the patch was loaded; nothing
+                was written. IntegrityError: the result is not the target; it was taken back.
         """
-        if self.applied:
-            raise BaseMismatchError(f"{self._name}: is applied already: revert it first", "already_target")
-        if check:
-            self._check(False)
-        self._write(False, check)
+        with WRITING:
+            if self.applied:
+                raise BaseMismatchError(f"{self._name}: is applied already: revert it first", "already_target")
+            if check:
+                self._check(False)
+            self.write(False, check)
 
     def revert_(self, *, check: bool = True) -> None:
         """Turn target into base in place; args and errors as of :meth:`apply_`."""
-        if not self.applied:
-            raise BaseMismatchError(f"{self._name}: is not applied, there is nothing to revert")
-        if check:
-            self._check(True)
-        self._write(True, check)
+        with WRITING:
+            if not self.applied:
+                raise BaseMismatchError(f"{self._name}: is not applied, there is nothing to revert")
+            if check:
+                self._check(True)
+            self.write(True, check)
 
     def _check(self, applied: bool) -> None:
         """Whether each tensor has the base's content, or the target's."""
         for row, leaves in zip(self._moves, leaves_in_memory([row.flat for row in self._moves], self._threads), strict=True):
             found, expected = tensor_digest(leaves), row.digest if applied else tensor_digest(row.before)
             if found != expected:
-                state = "was changed since the patch was applied" if applied else "is not the base: is another patch applied?"
+                state = "was changed since the patch was applied." if applied else "is not the base: is another patch applied?"
                 raise BaseMismatchError(
                     f"{MODEL}: tensor {row.name} has the digest {found.hex()}, expected {expected.hex()}: it {state} Nothing was written"
                 )
 
-    def _write(self, back: bool, check: bool) -> None:
+    def write(self, back: bool, check: bool) -> None:
+        """Move all units, or back; checks the result alone."""
+        arrays = self._arrays()
         try:
             for row, leaves in self._move(back, check):
                 found, expected = tensor_digest(leaves), tensor_digest(row.before) if back else row.digest
@@ -113,7 +129,27 @@ class LoadedPatch:
             for row, part in self._done:
                 _shift(row, part, not back)
             raise
+        finally:
+            for array in arrays:
+                if not isinstance(array, np.ndarray):  # so that a backward pass through the old values fails, as after torch's own writes
+                    import torch
+
+                    torch.autograd.graph.increment_version(array)
         self.applied = not back
+
+    def _arrays(self) -> list[Any]:
+        """The model's tensors that move; raises BaseMismatchError unless they are the memory that the patch was loaded for."""
+        now, arrays = self._find(), []
+        for row in self._moves:
+            array = now.get(row.name)
+            if array is None or (len(row.flat) and address(flat_bytes(array, f"{MODEL}: {row.name}")) != address(row.flat)):
+                raise BaseMismatchError(
+                    f"{MODEL}: tensor {row.name} is not the one that {self._name} was loaded for: was the model cast, moved or loaded "
+                    "anew? Load the patch again; nothing was written"
+                )
+            if row.parts:
+                arrays.append(array)
+        return arrays
 
     def _move(self, back: bool, check: bool) -> Iterator[tuple[Moves, list[bytes]]]:
         """Move all tensors; yields each with its leaves afterwards, if they are to be checked."""
@@ -140,6 +176,11 @@ class LoadedPatch:
         from ckptdiff.device import leaf_digests
 
         return leaf_digests([flat])[0]
+
+
+def address(flat: Bytes | torch.Tensor) -> tuple[str, int, int]:
+    """Where memory is: device, address and size."""
+    return ("cpu", flat.ctypes.data, len(flat)) if isinstance(flat, np.ndarray) else (str(flat.device), flat.data_ptr(), len(flat))
 
 
 def _shift(row: Moves, part: Part, back: bool) -> None:

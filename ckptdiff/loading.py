@@ -19,7 +19,7 @@ from ckptdiff.digests import BLOCK, tensor_digest, xxh128
 from ckptdiff.dtypes import DTYPES, Bytes, Dtype, Units
 from ckptdiff.errors import BaseMismatchError, FormatError, IntegrityError, UnsupportedError
 from ckptdiff.layers import FromBase, FromPatch, Node, check_changed, ranges, tensor_differs
-from ckptdiff.loaded import MODEL, LoadedPatch, Moves, Part, leaves_in_memory
+from ckptdiff.loaded import MODEL, LoadedPatch, Moves, Part, address, leaves_in_memory
 from ckptdiff.memory import MemoryFile, State, open_state, state_of
 from ckptdiff.pairing import strip_prefixes
 from ckptdiff.parallel import no_progress, run_ordered
@@ -51,7 +51,9 @@ class Loader:
         self.patch, self.threads = patch, threads
         self.scope = scope_of(patch, scope)
         wanted = [e.base_name or name for (found, name), (_, e) in patch.entries.items() if found == self.scope]
-        self.base = open_state(_align(state_of(base, MODEL), [*wanted, *(name for _, name in patch.entries)]), MODEL)
+        names = [*wanted, *(name for _, name in patch.entries)]
+        self.find = partial(_find, base, names)
+        self.base = open_state(self.find(), MODEL)
         self.applier = Applier(self.base, [patch], threads, no_progress)
         self.tensors = next(iter(self.base.scopes.values()), {})
 
@@ -62,7 +64,7 @@ class Loader:
         except (FormatError, IntegrityError, BaseMismatchError):
             explain(self.applier, [place.node for place in places])
             raise
-        return LoadedPatch(str(self.patch.path), moves, self.threads)
+        return LoadedPatch(str(self.patch.path), moves, self.threads, self.find)
 
     def _places(self) -> list[Place]:
         """Where every target tensor goes; those that share memory once."""
@@ -96,8 +98,7 @@ class Loader:
         by_codec: dict[str | None, list[Place]] = {"sparse": [], "context": [], None: []}
         for place in places:
             by_codec[place.codec].append(place)
-        moves = [*self._from_sparse(by_codec["sparse"]), *self._from_context(by_codec["context"]), *self._from_rest(by_codec[None])]
-        return [row for row in moves if row.parts]
+        return [*self._from_sparse(by_codec["sparse"]), *self._from_context(by_codec["context"]), *self._from_rest(by_codec[None])]
 
     def _from_sparse(self, places: Sequence[Place]) -> Iterator[Moves]:
         """Other threads hash while this one unpacks: unpacking is many small steps, which threads would take from each other."""
@@ -138,8 +139,7 @@ class Loader:
                 parts.append(part)
                 if last:
                     self.applier.check(place.node)
-                    if any(parts):
-                        yield self._row(place, parts, next(leaves_in_memory([self._memory(place)], self.threads)))
+                    yield self._row(place, parts, next(leaves_in_memory([self._memory(place)], self.threads)))
                     parts = []
 
     def _memory(self, place: Place) -> Bytes | torch.Tensor:
@@ -193,7 +193,7 @@ class Loader:
         flat, dtype, name = self._memory(place), DTYPES[place.entry.dtype], place.tensor.name
         parts = [part for part in found if part is not None]
         if isinstance(flat, np.ndarray):
-            if not flat.flags.writeable:
+            if parts and not flat.flags.writeable:
                 raise UnsupportedError(f"{MODEL}: {name}: is read-only memory: give a copy of it")
         elif parts:
             parts = [_on_device(flat, parts, dtype)]
@@ -237,20 +237,17 @@ def _on_device(flat: torch.Tensor, parts: Sequence[Part], dtype: Dtype) -> Part:
 def _memory(tensor: Tensor) -> tuple[str, int, int]:
     """What two tensors that are one have in common: device, address and size."""
     assert isinstance(tensor.source, MemoryFile)
-    data = tensor.source.view(tensor.offset, tensor.nbytes)
-    if tensor.nbytes == 0:
-        return tensor.name, 0, 0
-    return ("cpu", data.ctypes.data, tensor.nbytes) if isinstance(data, np.ndarray) else (str(data.device), data.data_ptr(), tensor.nbytes)
+    return address(tensor.source.view(tensor.offset, tensor.nbytes)) if tensor.nbytes else (tensor.name, 0, 0)
 
 
 def _check_overlaps(places: Mapping[tuple[str, int, int], Place]) -> None:
     """Raise UnsupportedError for two tensors that share a part of their memory: writing one would change the other."""
     rows = sorted(places.items(), key=lambda row: row[0])
     end, last = ("", 0), ""
-    for (device, address, size), place in rows:
-        if size and end > (device, address) and end[0] == device:
+    for (device, begin, size), place in rows:
+        if size and end > (device, begin) and end[0] == device:
             raise UnsupportedError(f"{MODEL}: {last} and {place.tensor.name} share a part of their memory: give a copy of one")
-        end, last = max(end, (device, address + size)), place.tensor.name
+        end, last = max(end, (device, begin + size)), place.tensor.name
 
 
 def explain(applier: Applier, nodes: Sequence[Node]) -> None:
@@ -266,6 +263,10 @@ def scope_of(patch: OpenPatch, wanted: str | None) -> str:
     if wanted not in scopes:
         raise UnsupportedError(f"{patch.path}: has the scopes {', '.join(scopes)}: load them one by one, with scope=...")
     return wanted
+
+
+def _find(base: Any, names: Sequence[str]) -> dict[str, Any]:
+    return _align(state_of(base, MODEL), names)
 
 
 def _align(state: State, names: Sequence[str]) -> dict[str, Any]:

@@ -87,10 +87,13 @@ def state_of(model: Any, where: str) -> dict[str, Array]:
     if not isinstance(state, Mapping):
         raise CheckpointError(f"{where}: expected a module or a state dict, found {type(model).__name__}")
     for name, array in state.items():
-        if not isinstance(name, str) or not 1 <= len(name.encode()) <= MAX_NAME:
-            raise CheckpointError(f"{where}: expected names of 1 to {MAX_NAME} bytes, found {name!r:.80}")
-        if not hasattr(array, "dtype") or not hasattr(array, "shape"):
-            raise CheckpointError(f"{where}: {name}: expected a tensor, found {type(array).__name__}: leave it out")
+        if not isinstance(name, str) or name == "__metadata__" or not 1 <= len(name.encode(errors="replace")) <= MAX_NAME:
+            raise CheckpointError(f"{where}: expected names of 1 to {MAX_NAME} bytes, but not __metadata__, found {name!r:.80}")
+        if name.encode(errors="replace") != name.encode(errors="surrogatepass"):
+            raise CheckpointError(f"{where}: the name {name!r:.80} is not Unicode text")
+        kind = type(array).__name__
+        if not (isinstance(array, np.ndarray) or hasattr(type(array), "is_meta")) or kind.startswith("Uninitialized"):
+            raise CheckpointError(f"{where}: {name}: expected a tensor with content, found {kind}: give a dict of tensors without it")
     return {name: local(array) for name, array in state.items()}
 
 

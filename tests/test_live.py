@@ -232,6 +232,61 @@ def test_several_patches_of_one_base() -> None:
     assert equal(model, old)
 
 
+def test_tensors_that_were_replaced() -> None:
+    """A loaded patch writes to the tensors that it was loaded for; where the model has others it says so."""
+    module = torch.nn.Linear(8, 8)
+    old = {name: part.clone() for name, part in module.state_dict().items()}
+    loaded = ckptdiff.diff(old, {name: part + 1 for name, part in old.items()}).load(module)
+    module.double().float()
+    with pytest.raises(BaseMismatchError, match=r"tensor \w+ is not the one that the patch was loaded for: was the model cast, moved"):
+        loaded.apply_()
+    loaded = ckptdiff.diff(old, {name: part + 1 for name, part in old.items()}).load(old)
+    del old["bias"]
+    with pytest.raises(BaseMismatchError, match="tensor bias is not the one"):
+        loaded.apply_()
+
+
+def test_patches_are_not_stacked() -> None:
+    """A patch of one tensor is not applied to a base whose other tensors another patch has moved."""
+    old = {name: torch.zeros(9) for name in "ab"}
+    first, second = (ckptdiff.diff(old, {**old, name: old[name] + 1}).load(old) for name in "ab")
+    first.apply_()
+    with pytest.raises(BaseMismatchError, match=r"tensor a .* it is not the base: is another patch applied\?"):
+        second.apply_()
+    assert old["a"].eq(1).all() and old["b"].eq(0).all()
+
+
+def test_threads() -> None:
+    """Two threads that switch one patch: one does, the other hears that it is done."""
+    old, new = pair()
+    for _ in range(5):
+        model, errors = copy_of(old), []
+        loaded = ckptdiff.diff(old, new).load(model)
+
+        def switch(loaded: Any = loaded, errors: list[str] = errors) -> None:
+            try:
+                loaded.apply_()
+            except BaseMismatchError as error:
+                errors.append(str(error))
+
+        threads = [threading.Thread(target=switch) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(errors) == 2 and "is applied already" in errors[0] and equal(model, new)
+
+
+def test_backward_through_a_switch_fails() -> None:
+    module = torch.nn.Linear(4, 4)
+    new = {name: part + 1 for name, part in module.state_dict().items()}
+    patch, inputs = ckptdiff.diff(module, new), torch.randn(2, 4, requires_grad=True)
+    loss = module(inputs).sum()
+    patch.apply_(module)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_chains_and_wrong_bases() -> None:
     old, new = pair()
     newer = {name: nudge(np.random.default_rng(3), array, 0.05) for name, array in new.items()}
@@ -302,8 +357,15 @@ def test_tensors_that_cannot_be_read_in_place() -> None:
     ):
         with pytest.raises(UnsupportedError, match=text):
             ckptdiff.diff(good, {"w": wrong})
-    with pytest.raises(CheckpointError, match="the new tensors: w: expected a tensor, found int"):
+    with pytest.raises(CheckpointError, match="the new tensors: w: expected a tensor with content, found int"):
         ckptdiff.diff(good, {"w": 3})
+    for name, text in (("__metadata__", "but not __metadata__"), ("a\ud800", "is not Unicode text"), ("", "expected names of 1 to 4096")):
+        with pytest.raises(CheckpointError, match=text):
+            ckptdiff.diff(good, {name: good["w"]})
+    with pytest.raises(CheckpointError, match="expected a tensor with content, found UninitializedParameter"):
+        ckptdiff.diff(torch.nn.LazyLinear(3), good)
+    with pytest.raises(CheckpointError, match="expected a tensor with content, found float32"):
+        ckptdiff.diff(good, {"w": np.float32(3)})
     with pytest.raises(CheckpointError, match="expected a module or a state dict, found list"):
         ckptdiff.diff(good, [1])
     with pytest.raises(CheckpointError, match="unknown codec 'zip'"):

@@ -94,6 +94,9 @@ def test_what_would_change_weights_is_refused(folders: tuple[Path, Path, Path]) 
         from_pretrained(transformers.AutoModelForCausalLM, patch, base, dtype=torch.float32)
     with pytest.raises(UnsupportedError, match="load_in_8bit=True"):
         from_pretrained(transformers.AutoModelForCausalLM, patch, base, load_in_8bit=True)
+    with pytest.raises(UnsupportedError, match=r"revision='main': means nothing to a patch; its id has the revision"):
+        from_pretrained(transformers.AutoModelForCausalLM, patch, base, revision="main")
+    assert from_pretrained(transformers.AutoModelForCausalLM, patch, base, use_cache=False).config.use_cache is False
     with pytest.raises(HubError, match="does not say which repo has its base: give the base with --base"):
         from_pretrained(transformers.AutoModelForCausalLM, patch)
     with pytest.raises(BaseMismatchError, match=r"is not the file that the patch needs|is already the target"):

@@ -20,6 +20,9 @@ except ImportError as error:
 CHANGES = ("quantization_config", "load_in_8bit", "load_in_4bit", "torch_dtype", "dtype")
 """Arguments of ``from_pretrained`` after which the model would not have the weights that the patch gives."""
 
+ELSEWHERE = {"revision", "subfolder", "variant", "state_dict", "gguf_file", "key_mapping", "use_safetensors"}
+"""Those that say which files to load: the patch does."""
+
 
 def from_pretrained(
     cls: Any, patch: PathLike | Sequence[PathLike], base: PathLike | None = None, *, threads: int | None = None, **kwargs: Any
@@ -43,6 +46,8 @@ def from_pretrained(
         UnsupportedError: an argument would change the weights (``dtype`` other than "auto", quantization): change the model after.
         Others as :func:`ckptdiff.apply`.
     """
+    for name in ELSEWHERE & kwargs.keys():
+        raise UnsupportedError(f"{name}={kwargs[name]!r}: means nothing to a patch; its id has the revision: org/name@revision")
     for name in CHANGES:
         if kwargs.get(name) not in (None, "auto", False):
             raise UnsupportedError(f"{name}={kwargs[name]!r}: would change the weights that the patch gives: load, then change the model")
@@ -65,7 +70,9 @@ def _opened(patch: PathLike | Sequence[PathLike], base: PathLike | None, threads
 
 def _model(cls: Any, target: Target, folder: str, kwargs: dict[str, Any]) -> Any:
     trust = {"trust_remote_code": kwargs.pop("trust_remote_code")} if "trust_remote_code" in kwargs else {}
-    config = kwargs.pop("config", None) or transformers.AutoConfig.from_pretrained(folder, **trust)
+    config = kwargs.pop("config", None)
+    if config is None:
+        config, kwargs = transformers.AutoConfig.from_pretrained(folder, return_unused_kwargs=True, **trust, **kwargs)
     if hasattr(cls, "from_config"):  # an Auto class: its from_pretrained takes no tensors, that of the model class does
         with torch.device("meta"):
             cls = type(cls.from_config(config, **trust))
