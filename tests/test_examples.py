@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.checkpoints import perturb, tree, write
+from tests.checkpoints import perturb, tensor, tree, write
 from tests.conftest import tensors
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "examples"
 
 
 def run(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -32,3 +33,21 @@ def test_checkpoint_chain(tmp_path: Path) -> None:
         assert run("checkpoint_chain.py", "restore", tmp_path / "chain", k, tmp_path / f"out{k}").returncode == 0
         assert tree(tmp_path / f"out{k}") == tree(steps[k])
     assert "expected a step from 1 to 3, found 4" in run("checkpoint_chain.py", "restore", tmp_path / "chain", 4, tmp_path / "x").stderr
+
+
+def test_the_papers_table(tmp_path: Path) -> None:
+    """The script has the rows that the page shows, compares, and says by its exit code when a number is far off."""
+    script, page = ROOT / "benchmarks" / "paper_models.py", (ROOT / "benchmarks" / "paper_models.md").read_text()
+    listed = subprocess.run([sys.executable, script, "--list"], capture_output=True, text=True, check=True).stdout.splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:5]] for line in page.splitlines() if line.count("|") == 8][2:]
+    assert [[row[0], row[1], *row[2:]] for row in rows] == [[*line.split()[:3], line.split()[4]] for line in listed]
+    rng = np.random.default_rng(0)
+    old = rng.normal(0, 1, (100, 100)).astype(np.float32)
+    for changed, code in ((1862, 0), (5000, 1)):  # 81.38 % sparse, and not
+        new = old.copy()
+        new.reshape(-1)[:changed] += 1
+        for name, array in (("base", old), ("target", new)):
+            write(tmp_path / f"{name}.safetensors", {"w": tensor("F32", array.shape, array)})
+        pair = f"tulu-8b-dpo={tmp_path / 'base.safetensors'},{tmp_path / 'target.safetensors'}"
+        done = subprocess.run([sys.executable, script, "--pair", pair, "--within", "6"], capture_output=True, text=True)
+        assert done.returncode == code and f"{100 - changed / 100:.2f}" in done.stdout, done.stderr
