@@ -49,7 +49,7 @@ def error_of(result: Result) -> dict[str, str]:
 
 def test_every_command_has_help_and_h() -> None:
     names = list(main.commands)
-    assert names == ["make", "apply", "info", "verify", "compare", "report", "overlap", "push", "pull", "demo", "warmup"]
+    assert names == ["make", "apply", "info", "verify", "compare", "report", "overlap", "mask", "push", "pull", "demo", "warmup"]
     for arguments in ([], *([name] for name in names)):
         short, long = run(*arguments, "-h"), run(*arguments, "--help")
         assert short.exit_code == long.exit_code == 0
