@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -98,7 +98,7 @@ def apply(
                 for output in outputs:
                     applier.write(output, built / output.path if folder else built)
             except (FormatError, IntegrityError, BaseMismatchError):
-                applier.explain(outputs)
+                applier.explain(nodes_of(outputs))
                 raise
             if folder:
                 applier.write_others(built)
@@ -147,6 +147,11 @@ class Output:
     head: bytes
     tensors: tuple[tuple[int, Node], ...]
     size: int
+
+
+def nodes_of(outputs: Iterable[Output]) -> list[Node]:
+    """What builds the tensors of files."""
+    return [node for output in outputs for _, node in output.tensors]
 
 
 class Applier:
@@ -265,11 +270,11 @@ class Applier:
     def wrong_base(self, patch: OpenPatch, why: str) -> BaseMismatchError:
         return BaseMismatchError(f"{self.base.path}: is not the base of {patch.path}: {why}. {wanted_base(patch)}")
 
-    def explain(self, outputs: Sequence[Output]) -> None:
+    def explain(self, nodes: Iterable[Node]) -> None:
         """After a failure: raise the error of a wrong base if that is the cause, naming the first tensor that differs."""
         first: CkptdiffError | None = None
         deltas = at_target = 0
-        for _, node in itertools.chain.from_iterable(output.tensors for output in outputs):
+        for node in nodes:
             parts = layers(node)
             if not isinstance(parts[0], FromBase):
                 continue

@@ -10,14 +10,13 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from ckptdiff.dtypes import Bytes
 from ckptdiff.errors import CheckpointError
 from ckptdiff.hub import download, open_repo
 from ckptdiff.hubid import HubId, parse_id
 from ckptdiff.selection import matches, select
-from ckptdiff.stfile import ByteSource, Header, LocalFile, read_header
+from ckptdiff.stfile import ByteSource, Header, LocalFile, WeightSource, read_header
 
 INDEX = re.compile(r"(?P<stem>.+)\.safetensors\.index(?P<variant>\.[^./]+)?\.json")
 SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})(?P<variant>\.[^./]+)?\.safetensors")
@@ -52,16 +51,6 @@ class Tensor:
     def readinto(self, start: int, out: Bytes) -> None:
         """Fill ``out`` with the tensor's bytes from ``start`` on."""
         self.source.readinto(self.offset + start, out)
-
-
-class WeightSource(ByteSource, Protocol):
-    """A :class:`ByteSource` with the bytes of a safetensors file, on the disk or in memory."""
-
-    path: Path
-
-    def check_unchanged(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

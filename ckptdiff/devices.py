@@ -24,7 +24,7 @@ def find_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        device = torch.empty(1, device=device).device  # cuda is cuda:0, as tensors have it
         if device.type == "meta":
             raise RuntimeError("meta tensors have no content")
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -1,4 +1,4 @@
-"""The closed dtype table (spec section 4), the ulp distance (7.2) and the exact casts (8).
+"""The closed dtype table (spec section 4) and the exact casts (8).
 
 Everything here works on bit patterns held in unsigned integers; nothing is ever a float.
 """
@@ -67,33 +67,6 @@ DTYPES: dict[str, Dtype] = {
         *(Dtype(name, 6, 1, False) for name in ("F6_E2M3", "F6_E3M2")),
     )
 }
-
-
-def _order(x: Units, dtype: Dtype) -> Units:
-    """Map units to the ordered integers (spec 7.2), keeping -0.0 and +0.0 apart."""
-    if not dtype.is_float:
-        return x
-    top = dtype.carrier * 8 - 1
-    return x ^ (np.negative(x >> top) | (1 << top))
-
-
-def _unorder(y: Units, dtype: Dtype) -> Units:
-    if not dtype.is_float:
-        return y
-    top = dtype.carrier * 8 - 1
-    return y ^ (((y >> top) - y.dtype.type(1)) | (1 << top))
-
-
-def ulp_zigzag(base: Units, target: Units, dtype: Dtype) -> Units:
-    """Zigzag of the ulp distance from base to target, unit by unit, modulo 2^m (spec 7.2)."""
-    d = _order(target, dtype) - _order(base, dtype)
-    return (d << 1) ^ np.negative(d >> (dtype.carrier * 8 - 1))
-
-
-def move_by_zigzag(base: Units, zigzag: Units, dtype: Dtype) -> Units:
-    """Inverse of :func:`ulp_zigzag`: the target's units."""
-    d = (zigzag >> 1) ^ np.negative(zigzag & 1)
-    return _unorder(_order(base, dtype) + d, dtype)
 
 
 def _bf16_to_f32(x: Units) -> Units:

@@ -62,7 +62,7 @@ class Patch:
     """A patch that is open: in memory, here, or on the Hub. Close it, or use it in a ``with`` statement, if it has files."""
 
     def __init__(self, opened: OpenPatch, stack: ExitStack) -> None:
-        self._opened, self._stack = opened, stack
+        self._opened, self._stack, self._closed = opened, stack, False
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str = "the patch") -> Patch:
@@ -138,6 +138,8 @@ class Patch:
                 tensor is new, or of another shape, or shares memory with one of another content.
             FormatError, IntegrityError: the patch does not give what it states.
         """
+        if self._closed:
+            raise CheckpointError(f"{self._opened.path}: the patch is closed: open it again")
         return Loader(self._opened, base, scope, threads or default_threads()).load()
 
     def apply_(self, model: Any, *, scope: str | None = None, threads: int | None = None) -> None:
@@ -152,6 +154,7 @@ class Patch:
 
     def close(self) -> None:
         """Close its files."""
+        self._closed = True
         self._stack.close()
 
     def __enter__(self) -> Patch:

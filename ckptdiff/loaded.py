@@ -158,24 +158,25 @@ class LoadedPatch:
         threads = max(self._threads, 2)  # Ctrl-C stops the calling thread: between jobs, not in one
         with closing(run_ordered(jobs, threads)) as results:
             for row in self._moves:
+                if not isinstance(row.flat, np.ndarray):
+                    for _ in row.parts:
+                        next(results)
+                    continue
                 leaves = list(row.before)
                 for part in row.parts:
                     found = next(results)
                     leaves[part.start // BLOCK : part.start // BLOCK + len(found)] = found
                 yield row, leaves
+        elsewhere = [row for row in self._moves if row.parts and not isinstance(row.flat, np.ndarray)]
+        if check:  # all at once: a device hashes a thousand leaves in the time of one
+            yield from zip(elsewhere, leaves_in_memory([row.flat for row in elsewhere], self._threads), strict=True)
 
     def _move_part(self, row: Moves, part: Part, back: bool, check: bool) -> list[bytes]:
-        """Move one run; returns its leaves."""
-        flat = row.flat[part.start : part.stop]
+        """Move one run; returns its leaf on the host."""
         _shift(row, part, back)
         self._done.append((row, part))
-        if not check:
-            return []
-        if isinstance(flat, np.ndarray):
-            return [xxh128(flat)]
-        from ckptdiff.device import leaf_digests
-
-        return leaf_digests([flat])[0]
+        flat = row.flat[part.start : part.stop]
+        return [xxh128(flat)] if check and isinstance(flat, np.ndarray) else []
 
 
 def address(flat: Bytes | torch.Tensor) -> tuple[str, int, int]:

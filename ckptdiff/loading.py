@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ckptdiff.applier import Applier, Output, check_chain
+from ckptdiff.applier import Applier, check_chain
 from ckptdiff.checkpoint import Tensor
 from ckptdiff.codecs import context, sparse
 from ckptdiff.coding import look
@@ -62,7 +62,7 @@ class Loader:
         try:
             moves = self._moves(places)
         except (FormatError, IntegrityError, BaseMismatchError):
-            explain(self.applier, [place.node for place in places])
+            self.applier.explain([place.node for place in places])
             raise
         return LoadedPatch(str(self.patch.path), moves, self.threads, self.find)
 
@@ -134,12 +134,13 @@ class Loader:
         """Tensors of which the whole content is built, and compared with what is there."""
         jobs = (partial(self._changes, place, start, stop, last) for place in places for start, stop, last in ranges(place.node))
         parts: list[Part | None] = []
-        with closing(run_ordered(jobs, self.threads)) as results:
+        before = leaves_in_memory([self._memory(place) for place in places], self.threads)
+        with closing(run_ordered(jobs, self.threads)) as results, closing(before):
             for place, part, last in results:
                 parts.append(part)
                 if last:
                     self.applier.check(place.node)
-                    yield self._row(place, parts, next(leaves_in_memory([self._memory(place)], self.threads)))
+                    yield self._row(place, parts, next(before))
                     parts = []
 
     def _memory(self, place: Place) -> Bytes | torch.Tensor:
@@ -248,11 +249,6 @@ def _check_overlaps(places: Mapping[tuple[str, int, int], Place]) -> None:
         if size and end > (device, begin) and end[0] == device:
             raise UnsupportedError(f"{MODEL}: {last} and {place.tensor.name} share a part of their memory: give a copy of one")
         end, last = max(end, (device, begin + size)), place.tensor.name
-
-
-def explain(applier: Applier, nodes: Sequence[Node]) -> None:
-    """After a failure: raise the error of a wrong base if that is the cause."""
-    applier.explain([Output("", b"", tuple((0, node) for node in nodes), 0)])
 
 
 def scope_of(patch: OpenPatch, wanted: str | None) -> str:

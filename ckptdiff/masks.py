@@ -18,20 +18,18 @@ import numpy.typing as npt
 import xxhash
 
 from ckptdiff import canonical
-from ckptdiff.analysis.source import Pair, is_patch, open_source
+from ckptdiff.analysis.source import Pair, named_base, open_source
 from ckptdiff.canonical import Fields
-from ckptdiff.dtypes import DTYPES, Bytes
-from ckptdiff.errors import CheckpointError, FormatError, IntegrityError
+from ckptdiff.dtypes import DTYPES, MAX_SIZE, Bytes
+from ckptdiff.errors import CheckpointError, FormatError, IntegrityError, UnsupportedError
 from ckptdiff.output import build_beside, check_output
 from ckptdiff.parallel import Progress, default_threads, no_progress, run_ordered
-from ckptdiff.pulling import recorded_base
 from ckptdiff.stfile import LocalFile, header_json, read_bytes, read_header
 from ckptdiff.table import as_name
 from ckptdiff.values import distances, element_bits
 
 Bits = npt.NDArray[np.uint8]
 PathLike = str | os.PathLike[str]
-MAX_METADATA = 1 << 27
 
 
 class Mask:
@@ -71,10 +69,7 @@ class Mask:
             CheckpointError: there is no base, a name is in two scopes, or a tensor has no counterpart of the same dtype and shape in
             the base. Others as of :func:`ckptdiff.report`.
         """
-        if base is None:
-            if not is_patch(patch):
-                raise CheckpointError(f"{patch}: a checkpoint does not name its base: give it")
-            base = recorded_base(patch)
+        base = base if base is not None else named_base(patch)
         bits: dict[str, Bits] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         with open_source(base, patch) as source:
@@ -217,7 +212,7 @@ class Mask:
         """Read a mask file.
 
         Raises:
-            CheckpointError: it cannot be read. FormatError, IntegrityError: it is not a whole and valid mask.
+            CheckpointError: it cannot be read. FormatError, UnsupportedError, IntegrityError: it is not a whole and valid mask.
         """
         file = LocalFile(Path(path))
         try:
@@ -236,8 +231,10 @@ class Mask:
             raise FormatError(f"{file.name}: not a mask: expected the metadata ckptdiff-mask alone; ckptdiff mask PATCH -o FILE makes one")
         value = canonical.load_object(text.encode(), f"{file.name}: metadata")
         fields = Fields(value, f"{file.name}: metadata", "format version shapes digest")
-        if (fields.text("format"), fields.integer("version")) != ("ckptdiff-mask", 1):
-            raise FormatError(f"{file.name}: not a mask of version 1: upgrade ckptdiff")
+        if fields.text("format") != "ckptdiff-mask":
+            raise FormatError(f"{file.name}: not a mask: its format is {canonical.quote(fields.text('format')[:40])}")
+        if fields.integer("version") != 1:
+            raise UnsupportedError(f"{file.name}: a mask of version {fields.integer('version')}, expected 1: upgrade ckptdiff")
         parts = []
         for tensor in header.tensors:
             if tensor.dtype not in ("U8", "U32") or len(tensor.shape) != 1:
@@ -246,12 +243,11 @@ class Mask:
                 read_bytes(file, header.data_start + tensor.begin, tensor.nbytes), "<u1" if tensor.dtype == "U8" else "<u4"
             )
             parts.append((tensor.name, data))
-        found = _digest({key: value[key] for key in ("format", "version", "shapes")}, [part for _, part in parts])
+        found = _digest({key: member for key, member in value.items() if key != "digest"}, [part for _, part in parts])
         if found != fields.hexadecimal("digest", 16).hex():
             raise IntegrityError(f"{file.name}: has the digest {found}, expected {value['digest']}: corrupted? make it again")
-        shapes = {
-            as_name(name, f"{file.name}: shapes"): _shape(shape, f"{file.name}: shapes.{name}") for name, shape in value["shapes"].items()
-        }
+        members = fields.object("shapes")
+        shapes = {as_name(name, f"{file.name}: shapes"): _shape(shape, f"{file.name}: shapes.{name}") for name, shape in members.items()}
         if set(shapes) != {name for name, _ in parts}:
             raise FormatError(f"{file.name}: its tensors are not those of its shapes")
         bits = {name: _unstored(part, math.prod(shapes[name]), f"{file.name}: tensor {name}") for name, part in parts}
@@ -264,7 +260,10 @@ class Mask:
 def _shape(value: Any, where: str) -> tuple[int, ...]:
     if not isinstance(value, list):
         raise FormatError(f"{where}: expected a list of integers")
-    return tuple(canonical.as_integer(dim, where) for dim in value)
+    shape = tuple(canonical.as_integer(dim, where) for dim in value)
+    if math.prod(shape) > MAX_SIZE:
+        raise FormatError(f"{where}: {list(shape)} has more than {MAX_SIZE} elements")
+    return shape
 
 
 def _digest(value: Mapping[str, Any], parts: Sequence[npt.NDArray[Any]]) -> str:
@@ -289,11 +288,13 @@ def _stored(bits: Bits, elements: int) -> npt.NDArray[Any]:
 def _unstored(part: npt.NDArray[Any], elements: int, where: str) -> Bits:
     size = -(-elements // 8)
     if part.dtype.itemsize == 4:
+        if elements > 1 << 32:
+            raise FormatError(f"{where}: expected U8 for {elements} elements")
         if len(part) == 0 or (np.diff(part.astype(np.int64)) <= 0).any() or int(part[-1]) >= elements:
             raise FormatError(f"{where}: expected positions below {elements}, rising")
-        flags = np.zeros(elements, np.bool_)
-        flags[part] = True
-        return np.packbits(flags, bitorder="little")
+        bits = np.zeros(size, np.uint8)
+        np.bitwise_or.at(bits, part >> 3, np.uint8(1) << (part & 7).astype(np.uint8))
+        return bits
     if len(part) != size or not part.any() or (elements % 8 and part[-1] >> elements % 8):
         raise FormatError(f"{where}: expected {size} bytes, none of their bits past the last element, and not all zero")
     return part

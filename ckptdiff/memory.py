@@ -28,7 +28,7 @@ State = Mapping[str, Array]
 
 
 class MemoryFile:
-    """A :class:`~ckptdiff.checkpoint.WeightSource`: a header, and then the tensors' memory, read where it is."""
+    """A :class:`~ckptdiff.stfile.WeightSource`: a header, and then the tensors' memory, read where it is."""
 
     def __init__(self, name: str, header: Header, parts: list[Bytes | torch.Tensor]) -> None:
         self.name, self.path, self.parts = name, Path(name), parts

@@ -29,6 +29,16 @@ class ByteSource(Protocol):
         """Fill ``out`` with the bytes at ``offset``; raises CheckpointError if they are not all there."""
 
 
+class WeightSource(ByteSource, Protocol):
+    """A :class:`ByteSource` with the bytes of a safetensors file, on the disk or in memory."""
+
+    path: Path
+
+    def check_unchanged(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 def read_bytes(source: ByteSource, offset: int, size: int) -> bytes:
     """``size`` bytes at ``offset``; raises CheckpointError if they are not all there."""
     out = bytearray(size)

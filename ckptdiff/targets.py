@@ -15,7 +15,7 @@ from ckptdiff.applier import Applier, check_chain, check_stored
 from ckptdiff.checkpoint import open_checkpoint
 from ckptdiff.errors import BaseMismatchError, FormatError, IntegrityError
 from ckptdiff.layers import Node, ranges
-from ckptdiff.loading import explain, scope_of
+from ckptdiff.loading import scope_of
 from ckptdiff.parallel import default_threads, no_progress, run_ordered
 from ckptdiff.patches import open_patch
 from ckptdiff.pulling import recorded_base
@@ -71,7 +71,7 @@ class Target:
                     if done:
                         applier.check(node)
         except (FormatError, IntegrityError, BaseMismatchError):
-            explain(applier, [node for _, node in rows])
+            applier.explain([node for _, node in rows])
             raise
         applier.base.check_unchanged()
         return tensors
@@ -109,6 +109,8 @@ def open_target(
         for patch in chain:
             check_stored(patch)
         origin = base if base is not None else recorded_base(names[0])
-        wanted: list[str] | None = None if with_files else []
+        wanted: list[str] | None = []
+        if with_files:  # a lone patch file has none of its own
+            wanted = [other.path for patch in chain for other in patch.others if other.kind != "new"] if chain[-1].index else None
         opened = open_checkpoint(origin, needs_weights=bool(chain[0].files), scopes=chain[0].base_scopes, others=wanted)
         yield Target(Applier(stack.enter_context(opened), chain, threads or default_threads(), no_progress))

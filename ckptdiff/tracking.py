@@ -8,7 +8,8 @@ from typing import Any
 import torch
 import torch.optim
 
-SIGNED = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+from ckptdiff.device import SIGNED
+from ckptdiff.errors import CheckpointError
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class UpdateTracker:
 
     def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, *, every: int = 10, sample: int = 1) -> None:
         if every < 1 or sample < 1:
-            raise ValueError(f"every and sample must be at least 1, found {every} and {sample}")
+            raise CheckpointError(f"every and sample must be at least 1, found {every} and {sample}")
         self.every, self.sample, self.steps = every, sample, 0
         self.records: list[UpdateRecord] = []
         self._rows = [self._watch(parameter) for parameter in model.parameters() if parameter.requires_grad]

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from ckptdiff import others
-from ckptdiff.applier import Applier
+from ckptdiff.applier import Applier, nodes_of
 from ckptdiff.checkpoint import list_files, open_checkpoint
 from ckptdiff.digests import BLOCK
 from ckptdiff.errors import CheckpointError, CkptdiffError, FormatError, IntegrityError
@@ -102,7 +102,7 @@ def _told_apart(applier: Applier, found: list[CkptdiffError]) -> list[CkptdiffEr
     wrong = [error for error in found if error.kind == "wrong_base"]
     if wrong:
         try:
-            applier.explain(applier.outputs())
+            applier.explain(nodes_of(applier.outputs()))
         except CkptdiffError as error:
             if error.kind == "already_target":
                 return [*(error for error in found if error not in wrong), error]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -163,6 +164,30 @@ def test_every_command_takes_ids(hub: Hub, models: list[Path], tmp_path: Path) -
     assert client.run("overlap", "me/patch", "org/tuned@v1", "--json").stdout.replace(f"@{recorded['base_revision']}", "") == shared
     client.run("make", "hf://org/base/model-00001-of-00002.safetensors", models[1] / "model-00001-of-00002.safetensors", "-o", "x")
     assert "ckptdiff pull me/patch -o OUT" in client.run("compare", "me/patch", "out", code=3).stderr
+
+
+def test_live_patches_find_their_base(hub: Hub, models: list[Path], tmp_path: Path) -> None:
+    """``Patch.open`` and ``load_target`` by id; the base is the repo that the patch names."""
+    pytest.importorskip("torch", reason="torch is not installed")
+    client = Client(hub, tmp_path / "a")
+    publish(hub, client, models)
+    code = """
+import ckptdiff, numpy as np
+from safetensors.torch import load_file
+from pathlib import Path
+import sys
+target = {k: v for f in Path(sys.argv[1]).glob("*.safetensors") for k, v in load_file(f).items()}
+base = {k: v for f in Path(sys.argv[2]).glob("*.safetensors") for k, v in load_file(f).items()}
+with ckptdiff.Patch.open("me/patch") as patch:
+    patch.apply_(base)
+for found in (base, ckptdiff.load_target(None, "me/patch")):
+    assert found.keys() == target.keys() and all((found[k] == target[k]).all() for k in target)
+try: patch.load(base)
+except ckptdiff.CheckpointError as error: print(error)
+"""
+    command = [sys.executable, "-c", code, str(models[1]), str(models[0])]
+    done = subprocess.run(command, cwd=client.folder, env=client.environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout.endswith("the patch is closed: open it again\n"), done.stderr
 
 
 def test_verify_against_a_repo(hub: Hub, models: list[Path], tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ckptdiff
 from ckptdiff import Mask, canonical
-from ckptdiff.errors import CheckpointError, FormatError, IntegrityError, OutputError
+from ckptdiff.errors import CheckpointError, FormatError, IntegrityError, OutputError, UnsupportedError
 from ckptdiff.masks import smallest_weights
 from ckptdiff.values import values_of
 from tests.checkpoints import BITS, SHARED_DATA, perturb, random_tensor, tensor, write
@@ -50,7 +51,7 @@ def test_errors(tmp_path: Path) -> None:
     other = write(tmp_path / "other.safetensors", {"a": tensor("U8", (4,), b"abcx"), "b": tensor("U8", (1,), b"x")})
     with pytest.raises(CheckpointError, match=r"its tensor b \(1 in all\) has no counterpart of the same shape and dtype"):
         Mask.from_patch(other, base)
-    with pytest.raises(CheckpointError, match="a checkpoint does not name its base: give it"):
+    with pytest.raises(CheckpointError, match="checkpoints do not name their base: give it with --base"):
         Mask.from_patch(other)
     with pytest.raises(CheckpointError, match=r"tensor a: has the shape \[2\] in one mask, \[3\] in another"):
         Mask.union(Mask.from_arrays({"a": [1, 1, 1]}), Mask.from_arrays({"a": [1, 1]}))
@@ -126,12 +127,44 @@ def test_broken_files(tmp_path: Path) -> None:
         arrays = {name: np.asarray(row, "<u4" if dtype == "U32" else "u1") for name, (dtype, row) in parts.items()}
         value = json.loads(header["__metadata__"]["ckptdiff-mask"])
         del value["digest"]
-        hasher = __import__("xxhash").xxh3_128(b"".join(a.tobytes() for a in arrays.values()) + canonical.dumps(value))
-        text_ = canonical.dumps({**value, "digest": hasher.hexdigest()}).decode()
+        digest = xxhash.xxh3_128_hexdigest(b"".join(a.tobytes() for a in arrays.values()) + canonical.dumps(value))
+        text_ = canonical.dumps({**value, "digest": digest}).decode()
         made = {name: tensor(parts[name][0], (len(a),), a.tobytes()) for name, a in arrays.items()}
         write(tmp_path / "made.safetensors", made, {"ckptdiff-mask": text_})
         with pytest.raises((FormatError, IntegrityError), match=text):
             Mask.load(tmp_path / "made.safetensors")
+    good = json.loads(header["__metadata__"]["ckptdiff-mask"])
+    stored = {"few": tensor("U32", (1,), np.array([77], "<u4")), "many": tensor("U8", (2,), bytes([0x55, 0x15]))}
+
+    def sealed(changes: dict[str, object], parts: dict = stored) -> str:
+        value = {key: member for key, member in {**good, **changes}.items() if key != "digest" and member is not None}
+        digest = xxhash.xxh3_128_hexdigest(b"".join(data for _, _, data in parts.values()) + canonical.dumps(value))
+        return canonical.dumps({**value, "digest": digest}).decode()
+
+    write(tmp_path / "made.safetensors", stored, {"ckptdiff-mask": sealed({})})
+    assert Mask.load(tmp_path / "made.safetensors") == mask
+    for metadata, text in (
+        ({"ckptdiff-mask": sealed({}), "format": "pt"}, "expected the metadata ckptdiff-mask alone"),
+        ({"ckptdiff-mask": sealed({}) + " "}, "not in canonical form"),
+        ({"ckptdiff-mask": sealed({"version": 2})}, "a mask of version 2, expected 1: upgrade ckptdiff"),
+        ({"ckptdiff-mask": sealed({"format": "mask"})}, "not a mask: its format is"),
+        ({"ckptdiff-mask": sealed({"more": 1})}, 'unknown member "more"'),
+        ({"ckptdiff-mask": sealed({"shapes": None})}, "shapes"),
+        ({"ckptdiff-mask": sealed({"shapes": [1]})}, "shapes"),
+        ({"ckptdiff-mask": sealed({"shapes": {"few": 1000, "many": [13]}})}, "shapes.few: expected a list of integers"),
+        ({"ckptdiff-mask": sealed({"shapes": {"few": [-1000], "many": [13]}})}, "expected an integer of at least 0"),
+        ({"ckptdiff-mask": sealed({"shapes": {"few": [1 << 40, 1 << 40], "many": [13]}})}, "more than 281474976710656 elements"),
+        ({"ckptdiff-mask": sealed({"shapes": {"few": [1 << 33], "many": [13]}})}, "expected U8 for 8589934592 elements"),
+        ({"ckptdiff-mask": sealed({"shapes": {"few": [1000], "many": [13], "": [1]}})}, "expected 1 to 4096 bytes"),
+    ):
+        write(tmp_path / "made.safetensors", stored, metadata)
+        kind = UnsupportedError if "upgrade" in text or "unknown" in text else FormatError
+        with pytest.raises(kind, match=text):
+            Mask.load(tmp_path / "made.safetensors")
+    turned = dict(reversed(stored.items()))
+    write(tmp_path / "made.safetensors", turned, {"ckptdiff-mask": sealed({}, turned)})
+    with pytest.raises(FormatError, match="do not stand in the order and form"):
+        Mask.load(tmp_path / "made.safetensors")
     write(tmp_path / "plain.safetensors", {"a": tensor("U8", (1,), b"x")})
     with pytest.raises(FormatError, match="expected the metadata ckptdiff-mask alone; ckptdiff mask PATCH -o FILE makes one"):
         Mask.load(tmp_path / "plain.safetensors")

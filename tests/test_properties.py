@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import re
@@ -18,10 +19,10 @@ from hypothesis import strategies as st
 
 import ckptdiff
 from ckptdiff import canonical
-from ckptdiff.codecs import CODECS
+from ckptdiff.codecs import CODECS, changes
 from ckptdiff.codecs.escapes import best_width, read_escaped, write_escaped
 from ckptdiff.codecs.planes import Reader, write_plane, write_varint
-from ckptdiff.dtypes import DTYPES, move_by_zigzag, ulp_zigzag
+from ckptdiff.dtypes import DTYPES
 from ckptdiff.errors import FormatError
 from ckptdiff.stfile import LocalFile, header_json, parse_header, read_bytes, read_header
 from tests.checkpoints import BITS, TensorData, carrier, changed_units, tensor, tree, write
@@ -311,14 +312,42 @@ def zigzag(base: int, target: int, bits: int, is_float: bool) -> int:
     return 2 * d if d >= 0 else -2 * d - 1
 
 
+def zigzags(name: str, base: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Of all units."""
+    return changes.zigzags_of(base, target, np.arange(len(base), dtype=np.int32), DTYPES[name])
+
+
+def check_ulp_distances(name: str, base: np.ndarray, target: np.ndarray) -> None:
+    """The kernels, and torch's operations, against the spec's words: distances, there and back, and as the ``context`` codec has them."""
+    dtype, positions = DTYPES[name], np.arange(len(base), dtype=np.int32)
+    expected = [zigzag(b, t, 8 * dtype.carrier, name in FLOATS) for b, t in zip(base.tolist(), target.tolist(), strict=True)]
+    found = zigzags(name, base, target)
+    assert found.tolist() == expected
+    moving = base.copy()
+    for back, wanted in ((False, target), (True, base)):
+        changes.shift_units(moving, positions, found, dtype, back)
+        assert moving.tobytes() == wanted.tobytes()
+    distances, signs = (row.copy() for row in changes.distances_of(base, target, positions, dtype))
+    for row, again in zip((distances, signs), changes.distances_of_zigzags(base, positions, found, dtype), strict=True):
+        assert row.tolist() == again.tolist()
+    again = np.empty_like(found)
+    assert changes.zigzags_of_distances(base, positions, distances, signs, dtype, again) and again.tolist() == expected
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        from ckptdiff import device
+
+        old, new = (device.units_of(torch.from_numpy(side.copy()).view(torch.uint8), dtype) for side in (base, target))
+        where, moves = device.changes(old, new, dtype)
+        assert where.tolist() == np.flatnonzero(base != target).tolist()
+        assert device.zigzag(moves).numpy().view(dtype.unit).tolist() == found[base != target].tolist()
+
+
 @pytest.mark.parametrize("name", [name for name in sorted(BITS) if carrier(name) == 1])
 def test_ulp_distance_of_all_pairs_of_bytes(name: str) -> None:
-    """All 65,536 pairs of 8-bit units: as the spec says, and inverse."""
+    """All 65,536 pairs of 8-bit units."""
     base, target = (grid.reshape(-1) for grid in np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8)))
-    z = ulp_zigzag(base, target, DTYPES[name])
-    is_float = name in FLOATS
-    assert z.tolist() == [zigzag(b, t, 8, is_float) for b, t in zip(base.tolist(), target.tolist(), strict=True)]
-    assert move_by_zigzag(base, z, DTYPES[name]).tobytes() == target.tobytes()
+    check_ulp_distances(name, base.copy(), target.copy())
 
 
 @quick(150)
@@ -326,11 +355,7 @@ def test_ulp_distance_of_all_pairs_of_bytes(name: str) -> None:
 def test_ulp_distance_of_wider_units(name: str, data: Any) -> None:
     """Pairs of 16-, 32- and 64-bit units, drawn among the extremes and anywhere."""
     width = carrier(name)
-    base, target = data.draw(units(width, 30)), data.draw(units(width, 30))
-    z = ulp_zigzag(base, target, DTYPES[name])
-    expected = [zigzag(b, t, 8 * width, name in FLOATS) for b, t in zip(base.tolist(), target.tolist(), strict=True)]
-    assert z.tolist() == expected
-    assert move_by_zigzag(base, z, DTYPES[name]).tobytes() == target.tobytes()
+    check_ulp_distances(name, data.draw(units(width, 30)), data.draw(units(width, 30)))
 
 
 @pytest.mark.parametrize("name", ["F16", "BF16", "I16"])
@@ -339,9 +364,10 @@ def test_ulp_distance_of_all_units_of_16_bits(name: str) -> None:
     target = np.arange(1 << 16, dtype="<u2")
     for start in (0, 1, 0x3F80, 0x7F80, 0x7FFF, 0x8000, 0x8001, 0xFFFF):
         base = np.full(1 << 16, start, "<u2")
-        z = ulp_zigzag(base, target, DTYPES[name])
+        z = zigzags(name, base, target)
         assert len(np.unique(z)) == 1 << 16 and z[start] == 0
-        assert move_by_zigzag(base, z, DTYPES[name]).tobytes() == target.tobytes()
+        changes.shift_units(base, np.arange(1 << 16, dtype=np.int32), z, DTYPES[name], False)
+        assert base.tobytes() == target.tobytes()
 
 
 @quick(200)
@@ -358,7 +384,7 @@ def test_the_next_number_is_one_ulp_away(value: float, wide: bool) -> None:
             there = np.nextafter(here, kind(toward))
         if there[0] != 0:
             for name in ("F64",) if wide else ("F32", "C64"):
-                assert ulp_zigzag(here.view(unit), there.view(unit), DTYPES[name]).tolist() == [z]
+                assert zigzags(name, here.view(unit), there.view(unit)).tolist() == [z]
 
 
 # --- (d) planes and varints ----------------------------------------------------------------------------------------

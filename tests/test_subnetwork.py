@@ -192,7 +192,7 @@ def test_errors() -> None:
         freeze_outside(model, Mask.from_arrays({"0.weight": [1, 1, 1]}), optimizer)
     with pytest.raises(CheckpointError, match=r"none of the mask's 1 tensors is among the optimizer's 6 parameters: the mask has other"):
         freeze_outside(model, Mask.from_arrays({"other": [1]}), optimizer)
-    with pytest.raises(ValueError, match="every and sample must be at least 1, found 0 and 1"):
+    with pytest.raises(CheckpointError, match="every and sample must be at least 1, found 0 and 1"):
         UpdateTracker(model, optimizer, every=0)
 
 

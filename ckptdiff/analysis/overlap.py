@@ -21,11 +21,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ckptdiff.analysis.source import Pair, is_patch, open_source
+from ckptdiff.analysis.source import Pair, named_base, open_source
 from ckptdiff.analysis.sparsity import EXPONENT
 from ckptdiff.errors import CheckpointError
 from ckptdiff.parallel import Progress, default_threads, no_progress, run_ordered
-from ckptdiff.pulling import recorded_base
 from ckptdiff.values import distances, element_bits, values_of
 
 Counts = npt.NDArray[np.int64]
@@ -205,7 +204,7 @@ def overlap(
     if not updates:
         raise CheckpointError("overlap needs at least one patch or checkpoint")
     if base is None:
-        base = _named_base(updates)
+        base = named_base(*updates)
     with ExitStack() as stack:
         sources = [stack.enter_context(open_source(base, update)) for update in updates]
         tables = [{(pair.old.scope, pair.old.name): pair for pair in source.pairs} for source in sources]
@@ -223,13 +222,6 @@ def overlap(
                 progress("comparing", done, total)
         names = tuple(Path(update).name or str(update) for update in updates)
         return OverlapResult(sources[0].base, names, atol, tuple(rows), tuple(sorted(left_out)))
-
-
-def _named_base(updates: Sequence[str | os.PathLike[str]]) -> str:
-    patches = [update for update in updates if is_patch(update)]
-    if not patches:
-        raise CheckpointError("checkpoints do not name their base: give it with --base")
-    return recorded_base(patches[0])
 
 
 def _gather(group: Sequence[Pair], blocks: Iterator[list[Counts]]) -> TensorOverlap:

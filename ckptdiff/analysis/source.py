@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptdiff.adapt import read_range
-from ckptdiff.applier import Applier, check_chain, check_stored
+from ckptdiff.applier import Applier, check_chain, check_stored, nodes_of
 from ckptdiff.checkpoint import Tensor, open_checkpoint
 from ckptdiff.digests import BLOCK
 from ckptdiff.dtypes import DTYPES, Bytes
@@ -20,6 +20,7 @@ from ckptdiff.layers import Node
 from ckptdiff.pairing import Rename, check_patterns, pair_all
 from ckptdiff.parallel import no_progress
 from ckptdiff.patches import INDEX_NAME, OpenPatch, open_patch
+from ckptdiff.pulling import recorded_base
 from ckptdiff.stfile import LocalFile, read_header
 
 
@@ -82,6 +83,18 @@ def is_patch(path: str | os.PathLike[str]) -> bool:
         file.close()
 
 
+def named_base(*updates: str | os.PathLike[str]) -> str:
+    """The base, on the Hub, that the first patch among these names.
+
+    Raises:
+        CheckpointError: none is a patch. HubError: it names no base, or that cannot be read.
+    """
+    patches = [update for update in updates if is_patch(update)]
+    if not patches:
+        raise CheckpointError("checkpoints do not name their base: give it with --base")
+    return recorded_base(patches[0])
+
+
 @contextmanager
 def open_source(
     base: str | os.PathLike[str],
@@ -108,7 +121,7 @@ def open_source(
             try:
                 yield _from_patch(applier, patch, *names)
             except (FormatError, IntegrityError, BaseMismatchError):
-                applier.explain(applier.outputs())
+                applier.explain(nodes_of(applier.outputs()))
                 raise
         else:
             old, new = (stack.enter_context(open_checkpoint(path, include=include, exclude=exclude)) for path in (base, target))

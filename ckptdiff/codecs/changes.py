@@ -150,7 +150,7 @@ def distances_of(old: Units, new: Units, positions: Array, dtype: Dtype) -> tupl
 
 
 def zigzags_of(old: Units, new: Units, positions: Array, dtype: Dtype) -> Units:
-    """Zigzag of the ulp distance of each change (spec 7.2), as :func:`ckptdiff.dtypes.ulp_zigzag` has it."""
+    """Zigzag of the ulp distance of each change, modulo 2^m (spec 7.2)."""
     zigzags = np.empty(len(positions), dtype.unit)
     fill_zigzags(old, new, positions, np.uint64(8 * dtype.carrier - 1), dtype.is_float, zigzags)
     return zigzags

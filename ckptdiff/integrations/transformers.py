@@ -76,8 +76,7 @@ def _model(cls: Any, target: Target, folder: str, kwargs: dict[str, Any]) -> Any
     if hasattr(cls, "from_config"):  # an Auto class: its from_pretrained takes no tensors, that of the model class does
         with torch.device("meta"):
             cls = type(cls.from_config(config, **trust))
-    key = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
-    model = cls.from_pretrained(None, config=config, state_dict=target.tensors(), **{key: "auto"}, **kwargs)
+    model = cls.from_pretrained(None, config=config, state_dict=target.tensors(), dtype="auto", **kwargs)
     loaded = model[0] if isinstance(model, tuple) else model  # with output_loading_info
     if loaded.can_generate() and Path(folder, "generation_config.json").exists():
         loaded.generation_config = transformers.GenerationConfig.from_pretrained(folder)
