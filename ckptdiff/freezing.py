@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
 import torch.optim
 
+from ckptdiff.device import SIGNED
 from ckptdiff.errors import CheckpointError, UnsupportedError
 from ckptdiff.masks import Mask
 from ckptdiff.pairing import strip_prefixes
@@ -30,22 +32,44 @@ KNOWN: dict[type[torch.optim.Optimizer], Decay] = {
 """Optimizers that leave a weight alone whose gradient and state are zero, but for weight decay: how they do that. Others are put back."""
 
 
+@lru_cache
+def _table(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """For each byte of packed bits eight integers, all ones where the bit is: to select rows of, which is fast."""
+    rows = [[-(byte >> place & 1) for place in range(8)] for byte in range(256)]
+    return torch.tensor(rows, dtype=dtype, device=device)
+
+
 @dataclass(slots=True)
 class _Part:
     """One parameter: this rank's part of its mask, packed on its device, and its frozen content where that is put back after a step."""
 
     name: str
     parameter: torch.Tensor
-    bits: torch.Tensor | None
+    bits: torch.Tensor
     saved: torch.Tensor | None = None
+
+    def spread(self, rows: torch.Tensor) -> torch.Tensor:
+        """What a table has for each of this rank's elements, in their shape."""
+        here = _local(self.parameter)
+        return rows.index_select(0, self.bits.int()).view(-1)[: here.numel()].view(here.shape)
 
     def flags(self) -> torch.Tensor:
         """This rank's elements in the mask."""
-        here = _local(self.parameter)
-        if self.bits is None:
-            return torch.zeros_like(here, dtype=torch.bool)
-        places = torch.arange(8, dtype=torch.uint8, device=self.bits.device)
-        return ((self.bits[:, None] >> places) & 1).view(-1)[: here.numel()].view(here.shape).to(torch.bool)
+        return self.spread(_table(torch.int8, self.bits.device)).bool()
+
+    def mask(self, tensor: torch.Tensor) -> None:
+        """Zero what is outside, by bits: a product would make NaN of the infinities of a GradScaler's overflow."""
+        here = _local(tensor)
+        units = here.view(SIGNED[here.element_size()])
+        units &= self.spread(_table(units.dtype, units.device))
+
+    def decay(self, factor: Any) -> None:
+        """Multiply what is inside."""
+        weights = _local(self.parameter)
+        kind = torch.float64 if weights.dtype == torch.float64 else torch.float32  # a product with a number is taken in these
+        one = torch.ones((), dtype=kind, device=weights.device)
+        inside = _table(torch.int8, weights.device).bool()
+        weights.mul_(self.spread(torch.where(inside, torch.as_tensor(factor, dtype=kind, device=weights.device), one)))
 
 
 class Frozen:
@@ -80,7 +104,9 @@ class Frozen:
 
     def _hook(self, part: _Part) -> Any:
         def mask(parameter: torch.Tensor) -> None:
-            _mask(parameter, part.flags())
+            if parameter.grad is not None:
+                with torch.no_grad():
+                    part.mask(parameter.grad)
 
         return mask
 
@@ -95,23 +121,21 @@ class Frozen:
                 part = by_parameter.get(id(parameter))
                 if part is None or parameter.grad is None:
                     continue
-                flags = part.flags()
-                if self._decay is not None and decay:
-                    self._decay_inside(parameter, flags, decay, rate, group)
-                _mask(parameter, flags)
+                with torch.no_grad():
+                    if self._decay is not None and decay:
+                        self._decay_inside(part, decay, rate, group)
+                    part.mask(parameter.grad)
             if self._decay is not None and decay:
                 self._decays.append((group, decay))
                 group["weight_decay"] = 0.0
 
-    def _decay_inside(self, parameter: torch.Tensor, flags: torch.Tensor, decay: Any, rate: Any, group: dict[str, Any]) -> None:
+    def _decay_inside(self, part: _Part, decay: Any, rate: Any, group: dict[str, Any]) -> None:
         """The optimizer's weight decay, in the mask alone; its own is off during the step."""
-        with torch.no_grad():
-            weights = _local(parameter)
-            if self._decay == "decoupled" or group.get("decoupled_weight_decay"):
-                weights.copy_(torch.where(flags, weights * (1 - rate * decay), weights))
-            else:
-                assert parameter.grad is not None
-                _local(parameter.grad).add_(weights, alpha=-decay if group.get("maximize") else decay)
+        if self._decay == "decoupled" or group.get("decoupled_weight_decay"):
+            part.decay(1 - rate * decay)
+        else:
+            assert part.parameter.grad is not None
+            _local(part.parameter.grad).add_(_local(part.parameter), alpha=-decay if group.get("maximize") else decay)
 
     def _after(self, *_: Any) -> None:
         for group, decay in self._decays:
@@ -132,7 +156,7 @@ class Frozen:
             for part in self._parts:
                 for value in self._optimizer.state.get(part.parameter, {}).values():
                     if isinstance(value, torch.Tensor) and value.shape == part.parameter.shape:
-                        _local(value).masked_fill_(~part.flags(), 0)
+                        part.mask(value)
 
 
 def freeze_outside(
@@ -169,7 +193,9 @@ def freeze_outside(
         if id(parameter) not in stepped:
             continue
         key = name if name in mask.bits else stems.get(strip_prefixes(name))
-        part = _Part(name, parameter, None if key is None else _bits(mask, key, parameter, name))
+        here = _local(parameter)
+        nothing = torch.zeros(-(-here.numel() // 8), dtype=torch.uint8, device=here.device)
+        part = _Part(name, parameter, nothing if key is None else _bits(mask, key, parameter, name))
         found += key is not None
         if kind is None:
             part.saved = _local(parameter).detach().clone()
@@ -185,12 +211,6 @@ def freeze_outside(
 def _local(tensor: torch.Tensor) -> torch.Tensor:
     """This rank's part of a DTensor."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
-def _mask(parameter: torch.Tensor, flags: torch.Tensor) -> None:
-    """Zero, not a product: infinities of a GradScaler's overflow would become NaN."""
-    if parameter.grad is not None:
-        _local(parameter.grad).masked_fill_(~flags, 0)
 
 
 def _bits(mask: Mask, key: str, parameter: torch.Tensor, name: str) -> torch.Tensor:

@@ -91,18 +91,19 @@ def test_nothing_outside_moves(name: str, dtype: Any) -> None:
     assert moved(before, bits_of(model.state_dict()), mask)[1] > 0
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", ["AdamW", "Adam", "SGD", "AdamW foreach amsgrad"])
-def test_a_full_mask_changes_nothing(name: str) -> None:
+def test_a_full_mask_changes_nothing(name: str, dtype: Any) -> None:
     """With everything in the mask training is what it was, bit for bit: weight decay too."""
     results = []
     for masked in (False, True):
-        model = network(torch.float32)
+        model = network(dtype)
         optimizer = OPTIMIZERS[name](model.parameters())
         if masked:
             freeze_outside(model, Mask.from_arrays({k: torch.ones(v.shape).numpy() for k, v in model.named_parameters()}), optimizer)
         torch.manual_seed(5)
         for _ in range(20):
-            backward(model, torch.float32)
+            backward(model, dtype)
             optimizer.step()
             optimizer.zero_grad()
         results.append(bits_of(model.state_dict()))
