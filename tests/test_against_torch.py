@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptdiff.dtypes import DTYPES, cast, ulp_zigzag
+from ckptdiff.dtypes import cast
 from tests.checkpoints import BITS, TensorData
-from tests.test_properties import METADATA, NAMES, library_view, our_view, quick, tensors
+from tests.test_properties import METADATA, NAMES, library_view, our_view, quick, tensors, zigzags
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install torch, or its CPU build, to run these")
 safetensors_torch = pytest.importorskip("safetensors.torch")
@@ -41,7 +41,7 @@ def test_ulp_distance_keeps_the_order_of_numbers(name: str) -> None:
     bits = BITS[name]
     patterns = np.arange(1 << bits, dtype=f"<u{bits // 8}")
     values = torch.from_numpy(patterns.view(f"<i{bits // 8}").copy()).view(TORCH_FLOATS[name]).to(torch.float64).numpy()
-    z = ulp_zigzag(np.full_like(patterns, (1 << bits) - 1), patterns, DTYPES[name]).astype(np.int64)
+    z = zigzags(name, np.full_like(patterns, (1 << bits) - 1), patterns).astype(np.int64)
     ranks = np.where(z & 1, -(z >> 1) - 1, z >> 1) % (1 << bits)  # distance from the lowest of all patterns
     finite = np.isfinite(values)
     by_rank = values[finite][np.argsort(ranks[finite])]

@@ -110,22 +110,6 @@ def shift(units, positions, zigzags, top, is_float, back):
         units[positions[x]] = (value ^ flip) & most
 
 
-@jit
-def move(units, positions, distances, signs, top, is_float):
-    most = (((ONE << top) - ONE) << ONE) + ONE
-    for x in range(len(positions)):
-        unit, distance = np.uint64(units[positions[x]]), distances[x]
-        down = np.uint64(signs[x]) ^ (unit >> top) if is_float else np.uint64(signs[x])
-        if distance > (ONE << top) - ONE + down:
-            return False
-        value = (ordered(unit, top, is_float) + ((distance ^ (ZERO - down)) + down)) & most
-        flip = ZERO
-        if is_float:
-            flip = ((value >> top) - ONE) | (ONE << top)
-        units[positions[x]] = (value ^ flip) & most
-    return True
-
-
 def classes_of(units: Units, dtype: Dtype) -> Bytes:
     """Class of each unit: where its exponent, or what is most like one, stands. Scratch."""
     classes = scratch("classes", len(units), np.uint8)
@@ -172,8 +156,3 @@ def zigzags_of_distances(units: Units, positions: Array, distances: Array, signs
 def shift_units(units: Units, positions: Array, zigzags: Units, dtype: Dtype, back: bool) -> None:
     """Move units in place by the zigzag of ulp distances, or back."""
     shift(units, positions, zigzags, np.uint64(8 * dtype.carrier - 1), dtype.is_float, back)
-
-
-def moved(units: Units, positions: Array, distances: Array, signs: Bytes, dtype: Dtype) -> bool:
-    """Inverse of :func:`distances_of`: change ``units`` in place; returns whether each can move that far."""
-    return bool(move(units, positions, distances, signs, np.uint64(8 * dtype.carrier - 1), dtype.is_float))

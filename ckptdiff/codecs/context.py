@@ -72,10 +72,8 @@ def decode(coded: memoryview, base: Bytes, size: int, dtype: Dtype) -> tuple[Byt
         return base, 0
     from ckptdiff.codecs import changes
 
-    units = base.view(dtype.unit)
-    positions, distances, signs = _changes(coded, units, dtype)
-    if not changes.moved(units, positions, distances, signs, dtype):
-        raise ValueError("an ulp distance is too large")
+    positions, zigzags = unpack(coded, base, dtype)
+    changes.shift_units(base.view(dtype.unit), positions, zigzags, dtype, False)
     return base, len(positions)
 
 
