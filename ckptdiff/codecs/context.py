@@ -33,7 +33,7 @@ def warm_up() -> str | None:
         target[::step] += np.arange(0, 4096, step, dtype="<u2") % 50 + 1
         coded, _ = encode(base.view(np.uint8), target.view(np.uint8), dtype, Place(64, 0))
         decode(memoryview(coded), base.view(np.uint8).copy(), 2 * len(base), dtype)
-    return adaptive.find_gaps.stats.cache_path  # type: ignore[attr-defined]
+    return adaptive.encode_kernel.stats.cache_path  # type: ignore[attr-defined]
 
 
 def encode(base: Bytes, target: Bytes, dtype: Dtype, place: Place = NOWHERE) -> tuple[bytes, int]:
@@ -103,8 +103,7 @@ def _changes(coded: memoryview, units: Units, dtype: Dtype) -> tuple[Units, Unit
     raw = np.frombuffer(raw_bytes + bytes(-len(raw_bytes) % 4 + 8), "<u4").astype(np.uint32)
     classes = changes.classes_of(units, dtype)
     if form == ADAPTIVE:
-        head = bytes(reader.take(2))
-        positions, distances, signs, bits = adaptive.decode(classes, head, bytes(reader.take(len(coded) - reader.position)), raw, m)
+        positions, distances, signs, bits = adaptive.decode(classes, bytes(reader.take(len(coded) - reader.position)), raw, m)
     else:
         positions, distances, signs, bits = static.decode(classes, bytes(reader.take(len(coded) - reader.position)), raw, m)
     if (bits + 7) // 8 != len(raw_bytes) or (bits % 8 and raw_bytes[-1] >> bits % 8):

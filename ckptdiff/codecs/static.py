@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 import ckptdiff.codecs.rans as rans
-from ckptdiff.codecs.changes import differing
+from ckptdiff.codecs.changes import count, differing
 from ckptdiff.codecs.groups import MAX_GROUPS, group, put_map, take_map
 from ckptdiff.codecs.jit import ONE, ZERO, jit
 from ckptdiff.codecs.place import NOWHERE, Place
@@ -73,17 +73,6 @@ def take_changes(tokens, raw, bits, positions, distances, signs):
         else:
             distances[x], signs[x] = DISTANCE[token] | part, np.uint8((token >> 2) & 1)
     return bits
-
-
-@jit
-def count(values, sums):
-    """Count values in two rows that take turns: an adder that waits for itself takes longer."""
-    even, odd = sums[0], sums[1]
-    for i in range(0, len(values) - 1, 2):
-        even[values[i]] += np.int32(1)
-        odd[values[i + 1]] += np.int32(1)
-    if len(values) & 1:
-        even[values[len(values) - 1]] += np.int32(1)
 
 
 @jit
