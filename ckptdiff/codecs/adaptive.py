@@ -293,7 +293,7 @@ def _contexts(lo: int, hi: int, m: int) -> Array:
 def encode(classes: Array, positions: Array, distances: Array, signs: Array, m: int) -> tuple[bytes, Array, int]:
     """The range coded bytes; the raw words, which hold the rates too, and how many bits of them count."""
     changed, units = np.bincount(classes[positions], minlength=256), np.zeros((2, 256), np.int32)
-    count(classes, units)
+    count(classes, 1, units)
     lo, hi = (int(c) for c in np.flatnonzero(changed)[[0, -1]])
     rates = np.zeros(256, np.uint8)
     choose_rates(units[0] + units[1], changed, lo, hi, rates)

@@ -65,14 +65,16 @@ def measure(old, new, positions, top, is_float, distances, signs):
 
 
 @jit
-def count(values, sums):
-    """Count values in two rows that take turns: an adder that waits for itself takes longer."""
+def count(values, each, sums):
+    """Count each so-manieth value in two rows that take turns: an adder that waits for itself takes longer."""
     even, odd = sums[0], sums[1]
-    for i in range(0, len(values) - 1, 2):
+    i = 0
+    while i + each < len(values):
         even[values[i]] += np.int32(1)
-        odd[values[i + 1]] += np.int32(1)
-    if len(values) & 1:
-        even[values[len(values) - 1]] += np.int32(1)
+        odd[values[i + each]] += np.int32(1)
+        i += 2 * each
+    if i < len(values):
+        even[values[i]] += np.int32(1)
 
 
 @jit
