@@ -13,8 +13,8 @@ from ckptdiff.adapt import adapt, group_units, read_range
 from ckptdiff.checkpoint import Tensor
 from ckptdiff.codecs import CODECS
 from ckptdiff.codecs.place import NOWHERE, Place
-from ckptdiff.digests import BLOCK, leaves_of, tensor_digest
-from ckptdiff.dtypes import DTYPES, Bytes
+from ckptdiff.digests import BLOCK, leaves_of, tensor_digest, xxh128
+from ckptdiff.dtypes import DTYPES, Bytes, Changes, Dtype
 from ckptdiff.memory import MemoryFile
 from ckptdiff.table import Entry
 
@@ -22,6 +22,8 @@ DENSE = 0.5
 """Where ``context`` needs more than this share of the target's bytes ``raw`` may be smaller, and a sample decides."""
 SPARSE = 0.4
 """Up to this share of changed units ``context`` is taken untried: it needs about :data:`DENSE` at most, less for wide units."""
+PIECE = 1 << 18
+"""Bytes of a side that are compared and then hashed: both sides stay in a core's second cache."""
 FEW = 32
 """Up to so many changed units ``sparse`` may be smaller than ``context``."""
 
@@ -45,16 +47,34 @@ class Coder(Protocol):
 
 def code(base: Tensor | None, target: Tensor, codec: str, first: int, stop: int) -> Coded:
     """Code units ``first`` to ``stop`` of a target tensor; units past its end only hash the base."""
-    dtype = DTYPES[target.dtype]
-    found, old, new = _read(base, target, first, stop)
-    base_leaves = leaves_of(found) if base is not None else []
-    coded, changed, width = [], 0, row_width(target)
+    dtype, width = DTYPES[target.dtype], row_width(target)
+    read, old, new = _read(base, target, first, stop)
+    alike = base is not None and base.dtype == target.dtype and len(read) == len(new)
+    coded = Coded([], 0, [], [] if base is None or alike else leaves_of(read), len(new))
     for i in range(0, len(new), BLOCK):
         place = Place(width, (first + i // dtype.carrier) % width) if width else NOWHERE
-        block, count = CODECS[codec].encode(old[i : i + BLOCK], new[i : i + BLOCK], dtype, place)
-        coded.append(block)
-        changed += count
-    return Coded(coded, changed, leaves_of(new), base_leaves, len(new))
+        sides = old[i : i + BLOCK], new[i : i + BLOCK]
+        found, (before, after) = (None, map(xxh128, sides)) if base is None else _compare(*sides, dtype)
+        block, count = CODECS[codec].encode(*sides, dtype, place, found)
+        coded.blocks.append(block)
+        coded.changed += count
+        coded.leaves.append(after)
+        if alike:
+            coded.base_leaves.append(before)
+    return coded
+
+
+def _compare(old: Bytes, new: Bytes, dtype: Dtype) -> tuple[Changes, tuple[bytes, bytes]]:
+    """Changes of a block, and the leaves of both sides: piece by piece, so that memory is read once and then the cache."""
+    from ckptdiff.codecs.changes import Finder
+
+    finder, hashers = Finder(len(new) // dtype.carrier, dtype), (xxhash.xxh3_128(), xxhash.xxh3_128())
+    for start in range(0, len(new), PIECE):
+        pieces = old[start : start + PIECE], new[start : start + PIECE]
+        finder.add(*pieces)
+        for hasher, piece in zip(hashers, pieces, strict=True):
+            hasher.update(piece)
+    return finder.changes(), (hashers[0].digest(), hashers[1].digest())
 
 
 def _read(base: Tensor | None, target: Tensor, first: int, stop: int) -> tuple[Bytes, Bytes, Bytes]:

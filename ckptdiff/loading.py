@@ -180,14 +180,11 @@ class Loader:
         from ckptdiff.codecs import changes
 
         dtype, stop = DTYPES[place.entry.dtype], min(stop, place.tensor.nbytes)
-        new = place.node.build(start, stop).view(dtype.unit)
+        new = place.node.build(start, stop)
         if isinstance(place.node, FromBase) and place.node.tensor is place.tensor:
             return place, None, last
-        old = look(place.tensor, start, stop, "old").view(dtype.unit)
-        positions = changes.differing(old, new)
-        if len(positions) == 0:
-            return place, None, last
-        return place, _part(start, stop, positions, changes.zigzags_of(old, new, positions, dtype), dtype), last
+        positions, zigzags = changes.changes_of(look(place.tensor, start, stop, "old"), new, dtype)
+        return place, _part(start, stop, positions, zigzags.copy(), dtype) if len(positions) else None, last
 
     def _row(self, place: Place, found: Sequence[Part | None], before: list[bytes]) -> Moves:
         """A tensor's moves, on its device."""

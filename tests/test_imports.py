@@ -29,6 +29,7 @@ card publishing render render_report render_hub demo cli_common cli_report cli_h
 """.split()
 LAZY = {"hub", "hubclient", "hubwrite", "publishing", "cli", "cli_hub", "cli_common", "cli_report", "demo"}
 LAZY |= {"codecs.context", "codecs.sparse", "torchtypes", "memory", "loaded", "loading", "devices", "coders", "layers", "freezing"}
+LAZY |= {"coding"}
 LAZY |= {f"analysis.{name}" for name in ("sparsity", "rows", "rank", "drawing", "markup")}
 """Modules that may import inside functions: to start fast, to run the first, and not to load Numba or torch before they are needed."""
 

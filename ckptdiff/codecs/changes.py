@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ckptdiff.codecs.jit import ONE, ZERO, jit, zeros_below
-from ckptdiff.dtypes import Bytes, Dtype, Units
+from ckptdiff.codecs.jit import ONE, ZERO, jit, unequal, zeros_below
+from ckptdiff.dtypes import Bytes, Changes, Dtype, Units
 from ckptdiff.scratch import scratch
 
 Array = npt.NDArray[Any]
@@ -23,16 +23,18 @@ def fill_classes(units, shift, mask, classes):
 
 
 @jit
-def fill_positions(flags, positions):
-    """Positions of the bytes that are 1; ``flags`` holds eight a word, the first lowest, and 64 times n. Returns how many there are."""
-    n = 0
-    for w in range(0, len(flags), 8):
-        ones = ZERO
-        for k in range(8):  # a bit from each byte: the product's highest byte
-            ones |= ((flags[w + k] * np.uint64(0x0102040810204080)) >> np.uint64(56)) << np.uint64(8 * k)
-        while ones != ZERO:
-            positions[n] = np.int32(8 * w + np.int64(zeros_below(ones)))
-            ones &= ones - ONE
+def fill_positions(units, others, positions):
+    """Positions of the units that differ from ``others``: as many units, or 64 for every 64. Returns how many there are."""
+    n, whole, every = 0, len(units) - len(units) % 64, len(others) == len(units)
+    for i in range(0, whole, 64):
+        found = unequal(units, i, others, i if every else 0)
+        while found != ZERO:
+            positions[n] = np.int32(i + np.int64(zeros_below(found)))
+            found &= found - ONE
+            n += 1
+    for i in range(whole, len(units)):
+        if units[i] != others[i if every else 0]:
+            positions[n] = np.int32(i)
             n += 1
     return n
 
@@ -48,7 +50,7 @@ def ordered(unit, top, is_float):
 
 @jit
 def step(old, new, top, is_float):
-    """Distance of two units, and whether it is downwards."""
+    """Distance of two units, and whether it is downwards; ``top`` is the place of a unit's highest bit."""
     most = (((ONE << top) - ONE) << ONE) + ONE
     up = (ordered(new, top, is_float) - ordered(old, top, is_float)) & most
     down = up >> top
@@ -56,12 +58,11 @@ def step(old, new, top, is_float):
 
 
 @jit
-def measure(old, new, positions, top, is_float, distances, signs):
-    """``top`` is the place of a unit's highest bit."""
-    for x in range(len(positions)):
-        unit = np.uint64(old[positions[x]])
-        distances[x], down = step(unit, np.uint64(new[positions[x]]), top, is_float)
-        signs[x] = np.uint8(down ^ (unit >> top)) if is_float else np.uint8(down)
+def zigzag_of(old, new, top, is_float):
+    """Zigzag of the ulp distance between two units (spec 7.2)."""
+    most = (((ONE << top) - ONE) << ONE) + ONE
+    up = (ordered(new, top, is_float) - ordered(old, top, is_float)) & most
+    return ((up << ONE) ^ (ZERO - (up >> top))) & most
 
 
 @jit
@@ -78,12 +79,23 @@ def count(values, each, sums):
 
 
 @jit
-def fill_zigzags(old, new, positions, top, is_float, zigzags):
-    most = (((ONE << top) - ONE) << ONE) + ONE
-    for x in range(len(positions)):
-        a, b = np.uint64(old[positions[x]]), np.uint64(new[positions[x]])
-        up = (ordered(b, top, is_float) - ordered(a, top, is_float)) & most
-        zigzags[x] = ((up << ONE) ^ (ZERO - (up >> top))) & most
+def fill_changes(old, new, first, top, is_float, n, positions, zigzags):
+    """Behind ``n`` changes those of some units more, the first of which is number ``first``. Returns how many there are then."""
+    whole = len(old) - len(old) % 64
+    for i in range(0, whole, 64):
+        found = unequal(old, i, new, i)
+        while found != ZERO:
+            at = i + np.int64(zeros_below(found))
+            positions[n] = np.int32(first + at)
+            zigzags[n] = zigzag_of(np.uint64(old[at]), np.uint64(new[at]), top, is_float)
+            found &= found - ONE
+            n += 1
+    for at in range(whole, len(old)):
+        if old[at] != new[at]:
+            positions[n] = np.int32(first + at)
+            zigzags[n] = zigzag_of(np.uint64(old[at]), np.uint64(new[at]), top, is_float)
+            n += 1
+    return n
 
 
 @jit
@@ -132,36 +144,45 @@ def classes_of(units: Units, dtype: Dtype) -> Bytes:
 
 def differing(units: Array, others: Array | int) -> Array:
     """Positions of the units that differ from ``others``. Scratch."""
-    n = len(units)
-    flags, positions = scratch("flags", n + -n % 64, np.uint8), scratch("positions", n + 1, np.int32)
-    flags[n:] = 0
-    np.not_equal(units, others, out=flags[:n].view(np.bool_))
-    return positions[: fill_positions(flags.view(np.uint64), positions)]
+    positions = scratch("positions", len(units) + 1, np.int32)
+    return positions[: fill_positions(units, np.full(64, others, units.dtype) if isinstance(others, int) else others, positions)]
 
 
-def distances_of(old: Units, new: Units, positions: Array, dtype: Dtype) -> tuple[Array, Bytes]:
-    """Distance and side of each change. Scratch."""
-    distances, signs = scratch("distances", len(positions), np.uint64), scratch("signs", len(positions), np.uint8)
-    measure(old, new, positions, np.uint64(8 * dtype.carrier - 1), dtype.is_float, distances, signs)
-    return distances, signs
+class Finder:
+    """Finds the changes of a block of ``size`` units piece by piece, in order."""
+
+    def __init__(self, size: int, dtype: Dtype) -> None:
+        self._dtype, self._done, self._count = dtype, 0, 0
+        self._positions, self._zigzags = scratch("positions", size, np.int32), scratch("zigzags", size, dtype.unit)
+
+    def add(self, base: Bytes, target: Bytes) -> None:
+        """The block's next units."""
+        old, new, top = base.view(self._dtype.unit), target.view(self._dtype.unit), np.uint64(8 * self._dtype.carrier - 1)
+        found = self._positions, self._zigzags
+        self._count = fill_changes(old, new, self._done, top, self._dtype.is_float, self._count, *found)
+        self._done += len(old)
+
+    def changes(self) -> Changes:
+        """What was found. Scratch."""
+        return self._positions[: self._count], self._zigzags[: self._count]
 
 
-def zigzags_of(old: Units, new: Units, positions: Array, dtype: Dtype) -> Units:
-    """Zigzag of the ulp distance of each change, modulo 2^m (spec 7.2)."""
-    zigzags = np.empty(len(positions), dtype.unit)
-    fill_zigzags(old, new, positions, np.uint64(8 * dtype.carrier - 1), dtype.is_float, zigzags)
-    return zigzags
+def changes_of(base: Bytes, target: Bytes, dtype: Dtype) -> Changes:
+    """Positions of the units of a block that differ, and the zigzag of their ulp distances. Scratch."""
+    finder = Finder(len(base) // dtype.carrier, dtype)
+    finder.add(base, target)
+    return finder.changes()
 
 
-def distances_of_zigzags(old: Units, positions: Array, zigzags: Units, dtype: Dtype) -> tuple[Array, Bytes]:
-    """What :func:`distances_of` gives. Scratch."""
+def distances_of(old: Units, positions: Array, zigzags: Units, dtype: Dtype) -> tuple[Array, Bytes]:
+    """Distance and side of each change: 1 for down, and of floats for towards zero. Scratch."""
     distances, signs = scratch("distances", len(positions), np.uint64), scratch("signs", len(positions), np.uint8)
     measure_zigzags(old, positions, zigzags, np.uint64(8 * dtype.carrier - 1), dtype.is_float, distances, signs)
     return distances, signs
 
 
 def zigzags_of_distances(units: Units, positions: Array, distances: Array, signs: Bytes, dtype: Dtype, zigzags: Units) -> bool:
-    """Inverse of :func:`distances_of_zigzags`; returns whether each unit can move that far."""
+    """Inverse of :func:`distances_of`; returns whether each unit can move that far."""
     top = np.uint64(8 * dtype.carrier - 1)
     return bool(fill_from_distances(units, positions, distances, signs, top, dtype.is_float, zigzags))
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from ckptdiff.codecs.place import NOWHERE, Place
 from ckptdiff.codecs.planes import Reader, write_varint
-from ckptdiff.dtypes import Bytes, Dtype, Units
+from ckptdiff.dtypes import Bytes, Changes, Dtype, Units
 
 ADAPTIVE, STATIC = 1, 2
 
@@ -36,21 +36,22 @@ def warm_up() -> str | None:
     return adaptive.encode_kernel.stats.cache_path  # type: ignore[attr-defined]
 
 
-def encode(base: Bytes, target: Bytes, dtype: Dtype, place: Place = NOWHERE) -> tuple[bytes, int]:
+def encode(base: Bytes, target: Bytes, dtype: Dtype, place: Place = NOWHERE, found: Changes | None = None) -> tuple[bytes, int]:
     """Code a block; see :mod:`ckptdiff.codecs`."""
     from ckptdiff.codecs import changes
 
-    old, new = base.view(dtype.unit), target.view(dtype.unit)
-    positions = changes.differing(old, new)
-    return pack(old, positions, *changes.distances_of(old, new, positions, dtype), dtype, place), len(positions)
+    positions, zigzags = found or changes.changes_of(base, target, dtype)
+    return pack(base, positions, zigzags, dtype, place), len(positions)
 
 
-def pack(old: Units, positions: Units, distances: Units, signs: Bytes, dtype: Dtype, place: Place = NOWHERE) -> bytes:
-    """The coded form of changes: their places in the block, rising, and how far and to which side, as of ``changes.distances_of``."""
+def pack(base: Bytes, positions: Units, zigzags: Units, dtype: Dtype, place: Place = NOWHERE) -> bytes:
+    """The coded form of a block's changes."""
     from ckptdiff.codecs import adaptive, changes, static
 
     if len(positions) == 0:
         return b""
+    old = base.view(dtype.unit)
+    distances, signs = changes.distances_of(old, positions, zigzags, dtype)
     classes, m = changes.classes_of(old, dtype), 8 * dtype.carrier
     dense = dtype.carrier < 8 and len(positions) > DENSE * len(old)
     forms = []

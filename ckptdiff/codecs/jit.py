@@ -39,3 +39,23 @@ def zeros_below(context: Any, word: Any) -> Any:
 def zeros_above(context: Any, word: Any) -> Any:
     """In a kernel: how many zeros stand above the highest one of a uint64; 64 if there is none."""
     return numba.uint64(numba.uint64), lambda _, builder, __, values: builder.ctlz(values[0], ir.Constant(ir.IntType(1), 0))
+
+
+@intrinsic
+def unequal(context: Any, some: Any, at: Any, others: Any, there: Any) -> Any:
+    """In a kernel: which of 64 items of two arrays, from ``at`` and ``there`` on, differ: bit k for the k-th.
+
+    One compare of vectors, as wide as the processor has them; what LLVM makes of a loop ends in bytes, not bits.
+    """
+
+    def load(target: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
+        first = builder.gep(target.make_array(kind)(target, builder, array).data, [index])
+        vector = builder.load(builder.bitcast(first, ir.VectorType(ir.IntType(kind.dtype.bitwidth), 64).as_pointer()))
+        vector.align = 1
+        return vector
+
+    def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
+        a, b = (load(target, builder, kind, *args[k : k + 2]) for k, kind in ((0, some), (2, others)))
+        return builder.bitcast(builder.icmp_unsigned("!=", a, b), ir.IntType(64))
+
+    return numba.uint64(some, numba.intp, others, numba.intp), build
