@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckptdiff.codecs import adaptive, context
+from ckptdiff.codecs import adaptive, changes, context
 from ckptdiff.codecs.place import NOWHERE, Place
 from ckptdiff.codecs.planes import write_varint
 from ckptdiff.dtypes import DTYPES, Dtype
@@ -114,6 +114,24 @@ def test_shares_are_as_the_spec_has_them() -> None:
         assert found[:1000] == [READER.share(total) for total in range(start, start + 1000)]
         assert all(a > b for a, b in pairwise(found))
     assert adaptive.share(np.uint64((1 << 26) + 2 * int(adaptive.WEIGHTS[-1]))) > 0
+
+
+@pytest.mark.parametrize("size", [1000, changes.LARGE - 1, changes.LARGE, changes.LARGE + 77])
+@pytest.mark.parametrize("kind", ["uniform", "normal", "one class"])
+def test_units_of_classes(size: int, kind: str) -> None:
+    """Exact of small blocks and of rare classes below the common ones, else near; a uniform block has none that is common."""
+    rng = np.random.default_rng(5)
+    draw = {
+        "uniform": lambda: rng.integers(0, 256, size),
+        "normal": lambda: 122 + np.log2(np.abs(rng.normal(size=size))),
+        "one class": None,
+    }[kind]
+    classes = np.full(size, 255, np.uint8) if draw is None else draw().astype(np.uint8)
+    exact, found = np.bincount(classes, minlength=256), changes.units_of(classes)
+    common = np.flatnonzero(found[:255] >= changes.RARE)
+    rare = slice(0, common[0] if len(common) else 255)
+    assert (found if size < changes.LARGE else found[rare]).tolist() == (exact if size < changes.LARGE else exact[rare]).tolist()
+    assert (np.abs(found - exact) < 10 * np.sqrt(exact) + 10).all()
 
 
 @pytest.mark.parametrize("few", [0, context.FEW])

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ckptdiff.codecs.changes import count
+from ckptdiff.codecs.changes import units_of
 from ckptdiff.codecs.groups import put_number, take_number
 from ckptdiff.codecs.jit import ONE, ZERO, jit
 from ckptdiff.codecs.rangecoder import (
@@ -292,11 +292,10 @@ def _contexts(lo: int, hi: int, m: int) -> Array:
 
 def encode(classes: Array, positions: Array, distances: Array, signs: Array, m: int) -> tuple[bytes, Array, int]:
     """The range coded bytes; the raw words, which hold the rates too, and how many bits of them count."""
-    changed, units = np.bincount(classes[positions], minlength=256), np.zeros((2, 256), np.int32)
-    count(classes, 1, units)
+    changed = np.bincount(classes[positions], minlength=256)
     lo, hi = (int(c) for c in np.flatnonzero(changed)[[0, -1]])
     rates = np.zeros(256, np.uint8)
-    choose_rates(units[0] + units[1], changed, lo, hi, rates)
+    choose_rates(np.maximum(units_of(classes), changed), changed, lo, hi, rates)
     room = len(positions) * (m // 8 + 6) + 1024
     raw, words = scratch("raw", room, np.uint32), scratch("words", 2 * room, np.uint16)
     held, waiting, filled = put_rates(rates, lo, hi, raw, ZERO, 0, 0)

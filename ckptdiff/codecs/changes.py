@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ckptdiff.codecs.jit import ONE, ZERO, jit, unequal, zeros_below
+from ckptdiff.codecs.jit import ONE, ZERO, below, jit, unequal, zeros_below
 from ckptdiff.dtypes import Bytes, Changes, Dtype, Units
 from ckptdiff.scratch import scratch
 
 Array = npt.NDArray[Any]
+
+
+LARGE, RARE = 1 << 18, 1 << 11
+"""From so many units on a part of them is counted where that only guides a choice; a class of fewer is rare."""
 
 
 @jit
@@ -79,6 +83,31 @@ def count(values, each, sums):
 
 
 @jit
+def fill_units(classes, sums, limit, units):
+    """How many units there are of each class; of a large block about so many, but exactly of rare classes at the low end."""
+    each = 4 if len(classes) >= LARGE else 1
+    count(classes, each, sums)
+    for c in range(256):
+        units[c] = each * (np.int64(sums[0, c]) + np.int64(sums[1, c]))
+    if each == 1:
+        return
+    first = 0
+    while first < 255 and units[first] < RARE:
+        units[first] = 0
+        first += 1
+    limit[:] = np.uint8(first)
+    whole = len(classes) - len(classes) % 64
+    for i in range(0, whole, 64):
+        found = below(classes, i, limit, 0)
+        while found != ZERO:
+            units[classes[i + np.int64(zeros_below(found))]] += 1
+            found &= found - ONE
+    for i in range(whole, len(classes)):
+        if classes[i] < limit[0]:
+            units[classes[i]] += 1
+
+
+@jit
 def fill_changes(old, new, first, top, is_float, n, positions, zigzags):
     """Behind ``n`` changes those of some units more, the first of which is number ``first``. Returns how many there are then."""
     whole = len(old) - len(old) % 64
@@ -140,6 +169,13 @@ def classes_of(units: Units, dtype: Dtype) -> Bytes:
     classes = scratch("classes", len(units), np.uint8)
     fill_classes(units, np.uint64(dtype.class_shift), np.uint64(dtype.class_mask), classes)
     return classes
+
+
+def units_of(classes: Bytes) -> Array:
+    """About how many units there are of each class: good enough to choose by, and exact of small blocks."""
+    units = np.zeros(256, np.int64)
+    fill_units(classes, np.zeros((2, 256), np.int32), np.empty(64, np.uint8), units)
+    return units
 
 
 def differing(units: Array, others: Array | int) -> Array:

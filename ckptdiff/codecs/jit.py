@@ -41,9 +41,8 @@ def zeros_above(context: Any, word: Any) -> Any:
     return numba.uint64(numba.uint64), lambda _, builder, __, values: builder.ctlz(values[0], ir.Constant(ir.IntType(1), 0))
 
 
-@intrinsic
-def unequal(context: Any, some: Any, at: Any, others: Any, there: Any) -> Any:
-    """In a kernel: which of 64 items of two arrays, from ``at`` and ``there`` on, differ: bit k for the k-th.
+def _compare(sign: str) -> Any:
+    """How 64 items of two arrays, from ``at`` and ``there`` on, compare: bit k for the k-th.
 
     One compare of vectors, as wide as the processor has them; what LLVM makes of a loop ends in bytes, not bits.
     """
@@ -54,8 +53,15 @@ def unequal(context: Any, some: Any, at: Any, others: Any, there: Any) -> Any:
         vector.align = 1
         return vector
 
-    def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
-        a, b = (load(target, builder, kind, *args[k : k + 2]) for k, kind in ((0, some), (2, others)))
-        return builder.bitcast(builder.icmp_unsigned("!=", a, b), ir.IntType(64))
+    def compare(context: Any, some: Any, at: Any, others: Any, there: Any) -> Any:
+        def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
+            a, b = (load(target, builder, kind, *args[k : k + 2]) for k, kind in ((0, some), (2, others)))
+            return builder.bitcast(builder.icmp_unsigned(sign, a, b), ir.IntType(64))
 
-    return numba.uint64(some, numba.intp, others, numba.intp), build
+        return numba.uint64(some, numba.intp, others, numba.intp), build
+
+    return intrinsic(compare)
+
+
+unequal, below = _compare("!="), _compare("<")
+"""In a kernel: which of 64 items differ, or are below the others (of unsigned integers)."""

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 import ckptdiff.codecs.rans as rans
-from ckptdiff.codecs.changes import count, differing
+from ckptdiff.codecs.changes import count, differing, units_of
 from ckptdiff.codecs.groups import MAX_GROUPS, group, put_map, take_map
 from ckptdiff.codecs.jit import ONE, ZERO, jit
 from ckptdiff.codecs.place import NOWHERE, Place
@@ -25,7 +25,6 @@ Array = npt.NDArray[Any]
 
 TOKENS = 256
 
-LARGE = 1 << 18
 DIRECT = np.uint64(1 << 16)
 
 # By token: its octave, raw bits behind it, and the distance without them; by distance below 2^16: its token but for the sign.
@@ -77,15 +76,12 @@ def take_changes(tokens, raw, bits, positions, distances, signs):
 
 
 @jit
-def find_mean(classes, positions, tokens, sums, mean):
-    """256 times how active a unit of each class is on average. As it only guides a choice, some of a large block's units are enough."""
-    each = 4 if len(classes) >= LARGE else 1
-    count(classes, each, sums)
+def find_mean(classes, positions, tokens, units, mean):
+    """256 times how active a unit of each class is on average, given how many there are."""
     for x in range(len(positions)):
         mean[classes[positions[x]]] += 256 * ACTIVITY[tokens[positions[x]]]
-        sums[2, classes[positions[x]]] += np.int32(1)
     for c in range(256):
-        mean[c] //= max(each * np.int64(sums[0, c] + sums[1, c]), np.int64(sums[2, c]), 1)
+        mean[c] //= max(units[c], 1)
 
 
 @jit
@@ -212,7 +208,7 @@ def _plans(classes: Array, positions: Array, tokens: Array, kinds: int, place: P
     if 16 <= place.width <= len(classes) // 16:
         rows, columns = np.zeros(place.rows(len(classes)), np.int64), np.zeros(place.width, np.int64)
         mean = np.zeros(256, np.int64)
-        find_mean(classes, positions, tokens, np.zeros((3, 256), np.int32), mean)
+        find_mean(classes, positions, tokens, units_of(classes), mean)
         score(positions, classes, tokens, mean, place.width, place.phase, rows, columns)
         sizes = (3, 2) if best else (3,)
     for bits in sizes:
