@@ -41,7 +41,7 @@ RAW_SIGN = 3
 """Below this octave a distance's sign is raw."""
 
 RATES = 51
-WEIGHTS = np.array([0] + [(2 + (r - 1) % 2) << (2 + ((r - 1) >> 1)) for r in range(1, RATES)], np.uint64)
+WEIGHTS = np.array([0] + [(2 + (r - 1) % 2) << (2 + ((r - 1) >> 1)) for r in range(1, RATES)], np.uint32)
 """By rate: by how many 2^-24 octaves a unit lowers the chance that none of a run changes."""
 RUN = np.uint64(1 << 26)
 """A run of units ends where their weights, at its pace, sum up to this."""
@@ -55,7 +55,7 @@ S4, S8, S24 = np.uint64(4), np.uint64(8), np.uint64(24)
 Q24, Q16 = np.uint64((1 << 24) - 1), np.uint64((1 << 16) - 1)
 
 # Costs in 1/65536 bits, by rate: of a unit that stays as it is, and of one that changes.
-STAYS = (WEIGHTS >> np.uint64(8)).astype(np.int64)
+STAYS = (WEIGHTS >> np.uint32(8)).astype(np.int64)
 CHANGES = np.array([1 << 40] + [round(-math.log2(-math.expm1(-math.log(2) * int(w) / 2**24)) * 65536) for w in WEIGHTS[1:]], np.int64)
 
 
@@ -176,7 +176,7 @@ def put_run(classes, start, stop, weights, pace, low, span, words, at):
                 total += eight
                 i += 8
                 continue
-        total += weights[classes[i]]
+        total += np.uint64(weights[classes[i]])
         i += 1
         if total >= most:
             low, span, at = put_words(low, (span >> S32) * share((total * pace) >> S16), words, at)
@@ -193,7 +193,7 @@ def encode_kernel(classes, positions, distances, signs, weights, lo, hi, m, cont
     for x in range(len(positions)):
         stop = np.int64(positions[x])
         total, stayed, low, span, at = put_run(classes, start, stop, weights, pace, low, span, words, at)
-        weight = weights[classes[stop]]
+        weight = np.uint64(weights[classes[stop]])
         bound = (span >> S32) * share(((total + weight) * pace) >> S16)
         span = (span >> S32) * share((total * pace) >> S16) - bound
         low += bound
@@ -251,7 +251,7 @@ def decode_kernel(classes, weights, lo, hi, m, contexts, met, raw, bits, words, 
                 total += eight
                 i += 8
                 continue
-        weight = weights[classes[i]]
+        weight = np.uint64(weights[classes[i]])
         total += weight
         i += 1
         if total < stop:
@@ -308,7 +308,7 @@ def encode(classes: Array, positions: Array, distances: Array, signs: Array, m: 
 
 def decode(classes: Array, coded: bytes, raw: Array, m: int) -> tuple[Array, Array, Array, int]:
     """Positions, distances and signs of the changed units, and how many raw bits were taken; raises ValueError."""
-    weights = np.zeros(256, np.uint64)
+    weights = np.zeros(256, np.uint32)
     lo, hi, bits = take_rates(raw, weights)
     if lo < 0 or lo > hi:
         raise ValueError(f"a rate is below 0 or above {RATES - 1}" if lo < 0 else f"its lowest class is {lo}, its highest {hi}")
