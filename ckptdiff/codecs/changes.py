@@ -4,16 +4,21 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ckptdiff.codecs.jit import ONE, ZERO, jit, unequal, zeros_below
+from ckptdiff.codecs.leaves import add_steps, as_leaves, begin, finish
+from ckptdiff.digests import BLOCK, block_count
 from ckptdiff.dtypes import Bytes, Changes, Dtype, Units
 from ckptdiff.scratch import scratch
 
 Array = npt.NDArray[Any]
+PIECE = 1 << 16
+"""Bytes of a side that are compared and then hashed."""
 
 
 @jit
@@ -86,6 +91,25 @@ def fill_changes(old, new, first, top, is_float, n, positions, zigzags):
 
 
 @jit
+def fill_compared(base, target, old, new, top, is_float, positions, zigzags, ends, sums, leaves):
+    """Changes of each block, and its leaves: piece by piece, so that what is hashed is in the cache."""
+    n, width = 0, len(base) // max(len(old), 1)
+    for k in range(len(ends) - 1):
+        block, size = k * BLOCK, min(BLOCK, len(base) - k * BLOCK)
+        begin(sums[0])
+        begin(sums[1])
+        for at in range(0, size, PIECE):
+            stop = min(at + PIECE, size)
+            first, last = (block + at) // width, (block + stop) // width
+            n = fill_changes(old[first:last], new[first:last], at // width, top, is_float, n, positions, zigzags)
+            add_steps(sums[0], base, block, size, at, stop)
+            add_steps(sums[1], target, block, size, at, stop)
+        finish(sums[0], base, block, size, leaves[0, k])
+        finish(sums[1], target, block, size, leaves[1, k])
+        ends[k + 1] = n
+
+
+@jit
 def measure_zigzags(old, positions, zigzags, top, is_float, distances, signs):
     for x in range(len(positions)):
         zigzag = np.uint64(zigzags[x])
@@ -135,30 +159,23 @@ def differing(units: Array, others: Array | int) -> Array:
     return positions[: fill_positions(units, np.full(64, others, units.dtype) if isinstance(others, int) else others, positions)]
 
 
-class Finder:
-    """Finds the changes of a block of ``size`` units piece by piece, in order."""
-
-    def __init__(self, size: int, dtype: Dtype) -> None:
-        self._dtype, self._done, self._count = dtype, 0, 0
-        self._positions, self._zigzags = scratch("positions", size, np.int32), scratch("zigzags", size, dtype.unit)
-
-    def add(self, base: Bytes, target: Bytes) -> None:
-        """The block's next units."""
-        old, new, top = base.view(self._dtype.unit), target.view(self._dtype.unit), np.uint64(8 * self._dtype.carrier - 1)
-        found = self._positions, self._zigzags
-        self._count = fill_changes(old, new, self._done, top, self._dtype.is_float, self._count, *found)
-        self._done += len(old)
-
-    def changes(self) -> Changes:
-        """What was found. Scratch."""
-        return self._positions[: self._count], self._zigzags[: self._count]
-
-
 def changes_of(base: Bytes, target: Bytes, dtype: Dtype) -> Changes:
     """Positions of the units of a block that differ, and the zigzag of their ulp distances. Scratch."""
-    finder = Finder(len(base) // dtype.carrier, dtype)
-    finder.add(base, target)
-    return finder.changes()
+    old, new, top = base.view(dtype.unit), target.view(dtype.unit), np.uint64(8 * dtype.carrier - 1)
+    positions, zigzags = scratch("positions", len(old), np.int32), scratch("zigzags", len(old), dtype.unit)
+    count = fill_changes(old, new, 0, top, dtype.is_float, 0, positions, zigzags)
+    return positions[:count], zigzags[:count]
+
+
+def compared(base: Bytes, target: Bytes, dtype: Dtype) -> tuple[list[Changes], list[bytes], list[bytes]]:
+    """Changes of each block of a run (scratch), and the leaves of base and target, by reading memory once."""
+    old, new, blocks = base.view(dtype.unit), target.view(dtype.unit), block_count(len(base))
+    positions, zigzags = scratch("positions", len(old), np.int32), scratch("zigzags", len(old), dtype.unit)
+    ends, leaves = np.zeros(blocks + 1, np.int64), np.empty((2, blocks, 2), np.uint64)
+    top, sums = np.uint64(8 * dtype.carrier - 1), np.empty((2, 8), np.uint64)
+    fill_compared(base, target, old, new, top, dtype.is_float, positions, zigzags, ends, sums, leaves)
+    found = [(positions[i:j], zigzags[i:j]) for i, j in itertools.pairwise(ends.tolist())]
+    return found, as_leaves(leaves[0], base), as_leaves(leaves[1], target)
 
 
 def distances_of(old: Units, positions: Array, zigzags: Units, dtype: Dtype) -> tuple[Array, Bytes]:

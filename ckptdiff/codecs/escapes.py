@@ -18,11 +18,26 @@ Array = npt.NDArray[Any]
 
 
 @jit
-def fill_gaps(positions, gaps):
-    before = -1
+def count_escapes(values, counts):
+    """How many values need more than w planes, in item w - 1; 0 in the last, since no value does."""
+    for w in range(1, len(counts)):
+        limit, n = (ONE << np.uint64(8 * w)) - ONE, 0
+        for x in range(len(values)):
+            n += np.uint64(values[x]) >= limit
+        counts[w - 1] = n
+
+
+@jit
+def fill_gaps_and_values(positions, zigzags, gaps, values, gap_escapes, value_escapes):
+    """Also counts how many gaps and values need more than w planes, in item w - 1."""
+    before = np.int64(-1)
     for x in range(len(positions)):
         gaps[x] = np.uint32(np.int64(positions[x]) - before - 1)
         before = np.int64(positions[x])
+    for x in range(len(zigzags)):
+        values[x] = np.uint64(zigzags[x]) - ONE
+    count_escapes(gaps, gap_escapes)
+    count_escapes(values, value_escapes)
 
 
 @jit
@@ -35,16 +50,6 @@ def fill_positions(gaps, size, positions):
             return at
         positions[x] = np.int32(at)
     return at
-
-
-@jit
-def count_escapes(values, counts):
-    """How many values need more than w planes, in ``counts[w]`` for w from 1 on."""
-    for w in range(1, len(counts)):
-        limit, n = (ONE << np.uint64(8 * w)) - ONE, 0
-        for x in range(len(values)):
-            n += np.uint64(values[x]) >= limit
-        counts[w] = n
 
 
 @jit
@@ -99,15 +104,16 @@ def count_equal(values, wanted):
     return n
 
 
-def gaps_of(positions: Array) -> Units:
-    """Unchanged units before each position, from the one before on."""
-    gaps = np.empty(len(positions), np.uint32)
-    fill_gaps(positions, gaps)
-    return gaps
+def gaps_and_values(positions: Array, zigzags: Units, gap_width: int, width: int) -> tuple[Array, Array, Units, Array]:
+    """Unchanged units before each position, from the one before on, and zigzags less one; behind each its escapes. Scratch."""
+    gaps, values = scratch("gaps", len(positions), np.uint32), scratch("values", len(zigzags), zigzags.dtype)
+    gap_escapes, value_escapes = np.zeros(gap_width, np.int64), np.zeros(width, np.int64)
+    fill_gaps_and_values(positions, zigzags, gaps, values, gap_escapes, value_escapes)
+    return gaps, gap_escapes, values, value_escapes
 
 
 def positions_of(gaps: Array, size: int) -> Array:
-    """Inverse of :func:`gaps_of`; raises ValueError for a position that is not below ``size``."""
+    """The positions that have these gaps before them; raises ValueError for a position that is not below ``size``."""
     positions = np.empty(len(gaps), np.int32)
     last = fill_positions(gaps, size, positions)
     if last >= size:
@@ -115,20 +121,17 @@ def positions_of(gaps: Array, size: int) -> Array:
     return positions
 
 
-def best_width(values: Units, width: int) -> int:
-    """How many low planes give the fewest bytes before compression."""
-    counts = np.zeros(width, np.int64)
-    count_escapes(values, counts)
-    return min((w * len(values) + (width * int(counts[w]) if w < width else 0), w) for w in range(1, width + 1))[1]
+def best_width(escapes: Array, count: int) -> int:
+    """How many low planes give the fewest bytes before compression, given how many values need more than w planes, for each w."""
+    counts, width = escapes.tolist(), len(escapes)
+    return min((w * count + (width * counts[w - 1] if w < width else 0), w) for w in range(1, width + 1))[1]
 
 
-def write_escaped(values: Units, width: int, low: int) -> bytes:
-    """Escaped values of ``width`` bytes in ``low`` low planes."""
+def write_escaped(values: Units, escapes: Array, low: int) -> bytes:
+    """Escaped values in ``low`` low planes."""
+    width = len(escapes)
     escape = (1 << 8 * low) - 1 if low < width else (1 << 64) - 1
-    counts = np.zeros(low + 1, np.int64)
-    if low < width:
-        count_escapes(values, counts)
-    planes, high = _planes("low", low, len(values)), _planes("high", width if low < width else 0, int(counts[low]))
+    planes, high = _planes("low", low, len(values)), _planes("high", width if low < width else 0, int(escapes[low - 1]))
     split_escaped(values, planes, high, np.uint64(escape))
     return b"".join([write_plane(plane) for plane in (*planes, *high)])
 
