@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ckptdiff.digests import BLOCK, leaves_of, tensor_digest, xxh128
+from ckptdiff.digests import BLOCK, tensor_digest
 from ckptdiff.dtypes import Bytes, Dtype
 from ckptdiff.errors import BaseMismatchError, IntegrityError
 from ckptdiff.parallel import run_ordered
@@ -24,14 +24,15 @@ MODEL = "the model"
 """What messages call tensors in memory."""
 
 RUN = 8 * BLOCK
-"""Bytes that one job hashes: handing over smaller ones takes longer than hashing them."""
+"""Bytes that one job hashes or moves: threads hand Python's lock over between jobs, and may wait for it longer than they work."""
 
 
 @dataclass(slots=True)
 class Part:
     """Moves of a run of a tensor's units: ``positions`` in it, None if every unit has a move, and the zigzag of ulp distances.
 
-    On the host a run is one block of ``start`` to ``stop`` in bytes and these are numpy's; elsewhere it is all of the tensor, torch's.
+    On the host a run is whole blocks, at most about :data:`RUN` bytes, ``start`` to ``stop``, and these are numpy's; elsewhere it is all
+    of the tensor, and they are torch's.
     """
 
     start: int
@@ -127,7 +128,7 @@ class LoadedPatch:
                     )
         except BaseException:
             for row, part in self._done:
-                _shift(row, part, not back)
+                _shift(row, part, not back, False)
             raise
         finally:
             for array in arrays:
@@ -172,11 +173,10 @@ class LoadedPatch:
             yield from zip(elsewhere, leaves_in_memory([row.flat for row in elsewhere], self._threads), strict=True)
 
     def _move_part(self, row: Moves, part: Part, back: bool, check: bool) -> list[bytes]:
-        """Move one run; returns its leaf on the host."""
-        _shift(row, part, back)
+        """Move one run; returns its leaves on the host."""
+        leaves = _shift(row, part, back, check)
         self._done.append((row, part))
-        flat = row.flat[part.start : part.stop]
-        return [xxh128(flat)] if check and isinstance(flat, np.ndarray) else []
+        return leaves
 
 
 def address(flat: Bytes | torch.Tensor) -> tuple[str, int, int]:
@@ -184,18 +184,16 @@ def address(flat: Bytes | torch.Tensor) -> tuple[str, int, int]:
     return ("cpu", flat.ctypes.data, len(flat)) if isinstance(flat, np.ndarray) else (str(flat.device), flat.data_ptr(), len(flat))
 
 
-def _shift(row: Moves, part: Part, back: bool) -> None:
+def _shift(row: Moves, part: Part, back: bool, hashed: bool) -> list[bytes]:
     flat = row.flat[part.start : part.stop]
     if isinstance(flat, np.ndarray):
-        from ckptdiff.codecs import changes
+        from ckptdiff.codecs.changes import move_run
 
-        units = flat.view(row.dtype.unit)
-        positions = np.arange(len(units), dtype=np.int32) if part.positions is None else part.positions
-        changes.shift_units(units, positions, part.zigzags, row.dtype, back)
-    else:
-        from ckptdiff.device import move, units_of
+        return move_run(flat, part.positions, part.zigzags, row.dtype, back, hashed)
+    from ckptdiff.device import move, units_of
 
-        move(units_of(flat, row.dtype), part.positions, part.zigzags, row.dtype, back)
+    move(units_of(flat, row.dtype), part.positions, part.zigzags, row.dtype, back)
+    return []
 
 
 def leaves_in_memory(parts: Sequence[Bytes | torch.Tensor], threads: int) -> Generator[list[bytes], None, None]:
@@ -209,6 +207,8 @@ def leaves_in_memory(parts: Sequence[Bytes | torch.Tensor], threads: int) -> Gen
         from ckptdiff.device import leaf_digests
 
         found |= dict(zip(numbers, leaf_digests([parts[k] for k in numbers]), strict=True))  # type: ignore[misc]
+    from ckptdiff.codecs.leaves import leaves_of
+
     jobs = (partial(leaves_of, part[i : i + RUN]) for part in parts if isinstance(part, np.ndarray) for i in range(0, len(part), RUN))
     with closing(run_ordered(jobs, threads)) as leaves:
         for k, part in enumerate(parts):

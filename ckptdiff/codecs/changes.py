@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ckptdiff.codecs.jit import ONE, ZERO, jit, unequal, zeros_below
+from ckptdiff.codecs.jit import ONE, ZERO, jit, prefetch, unequal, zeros_below
 from ckptdiff.codecs.leaves import add_steps, as_leaves, begin, finish
 from ckptdiff.digests import BLOCK, block_count
 from ckptdiff.dtypes import Bytes, Changes, Dtype, Units
@@ -132,18 +132,45 @@ def fill_from_distances(units, positions, distances, signs, top, is_float, zigza
 
 
 @jit
-def shift(units, positions, zigzags, top, is_float, back):
+def moved(unit, zigzag, top, is_float, back):
+    """A unit moved by the zigzag of an ulp distance, or back."""
     most = (((ONE << top) - ONE) << ONE) + ONE
+    up = (zigzag >> ONE) ^ (ZERO - (zigzag & ONE))
+    if back:
+        up = ZERO - up
+    value = (ordered(unit, top, is_float) + up) & most
+    flip = ZERO
+    if is_float:
+        flip = ((value >> top) - ONE) | (ONE << top)
+    return (value ^ flip) & most
+
+
+@jit
+def shift(units, positions, zigzags, top, is_float, back):
     for x in range(len(positions)):
-        zigzag = np.uint64(zigzags[x])
-        up = (zigzag >> ONE) ^ (ZERO - (zigzag & ONE))
-        if back:
-            up = ZERO - up
-        value = (ordered(np.uint64(units[positions[x]]), top, is_float) + up) & most
-        flip = ZERO
-        if is_float:
-            flip = ((value >> top) - ONE) | (ONE << top)
-        units[positions[x]] = (value ^ flip) & most
+        units[positions[x]] = moved(np.uint64(units[positions[x]]), np.uint64(zigzags[x]), top, is_float, back)
+
+
+@jit
+def shift_and_hash(data, units, positions, zigzags, top, is_float, back, sums, leaves):
+    """As :func:`shift` of a run of blocks, of all its units without positions; and its leaves, if there is place for them."""
+    x, width, every = 0, len(data) // len(units), len(positions) == 0
+    for block in range(0, len(data), BLOCK):
+        size = min(BLOCK, len(data) - block)
+        begin(sums)
+        for at in range(0, size, PIECE):
+            stop = min(at + PIECE, size)
+            last = (block + stop) // width
+            for line in range(block + at, block + stop, 64):
+                prefetch(data, line)
+            while x < len(zigzags) and (x if every else positions[x]) < last:
+                here = x if every else np.int64(positions[x])
+                units[here] = moved(np.uint64(units[here]), np.uint64(zigzags[x]), top, is_float, back)
+                x += 1
+            if len(leaves):
+                add_steps(sums, data, block, size, at, stop)
+        if len(leaves):
+            finish(sums, data, block, size, leaves[block // BLOCK])
 
 
 def classes_of(units: Units, dtype: Dtype) -> Bytes:
@@ -194,3 +221,11 @@ def zigzags_of_distances(units: Units, positions: Array, distances: Array, signs
 def shift_units(units: Units, positions: Array, zigzags: Units, dtype: Dtype, back: bool) -> None:
     """Move units in place by the zigzag of ulp distances, or back."""
     shift(units, positions, zigzags, np.uint64(8 * dtype.carrier - 1), dtype.is_float, back)
+
+
+def move_run(run: Bytes, positions: Array | None, zigzags: Units, dtype: Dtype, back: bool, hashed: bool) -> list[bytes]:
+    """Move units of a run of blocks in place, those at ``positions`` or all; its leaves afterwards, if it shall be hashed."""
+    where = np.empty(0, np.int32) if positions is None else positions
+    leaves, top = np.empty((block_count(len(run)) if hashed else 0, 2), np.uint64), np.uint64(8 * dtype.carrier - 1)
+    shift_and_hash(run, run.view(dtype.unit), where, zigzags, top, dtype.is_float, back, np.empty(8, np.uint64), leaves)
+    return as_leaves(leaves, run) if hashed else []
