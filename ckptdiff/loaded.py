@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ckptdiff.digests import BLOCK, tensor_digest
+from ckptdiff.digests import BLOCK, block_count, tensor_digest
 from ckptdiff.dtypes import Bytes, Dtype
 from ckptdiff.errors import BaseMismatchError, IntegrityError
 from ckptdiff.parallel import run_ordered
@@ -24,7 +26,10 @@ MODEL = "the model"
 """What messages call tensors in memory."""
 
 RUN = 8 * BLOCK
-"""Bytes that one job hashes or moves: threads hand Python's lock over between jobs, and may wait for it longer than they work."""
+"""Bytes that one job moves: threads hand Python's lock over between jobs, and may wait for it longer than they work."""
+
+HASHED = 16 * BLOCK
+"""Bytes that one job hashes."""
 
 
 @dataclass(slots=True)
@@ -196,20 +201,52 @@ def _shift(row: Moves, part: Part, back: bool, hashed: bool) -> list[bytes]:
     return []
 
 
-def leaves_in_memory(parts: Sequence[Bytes | torch.Tensor], threads: int) -> Generator[list[bytes], None, None]:
+def leaves_in_memory(parts: Sequence[Bytes | torch.Tensor], threads: int) -> list[list[bytes]]:
     """Leaves of tensors in memory."""
-    elsewhere: dict[Any, list[int]] = {}
+    with hashing(parts, threads) as leaves:
+        return leaves()
+
+
+@contextmanager
+def hashing(parts: Sequence[Bytes | torch.Tensor], threads: int) -> Iterator[Callable[[], list[list[bytes]]]]:
+    """While threads hash tensors in memory; gives a function that waits for all leaves."""
+    from ckptdiff.codecs.leaves import leaves_of_all
+
+    here = [part for part in parts if isinstance(part, np.ndarray)]
+    there = [part for part in parts if not isinstance(part, np.ndarray)]
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="ckptdiff")
+    try:
+        found = [pool.submit(leaves_of_all, batch) for batch in _batches(here)]
+
+        def leaves() -> list[list[bytes]]:
+            rows = iter(_leaves_elsewhere(there))
+            flat = (leaf for future in found for leaf in future.result())
+            return [list(islice(flat, block_count(len(part)))) if isinstance(part, np.ndarray) else next(rows) for part in parts]
+
+        yield leaves
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _batches(parts: Iterable[Bytes]) -> Iterator[list[Bytes]]:
+    """Tensors cut and gathered to what one job hashes."""
+    batch: list[Bytes] = []
+    for part in parts:
+        for start in range(0, len(part), HASHED):
+            batch.append(part[start : start + HASHED])
+            if sum(map(len, batch)) >= HASHED:
+                yield batch
+                batch = []
+    if batch:
+        yield batch
+
+
+def _leaves_elsewhere(parts: Sequence[torch.Tensor]) -> list[list[bytes]]:
+    """Leaves of tensors on devices."""
     found: dict[int, list[bytes]] = {}
-    for k, part in enumerate(parts):
-        if not isinstance(part, np.ndarray):
-            elsewhere.setdefault(part.device, []).append(k)
-    for numbers in elsewhere.values():
+    for device in {part.device for part in parts}:
         from ckptdiff.device import leaf_digests
 
-        found |= dict(zip(numbers, leaf_digests([parts[k] for k in numbers]), strict=True))  # type: ignore[misc]
-    from ckptdiff.codecs.leaves import leaves_of
-
-    jobs = (partial(leaves_of, part[i : i + RUN]) for part in parts if isinstance(part, np.ndarray) for i in range(0, len(part), RUN))
-    with closing(run_ordered(jobs, threads)) as leaves:
-        for k, part in enumerate(parts):
-            yield found[k] if k in found else [leaf for _ in range(0, len(part), RUN) for leaf in next(leaves)]
+        numbers = [k for k, part in enumerate(parts) if part.device == device]
+        found |= dict(zip(numbers, leaf_digests([parts[k] for k in numbers]), strict=True))
+    return [found[k] for k in range(len(parts))]

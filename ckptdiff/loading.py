@@ -15,11 +15,11 @@ from ckptdiff.applier import Applier, check_chain
 from ckptdiff.checkpoint import Tensor
 from ckptdiff.codecs import context, sparse
 from ckptdiff.coding import look
-from ckptdiff.digests import BLOCK, tensor_digest
+from ckptdiff.digests import BLOCK, tensor_digest, xxh128
 from ckptdiff.dtypes import DTYPES, Bytes, Changes, Dtype, Units
 from ckptdiff.errors import BaseMismatchError, FormatError, IntegrityError, UnsupportedError
 from ckptdiff.layers import FromBase, FromPatch, Node, check_changed, ranges, tensor_differs
-from ckptdiff.loaded import MODEL, RUN, LoadedPatch, Moves, Part, address, leaves_in_memory
+from ckptdiff.loaded import MODEL, RUN, LoadedPatch, Moves, Part, address, hashing, leaves_in_memory
 from ckptdiff.memory import MemoryFile, State, open_state, state_of
 from ckptdiff.pairing import strip_prefixes
 from ckptdiff.parallel import no_progress, run_ordered
@@ -95,41 +95,47 @@ class Loader:
         return list(found.values())
 
     def _moves(self, places: Sequence[Place]) -> list[Moves]:
-        decoded = [place for place in places if place.codec is not None]
-        return [*self._from_changes(decoded), *self._from_rest([place for place in places if place.codec is None])]
+        by_codec: dict[str | None, list[Place]] = {"sparse": [], "context": [], None: []}
+        for place in places:
+            by_codec[place.codec].append(place)
+        return [*self._from_sparse(by_codec["sparse"]), *self._from_context(by_codec["context"]), *self._from_rest(by_codec[None])]
 
-    def _from_changes(self, places: Sequence[Place]) -> Iterator[Moves]:
-        """Each run of blocks is hashed and unpacked by one thread."""
-        elsewhere = leaves_in_memory([flat for place in places if not isinstance(flat := self._memory(place), np.ndarray)], self.threads)
-        jobs = (partial(self._unpack_run, place, start) for place in places for start in range(0, place.tensor.nbytes, _step(place)))
+    def _from_sparse(self, places: Sequence[Place]) -> list[Moves]:
+        """Other threads hash while this one unpacks: unpacking is many small steps, which threads would take from each other."""
+        with hashing([self._memory(place) for place in places], max(self.threads - 1, 1)) as leaves:
+            found = [[self._unpack(place, start) for start in range(0, place.tensor.nbytes, BLOCK)] for place in places]
+            before = leaves()
+        for place, row in zip(places, before, strict=True):
+            self._check_base(place, row)
+        return [self._finish(place, blocks, row) for place, blocks, row in zip(places, found, before, strict=True)]
+
+    def _from_context(self, places: Sequence[Place]) -> Iterator[Moves]:
+        """Each block is hashed and unpacked by one thread."""
+
+        def job(place: Place, start: int) -> tuple[bytes, Changes | None, str]:
+            data = look(place.tensor, start, start + BLOCK, "base")
+            try:
+                return xxh128(data), self._unpack(place, start), ""
+            except FormatError as error:
+                return xxh128(data), None, str(error)  # of a wrong base, most likely
+
+        jobs = (partial(job, place, start) for place in places for start in range(0, place.tensor.nbytes, BLOCK))
         with closing(run_ordered(jobs, self.threads)) as results:
             for place in places:
-                rows = [next(results) for _ in range(0, place.tensor.nbytes, _step(place))]
-                on_host = isinstance(self._memory(place), np.ndarray)
-                before = [leaf for leaves, _, _ in rows for leaf in leaves] if on_host else next(elsewhere)
+                rows = [next(results) for _ in range(0, place.tensor.nbytes, BLOCK)]
+                before = [leaf for leaf, _, _ in rows]
                 self._check_base(place, before)
                 for _, _, error in rows:
                     if error:
                         raise FormatError(error)
-                yield self._finish(place, [changes for _, found, _ in rows for changes in found], before)
-
-    def _unpack_run(self, place: Place, start: int) -> tuple[list[bytes], list[Changes], str]:
-        """Leaves of a run that is in the host's memory, its blocks' changes, and what is wrong with those: a wrong base, most likely."""
-        from ckptdiff.codecs.leaves import leaves_of
-
-        data, stop = self._memory(place)[start : start + _step(place)], min(start + _step(place), place.tensor.nbytes)
-        leaves = leaves_of(data) if isinstance(data, np.ndarray) else []
-        try:
-            return leaves, [self._unpack(place, block) for block in range(start, stop, BLOCK)], ""
-        except FormatError as error:
-            return leaves, [], str(error)
+                yield self._finish(place, [changes for _, changes, _ in rows if changes], before)
 
     def _from_rest(self, places: Sequence[Place]) -> Iterator[Moves]:
         """Tensors of which the whole content is built, and compared with what is there."""
         jobs = (partial(self._changes, place, start, stop, last) for place in places for start, stop, last in ranges(place.node))
         parts: list[Part | None] = []
-        before = leaves_in_memory([self._memory(place) for place in places], self.threads)
-        with closing(run_ordered(jobs, self.threads)) as results, closing(before):
+        before = iter(leaves_in_memory([self._memory(place) for place in places], self.threads))
+        with closing(run_ordered(jobs, self.threads)) as results:
             for place, part, last in results:
                 parts.append(part)
                 if last:
@@ -195,11 +201,6 @@ class Loader:
         elif parts:
             parts = [_on_device(flat, parts, dtype)]
         return Moves(name, dtype, flat, parts, before, place.node.digest)
-
-
-def _step(place: Place) -> int:
-    """Bytes that one job hashes and unpacks: ``sparse`` is soon unpacked."""
-    return RUN if place.codec == "sparse" else BLOCK
 
 
 def _run(start: int, stop: int, blocks: Sequence[Changes], dtype: Dtype) -> Part | None:

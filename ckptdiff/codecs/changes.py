@@ -10,15 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ckptdiff.codecs.jit import ONE, ZERO, jit, prefetch, unequal, zeros_below
-from ckptdiff.codecs.leaves import add_steps, as_leaves, begin, finish
+from ckptdiff.codecs.jit import ONE, ZERO, jit, unequal, zeros_below
+from ckptdiff.codecs.leaves import PIECE, add_steps, as_leaves, begin, finish
 from ckptdiff.digests import BLOCK, block_count
 from ckptdiff.dtypes import Bytes, Changes, Dtype, Units
 from ckptdiff.scratch import scratch
 
 Array = npt.NDArray[Any]
-PIECE = 1 << 16
-"""Bytes of a side that are compared and then hashed."""
 
 
 @jit
@@ -161,8 +159,6 @@ def shift_and_hash(data, units, positions, zigzags, top, is_float, back, sums, l
         for at in range(0, size, PIECE):
             stop = min(at + PIECE, size)
             last = (block + stop) // width
-            for line in range(block + at, block + stop, 64):
-                prefetch(data, line)
             while x < len(zigzags) and (x if every else positions[x]) < last:
                 here = x if every else np.int64(positions[x])
                 units[here] = moved(np.uint64(units[here]), np.uint64(zigzags[x]), top, is_float, back)

@@ -59,18 +59,3 @@ def unequal(context: Any, some: Any, at: Any, others: Any, there: Any) -> Any:
         return builder.bitcast(builder.icmp_unsigned("!=", a, b), ir.IntType(64))
 
     return numba.uint64(some, numba.intp, others, numba.intp), build
-
-
-@intrinsic
-def prefetch(context: Any, array: Any, at: Any) -> Any:
-    """In a kernel: ask for the memory of an item that will be read and written soon."""
-
-    def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
-        text, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [text, number, number, number])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [text], kind)
-        first = builder.gep(target.make_array(array)(target, builder, args[0]).data, [args[1]])
-        builder.call(function, [builder.bitcast(first, text), *(ir.Constant(number, value) for value in (1, 3, 1))])
-        return target.get_dummy_value()
-
-    return numba.void(array, numba.intp), build
