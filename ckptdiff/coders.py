@@ -11,7 +11,7 @@ from ckptdiff.coding import Coder, code
 from ckptdiff.devices import find_device
 from ckptdiff.memory import MemoryFile
 
-IN_MEMORY = 4
+IN_MEMORY = 8
 """Groups that the host takes at once of tensors in memory: fewer hand Python's lock over more often."""
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import BinaryIO, Protocol
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import xxhash
@@ -151,17 +151,11 @@ class OpenTensor:
 
     def entry(self) -> Entry:
         base, target = self.base, self.target
-        entry = Entry(name=target.name, dtype=target.dtype, shape=target.shape, kind="new", digest=tensor_digest(self.leaves))
+        found: dict[str, Any] = {"name": target.name, "dtype": target.dtype, "shape": target.shape, "digest": tensor_digest(self.leaves)}
         if base is not None:
-            entry = replace(
-                entry,
-                kind="delta" if self.changed else "same",
-                base_name=base.name,
-                base_dtype=base.dtype,
-                base_shape=base.shape,
-                base_digest=tensor_digest(self.base_leaves),
-                changed=self.changed,
-            )
-        if entry.kind == "same":
-            return entry
-        return replace(entry, codec=self.codec, blocks=tuple(self.blocks), payload_digest=self.payload.digest())
+            found |= {"base_name": base.name, "base_dtype": base.dtype, "base_shape": base.shape}
+            found |= {"base_digest": tensor_digest(self.base_leaves), "changed": self.changed}
+            if not self.changed:
+                return Entry(kind="same", **found)
+        found |= {"codec": self.codec, "blocks": tuple(self.blocks), "payload_digest": self.payload.digest()}
+        return Entry(kind="new" if base is None else "delta", **found)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ckptdiff.codecs.jit import ONE, ZERO, jit, unequal, zeros_below
+from ckptdiff.codecs.jit import ONE, ZERO, jit, prefetch, unequal, zeros_below
 from ckptdiff.codecs.leaves import PIECE, add_steps, as_leaves, begin, finish
 from ckptdiff.digests import BLOCK, block_count
 from ckptdiff.dtypes import Bytes, Changes, Dtype, Units
@@ -71,8 +71,10 @@ def zigzag_of(old, new, top, is_float):
 @jit
 def fill_changes(old, new, first, top, is_float, n, positions, zigzags):
     """Behind ``n`` changes those of some units more, the first of which is number ``first``. Returns how many there are then."""
-    whole = len(old) - len(old) % 64
+    whole, ahead = len(old) - len(old) % 64, PIECE // old.itemsize
     for i in range(0, whole, 64):
+        prefetch(old, i + ahead)
+        prefetch(new, i + ahead)
         found = unequal(old, i, new, i)
         while found != ZERO:
             at = i + np.int64(zeros_below(found))

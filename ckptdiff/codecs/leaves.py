@@ -17,7 +17,7 @@ from llvmlite import ir
 from numba.extending import intrinsic
 
 from ckptdiff import xxh3
-from ckptdiff.codecs.jit import jit
+from ckptdiff.codecs.jit import ask_for, jit
 from ckptdiff.digests import BLOCK, block_count, xxh128
 from ckptdiff.dtypes import Bytes
 
@@ -61,13 +61,6 @@ def _add(builder: Any, acc: Any, data: Any, secret: Any, at: int, key: int) -> A
     return builder.add(builder.add(acc, swapped), product)
 
 
-def _prefetch(builder: Any, data: Any, offset: int) -> None:
-    """Ask for a line of the next piece: the hash takes less from memory than memory can give."""
-    text, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-    function = builder.module.declare_intrinsic("llvm.prefetch", [text], ir.FunctionType(ir.VoidType(), [text, number, number, number]))
-    builder.call(function, [builder.gep(data, [ir.Constant(ir.IntType(64), offset)]), *(ir.Constant(number, k) for k in (0, 3, 1))])
-
-
 def _adder(stripes: int) -> Any:
     """In a kernel: so many stripes of ``data``, from ``at`` on, into the accumulators, by the secret from ``key`` on; 16 are a step."""
 
@@ -80,7 +73,7 @@ def _adder(stripes: int) -> Any:
             lanes.align = 8
             for stripe in range(stripes):
                 lanes = _add(builder, lanes, here, there, 64 * stripe, xxh3.KEY_STRIPE * stripe)
-                _prefetch(builder, here, PIECE + 64 * stripe)
+                ask_for(builder, builder.gep(here, [ir.Constant(ir.IntType(64), PIECE + 64 * stripe)]))
             if stripes == 16:
                 lanes = builder.xor(builder.xor(lanes, builder.lshr(lanes, _splat(47))), _load(builder, there, xxh3.KEY_STEP))
                 lanes = builder.mul(lanes, _splat(xxh3.P32[0]))

@@ -24,12 +24,10 @@ def pack(positions: Units, zigzags: Units, dtype: Dtype) -> bytes:
     """The coded form of a block's changes."""
     if len(positions) == 0:
         return b""
-    from ckptdiff.codecs.escapes import best_width, gaps_and_values, write_escaped
+    from ckptdiff.codecs.escapes import write_changes
 
-    gaps, gap_escapes, values, value_escapes = gaps_and_values(positions, zigzags, GAP_WIDTH, dtype.carrier)
-    g, w = best_width(gap_escapes, len(gaps)), best_width(value_escapes, len(values))
-    head = write_varint(len(positions)) + bytes([g | w << 4])
-    return head + write_escaped(gaps, gap_escapes, g) + write_escaped(values, value_escapes, w)
+    g, w, planes = write_changes(positions, zigzags, GAP_WIDTH, dtype.carrier)
+    return write_varint(len(positions)) + bytes([g | w << 4]) + planes
 
 
 def decode(coded: memoryview, base: Bytes, size: int, dtype: Dtype) -> tuple[Bytes, int]:
