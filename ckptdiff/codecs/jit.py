@@ -65,7 +65,7 @@ def ask_for(builder: Any, address: Any) -> None:
     """Have a line of memory brought into the cache; it need not be there."""
     text, number = ir.IntType(8).as_pointer(), ir.IntType(32)
     function = builder.module.declare_intrinsic("llvm.prefetch", [text], ir.FunctionType(ir.VoidType(), [text, number, number, number]))
-    builder.call(function, [builder.bitcast(address, text), *(ir.Constant(number, k) for k in (0, 3, 1))])
+    builder.call(function, [builder.bitcast(address, text), *(ir.Constant(number, k) for k in (0, 2, 1))])
 
 
 @intrinsic
