@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
-from typing import BinaryIO, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import xxhash
@@ -13,8 +14,8 @@ from ckptdiff.adapt import adapt, group_units, read_range
 from ckptdiff.checkpoint import Tensor
 from ckptdiff.codecs import CODECS
 from ckptdiff.codecs.place import NOWHERE, Place
-from ckptdiff.digests import BLOCK, leaves_of, tensor_digest, xxh128
-from ckptdiff.dtypes import DTYPES, Bytes, Changes, Dtype
+from ckptdiff.digests import BLOCK, block_count, leaves_of, tensor_digest
+from ckptdiff.dtypes import DTYPES, Bytes, Changes
 from ckptdiff.memory import MemoryFile
 from ckptdiff.table import Entry
 
@@ -22,8 +23,6 @@ DENSE = 0.5
 """Where ``context`` needs more than this share of the target's bytes ``raw`` may be smaller, and a sample decides."""
 SPARSE = 0.4
 """Up to this share of changed units ``context`` is taken untried: it needs about :data:`DENSE` at most, less for wide units."""
-PIECE = 1 << 18
-"""Bytes of a side that are compared and then hashed: both sides stay in a core's second cache."""
 FEW = 32
 """Up to so many changed units ``sparse`` may be smaller than ``context``."""
 
@@ -49,32 +48,23 @@ def code(base: Tensor | None, target: Tensor, codec: str, first: int, stop: int)
     """Code units ``first`` to ``stop`` of a target tensor; units past its end only hash the base."""
     dtype, width = DTYPES[target.dtype], row_width(target)
     read, old, new = _read(base, target, first, stop)
-    alike = base is not None and base.dtype == target.dtype and len(read) == len(new)
-    coded = Coded([], 0, [], [] if base is None or alike else leaves_of(read), len(new))
-    for i in range(0, len(new), BLOCK):
+    coded = Coded([], 0, [], [], len(new))
+    found: Sequence[Changes | None] = [None] * block_count(len(new))
+    if base is None:
+        coded.leaves = leaves_of(new)
+    else:
+        from ckptdiff.codecs.changes import compared
+
+        found, coded.base_leaves, coded.leaves = compared(old, new, dtype)
+        if base.dtype != target.dtype or len(read) != len(old):
+            coded.base_leaves = leaves_of(read)
+    for k, changes in enumerate(found):
+        i = k * BLOCK
         place = Place(width, (first + i // dtype.carrier) % width) if width else NOWHERE
-        sides = old[i : i + BLOCK], new[i : i + BLOCK]
-        found, (before, after) = (None, map(xxh128, sides)) if base is None else _compare(*sides, dtype)
-        block, count = CODECS[codec].encode(*sides, dtype, place, found)
+        block, count = CODECS[codec].encode(old[i : i + BLOCK], new[i : i + BLOCK], dtype, place, changes)
         coded.blocks.append(block)
         coded.changed += count
-        coded.leaves.append(after)
-        if alike:
-            coded.base_leaves.append(before)
     return coded
-
-
-def _compare(old: Bytes, new: Bytes, dtype: Dtype) -> tuple[Changes, tuple[bytes, bytes]]:
-    """Changes of a block, and the leaves of both sides: piece by piece, so that memory is read once and then the cache."""
-    from ckptdiff.codecs.changes import Finder
-
-    finder, hashers = Finder(len(new) // dtype.carrier, dtype), (xxhash.xxh3_128(), xxhash.xxh3_128())
-    for start in range(0, len(new), PIECE):
-        pieces = old[start : start + PIECE], new[start : start + PIECE]
-        finder.add(*pieces)
-        for hasher, piece in zip(hashers, pieces, strict=True):
-            hasher.update(piece)
-    return finder.changes(), (hashers[0].digest(), hashers[1].digest())
 
 
 def _read(base: Tensor | None, target: Tensor, first: int, stop: int) -> tuple[Bytes, Bytes, Bytes]:
@@ -161,17 +151,11 @@ class OpenTensor:
 
     def entry(self) -> Entry:
         base, target = self.base, self.target
-        entry = Entry(name=target.name, dtype=target.dtype, shape=target.shape, kind="new", digest=tensor_digest(self.leaves))
+        found: dict[str, Any] = {"name": target.name, "dtype": target.dtype, "shape": target.shape, "digest": tensor_digest(self.leaves)}
         if base is not None:
-            entry = replace(
-                entry,
-                kind="delta" if self.changed else "same",
-                base_name=base.name,
-                base_dtype=base.dtype,
-                base_shape=base.shape,
-                base_digest=tensor_digest(self.base_leaves),
-                changed=self.changed,
-            )
-        if entry.kind == "same":
-            return entry
-        return replace(entry, codec=self.codec, blocks=tuple(self.blocks), payload_digest=self.payload.digest())
+            found |= {"base_name": base.name, "base_dtype": base.dtype, "base_shape": base.shape}
+            found |= {"base_digest": tensor_digest(self.base_leaves), "changed": self.changed}
+            if not self.changed:
+                return Entry(kind="same", **found)
+        found |= {"codec": self.codec, "blocks": tuple(self.blocks), "payload_digest": self.payload.digest()}
+        return Entry(kind="new" if base is None else "delta", **found)

@@ -13,10 +13,11 @@ import ckptdiff
 
 PACKAGE = Path(ckptdiff.__file__).parent
 ORDER = """
-errors quantities canonical dtypes digests stfile hubid hubclient hub hubwrite paths scratch parallel
+errors quantities canonical dtypes digests xxh3 stfile hubid hubclient hub hubwrite paths scratch parallel
 selection checkpoint adapt pairing values
 codecs.place codecs.planes codecs.raw codecs.sparse
-codecs.jit codecs.escapes codecs.changes codecs.rangecoder codecs.rans codecs.groups codecs.adaptive codecs.static codecs.context codecs
+codecs.jit codecs.leaves codecs.escapes codecs.changes codecs.rangecoder codecs.rans codecs.groups codecs.adaptive codecs.static
+codecs.context codecs
 table manifest patchfile patches others output
 devices torchtypes memory coding device devicecoder coders patchmaker maker layers applier verifier comparison patchinfo private pulling
 loaded loading live targets integrations integrations.transformers

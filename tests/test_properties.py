@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import ckptdiff
 from ckptdiff import canonical
 from ckptdiff.codecs import CODECS, changes
-from ckptdiff.codecs.escapes import best_width, read_escaped, write_escaped
+from ckptdiff.codecs.escapes import best_width, read_escaped, split_escaped, write_planes
 from ckptdiff.codecs.planes import Reader, write_plane, write_varint
 from ckptdiff.dtypes import DTYPES
 from ckptdiff.errors import FormatError
@@ -401,7 +401,8 @@ def test_escaped_values(width: int, low: int, data: Any, count: int) -> None:
     rng = np.random.default_rng(data.draw(SEEDS))
     values = np.array([(near + int(d)) % (1 << 8 * width) for d in rng.integers(-3, 3, count)], unit)
     values = np.where(rng.random(count) < 0.5, values, rng.integers(0, 1 << min(8 * width, 63), count).astype(unit))
-    coded = write_escaped(values, width, low)
+    planes = np.empty(2 * width * count, np.uint8)
+    coded = write_planes(planes, count, width, low, split_escaped(values, width, low, planes))
     reader = Reader(memoryview(coded))
     found = read_escaped(reader, count, width, low, unit)
     reader.end()

@@ -4,12 +4,15 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ckptdiff.codecs.jit import ONE, ZERO, below, jit, unequal, zeros_below
+from ckptdiff.codecs.jit import ONE, ZERO, below, jit, prefetch, unequal, zeros_below
+from ckptdiff.codecs.leaves import PIECE, add_steps, as_leaves, begin, finish
+from ckptdiff.digests import BLOCK, block_count
 from ckptdiff.dtypes import Bytes, Changes, Dtype, Units
 from ckptdiff.scratch import scratch
 
@@ -110,8 +113,10 @@ def fill_units(classes, sums, limit, units):
 @jit
 def fill_changes(old, new, first, top, is_float, n, positions, zigzags):
     """Behind ``n`` changes those of some units more, the first of which is number ``first``. Returns how many there are then."""
-    whole = len(old) - len(old) % 64
+    whole, ahead = len(old) - len(old) % 64, PIECE // old.itemsize
     for i in range(0, whole, 64):
+        prefetch(old, i + ahead)
+        prefetch(new, i + ahead)
         found = unequal(old, i, new, i)
         while found != ZERO:
             at = i + np.int64(zeros_below(found))
@@ -125,6 +130,25 @@ def fill_changes(old, new, first, top, is_float, n, positions, zigzags):
             zigzags[n] = zigzag_of(np.uint64(old[at]), np.uint64(new[at]), top, is_float)
             n += 1
     return n
+
+
+@jit
+def fill_compared(base, target, old, new, top, is_float, positions, zigzags, ends, sums, leaves):
+    """Changes of each block, and its leaves: piece by piece, so that what is hashed is in the cache."""
+    n, width = 0, len(base) // max(len(old), 1)
+    for k in range(len(ends) - 1):
+        block, size = k * BLOCK, min(BLOCK, len(base) - k * BLOCK)
+        begin(sums[0])
+        begin(sums[1])
+        for at in range(0, size, PIECE):
+            stop = min(at + PIECE, size)
+            first, last = (block + at) // width, (block + stop) // width
+            n = fill_changes(old[first:last], new[first:last], at // width, top, is_float, n, positions, zigzags)
+            add_steps(sums[0], base, block, size, at, stop)
+            add_steps(sums[1], target, block, size, at, stop)
+        finish(sums[0], base, block, size, leaves[0, k])
+        finish(sums[1], target, block, size, leaves[1, k])
+        ends[k + 1] = n
 
 
 @jit
@@ -150,18 +174,43 @@ def fill_from_distances(units, positions, distances, signs, top, is_float, zigza
 
 
 @jit
-def shift(units, positions, zigzags, top, is_float, back):
+def moved(unit, zigzag, top, is_float, back):
+    """A unit moved by the zigzag of an ulp distance, or back."""
     most = (((ONE << top) - ONE) << ONE) + ONE
+    up = (zigzag >> ONE) ^ (ZERO - (zigzag & ONE))
+    if back:
+        up = ZERO - up
+    value = (ordered(unit, top, is_float) + up) & most
+    flip = ZERO
+    if is_float:
+        flip = ((value >> top) - ONE) | (ONE << top)
+    return (value ^ flip) & most
+
+
+@jit
+def shift(units, positions, zigzags, top, is_float, back):
     for x in range(len(positions)):
-        zigzag = np.uint64(zigzags[x])
-        up = (zigzag >> ONE) ^ (ZERO - (zigzag & ONE))
-        if back:
-            up = ZERO - up
-        value = (ordered(np.uint64(units[positions[x]]), top, is_float) + up) & most
-        flip = ZERO
-        if is_float:
-            flip = ((value >> top) - ONE) | (ONE << top)
-        units[positions[x]] = (value ^ flip) & most
+        units[positions[x]] = moved(np.uint64(units[positions[x]]), np.uint64(zigzags[x]), top, is_float, back)
+
+
+@jit
+def shift_and_hash(data, units, positions, zigzags, top, is_float, back, sums, leaves):
+    """As :func:`shift` of a run of blocks, of all its units without positions; and its leaves, if there is place for them."""
+    x, width, every = 0, len(data) // len(units), len(positions) == 0
+    for block in range(0, len(data), BLOCK):
+        size = min(BLOCK, len(data) - block)
+        begin(sums)
+        for at in range(0, size, PIECE):
+            stop = min(at + PIECE, size)
+            last = (block + stop) // width
+            while x < len(zigzags) and (x if every else positions[x]) < last:
+                here = x if every else np.int64(positions[x])
+                units[here] = moved(np.uint64(units[here]), np.uint64(zigzags[x]), top, is_float, back)
+                x += 1
+            if len(leaves):
+                add_steps(sums, data, block, size, at, stop)
+        if len(leaves):
+            finish(sums, data, block, size, leaves[block // BLOCK])
 
 
 def classes_of(units: Units, dtype: Dtype) -> Bytes:
@@ -184,30 +233,23 @@ def differing(units: Array, others: Array | int) -> Array:
     return positions[: fill_positions(units, np.full(64, others, units.dtype) if isinstance(others, int) else others, positions)]
 
 
-class Finder:
-    """Finds the changes of a block of ``size`` units piece by piece, in order."""
-
-    def __init__(self, size: int, dtype: Dtype) -> None:
-        self._dtype, self._done, self._count = dtype, 0, 0
-        self._positions, self._zigzags = scratch("positions", size, np.int32), scratch("zigzags", size, dtype.unit)
-
-    def add(self, base: Bytes, target: Bytes) -> None:
-        """The block's next units."""
-        old, new, top = base.view(self._dtype.unit), target.view(self._dtype.unit), np.uint64(8 * self._dtype.carrier - 1)
-        found = self._positions, self._zigzags
-        self._count = fill_changes(old, new, self._done, top, self._dtype.is_float, self._count, *found)
-        self._done += len(old)
-
-    def changes(self) -> Changes:
-        """What was found. Scratch."""
-        return self._positions[: self._count], self._zigzags[: self._count]
-
-
 def changes_of(base: Bytes, target: Bytes, dtype: Dtype) -> Changes:
     """Positions of the units of a block that differ, and the zigzag of their ulp distances. Scratch."""
-    finder = Finder(len(base) // dtype.carrier, dtype)
-    finder.add(base, target)
-    return finder.changes()
+    old, new, top = base.view(dtype.unit), target.view(dtype.unit), np.uint64(8 * dtype.carrier - 1)
+    positions, zigzags = scratch("positions", len(old), np.int32), scratch("zigzags", len(old), dtype.unit)
+    count = fill_changes(old, new, 0, top, dtype.is_float, 0, positions, zigzags)
+    return positions[:count], zigzags[:count]
+
+
+def compared(base: Bytes, target: Bytes, dtype: Dtype) -> tuple[list[Changes], list[bytes], list[bytes]]:
+    """Changes of each block of a run (scratch), and the leaves of base and target, by reading memory once."""
+    old, new, blocks = base.view(dtype.unit), target.view(dtype.unit), block_count(len(base))
+    positions, zigzags = scratch("positions", len(old), np.int32), scratch("zigzags", len(old), dtype.unit)
+    ends, leaves = np.zeros(blocks + 1, np.int64), np.empty((2, blocks, 2), np.uint64)
+    top, sums = np.uint64(8 * dtype.carrier - 1), np.empty((2, 8), np.uint64)
+    fill_compared(base, target, old, new, top, dtype.is_float, positions, zigzags, ends, sums, leaves)
+    found = [(positions[i:j], zigzags[i:j]) for i, j in itertools.pairwise(ends.tolist())]
+    return found, as_leaves(leaves[0], base), as_leaves(leaves[1], target)
 
 
 def distances_of(old: Units, positions: Array, zigzags: Units, dtype: Dtype) -> tuple[Array, Bytes]:
@@ -226,3 +268,11 @@ def zigzags_of_distances(units: Units, positions: Array, distances: Array, signs
 def shift_units(units: Units, positions: Array, zigzags: Units, dtype: Dtype, back: bool) -> None:
     """Move units in place by the zigzag of ulp distances, or back."""
     shift(units, positions, zigzags, np.uint64(8 * dtype.carrier - 1), dtype.is_float, back)
+
+
+def move_run(run: Bytes, positions: Array | None, zigzags: Units, dtype: Dtype, back: bool, hashed: bool) -> list[bytes]:
+    """Move units of a run of blocks in place, those at ``positions`` or all; its leaves afterwards, if it shall be hashed."""
+    where = np.empty(0, np.int32) if positions is None else positions
+    leaves, top = np.empty((block_count(len(run)) if hashed else 0, 2), np.uint64), np.uint64(8 * dtype.carrier - 1)
+    shift_and_hash(run, run.view(dtype.unit), where, zigzags, top, dtype.is_float, back, np.empty(8, np.uint64), leaves)
+    return as_leaves(leaves, run) if hashed else []

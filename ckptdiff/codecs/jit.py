@@ -65,3 +65,21 @@ def _compare(sign: str) -> Any:
 
 unequal, below = _compare("!="), _compare("<")
 """In a kernel: which of 64 items differ, or are below the others (of unsigned integers)."""
+
+
+def ask_for(builder: Any, address: Any) -> None:
+    """Have a line of memory brought into the cache; it need not be there."""
+    text, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+    function = builder.module.declare_intrinsic("llvm.prefetch", [text], ir.FunctionType(ir.VoidType(), [text, number, number, number]))
+    builder.call(function, [builder.bitcast(address, text), *(ir.Constant(number, k) for k in (0, 2, 1))])
+
+
+@intrinsic
+def prefetch(context: Any, array: Any, at: Any) -> Any:
+    """In a kernel: ask for the memory of an item, of an array or behind it."""
+
+    def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
+        ask_for(builder, builder.gep(target.make_array(array)(target, builder, args[0]).data, [args[1]]))
+        return target.get_dummy_value()
+
+    return numba.void(array, numba.intp), build

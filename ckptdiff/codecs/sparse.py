@@ -24,12 +24,10 @@ def pack(positions: Units, zigzags: Units, dtype: Dtype) -> bytes:
     """The coded form of a block's changes."""
     if len(positions) == 0:
         return b""
-    from ckptdiff.codecs.escapes import best_width, gaps_of, write_escaped
+    from ckptdiff.codecs.escapes import write_changes
 
-    gaps, values = gaps_of(positions), zigzags - dtype.unit.type(1)
-    g, w = best_width(gaps, GAP_WIDTH), best_width(values, dtype.carrier)
-    head = write_varint(len(positions)) + bytes([g | w << 4])
-    return head + write_escaped(gaps, GAP_WIDTH, g) + write_escaped(values, dtype.carrier, w)
+    g, w, planes = write_changes(positions, zigzags, GAP_WIDTH, dtype.carrier)
+    return write_varint(len(positions)) + bytes([g | w << 4]) + planes
 
 
 def decode(coded: memoryview, base: Bytes, size: int, dtype: Dtype) -> tuple[Bytes, int]:
