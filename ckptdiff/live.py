@@ -53,7 +53,7 @@ def diff(
     base, target = (open_state(state_of(state, where), where) for state, where in ((old, "the old tensors"), (new, "the new tensors")))
     rules, out = [Rename.parse(text) for text in rename], io.BytesIO()
     tensors = [tensor for side in (base, target) for file in side.weights for tensor in file.tensors]
-    coder, groups = choose_coder(device, tensors)
+    coder, groups = choose_coder(device, tensors, codec)
     maker = PatchMaker(base, target, codec, threads or default_threads(), rules, None, io.BytesIO(), no_progress, coder, groups)
     maker.write_file(out)
     return Patch(out.getvalue())

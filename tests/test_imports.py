@@ -25,7 +25,7 @@ analysis analysis.modules analysis.rank analysis.sparsity analysis.counting anal
 analysis.stored analysis.source analysis.reporting analysis.overlap
 analysis.series analysis.words analysis.drawing analysis.markup analysis.charts analysis.page
 analysis.overlap_words analysis.overlap_charts analysis.overlap_page
-masks freezing tracking subnetwork integrations.trainer
+masks masking freezing tracking subnetwork integrations.trainer
 card publishing render render_report render_hub demo cli_common cli_report cli_hub cli
 """.split()
 LAZY = {"hub", "hubclient", "hubwrite", "publishing", "cli", "cli_hub", "cli_common", "cli_report", "demo"}
