@@ -66,11 +66,15 @@ def by_place(found: Found, key: str, title: str) -> Any:
         for algorithm, words, name in names()
         for place, value in found["sparsity"][name][key].items()
     ]
-    chart = altair.Chart(altair.Data(values=rows)).mark_bar().encode(
-        altair.X("place:N", title=title, sort=None),
-        altair.Y("sparsity:Q", axis=altair.Axis(format="%"), title="unchanged"),
-        altair.XOffset("algorithm:N"),
-        altair.Color("algorithm:N"),
+    chart = (
+        altair.Chart(altair.Data(values=rows))
+        .mark_bar()
+        .encode(
+            altair.X("place:N", title=title, sort=None),
+            altair.Y("sparsity:Q", axis=altair.Axis(format="%"), title="unchanged"),
+            altair.XOffset("algorithm:N"),
+            altair.Color("algorithm:N"),
+        )
     )
     return chart.properties(width=WIDTH + 60, height=HEIGHT).facet(column=altair.Column("weights:N", title=None))
 

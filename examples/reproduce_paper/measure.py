@@ -60,7 +60,9 @@ def overlap(out: Path, first: str, second: str) -> Found:
     found: Found = {}
     for key, atol in (("bits", 0.0), ("1e-05", 1e-5)):
         pair = ckptdiff.overlap([patch(out, first), patch(out, second)], out / "base", atol=atol, threads=2).pairs[0]
-        found[key] = {name: getattr(pair, name) for name in ("o1", "o2", "random_o1", "random_o2", "o1_by_size", "o2_by_size", "same_direction")}
+        found[key] = {
+            name: getattr(pair, name) for name in ("o1", "o2", "random_o1", "random_o2", "o1_by_size", "o2_by_size", "same_direction")
+        }
     return found
 
 
@@ -68,7 +70,9 @@ def predictions(out: Path, name: str, scale: Scale) -> list[Found]:
     """Guesses of a run's subnetwork by what its first steps changed, and by the base's smallest weights: precision and recall."""
     final = Mask.from_patch(patch(out, name), out / "base", threads=2)
     folder, elements = out / "runs" / name, json.loads((out / "rollouts" / "record.json").read_text())["parameters"]
-    early = [(f"after {step} steps", Mask.from_patch(folder / f"step-{step:04}.safetensors", out / "base", threads=2)) for step in scale.marks]
+    early = [
+        (f"after {step} steps", Mask.from_patch(folder / f"step-{step:04}.safetensors", out / "base", threads=2)) for step in scale.marks
+    ]
     guesses = [*early, ("smallest weights", smallest_weights(out / "base", like=final, threads=2)), ("at random", final.random(seed=0))]
     return [
         {"guess": key, "share": mask.total / elements, "precision": mask.precision(final), "recall": mask.recall(final)}

@@ -47,7 +47,20 @@ class Scale:
 
 FULL = Scale()
 QUICK = Scale(
-    text=100_000, vocabulary=320, width=32, layers=2, base_steps=20, exercises=64, tests=40, steps=4, every=2, marks=(1, 2), seeds=2, rate=1e-3, dpo_rate=1e-3, rates=(1e-4,)
+    text=100_000,
+    vocabulary=320,
+    width=32,
+    layers=2,
+    base_steps=20,
+    exercises=64,
+    tests=40,
+    steps=4,
+    every=2,
+    marks=(1, 2),
+    seeds=2,
+    rate=1e-3,
+    dpo_rate=1e-3,
+    rates=(1e-4,),
 )
 
 
@@ -95,4 +108,3 @@ def runs(scale: Scale) -> list[Run]:
                 found += [replace(plain, name=f"grpo-{precision}-kl", beta=0.05), replace(plain, name=f"grpo-{precision}-noclip", clip=0.0)]
     long = next(run for run in found if run.name == "grpo-fp32-add-0")
     return [replace(long, name="grpo-fp32-long", steps=3 * scale.steps), *found]
-

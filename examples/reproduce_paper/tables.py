@@ -69,11 +69,16 @@ def subnetwork_table(found: Found) -> str:
     for name, both in found["agreement"].items():
         of, kind = name.rsplit("-", 1)
         right = [percent(found["records"][run]["accuracy"]["greedy"], 1) for run in (of, name)]
-        rows.append([label(of), kind, *(percent(both["each other"][key]) for key in ("identical", "1e-05", "1e-04")), percent(base, 1), *right])
+        rows.append(
+            [label(of), kind, *(percent(both["each other"][key]) for key in ("identical", "1e-05", "1e-04")), percent(base, 1), *right]
+        )
         if kind == "sub":
             rows[-1][1] = "theta_sub"
             seed, start = found["seeds"][of]["each other"], both["base"]
-            for words, row, accuracy in (("another seed, whole", seed, found["records"][of[:-1] + "1"]["accuracy"]["greedy"]), ("the base", start, base)):
+            for words, row, accuracy in (
+                ("another seed, whole", seed, found["records"][of[:-1] + "1"]["accuracy"]["greedy"]),
+                ("the base", start, base),
+            ):
                 cells = [percent(row[key]) for key in ("identical", "1e-05", "1e-04")]
                 rows.append([label(of), words, *cells, percent(base, 1), right[0], percent(accuracy, 1)])
         else:
@@ -87,9 +92,15 @@ def overlap_table(found: Found) -> str:
     rows = []
     for row in found["overlap"]:
         bits, wide = row["bits"], row["1e-05"]
-        cells = [f"{percent(bits['o1'], 1)} / {percent(bits['o2'], 1)}", f"{percent(bits['random_o1'], 1)} / {percent(bits['random_o2'], 1)}"]
+        cells = [
+            f"{percent(bits['o1'], 1)} / {percent(bits['o2'], 1)}",
+            f"{percent(bits['random_o1'], 1)} / {percent(bits['random_o2'], 1)}",
+        ]
         cells += [f"{percent(bits['o1_by_size'], 1)} / {percent(bits['o2_by_size'], 1)}", percent(bits["same_direction"], 1)]
-        cells += [f"{percent(wide['o1'], 1)} / {percent(wide['o2'], 1)}", f"{percent(wide['random_o1'], 1)} / {percent(wide['random_o2'], 1)}"]
+        cells += [
+            f"{percent(wide['o1'], 1)} / {percent(wide['o2'], 1)}",
+            f"{percent(wide['random_o1'], 1)} / {percent(wide['random_o2'], 1)}",
+        ]
         rows.append([row["differ"], label(row["first"]), label(row["second"]), *cells])
     head = ["differ in", "first", "second", "o1 / o2 by bits", "at random", "by size", "same direction", "o1 / o2 at 1e-5", "at random"]
     return table(head, rows)
@@ -102,11 +113,26 @@ def ablation_table(found: Found, scale: Scale) -> str:
         run = record["run"]
         if run["mask"] or run["seed"] or name.endswith("sort-0"):
             continue
-        what = {"add-0": "as above", "kl": f"KL {run['beta']:g}", "noclip": "no clipping", "long": f"{run['steps']} steps", "own": "its own samples", "new": "new prompts"}
+        what = {
+            "add-0": "as above",
+            "kl": f"KL {run['beta']:g}",
+            "noclip": "no clipping",
+            "long": f"{run['steps']} steps",
+            "own": "its own samples",
+            "new": "new prompts",
+        }
         rest = name.split("-", 2)[2]
         values = found["sparsity"][name]
         cells = [percent(values["bits"]), percent(values["within"]["1e-05"]), percent(record["accuracy"]["greedy"], 1)]
-        rows.append([run["algorithm"].upper(), PRECISIONS[run["precision"]], what.get(rest, f"learning rate {run['rate']:g}"), f"{run['rate']:g}", *cells])
+        rows.append(
+            [
+                run["algorithm"].upper(),
+                PRECISIONS[run["precision"]],
+                what.get(rest, f"learning rate {run['rate']:g}"),
+                f"{run['rate']:g}",
+                *cells,
+            ]
+        )
     rows.sort(key=lambda row: (row[0], row[1], row[2] != "as above", float(row[3])))
     return table(["algorithm", "weights", "what differs", "learning rate", "sparsity by bits", "at 1e-5", "task, greedy"], rows)
 
@@ -128,7 +154,10 @@ def curve_table(found: Found, scale: Scale) -> str:
             last: dict[str, Any] = found["records"][f"{algorithm}-{precision}-add-0"]["curve"][-1]
             keys = ("sparsity", "ever", "cancelled", "since_last", "gradient_density")
             rows.append([algorithm.upper(), words, *(percent(last[key]) for key in keys)])
-    return table(["algorithm", "weights", "unchanged", "ever changed", "changed and back", f"in the last {scale.every} steps", "with a gradient"], rows)
+    return table(
+        ["algorithm", "weights", "unchanged", "ever changed", "changed and back", f"in the last {scale.every} steps", "with a gradient"],
+        rows,
+    )
 
 
 def tables(found: Found, scale: Scale) -> str:
