@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from ckptdiff.masks import Mask
-
 from tests.checkpoints import perturb, tensor, tree, write
 from tests.conftest import tensors
 

@@ -1,4 +1,4 @@
-"""What ckptdiff says of the runs: sparsity, rank, overlap, agreement, and how early the subnetwork can be told. All from patches and the base."""
+"""What ckptdiff says of the runs, from their patches and the base: sparsity, rank, overlap, agreement, early guesses of the subnetwork."""
 
 from __future__ import annotations
 
