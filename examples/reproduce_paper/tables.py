@@ -172,5 +172,6 @@ def tables(found: Found, scale: Scale) -> str:
         ("What sparsity depends on (section 6)", ablation_table(found, scale)),
         ("Telling the subnetwork early", prediction_table(found)),
     ]
-    size = f"{found['base']['parameters']:,} parameters, {len(found['records'])} runs of {seconds / 60:.1f} minutes of CPU. All figures in per cent."
+    count = f"{found['base']['parameters']:,} parameters, {len(found['records'])} runs of {seconds / 60:.1f} minutes of CPU."
+    size = f"{count} All figures in per cent."
     return "\n\n".join([size, *(f"### {title}\n\n{text}" for title, text in parts)]) + "\n"
