@@ -51,12 +51,22 @@ class UpdateTracker:
         optimizer: which steps; the tracker hooks itself to it.
         every: steps between records.
         sample: watch every so many rows.
+        dtype: watch the weights as a checkpoint of this type would have them: of fp32 masters, of which every bit pattern changes at
+            once, ``torch.bfloat16`` gives the paper's curves. None: as they are.
     """
 
-    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, *, every: int = 10, sample: int = 1) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        every: int = 10,
+        sample: int = 1,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         if every < 1 or sample < 1:
             raise CheckpointError(f"every and sample must be at least 1, found {every} and {sample}")
-        self.every, self.sample, self.steps = every, sample, 0
+        self.every, self.sample, self.dtype, self.steps = every, sample, dtype, 0
         self.records: list[UpdateRecord] = []
         self._rows = [self._watch(parameter) for parameter in model.parameters() if parameter.requires_grad]
         self._sharded = any(hasattr(row.parameter, "to_local") for row in self._rows)
@@ -79,6 +89,7 @@ class UpdateTracker:
 
     def _bits(self, parameter: torch.Tensor) -> torch.Tensor:
         part = self._part(parameter)
+        part = part if self.dtype is None else part.to(self.dtype)
         return part.view(SIGNED[part.element_size()])
 
     @property

@@ -243,6 +243,31 @@ def test_the_tracker_counts() -> None:
         assert len(tracker.records) == 9 // every
 
 
+def test_the_tracker_of_masters() -> None:
+    """fp32 weights watched as bf16: what their checkpoints would differ by; as they are, every one differs."""
+    model = network(torch.float32)
+    with torch.no_grad():
+        for part in model.parameters():
+            part.copy_(part.bfloat16())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.01)
+    saved = UpdateTracker(model, optimizer, every=1, dtype=torch.bfloat16)
+    masters = UpdateTracker(model, optimizer, every=1)
+
+    def checkpoint() -> Any:
+        return torch.cat([part.detach().bfloat16().reshape(-1) for part in model.parameters()]).view(torch.int16)
+
+    start = last = checkpoint()
+    for _ in range(3):
+        backward(model, torch.float32)
+        optimizer.step()
+        optimizer.zero_grad()
+        now = checkpoint()
+        record, n = saved.records[-1], len(start)
+        assert (record.sparsity, record.since_last) == (1 - int((now != start).sum()) / n, int((now != last).sum()) / n)
+        last = now
+    assert 0.5 < saved.records[-1].sparsity < 1 and masters.records[-1].sparsity < 0.1
+
+
 RANK = """
 import sys, torch
 import torch.distributed as dist

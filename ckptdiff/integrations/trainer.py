@@ -8,6 +8,7 @@ from typing import Any
 from ckptdiff.errors import UnsupportedError
 
 try:
+    import torch
     import transformers
 except ImportError:
     raise UnsupportedError("transformers is missing: pip install 'ckptdiff[transformers]'") from None
@@ -37,11 +38,13 @@ class SubnetworkCallback(transformers.TrainerCallback):
 class UpdateTrackerCallback(transformers.TrainerCallback):
     """``trainer.add_callback(UpdateTrackerCallback(trainer, every=10))``.
 
-    The records of an :class:`~ckptdiff.subnetwork.UpdateTracker` go to the trainer's own log, and are in ``records``.
+    The records of an :class:`~ckptdiff.subnetwork.UpdateTracker` (which see for ``every``, ``sample`` and ``dtype``) go to the
+    trainer's own log, and are in ``records``.
     """
 
-    def __init__(self, trainer: Any, *, every: int = 10, sample: int = 1) -> None:
-        self._trainer, self._every, self._sample, self._logged = trainer, every, sample, 0
+    def __init__(self, trainer: Any, *, every: int = 10, sample: int = 1, dtype: torch.dtype | None = None) -> None:
+        self._trainer, self._logged = trainer, 0
+        self._options: dict[str, Any] = {"every": every, "sample": sample, "dtype": dtype}
         self.tracker: UpdateTracker | None = None
 
     @property
@@ -50,7 +53,7 @@ class UpdateTrackerCallback(transformers.TrainerCallback):
         return self.tracker.records if self.tracker else []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.tracker = UpdateTracker(kwargs["model"], plain_optimizer(kwargs["optimizer"]), every=self._every, sample=self._sample)
+        self.tracker = UpdateTracker(kwargs["model"], plain_optimizer(kwargs["optimizer"]), **self._options)
         self._logged = 0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
