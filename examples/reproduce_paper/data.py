@@ -1,0 +1,131 @@
+"""Text, tokenizer and tasks: all made on the spot from Python's standard library and a random number generator.
+
+Two tasks with answers that a program checks, one for each data set: ``add`` ("4+7+8+5=" -> "24") and ``sort`` ("sort 50214=" -> "01245").
+"""
+
+from __future__ import annotations
+
+import itertools
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+import transformers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+END, PAD = "<|end|>", "<|pad|>"
+LENGTHS = {"add": 4, "sort": 5}
+TASKS = tuple(LENGTHS)
+MAX_ANSWER = 7
+"""Tokens: the longest answer, the end, and one to see that a model goes on."""
+IGNORED = -100
+"""The label of a token that is not to be learned."""
+Example = tuple[str, str]
+"""A prompt and its right answer."""
+Window = tuple[np.ndarray, np.ndarray]
+"""Token numbers and labels."""
+
+
+def library_text(limit: int) -> str:
+    """About ``limit`` characters of the standard library's source, spread over its modules, the same each time."""
+    folder = Path(sysconfig.get_path("stdlib"))
+    paths = [path for path in sorted(folder.rglob("*.py")) if not {"site-packages", "test", "tests", "idlelib"} & set(path.parts)]
+    parts, size = [], 0
+    for k in np.random.default_rng(0).permutation(len(paths)):
+        text = paths[k].read_text(encoding="utf-8", errors="replace")
+        parts.append(text[:20_000] + END)
+        size += len(parts[-1])
+        if size >= limit:
+            break
+    return "".join(parts)
+
+
+def example(task: str, rng: np.random.Generator) -> Example:
+    """One exercise."""
+    digits = [int(n) for n in rng.integers(0, 10, LENGTHS[task])]
+    if task == "add":
+        return "+".join(map(str, digits)) + "=", str(sum(digits))
+    return f"sort {''.join(map(str, digits))}=", "".join(map(str, sorted(digits)))
+
+
+def examples(task: str, count: int, seed: int, *, test: bool = False) -> list[Example]:
+    """Exercises without repetition. Those for tests and those for training have no prompt in common: a hash of the prompt decides."""
+    rng, found = np.random.default_rng([seed, TASKS.index(task)]), {}
+    while len(found) < count:
+        prompt, answer = example(task, rng)
+        if is_for_tests(prompt) == test:
+            found[prompt] = answer
+    return list(found.items())
+
+
+def is_for_tests(prompt: str) -> bool:
+    """One prompt in ten, whatever the seed."""
+    return sum(ord(c) * 31**k for k, c in enumerate(prompt)) % 97 < 10
+
+
+def reward(answer: str, completion: str) -> float:
+    """1 for the right answer and nothing else, 0 otherwise."""
+    return float(completion.strip() == answer)
+
+
+def train_tokenizer(text: str, size: int, folder: Path) -> transformers.PreTrainedTokenizerFast:
+    """Byte-level BPE with single digits, as Llama's; saved in ``folder``."""
+    bpe = tokenizers.Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)])
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bpe.train_from_iterator(
+        [text, "sort 0123456789=" * 1000],
+        trainers.BpeTrainer(vocab_size=size, special_tokens=[PAD, END], initial_alphabet=alphabet, show_progress=False),
+    )
+    names = ["input_ids", "attention_mask"]
+    found = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=bpe, pad_token=PAD, eos_token=END, padding_side="left", model_input_names=names
+    )
+    found.save_pretrained(folder)
+    return found
+
+
+def windows(tokenizer: transformers.PreTrainedTokenizerFast, text: str, length: int, seed: int) -> Iterator[Window]:
+    """Endless rows of ``length`` token numbers with labels: of eight, two of the library, three of each task's exercises."""
+    rng = np.random.default_rng([seed, 7])
+    code = np.array(tokenizer(text)["input_ids"])
+    for k in itertools.count():
+        if k % 4 == 3:
+            start = int(rng.integers(0, len(code) - length))
+            yield code[start : start + length], code[start : start + length]
+        else:
+            yield exercise_window(tokenizer, TASKS[k % 2], length, rng)
+
+
+def exercise_window(tokenizer: transformers.PreTrainedTokenizerFast, task: str, length: int, rng: np.random.Generator) -> Window:
+    """One row of exercises, none of those for tests; only the answers are to be learned."""
+    tokens: list[int] = []
+    labels: list[int] = []
+    while len(tokens) < length:
+        prompt, answer = example(task, rng)
+        if not is_for_tests(prompt):
+            asked, answered = tokenizer([prompt, answer + END])["input_ids"]
+            tokens += asked + answered
+            labels += [IGNORED] * len(asked) + answered
+    return np.array(tokens[:length]), np.array(labels[:length])
+
+
+def rollouts(said: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Preference pairs of prompts that the base answered: the right answer against what it said, or where that was right, one digit off."""
+    rows = []
+    for row in said:
+        wrong = row["said"]
+        if reward(row["answer"], wrong):
+            wrong = row["answer"][:-1] + str((int(row["answer"][-1]) + 1) % 10)
+        rows.append({"prompt": row["prompt"], "chosen": row["answer"], "rejected": wrong})
+    return rows
+
+
+def other_words(task: str, prompt: str) -> str:
+    """The same exercise in a form that the base has never seen: data out of its distribution."""
+    if task == "add":
+        return "The sum of " + ", ".join(prompt[:-1].split("+")) + " is "
+    return f"In order, {prompt[5:-1]} reads "
