@@ -11,8 +11,11 @@ from ckptdiff.coding import Coder, code
 from ckptdiff.devices import find_device
 from ckptdiff.memory import MemoryFile
 
+IN_MEMORY = 8
+"""Groups that the host takes at once of tensors in memory for ``sparse``: fewer hand Python's lock over more often."""
 
-def choose_coder(device: str | None, tensors: Sequence[Tensor] = ()) -> tuple[Coder, int]:
+
+def choose_coder(device: str | None, tensors: Sequence[Tensor] = (), codec: str | None = None) -> tuple[Coder, int]:
     """The coder of a device, by default of the one that tensors in memory are on; and how many groups it takes at once.
 
     Raises:
@@ -21,7 +24,7 @@ def choose_coder(device: str | None, tensors: Sequence[Tensor] = ()) -> tuple[Co
     parts = (tensor.source.view(tensor.offset, tensor.nbytes) for tensor in tensors if isinstance(tensor.source, MemoryFile))
     there = {str(part.device) for part in parts if not isinstance(part, np.ndarray)}
     if device is None and len(there) != 1:
-        return code, 1
+        return code, IN_MEMORY if tensors and codec == "sparse" else 1
     found = find_device(device or there.pop())
     from ckptdiff.devicecoder import DeviceCoder
 

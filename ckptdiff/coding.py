@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
-from typing import BinaryIO, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import xxhash
@@ -13,8 +14,8 @@ from ckptdiff.adapt import adapt, group_units, read_range
 from ckptdiff.checkpoint import Tensor
 from ckptdiff.codecs import CODECS
 from ckptdiff.codecs.place import NOWHERE, Place
-from ckptdiff.digests import BLOCK, leaves_of, tensor_digest
-from ckptdiff.dtypes import DTYPES, Bytes
+from ckptdiff.digests import BLOCK, block_count, leaves_of, tensor_digest
+from ckptdiff.dtypes import DTYPES, Bytes, Changes
 from ckptdiff.memory import MemoryFile
 from ckptdiff.table import Entry
 
@@ -45,16 +46,25 @@ class Coder(Protocol):
 
 def code(base: Tensor | None, target: Tensor, codec: str, first: int, stop: int) -> Coded:
     """Code units ``first`` to ``stop`` of a target tensor; units past its end only hash the base."""
-    dtype = DTYPES[target.dtype]
-    found, old, new = _read(base, target, first, stop)
-    base_leaves = leaves_of(found) if base is not None else []
-    coded, changed, width = [], 0, row_width(target)
-    for i in range(0, len(new), BLOCK):
+    dtype, width = DTYPES[target.dtype], row_width(target)
+    read, old, new = _read(base, target, first, stop)
+    coded = Coded([], 0, [], [], len(new))
+    found: Sequence[Changes | None] = [None] * block_count(len(new))
+    if base is None:
+        coded.leaves = leaves_of(new)
+    else:
+        from ckptdiff.codecs.changes import compared
+
+        found, coded.base_leaves, coded.leaves = compared(old, new, dtype)
+        if base.dtype != target.dtype or len(read) != len(old):
+            coded.base_leaves = leaves_of(read)
+    for k, changes in enumerate(found):
+        i = k * BLOCK
         place = Place(width, (first + i // dtype.carrier) % width) if width else NOWHERE
-        block, count = CODECS[codec].encode(old[i : i + BLOCK], new[i : i + BLOCK], dtype, place)
-        coded.append(block)
-        changed += count
-    return Coded(coded, changed, leaves_of(new), base_leaves, len(new))
+        block, count = CODECS[codec].encode(old[i : i + BLOCK], new[i : i + BLOCK], dtype, place, changes)
+        coded.blocks.append(block)
+        coded.changed += count
+    return coded
 
 
 def _read(base: Tensor | None, target: Tensor, first: int, stop: int) -> tuple[Bytes, Bytes, Bytes]:
@@ -141,17 +151,11 @@ class OpenTensor:
 
     def entry(self) -> Entry:
         base, target = self.base, self.target
-        entry = Entry(name=target.name, dtype=target.dtype, shape=target.shape, kind="new", digest=tensor_digest(self.leaves))
+        found: dict[str, Any] = {"name": target.name, "dtype": target.dtype, "shape": target.shape, "digest": tensor_digest(self.leaves)}
         if base is not None:
-            entry = replace(
-                entry,
-                kind="delta" if self.changed else "same",
-                base_name=base.name,
-                base_dtype=base.dtype,
-                base_shape=base.shape,
-                base_digest=tensor_digest(self.base_leaves),
-                changed=self.changed,
-            )
-        if entry.kind == "same":
-            return entry
-        return replace(entry, codec=self.codec, blocks=tuple(self.blocks), payload_digest=self.payload.digest())
+            found |= {"base_name": base.name, "base_dtype": base.dtype, "base_shape": base.shape}
+            found |= {"base_digest": tensor_digest(self.base_leaves), "changed": self.changed}
+            if not self.changed:
+                return Entry(kind="same", **found)
+        found |= {"codec": self.codec, "blocks": tuple(self.blocks), "payload_digest": self.payload.digest()}
+        return Entry(kind="new" if base is None else "delta", **found)

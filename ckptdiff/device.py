@@ -16,6 +16,7 @@ import torch
 
 from ckptdiff.digests import BLOCK, xxh128
 from ckptdiff.dtypes import Bytes, Dtype, Units
+from ckptdiff.xxh3 import AVALANCHE, KEY_HIGH, KEY_LAST, KEY_LOW, KEY_STEP, KEY_STRIPE, MASK, P32, P64, START, words
 
 SIGNED = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 SLICE = 1 << 22
@@ -71,17 +72,7 @@ def moved(block: Bytes, positions: Units, zigzags: Units, dtype: Dtype, device: 
 
 # --- XXH3-128 ---
 
-SECRET = bytes.fromhex(
-    "b8fe6c3923a44bbe7c01812cf721ad1cded46de9839097db7240a4a4b7b3671fcb79e64eccc0e578825ad07dccff7221b8084674f743248ee03590e6813a264c"
-    "3c2852bb91c300cb88d0658b1b532ea371644897a20df94e3819ef46a9deacd8a8fa763fe39c343ff9dcbbc7c70b4f1d8a51e04bcdb45931c89f7ec9d9787364"
-    "eac5ac8334d3ebc3c581a0fffa1363eb170ddd51b7f0da49d316552629d4689e2b16be587d47a1fc8ff8b8d17ad031ce45cb3a8f95160428afd7fbcabb4b407e"
-)
-P32 = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D)
-P64 = (0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x85EBCA77C2B2AE63, 0x27D4EB2F165667C5)
-START = (P32[2], P64[0], P64[1], P64[2], P64[3], P32[1], P64[4], P32[0])
-MASK = (1 << 64) - 1
 STRIPES, LANES = 16, 8
-STEP = 64 * STRIPES
 CHUNK = 32
 """Leaves whose sums are taken at once: 64 MiB of data, and about five times as much for temporaries."""
 BATCH = 2048
@@ -93,7 +84,7 @@ def _signed(value: int) -> int:
 
 
 def _words(offset: int) -> list[int]:
-    return [_signed(word) for word in struct.unpack_from("<8Q", SECRET, offset)]
+    return [_signed(word) for word in words(offset)]
 
 
 def leaf_digests(parts: Sequence[torch.Tensor]) -> list[list[bytes]]:
@@ -112,7 +103,7 @@ def leaf_digests(parts: Sequence[torch.Tensor]) -> list[list[bytes]]:
 def _xxh3(blocks: Sequence[torch.Tensor]) -> Iterable[bytes]:
     """XXH3-128 of blocks of :data:`~ckptdiff.digests.BLOCK` bytes."""
     sums = torch.cat([_sums(blocks[k : k + CHUNK]) for k in range(0, len(blocks), CHUNK)], dim=1)
-    key = torch.tensor(_words(128), device=sums.device)
+    key = torch.tensor(_words(KEY_STEP), device=sums.device)
     acc = torch.tensor([_signed(word) for word in START], device=sums.device).expand(len(blocks), LANES).clone()
     for step in sums[:-1]:
         acc += step
@@ -126,10 +117,10 @@ def _xxh3(blocks: Sequence[torch.Tensor]) -> Iterable[bytes]:
 def _sums(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
     """What each 1,024 bytes add to the accumulators: [steps, blocks, lanes]."""
     data = torch.stack(list(blocks)).view(torch.int64).view(len(blocks), -1, STRIPES, LANES)
-    keys = torch.tensor([_words(8 * stripe) for stripe in range(STRIPES)], device=data.device)
+    keys = torch.tensor([_words(KEY_STRIPE * stripe) for stripe in range(STRIPES)], device=data.device)
     sums = _products(data, keys).sum(2)
     last = data[:, -1, -1]  # the very last stripe takes another part of the secret
-    sums[:, -1] += _products(last, torch.tensor(_words(121), device=data.device)) - _products(last, keys[-1])
+    sums[:, -1] += _products(last, torch.tensor(_words(KEY_LAST), device=data.device)) - _products(last, keys[-1])
     swapped = data.sum(2).view(len(blocks), -1, LANES // 2, 2).flip(3).view(len(blocks), -1, LANES)
     return (sums + swapped).transpose(0, 1).contiguous()
 
@@ -140,18 +131,16 @@ def _products(data: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
 
 
 def _finish(acc: list[int]) -> bytes:
-    low = _merge(acc, 11, BLOCK * P64[0])
-    high = _merge(acc, 117, ~(BLOCK * P64[1]))
+    low = _merge(acc, words(KEY_LOW), BLOCK * P64[0])
+    high = _merge(acc, words(KEY_HIGH), ~(BLOCK * P64[1]))
     return struct.pack(">QQ", high, low)
 
 
-def _merge(acc: list[int], offset: int, start: int) -> int:
-    words = struct.unpack_from("<8Q", SECRET, offset)
-    result = start
+def _merge(acc: list[int], key: Sequence[int], result: int) -> int:
     for k in range(0, LANES, 2):
-        product = (acc[k] ^ words[k]) * (acc[k + 1] ^ words[k + 1])
+        product = (acc[k] ^ key[k]) * (acc[k + 1] ^ key[k + 1])
         result += (product & MASK) ^ (product >> 64)
     result &= MASK
     result ^= result >> 37
-    result = result * 0x165667919E3779F9 & MASK
+    result = result * AVALANCHE & MASK
     return result ^ (result >> 32)

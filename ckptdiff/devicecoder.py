@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from ckptdiff.checkpoint import Tensor
-from ckptdiff.codecs import changes, context, sparse
+from ckptdiff.codecs import context, sparse
 from ckptdiff.codecs.place import NOWHERE, Place
 from ckptdiff.coding import Coded, code, look, row_width
 from ckptdiff.device import changes as find_changes
 from ckptdiff.device import leaf_digests, units_of, zigzag
 from ckptdiff.digests import BLOCK, leaves_of
-from ckptdiff.dtypes import DTYPES, Bytes, Dtype
+from ckptdiff.dtypes import DTYPES, Bytes
 from ckptdiff.memory import MemoryFile
 
 STAGED, RESIDENT = 4, 32
@@ -71,7 +71,7 @@ class DeviceCoder:
                 coded.append(sparse.pack(positions, zigzags[here], dtype))
             else:
                 place = Place(width, (first + k * per_block) % width) if width else NOWHERE
-                coded.append(_context(old[k * BLOCK : (k + 1) * BLOCK], positions, zigzags[here], dtype, place))
+                coded.append(context.pack(old[k * BLOCK : (k + 1) * BLOCK], positions, zigzags[here], dtype, place))
         return coded
 
     def _there(self, tensor: Tensor) -> torch.Tensor | None:
@@ -111,9 +111,3 @@ class DeviceCoder:
         if self._mine.stream is None:
             self._mine.stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         return torch.cuda.stream(self._mine.stream)
-
-
-def _context(old: Bytes, positions: Any, zigzags: Any, dtype: Dtype, place: Place) -> bytes:
-    units = old.view(dtype.unit)
-    distances, signs = changes.distances_of_zigzags(units, positions, zigzags, dtype)
-    return context.pack(units, positions, distances, signs, dtype, place)

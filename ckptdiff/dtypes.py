@@ -14,6 +14,8 @@ import numpy.typing as npt
 
 Units: TypeAlias = npt.NDArray[Any]
 Bytes: TypeAlias = npt.NDArray[np.uint8]
+Changes: TypeAlias = tuple[Units, Units]
+"""Changes of a block: the places of units in it, rising, and the zigzag of their ulp distances, none 0 (spec 7.2)."""
 
 
 MAX_SIZE = 1 << 48

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.optim
 
@@ -18,8 +19,14 @@ from ckptdiff.device import SIGNED
 from ckptdiff.errors import CheckpointError, UnsupportedError
 from ckptdiff.masks import Mask
 from ckptdiff.pairing import strip_prefixes
+from ckptdiff.parallel import run_ordered
 
+Job = partial[None]
 Decay = Literal["decoupled", "gradient"]
+LIFTED = 64
+"""Steps in which ones, multiplied by a decay of a half or more, do not become subnormal."""
+WORTH = 1 << 20
+"""From so many elements on a pool of threads is worth its start."""
 KNOWN: dict[type[torch.optim.Optimizer], Decay] = {
     torch.optim.AdamW: "decoupled",
     torch.optim.Adam: "gradient",
@@ -30,6 +37,8 @@ KNOWN: dict[type[torch.optim.Optimizer], Decay] = {
     torch.optim.SGD: "gradient",
 }
 """Optimizers that leave a weight alone whose gradient and state are zero, but for weight decay: how they do that. Others are put back."""
+ROOTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum")
+"""State of these whose square root is what a step divides by."""
 
 
 @lru_cache
@@ -41,12 +50,16 @@ def _table(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
 
 @dataclass(slots=True)
 class _Part:
-    """One parameter: this rank's part of its mask, packed on its device, and its frozen content where that is put back after a step."""
+    """One parameter: this rank's part of its mask, packed on its device, and its frozen content where that is put back after a step.
+
+    ``lifted``: for how many steps more :meth:`lift` lasts.
+    """
 
     name: str
     parameter: torch.Tensor
     bits: torch.Tensor
     saved: torch.Tensor | None = None
+    lifted: int = 0
 
     def spread(self, rows: torch.Tensor) -> torch.Tensor:
         """What a table has for each of this rank's elements, in their shape."""
@@ -57,19 +70,49 @@ class _Part:
         """This rank's elements in the mask."""
         return self.spread(_table(torch.int8, self.bits.device)).bool()
 
-    def mask(self, tensor: torch.Tensor) -> None:
-        """Zero what is outside, by bits: a product would make NaN of the infinities of a GradScaler's overflow."""
+    def mask(self, tensor: torch.Tensor) -> list[Job]:
+        """Zero what is outside, by bits: a product would make NaN of a GradScaler's infinities. Gives what is left to do."""
         here = _local(tensor)
         units = here.view(SIGNED[here.element_size()])
-        units &= self.spread(_table(units.dtype, units.device))
+        if _on_host(units):
+            from ckptdiff.masking import keep, slices
 
-    def decay(self, factor: Any) -> None:
-        """Multiply what is inside."""
+            return [partial(keep, *row) for row in slices(units.detach().view(-1).numpy(), self.bits.numpy())]
+        units &= self.spread(_table(units.dtype, units.device))
+        return []
+
+    def lift(self, tensor: torch.Tensor) -> list[Job]:
+        """Put ones outside. Gives what is left to do."""
+        from ckptdiff.masking import put, slices
+
+        numbers = _local(tensor).detach().view(-1).numpy()
+        units = numbers.view(f"i{numbers.itemsize}")
+        return [partial(put, *row, np.ones(1, numbers.dtype).view(units.dtype)[0]) for row in slices(units, self.bits.numpy())]
+
+    def decay(self, factor: Any) -> list[Job]:
+        """Multiply what is inside. Gives what is left to do."""
         weights = _local(self.parameter)
         kind = torch.float64 if weights.dtype == torch.float64 else torch.float32  # a product with a number is taken in these
-        one = torch.ones((), dtype=kind, device=weights.device)
+        number = torch.as_tensor(factor, dtype=kind, device=weights.device)
+        if _on_host(weights) and weights.dtype == kind:
+            from ckptdiff.masking import scale, slices
+
+            return [partial(scale, *row, number.numpy()[()]) for row in slices(weights.detach().view(-1).numpy(), self.bits.numpy())]
         inside = _table(torch.int8, weights.device).bool()
-        weights.mul_(self.spread(torch.where(inside, torch.as_tensor(factor, dtype=kind, device=weights.device), one)))
+        weights.mul_(self.spread(torch.where(inside, number, torch.ones_like(number))))
+        return []
+
+
+def _on_host(tensor: torch.Tensor) -> bool:
+    """Whether kernels can write to it."""
+    return tensor.device.type == "cpu" and tensor.is_contiguous()
+
+
+def _run(jobs: list[Job]) -> None:
+    """Run kernels, which release Python's lock, on torch's number of threads."""
+    threads = torch.get_num_threads() if sum(len(job.args[0]) for job in jobs) > WORTH else 1
+    for _ in run_ordered(jobs, threads):
+        pass
 
 
 class Frozen:
@@ -82,6 +125,7 @@ class Frozen:
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
             optimizer.register_load_state_dict_post_hook(self._loaded),
+            optimizer.register_state_dict_pre_hook(self._lower),
         ]
         if before_clipping:
             self._handles += [part.parameter.register_post_accumulate_grad_hook(self._hook(part)) for part in parts]  # type: ignore[no-untyped-call]
@@ -98,6 +142,7 @@ class Frozen:
 
     def remove(self) -> None:
         """Take the hooks off: from then on everything trains again."""
+        self._lower()
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -106,7 +151,7 @@ class Frozen:
         def mask(parameter: torch.Tensor) -> None:
             if parameter.grad is not None:
                 with torch.no_grad():
-                    part.mask(parameter.grad)
+                    _run(part.mask(parameter.grad))
 
         return mask
 
@@ -114,6 +159,7 @@ class Frozen:
         if not self._clean:
             self._mask_state()
             self._clean = True
+        jobs: list[Job] = []
         by_parameter = {id(part.parameter): part for part in self._parts}
         for group in self._optimizer.param_groups:
             decay, rate = group.get("weight_decay", 0), group.get("lr", 0)
@@ -123,19 +169,43 @@ class Frozen:
                     continue
                 with torch.no_grad():
                     if self._decay is not None and decay:
-                        self._decay_inside(part, decay, rate, group)
-                    part.mask(parameter.grad)
+                        jobs += self._decay_inside(part, decay, rate, group)
+                    jobs += part.mask(parameter.grad)
+                    if self._decay is not None and not group.get("fused"):
+                        jobs += self._lift(part)
             if self._decay is not None and decay:
                 self._decays.append((group, decay))
                 group["weight_decay"] = 0.0
+        _run(jobs)
 
-    def _decay_inside(self, part: _Part, decay: Any, rate: Any, group: dict[str, Any]) -> None:
-        """The optimizer's weight decay, in the mask alone; its own is off during the step."""
+    def _lift(self, part: _Part) -> list[Job]:
+        """Now and then ones for the zeros whose root each step takes: MKL takes ten times as long for zeros, and 0 / 1 is 0 too."""
+        if part.lifted:
+            part.lifted -= 1
+            return []
+        values = self._roots(part)
+        part.lifted = LIFTED if values else 0
+        return [job for value in values for job in part.lift(value)]
+
+    def _lower(self, *_: Any) -> None:
+        """Zeros again, as whoever saves or uses the state expects."""
+        with torch.no_grad():
+            for part in self._parts:
+                if part.lifted:
+                    _run([job for value in self._roots(part) for job in part.mask(value)])
+                    part.lifted = 0
+
+    def _roots(self, part: _Part) -> list[torch.Tensor]:
+        found = [self._optimizer.state.get(part.parameter, {}).get(key) for key in ROOTS]
+        return [value for value in found if value is not None and value.dtype in (torch.float32, torch.float64) and _on_host(_local(value))]
+
+    def _decay_inside(self, part: _Part, decay: Any, rate: Any, group: dict[str, Any]) -> list[Job]:
+        """The optimizer's weight decay, in the mask alone; its own is off during the step. Gives what is left to do."""
         if self._decay == "decoupled" or group.get("decoupled_weight_decay"):
-            part.decay(1 - rate * decay)
-        else:
-            assert part.parameter.grad is not None
-            _local(part.parameter.grad).add_(_local(part.parameter), alpha=-decay if group.get("maximize") else decay)
+            return part.decay(1 - rate * decay)
+        assert part.parameter.grad is not None
+        _local(part.parameter.grad).add_(_local(part.parameter), alpha=-decay if group.get("maximize") else decay)
+        return []
 
     def _after(self, *_: Any) -> None:
         for group, decay in self._decays:
@@ -149,6 +219,8 @@ class Frozen:
 
     def _loaded(self, *_: Any) -> None:
         self._clean = False
+        for part in self._parts:
+            part.lifted = 0
 
     def _mask_state(self) -> None:
         """Momentum from before the mask would move frozen weights."""
@@ -156,7 +228,7 @@ class Frozen:
             for part in self._parts:
                 for value in self._optimizer.state.get(part.parameter, {}).values():
                     if isinstance(value, torch.Tensor) and value.shape == part.parameter.shape:
-                        part.mask(value)
+                        _run(part.mask(value))
 
 
 def freeze_outside(

@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,17 +53,26 @@ def diff(
     base, target = (open_state(state_of(state, where), where) for state, where in ((old, "the old tensors"), (new, "the new tensors")))
     rules, out = [Rename.parse(text) for text in rename], io.BytesIO()
     tensors = [tensor for side in (base, target) for file in side.weights for tensor in file.tensors]
-    coder, groups = choose_coder(device, tensors)
+    coder, groups = choose_coder(device, tensors, codec)
     maker = PatchMaker(base, target, codec, threads or default_threads(), rules, None, io.BytesIO(), no_progress, coder, groups)
     maker.write_file(out)
-    return Patch.from_bytes(out.getvalue())
+    return Patch(out.getvalue())
 
 
 class Patch:
     """A patch that is open: in memory, here, or on the Hub. Close it, or use it in a ``with`` statement, if it has files."""
 
-    def __init__(self, opened: OpenPatch, stack: ExitStack) -> None:
-        self._opened, self._stack, self._closed = opened, stack, False
+    def __init__(self, source: bytes | OpenPatch, stack: ExitStack | None = None, name: str = "the patch") -> None:
+        self._source, self._stack, self._name, self._closed = source, stack or ExitStack(), name, False
+
+    @cached_property
+    def _opened(self) -> OpenPatch:
+        """The patch, read and checked; one that was just made when it is first asked for more than its bytes."""
+        if isinstance(self._source, OpenPatch):
+            return self._source
+        opened = OpenPatch(Path(self._name), None, [PatchFile(BytesFile(self._source, self._name))])
+        check_stored(opened)
+        return opened
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str = "the patch") -> Patch:
@@ -71,9 +81,9 @@ class Patch:
         Raises:
             FormatError, UnsupportedError, IntegrityError: they are not a whole and valid patch.
         """
-        opened = OpenPatch(Path(name), None, [PatchFile(BytesFile(data, name))])
-        check_stored(opened)
-        return cls(opened, ExitStack())
+        patch = cls(data, name=name)
+        _ = patch._opened
+        return patch
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Patch:
@@ -93,9 +103,11 @@ class Patch:
         Raises:
             CheckpointError: the patch is a folder of several files.
         """
-        if self._opened.index is not None:
-            raise CheckpointError(f"{self._opened.path}: is a patch folder, not one patch file")
-        source = self._opened.files[0].source
+        if isinstance(self._source, bytes):
+            return self._source
+        if self._source.index is not None:
+            raise CheckpointError(f"{self._source.path}: is a patch folder, not one patch file")
+        source = self._source.files[0].source
         return read_bytes(source, 0, source.size)
 
     @property

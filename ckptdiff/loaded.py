@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ckptdiff.digests import BLOCK, leaves_of, tensor_digest, xxh128
+from ckptdiff.digests import BLOCK, block_count, tensor_digest
 from ckptdiff.dtypes import Bytes, Dtype
 from ckptdiff.errors import BaseMismatchError, IntegrityError
 from ckptdiff.parallel import run_ordered
@@ -24,14 +26,18 @@ MODEL = "the model"
 """What messages call tensors in memory."""
 
 RUN = 8 * BLOCK
-"""Bytes that one job hashes: handing over smaller ones takes longer than hashing them."""
+"""Bytes that one job moves: threads hand Python's lock over between jobs, and may wait for it longer than they work."""
+
+HASHED = 16 * BLOCK
+"""Bytes that one job hashes."""
 
 
 @dataclass(slots=True)
 class Part:
     """Moves of a run of a tensor's units: ``positions`` in it, None if every unit has a move, and the zigzag of ulp distances.
 
-    On the host a run is one block of ``start`` to ``stop`` in bytes and these are numpy's; elsewhere it is all of the tensor, torch's.
+    On the host a run is whole blocks, at most about :data:`RUN` bytes, ``start`` to ``stop``, and these are numpy's; elsewhere it is all
+    of the tensor, and they are torch's.
     """
 
     start: int
@@ -127,7 +133,7 @@ class LoadedPatch:
                     )
         except BaseException:
             for row, part in self._done:
-                _shift(row, part, not back)
+                _shift(row, part, not back, False)
             raise
         finally:
             for array in arrays:
@@ -172,11 +178,10 @@ class LoadedPatch:
             yield from zip(elsewhere, leaves_in_memory([row.flat for row in elsewhere], self._threads), strict=True)
 
     def _move_part(self, row: Moves, part: Part, back: bool, check: bool) -> list[bytes]:
-        """Move one run; returns its leaf on the host."""
-        _shift(row, part, back)
+        """Move one run; returns its leaves on the host."""
+        leaves = _shift(row, part, back, check)
         self._done.append((row, part))
-        flat = row.flat[part.start : part.stop]
-        return [xxh128(flat)] if check and isinstance(flat, np.ndarray) else []
+        return leaves
 
 
 def address(flat: Bytes | torch.Tensor) -> tuple[str, int, int]:
@@ -184,32 +189,64 @@ def address(flat: Bytes | torch.Tensor) -> tuple[str, int, int]:
     return ("cpu", flat.ctypes.data, len(flat)) if isinstance(flat, np.ndarray) else (str(flat.device), flat.data_ptr(), len(flat))
 
 
-def _shift(row: Moves, part: Part, back: bool) -> None:
+def _shift(row: Moves, part: Part, back: bool, hashed: bool) -> list[bytes]:
     flat = row.flat[part.start : part.stop]
     if isinstance(flat, np.ndarray):
-        from ckptdiff.codecs import changes
+        from ckptdiff.codecs.changes import move_run
 
-        units = flat.view(row.dtype.unit)
-        positions = np.arange(len(units), dtype=np.int32) if part.positions is None else part.positions
-        changes.shift_units(units, positions, part.zigzags, row.dtype, back)
-    else:
-        from ckptdiff.device import move, units_of
+        return move_run(flat, part.positions, part.zigzags, row.dtype, back, hashed)
+    from ckptdiff.device import move, units_of
 
-        move(units_of(flat, row.dtype), part.positions, part.zigzags, row.dtype, back)
+    move(units_of(flat, row.dtype), part.positions, part.zigzags, row.dtype, back)
+    return []
 
 
-def leaves_in_memory(parts: Sequence[Bytes | torch.Tensor], threads: int) -> Generator[list[bytes], None, None]:
+def leaves_in_memory(parts: Sequence[Bytes | torch.Tensor], threads: int) -> list[list[bytes]]:
     """Leaves of tensors in memory."""
-    elsewhere: dict[Any, list[int]] = {}
+    with hashing(parts, threads) as leaves:
+        return leaves()
+
+
+@contextmanager
+def hashing(parts: Sequence[Bytes | torch.Tensor], threads: int) -> Iterator[Callable[[], list[list[bytes]]]]:
+    """While threads hash tensors in memory; gives a function that waits for all leaves."""
+    from ckptdiff.codecs.leaves import leaves_of_all
+
+    here = [part for part in parts if isinstance(part, np.ndarray)]
+    there = [part for part in parts if not isinstance(part, np.ndarray)]
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="ckptdiff")
+    try:
+        found = [pool.submit(leaves_of_all, batch) for batch in _batches(here)]
+
+        def leaves() -> list[list[bytes]]:
+            rows = iter(_leaves_elsewhere(there))
+            flat = (leaf for future in found for leaf in future.result())
+            return [list(islice(flat, block_count(len(part)))) if isinstance(part, np.ndarray) else next(rows) for part in parts]
+
+        yield leaves
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _batches(parts: Iterable[Bytes]) -> Iterator[list[Bytes]]:
+    """Tensors cut and gathered to what one job hashes."""
+    batch: list[Bytes] = []
+    for part in parts:
+        for start in range(0, len(part), HASHED):
+            batch.append(part[start : start + HASHED])
+            if sum(map(len, batch)) >= HASHED:
+                yield batch
+                batch = []
+    if batch:
+        yield batch
+
+
+def _leaves_elsewhere(parts: Sequence[torch.Tensor]) -> list[list[bytes]]:
+    """Leaves of tensors on devices."""
     found: dict[int, list[bytes]] = {}
-    for k, part in enumerate(parts):
-        if not isinstance(part, np.ndarray):
-            elsewhere.setdefault(part.device, []).append(k)
-    for numbers in elsewhere.values():
+    for device in {part.device for part in parts}:
         from ckptdiff.device import leaf_digests
 
-        found |= dict(zip(numbers, leaf_digests([parts[k] for k in numbers]), strict=True))  # type: ignore[misc]
-    jobs = (partial(leaves_of, part[i : i + RUN]) for part in parts if isinstance(part, np.ndarray) for i in range(0, len(part), RUN))
-    with closing(run_ordered(jobs, threads)) as leaves:
-        for k, part in enumerate(parts):
-            yield found[k] if k in found else [leaf for _ in range(0, len(part), RUN) for leaf in next(leaves)]
+        numbers = [k for k, part in enumerate(parts) if part.device == device]
+        found |= dict(zip(numbers, leaf_digests([parts[k] for k in numbers]), strict=True))
+    return [found[k] for k in range(len(parts))]

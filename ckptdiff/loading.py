@@ -16,10 +16,10 @@ from ckptdiff.checkpoint import Tensor
 from ckptdiff.codecs import context, sparse
 from ckptdiff.coding import look
 from ckptdiff.digests import BLOCK, tensor_digest, xxh128
-from ckptdiff.dtypes import DTYPES, Bytes, Dtype, Units
+from ckptdiff.dtypes import DTYPES, Bytes, Changes, Dtype, Units
 from ckptdiff.errors import BaseMismatchError, FormatError, IntegrityError, UnsupportedError
 from ckptdiff.layers import FromBase, FromPatch, Node, check_changed, ranges, tensor_differs
-from ckptdiff.loaded import MODEL, LoadedPatch, Moves, Part, address, leaves_in_memory
+from ckptdiff.loaded import MODEL, RUN, LoadedPatch, Moves, Part, address, hashing, leaves_in_memory
 from ckptdiff.memory import MemoryFile, State, open_state, state_of
 from ckptdiff.pairing import strip_prefixes
 from ckptdiff.parallel import no_progress, run_ordered
@@ -100,22 +100,22 @@ class Loader:
             by_codec[place.codec].append(place)
         return [*self._from_sparse(by_codec["sparse"]), *self._from_context(by_codec["context"]), *self._from_rest(by_codec[None])]
 
-    def _from_sparse(self, places: Sequence[Place]) -> Iterator[Moves]:
+    def _from_sparse(self, places: Sequence[Place]) -> list[Moves]:
         """Other threads hash while this one unpacks: unpacking is many small steps, which threads would take from each other."""
-        with closing(leaves_in_memory([self._memory(place) for place in places], self.threads)) as found:
-            for place in places:
-                before = next(found)
-                self._check_base(place, before)
-                parts = [self._unpack(place, start, None) for start in range(0, place.tensor.nbytes, BLOCK)]
-                yield self._finish(place, parts, before)
+        with hashing([self._memory(place) for place in places], max(self.threads - 1, 1)) as leaves:
+            found = [[self._unpack(place, start) for start in range(0, place.tensor.nbytes, BLOCK)] for place in places]
+            before = leaves()
+        for place, row in zip(places, before, strict=True):
+            self._check_base(place, row)
+        return [self._finish(place, blocks, row) for place, blocks, row in zip(places, found, before, strict=True)]
 
     def _from_context(self, places: Sequence[Place]) -> Iterator[Moves]:
         """Each block is hashed and unpacked by one thread."""
 
-        def job(place: Place, start: int) -> tuple[bytes, Part | None, str]:
+        def job(place: Place, start: int) -> tuple[bytes, Changes | None, str]:
             data = look(place.tensor, start, start + BLOCK, "base")
             try:
-                return xxh128(data), self._unpack(place, start, data), ""
+                return xxh128(data), self._unpack(place, start), ""
             except FormatError as error:
                 return xxh128(data), None, str(error)  # of a wrong base, most likely
 
@@ -128,14 +128,14 @@ class Loader:
                 for _, _, error in rows:
                     if error:
                         raise FormatError(error)
-                yield self._finish(place, [part for _, part, _ in rows], before)
+                yield self._finish(place, [changes for _, changes, _ in rows if changes], before)
 
     def _from_rest(self, places: Sequence[Place]) -> Iterator[Moves]:
         """Tensors of which the whole content is built, and compared with what is there."""
         jobs = (partial(self._changes, place, start, stop, last) for place in places for start, stop, last in ranges(place.node))
         parts: list[Part | None] = []
-        before = leaves_in_memory([self._memory(place) for place in places], self.threads)
-        with closing(run_ordered(jobs, self.threads)) as results, closing(before):
+        before = iter(leaves_in_memory([self._memory(place) for place in places], self.threads))
+        with closing(run_ordered(jobs, self.threads)) as results:
             for place, part, last in results:
                 parts.append(part)
                 if last:
@@ -154,25 +154,30 @@ class Loader:
         if found != node.below.digest:
             raise self.applier.wrong_base(self.patch, tensor_differs(node.below, found))
 
-    def _unpack(self, place: Place, start: int, base: Bytes | None) -> Part | None:
-        """The moves of a block, whose base ``sparse`` does not need."""
+    def _unpack(self, place: Place, start: int) -> Changes:
+        """The changes of a block."""
         node, entry, block = place.node, place.entry, start // BLOCK
         assert isinstance(node, FromPatch)
         dtype, stop = DTYPES[entry.dtype], min(start + BLOCK, place.tensor.nbytes)
         (coded,) = node.file.read_blocks(entry, block, block + 1)
         try:
-            if base is None:
+            if place.codec == "sparse":
                 positions, zigzags = sparse.unpack(coded, (stop - start) // dtype.carrier, dtype)
             else:
-                positions, zigzags = context.unpack(coded, base, dtype)
+                positions, zigzags = context.unpack(coded, look(place.tensor, start, stop, "base"), dtype)
+                positions = positions.copy()  # scratch
         except ValueError as error:
             raise FormatError(f"{node.file.source.name}: tensor {entry.name}, block {block}: {error}") from None
         node.changed[block] = len(positions)
-        return _part(start, stop, positions, zigzags, dtype) if len(positions) else None
+        return positions, zigzags
 
-    def _finish(self, place: Place, parts: Sequence[Part | None], before: list[bytes]) -> Moves:
+    def _finish(self, place: Place, blocks: Sequence[Changes], before: list[bytes]) -> Moves:
         assert isinstance(place.node, FromPatch)
         check_changed(place.node)
+        dtype, size = DTYPES[place.entry.dtype], place.tensor.nbytes
+        parts = [
+            _run(start, min(start + RUN, size), blocks[start // BLOCK : (start + RUN) // BLOCK], dtype) for start in range(0, size, RUN)
+        ]
         return self._row(place, parts, before)
 
     def _changes(self, place: Place, start: int, stop: int, last: bool) -> tuple[Place, Part | None, bool]:
@@ -180,14 +185,11 @@ class Loader:
         from ckptdiff.codecs import changes
 
         dtype, stop = DTYPES[place.entry.dtype], min(stop, place.tensor.nbytes)
-        new = place.node.build(start, stop).view(dtype.unit)
+        new = place.node.build(start, stop)
         if isinstance(place.node, FromBase) and place.node.tensor is place.tensor:
             return place, None, last
-        old = look(place.tensor, start, stop, "old").view(dtype.unit)
-        positions = changes.differing(old, new)
-        if len(positions) == 0:
-            return place, None, last
-        return place, _part(start, stop, positions, changes.zigzags_of(old, new, positions, dtype), dtype), last
+        positions, zigzags = changes.changes_of(look(place.tensor, start, stop, "old"), new, dtype)
+        return place, _part(start, stop, positions.copy(), zigzags.copy(), dtype), last
 
     def _row(self, place: Place, found: Sequence[Part | None], before: list[bytes]) -> Moves:
         """A tensor's moves, on its device."""
@@ -201,10 +203,20 @@ class Loader:
         return Moves(name, dtype, flat, parts, before, place.node.digest)
 
 
-def _part(start: int, stop: int, positions: Units, zigzags: Units, dtype: Dtype) -> Part:
-    """Moves of bytes ``start`` to ``stop``, in whichever form is smaller."""
+def _run(start: int, stop: int, blocks: Sequence[Changes], dtype: Dtype) -> Part | None:
+    """Moves of a run of blocks, bytes ``start`` to ``stop``, from their changes."""
+    zigzags = np.concatenate([zigzags for _, zigzags in blocks])
+    positions, done = np.empty(len(zigzags), np.int32), 0
+    for k, (found, _) in enumerate(blocks):
+        np.add(found, np.int32(k * (BLOCK // dtype.carrier)), out=positions[done : done + len(found)])
+        done += len(found)
+    return _part(start, stop, positions, zigzags, dtype)
+
+
+def _part(start: int, stop: int, positions: Units, zigzags: Units, dtype: Dtype) -> Part | None:
+    """Moves of bytes ``start`` to ``stop``, in whichever form is smaller; None if there are none."""
     if len(positions) * 4 <= stop - start:
-        return Part(start, stop, positions.astype(np.int32), zigzags)
+        return Part(start, stop, positions, zigzags) if len(positions) else None
     every = np.zeros((stop - start) // dtype.carrier, dtype.unit)
     every[positions] = zigzags
     return Part(start, stop, None, every)

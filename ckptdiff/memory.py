@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ckptdiff.checkpoint import Checkpoint, WeightFile
-from ckptdiff.dtypes import DTYPES, Bytes
-from ckptdiff.errors import CheckpointError
-from ckptdiff.stfile import MAX_NAME, Header, parse_header, predicted_header
+from ckptdiff.dtypes import Bytes
+from ckptdiff.errors import CheckpointError, UnsupportedError
+from ckptdiff.stfile import MAX_NAME, MAX_RANK, Header, TensorInfo, predicted_header
 from ckptdiff.torchtypes import Array, dtype_of, flat_bytes, shape_of
 
 if TYPE_CHECKING:
@@ -106,15 +107,19 @@ def open_state(state: State, where: str) -> Checkpoint:
     """Tensors in memory as a checkpoint.
 
     Raises:
-        UnsupportedError: a tensor has a dtype, layout or device that cannot be read in place.
+        UnsupportedError: a tensor has a dtype, layout or device that cannot be read in place, or too many dimensions.
     """
     rows = []
     for name, array in state.items():
         dtype = dtype_of(array, f"{where}: {name}")
         shape, flat = shape_of(array, dtype), flat_bytes(array, f"{where}: {name}")
+        if len(shape) > MAX_RANK:
+            raise UnsupportedError(f"{where}: {name}: has {len(shape)} dimensions, a patch at most {MAX_RANK}: reshape it")
         rows.append((name, dtype, shape, flat))
     rows.sort(key=lambda row: (ORDER.index(row[1]), row[0]))
-    raw = predicted_header((name, dtype, shape, DTYPES[dtype].nbytes(shape) or 0) for name, dtype, shape, _ in rows)
-    header = parse_header(raw, sum(len(row[3]) for row in rows))
+    ends = list(accumulate((len(flat) for *_, flat in rows), initial=0))
+    tensors = tuple(TensorInfo(*row[:3], begin, end) for row, (begin, end) in zip(rows, pairwise(ends), strict=True))
+    raw = predicted_header((name, dtype, shape, len(flat)) for name, dtype, shape, flat in rows)
+    header = Header(raw, {"format": "pt"}, tensors)
     file = MemoryFile(where, header, [row[3] for row in rows])
     return Checkpoint(Path(where), True, [WeightFile(FILE_NAME, SCOPE, file, header)], {}, in_memory=True)

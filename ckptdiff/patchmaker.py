@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -23,6 +24,9 @@ from ckptdiff.parallel import FileHasher, Progress, run_ordered
 from ckptdiff.patches import INDEX_NAME, open_patch
 from ckptdiff.patchfile import Spooled, Written, write_patch_file
 from ckptdiff.table import Entry, Table, Totals
+
+Step = tuple[OpenTensor, int, int, bool]
+"""Units of a tensor to code, from and to, and whether they are its last."""
 
 
 class Report(Protocol):
@@ -118,7 +122,7 @@ class PatchMaker:
     def _code_all(self, pairs: Sequence[tuple[Tensor | None, Tensor]]) -> None:
         """Code tensors group by group; results come in order, so the spool does not depend on the threads."""
 
-        def jobs() -> Iterator[Callable[[], tuple[OpenTensor, Coded, bool]]]:
+        def steps() -> Iterator[Step]:
             for base, target in pairs:
                 group = group_units(target.dtype, base.dtype if base else target.dtype)
                 units = max(t.nbytes // DTYPES[t.dtype].carrier for t in (target, base or target))
@@ -128,14 +132,32 @@ class PatchMaker:
                 tensor = OpenTensor(base, target, codec)
                 step = group * self.groups
                 for start in range(0, max(units, 1), step):
-                    yield partial(self._step, tensor, start, start + step, start + step >= units)
+                    yield tensor, start, start + step, start + step >= units
 
-        with closing(run_ordered(jobs(), self.threads)) as results:
-            for tensor, coded, last in results:
+        jobs = (partial(self._steps, batch) for batch in self._batches(steps()))
+        with closing(run_ordered(jobs, self.threads)) as results:
+            for tensor, coded, last in itertools.chain.from_iterable(results):
                 tensor.add(coded, self.spool)
                 self._advance(coded.nbytes)
                 if last:
                     self._finish(tensor)
+
+    def _batches(self, steps: Iterable[Step]) -> Iterator[list[Step]]:
+        """One step a job; where several groups are taken at once, as many steps as make so much: small tensors are many."""
+        limit, batch, size = min((self.groups - 1) * BLOCK, self.total // (4 * self.threads)), list[Step](), 0
+        for step in steps:
+            batch.append(step)
+            tensor, first, stop, _ = step
+            width = DTYPES[tensor.target.dtype].carrier
+            size += min(stop * width, tensor.target.nbytes) - first * width
+            if size >= limit:
+                yield batch
+                batch, size = [], 0
+        if batch:
+            yield batch
+
+    def _steps(self, batch: Iterable[Step]) -> list[tuple[OpenTensor, Coded, bool]]:
+        return [self._step(*step) for step in batch]
 
     def _step(self, tensor: OpenTensor, first: int, stop: int, last: bool) -> tuple[OpenTensor, Coded, bool]:
         base, target = tensor.base, tensor.target

@@ -157,13 +157,14 @@ class Entry:
         nbytes = DTYPES[dtype].nbytes(shape)
         if nbytes is None:
             raise FormatError(f"{where}: a {dtype} tensor of shape {list(shape)} has no whole size of at most {MAX_SIZE} bytes")
-        if kind in ("same", "delta"):
-            entry = replace(entry, **_read_base(f, entry))
+        found: dict[str, Any] = _read_base(f, entry) if kind in ("same", "delta") else {}
         if kind in ("delta", "new"):
-            entry = replace(entry, codec=_codec(f, kind), blocks=_blocks(f, entry))
+            found |= {"codec": _codec(f, kind), "blocks": _blocks(f, entry)}
         if kind == "delta":
-            entry = replace(entry, changed=f.integer("changed", 1, entry.units))
-        return replace(entry, of=as_name(f.text("of"), f"{where}.of")) if kind == "copy" else entry
+            found["changed"] = f.integer("changed", 1, entry.units)
+        if kind == "copy":
+            found["of"] = as_name(f.text("of"), f"{where}.of")
+        return replace(entry, **found)
 
 
 def as_name(value: Any, where: str) -> str:

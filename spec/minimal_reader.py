@@ -614,60 +614,86 @@ class RawBits:  # section 7.5.1
         need(self.at % 8 == 0 or self.data[-1] >> self.at % 8 == 0, "a raw bit behind the last is set")
 
 
+SHARES = [math.floor(2 ** (32 - k / 256)) for k in range(257)]
+
+
+def share(a):  # section 7.5.2
+    q = a % 2 ** 24
+    high, next_ = SHARES[q >> 16], SHARES[(q >> 16) + 1]
+    return high - ((high - next_) * (q % 2 ** 16) >> 16) >> (a >> 24)
+
+
 class RangeDecoder:  # section 7.5.2
     def __init__(self, data):
         need(data[-1:] != b"\0", "the range coded bytes end with a zero")
         self.data, self.at, self.range = data, 8, 2 ** 64 - 1
         self.code = int.from_bytes((data + bytes(8))[:8], "big")
+        self.check()
+
+    def check(self):
+        need(self.code < self.range >> 32 << 32, "the range coded bytes leave the range")
+
+    def narrow(self, start, range_):
+        self.code, self.range = self.code - start, range_
+        while self.range < 1 << 48:
+            self.code = self.code << 16 | int.from_bytes((self.data[self.at:self.at + 2] + bytes(2))[:2], "big")
+            self.range, self.at = self.range << 16, self.at + 2
 
     def bit(self, context):  # a context is a list [p, n]
         p, n = context
         bound = (self.range >> 16) * max(p >> 6, 1)
         bit = self.code < bound
-        if bit:
-            self.range = bound
-        else:
-            self.code, self.range = self.code - bound, self.range - bound
         context[:] = p + (((bit << 22) - p) * (655360 // (10 * n + 16)) >> 16), min(n + 1, 255)
-        if self.range < 1 << 32:
-            self.code = self.code << 32 | int.from_bytes((self.data[self.at:self.at + 4] + bytes(4))[:4], "big")
-            self.range, self.at = self.range << 32, self.at + 4
+        self.narrow(0 if bit else bound, bound if bit else self.range - bound)
         return int(bit)
 
-    def magnitude(self, contexts, most, lead, bits):
+    def distance(self, contexts, m, bits):
         octave = 0
-        while octave < most and self.bit(contexts.setdefault(octave, [1 << 21, 0])):
+        while octave < m - 1 and self.bit(contexts.setdefault(octave, [1 << 21, 0])):
             octave += 1
         node = 1
-        for _ in range(min(octave, lead)):
+        for _ in range(min(octave, 3)):
             node = 2 * node + self.bit(contexts.setdefault((octave, node), [1 << 21, 0]))
-        rest = octave - min(octave, lead)
+        rest = octave - min(octave, 3)
         return node << rest | bits.raw(rest)
 
 
 def decode_adaptive(reader, bits, classes, m):  # section 7.5.2; yields (position, D, side)
-    lo, hi = reader.take(2)
+    lo, hi, rate, weights = bits.raw(8), bits.raw(8), 0, {}
     need(lo <= hi, "lo is above hi")
+    for c in range(lo, hi + 1):
+        rate = max(rate - 1, 0) + step(bits) if c > lo else bits.raw(6)
+        need(0 <= rate <= 50, "a rate is out of range")
+        weights[c] = 2 + (rate - 1) % 2 << 2 + (rate - 1 >> 1) if rate else 0
     coder = RangeDecoder(reader.take(len(reader.data) - reader.at))
-    first, contexts = {}, {}  # contexts: class -> (for gaps, for distances, for sides), once it has changed
-    left = {c: coder.magnitude(first, 21, 1, bits) - 1 for c in range(lo, hi + 1)}
+    contexts = {}  # class -> (for distances, for sides), once it has changed
+    a, stayed, seen, expected, pace = 0, 0, 0, 0, 1 << 16
     for i, c in enumerate(classes):
-        if c not in left:
+        weight = weights.get(c, 0)
+        if weight == 0:
             continue
-        if left[c] > 0:
-            left[c] -= 1
+        bound = (coder.range >> 32) * share((a + weight) * pace >> 16)
+        if coder.code < bound:
+            a, stayed = a + weight, stayed + weight
+            if a * pace >> 16 >= 1 << 26:
+                coder.narrow(0, bound)
+                a = 0
+                coder.check()
             continue
+        coder.narrow(bound, (coder.range >> 32) * share(a * pace >> 16) - bound)
+        seen += (weight * share(weight) // (2 ** 32 - share(weight)) >> 8) - (seen >> 4)
+        expected += min(stayed >> 8, 1 << 19) - (expected >> 4)
+        pace = (seen + (24 << 16) << 16) // (expected + (24 << 16))
         if c not in contexts:
             near = min(contexts, key=lambda other: (abs(other - c), other), default=None)
-            contexts[c] = tuple({key: [p, min(n, 1)] for key, (p, n) in kind.items()}
-                                for kind in contexts.get(near, ({}, {}, {})))
-        gaps, distances, sides = contexts[c]
-        distance = coder.magnitude(distances, m - 1, 3, bits)
+            contexts[c] = tuple({key: [p, min(n, 1)] for key, (p, n) in kind.items()} for kind in contexts.get(near, ({}, {})))
+        distances, sides = contexts[c]
+        distance = coder.distance(distances, m, bits)
         octave = distance.bit_length() - 1
         side = bits.raw(1) if octave < 3 else coder.bit(sides.setdefault(octave, [1 << 21, 0]))
         yield i, distance, side
-        left[c] = coder.magnitude(gaps, 21, 1, bits) - 1
-    need(not any(left.values()), "a change lies behind its class's last unit")
+        a = stayed = 0
+        coder.check()
     need(coder.at >= len(coder.data), "range coded bytes are left over")
 
 
@@ -677,6 +703,11 @@ def number(bits):  # section 7.5.3
         k += 1
         need(k < 16, "a number is too large")
     return 2 ** k - 1 + bits.raw(k)
+
+
+def step(bits):  # section 7.5.3
+    e = number(bits)
+    return -(e + 1) // 2 if e & 1 else e // 2
 
 
 def table(bits, tokens):  # section 7.5.3; a list of (token, frequency, start) by slot
@@ -707,8 +738,7 @@ def decode_static(reader, bits, classes, m):  # section 7.5.3; yields (position,
         columns = [bits.raw(c) for _ in range(width)]
     levels, count, group, groups = 2 ** r + 2 ** c - 1, bits.raw(6) + 1, 0, []
     for _ in range((hi - lo + 1) * levels):
-        e = number(bits)
-        group += -(e + 1) // 2 if e & 1 else e // 2
+        group += step(bits)
         need(0 <= group < count, "there is no such group")
         groups.append(group)
     tables = [table(bits, 8 * (m - 2)) for _ in range(count)]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckptdiff.codecs import context
+from ckptdiff.codecs import adaptive, changes, context
 from ckptdiff.codecs.place import NOWHERE, Place
 from ckptdiff.codecs.planes import write_varint
 from ckptdiff.dtypes import DTYPES, Dtype
@@ -93,7 +95,7 @@ def test_extremes() -> None:
 
 
 def test_a_full_block_of_one_class() -> None:
-    """The longest gap there is: two million unchanged units of one class."""
+    """The longest run there is: two million unchanged units of one class."""
     dtype = DTYPES["U8"]
     base = np.full(1 << 21, 7, np.uint8)
     target = base.copy()
@@ -101,6 +103,35 @@ def test_a_full_block_of_one_class() -> None:
     coded, _ = context.encode(base, target, dtype)
     out, _ = context.decode(memoryview(coded), base.copy(), len(base), dtype)
     assert (out == target).all() and len(coded) < 20
+
+
+def test_shares_are_as_the_spec_has_them() -> None:
+    """T(k) = floor(2^(32 - k/256)), by integers alone; and a share falls with every 2^-24 octave, so that no unit's part is empty."""
+    for k, value in enumerate(adaptive.SHARES.tolist()):
+        assert value**256 <= 2 ** (32 * 256 - k) < (value + 1) ** 256
+    for start in (0, 1 << 16, 3 << 24, (1 << 26) - 70_000):
+        found = [int(adaptive.share(np.uint64(total))) for total in range(start, start + 70_000)]
+        assert found[:1000] == [READER.share(total) for total in range(start, start + 1000)]
+        assert all(a > b for a, b in pairwise(found))
+    assert adaptive.share(np.uint64((1 << 26) + 2 * int(adaptive.WEIGHTS[-1]))) > 0
+
+
+@pytest.mark.parametrize("size", [1000, changes.LARGE - 1, changes.LARGE, changes.LARGE + 77])
+@pytest.mark.parametrize("kind", ["uniform", "normal", "one class"])
+def test_units_of_classes(size: int, kind: str) -> None:
+    """Exact of small blocks and of rare classes below the common ones, else near; a uniform block has none that is common."""
+    rng = np.random.default_rng(5)
+    draw = {
+        "uniform": lambda: rng.integers(0, 256, size),
+        "normal": lambda: 122 + np.log2(np.abs(rng.normal(size=size))),
+        "one class": None,
+    }[kind]
+    classes = np.full(size, 255, np.uint8) if draw is None else draw().astype(np.uint8)
+    exact, found = np.bincount(classes, minlength=256), changes.units_of(classes)
+    common = np.flatnonzero(found[:255] >= changes.RARE)
+    rare = slice(0, common[0] if len(common) else 255)
+    assert (found if size < changes.LARGE else found[rare]).tolist() == (exact if size < changes.LARGE else exact[rare]).tolist()
+    assert (np.abs(found - exact) < 10 * np.sqrt(exact) + 10).all()
 
 
 @pytest.mark.parametrize("few", [0, context.FEW])

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from ckptdiff.masks import Mask
 from tests.checkpoints import perturb, tensor, tree, write
 from tests.conftest import tensors
 
@@ -33,6 +38,34 @@ def test_checkpoint_chain(tmp_path: Path) -> None:
         assert run("checkpoint_chain.py", "restore", tmp_path / "chain", k, tmp_path / f"out{k}").returncode == 0
         assert tree(tmp_path / f"out{k}") == tree(steps[k])
     assert "expected a step from 1 to 3, found 4" in run("checkpoint_chain.py", "restore", tmp_path / "chain", 4, tmp_path / "x").stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ("torch", "transformers", "trl", "datasets")),
+    reason="torch, transformers, trl or datasets is not installed: pip install -r examples/reproduce_paper/requirements.txt",
+)
+def test_reproduce_paper(tmp_path: Path) -> None:
+    """All of it runs, a masked run stays in its mask, and what is done twice gives the same bytes."""
+    out = tmp_path / "out"
+    command = [sys.executable, str(EXAMPLES / "reproduce_paper" / "run.py"), "--quick", "--keep", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    text = (out / "tables.md").read_text()
+    assert text.count("### ") == 7 and "nan" not in text and len(list((out / "charts").glob("*.svg"))) == 6
+    masks = {name: Mask.from_patch(out / "runs" / name / "patch", out / "base") for name in ("dpo-bf16-add-0", "dpo-fp32-add-0")}
+    for name, mask in masks.items():
+        inside = Mask.from_patch(out / "runs" / f"{name}-sub" / "patch", out / "base")
+        assert 0 < inside.total and inside.precision(mask) == 1.0
+        other = Mask.from_patch(out / "runs" / f"{name}-random" / "patch", out / "base")
+        assert other.total and other.precision(mask.random(seed=0)) == 1.0
+    again = out / "runs" / "dpo-bf16-add-0"
+    before = tree(again / "patch"), json.loads((again / "record.json").read_text())["accuracy"]
+    (out / "measures.json").unlink()
+    shutil.rmtree(again)
+    second = subprocess.run(command, capture_output=True, text=True)
+    assert second.returncode == 0 and second.stderr.count("] ") == 1, second.stderr[-3000:]
+    assert (tree(again / "patch"), json.loads((again / "record.json").read_text())["accuracy"]) == before
 
 
 def test_the_papers_table(tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ import ckptdiff
 
 PACKAGE = Path(ckptdiff.__file__).parent
 ORDER = """
-errors quantities canonical dtypes digests stfile hubid hubclient hub hubwrite paths scratch parallel
+errors quantities canonical dtypes digests xxh3 stfile hubid hubclient hub hubwrite paths scratch parallel
 selection checkpoint adapt pairing values
 codecs.place codecs.planes codecs.raw codecs.sparse
-codecs.jit codecs.escapes codecs.changes codecs.rangecoder codecs.adaptive codecs.rans codecs.groups codecs.static codecs.context codecs
+codecs.jit codecs.leaves codecs.escapes codecs.changes codecs.rangecoder codecs.rans codecs.groups codecs.adaptive codecs.static
+codecs.context codecs
 table manifest patchfile patches others output
 devices torchtypes memory coding device devicecoder coders patchmaker maker layers applier verifier comparison patchinfo private pulling
 loaded loading live targets integrations integrations.transformers
@@ -24,11 +25,12 @@ analysis analysis.modules analysis.rank analysis.sparsity analysis.counting anal
 analysis.stored analysis.source analysis.reporting analysis.overlap
 analysis.series analysis.words analysis.drawing analysis.markup analysis.charts analysis.page
 analysis.overlap_words analysis.overlap_charts analysis.overlap_page
-masks freezing tracking subnetwork integrations.trainer
+masks masking freezing tracking subnetwork integrations.trainer
 card publishing render render_report render_hub demo cli_common cli_report cli_hub cli
 """.split()
 LAZY = {"hub", "hubclient", "hubwrite", "publishing", "cli", "cli_hub", "cli_common", "cli_report", "demo"}
 LAZY |= {"codecs.context", "codecs.sparse", "torchtypes", "memory", "loaded", "loading", "devices", "coders", "layers", "freezing"}
+LAZY |= {"coding"}
 LAZY |= {f"analysis.{name}" for name in ("sparsity", "rows", "rank", "drawing", "markup")}
 """Modules that may import inside functions: to start fast, to run the first, and not to load Numba or torch before they are needed."""
 

@@ -320,12 +320,12 @@ def test_all_or_nothing(codec: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert equal(model, old) and not loaded.applied
     plain, count = loaded_module._shift, 0
 
-    def failing(*arguments: Any) -> None:
+    def failing(*arguments: Any) -> Any:
         nonlocal count
         count += 1
         if count == 9:
             raise KeyboardInterrupt
-        plain(*arguments)
+        return plain(*arguments)
 
     monkeypatch.setattr(loaded_module, "_shift", failing)
     with pytest.raises(KeyboardInterrupt):

@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 
 import ckptdiff
 from ckptdiff import canonical
-from ckptdiff.codecs import CODECS, changes
-from ckptdiff.codecs.escapes import best_width, read_escaped, write_escaped
+from ckptdiff.codecs import CODECS, changes, leaves
+from ckptdiff.codecs.escapes import best_width, read_escaped, split_escaped, write_planes
 from ckptdiff.codecs.planes import Reader, write_plane, write_varint
+from ckptdiff.digests import BLOCK, leaves_of
 from ckptdiff.dtypes import DTYPES
 from ckptdiff.errors import FormatError
 from ckptdiff.stfile import LocalFile, header_json, parse_header, read_bytes, read_header
@@ -297,6 +298,27 @@ def test_codecs_survive_damage(case: tuple[str, np.ndarray, np.ndarray], codec: 
 # --- (c) the ulp distance ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "size", [0, 1, 240, 241, 256, 1023, 1024, 1025, 1088, 32768, 32769, BLOCK - 1, BLOCK, BLOCK + 240, BLOCK + 241, 2 * BLOCK + 100]
+)
+def test_leaves_by_kernels_are_the_librarys(size: int) -> None:
+    """XXH3-128 alone, beside a compare, and beside moves; of memory that is not aligned."""
+    rng = np.random.default_rng(size)
+    old, new = (rng.integers(0, 256, size + 1, dtype=np.uint8)[1:] for _ in range(2))
+    expected = leaves_of(old), leaves_of(new)
+    assert leaves.leaves_of_all([old, new[:0], new]) == [*expected[0], *expected[1]]
+    for name in ("U8", "BF16", "F32", "U64"):
+        dtype = DTYPES[name]
+        a, b = (side[: size // dtype.carrier * dtype.carrier].copy() for side in (old, new))
+        found, *both = changes.compared(a, b, dtype)
+        assert both == [leaves_of(a), leaves_of(b)]
+        for k, (positions, zigzags) in enumerate(found):
+            block = a[k * BLOCK : (k + 1) * BLOCK]
+            assert positions.tolist() == np.flatnonzero(block.view(dtype.unit) != b[k * BLOCK : (k + 1) * BLOCK].view(dtype.unit)).tolist()
+            assert changes.move_run(block, positions, zigzags, dtype, False, True) == [both[1][k]]
+        assert np.array_equal(a, b)
+
+
 def order(x: int, bits: int, is_float: bool) -> int:
     """order() of spec section 7.2, word for word."""
     if not is_float:
@@ -314,7 +336,9 @@ def zigzag(base: int, target: int, bits: int, is_float: bool) -> int:
 
 def zigzags(name: str, base: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Of all units."""
-    return changes.zigzags_of(base, target, np.arange(len(base), dtype=np.int32), DTYPES[name])
+    found, every = changes.changes_of(base.view(np.uint8), target.view(np.uint8), DTYPES[name]), np.zeros_like(base)
+    every[found[0]] = found[1]
+    return every
 
 
 def check_ulp_distances(name: str, base: np.ndarray, target: np.ndarray) -> None:
@@ -327,9 +351,8 @@ def check_ulp_distances(name: str, base: np.ndarray, target: np.ndarray) -> None
     for back, wanted in ((False, target), (True, base)):
         changes.shift_units(moving, positions, found, dtype, back)
         assert moving.tobytes() == wanted.tobytes()
-    distances, signs = (row.copy() for row in changes.distances_of(base, target, positions, dtype))
-    for row, again in zip((distances, signs), changes.distances_of_zigzags(base, positions, found, dtype), strict=True):
-        assert row.tolist() == again.tolist()
+    distances, signs = changes.distances_of(base, positions, found, dtype)
+    assert distances.tolist() == [(z + 1) // 2 for z in expected]
     again = np.empty_like(found)
     assert changes.zigzags_of_distances(base, positions, distances, signs, dtype, again) and again.tolist() == expected
     if importlib.util.find_spec("torch"):
@@ -400,7 +423,8 @@ def test_escaped_values(width: int, low: int, data: Any, count: int) -> None:
     rng = np.random.default_rng(data.draw(SEEDS))
     values = np.array([(near + int(d)) % (1 << 8 * width) for d in rng.integers(-3, 3, count)], unit)
     values = np.where(rng.random(count) < 0.5, values, rng.integers(0, 1 << min(8 * width, 63), count).astype(unit))
-    coded = write_escaped(values, width, low)
+    planes = np.empty(2 * width * count, np.uint8)
+    coded = write_planes(planes, count, width, low, split_escaped(values, width, low, planes))
     reader = Reader(memoryview(coded))
     found = read_escaped(reader, count, width, low, unit)
     reader.end()

@@ -82,7 +82,7 @@ def test_the_sparse_example() -> None:
 
 
 def test_the_context_example() -> None:
-    text = re.search(r"The block: `(01 01 06 [0-9a-f ]+)` \(spaces added\)", SPEC)
+    text = re.search(r"The block: `(01 03 7f [0-9a-f ]+)` \(spaces added\)", SPEC)
     assert text
     old = np.full(8, 0x3F80, "<u2")
     new = old.copy()

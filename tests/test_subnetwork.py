@@ -14,6 +14,7 @@ from ckptdiff.errors import CheckpointError
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
 
+from ckptdiff import freezing, masking  # noqa: E402
 from ckptdiff.subnetwork import Mask, UpdateTracker, freeze_outside  # noqa: E402
 
 OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
@@ -89,6 +90,42 @@ def test_nothing_outside_moves(name: str, dtype: Any) -> None:
         backward(model, dtype)
         optimizer.step()
     assert moved(before, bits_of(model.state_dict()), mask)[1] > 0
+
+
+@pytest.mark.parametrize("name", ["AdamW", "Adam", "SGD"])
+def test_as_on_a_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's operations in place of the kernels, which serve the host alone."""
+    monkeypatch.setattr(freezing, "_on_host", lambda _: False)
+    test_nothing_outside_moves(name, torch.float32)
+    test_a_full_mask_changes_nothing(name, torch.float32)
+
+
+@pytest.mark.parametrize("name", ["AdamW", "AdamW foreach amsgrad", "RMSprop", "Adagrad"])
+def test_state_that_is_saved_is_zero_outside(name: str) -> None:
+    """While steps are taken there may be ones; who saves the state, or takes the mask off, finds zeros."""
+    model = network(torch.float32)
+    optimizer, mask = OPTIMIZERS[name](model.parameters()), some_mask(model)
+    frozen = freeze_outside(model, mask, optimizer)
+    names = [name for name, _ in model.named_parameters()]
+    for end in (optimizer.state_dict, frozen.remove):
+        for _ in range(3):
+            backward(model, torch.float32)
+            optimizer.step()
+            optimizer.zero_grad()
+        end()
+        for k, row in optimizer.state_dict()["state"].items():
+            for value in row.values():
+                if names[k] in mask.bits and isinstance(value, torch.Tensor) and value.ndim:
+                    assert not value[~torch.from_numpy(mask.flags(names[k]).copy())].any()
+
+
+@pytest.mark.parametrize("name", ["AdamW", "Adagrad"])
+def test_on_several_threads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large tensors are cut to slices, which threads share."""
+    monkeypatch.setattr(freezing, "WORTH", 0)
+    monkeypatch.setattr(masking, "SLICE", 64)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    test_nothing_outside_moves(name, torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)

@@ -2,8 +2,9 @@
 
 A codec is a module with two functions over one block:
 
-``encode(base, target, dtype, place) -> (coded, changed)``
-    the coded bytes, and how many units differ; ``place`` says how the block lies in its tensor;
+``encode(base, target, dtype, place, found) -> (coded, changed)``
+    the coded bytes, and how many units differ; ``place`` says how the block lies in its tensor, ``found`` are the block's changes,
+    if they are known already;
 ``decode(coded, base, size, dtype) -> (target, changed)``
     the target's bytes and how many units differ; raises ValueError with one line on a coded form that breaks the spec.
 
@@ -17,13 +18,13 @@ from typing import Protocol
 
 from ckptdiff.codecs import context, raw, sparse
 from ckptdiff.codecs.place import Place
-from ckptdiff.dtypes import Bytes, Dtype
+from ckptdiff.dtypes import Bytes, Changes, Dtype
 
 
 class Codec(Protocol):
     """What a codec module offers."""
 
-    def encode(self, base: Bytes, target: Bytes, dtype: Dtype, place: Place) -> tuple[bytes, int]: ...
+    def encode(self, base: Bytes, target: Bytes, dtype: Dtype, place: Place, found: Changes | None) -> tuple[bytes, int]: ...
 
     def decode(self, coded: memoryview, base: Bytes, size: int, dtype: Dtype) -> tuple[Bytes, int]: ...
 

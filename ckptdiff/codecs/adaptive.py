@@ -1,73 +1,131 @@
-"""Kernels: the adaptive form of ``context``, for sparse and for small blocks (spec section 7.5.2)."""
+"""Kernels: the adaptive form of ``context``, for sparse and for small blocks (spec section 7.5.2).
+
+Units that stay as they are cost one addition: the chance that none of a run changes is two to the minus sum of their weights, so the
+range coder is told of a run at once, at the next change.
+"""
 
 # mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ckptdiff.codecs.changes import units_of
+from ckptdiff.codecs.groups import put_number, take_number
 from ckptdiff.codecs.jit import ONE, ZERO, jit
 from ckptdiff.codecs.rangecoder import (
     FULL,
+    S16,
     S32,
     START,
+    TOP,
+    carry,
     decode_bit,
     encode_bit,
     finish,
-    put_magnitude,
+    put_distance,
     put_raw,
-    take_magnitude,
+    take_distance,
     take_raw,
 )
+from ckptdiff.codecs.rans import size_of
 from ckptdiff.scratch import scratch
 
 Array = npt.NDArray[Any]
 
-GAP_OCTAVE, GAP_LEAD, GAP_LEADS, GAP_CONTEXTS = 21, 1, 32, 80
-"""Highest octave of a gap, bits of it in contexts, and where in a class's contexts what stands."""
-
-LEAD = 3
 RAW_SIGN = 3
 """Below this octave a distance's sign is raw."""
 
-NEVER = np.int32(0x7FFFFFFF)
+RATES = 51
+WEIGHTS = np.array([0] + [(2 + (r - 1) % 2) << (2 + ((r - 1) >> 1)) for r in range(1, RATES)], np.uint32)
+"""By rate: by how many 2^-24 octaves a unit lowers the chance that none of a run changes."""
+RUN = np.uint64(1 << 26)
+"""A run of units ends where their weights, at its pace, sum up to this."""
+SHARES = np.array([math.floor(2.0 ** (32 - k / 256)) for k in range(257)], np.uint64)
+STILL = np.uint64(24 << 16)
+"""Octaves, in 2^-16, for which the pace waits before it follows what it sees."""
+LONGEST = np.uint64(1 << 19)
+"""What one run tells of the pace, at most."""
+ALL = np.uint64(1 << 32)
+S4, S8, S24 = np.uint64(4), np.uint64(8), np.uint64(24)
+Q24, Q16 = np.uint64((1 << 24) - 1), np.uint64((1 << 16) - 1)
+
+# Costs in 1/65536 bits, by rate: of a unit that stays as it is, and of one that changes.
+STAYS = (WEIGHTS >> np.uint32(8)).astype(np.int64)
+CHANGES = np.array([1 << 40] + [round(-math.log2(-math.expm1(-math.log(2) * int(w) / 2**24)) * 65536) for w in WEIGHTS[1:]], np.int64)
 
 
 @jit
-def find_gaps(classes, positions, gaps, first, counts, last, last_rank):
-    """Gaps, in ranks within its class, from each change to the next of its class; returns the lowest and highest class."""
-    c0, c1, c2, c3 = counts[0], counts[1], counts[2], counts[3]  # four counters: a class often follows itself
-    lo, hi, i = np.int64(255), np.int64(0), 0
-    for x in range(len(positions) + 1):
-        stop = np.int64(positions[x]) if x < len(positions) else len(classes)
-        while i + 4 <= stop:
-            c0[classes[i]] += np.int32(1)
-            c1[classes[i + 1]] += np.int32(1)
-            c2[classes[i + 2]] += np.int32(1)
-            c3[classes[i + 3]] += np.int32(1)
-            i += 4
-        while i < stop:
-            c0[classes[i]] += np.int32(1)
-            i += 1
-        if x < len(positions):
-            c = np.int64(classes[stop])
-            rank = c0[c] + c1[c] + c2[c] + c3[c]
-            if last[c] < 0:
-                first[c] = rank
-                lo, hi = min(lo, c), max(hi, c)
-            else:
-                gaps[last[c]] = rank - last_rank[c] - 1
-            last[c], last_rank[c] = np.int32(x), np.int32(rank)
-    for c in range(256):
-        rank = c0[c] + c1[c] + c2[c] + c3[c]
-        if last[c] < 0:
-            first[c] = rank
+def share(total):
+    """How much of the range is left, in 1/2^32, where none of a run of units of this total weight changed."""
+    part = total & Q24
+    k = part >> S16
+    high = SHARES[k]
+    return (high - (((high - SHARES[k + ONE]) * (part & Q16)) >> S16)) >> (total >> S24)
+
+
+@jit
+def next_pace(told, expected, weight, stayed):
+    """What changes told so far, what was expected of the runs between them, and the pace that follows from both, in 1/65536."""
+    left = share(weight)
+    told = told - (told >> S4) + ((weight * left // (ALL - left)) >> S8)
+    expected = expected - (expected >> S4) + min(stayed >> S8, LONGEST)
+    return told, expected, ((told + STILL) << S16) // (expected + STILL)
+
+
+@jit
+def choose_rates(units, changed, lo, hi, rates):
+    """The rates of classes that cost least, given how many units of each there are, and how many of them changed."""
+    before = 0
+    for c in range(lo, hi + 1):
+        best = np.int64(1) << 62
+        stay = np.int64(units[c]) - np.int64(changed[c])
+        for r in range(RATES):
+            cost = np.int64(changed[c]) * CHANGES[r] + stay * STAYS[r]
+            if c > lo:
+                cost += np.int64(2 * size_of(_step(before, r) + 1) - 1) << 16
+            if cost < best:
+                best, rates[c] = cost, np.uint8(r)
+        before = np.int64(rates[c])
+
+
+@jit
+def _step(before, rate):
+    """How the step from a class's rate to the next one's is numbered."""
+    step = rate - max(before - 1, 0)
+    return 2 * step if step >= 0 else -2 * step - 1
+
+
+@jit
+def put_rates(rates, lo, hi, raw, held, count, filled):
+    for value, size in ((lo, 8), (hi, 8), (np.int64(rates[lo]), 6)):
+        held, count, filled = put_raw(np.uint64(value), size, raw, held, count, filled)
+    for c in range(lo + 1, hi + 1):
+        held, count, filled = put_number(_step(np.int64(rates[c - 1]), np.int64(rates[c])), raw, held, count, filled)
+    return held, count, filled
+
+
+@jit
+def take_rates(raw, weights):
+    """Fill the weights of classes; returns lo, hi and the raw bits taken, or -1 for lo where a rate is too large."""
+    first, bits = take_raw(8, raw, 0)
+    last, bits = take_raw(8, raw, bits)
+    lo, hi, before = np.int64(first), np.int64(last), np.int64(0)
+    for c in range(lo, hi + 1):
+        if c == lo:
+            part, bits = take_raw(6, raw, bits)
+            rate = np.int64(part)
         else:
-            gaps[last[c]] = rank - last_rank[c] - 1
-    return lo, hi
+            code, bits = take_number(raw, bits)
+            rate = max(before - 1, 0) + (-((code + 1) >> 1) if code & 1 else code >> 1)
+        if rate < 0 or rate >= RATES:
+            return -1, hi, bits
+        weights[c], before = WEIGHTS[rate], rate
+    return lo, hi, bits
 
 
 @jit
@@ -84,107 +142,186 @@ def meet(c, contexts, stride, met, span):
 
 
 @jit
-def encode_kernel(classes, gaps, first, distances, signs, lo, hi, m, contexts, met, raw, words):
-    """``classes``, ``gaps``, ``distances`` and ``signs`` are those of the changed units. Returns sizes in bits and bytes."""
-    stride, n = GAP_CONTEXTS + 10 * m, hi - lo + 1
-    low, span, at, held, count, filled = ZERO, FULL, 0, ZERO, 0, 0
-    for c in range(lo, hi + 1):
-        low, span, at, held, count, filled, octave = put_magnitude(
-            contexts, n * stride, GAP_LEADS, GAP_OCTAVE, GAP_LEAD, np.uint64(first[c]) + ONE, low, span, words, at, raw, held, count, filled
-        )
-    for x in range(len(gaps)):
-        c = np.int64(classes[x]) - lo
+def put_words(low, span, words, at):
+    """Renormalise."""
+    while span < TOP:
+        words[at] = np.uint16(low >> np.uint64(48))
+        at += 1
+        low = low << S16
+        span = span << S16
+    return low, span, at
+
+
+@jit
+def weigh_eight(classes, i, weights):
+    """Weights of eight units, as sums that need not wait for each other."""
+    left = (weights[classes[i]] + weights[classes[i + 1]]) + (weights[classes[i + 2]] + weights[classes[i + 3]])
+    return left + ((weights[classes[i + 4]] + weights[classes[i + 5]]) + (weights[classes[i + 6]] + weights[classes[i + 7]]))
+
+
+@jit
+def longest(pace):
+    """The sum of weights at which a run ends."""
+    return ((RUN << S16) + pace - ONE) // pace
+
+
+@jit
+def put_run(classes, start, stop, weights, pace, low, span, words, at):
+    """Code that units from ``start`` to ``stop`` did not change, but for the last of them, whose weights are returned, and those of all."""
+    i, total, done, most = start, ZERO, ZERO, longest(pace)
+    while i < stop:
+        if i + 8 <= stop:
+            eight = weigh_eight(classes, i, weights)
+            if total + eight < most:
+                total += eight
+                i += 8
+                continue
+        total += np.uint64(weights[classes[i]])
+        i += 1
+        if total >= most:
+            low, span, at = put_words(low, (span >> S32) * share((total * pace) >> S16), words, at)
+            done += total
+            total = ZERO
+    return total, done + total, low, span, at
+
+
+@jit
+def encode_kernel(classes, positions, distances, signs, weights, lo, hi, m, contexts, met, raw, held, count, filled, words):
+    """Returns sizes in bits and bytes."""
+    low, span, at, start = ZERO, FULL, 0, 0
+    told, expected, pace = ZERO, ZERO, ONE << S16
+    for x in range(len(positions)):
+        stop = np.int64(positions[x])
+        total, stayed, low, span, at = put_run(classes, start, stop, weights, pace, low, span, words, at)
+        weight = np.uint64(weights[classes[stop]])
+        bound = (span >> S32) * share(((total + weight) * pace) >> S16)
+        span = (span >> S32) * share((total * pace) >> S16) - bound
+        low += bound
+        if low < bound:
+            carry(words, at)
+        low, span, at = put_words(low, span, words, at)
+        told, expected, pace = next_pace(told, expected, weight, stayed)
+        c = np.int64(classes[stop]) - lo
         if met[c] == 0:
-            meet(c, contexts, stride, met, n)
-        here = c * stride + GAP_CONTEXTS
-        low, span, at, held, count, filled, octave = put_magnitude(
-            contexts, here, m, m - 1, LEAD, distances[x], low, span, words, at, raw, held, count, filled
+            meet(c, contexts, 10 * m, met, hi - lo + 1)
+        here = c * 10 * m
+        low, span, at, held, count, filled, octave = put_distance(
+            contexts, here, m, distances[x], low, span, words, at, raw, held, count, filled
         )
         if octave < RAW_SIGN:
             held, count, filled = put_raw(np.uint64(signs[x]), 1, raw, held, count, filled)
         else:
             low, span, at = encode_bit(contexts, here + 9 * m + octave, signs[x] == 1, low, span, words, at)
-        low, span, at, held, count, filled, octave = put_magnitude(
-            contexts, c * stride, GAP_LEADS, GAP_OCTAVE, GAP_LEAD, np.uint64(gaps[x]) + ONE, low, span, words, at, raw, held, count, filled
-        )
+        start = stop + 1
+    total, stayed, low, span, at = put_run(classes, start, len(classes), weights, pace, low, span, words, at)
     raw[filled] = np.uint32(held)
-    return 32 * filled + count, finish(low, span, words, at)
+    return 32 * filled + count, finish(low, (span >> S32) * share((total * pace) >> S16), words, at)
 
 
 @jit
-def decode_kernel(classes, lo, hi, m, left, contexts, met, raw, words, positions, distances, signs):
+def take_words(code, span, words, at):
+    """Renormalise."""
+    while span < TOP:
+        code, span, at = (code << S16) | np.uint64(words[min(at, len(words) - 1)]), span << S16, at + 1
+    return code, span, at
+
+
+@jit
+def next_stop(code, span, pace):
+    """Up to which sum of weights no unit can have changed, and the share at which one has; the latter is 2^32 if code is too large."""
+    most = code // (span >> S32)
+    if most >= ALL:
+        return ZERO, ALL
+    octaves = 32.0 - math.log2(np.float64(most) + 2.0)  # only to skip what cannot be: what follows looks closely
+    return min((np.uint64(max(octaves * 16777216.0 - 64.0, 0.0)) << S16) // pace, longest(pace)), most
+
+
+@jit
+def decode_kernel(classes, weights, lo, hi, m, contexts, met, raw, bits, words, positions, distances, signs):
     """Fill the last three; returns how many units change, or -1, the words taken and the raw bits taken."""
-    stride, n = GAP_CONTEXTS + 10 * m, hi - lo + 1
-    code, span, at, bits = (np.uint64(words[0]) << S32) | np.uint64(words[1]), FULL, 2, 0
-    for c in range(lo, hi + 1):
-        gap, octave, code, span, at, bits = take_magnitude(
-            contexts, n * stride, GAP_LEADS, GAP_OCTAVE, GAP_LEAD, code, span, words, at, raw, bits
-        )
-        left[c] = np.int32(gap - ONE)
-    x = 0
-    for i in range(len(classes)):
-        class_ = np.int64(classes[i])
-        gap_left = left[class_]
-        if gap_left != 0:
-            left[class_] = gap_left - np.int32(1)
+    code, span, at, x, i = ZERO, FULL, 4, 0, 0
+    for k in range(4):
+        code = (code << S16) | np.uint64(words[k])
+    total, stayed, told, expected, pace = ZERO, ZERO, ZERO, ZERO, ONE << S16
+    stop, most = next_stop(code, span, pace)
+    while i < len(classes) and most < ALL:
+        if i + 8 <= len(classes):
+            eight = weigh_eight(classes, i, weights)
+            if total + eight < stop:
+                total += eight
+                i += 8
+                continue
+        weight = np.uint64(weights[classes[i]])
+        total += weight
+        i += 1
+        if total < stop:
             continue
-        c = class_ - lo
-        if met[c] == 0:
-            meet(c, contexts, stride, met, n)
-        here = c * stride + GAP_CONTEXTS
-        distance, octave, code, span, at, bits = take_magnitude(contexts, here, m, m - 1, LEAD, code, span, words, at, raw, bits)
-        if octave < RAW_SIGN:
-            part, bits = take_raw(1, raw, bits)
-            sign = part == ONE
+        scaled = (total * pace) >> S16
+        left = share(scaled)
+        if left > most:  # it did not change
+            if scaled < RUN:
+                continue
+            code, span, at = take_words(code, (span >> S32) * left, words, at)
+            stayed += total
         else:
-            sign, code, span, at = decode_bit(contexts, here + 9 * m + octave, code, span, words, at)
-        positions[x], distances[x], signs[x] = np.int32(i), distance, 1 if sign else 0
-        x += 1
-        gap, octave, code, span, at, bits = take_magnitude(
-            contexts, c * stride, GAP_LEADS, GAP_OCTAVE, GAP_LEAD, code, span, words, at, raw, bits
-        )
-        left[class_] = np.int32(gap - ONE)
-    for c in range(lo, hi + 1):
-        if left[c] != 0:
-            return -1, at, bits
-    return x, at, bits
+            bound = (span >> S32) * left
+            rest = total - weight
+            code, span, at = take_words(code - bound, (span >> S32) * share((rest * pace) >> S16) - bound, words, at)
+            told, expected, pace = next_pace(told, expected, weight, stayed + rest)
+            c = np.int64(classes[i - 1]) - lo
+            if met[c] == 0:
+                meet(c, contexts, 10 * m, met, hi - lo + 1)
+            here = c * 10 * m
+            distance, octave, code, span, at, bits = take_distance(contexts, here, m, code, span, words, at, raw, bits)
+            if octave < RAW_SIGN:
+                part, bits = take_raw(1, raw, bits)
+                sign = part == ONE
+            else:
+                sign, code, span, at = decode_bit(contexts, here + 9 * m + octave, code, span, words, at)
+            positions[x], distances[x], signs[x] = np.int32(i - 1), distance, 1 if sign else 0
+            x += 1
+            stayed = ZERO
+        total = ZERO
+        stop, most = next_stop(code, span, pace)
+    return -1 if most >= ALL else x, at, bits
 
 
 def _contexts(lo: int, hi: int, m: int) -> Array:
-    return np.full((hi - lo + 1) * (GAP_CONTEXTS + 10 * m) + GAP_CONTEXTS, START, np.uint32)
+    return np.full((hi - lo + 1) * 10 * m, START, np.uint32)
 
 
 def encode(classes: Array, positions: Array, distances: Array, signs: Array, m: int) -> tuple[bytes, Array, int]:
-    """The lowest and highest class and the range coded bytes; the raw words and how many bits of them count."""
-    count = len(positions)
-    work = np.zeros((7, 256), np.int32)
-    work[5:] = -1
-    gaps, first = scratch("gaps", count, np.int32), work[4]
-    lo, hi = find_gaps(classes, positions, gaps, first, work[:4], work[5], work[6])
-    room = count * (m // 8 + 6) + 1024
-    raw, words = scratch("raw", room, np.uint32), scratch("words", room, np.uint32)
-    met = np.zeros(256, np.uint8)
-    bits, size = encode_kernel(classes[positions], gaps, first, distances, signs, lo, hi, m, _contexts(lo, hi, m), met, raw, words)
-    coded = words[: size // 4 + 2].astype(">u4").tobytes()[:size].rstrip(b"\0")
-    return bytes([lo, hi]) + coded, raw, bits
+    """The range coded bytes; the raw words, which hold the rates too, and how many bits of them count."""
+    changed = np.bincount(classes[positions], minlength=256)
+    lo, hi = (int(c) for c in np.flatnonzero(changed)[[0, -1]])
+    rates = np.zeros(256, np.uint8)
+    choose_rates(np.maximum(units_of(classes), changed), changed, lo, hi, rates)
+    room = len(positions) * (m // 8 + 6) + 1024
+    raw, words = scratch("raw", room, np.uint32), scratch("words", 2 * room, np.uint16)
+    held, waiting, filled = put_rates(rates, lo, hi, raw, ZERO, 0, 0)
+    contexts, met = _contexts(lo, hi, m), np.zeros(256, np.uint8)
+    bits, size = encode_kernel(
+        classes, positions, distances, signs, WEIGHTS[rates], lo, hi, m, contexts, met, raw, np.uint64(held), waiting, filled, words
+    )
+    return words[: size // 2 + 1].astype(">u2").tobytes()[:size].rstrip(b"\0"), raw, bits
 
 
-def decode(classes: Array, head: bytes, coded: bytes, raw: Array, m: int) -> tuple[Array, Array, Array, int]:
+def decode(classes: Array, coded: bytes, raw: Array, m: int) -> tuple[Array, Array, Array, int]:
     """Positions, distances and signs of the changed units, and how many raw bits were taken; raises ValueError."""
-    lo, hi = head
-    if lo > hi:
-        raise ValueError(f"its lowest class is {lo}, its highest {hi}")
+    weights = np.zeros(256, np.uint32)
+    lo, hi, bits = take_rates(raw, weights)
+    if lo < 0 or lo > hi:
+        raise ValueError(f"a rate is below 0 or above {RATES - 1}" if lo < 0 else f"its lowest class is {lo}, its highest {hi}")
     if coded.endswith(b"\0"):
         raise ValueError("its range coded bytes end with a zero")
-    words = np.frombuffer(coded + bytes(-len(coded) % 4 + 8), ">u4").astype("<u4")
-    left = np.full(256, NEVER, np.int32)
+    words = np.frombuffer(coded + bytes(-len(coded) % 2 + 8), ">u2").astype("<u2")
     positions, distances, signs = (
         scratch(name, len(classes), kind) for name, kind in (("positions", np.int32), ("distances", np.uint64), ("signs", np.uint8))
     )
-    met = np.zeros(256, np.uint8)
-    count, at, bits = decode_kernel(classes, lo, hi, m, left, _contexts(lo, hi, m), met, raw, words, positions, distances, signs)
-    if count < 0:
-        raise ValueError("a change lies past the end of its class")
-    if 4 * at < len(coded):
-        raise ValueError(f"{len(coded) - 4 * at} range coded bytes are left over")
-    return positions[:count], distances[:count], signs[:count], bits
+    contexts, met = _contexts(lo, hi, m), np.zeros(256, np.uint8)
+    found, at, bits = decode_kernel(classes, weights, lo, hi, m, contexts, met, raw, bits, words, positions, distances, signs)
+    if found < 0:
+        raise ValueError("its range coded bytes leave the range")
+    if 2 * at < len(coded):
+        raise ValueError(f"{len(coded) - 2 * at} range coded bytes are left over")
+    return positions[:found], distances[:found], signs[:found], bits

@@ -4,16 +4,23 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ckptdiff.codecs.jit import ONE, ZERO, jit, zeros_below
-from ckptdiff.dtypes import Bytes, Dtype, Units
+from ckptdiff.codecs.jit import ONE, ZERO, below, jit, prefetch, unequal, zeros_below
+from ckptdiff.codecs.leaves import PIECE, add_steps, as_leaves, begin, finish
+from ckptdiff.digests import BLOCK, block_count
+from ckptdiff.dtypes import Bytes, Changes, Dtype, Units
 from ckptdiff.scratch import scratch
 
 Array = npt.NDArray[Any]
+
+
+LARGE, RARE = 1 << 18, 1 << 11
+"""From so many units on a part of them is counted where that only guides a choice; a class of fewer is rare."""
 
 
 @jit
@@ -23,16 +30,18 @@ def fill_classes(units, shift, mask, classes):
 
 
 @jit
-def fill_positions(flags, positions):
-    """Positions of the bytes that are 1; ``flags`` holds eight a word, the first lowest, and 64 times n. Returns how many there are."""
-    n = 0
-    for w in range(0, len(flags), 8):
-        ones = ZERO
-        for k in range(8):  # a bit from each byte: the product's highest byte
-            ones |= ((flags[w + k] * np.uint64(0x0102040810204080)) >> np.uint64(56)) << np.uint64(8 * k)
-        while ones != ZERO:
-            positions[n] = np.int32(8 * w + np.int64(zeros_below(ones)))
-            ones &= ones - ONE
+def fill_positions(units, others, positions):
+    """Positions of the units that differ from ``others``: as many units, or 64 for every 64. Returns how many there are."""
+    n, whole, every = 0, len(units) - len(units) % 64, len(others) == len(units)
+    for i in range(0, whole, 64):
+        found = unequal(units, i, others, i if every else 0)
+        while found != ZERO:
+            positions[n] = np.int32(i + np.int64(zeros_below(found)))
+            found &= found - ONE
+            n += 1
+    for i in range(whole, len(units)):
+        if units[i] != others[i if every else 0]:
+            positions[n] = np.int32(i)
             n += 1
     return n
 
@@ -48,7 +57,7 @@ def ordered(unit, top, is_float):
 
 @jit
 def step(old, new, top, is_float):
-    """Distance of two units, and whether it is downwards."""
+    """Distance of two units, and whether it is downwards; ``top`` is the place of a unit's highest bit."""
     most = (((ONE << top) - ONE) << ONE) + ONE
     up = (ordered(new, top, is_float) - ordered(old, top, is_float)) & most
     down = up >> top
@@ -56,21 +65,90 @@ def step(old, new, top, is_float):
 
 
 @jit
-def measure(old, new, positions, top, is_float, distances, signs):
-    """``top`` is the place of a unit's highest bit."""
-    for x in range(len(positions)):
-        unit = np.uint64(old[positions[x]])
-        distances[x], down = step(unit, np.uint64(new[positions[x]]), top, is_float)
-        signs[x] = np.uint8(down ^ (unit >> top)) if is_float else np.uint8(down)
+def zigzag_of(old, new, top, is_float):
+    """Zigzag of the ulp distance between two units (spec 7.2)."""
+    most = (((ONE << top) - ONE) << ONE) + ONE
+    up = (ordered(new, top, is_float) - ordered(old, top, is_float)) & most
+    return ((up << ONE) ^ (ZERO - (up >> top))) & most
 
 
 @jit
-def fill_zigzags(old, new, positions, top, is_float, zigzags):
-    most = (((ONE << top) - ONE) << ONE) + ONE
-    for x in range(len(positions)):
-        a, b = np.uint64(old[positions[x]]), np.uint64(new[positions[x]])
-        up = (ordered(b, top, is_float) - ordered(a, top, is_float)) & most
-        zigzags[x] = ((up << ONE) ^ (ZERO - (up >> top))) & most
+def count(values, each, sums):
+    """Count each so-manieth value in two rows that take turns: an adder that waits for itself takes longer."""
+    even, odd = sums[0], sums[1]
+    i = 0
+    while i + each < len(values):
+        even[values[i]] += np.int32(1)
+        odd[values[i + each]] += np.int32(1)
+        i += 2 * each
+    if i < len(values):
+        even[values[i]] += np.int32(1)
+
+
+@jit
+def fill_units(classes, sums, limit, units):
+    """How many units there are of each class; of a large block about so many, but exactly of rare classes at the low end."""
+    each = 4 if len(classes) >= LARGE else 1
+    count(classes, each, sums)
+    for c in range(256):
+        units[c] = each * (np.int64(sums[0, c]) + np.int64(sums[1, c]))
+    if each == 1:
+        return
+    first = 0
+    while first < 255 and units[first] < RARE:
+        units[first] = 0
+        first += 1
+    limit[:] = np.uint8(first)
+    whole = len(classes) - len(classes) % 64
+    for i in range(0, whole, 64):
+        found = below(classes, i, limit, 0)
+        while found != ZERO:
+            units[classes[i + np.int64(zeros_below(found))]] += 1
+            found &= found - ONE
+    for i in range(whole, len(classes)):
+        if classes[i] < limit[0]:
+            units[classes[i]] += 1
+
+
+@jit
+def fill_changes(old, new, first, top, is_float, n, positions, zigzags):
+    """Behind ``n`` changes those of some units more, the first of which is number ``first``. Returns how many there are then."""
+    whole, ahead = len(old) - len(old) % 64, PIECE // old.itemsize
+    for i in range(0, whole, 64):
+        prefetch(old, i + ahead)
+        prefetch(new, i + ahead)
+        found = unequal(old, i, new, i)
+        while found != ZERO:
+            at = i + np.int64(zeros_below(found))
+            positions[n] = np.int32(first + at)
+            zigzags[n] = zigzag_of(np.uint64(old[at]), np.uint64(new[at]), top, is_float)
+            found &= found - ONE
+            n += 1
+    for at in range(whole, len(old)):
+        if old[at] != new[at]:
+            positions[n] = np.int32(first + at)
+            zigzags[n] = zigzag_of(np.uint64(old[at]), np.uint64(new[at]), top, is_float)
+            n += 1
+    return n
+
+
+@jit
+def fill_compared(base, target, old, new, top, is_float, positions, zigzags, ends, sums, leaves):
+    """Changes of each block, and its leaves: piece by piece, so that what is hashed is in the cache."""
+    n, width = 0, len(base) // max(len(old), 1)
+    for k in range(len(ends) - 1):
+        block, size = k * BLOCK, min(BLOCK, len(base) - k * BLOCK)
+        begin(sums[0])
+        begin(sums[1])
+        for at in range(0, size, PIECE):
+            stop = min(at + PIECE, size)
+            first, last = (block + at) // width, (block + stop) // width
+            n = fill_changes(old[first:last], new[first:last], at // width, top, is_float, n, positions, zigzags)
+            add_steps(sums[0], base, block, size, at, stop)
+            add_steps(sums[1], target, block, size, at, stop)
+        finish(sums[0], base, block, size, leaves[0, k])
+        finish(sums[1], target, block, size, leaves[1, k])
+        ends[k + 1] = n
 
 
 @jit
@@ -96,18 +174,43 @@ def fill_from_distances(units, positions, distances, signs, top, is_float, zigza
 
 
 @jit
-def shift(units, positions, zigzags, top, is_float, back):
+def moved(unit, zigzag, top, is_float, back):
+    """A unit moved by the zigzag of an ulp distance, or back."""
     most = (((ONE << top) - ONE) << ONE) + ONE
+    up = (zigzag >> ONE) ^ (ZERO - (zigzag & ONE))
+    if back:
+        up = ZERO - up
+    value = (ordered(unit, top, is_float) + up) & most
+    flip = ZERO
+    if is_float:
+        flip = ((value >> top) - ONE) | (ONE << top)
+    return (value ^ flip) & most
+
+
+@jit
+def shift(units, positions, zigzags, top, is_float, back):
     for x in range(len(positions)):
-        zigzag = np.uint64(zigzags[x])
-        up = (zigzag >> ONE) ^ (ZERO - (zigzag & ONE))
-        if back:
-            up = ZERO - up
-        value = (ordered(np.uint64(units[positions[x]]), top, is_float) + up) & most
-        flip = ZERO
-        if is_float:
-            flip = ((value >> top) - ONE) | (ONE << top)
-        units[positions[x]] = (value ^ flip) & most
+        units[positions[x]] = moved(np.uint64(units[positions[x]]), np.uint64(zigzags[x]), top, is_float, back)
+
+
+@jit
+def shift_and_hash(data, units, positions, zigzags, top, is_float, back, sums, leaves):
+    """As :func:`shift` of a run of blocks, of all its units without positions; and its leaves, if there is place for them."""
+    x, width, every = 0, len(data) // len(units), len(positions) == 0
+    for block in range(0, len(data), BLOCK):
+        size = min(BLOCK, len(data) - block)
+        begin(sums)
+        for at in range(0, size, PIECE):
+            stop = min(at + PIECE, size)
+            last = (block + stop) // width
+            while x < len(zigzags) and (x if every else positions[x]) < last:
+                here = x if every else np.int64(positions[x])
+                units[here] = moved(np.uint64(units[here]), np.uint64(zigzags[x]), top, is_float, back)
+                x += 1
+            if len(leaves):
+                add_steps(sums, data, block, size, at, stop)
+        if len(leaves):
+            finish(sums, data, block, size, leaves[block // BLOCK])
 
 
 def classes_of(units: Units, dtype: Dtype) -> Bytes:
@@ -117,38 +220,47 @@ def classes_of(units: Units, dtype: Dtype) -> Bytes:
     return classes
 
 
+def units_of(classes: Bytes) -> Array:
+    """About how many units there are of each class: good enough to choose by, and exact of small blocks."""
+    units = np.zeros(256, np.int64)
+    fill_units(classes, np.zeros((2, 256), np.int32), np.empty(64, np.uint8), units)
+    return units
+
+
 def differing(units: Array, others: Array | int) -> Array:
     """Positions of the units that differ from ``others``. Scratch."""
-    n = len(units)
-    flags, positions = scratch("flags", n + -n % 64, np.uint8), scratch("positions", n + 1, np.int32)
-    flags[n:] = 0
-    np.not_equal(units, others, out=flags[:n].view(np.bool_))
-    return positions[: fill_positions(flags.view(np.uint64), positions)]
+    positions = scratch("positions", len(units) + 1, np.int32)
+    return positions[: fill_positions(units, np.full(64, others, units.dtype) if isinstance(others, int) else others, positions)]
 
 
-def distances_of(old: Units, new: Units, positions: Array, dtype: Dtype) -> tuple[Array, Bytes]:
-    """Distance and side of each change. Scratch."""
-    distances, signs = scratch("distances", len(positions), np.uint64), scratch("signs", len(positions), np.uint8)
-    measure(old, new, positions, np.uint64(8 * dtype.carrier - 1), dtype.is_float, distances, signs)
-    return distances, signs
+def changes_of(base: Bytes, target: Bytes, dtype: Dtype) -> Changes:
+    """Positions of the units of a block that differ, and the zigzag of their ulp distances. Scratch."""
+    old, new, top = base.view(dtype.unit), target.view(dtype.unit), np.uint64(8 * dtype.carrier - 1)
+    positions, zigzags = scratch("positions", len(old), np.int32), scratch("zigzags", len(old), dtype.unit)
+    count = fill_changes(old, new, 0, top, dtype.is_float, 0, positions, zigzags)
+    return positions[:count], zigzags[:count]
 
 
-def zigzags_of(old: Units, new: Units, positions: Array, dtype: Dtype) -> Units:
-    """Zigzag of the ulp distance of each change, modulo 2^m (spec 7.2)."""
-    zigzags = np.empty(len(positions), dtype.unit)
-    fill_zigzags(old, new, positions, np.uint64(8 * dtype.carrier - 1), dtype.is_float, zigzags)
-    return zigzags
+def compared(base: Bytes, target: Bytes, dtype: Dtype) -> tuple[list[Changes], list[bytes], list[bytes]]:
+    """Changes of each block of a run (scratch), and the leaves of base and target, by reading memory once."""
+    old, new, blocks = base.view(dtype.unit), target.view(dtype.unit), block_count(len(base))
+    positions, zigzags = scratch("positions", len(old), np.int32), scratch("zigzags", len(old), dtype.unit)
+    ends, leaves = np.zeros(blocks + 1, np.int64), np.empty((2, blocks, 2), np.uint64)
+    top, sums = np.uint64(8 * dtype.carrier - 1), np.empty((2, 8), np.uint64)
+    fill_compared(base, target, old, new, top, dtype.is_float, positions, zigzags, ends, sums, leaves)
+    found = [(positions[i:j], zigzags[i:j]) for i, j in itertools.pairwise(ends.tolist())]
+    return found, as_leaves(leaves[0], base), as_leaves(leaves[1], target)
 
 
-def distances_of_zigzags(old: Units, positions: Array, zigzags: Units, dtype: Dtype) -> tuple[Array, Bytes]:
-    """What :func:`distances_of` gives. Scratch."""
+def distances_of(old: Units, positions: Array, zigzags: Units, dtype: Dtype) -> tuple[Array, Bytes]:
+    """Distance and side of each change: 1 for down, and of floats for towards zero. Scratch."""
     distances, signs = scratch("distances", len(positions), np.uint64), scratch("signs", len(positions), np.uint8)
     measure_zigzags(old, positions, zigzags, np.uint64(8 * dtype.carrier - 1), dtype.is_float, distances, signs)
     return distances, signs
 
 
 def zigzags_of_distances(units: Units, positions: Array, distances: Array, signs: Bytes, dtype: Dtype, zigzags: Units) -> bool:
-    """Inverse of :func:`distances_of_zigzags`; returns whether each unit can move that far."""
+    """Inverse of :func:`distances_of`; returns whether each unit can move that far."""
     top = np.uint64(8 * dtype.carrier - 1)
     return bool(fill_from_distances(units, positions, distances, signs, top, dtype.is_float, zigzags))
 
@@ -156,3 +268,11 @@ def zigzags_of_distances(units: Units, positions: Array, distances: Array, signs
 def shift_units(units: Units, positions: Array, zigzags: Units, dtype: Dtype, back: bool) -> None:
     """Move units in place by the zigzag of ulp distances, or back."""
     shift(units, positions, zigzags, np.uint64(8 * dtype.carrier - 1), dtype.is_float, back)
+
+
+def move_run(run: Bytes, positions: Array | None, zigzags: Units, dtype: Dtype, back: bool, hashed: bool) -> list[bytes]:
+    """Move units of a run of blocks in place, those at ``positions`` or all; its leaves afterwards, if it shall be hashed."""
+    where = np.empty(0, np.int32) if positions is None else positions
+    leaves, top = np.empty((block_count(len(run)) if hashed else 0, 2), np.uint64), np.uint64(8 * dtype.carrier - 1)
+    shift_and_hash(run, run.view(dtype.unit), where, zigzags, top, dtype.is_float, back, np.empty(8, np.uint64), leaves)
+    return as_leaves(leaves, run) if hashed else []

@@ -8,7 +8,7 @@ import numpy as np
 
 from ckptdiff.codecs.place import NOWHERE, Place
 from ckptdiff.codecs.planes import Reader, write_varint
-from ckptdiff.dtypes import Bytes, Dtype, Units
+from ckptdiff.dtypes import Bytes, Changes, Dtype, Units
 
 ADAPTIVE, STATIC = 1, 2
 
@@ -24,7 +24,7 @@ FEW = 1 << 17
 
 def warm_up() -> str | None:
     """Compile every kernel; returns the folder that they are cached in, if one can be written."""
-    from ckptdiff.codecs import adaptive
+    from ckptdiff.codecs import adaptive, changes
     from ckptdiff.dtypes import DTYPES
 
     dtype, base = DTYPES["BF16"], np.arange(1 << 12, dtype="<u2")
@@ -33,24 +33,26 @@ def warm_up() -> str | None:
         target[::step] += np.arange(0, 4096, step, dtype="<u2") % 50 + 1
         coded, _ = encode(base.view(np.uint8), target.view(np.uint8), dtype, Place(64, 0))
         decode(memoryview(coded), base.view(np.uint8).copy(), 2 * len(base), dtype)
-    return adaptive.find_gaps.stats.cache_path  # type: ignore[attr-defined]
+        changes.compared(base.view(np.uint8), target.view(np.uint8), dtype)
+    return adaptive.encode_kernel.stats.cache_path  # type: ignore[attr-defined]
 
 
-def encode(base: Bytes, target: Bytes, dtype: Dtype, place: Place = NOWHERE) -> tuple[bytes, int]:
+def encode(base: Bytes, target: Bytes, dtype: Dtype, place: Place = NOWHERE, found: Changes | None = None) -> tuple[bytes, int]:
     """Code a block; see :mod:`ckptdiff.codecs`."""
     from ckptdiff.codecs import changes
 
-    old, new = base.view(dtype.unit), target.view(dtype.unit)
-    positions = changes.differing(old, new)
-    return pack(old, positions, *changes.distances_of(old, new, positions, dtype), dtype, place), len(positions)
+    positions, zigzags = found or changes.changes_of(base, target, dtype)
+    return pack(base, positions, zigzags, dtype, place), len(positions)
 
 
-def pack(old: Units, positions: Units, distances: Units, signs: Bytes, dtype: Dtype, place: Place = NOWHERE) -> bytes:
-    """The coded form of changes: their places in the block, rising, and how far and to which side, as of ``changes.distances_of``."""
+def pack(base: Bytes, positions: Units, zigzags: Units, dtype: Dtype, place: Place = NOWHERE) -> bytes:
+    """The coded form of a block's changes."""
     from ckptdiff.codecs import adaptive, changes, static
 
     if len(positions) == 0:
         return b""
+    old = base.view(dtype.unit)
+    distances, signs = changes.distances_of(old, positions, zigzags, dtype)
     classes, m = changes.classes_of(old, dtype), 8 * dtype.carrier
     dense = dtype.carrier < 8 and len(positions) > DENSE * len(old)
     forms = []
@@ -103,8 +105,7 @@ def _changes(coded: memoryview, units: Units, dtype: Dtype) -> tuple[Units, Unit
     raw = np.frombuffer(raw_bytes + bytes(-len(raw_bytes) % 4 + 8), "<u4").astype(np.uint32)
     classes = changes.classes_of(units, dtype)
     if form == ADAPTIVE:
-        head = bytes(reader.take(2))
-        positions, distances, signs, bits = adaptive.decode(classes, head, bytes(reader.take(len(coded) - reader.position)), raw, m)
+        positions, distances, signs, bits = adaptive.decode(classes, bytes(reader.take(len(coded) - reader.position)), raw, m)
     else:
         positions, distances, signs, bits = static.decode(classes, bytes(reader.take(len(coded) - reader.position)), raw, m)
     if (bits + 7) // 8 != len(raw_bytes) or (bits % 8 and raw_bytes[-1] >> bits % 8):

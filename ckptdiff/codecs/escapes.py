@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -11,18 +12,62 @@ import numpy.typing as npt
 
 from ckptdiff.codecs.jit import ONE, ZERO, jit
 from ckptdiff.codecs.planes import Reader, write_plane
-from ckptdiff.dtypes import Units
+from ckptdiff.dtypes import Bytes, Units
 from ckptdiff.scratch import scratch
 
 Array = npt.NDArray[Any]
 
 
 @jit
-def fill_gaps(positions, gaps):
-    before = -1
+def count_escapes(values, escape):
+    n = 0
+    for x in range(len(values)):
+        n += np.uint64(values[x]) >= escape
+    return n
+
+
+@jit
+def best_width(values, width):
+    """How many low planes give the fewest bytes before compression."""
+    best, size = width, width * len(values)
+    for w in range(width - 1, 0, -1):
+        found = w * len(values) + width * count_escapes(values, (ONE << np.uint64(8 * w)) - ONE)
+        if found <= size:
+            best, size = w, found
+    return best
+
+
+@jit
+def split_escaped(values, width, low, planes):
+    """Fill planes, one behind the other: the low ones of all values, and those of what values have above the escape. Returns how many."""
+    escape = (ONE << np.uint64(8 * low)) - ONE if low < width else ZERO - ONE
+    n, high, at = len(values), 0, low * len(values)
+    for w in range(low):
+        shift = np.uint64(8 * w)
+        for x in range(n):
+            planes[w * n + x] = np.uint8(min(np.uint64(values[x]), escape) >> shift)
+    if low < width:
+        high = count_escapes(values, escape)
+    for w in range(width if high else 0):
+        shift, k = np.uint64(8 * w), at + w * high
+        for x in range(n):
+            if np.uint64(values[x]) >= escape:
+                planes[k] = np.uint8((np.uint64(values[x]) - escape) >> shift)
+                k += 1
+    return high
+
+
+@jit
+def split_changes(positions, zigzags, gap_width, width, gaps, values, gap_planes, value_planes):
+    """Planes of the gaps before positions, and of zigzags less one; returns how many low planes, and how many escapes, each have."""
+    before = np.int64(-1)
     for x in range(len(positions)):
         gaps[x] = np.uint32(np.int64(positions[x]) - before - 1)
         before = np.int64(positions[x])
+    for x in range(len(zigzags)):
+        values[x] = np.uint64(zigzags[x]) - ONE
+    g, w = best_width(gaps, gap_width), best_width(values, width)
+    return g, split_escaped(gaps, gap_width, g, gap_planes), w, split_escaped(values, width, w, value_planes)
 
 
 @jit
@@ -35,34 +80,6 @@ def fill_positions(gaps, size, positions):
             return at
         positions[x] = np.int32(at)
     return at
-
-
-@jit
-def count_escapes(values, counts):
-    """How many values need more than w planes, in ``counts[w]`` for w from 1 on."""
-    for w in range(1, len(counts)):
-        limit, n = (ONE << np.uint64(8 * w)) - ONE, 0
-        for x in range(len(values)):
-            n += np.uint64(values[x]) >= limit
-        counts[w] = n
-
-
-@jit
-def split_escaped(values, low, high, escape):
-    """Fill planes, one a row: the low ones of all values, and those of what values have above ``escape``."""
-    for w in range(low.shape[0]):
-        shift = np.uint64(8 * w)
-        for x in range(len(values)):
-            low[w, x] = np.uint8(min(np.uint64(values[x]), escape) >> shift)
-    if high.shape[1] == 0:
-        return
-    k = 0
-    for x in range(len(values)):
-        value = np.uint64(values[x])
-        if value >= escape:
-            for w in range(high.shape[0]):
-                high[w, k] = np.uint8((value - escape) >> np.uint64(8 * w))
-            k += 1
 
 
 @jit
@@ -99,15 +116,8 @@ def count_equal(values, wanted):
     return n
 
 
-def gaps_of(positions: Array) -> Units:
-    """Unchanged units before each position, from the one before on."""
-    gaps = np.empty(len(positions), np.uint32)
-    fill_gaps(positions, gaps)
-    return gaps
-
-
 def positions_of(gaps: Array, size: int) -> Array:
-    """Inverse of :func:`gaps_of`; raises ValueError for a position that is not below ``size``."""
+    """The positions that have these gaps before them; raises ValueError for a position that is not below ``size``."""
     positions = np.empty(len(gaps), np.int32)
     last = fill_positions(gaps, size, positions)
     if last >= size:
@@ -115,22 +125,19 @@ def positions_of(gaps: Array, size: int) -> Array:
     return positions
 
 
-def best_width(values: Units, width: int) -> int:
-    """How many low planes give the fewest bytes before compression."""
-    counts = np.zeros(width, np.int64)
-    count_escapes(values, counts)
-    return min((w * len(values) + (width * int(counts[w]) if w < width else 0), w) for w in range(1, width + 1))[1]
+def write_changes(positions: Array, zigzags: Units, gap_width: int, width: int) -> tuple[int, int, bytes]:
+    """Gaps of positions and zigzags less one, as escaped values; how many low planes each have, and the planes."""
+    n = len(positions)
+    gaps, values = scratch("gaps", n, np.uint32), scratch("values", n, zigzags.dtype)
+    planes = scratch("low", gap_width * n, np.uint8), scratch("high", width * n, np.uint8)
+    g, gap_escapes, w, value_escapes = split_changes(positions, zigzags, gap_width, width, gaps, values, *planes)
+    return g, w, write_planes(planes[0], n, gap_width, g, gap_escapes) + write_planes(planes[1], n, width, w, value_escapes)
 
 
-def write_escaped(values: Units, width: int, low: int) -> bytes:
-    """Escaped values of ``width`` bytes in ``low`` low planes."""
-    escape = (1 << 8 * low) - 1 if low < width else (1 << 64) - 1
-    counts = np.zeros(low + 1, np.int64)
-    if low < width:
-        count_escapes(values, counts)
-    planes, high = _planes("low", low, len(values)), _planes("high", width if low < width else 0, int(counts[low]))
-    split_escaped(values, planes, high, np.uint64(escape))
-    return b"".join([write_plane(plane) for plane in (*planes, *high)])
+def write_planes(planes: Bytes, count: int, width: int, low: int, escapes: int) -> bytes:
+    """What :func:`split_escaped` made of ``count`` values."""
+    ends = [count * k for k in range(low + 1)] + [count * low + escapes * k for k in range(1, width + 1) if escapes]
+    return b"".join([write_plane(planes[i:j]) for i, j in itertools.pairwise(ends)])
 
 
 def _planes(name: str, rows: int, count: int) -> Array:
@@ -138,7 +145,7 @@ def _planes(name: str, rows: int, count: int) -> Array:
 
 
 def read_escaped(reader: Reader, count: int, width: int, low: int, unit: np.dtype[Any]) -> Units:
-    """Inverse of :func:`write_escaped`; values come as ``unit``, whose size is at least ``width``."""
+    """Inverse of :func:`write_planes`; values come as ``unit``, whose size is at least ``width``."""
     values = np.empty(count, unit)
     join_planes(_read(reader, "low", low, count), values)
     if low < width:

@@ -1,8 +1,8 @@
-"""Kernels: the adaptive binary range coder, raw bits beside it, and magnitudes in both (spec section 7.5).
+"""Kernels: the adaptive binary range coder, raw bits beside it, and distances in both (spec section 7.5).
 
 A coder's state travels through every call as plain numbers, which LLVM keeps in registers:
 
-- writing: ``low, span, at`` of the range coder, whose 32-bit ``words`` hold what is done, and ``held, count, filled`` of the
+- writing: ``low, span, at`` of the range coder, whose 16-bit ``words`` hold what is done, and ``held, count, filled`` of the
   raw bits: ``count`` bits wait in ``held``, ``filled`` 32-bit words of ``raw`` are done;
 - reading: ``code, span, at``, and the position ``bits`` in ``raw``. Reads past the end give zeros; callers check at the end.
 """
@@ -21,12 +21,15 @@ RATES = np.array([655360 // (10 * n + 16) for n in range(LIMIT + 1)], np.int64)
 START = np.uint32(1 << 31)
 """A context that has seen nothing: 22 bits of probability one half, 10 bits of count zero."""
 
+LEAD = 3
+"""Bits of a distance below its leading one that have contexts."""
+
 FULL = np.uint64(0xFFFFFFFFFFFFFFFF)
 LOW = np.uint64(0xFFFFFFFF)
-TOP = np.uint64(1 << 32)
-S16, S32 = np.uint64(16), np.uint64(32)
-WORD = np.uint32(0xFFFFFFFF)
-WORD_ONE = np.uint32(1)
+TOP = np.uint64(1 << 48)
+S16, S32, S48 = np.uint64(16), np.uint64(32), np.uint64(48)
+WORD = np.uint16(0xFFFF)
+WORD_ONE = np.uint16(1)
 
 
 @jit
@@ -34,7 +37,7 @@ def carry(words, at):
     """Add one to the number that the words before ``at`` spell."""
     k = at - 1
     while words[k] == WORD:
-        words[k] = np.uint32(0)
+        words[k] = np.uint16(0)
         k -= 1
     words[k] += WORD_ONE
 
@@ -52,10 +55,10 @@ def encode_bit(contexts, i, bit, low, span, words, at):
     if low < skip:
         carry(words, at)
     if span < TOP:
-        words[at] = np.uint32(low >> S32)
+        words[at] = np.uint16(low >> S48)
         at += 1
-        low = low << S32
-        span = span << S32
+        low = low << S16
+        span = span << S16
     return low, span, at
 
 
@@ -70,9 +73,9 @@ def decode_bit(contexts, i, code, span, words, at):
     p += (((CERTAIN if bit else np.int64(0)) - p) * RATES[n]) >> 16
     contexts[i] = np.uint32((p << 10) | min(n + 1, LIMIT))
     if span < TOP:
-        code = (code << S32) | np.uint64(words[min(at, len(words) - 1)])
+        code = (code << S16) | np.uint64(words[min(at, len(words) - 1)])
         at += 1
-        span = span << S32
+        span = span << S16
     return bit, code, span, at
 
 
@@ -87,10 +90,10 @@ def finish(low, span, words, at):
         if value - low < span:
             if value < low:
                 carry(words, at)
-            words[at] = np.uint32(value >> S32)
-            words[at + 1] = np.uint32(value & LOW)
-            return 4 * at + n
-    return 4 * at + 8
+            for k in range(4):
+                words[at + k] = np.uint16(value >> np.uint64(48 - 16 * k))
+            return 2 * at + n
+    return 2 * at + 8
 
 
 @jit
@@ -115,19 +118,19 @@ def take_raw(size, raw, bits):
 
 
 @jit
-def put_magnitude(contexts, first, leads, most, lead, value, low, span, words, at, raw, held, count, filled):
-    """Code a value from 1 on: its octave in unary, ``lead`` bits below the leading one in contexts, the rest raw.
+def put_distance(contexts, first, m, value, low, span, words, at, raw, held, count, filled):
+    """Code a distance of units of ``m`` bits: its octave in unary, ``LEAD`` bits below the leading one in contexts, the rest raw.
 
-    The unary contexts begin at ``first``, those of the leading bits ``leads`` after; ``most`` is the highest octave.
+    The unary contexts begin at ``first``, those of the leading bits ``m`` after.
     """
     octave = 0
     while (value >> np.uint64(octave)) > ONE:
         low, span, at = encode_bit(contexts, first + octave, True, low, span, words, at)
         octave += 1
-    if octave < most:
+    if octave < m - 1:
         low, span, at = encode_bit(contexts, first + octave, False, low, span, words, at)
-    node, left, base = 1, octave, first + leads + (octave << lead)
-    stop = max(octave - lead, 0)
+    node, left, base = 1, octave, first + m + (octave << LEAD)
+    stop = max(octave - LEAD, 0)
     while left > stop:
         left -= 1
         bit = np.int64((value >> np.uint64(left)) & ONE)
@@ -143,16 +146,16 @@ def put_magnitude(contexts, first, leads, most, lead, value, low, span, words, a
 
 
 @jit
-def take_magnitude(contexts, first, leads, most, lead, code, span, words, at, raw, bits):
-    """Inverse of :func:`put_magnitude`; also returns the octave."""
+def take_distance(contexts, first, m, code, span, words, at, raw, bits):
+    """Inverse of :func:`put_distance`; also returns the octave."""
     octave, bit = 0, True
-    while octave < most:
+    while octave < m - 1:
         bit, code, span, at = decode_bit(contexts, first + octave, code, span, words, at)
         if not bit:
             break
         octave += 1
-    node, left, base = 1, octave, first + leads + (octave << lead)
-    stop = max(octave - lead, 0)
+    node, left, base = 1, octave, first + m + (octave << LEAD)
+    stop = max(octave - LEAD, 0)
     while left > stop:
         left -= 1
         bit, code, span, at = decode_bit(contexts, base + node, code, span, words, at)

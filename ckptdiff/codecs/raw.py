@@ -6,14 +6,14 @@ import numpy as np
 
 from ckptdiff.codecs.place import NOWHERE, Place
 from ckptdiff.codecs.planes import Reader, join, split, write_plane
-from ckptdiff.dtypes import Bytes, Dtype
+from ckptdiff.dtypes import Bytes, Changes, Dtype
 
 
-def encode(base: Bytes, target: Bytes, dtype: Dtype, place: Place = NOWHERE) -> tuple[bytes, int]:
+def encode(base: Bytes, target: Bytes, dtype: Dtype, place: Place = NOWHERE, found: Changes | None = None) -> tuple[bytes, int]:
     """Code a block; see :mod:`ckptdiff.codecs`."""
     units = target.view(dtype.unit)
     coded = b"".join(map(write_plane, split(units, dtype.carrier)))
-    return coded, int(np.count_nonzero(units != base.view(dtype.unit)))
+    return coded, len(found[0]) if found else int(np.count_nonzero(units != base.view(dtype.unit)))
 
 
 def decode(coded: memoryview, base: Bytes, size: int, dtype: Dtype) -> tuple[Bytes, int]:

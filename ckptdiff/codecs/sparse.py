@@ -6,31 +6,28 @@ import numpy as np
 
 from ckptdiff.codecs.place import NOWHERE, Place
 from ckptdiff.codecs.planes import Reader, write_varint
-from ckptdiff.dtypes import Bytes, Dtype, Units
+from ckptdiff.dtypes import Bytes, Changes, Dtype, Units
 
 GAP_WIDTH = 3
 GAP_UNIT = np.dtype("<u4")
 
 
-def encode(base: Bytes, target: Bytes, dtype: Dtype, place: Place = NOWHERE) -> tuple[bytes, int]:
+def encode(base: Bytes, target: Bytes, dtype: Dtype, place: Place = NOWHERE, found: Changes | None = None) -> tuple[bytes, int]:
     """Code a block; see :mod:`ckptdiff.codecs`."""
     from ckptdiff.codecs import changes
 
-    old, new = base.view(dtype.unit), target.view(dtype.unit)
-    positions = changes.differing(old, new)
-    return pack(positions, changes.zigzags_of(old, new, positions, dtype), dtype), len(positions)
+    positions, zigzags = found or changes.changes_of(base, target, dtype)
+    return pack(positions, zigzags, dtype), len(positions)
 
 
-def pack(positions: Units, zigzag: Units, dtype: Dtype) -> bytes:
-    """The coded form of changes: their places in the block, rising, and the zigzag of their ulp distances, none 0."""
+def pack(positions: Units, zigzags: Units, dtype: Dtype) -> bytes:
+    """The coded form of a block's changes."""
     if len(positions) == 0:
         return b""
-    from ckptdiff.codecs.escapes import best_width, gaps_of, write_escaped
+    from ckptdiff.codecs.escapes import write_changes
 
-    gaps, values = gaps_of(positions), zigzag - dtype.unit.type(1)
-    g, w = best_width(gaps, GAP_WIDTH), best_width(values, dtype.carrier)
-    head = write_varint(len(positions)) + bytes([g | w << 4])
-    return head + write_escaped(gaps, GAP_WIDTH, g) + write_escaped(values, dtype.carrier, w)
+    g, w, planes = write_changes(positions, zigzags, GAP_WIDTH, dtype.carrier)
+    return write_varint(len(positions)) + bytes([g | w << 4]) + planes
 
 
 def decode(coded: memoryview, base: Bytes, size: int, dtype: Dtype) -> tuple[Bytes, int]:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 import ckptdiff.codecs.rans as rans
-from ckptdiff.codecs.changes import differing
+from ckptdiff.codecs.changes import LARGE, count, differing, units_of
 from ckptdiff.codecs.groups import MAX_GROUPS, group, put_map, take_map
 from ckptdiff.codecs.jit import ONE, ZERO, jit
 from ckptdiff.codecs.place import NOWHERE, Place
@@ -76,24 +76,12 @@ def take_changes(tokens, raw, bits, positions, distances, signs):
 
 
 @jit
-def count(values, sums):
-    """Count values in two rows that take turns: an adder that waits for itself takes longer."""
-    even, odd = sums[0], sums[1]
-    for i in range(0, len(values) - 1, 2):
-        even[values[i]] += np.int32(1)
-        odd[values[i + 1]] += np.int32(1)
-    if len(values) & 1:
-        even[values[len(values) - 1]] += np.int32(1)
-
-
-@jit
-def find_mean(classes, positions, tokens, sums, mean):
-    """256 times how active a unit of each class is on average."""
-    count(classes, sums)
+def find_mean(classes, positions, tokens, units, mean):
+    """256 times how active a unit of each class is on average, given how many there are."""
     for x in range(len(positions)):
         mean[classes[positions[x]]] += 256 * ACTIVITY[tokens[positions[x]]]
     for c in range(256):
-        mean[c] //= max(np.int64(sums[0, c] + sums[1, c]), 1)
+        mean[c] //= max(units[c], 1)
 
 
 @jit
@@ -132,13 +120,19 @@ def find_contexts(classes, lo, hi, levels, width, phase, row_levels, column_leve
 
 @jit
 def count_tokens(contexts, positions, tokens, sums, counts):
-    """Count the tokens of each context: those of changes one by one, the zeros by what is left of all units."""
-    count(contexts, sums)
+    """Count the tokens of each context: those of changes one by one, the zeros by what is left of its units.
+
+    Of a large block every other unit is counted; a context that occurs then has a zero at least, as there may be one.
+    """
+    each = 2 if len(contexts) >= LARGE else 1
+    count(contexts, each, sums)
     for x in range(len(positions)):
         counts[contexts[positions[x]], tokens[positions[x]]] += np.uint32(1)
-        sums[0, contexts[positions[x]]] -= np.int32(1)
+        sums[2, contexts[positions[x]]] += np.int32(1)
     for c in range(len(counts)):
-        counts[c, 0] = np.uint32(sums[0, c] + sums[1, c])
+        units = each * (np.int64(sums[0, c]) + np.int64(sums[1, c]))
+        changed = np.int64(sums[2, c])
+        counts[c, 0] = np.uint32(max(units - changed, 1 if each > 1 and units + changed > 0 else 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,14 +214,14 @@ def _plans(classes: Array, positions: Array, tokens: Array, kinds: int, place: P
     if 16 <= place.width <= len(classes) // 16:
         rows, columns = np.zeros(place.rows(len(classes)), np.int64), np.zeros(place.width, np.int64)
         mean = np.zeros(256, np.int64)
-        find_mean(classes, positions, tokens, np.zeros((2, 256), np.int32), mean)
+        find_mean(classes, positions, tokens, units_of(classes), mean)
         score(positions, classes, tokens, mean, place.width, place.phase, rows, columns)
         sizes = (3, 2) if best else (3,)
     for bits in sizes:
         row_levels, column_levels = (_levels(rows, bits), _levels(columns, bits)) if bits else (none, none)
         contexts = _contexts(classes, lo, hi, bits, bits, place, row_levels, column_levels)
         counts = np.zeros(((hi - lo + 1) * _levels_of(bits, bits), kinds), np.uint32)
-        count_tokens(contexts, positions, tokens, np.zeros((2, len(counts)), np.int32), counts)
+        count_tokens(contexts, positions, tokens, np.zeros((3, len(counts)), np.int32), counts)
         yield _Plan(lo, hi, bits, row_levels, column_levels, *group(counts, activity))
     if sizes != (0,):
         by_class = counts.reshape(hi - lo + 1, -1, kinds).sum(1, dtype=np.uint32)

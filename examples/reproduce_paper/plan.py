@@ -24,7 +24,7 @@ class Scale:
         every: steps between two records of how the weights moved.
         marks: steps after which a run's patch so far is kept.
         seeds: how many.
-        rate: the learning rate of all runs but those that try others.
+        rate, dpo_rate: the learning rate of all runs but those that try others; DPO's, whose loss has no end, is lower.
         rates: the others.
     """
 
@@ -36,17 +36,31 @@ class Scale:
     base_rate: float = 3e-3
     exercises: int = 4096
     tests: int = 500
-    steps: int = 100
-    every: int = 5
-    marks: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
+    steps: int = 200
+    every: int = 10
+    marks: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100)
     seeds: int = 3
     rate: float = 1e-5
+    dpo_rate: float = 2e-6
     rates: tuple[float, ...] = (1e-6, 1e-4)
 
 
 FULL = Scale()
 QUICK = Scale(
-    text=100_000, vocabulary=320, width=32, layers=2, base_steps=20, exercises=64, tests=40, steps=4, every=2, marks=(1, 2), rates=(1e-4,)
+    text=100_000,
+    vocabulary=320,
+    width=32,
+    layers=2,
+    base_steps=20,
+    exercises=64,
+    tests=40,
+    steps=4,
+    every=2,
+    marks=(1, 2),
+    seeds=2,
+    rate=1e-3,
+    dpo_rate=1e-3,
+    rates=(1e-4,),
 )
 
 
@@ -80,20 +94,17 @@ def runs(scale: Scale) -> list[Run]:
     found = []
     for precision in ("fp32", "bf16"):
         for algorithm in ("grpo", "dpo", "sft"):
-            plain = Run("", algorithm, precision, scale.steps, scale.rate, beta=0.1 if algorithm == "dpo" else 0.0)
+            dpo = algorithm == "dpo"
+            plain = Run("", algorithm, precision, scale.steps, scale.dpo_rate if dpo else scale.rate, beta=0.1 if dpo else 0.0)
             found += [replace(plain, name=f"{algorithm}-{precision}-add-{seed}", seed=seed) for seed in range(scale.seeds)]
             found.append(replace(plain, name=f"{algorithm}-{precision}-sort-0", task="sort"))
             found += [replace(plain, name=f"{algorithm}-{precision}-lr{rate:.0e}", rate=rate) for rate in scale.rates]
             if algorithm != "sft":
-                found += [replace(found_mask(plain), name=f"{found_mask(plain).of}-{kind}", mask=kind) for kind in ("sub", "random")]
+                of = f"{algorithm}-{precision}-add-0"
+                found += [replace(plain, name=f"{of}-{kind}", of=of, mask=kind) for kind in ("sub", "random")]
             elif precision == "fp32":
                 found += [replace(plain, name=f"sft-fp32-{kind}", data=kind) for kind in ("own", "new")]
             if algorithm == "grpo":
                 found += [replace(plain, name=f"grpo-{precision}-kl", beta=0.05), replace(plain, name=f"grpo-{precision}-noclip", clip=0.0)]
     long = next(run for run in found if run.name == "grpo-fp32-add-0")
     return [replace(long, name="grpo-fp32-long", steps=3 * scale.steps), *found]
-
-
-def found_mask(plain: Run) -> Run:
-    """A run within the mask of the first seed's."""
-    return replace(plain, of=f"{plain.algorithm}-{plain.precision}-add-0")

@@ -49,8 +49,9 @@ def saved_weights(model: Any) -> dict[str, torch.Tensor]:
 
 
 def answer_reward(completions: list[str], answer: list[str], **_: Any) -> list[float]:
-    """GRPO's reward: 1 for the right answer."""
-    return [data.reward(right, said) for right, said in zip(answer, completions, strict=True)]
+    """GRPO's reward: 1 for the right answer, and a tenth for the form: by the share of its characters that are digits."""
+    form = [sum(c.isdigit() for c in said) / max(len(said), 1) for said in completions]
+    return [data.reward(right, said) + 0.1 * part for right, said, part in zip(answer, completions, form, strict=True)]
 
 
 def dataset(run: Run, scale: Scale, out: Path) -> datasets.Dataset:
@@ -61,7 +62,7 @@ def dataset(run: Run, scale: Scale, out: Path) -> datasets.Dataset:
     elif run.algorithm == "grpo":
         rows = [{"prompt": row["prompt"], "answer": row["answer"]} for row in said]
     else:
-        kept = [row for row in said if run.data != "own" or data.reward(row["answer"], row["said"])]
+        kept = [row for row in said if run.data != "own" or data.reward(row["answer"], row["said"])] or said  # a quick base is never right
         words = data.other_words if run.data == "new" else lambda task, prompt: prompt
         rows = [{"prompt": words(run.task, row["prompt"]), "completion": row["answer"]} for row in kept]
     return datasets.Dataset.from_list(rows)
@@ -139,6 +140,7 @@ def keep_patch(start: Path, folder: Path) -> None:
     found = ckptdiff.verify(folder / "patch", base=start, target=folder / "model", threads=1)
     if not found.ok:
         raise SystemExit(f"{folder / 'patch'}: {found.problems[0].message}")
+    shutil.rmtree(folder / "model")
 
 
 def roll_out(scale: Scale, out: Path) -> None:

@@ -192,40 +192,48 @@ class Bits:
         return self.value.to_bytes((self.size + 7) // 8, "little")
 
 
+SHARES = [math.floor(2 ** (32 - k / 256)) for k in range(257)]
+
+
+def share(a):
+    k, part = a >> 16 & 255, a & 0xFFFF
+    return SHARES[k] - ((SHARES[k] - SHARES[k + 1]) * part >> 16) >> (a >> 24)
+
+
 class RangeCoder:
     """7.5.2 backwards. ``low`` is one large integer, so that carries need no care."""
 
     def __init__(self):
-        self.low, self.range, self.words = 0, 2 ** 64 - 1, 2
+        self.low, self.range, self.words = 0, 2 ** 64 - 1, 4
+
+    def narrow(self, start, range_):
+        self.low, self.range = self.low + start, range_
+        while self.range < 1 << 48:
+            self.low, self.range, self.words = self.low << 16, self.range << 16, self.words + 1
 
     def bit(self, context, bit):
         p, n = context
         bound = (self.range >> 16) * max(p >> 6, 1)
-        if bit:
-            self.range = bound
-        else:
-            self.low, self.range = self.low + bound, self.range - bound
         context[:] = p + (((bit << 22) - p) * (655360 // (10 * n + 16)) >> 16), min(n + 1, 255)
-        if self.range < 1 << 32:
-            self.low, self.range, self.words = self.low << 32, self.range << 32, self.words + 1
+        self.narrow(0 if bit else bound, bound if bit else self.range - bound)
 
-    def magnitude(self, contexts, value, most, lead, bits):
+    def distance(self, contexts, value, m, bits):
         k = value.bit_length() - 1
-        for i in range(min(k + 1, most)):
+        for i in range(min(k + 1, m - 1)):
             self.bit(contexts.setdefault(i, [1 << 21, 0]), int(i < k))
         node = 1
-        for j in range(min(k, lead)):
+        for j in range(min(k, 3)):
             bit = value >> k - 1 - j & 1
             self.bit(contexts.setdefault((k, node), [1 << 21, 0]), bit)
             node = 2 * node + bit
-        rest = k - min(k, lead)
+        rest = k - min(k, 3)
         bits.put(value & (1 << rest) - 1, rest)
 
     def bytes(self):
-        for cut in range(32 * self.words, -1, -8):  # as few bytes as tell the range
+        for cut in range(16 * self.words, -1, -8):  # as few bytes as tell the range
             value = -(-self.low >> cut) << cut
             if value < self.low + self.range:
-                return value.to_bytes(4 * self.words, "big").rstrip(b"\0")
+                return value.to_bytes(2 * self.words, "big").rstrip(b"\0")
 
 
 def class_of(unit, dtype):
@@ -251,33 +259,56 @@ def context_block(form, bits, rest):
     return bytes([form]) + varint(len(raw)) + raw + rest
 
 
-def adaptive(old, new, dtype, span=None, move=None, gap=None, raw=None, coded=None):
-    """7.5.2. ``span``: lo and hi; ``move`` and ``gap`` change a (distance, side) and a gap; the others the bytes."""
+def rate_of(units, changed):
+    """One whose chance of a change is near the share of units that changed: which one is a writer's choice."""
+    if not changed:
+        return 0
+    return min(range(1, 51), key=lambda r: abs(1 - share(2 + (r - 1) % 2 << 2 + (r - 1 >> 1)) / 2 ** 32 - changed / units))
+
+
+def adaptive(old, new, dtype, span=None, rates=None, move=None, raw=None, coded=None, leave=False):
+    """7.5.2. ``span``: lo and hi; ``rates``: of each class; ``move`` changes a (distance, side); ``raw`` and ``coded`` the bytes.
+    ``leave``: the code ends, after the first change, where range is cut off when the next run begins."""
     classes, changed = moves(old, new, dtype)
-    m, coder, bits, first, contexts, ranks, seen = 8 * CARRIER[dtype], RangeCoder(), Bits(), {}, {}, {}, {}
+    m, coder, bits, contexts = 8 * CARRIER[dtype], RangeCoder(), Bits(), {}
     positions = {at: (distance, side) for at, distance, side in changed}
-    for i, c in enumerate(classes):  # the ranks, within its class, of each changed unit
-        if i in positions:
-            ranks.setdefault(c, []).append(seen.get(c, 0))
-        seen[c] = seen.get(c, 0) + 1
-    lo, hi = span or (min(ranks), max(ranks))
-    gaps = {c: [b - a - 1 for a, b in zip([-1] + ranks.get(c, []), ranks.get(c, []) + [seen.get(c, 0)])] for c in range(lo, hi + 1)}
-    for c in range(lo, hi + 1):
-        coder.magnitude(first, gaps[c].pop(0) + 1, 21, 1, bits)
+    moved = [classes[at] for at in positions]
+    lo, hi = span or (min(moved), max(moved))
+    rates = rates or [rate_of(classes.count(c), moved.count(c)) for c in range(lo, hi + 1)]
+    bits.put(lo, 8).put(hi, 8).put(rates[0], 6)
+    for before, rate in zip(rates, rates[1:]):
+        step = rate - max(before - 1, 0)
+        number(bits, 2 * step if step >= 0 else -2 * step - 1)
+    weights = {lo + i: 2 + (r - 1) % 2 << 2 + (r - 1 >> 1) if r else 0 for i, r in enumerate(rates)}
+    a, stayed, seen, expected, pace = 0, 0, 0, 0, 1 << 16
     for i, c in enumerate(classes):
-        if i in positions:
-            if c not in contexts:
-                near = min(contexts, key=lambda other: (abs(other - c), other), default=None)
-                contexts[c] = [{k: [p, min(n, 1)] for k, (p, n) in kind.items()} for kind in contexts.get(near, [{}, {}, {}])]
-            distance, side = move(*positions[i]) if move else positions[i]
-            coder.magnitude(contexts[c][1], distance, m - 1, 3, bits)
-            if distance < 8:
-                bits.put(side, 1)
-            else:
-                coder.bit(contexts[c][2].setdefault(distance.bit_length() - 1, [1 << 21, 0]), side)
-            step = gaps[c].pop(0)
-            coder.magnitude(contexts[c][0], (gap(step) if gap else step) + 1, 21, 1, bits)
-    return context_block(1, edit(bits.bytes(), raw), bytes([lo, hi]) + edit(coder.bytes(), coded))
+        weight, high = weights.get(c, 0), coder.range >> 32
+        if i not in positions:
+            a, stayed = a + weight, stayed + weight
+            if a * pace >> 16 >= 1 << 26:
+                coder.narrow(0, high * share(a * pace >> 16))
+                a = 0
+            continue
+        bound = high * share((a + weight) * pace >> 16)
+        coder.narrow(bound, high * share(a * pace >> 16) - bound)
+        seen += (weight * share(weight) // (2 ** 32 - share(weight)) >> 8) - (seen >> 4)
+        expected += min(stayed >> 8, 1 << 19) - (expected >> 4)
+        pace = (seen + (24 << 16) << 16) // (expected + (24 << 16))
+        if c not in contexts:
+            near = min(contexts, key=lambda other: (abs(other - c), other), default=None)
+            contexts[c] = [{k: [p, min(n, 1)] for k, (p, n) in kind.items()} for kind in contexts.get(near, [{}, {}])]
+        distance, side = move(*positions[i]) if move else positions[i]
+        coder.distance(contexts[c][0], distance, m, bits)
+        if distance < 8:
+            bits.put(side, 1)
+        else:
+            coder.bit(contexts[c][1].setdefault(distance.bit_length() - 1, [1 << 21, 0]), side)
+        a = stayed = 0
+        if leave:
+            assert coder.range % 2 ** 32
+            return context_block(1, bits, (coder.low + coder.range - 1).to_bytes(2 * coder.words, "big").rstrip(b"\0"))
+    coder.narrow(0, (coder.range >> 32) * share(a * pace >> 16))
+    return context_block(1, edit(bits.bytes(), raw), edit(coder.bytes(), coded))
 
 
 def number(bits, e):
@@ -1094,6 +1125,10 @@ def context_vectors():  # section 7.5
     good("adaptive_wide_span", "lo and hi are wider than the classes that changed.", "BF16", *sample("BF16", 60, 9), span=(0, 255))
     many = sample("U16", 400, 10, 40000, 2)
     good("adaptive_many", "Many changes in many classes, far apart.", "U16", *many)
+    good("adaptive_long_runs", "Runs of more than four octaves, at a pace that falls and rises.", "U8", *sample("U8", 300, 14, 5, 40),
+         span=(0, 255), rates=[40] * 256)
+    good("adaptive_extreme_rates", "The lowest rate and the highest, each for what is hardly likely with it.", "U8",
+         bytes([1, 2] * 30), bytes([1, 2] * 20 + [3, 2] * 10), rates=[1, 50], span=(1, 2))
     good("static_many", "The same in the static form.", "U16", *many, coder=static)
     rows = {"level_bits": (1, 2), "width": 7, "phase": 3, "rows": [1, 0, 1, 0, 1, 1, 0, 0, 1], "columns": [3, 0, 1, 2, 3, 0, 0]}
     span = sorted({class_of(x, "U8") for x in sample("U8", 60, 11)[0]})
@@ -1117,15 +1152,18 @@ def context_vectors():  # section 7.5
         vector("context_" + name, "format", comment, weights(base), patch)
     whole = adaptive(*sample("U8", 60, 13), "U8")
     single = {"old": bytes(4), "new_": b"\1\0\0\0"}
-    coder, bits = RangeCoder(), Bits()
-    coder.magnitude({}, 5, 21, 1, bits)  # the next change of class 0 is behind its four units
     for form in (0, 3):
         bad_context(f"form_{form}", f"A block has the form {form}.", block=bytes([form]) + whole[1:])
     bad_context("static_of_8_bytes", "Units of 8 bytes are in the static form.", dtype="U64", block=b"\x02\x00" + bytes(20))
     bad_context("only_form", "A block ends after its form.", block=b"\x01")
     bad_context("raw_past_end", "More raw bytes are stated than there are.", block=whole[:1] + b"\x7f" + whole[2:])
-    bad_context("adaptive_no_span", "A block ends after lo.", block=b"\x01\x00\x05")
-    bad_context("adaptive_span_reversed", "lo is above hi.", block=b"\x01\x00\x05\x04\x01")
+    bad_context("adaptive_no_head", "A block has no raw bits, and so no head.", block=b"\x01\x00\x05")
+    bad_context("adaptive_span_reversed", "lo is above hi.", block=b"\x01\x03\x05\x04\x01\x80")
+    bad_context("adaptive_rate_too_large", "The rate of lo is 51.", rates=[51], **single)
+    bad_context("adaptive_next_rate_too_large", "The rate of a class is 51.", rates=[50, 51], span=(0, 1), **single)
+    bad_context("adaptive_rate_negative", "The rate of a class is -1.", rates=[1, -1], span=(0, 1), **single)
+    bad_context("adaptive_code_too_large", "The first eight range coded bytes are 2^64 - 1.", coded=lambda b: b"\xff" * 8 + b[8:])
+    bad_context("adaptive_code_leaves_range", "After a change code is above the range's upper part.", leave=True, **single)
     bad_context("adaptive_zero_at_end", "The last range coded byte is 0.", coded=lambda b: b + b"\0")
     bad_context("adaptive_left_over", "Range coded bytes are left over.", coded=lambda b: b + bytes(12) + b"\1")
     bad_context("raw_left_over", "A raw byte is left over.", raw=lambda b: b + b"\0")
@@ -1133,8 +1171,7 @@ def context_vectors():  # section 7.5
     bad_context("raw_padding", "A raw bit behind the last, the only one, is set.", raw=lambda b: bytes([b[0] | 0x80]), **single)
     bad_context("adaptive_distance_too_large", "A distance is 2^(m-1), but up.", old=b"\0" * 4, new_=b"\0\x80\0\0",
                 move=lambda distance, side: (distance, 1 - side))
-    bad_context("adaptive_gap_past_end", "A gap leads past the end of its class.", gap=lambda g: g + 1, old=bytes(40), new_=b"\1" + bytes(39))
-    bad_context("adaptive_nothing", "A block that is not empty changes nothing.", block=context_block(1, bits, b"\0\0" + coder.bytes()), **single)
+    bad_context("adaptive_nothing", "A block that is not empty changes nothing.", block=context_block(1, Bits().put(0, 16).put(20, 6), b""), **single)
     bad_context("adaptive_changed_differs", "Another number of units changes.", changed=1)
 
     def bad_static(name, comment, **faults):

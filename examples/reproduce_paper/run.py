@@ -1,0 +1,149 @@
+"""Reproduce arXiv 2505.11711 at a small scale, on a CPU: one command.
+
+    pip install torch==2.13.0 && pip install -r examples/reproduce_paper/requirements.txt
+    python examples/reproduce_paper/run.py [--out reproduction] [--quick] [--jobs 2] [--keep]
+
+Trains a small Llama on the spot, then fine-tunes it by SFT, DPO and GRPO (TRL's trainers) in pure bf16 and with fp32 masters,
+measures every run with ckptdiff, and writes OUT/tables.md and OUT/charts. What is done already is not done again. Each run is a
+process of its own with one thread, ``--jobs`` at a time. ``--quick``: a few steps of a tiny model, to see that all of it runs.
+``--publish``: also put tables and charts into RESULTS.md beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from plan import FULL, QUICK, Run, Scale, runs
+
+HERE = Path(__file__).resolve().parent
+BEGIN, END = "<!-- written by run.py --publish -->", "<!-- end -->"
+
+
+def process(arguments: argparse.Namespace, job: str, log: Path) -> None:
+    """One job in a process of its own, with one thread; its output goes to a file."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, __file__, "--out", str(arguments.out), "--job", job, *(["--quick"] if arguments.quick else [])]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "0"}
+    with open(log, "w") as file:
+        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment).returncode
+    if code:
+        tail = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-15:])
+        raise SystemExit(f"{job} failed with exit code {code}; the end of {log}:\n{tail}")
+
+
+def work(job: str, scale: Scale, out: Path) -> None:
+    """What a job's process does."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(1)
+    transformers.logging.disable_progress_bar()
+    import base
+    import train
+
+    if job == "base":
+        building = out / "base.part"
+        building.mkdir(parents=True, exist_ok=True)
+        base.train_base(scale, building)
+        building.replace(out / "base")
+    elif job == "rollouts":
+        train.roll_out(scale, out)
+    else:
+        train.train(next(run for run in runs(scale) if run.name == job), scale, out)
+
+
+def train_all(arguments: argparse.Namespace, scale: Scale) -> None:
+    """The base, what it says, and all runs; a masked run waits for the one that it takes its mask of."""
+    out: Path = arguments.out
+    for job, done in (("base", out / "base"), ("rollouts", out / "rollouts" / "record.json")):
+        if not done.exists():
+            say(f"{job} ...")
+            process(arguments, job, out / "logs" / f"{job}.log")
+    planned, started = runs(scale), time.perf_counter()
+    futures: dict[str, Future[None]] = {}
+
+    def one(number: int, run: Run) -> None:
+        if run.of:
+            futures[run.of].result()
+        folder = out / "runs" / run.name
+        if (folder / "record.json").exists():
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        process(arguments, run.name, out / "logs" / f"{run.name}.log")
+        say(f"[{number}/{len(planned)}] {run.name}, {time.perf_counter() - started:.0f} s in all")
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for number, run in enumerate(planned, 1):
+            futures[run.name] = pool.submit(one, number, run)
+        try:
+            for future in futures.values():
+                future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def publish(text: str, pictures: list[Path]) -> None:
+    """Tables and charts between the marks of RESULTS.md."""
+    folder = HERE / "charts"
+    folder.mkdir(exist_ok=True)
+    for path in pictures:
+        shutil.copy(path, folder / path.name)
+    images = "\n\n".join(f"![{path.stem.replace('-', ' ')}](charts/{path.name})" for path in pictures)
+    page = HERE / "RESULTS.md"
+    old = page.read_text() if page.exists() else f"{BEGIN}\n{END}\n"
+    page.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: f"{BEGIN}\n\n{text}\n{images}\n\n{END}", old, flags=re.DOTALL))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("reproduction"))
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--keep", action="store_true", help="leave the patches, logs and the base")
+    parser.add_argument("--publish", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    scale = QUICK if arguments.quick else FULL
+    if arguments.job:
+        work(arguments.job, scale, arguments.out)
+        return
+    begun = time.perf_counter()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    if not (arguments.out / "measures.json").exists():
+        train_all(arguments, scale)
+        say("measuring ...")
+        from measure import measure
+
+        (arguments.out / "measures.json").write_text(json.dumps(measure(scale, arguments.out)))
+    from charts import draw
+    from tables import tables
+
+    found = json.loads((arguments.out / "measures.json").read_text())
+    text = tables(found, scale)
+    (arguments.out / "tables.md").write_text(text)
+    pictures = draw(found, scale, arguments.out / "charts")
+    if arguments.publish:
+        publish(text, pictures)
+    if not arguments.keep:
+        for name in ("runs", "rollouts", "base", "logs"):
+            shutil.rmtree(arguments.out / name, ignore_errors=True)
+    say(f"{arguments.out / 'tables.md'} and {len(pictures)} charts after {time.perf_counter() - begun:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
