@@ -374,7 +374,7 @@ def test_callbacks_of_a_trainer(tmp_path: Path) -> None:
     data = [{"x": torch.randn(20), "labels": torch.ones(5)} for _ in range(64)]
     arguments = transformers.TrainingArguments(
         tmp_path, max_steps=12, per_device_train_batch_size=4, gradient_accumulation_steps=2, learning_rate=1e-2, weight_decay=0.1,
-        report_to=[], use_cpu=True, save_strategy="no", logging_steps=5,
+        report_to=[], use_cpu=True, save_strategy="no", logging_steps=2,
     )  # fmt: skip
     callback = SubnetworkCallback(mask)
     trainer = transformers.Trainer(model, arguments, train_dataset=data, callbacks=[callback])
@@ -386,4 +386,5 @@ def test_callbacks_of_a_trainer(tmp_path: Path) -> None:
     assert outside == 0 and inside > 0.9 * mask.total
     logged = [row for row in trainer.state.log_history if "update/sparsity" in row]
     assert [row["step"] for row in logged] == [4, 8, 12] == [record.step for record in tracking.records]
+    assert [row["step"] for row in trainer.state.log_history if "loss" in row] == [2, 4, 6, 8, 10, 12]  # the trainer's own rows
     assert logged[-1]["update/sparsity"] == tracking.records[-1].sparsity == 1 - inside / sum(p.numel() for p in model.parameters())

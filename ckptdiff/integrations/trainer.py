@@ -57,9 +57,10 @@ class UpdateTrackerCallback(transformers.TrainerCallback):
         self._logged = 0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        due = control.should_log  # a log clears it, and the trainer's own row of this step, with the loss, would be left out
         for record in self.records[self._logged :]:
             self._trainer.log({f"update/{name}": value for name, value in asdict(record).items() if name != "step"})
-        self._logged = len(self.records)
+        self._logged, control.should_log = len(self.records), due
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.tracker is not None:
