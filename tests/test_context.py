@@ -134,6 +134,25 @@ def test_units_of_classes(size: int, kind: str) -> None:
     assert (np.abs(found - exact) < 10 * np.sqrt(exact) + 10).all()
 
 
+@pytest.mark.parametrize("share", [1e-6, 0.3], ids=["adaptive", "static"])
+@pytest.mark.parametrize("hidden", ["columns", "what is not sampled"])
+def test_classes_that_a_sample_misses(hidden: str, share: float) -> None:
+    """Units that no sample takes stay as they are but for one: the rates are far off, and the block is coded whole all the same."""
+    dtype, n, rng = DTYPES["BF16"], changes.LARGE + 12_345, np.random.default_rng(7)
+    i = np.arange(n)
+    rare = i % 4 == 1 if hidden == "columns" else np.ones(n, np.bool_)
+    if hidden != "columns":
+        for each in (2, 4):  # as changes.count takes them
+            rare[(i[:, None] % (16 * each + 1) == np.arange(0, 16 * each, each)).any(1)] = False
+    base = np.where(rare, 0x4400, 0x3C00).astype("<u2")
+    target = base ^ (rng.random(n) < share) * (~rare)
+    target[np.flatnonzero(rare)[5]] ^= 1
+    coded, _ = context.encode(base.view(np.uint8), target.astype("<u2").view(np.uint8), dtype, Place(1024, 0))
+    assert coded[0] == (context.ADAPTIVE if share < 0.1 else context.STATIC) and len(coded) < n // 8
+    out, _ = context.decode(memoryview(coded), base.view(np.uint8).copy(), 2 * n, dtype)
+    assert out.tobytes() == target.astype("<u2").tobytes()
+
+
 @pytest.mark.parametrize("few", [0, context.FEW])
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32), n=st.integers(1, 3000), name=st.sampled_from(sorted(DTYPES)))

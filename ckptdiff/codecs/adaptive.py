@@ -21,6 +21,7 @@ from ckptdiff.codecs.rangecoder import (
     FULL,
     S16,
     S32,
+    S48,
     START,
     TOP,
     carry,
@@ -145,7 +146,7 @@ def meet(c, contexts, stride, met, span):
 def put_words(low, span, words, at):
     """Renormalise."""
     while span < TOP:
-        words[at] = np.uint16(low >> np.uint64(48))
+        words[min(at, len(words) - 1)] = np.uint16(low >> S48)
         at += 1
         low = low << S16
         span = span << S16
@@ -292,17 +293,18 @@ def _contexts(lo: int, hi: int, m: int) -> Array:
 
 def encode(classes: Array, positions: Array, distances: Array, signs: Array, m: int) -> tuple[bytes, Array, int]:
     """The range coded bytes; the raw words, which hold the rates too, and how many bits of them count."""
-    changed = np.bincount(classes[positions], minlength=256)
+    changed, room = np.bincount(classes[positions], minlength=256), len(positions) * (m // 8 + 6) + 1024
     lo, hi = (int(c) for c in np.flatnonzero(changed)[[0, -1]])
-    rates = np.zeros(256, np.uint8)
-    choose_rates(np.maximum(units_of(classes), changed), changed, lo, hi, rates)
-    room = len(positions) * (m // 8 + 6) + 1024
-    raw, words = scratch("raw", room, np.uint32), scratch("words", 2 * room, np.uint16)
-    held, waiting, filled = put_rates(rates, lo, hi, raw, ZERO, 0, 0)
-    contexts, met = _contexts(lo, hi, m), np.zeros(256, np.uint8)
-    bits, size = encode_kernel(
-        classes, positions, distances, signs, WEIGHTS[rates], lo, hi, m, contexts, met, raw, np.uint64(held), waiting, filled, words
-    )
+    raw = scratch("raw", room, np.uint32)
+    for exact in (False, True):  # rates by counts that are far off take more words than changes do, but never two a unit
+        words = scratch("words", 2 * room + (2 * len(classes) if exact else 0), np.uint16)
+        rates = np.zeros(256, np.uint8)
+        choose_rates(np.maximum(units_of(classes, exact), changed), changed, lo, hi, rates)
+        held, waiting, filled = put_rates(rates, lo, hi, raw, ZERO, 0, 0)
+        state = _contexts(lo, hi, m), np.zeros(256, np.uint8), raw, np.uint64(held), waiting, filled, words
+        bits, size = encode_kernel(classes, positions, distances, signs, WEIGHTS[rates], lo, hi, m, *state)
+        if size <= 2 * len(words):
+            break
     return words[: size // 2 + 1].astype(">u2").tobytes()[:size].rstrip(b"\0"), raw, bits
 
 

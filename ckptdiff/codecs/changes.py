@@ -74,24 +74,37 @@ def zigzag_of(old, new, top, is_float):
 
 @jit
 def count(values, each, sums):
-    """Count each so-manieth value in two rows that take turns: an adder that waits for itself takes longer."""
+    """Count values, or of a sample of one in ``each``, in two rows that take turns: an adder that waits for itself takes longer.
+
+    The sample moves on by one every 16, so that it does not keep to the same columns of a matrix; :func:`scaled` takes it to all.
+    """
     even, odd = sums[0], sums[1]
-    i = 0
-    while i + each < len(values):
+    if each > 1:
+        for start in range(0, len(values) - 16 * each, 16 * each + 1):
+            for k in range(0, 16 * each, 2 * each):
+                even[values[start + k]] += np.int32(1)
+                odd[values[start + k + each]] += np.int32(1)
+        return
+    for i in range(0, len(values) - 1, 2):
         even[values[i]] += np.int32(1)
-        odd[values[i + each]] += np.int32(1)
-        i += 2 * each
-    if i < len(values):
-        even[values[i]] += np.int32(1)
+        odd[values[i + 1]] += np.int32(1)
+    if len(values) & 1:
+        even[values[len(values) - 1]] += np.int32(1)
 
 
 @jit
-def fill_units(classes, sums, limit, units):
-    """How many units there are of each class; of a large block about so many, but exactly of rare classes at the low end."""
-    each = 4 if len(classes) >= LARGE else 1
+def scaled(sums, c, each):
+    """About how many there are of a value that :func:`count` counted."""
+    found = np.int64(sums[0, c]) + np.int64(sums[1, c])
+    return found if each == 1 else found * (16 * each + 1) // 16
+
+
+@jit
+def fill_units(classes, each, sums, limit, units):
+    """How many units there are of each class, by a sample of one in ``each``, but exactly of rare classes at the low end."""
     count(classes, each, sums)
     for c in range(256):
-        units[c] = each * (np.int64(sums[0, c]) + np.int64(sums[1, c]))
+        units[c] = scaled(sums, c, each)
     if each == 1:
         return
     first = 0
@@ -220,10 +233,10 @@ def classes_of(units: Units, dtype: Dtype) -> Bytes:
     return classes
 
 
-def units_of(classes: Bytes) -> Array:
-    """About how many units there are of each class: good enough to choose by, and exact of small blocks."""
-    units = np.zeros(256, np.int64)
-    fill_units(classes, np.zeros((2, 256), np.int32), np.empty(64, np.uint8), units)
+def units_of(classes: Bytes, exact: bool = False) -> Array:
+    """How many units there are of each class: of a large block about so many, good enough to choose by, unless ``exact``."""
+    units, each = np.zeros(256, np.int64), 4 if len(classes) >= LARGE and not exact else 1
+    fill_units(classes, each, np.zeros((2, 256), np.int32), np.empty(64, np.uint8), units)
     return units
 
 

@@ -2,7 +2,7 @@
 
 A coder's state travels through every call as plain numbers, which LLVM keeps in registers:
 
-- writing: ``low, span, at`` of the range coder, whose 16-bit ``words`` hold what is done, and ``held, count, filled`` of the
+- writing: ``low, span, at`` of the range coder, whose 16-bit ``words`` hold what is done (where they end, ``at`` goes on alone: see :func:`finish`), and ``held, count, filled`` of the
   raw bits: ``count`` bits wait in ``held``, ``filled`` 32-bit words of ``raw`` are done;
 - reading: ``code, span, at``, and the position ``bits`` in ``raw``. Reads past the end give zeros; callers check at the end.
 """
@@ -35,8 +35,8 @@ WORD_ONE = np.uint16(1)
 @jit
 def carry(words, at):
     """Add one to the number that the words before ``at`` spell."""
-    k = at - 1
-    while words[k] == WORD:
+    k = min(at, len(words)) - 1
+    while k > 0 and words[k] == WORD:
         words[k] = np.uint16(0)
         k -= 1
     words[k] += WORD_ONE
@@ -55,7 +55,7 @@ def encode_bit(contexts, i, bit, low, span, words, at):
     if low < skip:
         carry(words, at)
     if span < TOP:
-        words[at] = np.uint16(low >> S48)
+        words[min(at, len(words) - 1)] = np.uint16(low >> S48)
         at += 1
         low = low << S16
         span = span << S16
@@ -81,7 +81,9 @@ def decode_bit(contexts, i, code, span, words, at):
 
 @jit
 def finish(low, span, words, at):
-    """Write as few bytes as tell the range; returns how many bytes of ``words`` count."""
+    """Write as few bytes as tell the range; returns how many bytes of ``words`` count: more than it has if they did not suffice."""
+    if at + 4 > len(words):
+        return 2 * at + 8
     for n in range(9):
         keep = ZERO
         if n > 0:

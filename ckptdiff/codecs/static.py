@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 import ckptdiff.codecs.rans as rans
-from ckptdiff.codecs.changes import LARGE, count, differing, units_of
+from ckptdiff.codecs.changes import LARGE, count, differing, scaled, units_of
 from ckptdiff.codecs.groups import MAX_GROUPS, group, put_map, take_map
 from ckptdiff.codecs.jit import ONE, ZERO, jit
 from ckptdiff.codecs.place import NOWHERE, Place
@@ -130,7 +130,7 @@ def count_tokens(contexts, positions, tokens, sums, counts):
         counts[contexts[positions[x]], tokens[positions[x]]] += np.uint32(1)
         sums[2, contexts[positions[x]]] += np.int32(1)
     for c in range(len(counts)):
-        units = each * (np.int64(sums[0, c]) + np.int64(sums[1, c]))
+        units = scaled(sums, c, each)
         changed = np.int64(sums[2, c])
         counts[c, 0] = np.uint32(max(units - changed, 1 if each > 1 and units + changed > 0 else 0))
 
