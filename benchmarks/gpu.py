@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 import ckptdiff
-from ckptdiff.device import changes, leaf_digests, move, units_of, zigzag
+from ckptdiff.device import changes, move, units_of, zigzag
+from ckptdiff.deviceleaves import leaf_digests
 from ckptdiff.devices import find_device
 from ckptdiff.dtypes import DTYPES
 

@@ -15,7 +15,8 @@ from ckptdiff.codecs import context, sparse
 from ckptdiff.codecs.place import NOWHERE, Place
 from ckptdiff.coding import Coded, code, look, row_width
 from ckptdiff.device import changes as find_changes
-from ckptdiff.device import leaf_digests, units_of, zigzag
+from ckptdiff.device import units_of, zigzag
+from ckptdiff.deviceleaves import leaf_digests
 from ckptdiff.digests import BLOCK, leaves_of
 from ckptdiff.dtypes import DTYPES, Bytes
 from ckptdiff.memory import MemoryFile
@@ -51,10 +52,10 @@ class DeviceCoder:
         start, stop = first * dtype.carrier, min(stop * dtype.carrier, target.nbytes)
         with self._stream():
             (old, host_old), (new, host_new) = self._bytes(base, start, stop, "base"), self._bytes(target, start, stop, "target")
-            positions, distances = find_changes(units_of(old, dtype), units_of(new, dtype), dtype)
-            where, zigzags = positions.cpu().numpy(), zigzag(distances).cpu().numpy().view(dtype.unit)
-        if host_old is None and codec == "context":
-            host_old = old.cpu().numpy()
+            if host_old is None and codec == "context":
+                host_old = self._copied(old, "base")
+            positions, distances = find_changes(units_of(old, dtype), units_of(new, dtype), dtype)  # waits for the stream
+            where, zigzags = positions.int().cpu().numpy(), zigzag(distances).cpu().numpy().view(dtype.unit)
         coded = self._code(host_old, where, zigzags, target, codec, first, stop - start)
         base_leaves, leaves = self._leaves_of(base, host_old, start, stop), self._leaves_of(target, host_new, start, stop)
         return Coded(coded, len(where), leaves, base_leaves, stop - start)
@@ -66,7 +67,7 @@ class DeviceCoder:
         bounds = np.searchsorted(where, np.arange(0, nbytes // dtype.carrier + per_block, per_block))
         for k in range(-(-nbytes // BLOCK)):
             here = slice(bounds[k], bounds[k + 1])
-            positions = (where[here] - k * per_block).astype(np.int32)
+            positions = where[here] - np.int32(k * per_block)
             if codec == "sparse" or old is None:
                 coded.append(sparse.pack(positions, zigzags[here], dtype))
             else:
@@ -89,13 +90,21 @@ class DeviceCoder:
         if self.device.type == "cpu":
             data = look(tensor, start, stop, name)
             return torch.from_numpy(data), data
+        buffer = self._pinned(name, stop - start)
+        tensor.readinto(start, buffer.numpy())
+        return buffer.to(self.device, non_blocking=True), buffer.numpy()
+
+    def _copied(self, there: torch.Tensor, name: str) -> Bytes:
+        """Bytes of the device, which are on the host once this thread's stream was waited for."""
+        return self._pinned(name, len(there)).copy_(there, non_blocking=True).numpy()
+
+    def _pinned(self, name: str, size: int) -> torch.Tensor:
+        """A buffer of this thread, which the device reads and writes while the host goes on."""
         buffer = self._mine.pinned.get(name)
-        if buffer is None or len(buffer) < stop - start:
-            buffer = torch.empty(max(stop - start, BLOCK), dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        if buffer is None or len(buffer) < size:
+            buffer = torch.empty(max(size, BLOCK), dtype=torch.uint8, pin_memory=self.device.type == "cuda")
             self._mine.pinned[name] = buffer
-        data = buffer[: stop - start].numpy()
-        tensor.readinto(start, data)
-        return buffer[: stop - start].to(self.device, non_blocking=True), data
+        return buffer[:size]
 
     def _leaves_of(self, tensor: Tensor, host: Bytes | None, start: int, stop: int) -> list[bytes]:
         known = self._leaves.get((id(tensor.source), tensor.offset)) if tensor.nbytes else []

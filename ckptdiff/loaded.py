@@ -245,7 +245,7 @@ def _leaves_elsewhere(parts: Sequence[torch.Tensor]) -> list[list[bytes]]:
     """Leaves of tensors on devices."""
     found: dict[int, list[bytes]] = {}
     for device in {part.device for part in parts}:
-        from ckptdiff.device import leaf_digests
+        from ckptdiff.deviceleaves import leaf_digests
 
         numbers = [k for k, part in enumerate(parts) if part.device == device]
         found |= dict(zip(numbers, leaf_digests([parts[k] for k in numbers]), strict=True))

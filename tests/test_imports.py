@@ -19,7 +19,8 @@ codecs.place codecs.planes codecs.raw codecs.sparse
 codecs.jit codecs.leaves codecs.escapes codecs.changes codecs.rangecoder codecs.rans codecs.groups codecs.adaptive codecs.static
 codecs.context codecs
 table manifest patchfile patches others output
-devices torchtypes memory coding device devicecoder coders patchmaker maker layers applier verifier comparison patchinfo private pulling
+devices torchtypes memory coding device devicekernels deviceleaves devicecoder coders
+patchmaker maker layers applier verifier comparison patchinfo private pulling
 loaded loading live targets integrations integrations.transformers
 analysis analysis.modules analysis.rank analysis.sparsity analysis.counting analysis.rows
 analysis.stored analysis.source analysis.reporting analysis.overlap
@@ -29,7 +30,19 @@ masks masking freezing tracking subnetwork integrations.trainer
 card publishing render render_report render_hub demo cli_common cli_report cli_hub cli
 """.split()
 LAZY = {"hub", "hubclient", "hubwrite", "publishing", "cli", "cli_hub", "cli_common", "cli_report", "demo"}
-LAZY |= {"codecs.context", "codecs.sparse", "torchtypes", "memory", "loaded", "loading", "devices", "coders", "layers", "freezing"}
+LAZY |= {
+    "codecs.context",
+    "codecs.sparse",
+    "torchtypes",
+    "memory",
+    "loaded",
+    "loading",
+    "devices",
+    "coders",
+    "layers",
+    "freezing",
+    "deviceleaves",
+}
 LAZY |= {"coding"}
 LAZY |= {f"analysis.{name}" for name in ("sparsity", "rows", "rank", "drawing", "markup")}
 """Modules that may import inside functions: to start fast, to run the first, and not to load Numba or torch before they are needed."""

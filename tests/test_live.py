@@ -21,8 +21,8 @@ from tests.checkpoints import SHARED_DATA
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
-from ckptdiff.device import leaf_digests  # noqa: E402
 from ckptdiff.devicecoder import DeviceCoder  # noqa: E402
+from ckptdiff.deviceleaves import leaf_digests  # noqa: E402
 from ckptdiff.digests import BLOCK, leaves_of  # noqa: E402
 from ckptdiff.dtypes import DTYPES  # noqa: E402
 from ckptdiff.torchtypes import NAMES  # noqa: E402
@@ -522,22 +522,6 @@ def test_real_pairs(name: str) -> None:
         model = copy_of(old)
         patch.apply_(model)
         assert equal(model, new)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-@pytest.mark.parametrize("codec", CODECS)
-def test_on_a_gpu(codec: str | None) -> None:
-    old, new = pair(0.01)
-    expected = ckptdiff.diff(old, new, codec=codec).to_bytes()
-    there = [{name: array.cuda() for name, array in side.items()} for side in (old, new)]
-    assert ckptdiff.diff(*there, codec=codec).to_bytes() == expected
-    assert ckptdiff.diff(old, new, codec=codec, device="cuda").to_bytes() == expected
-    loaded = ckptdiff.Patch.from_bytes(expected).load(there[0])
-    loaded.apply_()
-    assert equal({k: v.cpu() for k, v in there[0].items()}, new)
-    loaded.revert_()
-    assert equal({k: v.cpu() for k, v in there[0].items()}, old)
 
 
 def test_a_device_coder_reads_what_it_must(monkeypatch: pytest.MonkeyPatch) -> None:

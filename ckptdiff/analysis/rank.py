@@ -135,7 +135,8 @@ def check_device(device: str) -> str:
     try:
         import torch
 
-        torch.empty(0, dtype=torch.float64, device=found)
+        one = torch.ones(1, 1, dtype=torch.float64, device=found)
+        torch.linalg.eigvalsh(one @ one.T)  # what the library sets up when it is first used it must not set up in several threads
     except (RuntimeError, TypeError) as error:
         reason = str(error).partition("\n")[0]
         raise UnsupportedError(f"torch cannot use the device {device} for float64 here: {reason}; leave --device out for NumPy") from None

@@ -123,16 +123,28 @@ def merge(sums, first, half):
 
 
 @jit
+def close(sums, size, leaf):
+    """The leaf of a block, its high half first, from its accumulators."""
+    leaf[0] = merge(sums, 8, ~(np.uint64(size) * P64_1))
+    leaf[1] = merge(sums, 0, np.uint64(size) * P64_0)
+
+
+@jit
+def close_all(sums, leaves):
+    for k in range(len(sums)):
+        close(sums[k], BLOCK, leaves[k])
+
+
+@jit
 def finish(sums, data, block, size, leaf):
-    """What is not whole steps; then the leaf, its high half first. Not of :data:`SHORT` blocks."""
+    """What is not whole steps; then the leaf. Not of :data:`SHORT` blocks."""
     if size <= SHORT:
         return
     done = (size - 1) // STEP * STEP
     for k in range((size - 1 - done) // 64):
         add_stripe(sums, data, block + done + 64 * k, SECRET, KEY_STRIPE * k)
     add_stripe(sums, data, block + size - 64, SECRET, KEY_LAST)
-    leaf[0] = merge(sums, 8, ~(np.uint64(size) * P64_1))
-    leaf[1] = merge(sums, 0, np.uint64(size) * P64_0)
+    close(sums, size, leaf)
 
 
 @jit
@@ -147,6 +159,13 @@ def fill_leaves(addresses, sizes, sums, leaves):
             n += 1
 
 
+def leaves_of_sums(sums: Array) -> list[bytes]:
+    """Leaves of whole blocks whose accumulators a device found: 8 integers each."""
+    leaves = np.empty((len(sums), 2), np.uint64)
+    close_all(sums.view(np.uint64), leaves)
+    return as_leaves(leaves, np.empty(0, np.uint8))
+
+
 def leaves_of_all(parts: Sequence[Bytes]) -> list[bytes]:
     """Leaves of several tensors, or runs of whole blocks, one after the other, by one call of a kernel."""
     counts = [block_count(len(part)) for part in parts]
@@ -158,7 +177,7 @@ def leaves_of_all(parts: Sequence[Bytes]) -> list[bytes]:
 
 
 def as_leaves(leaves: Array, data: Bytes) -> list[bytes]:
-    """The leaves of a run of blocks as bytes; the library's for a short one."""
+    """The leaves of a run of blocks as bytes; the library's for a last short one."""
     raw, short = leaves.astype(">u8").tobytes(), len(data) % BLOCK
     found = [raw[k : k + 16] for k in range(0, len(raw), 16)]
     if 0 < short <= SHORT:

@@ -1,0 +1,80 @@
+"""Leaves (spec 3.2) of tensors on a torch device: XXH3-128 by Triton's kernels where they run, else by torch's operations.
+
+XXH3: https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md. Within 1,024 bytes its accumulators only add, so that these
+sums are taken for many leaves at once; the 2,047 steps from one sum to the next run over all leaves side by side.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+
+import torch
+
+from ckptdiff.codecs.leaves import leaves_of_sums
+from ckptdiff.digests import BLOCK, xxh128
+from ckptdiff.xxh3 import KEY_LAST, KEY_STEP, KEY_STRIPE, P32, START, words
+
+STRIPES, LANES = 16, 8
+CHUNK = 32
+"""Leaves whose sums torch takes at once: 64 MiB of data, and about five times as much for temporaries."""
+BATCH = 2048
+"""Leaves that go through the steps side by side: 4 GiB of data, whose sums take 256 MiB."""
+
+
+def leaf_digests(parts: Sequence[torch.Tensor]) -> list[list[bytes]]:
+    """Leaves of tensors given as bytes on one device: of whole blocks there, of the last short ones on the host."""
+    whole = [part[k : k + BLOCK] for part in parts for k in range(0, len(part) // BLOCK * BLOCK, BLOCK)]
+    found = (leaf for k in range(0, len(whole), BATCH) for leaf in leaves_of_sums(_accumulate(whole[k : k + BATCH]).cpu().numpy()))
+    leaves = []
+    for part in parts:
+        row = [next(found) for _ in range(len(part) // BLOCK)]
+        if len(part) % BLOCK:
+            row.append(xxh128(part[len(part) // BLOCK * BLOCK :].cpu().numpy()))
+        leaves.append(row)
+    return leaves
+
+
+def _accumulate(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The accumulators after blocks of :data:`~ckptdiff.digests.BLOCK` bytes, as signed integers: [blocks, lanes]."""
+    device = blocks[0].device
+    start, step = _constants([START, words(KEY_STEP)], device)
+    keys = _constants([*(words(KEY_STRIPE * stripe) for stripe in range(STRIPES)), words(KEY_LAST)], device)
+    if _has_kernels(device):
+        from ckptdiff.devicekernels import accumulate
+
+        return accumulate(blocks, start, step, keys)
+    sums = torch.cat([_sums(blocks[k : k + CHUNK], keys) for k in range(0, len(blocks), CHUNK)], dim=1)
+    acc = start.expand(len(blocks), LANES).clone()
+    for row in sums[:-1]:
+        acc += row
+        acc ^= (acc >> 47) & ((1 << 17) - 1)
+        acc ^= step
+        acc *= P32[0]
+    acc += sums[-1]
+    return acc
+
+
+def _constants(rows: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
+    """64-bit words, as torch's signed integers."""
+    return torch.tensor([[word - (word >> 63 << 64) for word in row] for row in rows], device=device)
+
+
+def _has_kernels(device: torch.device) -> bool:
+    """Whether Triton runs there: it comes with torch for CUDA and ROCm on Linux."""
+    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+
+
+def _sums(blocks: Sequence[torch.Tensor], keys: torch.Tensor) -> torch.Tensor:
+    """What each 1,024 bytes add to the accumulators: [steps, blocks, lanes]."""
+    data = torch.stack(list(blocks)).view(torch.int64).view(len(blocks), -1, STRIPES, LANES)
+    sums = _products(data, keys[:STRIPES]).sum(2)
+    last = data[:, -1, -1]  # the very last stripe takes another part of the secret
+    sums[:, -1] += _products(last, keys[STRIPES]) - _products(last, keys[STRIPES - 1])
+    swapped = data.sum(2).view(len(blocks), -1, LANES // 2, 2).flip(3).view(len(blocks), -1, LANES)
+    return (sums + swapped).transpose(0, 1).contiguous()
+
+
+def _products(data: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    mixed = data ^ keys
+    return (mixed & 0xFFFFFFFF) * ((mixed >> 32) & 0xFFFFFFFF)
