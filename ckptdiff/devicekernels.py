@@ -4,7 +4,7 @@ Torch's operations start a kernel for each of the 2,047 steps of a leaf, five ti
 each step's sum on its own, another goes through the steps of all leaves side by side. The constants: :mod:`ckptdiff.xxh3`.
 """
 
-# mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, no-check-untyped-defs, allow-untyped-decorators
 
 from __future__ import annotations
 

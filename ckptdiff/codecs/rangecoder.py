@@ -3,7 +3,7 @@
 A coder's state travels through every call as plain numbers, which LLVM keeps in registers:
 
 - writing: ``low, span, at`` of the range coder, whose 16-bit ``words`` hold what is done (where they end, ``at`` goes on alone: see
-  :func:`finish`), and ``held, count, filled`` of the raw bits: ``count`` bits wait in ``held``, ``filled`` 32-bit words of ``raw`` are done;
+  :func:`finish`), and ``held, count, filled`` of the raw bits: ``count`` bits wait in ``held``, ``filled`` words of ``raw`` are done;
 - reading: ``code, span, at``, and the position ``bits`` in ``raw``. Reads past the end give zeros; callers check at the end.
 """
 
