@@ -6,8 +6,9 @@ sums are taken for many leaves at once; the 2,047 steps from one sum to the next
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 
@@ -15,6 +16,7 @@ from ckptdiff.codecs.leaves import leaves_of_sums
 from ckptdiff.digests import BLOCK, xxh128
 from ckptdiff.xxh3 import KEY_LAST, KEY_STEP, KEY_STRIPE, P32, START, words
 
+Accumulate = Callable[[Sequence[torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 STRIPES, LANES = 16, 8
 CHUNK = 32
 """Leaves whose sums torch takes at once: 64 MiB of data, and about five times as much for temporaries."""
@@ -38,12 +40,10 @@ def leaf_digests(parts: Sequence[torch.Tensor]) -> list[list[bytes]]:
 def _accumulate(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
     """The accumulators after blocks of :data:`~ckptdiff.digests.BLOCK` bytes, as signed integers: [blocks, lanes]."""
     device = blocks[0].device
-    start, step = _constants([START, words(KEY_STEP)], device)
-    keys = _constants([*(words(KEY_STRIPE * stripe) for stripe in range(STRIPES)), words(KEY_LAST)], device)
-    if _has_kernels(device):
-        from ckptdiff.devicekernels import accumulate
-
-        return accumulate(blocks, start, step, keys)
+    start, step, keys = _words(device)
+    kernels = _kernels(device) if device.type == "cuda" else None
+    if kernels is not None:
+        return kernels(blocks, start, step, keys)
     sums = torch.cat([_sums(blocks[k : k + CHUNK], keys) for k in range(0, len(blocks), CHUNK)], dim=1)
     acc = start.expand(len(blocks), LANES).clone()
     for row in sums[:-1]:
@@ -55,14 +55,28 @@ def _accumulate(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
     return acc
 
 
-def _constants(rows: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
-    """64-bit words, as torch's signed integers."""
-    return torch.tensor([[word - (word >> 63 << 64) for word in row] for row in rows], device=device)
+def _words(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Where accumulators begin, what a step ends with, and what its 16 stripes and the very last one take: torch's signed integers."""
+    rows = [START, words(KEY_STEP), *(words(KEY_STRIPE * stripe) for stripe in range(STRIPES)), words(KEY_LAST)]
+    found = torch.tensor([[word - (word >> 63 << 64) for word in row] for row in rows], device=device)
+    return found[0], found[1], found[2:]
 
 
-def _has_kernels(device: torch.device) -> bool:
-    """Whether Triton runs there: it comes with torch for CUDA and ROCm on Linux."""
-    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+@lru_cache
+def _kernels(device: torch.device) -> Accumulate | None:
+    """Triton's kernels, if they run there and give the library's digest of a block; Triton comes with torch for CUDA and ROCm on Linux."""
+    try:
+        from ckptdiff.devicekernels import accumulate
+
+        block = torch.arange(BLOCK // 8, device=device).mul_(P32[0]).view(torch.uint8)
+        (found,) = leaves_of_sums(accumulate([block], *_words(device)).cpu().numpy())
+        if found == xxh128(block.cpu().numpy()):
+            return accumulate
+        reason = "they give another digest than the library"
+    except Exception as error:  # it compiles: a compiler may be missing, or a driver that it knows
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+    warnings.warn(f"Triton's kernels do not run on {device} ({reason}): torch's operations hash there instead, slower", stacklevel=2)
+    return None
 
 
 def _sums(blocks: Sequence[torch.Tensor], keys: torch.Tensor) -> torch.Tensor:

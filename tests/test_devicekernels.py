@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -12,16 +11,18 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
 pytest.importorskip("triton", reason="triton is not installed: pip install triton")
 
-from ckptdiff import deviceleaves  # noqa: E402
+from ckptdiff import devicekernels, deviceleaves  # noqa: E402
 
 CODE = """
 import numpy as np, torch
 from ckptdiff import deviceleaves
 from ckptdiff.digests import BLOCK, leaves_of
 
-deviceleaves._has_kernels = lambda device: True
+kernels = deviceleaves._kernels(torch.device("cpu"))
+assert kernels is not None
 deviceleaves._sums = None  # torch's way
-data = np.random.default_rng(3).integers(0, 256, 5 * BLOCK + 100, dtype=np.uint8)
+deviceleaves._accumulate = lambda blocks: kernels(blocks, *deviceleaves._words(torch.device("cpu")))
+data = np.random.default_rng(3).integers(0, 256, 2 * BLOCK + 100, dtype=np.uint8)
 data[:BLOCK] = 255
 parts = [data, data[: BLOCK - 1], data[3 : BLOCK + 3], data[5:]]  # the last two are not aligned
 assert deviceleaves.leaf_digests([torch.from_numpy(part) for part in parts]) == [leaves_of(part) for part in parts]
@@ -30,10 +31,33 @@ assert deviceleaves.leaf_digests([torch.from_numpy(part) for part in parts]) == 
 
 @pytest.mark.slow
 def test_xxh3() -> None:
-    subprocess.run([sys.executable, "-c", CODE], check=True, timeout=300, env={**os.environ, "TRITON_INTERPRET": "1"})
+    subprocess.run([sys.executable, "-W", "error", "-c", CODE], check=True, timeout=300, env={**os.environ, "TRITON_INTERPRET": "1"})
 
 
-def test_where_they_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert deviceleaves._has_kernels(torch.device("cuda")) and not deviceleaves._has_kernels(torch.device("cpu"))
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert not deviceleaves._has_kernels(torch.device("cuda"))
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+@pytest.mark.parametrize("target", [("cuda", 80, 32), ("cuda", 90, 32), ("cuda", 100, 32), ("hip", "gfx942", 64)], ids=str)
+def test_they_compile(target: tuple[str, int | str, int]) -> None:
+    """To machine code, as for an A100, H100, B200 and MI300X, without one."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    kinds = {"addresses": "*i64", "keys": "*i64", "sums": "*i64", "start": "*i64", "secret": "*i64", "accumulators": "*i64", "count": "i32"}
+    for kernel, constants in (
+        (devicekernels.add_stripes, {"steps": devicekernels.STEPS, "together": devicekernels.TOGETHER}),
+        (devicekernels.scramble, {"steps": devicekernels.STEPS, "leaves": devicekernels.LEAVES}),
+    ):
+        signature = {name: kinds.get(name, "constexpr") for name in kernel.arg_names}
+        source = ASTSource(kernel, signature, {(kernel.arg_names.index(name),): value for name, value in constants.items()})
+        assert compile(source, target=GPUTarget(*target)).asm
+
+
+def test_where_they_do_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere, and where Triton cannot compile, torch hashes."""
+    monkeypatch.setattr(devicekernels, "accumulate", lambda *_: torch.zeros(1, 8, dtype=torch.int64))
+    with pytest.warns(
+        UserWarning, match=r"kernels do not run on cpu \(they give another digest than the library\): torch's operations hash"
+    ):
+        assert deviceleaves._kernels.__wrapped__(torch.device("cpu")) is None
+    monkeypatch.setattr(devicekernels, "accumulate", lambda *_: 1 / 0)
+    with pytest.warns(UserWarning, match=r"kernels do not run on cpu \(ZeroDivisionError: division by zero\): torch's operations hash"):
+        assert deviceleaves._kernels.__wrapped__(torch.device("cpu")) is None
