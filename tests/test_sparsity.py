@@ -11,7 +11,7 @@ import pytest
 import ckptdiff
 from ckptdiff.analysis.reporting import report, report_patch
 from ckptdiff.analysis.source import is_patch
-from ckptdiff.analysis.sparsity import Counter, Counts, Tolerance
+from ckptdiff.analysis.sparsity import NUMBERS, Counter, Counts, Tolerance
 from ckptdiff.dtypes import DTYPES
 from ckptdiff.values import element_bits, values_of
 from tests.checkpoints import tensor, write
@@ -91,6 +91,23 @@ def test_every_dtype_is_counted(name: str) -> None:
     assert tally.exponents.sum() in (0, len(a)) and tally.changed_exponents.sum() in (0, changed.sum())
     assert found.rows.tolist() == changed.reshape(64, -1).sum(1).tolist()
     assert found.columns.tolist() == changed.reshape(64, -1).sum(0).tolist()
+
+
+@pytest.mark.parametrize("name", ["BF16", "F16"])
+def test_moves_that_are_gathered(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every unit moved by -6 to 6 ulps, over zero and beyond the infinities too: the same numbers as one by one, twice."""
+    units = np.repeat(np.arange(1 << 16, dtype=np.uint16), 13)
+    ordered = np.where(units >> 15, ~units, units | 1 << 15) + np.tile(np.arange(-6, 7), 1 << 16).astype(np.uint16)
+    moved = np.where(ordered >> 15, ordered & 0x7FFF, ~ordered)
+    old, new = (side.astype("<u2").view(np.uint8) for side in (units, moved))
+    found = []
+    for many in (0, 0, len(units) + 1):
+        monkeypatch.setattr("ckptdiff.analysis.sparsity.MANY", many)
+        counter = Counter(name, Tolerance())
+        tally = (block := counter.count(old, new, 1 << 10, 0)) and counter.tally()
+        found.append([x.tolist() for x in (block.numbers, block.rows, block.columns, tally.ulps, tally.moves, tally.changed_exponents)])
+    assert found[0] == found[1] == found[2] and Counts.of(found[0][0]).changed == 12 << 16
+    assert (found[0][0][NUMBERS.index("one_ulp")]) > 1 << 16
 
 
 def test_nan_equals_itself_only_by_bits() -> None:

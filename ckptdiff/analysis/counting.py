@@ -35,9 +35,45 @@ def count_exponents(bits, layout, counts):
 
 
 @jit
-def gather(units, others, positions, old, new):
+def gather(units, others, positions, old, new, times):
     for x in range(len(positions)):
-        old[x], new[x] = units[positions[x]], others[positions[x]]
+        old[x], new[x], times[x] = units[positions[x]], others[positions[x]], 1
+
+
+@jit
+def gather_distinct(units, others, positions, table, old, new, times):
+    """As :func:`gather`, but moves of 16-bit floats by -4 to 3 ulps once each, and how often.
+
+    ``table`` holds how often each unit moved by each distance: zeros, and zeros again in the end. Returns how many moves there are.
+    """
+    n = 0
+    for x in range(len(positions)):
+        p = np.uint64(positions[x])
+        a, b = units[p], others[p]
+        up = np.uint64(_order(b) - _order(a) + 4)
+        if up < np.uint64(8):
+            table[(np.uint64(a) << np.uint64(3)) | up] += np.uint32(1)
+        else:
+            old[n], new[n], times[n] = a, b, 1
+            n += 1
+    pairs = table.view(np.uint64)
+    for unit in range(1 << 16):
+        if (pairs[4 * unit] | pairs[4 * unit + 1] | pairs[4 * unit + 2] | pairs[4 * unit + 3]) == ZERO:
+            continue
+        for up in range(8):
+            if table[8 * unit + up] != 0:
+                old[n], times[n] = unit, table[8 * unit + up]
+                new[n] = _order(_order(unit) + up - 4)
+                table[8 * unit + up] = np.uint32(0)
+                n += 1
+    return n
+
+
+@jit
+def _order(unit):
+    """The ordered integer of a 16-bit float (spec 7.2), less 2^15; it is its own inverse."""
+    signed = np.int64(np.int16(unit))
+    return signed ^ ((signed >> 63) & 0x7FFF)
 
 
 @jit
@@ -48,20 +84,20 @@ def fill_distances(old, new, unused, top, is_float, distances):
 
 
 @jit
-def count_values(old, new, distances, tolerances, numbers, moves):
+def count_values(old, new, times, distances, tolerances, numbers, moves):
     """Count what needs no table, and fill ``moves`` with the sizes of the moves: LLVM turns this loop into vector operations."""
     atol, rtol, atol_rounded = tolerances[0], tolerances[1], tolerances[2]
     equal, within_atol, within_rtol, rounded, one_ulp, up, down = 0, 0, 0, 0, 0, 0, 0
     for x in range(len(old)):
         a, b = np.float64(old[x]), np.float64(new[x])
-        d = abs(b - a)
-        equal += a == b
-        within_atol += d <= atol
-        within_rtol += d <= rtol * abs(a)
-        rounded += d <= atol_rounded
-        one_ulp += (distances[x] == ONE) & (a != b)
-        up += b > a
-        down += b < a
+        d, n = abs(b - a), np.int64(times[x])
+        equal += n if a == b else 0
+        within_atol += n if d <= atol else 0
+        within_rtol += n if d <= rtol * abs(a) else 0
+        rounded += n if d <= atol_rounded else 0
+        one_ulp += n if (distances[x] == ONE) & (a != b) else 0
+        up += n if b > a else 0
+        down += n if b < a else 0
         moves[x] = d
     numbers[EQUAL] += equal
     numbers[WITHIN_ATOL] += within_atol
@@ -73,28 +109,28 @@ def count_values(old, new, distances, tolerances, numbers, moves):
 
 
 @jit
-def count_bins(old, distances, moves, shift, mask, ulps, sizes, exponents):
+def count_bins(old, times, distances, moves, shift, mask, ulps, sizes, exponents):
     """Two rows of bins take turns, as in :func:`count_exponents`."""
     bits = moves.view(np.uint64)
     for x in range(len(old)):
-        turn = x & 1
-        ulps[turn, 63 - np.int64(zeros_above(distances[x] | ONE))] += 1
-        exponents[turn, np.int64((np.uint64(old[x]) >> shift) & mask)] += 1
+        turn, n = x & 1, np.int64(times[x])
+        ulps[turn, 63 - np.int64(zeros_above(distances[x] | ONE))] += n
+        exponents[turn, np.int64((np.uint64(old[x]) >> shift) & mask)] += n
         if moves[x] > 0.0 and moves[x] < math.inf:
             exponent = np.int64(bits[x] >> np.uint64(52)) - 1023
-            sizes[turn, min(max(exponent, LOWEST), HIGHEST) - LOWEST] += 1
+            sizes[turn, min(max(exponent, LOWEST), HIGHEST) - LOWEST] += n
 
 
 @jit
-def count_changes(old, new, old_values, new_values, layout, tolerances, distances, moves, numbers, ulps, sizes, exponents):
-    """Count the changed elements, given as bits and as values."""
+def count_changes(old, new, times, old_values, new_values, layout, tolerances, distances, moves, numbers, ulps, sizes, exponents):
+    """Count changed elements, given as bits and as values, each as often as ``times`` says."""
     shift, mask, unused, top, is_float = layout[0], layout[1], layout[2], layout[3], layout[4] != ZERO
     for begin in range(0, len(old), SLICE):
         end = begin + SLICE
-        bits = old[begin:end]
+        bits, often = old[begin:end], times[begin:end]
         fill_distances(bits, new[begin:end], unused, top, is_float, distances)
-        count_values(old_values[begin:end], new_values[begin:end], distances, tolerances, numbers, moves)
-        count_bins(bits, distances, moves, shift, mask, ulps, sizes, exponents)
+        count_values(old_values[begin:end], new_values[begin:end], often, distances, tolerances, numbers, moves)
+        count_bins(bits, often, distances, moves, shift, mask, ulps, sizes, exponents)
 
 
 @jit
