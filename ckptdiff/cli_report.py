@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ckptdiff.cli_common import PATH, as_json, finite, overwrite_option, print_json, progress_bar, selection_options, threads_option
-from ckptdiff.errors import OutputError
+from ckptdiff.errors import CheckpointError
+from ckptdiff.hubid import parse_id
+from ckptdiff.output import check_beside
 
 POSITIVE = click.FloatRange(min=0)
 html_option = click.option("--html", type=PATH, metavar="FILE", help="Write a page with charts, in one file.")
@@ -16,12 +19,18 @@ png_option = click.option("--png", type=PATH, metavar="DIR", help="Write the cha
 
 
 @click.command()
-@click.argument("base", type=PATH, metavar="[BASE]")
-@click.argument("target", type=PATH, required=False, metavar="TARGET|PATCH")
+@click.argument("base", type=PATH, metavar="BASE|PATCH")
+@click.argument("target", type=PATH, required=False, metavar="[TARGET|PATCH]")
 @selection_options
 @click.option("--atol", type=POSITIVE, default=1e-5, show_default=True, callback=finite, help="Count |d| up to this as equal.")
 @click.option("--rtol", type=POSITIVE, default=1e-3, show_default=True, callback=finite, help="Count |d| up to this share of |base|.")
-@click.option("--rank", type=click.Choice(["none", "sample", "all"]), default="sample", show_default=True, help="Which matrices' rank.")
+@click.option(
+    "--rank",
+    type=click.Choice(["none", "sample", "all"]),
+    default="sample",
+    show_default=True,
+    help="Which matrices' rank: about 32, or all.",
+)
 @click.option("--device", metavar="DEVICE", help="Torch device for ranks, such as cuda, or auto.  [default: NumPy]")
 @html_option
 @png_option
@@ -41,9 +50,11 @@ def report(
     from ckptdiff.analysis.reporting import report_patch
     from ckptdiff.analysis.source import is_patch
 
-    if target is None and not is_patch(base):
-        raise click.UsageError(f"{base} is not a patch: give BASE and TARGET, or a patch alone.")
-    _check_outputs(html, png, overwrite)
+    if target is None:
+        _check_alone(base, is_patch(base))
+    elif is_patch(base) and not is_patch(target):
+        raise click.UsageError(f"{base} is a patch: give the base first, ckptdiff report BASE PATCH")
+    _check_outputs(html, png, (base, *([target] if target else [])), overwrite)
     if target is None:
         result = report_patch(base)
         if not result.complete and (html or png):
@@ -63,18 +74,28 @@ def report(
     if json_output:
         print_json(value)
     else:
-        from ckptdiff.render_report import reported
+        from ckptdiff.render_report import reported, written
 
         reported(result, tensors)
+        written(html, png)
 
 
-def _check_outputs(html: Path | None, png: Path | None, overwrite: bool) -> None:
+def _check_alone(path: Path, patch: bool) -> None:
+    """A patch alone is told by no options: what it stores is what it has."""
+    if not patch and parse_id(path) is None and not path.exists():
+        raise CheckpointError(f"{path}: no such file or folder")
+    if not patch:
+        raise click.UsageError(f"{path} is not a patch: give BASE and TARGET, or a patch alone.")
+    given = click.get_current_context().get_parameter_source
+    for name in ("atol", "rtol", "rank", "device", "include", "exclude", "rename"):
+        if given(name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name} needs BASE too: a patch alone says what was stored in it. ckptdiff report BASE {path}")
+
+
+def _check_outputs(html: Path | None, png: Path | None, inputs: Sequence[Path], overwrite: bool) -> None:
     """Say before the work, not after, why pictures cannot be written."""
     for path in filter(None, (html, png)):
-        if path.exists() and not overwrite:
-            raise OutputError(f"{path}: exists; name another, or give --overwrite")
-        if not path.absolute().parent.is_dir():
-            raise OutputError(f"{path}: there is no folder {path.absolute().parent} to write it in")
+        check_beside(path, inputs, overwrite=overwrite)
     if html or png:
         from ckptdiff.analysis.drawing import libraries
 
@@ -105,11 +126,13 @@ def overlap(
 ) -> None:
     """Compare which elements several updates of one base changed.
 
-    o1 is the share of the first's changes that the second made too, o2 that of the second's (arXiv 2505.11711, section 5).
+    o1 is the share of the first's changes that the second made too, o2 that of the second's (arXiv 2505.11711, section 5), each beside its
+    chance at random. Jaccard: of what either changed, what both did; expected: the same at random within each tensor; by size: at random
+    among weights of the same tensor and binary exponent. Same direction: of what both changed, what moved the same way.
     """
     from ckptdiff.analysis.overlap import overlap as run
 
-    _check_outputs(html, png, overwrite)
+    _check_outputs(html, png, (*updates, *([base] if base else [])), overwrite)
     with progress_bar() as progress:
         result = run(updates, base, progress=progress, **options)
     if html:
@@ -123,9 +146,10 @@ def overlap(
     if json_output:
         print_json(result.to_json())
     else:
-        from ckptdiff.render_report import overlapped
+        from ckptdiff.render_report import overlapped, written
 
         overlapped(result, series, tensors)
+        written(html, png)
 
 
 @click.command()
@@ -140,6 +164,7 @@ def mask(patch: Path, base: Path | None, out: Path, overwrite: bool, json_output
     """Store which weights a patch changes, to train only these: ckptdiff.subnetwork.freeze_outside."""
     from ckptdiff.masks import Mask
 
+    check_beside(out, (patch, *([base] if base else [])), overwrite=overwrite)
     with progress_bar() as progress:
         made = Mask.from_patch(patch, base, progress=progress, **options)
     size = made.save(out, overwrite=overwrite)

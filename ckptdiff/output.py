@@ -39,6 +39,23 @@ def check_output(out: Path, inputs: Iterable[Path], *, folder: bool, overwrite: 
         _refuse_existing(out, folder, overwrite)
 
 
+def check_beside(out: Path, inputs: Iterable[str | os.PathLike[str]], *, overwrite: bool) -> None:
+    """Refuse an output beside what is read, such as a page of charts: it may lie in an input's folder, but takes no input's place.
+
+    Raises:
+        OutputError: ``out`` exists (unless ``overwrite``), is or holds an input or a file of one, or has no folder to lie in.
+    """
+    if out.exists():
+        here = out.resolve()
+        for path in (Path(path).resolve() for path in inputs if os.path.exists(path)):
+            if here == path or here in path.parents or path in here.parents:
+                raise OutputError(f"{out}: is part of the input {path}, which an output must not replace; choose another output")
+        if not overwrite:
+            raise OutputError(f"{out}: exists; choose another output, or give --overwrite")
+    if not out.absolute().parent.is_dir():
+        raise OutputError(f"{out}: there is no folder {out.absolute().parent} to write it in")
+
+
 @contextmanager
 def build_beside(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Give a path in a new folder beside ``out``; the file or folder there at the end takes the place of ``out``.

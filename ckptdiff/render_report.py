@@ -17,6 +17,7 @@ from ckptdiff.quantities import share, size
 from ckptdiff.render import cell, console, print_grid, rows_table, some
 
 BAR = 20
+PAIR = ("o1", "random_o1", "o2", "random_o2", "jaccard", "expected_jaccard", "jaccard_by_size", "same_direction")
 
 
 def percent(value: float) -> str:
@@ -65,8 +66,9 @@ def _moves(result: Report) -> list[tuple[str, str]]:
 def _rank(rank: RankSummary | None) -> list[tuple[str, str]]:
     if rank is None:
         return []
+    others = f" ({rank.unchanged} did not change)" if rank.unchanged else ""
     return [
-        ("mean rank", f"{percent(rank.rank_share)} of the largest possible, over {rank.matrices} matrices"),
+        ("mean rank", f"{percent(rank.rank_share)} of the largest possible, over {rank.matrices} matrices{others}"),
         ("at random", f"{percent(rank.random_rank_share)} for updates as dense, but scattered at random"),
         ("99 % of energy", f"in {percent(rank.effective_share)} of the singular values; mean stable rank {rank.stable_rank:.1f}"),
     ]
@@ -76,8 +78,8 @@ def _names(result: Report) -> list[tuple[str, str]]:
     lists = (
         ("only in the target", result.added),
         ("only in the base", result.removed),
-        ("not compared", result.unpaired),
-        ("infinities, no rank", result.without_rank),
+        ("other dtype or shape", result.unpaired),
+        ("no rank: inf or NaN", result.without_rank),
     )
     return [(what, some(names)) for what, names in lists if names]
 
@@ -110,6 +112,14 @@ def _rank_cells(ranks: Iterable[MatrixRank]) -> list[str]:
     figures = ((r.spectrum.rank, r.spectrum.stable_rank, r.spectrum.effective_rank, r.random_rank) for r in rows)
     mean = [sum(x) / len(rows) for x in zip(*figures, strict=True)]
     return [f"{mean[0]:g} of {rows[0].spectrum.largest}", f"{mean[1]:.1f}", f"{mean[2]:g}", f"{mean[3]:.1f}"]
+
+
+def written(html: Path | None, png: Path | None) -> None:
+    """Say where pictures are."""
+    rows = [("page", str(html))] * bool(html) + [("pictures", str(png))] * bool(png)
+    if rows:
+        console().print()
+        print_grid(console(), rows)
 
 
 def overlapped(result: OverlapResult, series: bool, tensors: bool) -> None:
@@ -148,7 +158,7 @@ def _pairs(rows: list[tuple[str, PairOverlap]]) -> Table:
     heads = ("1", "2", "o1", "at random", "o2", "at random", "Jaccard", "expected", "by size", "same direction")
     table = rows_table(*(("tensor",) if named else ()), *heads)
     for name, p in rows:
-        chances = (p.jaccard, p.expected_jaccard, p.jaccard_by_size)
-        cells = [percent(x) for x in (p.o1, p.random_o1, p.o2, p.random_o2, *chances, p.same_direction)]
+        figures = p.to_json()
+        cells = ["-" if figures[key] is None else percent(figures[key]) for key in PAIR]
         table.add_row(*((cell(name),) if named else ()), str(p.first + 1), str(p.second + 1), *cells)
     return table

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 
@@ -133,17 +134,30 @@ def test_tolerance_and_nothing_changed(tmp_path: Path) -> None:
     assert int(row.changed[0]) == int(np.sum(np.abs(values[row.name][1] - values[row.name][0]) > 1e-4))
     same = overlap([base, base], base)
     assert (same.pairs[0].o1, same.pairs[0].jaccard, same.steps[1].sparsity) == (0.0, 0.0, 1.0)
+    assert all(same.to_json()["pairs"][0][key] is None for key in ("o1", "o2", "jaccard", "expected_jaccard", "same_direction"))
+    assert " -  " in run("overlap", base, base, "--base", base).stdout
+    half = overlap([base, *paths], base).to_json()["pairs"][0]
+    assert (half["o1"], half["o2"], half["jaccard"], half["same_direction"]) == (None, 0.0, 0.0, None)
     with pytest.raises(CheckpointError, match="at least one"):
         overlap([], base)
+    with pytest.raises(CheckpointError, match=r"updates: expected several, found '.*': put it in a list"):
+        overlap(str(base), base)
+    other = write(tmp_path / "other.safetensors", {"other": tensor("BF16", (3,), np.zeros(3, "<u2"))})
+    with pytest.raises(CheckpointError, match="is in all updates with one dtype and shape: is it their base"):
+        overlap(paths, other)
 
 
 def test_commands(tmp_path: Path) -> None:
     base, paths, _ = updates(tmp_path, 2)
     result = run("overlap", *paths, "--base", base, "--json")
     value = json.loads(result.stdout)
+    jsonschema.validate(value, json.loads((Path(__file__).parents[1] / "spec" / "overlap.schema.json").read_text()))
     assert value["schema"] == "ckptdiff-overlap/1" and len(value["pairs"]) == 1 and len(value["steps"]) == 2
     text = run("overlap", *map(str, paths), "--base", str(base), "--series", "--tensors").stdout
     assert "changed and back" in text and "Jaccard" in text and "model.norm.weight" in text
     assert "same direction" in run("compare", *map(str, paths), "--base", str(base)).stdout
+    for option in ((), ("--overwrite",)):
+        ruined = run("overlap", *paths, "--base", base, "--html", paths[1], *option)
+        assert ruined.exit_code == 3 and "which an output must not replace" in ruined.output and paths[1].stat().st_size > 10_000
     without = run("overlap", str(paths[0]))
     assert without.exit_code == 3 and "give it with --base" in without.output

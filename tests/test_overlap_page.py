@@ -203,7 +203,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Over 2 checkpoints" in page.read_text("utf-8") and (pictures / "growth.png").exists()
     for option, path in (("--html", page), ("--png", pictures)):
         taken = run(*command, option, path)
-        assert taken.exit_code == 3 and "exists; name another, or give --overwrite" in taken.stderr
+        assert taken.exit_code == 3 and "exists; choose another output, or give --overwrite" in taken.stderr
     assert run(*command, "--html", page, "--overwrite", "--json").exit_code == 0 and "Over 2" not in page.read_text("utf-8")
     nowhere = run(*command, "--html", tmp_path / "no folder" / "page.html")
     assert nowhere.exit_code == 3 and "there is no folder" in nowhere.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import ckptdiff
 from ckptdiff.analysis.reporting import QUANTILES, report
 from ckptdiff.dtypes import DTYPES
+from ckptdiff.errors import CheckpointError
 from ckptdiff.values import element_bits
 from tests.checkpoints import tensor, write
 from tests.test_cli import run
@@ -124,7 +126,7 @@ def test_a_matrix_with_infinities_or_nans_has_no_rank(tmp_path: Path, unit: int)
     value = json.loads(result.stdout)
     jsonschema.validate(value, SCHEMA)
     assert result.exit_code == 0 and [row["spectra"] is None for row in value["tensors"]] == [True, False]
-    assert value["without_rank"] == ["a"] and "infinities, no rank" in run("report", *pair).stdout
+    assert value["without_rank"] == ["a"] and "no rank: inf or NaN" in run("report", *pair).stdout
 
 
 @pytest.mark.parametrize(("name", "shape"), [("F6_E2M3", (2048, 2048)), ("F4", (2048, 3000)), ("C64", (400, 1000))])
@@ -178,12 +180,56 @@ def test_usage_errors(pair: tuple[Path, Path], tmp_path: Path) -> None:
     assert page.exit_code == 2 and "need BASE too" in page.stderr
     wrong = run("report", pair[1], tmp_path / "patch.safetensors")
     assert wrong.exit_code == 3 and "is already the target" in wrong.stderr
-    taken = run("report", *pair, "--rank", "none", "--html", pair[0])
-    assert taken.exit_code == 3 and "exists; name another, or give --overwrite" in taken.stderr and pair[0].stat().st_size > 1000
+    for option in ((), ("--overwrite",)):
+        taken = run("report", *pair, "--rank", "none", "--html", pair[0], *option)
+        assert taken.exit_code == 3 and "which an output must not replace" in taken.stderr and pair[0].stat().st_size > 1000
+    taken = run("report", *pair, "--rank", "none", "--html", __file__)
+    assert taken.exit_code == 3 and "exists; choose another output, or give --overwrite" in taken.stderr
+    swapped = run("report", tmp_path / "patch.safetensors", pair[0])
+    assert swapped.exit_code == 2 and "is a patch: give the base first" in swapped.stderr
+    for option, value in (("--atol", "1e-4"), ("--rank", "all"), ("--include", "*")):
+        ignored = run("report", tmp_path / "patch.safetensors", option, value)
+        assert ignored.exit_code == 2 and f"{option} needs BASE too: a patch alone says what was stored in it" in ignored.stderr
+    gone = run("report", tmp_path / "gone")
+    assert gone.exit_code == 3 and "gone: no such file or folder" in gone.stderr
     nowhere = run("report", *pair, "--rank", "none", "--png", tmp_path / "no folder" / "png")
     assert nowhere.exit_code == 3 and "there is no folder" in nowhere.stderr
     missing = run("report", tmp_path / "no such", pair[1])
     assert missing.exit_code == 3 and "no such" in missing.stderr
+
+
+def test_arguments(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    for wrong in (-1.0, math.nan, math.inf):
+        with pytest.raises(CheckpointError, match=r"atol and rtol must be finite and not negative, found (-1\.0|nan|inf) and 0\.001"):
+            report(*pair, atol=wrong)
+    with pytest.raises(CheckpointError, match="unknown choice of ranks 'some': expected one of none, sample, all"):
+        report(*pair, rank="some")  # type: ignore[arg-type]
+    other = write(tmp_path / "other.safetensors", {"other": tensor("BF16", (3,), np.zeros(3, "<u2"))})
+    with pytest.raises(CheckpointError, match=r"have no tensor of the same name: are they of one model\?"):
+        report(pair[0], other)
+
+
+def test_unchanged_matrices_are_not_averaged(tmp_path: Path) -> None:
+    """An update of 0 has no stable rank."""
+    units = np.full((3, 20, 30), 0x3F80, "<u2")
+    moved = units.copy()
+    moved[1, np.arange(5), np.arange(5)] += 1
+    pair = [write(tmp_path / f"{k}.safetensors", {"w.experts": tensor("BF16", x.shape, x)}) for k, x in enumerate((units, moved))]
+    found = report(*pair, rank="all")
+    assert found.rank is not None and (found.rank.matrices, found.rank.unchanged, found.rank.rank_share) == (1, 2, 5 / 20)
+    assert abs(found.rank.stable_rank - 5) < 1e-12
+    jsonschema.validate(found.to_json(), SCHEMA)
+    assert "over 1 matrices (2 did not change)" in run("report", *pair).stdout
+    assert report(pair[0], pair[0]).rank is None
+    frame = pytest.importorskip("pandas") and found.to_frame()
+    assert frame["rank_share"].tolist() == [0.25] and report(pair[0], pair[0]).to_frame()["stable_rank"].isna().all()
+
+
+def test_infinities_are_not_near(tmp_path: Path) -> None:
+    old, new = (np.array([x, 0x3F80], "<u2") for x in (0x7F80, 0x3F80))
+    pair = [write(tmp_path / f"{k}.safetensors", {"w": tensor("BF16", (2,), x)}) for k, x in enumerate((old, new))]
+    for base, target in (pair, pair[::-1]):
+        assert (report(base, target).totals.within_rtol, report(base, target).totals.within_atol) == (1, 1)
 
 
 def test_frame(pair: tuple[Path, Path]) -> None:

@@ -93,7 +93,7 @@ def count_values(old, new, times, distances, tolerances, numbers, moves):
         d, n = abs(b - a), np.int64(times[x])
         equal += n if a == b else 0
         within_atol += n if d <= atol else 0
-        within_rtol += n if d <= rtol * abs(a) else 0
+        within_rtol += n if (d <= rtol * abs(a)) & (d < math.inf) else 0
         rounded += n if d <= atol_rounded else 0
         one_ulp += n if (distances[x] == ONE) & (a != b) else 0
         up += n if b > a else 0

@@ -86,6 +86,13 @@ class PairOverlap:
     jaccard_by_size: float
     same_direction: float
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; null where there is nothing to share."""
+        one, two = self.random_o2 > 0, self.random_o1 > 0  # whether there are changes
+        there = {"o1": one, "o1_by_size": one, "o2": two, "o2_by_size": two, "same_direction": self.o1 > 0}
+        there |= dict.fromkeys(("jaccard", "expected_jaccard", "jaccard_by_size"), one or two)
+        return {key: value if there.get(key, True) else None for key, value in asdict(self).items()}
+
 
 @dataclass(frozen=True, slots=True)
 class StepRow:
@@ -164,7 +171,7 @@ class OverlapResult:
             "atol": self.atol,
             "elements": self.elements,
             "core": self.core,
-            "pairs": [asdict(pair) for pair in self.pairs],
+            "pairs": [pair.to_json() for pair in self.pairs],
             "steps": [asdict(step) for step in self.steps],
             "tensors": rows,
             "left_out": list(self.left_out),
@@ -201,6 +208,8 @@ def overlap(
         CheckpointError: a checkpoint cannot be read. FormatError, UnsupportedError, IntegrityError: a patch is broken.
         BaseMismatchError: a patch has another base. HubError: there is no base given or named, or the named one cannot be read.
     """
+    if isinstance(updates, (str, os.PathLike)):
+        raise CheckpointError(f"updates: expected several, found {os.fspath(updates)!r}: put it in a list")
     if not updates:
         raise CheckpointError("overlap needs at least one patch or checkpoint")
     if base is None:
@@ -211,6 +220,8 @@ def overlap(
         keys = [key for key in tables[0] if all(key in table for table in tables)]
         left_out = {name for table in tables for _, name in table.keys() - set(keys)}
         left_out |= {name for source in sources for name in (*source.added, *source.removed, *source.unpaired)}
+        if not keys and left_out:
+            raise CheckpointError(f"no tensor of {base} is in all updates with one dtype and shape: is it their base?")
         groups = [[table[key] for table in tables] for key in keys]
         jobs = (partial(_count, group, start, atol) for group in groups for start in group[0].starts)
         done, total = 0, sum(group[0].nbytes for group in groups)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +20,7 @@ from ckptdiff.analysis.source import Pair, open_source
 from ckptdiff.analysis.sparsity import EXPONENT, LOWEST, NUMBERS, ZERO_EXPONENT, Block, Counter, Counts, Tally, Tolerance, subtract
 from ckptdiff.analysis.stored import unpack
 from ckptdiff.dtypes import DTYPES
+from ckptdiff.errors import CheckpointError
 from ckptdiff.pairing import Rename
 from ckptdiff.parallel import Progress, default_threads, no_progress, run_ordered
 from ckptdiff.patches import open_patch
@@ -63,10 +66,16 @@ def report(
         CheckpointError: a checkpoint cannot be read. FormatError, UnsupportedError, IntegrityError: the patch is broken.
         BaseMismatchError: the patch has another base. UnsupportedError: torch is missing, or cannot use the device.
     """
+    if not (0 <= atol < math.inf and 0 <= rtol < math.inf):
+        raise CheckpointError(f"atol and rtol must be finite and not negative, found {atol} and {rtol}")
+    if rank not in get_args(RankChoice):
+        raise CheckpointError(f"unknown choice of ranks {rank!r}: expected one of {', '.join(get_args(RankChoice))}")
     if device is not None:
         device = check_device(device)
     count = threads or default_threads()
     with open_source(base, target, include=include, exclude=exclude, renames=[Rename.parse(text) for text in rename]) as source:
+        if not source.pairs and not source.unpaired and source.added and source.removed:
+            raise CheckpointError(f"{base} and {target} have no tensor of the same name: are they of one model?")
         total, tensors = Tally.empty(), []
         without: tuple[str, ...] = ()
         jobs = (partial(_count, group, Tolerance(atol, rtol)) for group in _groups(source.pairs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -25,7 +26,11 @@ Quantiles: TypeAlias = tuple[float, ...]
 
 @dataclass(frozen=True, slots=True)
 class MatrixRank:
-    """The spectrum of one matrix's update (number ``index`` of a stack), and the rank that a random update as dense would have."""
+    """The spectrum of one matrix's update (number ``index`` of a stack), and the rank that a random update as dense would have.
+
+    The update is target minus base in the tensor's dtype, as torch has it: the difference of two bf16 tensors is rounded to bf16 again,
+    which moves singular values by up to some parts in a thousand. The paper's ranks are those of it.
+    """
 
     index: int
     spectrum: Spectrum
@@ -55,14 +60,16 @@ class TensorReport:
 
 @dataclass(frozen=True, slots=True)
 class RankSummary:
-    """Unweighted means over matrices, as the paper takes them (arXiv 2505.11711, table 2): no 1-D tensors, no norms. Matrices of
-    integers, of complex numbers and of floats of less than a byte have no rank here.
+    """Unweighted means over the matrices that changed, as the paper takes them (arXiv 2505.11711, table 2): no 1-D tensors, no norms.
+    Matrices of integers, of complex numbers and of floats of less than a byte have no rank here; the update of those ``unchanged`` is 0,
+    which has no stable rank, and they count nowhere.
 
     ``rank_share`` = rank / min(shape); ``effective_share`` = effective rank / min(shape); ``random_rank_share``: that of a random
     update as dense.
     """
 
     matrices: int
+    unchanged: int
     rank_share: float
     stable_rank: float
     effective_share: float
@@ -138,12 +145,13 @@ class Report:
 
     @property
     def rank(self) -> RankSummary | None:
-        """Means over all matrices whose rank was taken, or None."""
-        rows = [row for tensor in self.tensors if tensor.module != "norm" for row in tensor.ranks or ()]
+        """Means over all matrices that changed and whose rank was taken, or None."""
+        taken = [row for tensor in self.tensors if tensor.module != "norm" for row in tensor.ranks or ()]
+        rows = [row for row in taken if row.spectrum.rank]
         if not rows:
             return None
         figures = zip(*((r.spectrum.rank_share, r.spectrum.stable_rank, *r.shares) for r in rows), strict=True)
-        return RankSummary(len(rows), *(math.fsum(values) / len(rows) for values in figures))
+        return RankSummary(len(rows), len(taken) - len(rows), *(math.fsum(values) / len(rows) for values in figures))
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON values, as ``spec/report.schema.json`` says."""
@@ -183,7 +191,8 @@ class Report:
         return {key: n if self.complete or key in ("elements", "bit_identical") else None for key, n in asdict(counts).items()}
 
     def to_frame(self) -> Any:
-        """A pandas DataFrame, one row a tensor.
+        """A pandas DataFrame, one row a tensor: its names, its counts (:class:`Counts`), its sparsity, and means over its matrices that
+        changed: ``rank_share``, ``stable_rank``, ``effective_share``, ``random_rank_share``, NaN where no rank was taken.
 
         Raises:
             ImportError: pandas is not installed.
@@ -192,8 +201,17 @@ class Report:
 
         keep = ("scope", "name", "dtype", "shape", "layer", "module")
         return pandas.DataFrame(
-            [{key: getattr(t, key) for key in keep} | asdict(t.counts) | {"sparsity": t.counts.sparsity} for t in self.tensors]
+            [
+                {key: getattr(t, key) for key in keep} | asdict(t.counts) | {"sparsity": t.counts.sparsity} | _mean_ranks(t.ranks or ())
+                for t in self.tensors
+            ]
         )
+
+
+def _mean_ranks(ranks: Sequence[MatrixRank]) -> dict[str, float]:
+    rows = [(r.spectrum.rank_share, r.spectrum.stable_rank, *r.shares) for r in ranks if r.spectrum.rank]
+    means = [math.fsum(values) / len(rows) for values in zip(*rows, strict=True)] or [math.nan] * 4
+    return dict(zip(("rank_share", "stable_rank", "effective_share", "random_rank_share"), means, strict=True))
 
 
 def _tensor_json(tensor: TensorReport) -> dict[str, Any]:

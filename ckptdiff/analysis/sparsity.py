@@ -56,7 +56,7 @@ class Counts:
         bit_identical: the same bits.
         equal: the same value: -0.0 equals +0.0. A NaN equals one of the same bits only.
         within_atol: |d| <= atol, or the same bits. The paper's sparsity is within_atol / elements at 1e-5 (section 3).
-        within_rtol: |d| <= rtol * |base|, or the same bits (Zhu et al., arXiv 2511.08567: 1e-3).
+        within_rtol: |d| <= rtol * |base| and finite, or the same bits (Zhu et al., arXiv 2511.08567: 1e-3).
         within_atol_rounded: as the paper's released code counts: d is rounded to the tensor's dtype, and so is atol (bf16: 1.0014e-5).
         one_ulp: moved by one ulp (spec 7.2), up or down; between -0.0 and +0.0 is no move.
         up, down: grew, fell.
