@@ -61,7 +61,7 @@ class Commands(click.Group):
             say(f"error: the output cannot be written: {error.strerror}")
             ctx.exit(3)
         except (KeyboardInterrupt, click.Abort):
-            say("interrupted; nothing was left behind")
+            say("interrupted; nothing unfinished was left behind")
             ctx.exit(130)
 
 

@@ -338,7 +338,7 @@ def test_a_signal_in_the_middle_leaves_nothing_that_looks_finished(verb: str, si
     assert child.returncode != 0, "it was over before the signal came"
     assert not (tmp_path / "out.safetensors").exists()
     if signum != signal.SIGKILL:
-        assert child.returncode == 130 and stderr == "ckptdiff: interrupted; nothing was left behind\n"
+        assert child.returncode == 130 and stderr == "ckptdiff: interrupted; nothing unfinished was left behind\n"
         assert list(tmp_path.iterdir()) == []
     else:
         assert all(path.name.startswith(".out.safetensors.ckptdiff-") for path in tmp_path.iterdir())
