@@ -82,8 +82,8 @@ def count(values, each, sums):
     if each > 1:
         for start in range(0, len(values) - 16 * each, 16 * each + 1):
             for k in range(0, 16 * each, 2 * each):
-                even[values[start + k]] += np.int32(1)
-                odd[values[start + k + each]] += np.int32(1)
+                even[values[np.uint64(start + k)]] += np.int32(1)
+                odd[values[np.uint64(start + k + each)]] += np.int32(1)
         return
     for i in range(0, len(values) - 1, 2):
         even[values[i]] += np.int32(1)

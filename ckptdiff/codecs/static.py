@@ -59,7 +59,7 @@ def make_tokens(positions, distances, signs, tokens, raw, held, count, filled):
             token += 4 * sign
             size = RAW_BITS[token]
             held, count, filled = put_raw(distance & ((ONE << np.uint64(size)) - ONE), size, raw, held, count, filled)
-        tokens[positions[x]] = np.uint8(token)
+        tokens[np.uint32(positions[x])] = np.uint8(token)
     return held, count, filled
 
 
@@ -79,7 +79,8 @@ def take_changes(tokens, raw, bits, positions, distances, signs):
 def find_mean(classes, positions, tokens, units, mean):
     """256 times how active a unit of each class is on average, given how many there are."""
     for x in range(len(positions)):
-        mean[classes[positions[x]]] += 256 * ACTIVITY[tokens[positions[x]]]
+        p = np.uint32(positions[x])
+        mean[classes[p]] += 256 * ACTIVITY[tokens[p]]
     for c in range(256):
         mean[c] //= max(units[c], 1)
 
@@ -93,9 +94,9 @@ def score(positions, classes, tokens, mean, width, phase, rows, columns):
         while p - start >= width:
             row += 1
             start += width
-        value = 256 * ACTIVITY[tokens[p]] - mean[classes[p]]
+        value = 256 * ACTIVITY[tokens[np.uint64(p)]] - mean[classes[np.uint64(p)]]
         rows[row] += value
-        columns[p - start] += value
+        columns[np.uint64(p - start)] += value
 
 
 @jit
@@ -127,8 +128,9 @@ def count_tokens(contexts, positions, tokens, sums, counts):
     each = 2 if len(contexts) >= LARGE else 1
     count(contexts, each, sums)
     for x in range(len(positions)):
-        counts[contexts[positions[x]], tokens[positions[x]]] += np.uint32(1)
-        sums[2, contexts[positions[x]]] += np.int32(1)
+        p = np.uint32(positions[x])
+        counts[contexts[p], tokens[p]] += np.uint32(1)
+        sums[2, contexts[p]] += np.int32(1)
     for c in range(len(counts)):
         units = scaled(sums, c, each)
         changed = np.int64(sums[2, c])
