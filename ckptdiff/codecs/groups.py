@@ -19,6 +19,7 @@ Array = npt.NDArray[Any]
 MAX_GROUPS = 32
 FINE = 96
 """Runs of contexts, by how active they are, from which groups are merged."""
+NONE = np.uint8(255)
 LOG2 = np.array([0] + [round(math.log2(i) * 65536) for i in range(1, 4097)], np.int64)
 
 
@@ -26,26 +27,69 @@ def group(counts: Array, activity: Array) -> tuple[Array, Array, int]:
     """Group contexts that are about as active, by the ``activity`` of each token; returns the group of each context, the groups'
     counts, and about how many bits tokens, tables and map take.
     """
-    totals = counts.sum(1, dtype=np.int64)
+    totals, mean = np.empty(len(counts), np.int64), np.empty(len(counts), np.int64)
+    measure(counts, activity, totals, mean)
     used = np.flatnonzero(totals)
-    mean = (counts[used] @ (4096 * activity)) // totals[used]
-    used = used[np.argsort(mean, kind="stable")]
-    sums = np.cumsum(totals[used])
-    ends = np.unique(np.minimum(np.searchsorted(sums, np.arange(1, FINE + 1) * sums[-1] // FINE) + 1, len(used)))
-    merged = np.add.reduceat(counts[used], np.concatenate([[0], ends[:-1]]), axis=0, dtype=np.uint32)
-    cost, save = np.zeros(len(ends), np.int64), np.zeros(len(ends), np.int64)
-    n = merge_groups(merged, ends, len(ends), cost, save, np.zeros(counts.shape[1], np.uint32))
-    groups = np.full(len(counts), -1, np.int64)
-    for g, (start, end) in enumerate(zip([0, *ends[: n - 1]], ends[:n], strict=True)):
-        groups[used[start:end]] = g
-    groups = _without_gaps(groups)
-    return groups, merged[:n], int(cost[:n].sum()) + 2 * int(np.count_nonzero(np.diff(groups))) + len(groups)
+    used = used[np.argsort(mean[used], kind="stable")]
+    merged, ends = np.zeros((FINE, counts.shape[1]), np.uint32), np.zeros(FINE, np.int64)
+    cost, save = np.zeros(FINE, np.int64), np.zeros(FINE, np.int64)
+    n = merge_groups(merged, ends, fill_runs(counts, used, totals, ends, merged), cost, save, np.zeros(counts.shape[1], np.uint32))
+    groups = np.full(len(counts), NONE, np.uint8)
+    steps = spread(used, ends, n, groups)
+    return groups, merged[:n], int(cost[:n].sum()) + 2 * steps + len(groups)
 
 
-def _without_gaps(groups: Array) -> Array:
-    """Contexts that do not occur take the group before them, which costs a bit each."""
-    known = np.maximum.accumulate(np.where(groups >= 0, np.arange(len(groups)), 0))
-    return np.maximum(groups[known], 0).astype(np.uint8)
+@jit
+def measure(counts, activity, totals, mean):
+    """How often each context occurs, and 4096 times how active it is on average."""
+    for c in range(len(counts)):
+        total, active = np.int64(0), np.int64(0)
+        for x in range(counts.shape[1]):
+            n = np.int64(counts[c, x])
+            total += n
+            active += n * activity[x]
+        totals[c] = total
+        mean[c] = 4096 * active // total if total > 0 else 0
+
+
+@jit
+def fill_runs(counts, used, totals, ends, merged):
+    """Cut the contexts in ``used`` to FINE runs that occur about as often; fill where each ends, and its counts; returns how many."""
+    whole = np.int64(0)
+    for x in range(len(used)):
+        whole += totals[used[x]]
+    n, at, first, sofar = 0, 0, 0, totals[used[0]]
+    for k in range(1, FINE + 1):
+        while sofar < k * whole // FINE:
+            at += 1
+            sofar += totals[used[at]]
+        if at < first:
+            continue
+        for c in range(first, at + 1):
+            for x in range(counts.shape[1]):
+                merged[n, x] += counts[used[c], x]
+        first = at + 1
+        ends[n] = first
+        n += 1
+    return n
+
+
+@jit
+def spread(used, ends, n, groups):
+    """The group of each context; those that do not occur take the one before. Returns how often it is not the one before."""
+    first = 0
+    for g in range(n):
+        for c in range(first, ends[g]):
+            groups[used[c]] = np.uint8(g)
+        first = ends[g]
+    before, steps = groups[0] if groups[0] != NONE else np.uint8(0), 0
+    for c in range(len(groups)):
+        if groups[c] == NONE:
+            groups[c] = before
+        elif groups[c] != before:
+            before = groups[c]
+            steps += 1
+    return steps
 
 
 @jit
