@@ -45,7 +45,7 @@ def main() -> None:
     for shape in arguments.shape or ("1024x3584", "2048x7168", "4096x4096", "4096x14336"):
         d = update(*map(int, shape.split("x")), arguments.density)
         theirs = timed(lambda d=d: int(torch.linalg.matrix_rank(torch.from_numpy(d))))
-        ours = timed(lambda d=d: spectrum(d, arguments.device).rank)
+        ours = timed(lambda d=d: spectrum(d, arguments.device, torch.get_num_threads()).rank)
         row = {"torch_s": theirs[1], "torch_rank": theirs[0], "s": ours[1], "rank": ours[0], "ratio": theirs[1] / ours[1]}
         print(f"| {shape} | " + " | ".join(f"{x:.2f}" if isinstance(x, float) else str(x) for x in row.values()) + " |", flush=True)
         rows.append({"shape": shape, **row})

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckptdiff.analysis import rank
+from ckptdiff.analysis.gram import sparse_gram
 from ckptdiff.analysis.rank import TOP, expected_random_rank, spectrum
 
 RNG = np.random.default_rng(0)
@@ -121,3 +124,27 @@ def test_random_rank_is_what_random_matrices_have(rows: int, columns: int, densi
     simulated = np.mean([spectrum(scattered(rows, columns, density) * RNG.random((rows, columns))).rank for _ in range(4)])
     assert abs(expected_random_rank(rows, columns, density) - simulated) < 0.04 * min(rows, columns)
     assert expected_random_rank(rows, columns, 0.0) == 0.0 and expected_random_rank(rows, columns, 1.0) == min(rows, columns)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("rows", "columns", "density"), [(1, 1, 1.0), (7, 300, 0.02), (130, 131, 0.1), (600, 1500, 0.1), (200, 5000, 0.001)]
+)
+def test_gram_of_a_sparse_update(dtype: type, rows: int, columns: int, density: float) -> None:
+    """The product that looks for what is not zero, against NumPy's of the whole: exact, as these sums are."""
+    rng = np.random.default_rng(rows)
+    matrix = (rng.integers(-7, 8, (rows, columns)) * (rng.random((rows, columns)) < density) * 2.0**-9).astype(dtype)
+    for threads in (1, 3):
+        found = sparse_gram(matrix, np.count_nonzero(matrix, axis=0), 2.0**-8, threads)
+        expected = (matrix.astype(np.float64) * 256) @ (matrix.astype(np.float64) * 256).T
+        assert np.array_equal(np.tril(found), np.tril(expected))
+
+
+def test_the_spectrum_is_the_same_by_both_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    update = (rng.normal(0, 1e-4, (300, 900)) * (rng.random((300, 900)) < 0.05)).astype(np.float32)
+    sparse = spectrum(update, threads=2)
+    monkeypatch.setattr("ckptdiff.analysis.rank.SPARSE", math.inf)
+    dense = spectrum(update)
+    assert (sparse.rank, sparse.effective_rank) == (dense.rank, dense.effective_rank) and sparse.rank > 290
+    assert np.allclose(sparse.singular_values, dense.singular_values, rtol=1e-9)

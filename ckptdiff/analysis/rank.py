@@ -20,6 +20,8 @@ ENERGY = 0.99
 EPS = float(np.finfo(np.float32).eps)
 BY_SVD = 128
 """Up to this larger side singular values are taken from the matrix itself: the squared tolerance comes near float64's precision."""
+SPARSE = 64
+"""How much longer than a product of BLAS one takes that looks for what is not zero: an eighth of the elements may be."""
 CHUNK = 1 << 22
 """Elements turned into float64 at a time."""
 
@@ -57,7 +59,7 @@ class Spectrum:
         return self.rank / self.largest if self.largest else 1.0
 
 
-def spectrum(update: Array, device: str | None = None) -> Spectrum:
+def spectrum(update: Array, device: str | None = None, threads: int = 1) -> Spectrum:
     """Spectrum of a matrix of floats, in float64.
 
     The rank counts singular values of the matrix as given. torch rounds them to float32, so that one next to the tolerance may fall
@@ -67,6 +69,7 @@ def spectrum(update: Array, device: str | None = None) -> Spectrum:
     Args:
         update: two dimensions.
         device: a torch device for the Gram matrix and its eigenvalues; None for NumPy.
+        threads: how many to use for the Gram matrix of a sparse update; NumPy has its own.
 
     Raises:
         ValueError: it has an infinity or a NaN, or not two dimensions.
@@ -77,7 +80,7 @@ def spectrum(update: Array, device: str | None = None) -> Spectrum:
     matrix, scale = _trimmed(update)
     if matrix.size == 0:
         return Spectrum(rows, columns, 0, 0.0, 0, (0.0,) * len(TOP), (0.0,) * min(rows, columns, KEPT))
-    values = _singular_values(matrix, scale, device)
+    values = _singular_values(matrix, scale, device, threads)
     values = np.concatenate([values, np.zeros(min(rows, columns) - len(values))])
     energy = np.cumsum(values**2)
     share = energy / energy[-1]
@@ -104,16 +107,21 @@ def _trimmed(update: Array) -> tuple[Array, float]:
     return (matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T), scale
 
 
-def _singular_values(matrix: Array, scale: float, device: str | None) -> Array:
+def _singular_values(matrix: Array, scale: float, device: str | None, threads: int) -> Array:
     """Singular values of the matrix divided by the scale, from the largest."""
     if max(matrix.shape) <= BY_SVD:
         return np.linalg.svd(matrix.astype(np.float64) / scale, compute_uv=False)
-    eigenvalues = _eigenvalues(matrix, scale, device) if device else np.linalg.eigvalsh(_gram(matrix, scale))
+    eigenvalues = _eigenvalues(matrix, scale, device) if device else np.linalg.eigvalsh(_gram(matrix, scale, threads))
     return np.sqrt(np.maximum(eigenvalues[::-1], 0.0))
 
 
-def _gram(matrix: Array, scale: float) -> Array:
-    """D D^T in float64, of the matrix divided by the scale."""
+def _gram(matrix: Array, scale: float, threads: int) -> Array:
+    """The lower triangle, at least, of D D^T in float64, of the matrix divided by the scale."""
+    counts = np.count_nonzero(matrix, axis=0)
+    if float(np.square(counts, dtype=np.float64).sum()) * SPARSE < matrix.shape[1] * float(len(matrix)) ** 2:
+        from ckptdiff.analysis.gram import sparse_gram
+
+        return sparse_gram(matrix, counts, scale, threads)
     gram, step = np.zeros((len(matrix), len(matrix))), max(1, CHUNK // len(matrix))
     for start in range(0, matrix.shape[1], step):
         part = matrix[:, start : start + step].astype(np.float64) / scale

@@ -209,7 +209,9 @@ def _ranks(
     without: dict[str, None] = {}
     done = 0
     for group, workers in ((small, threads), (large, 1)):
-        jobs: list[Callable[[], MatrixRank | None]] = [partial(_rank, pairs[k], i, device) for k, i in group]
+        jobs: list[Callable[[], MatrixRank | None]] = [
+            partial(_rank, pairs[k], i, device, threads if workers == 1 else 1) for k, i in group
+        ]
         with closing(run_ordered(jobs, workers)) as results:
             for (k, _), row in zip(group, results, strict=True):
                 done += 1
@@ -221,7 +223,7 @@ def _ranks(
     return [replace(t, ranks=tuple(found[k])) if k in found else t for k, t in enumerate(tensors)], tuple(without)
 
 
-def _rank(pair: Pair, index: int, device: str | None) -> MatrixRank | None:
+def _rank(pair: Pair, index: int, device: str | None, threads: int) -> MatrixRank | None:
     """None for an update with infinities or NaNs, which has no rank."""
     _, height, width = matrix_shape(pair.shape)
     size = height * width * DTYPES[pair.dtype].bits // 8
@@ -236,4 +238,6 @@ def _rank(pair: Pair, index: int, device: str | None) -> MatrixRank | None:
         changed += int(np.count_nonzero(part))
     if not np.isfinite(update).all():
         return None
-    return MatrixRank(index, spectrum(update.reshape(height, width), device), expected_random_rank(height, width, changed / len(update)))
+    return MatrixRank(
+        index, spectrum(update.reshape(height, width), device, threads), expected_random_rank(height, width, changed / len(update))
+    )
