@@ -11,7 +11,7 @@ import click
 from ckptdiff.cli_common import PATH, as_json, finite, overwrite_option, print_json, progress_bar, selection_options, threads_option
 from ckptdiff.errors import CheckpointError
 from ckptdiff.hubid import parse_id
-from ckptdiff.output import check_beside
+from ckptdiff.output import build_beside, check_beside
 
 POSITIVE = click.FloatRange(min=0)
 html_option = click.option("--html", type=PATH, metavar="FILE", help="Write a page with charts, in one file.")
@@ -66,7 +66,7 @@ def report(
     if html:
         from ckptdiff.analysis.page import render_page
 
-        html.write_bytes(render_page(value).encode())  # the page admits its scripts by digest
+        write_page(html, render_page(value), overwrite)
     if png:
         from ckptdiff.analysis.charts import write_png
 
@@ -95,11 +95,17 @@ def _check_alone(path: Path, patch: bool) -> None:
 def _check_outputs(html: Path | None, png: Path | None, inputs: Sequence[Path], overwrite: bool) -> None:
     """Say before the work, not after, why pictures cannot be written."""
     for path in filter(None, (html, png)):
-        check_beside(path, inputs, overwrite=overwrite)
+        check_beside(path, inputs, folder=path is png, overwrite=overwrite)
     if html or png:
         from ckptdiff.analysis.drawing import libraries
 
         libraries()
+
+
+def write_page(path: Path, page: str, overwrite: bool) -> None:
+    """Whole, or not at all; in bytes, as the page admits its scripts by digest."""
+    with build_beside(path, overwrite=overwrite) as built:
+        built.write_bytes(page.encode())
 
 
 @click.command()
@@ -138,7 +144,7 @@ def overlap(
     if html:
         from ckptdiff.analysis.overlap_page import render_overlap
 
-        html.write_bytes(render_overlap(result, series).encode())
+        write_page(html, render_overlap(result, series), overwrite)
     if png:
         from ckptdiff.analysis.overlap_charts import write_png
 
@@ -164,7 +170,7 @@ def mask(patch: Path, base: Path | None, out: Path, overwrite: bool, json_output
     """Store which weights a patch changes, to train only these: ckptdiff.subnetwork.freeze_outside."""
     from ckptdiff.masks import Mask
 
-    check_beside(out, (patch, *([base] if base else [])), overwrite=overwrite)
+    check_beside(out, (patch, *([base] if base else [])), folder=False, overwrite=overwrite)
     with progress_bar() as progress:
         made = Mask.from_patch(patch, base, progress=progress, **options)
     size = made.save(out, overwrite=overwrite)

@@ -42,7 +42,7 @@ def add_stripes(addresses, keys, sums, steps: tl.constexpr, together: tl.constex
     tl.store(sums + (leaf * steps + where) * 8 + tl.arange(0, 8)[None, :], total)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def scramble(sums, start, secret, accumulators, count, steps: tl.constexpr, leaves: tl.constexpr):
     """The accumulators after all steps: [leaf, lane]."""
     leaf = tl.program_id(0).to(tl.int64) * leaves + tl.arange(0, leaves)[:, None]

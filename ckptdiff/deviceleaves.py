@@ -43,7 +43,8 @@ def _accumulate(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
     start, step, keys = _words(device)
     kernels = _kernels(device) if device.type == "cuda" else None
     if kernels is not None:
-        return kernels(blocks, start, step, keys)
+        few = CHUNK if any(block.data_ptr() % 8 for block in blocks) else len(blocks)  # those of odd addresses are copied
+        return torch.cat([kernels(blocks[k : k + few], start, step, keys) for k in range(0, len(blocks), few)])
     sums = torch.cat([_sums(blocks[k : k + CHUNK], keys) for k in range(0, len(blocks), CHUNK)], dim=1)
     acc = start.expand(len(blocks), LANES).clone()
     for row in sums[:-1]:
@@ -66,13 +67,16 @@ def _words(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
 def _kernels(device: torch.device) -> Accumulate | None:
     """Triton's kernels, if they run there and give the library's digest of a block; Triton comes with torch for CUDA and ROCm on Linux."""
     try:
-        from ckptdiff.devicekernels import accumulate
+        from ckptdiff.devicekernels import LEAVES, accumulate
 
-        block = torch.arange(BLOCK // 8, device=device).mul_(P32[0]).view(torch.uint8)
-        (found,) = leaves_of_sums(accumulate([block], *_words(device)).cpu().numpy())
-        if found == xxh128(block.cpu().numpy()):
+        data = torch.arange((LEAVES + 1) * BLOCK // 8, device=device).mul_(P32[0]).view(torch.uint8)
+        blocks = [data[k * BLOCK + k % 2 :][:BLOCK] for k in range(LEAVES + 1)]  # for two programs, every other at an odd address
+        found = leaves_of_sums(accumulate(blocks, *_words(device)).cpu().numpy())
+        if found == [xxh128(block.cpu().numpy()) for block in blocks]:
             return accumulate
         reason = "they give another digest than the library"
+    except torch.cuda.OutOfMemoryError:
+        raise
     except Exception as error:  # it compiles: a compiler may be missing, or a driver that it knows
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
     warnings.warn(f"Triton's kernels do not run on {device} ({reason}): torch's operations hash there instead, slower", stacklevel=2)

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import product
 from pathlib import Path
 
 import xxhash
@@ -39,21 +40,21 @@ def check_output(out: Path, inputs: Iterable[Path], *, folder: bool, overwrite: 
         _refuse_existing(out, folder, overwrite)
 
 
-def check_beside(out: Path, inputs: Iterable[str | os.PathLike[str]], *, overwrite: bool) -> None:
-    """Refuse an output beside what is read, such as a page of charts: it may lie in an input's folder, but takes no input's place.
+def check_beside(out: Path, inputs: Iterable[str | os.PathLike[str]], *, folder: bool, overwrite: bool) -> None:
+    """Refuse, before any work is done, an output such as a page of charts that cannot be written, or would replace what is read.
 
     Raises:
-        OutputError: ``out`` exists (unless ``overwrite``), is or holds an input or a file of one, or has no folder to lie in.
+        OutputError: ``out`` exists (unless ``overwrite``), is or holds or lies in an input, is one by a link, or has no folder to lie in.
     """
-    if out.exists():
-        here = out.resolve()
-        for path in (Path(path).resolve() for path in inputs if os.path.exists(path)):
-            if here == path or here in path.parents or path in here.parents:
-                raise OutputError(f"{out}: is part of the input {path}, which an output must not replace; choose another output")
-        if not overwrite:
-            raise OutputError(f"{out}: exists; choose another output, or give --overwrite")
+    there = [Path(path) for path in inputs if os.path.exists(path)]  # others are on the Hub
     if not out.absolute().parent.is_dir():
         raise OutputError(f"{out}: there is no folder {out.absolute().parent} to write it in")
+    with writing(out):
+        _refuse_inputs(out, [*there, *(file for path in there if out.is_file() for file in path.rglob("*") if file.is_file())])
+        if os.path.lexists(out):
+            if not overwrite:
+                raise OutputError(f"{out}: exists; choose another output, or give --overwrite")
+            _refuse_kind(out, folder)
 
 
 @contextmanager
@@ -133,15 +134,21 @@ def _put_back(out: Path) -> None:
 
 
 def _refuse_inputs(out: Path, inputs: Iterable[Path]) -> None:
-    real = Path(os.path.realpath(out))
     for path in inputs:
-        other = Path(os.path.realpath(path))
-        if real == other or (out.exists() and other.exists() and os.path.samefile(out, other)):
+        if out.exists() and path.exists() and os.path.samefile(out, path):
             raise OutputError(f"{out}: the output is the input {path}; choose another output")
-        if other in real.parents:
-            raise OutputError(f"{out}: the output lies in the input {path}; choose another output")
-        if real in other.parents:
-            raise OutputError(f"{out}: the output holds the input {path}; choose another output")
+        for here, other in product(_names(out), _names(path)):
+            if here == other:
+                raise OutputError(f"{out}: the output is the input {path}; choose another output")
+            if other in here.parents:
+                raise OutputError(f"{out}: the output lies in the input {path}; choose another output")
+            if here in other.parents:
+                raise OutputError(f"{out}: the output holds the input {path}; choose another output")
+
+
+def _names(path: Path) -> set[Path]:
+    """What a path is, with links followed and without."""
+    return {Path(os.path.abspath(path)), Path(os.path.realpath(path))}
 
 
 def _refuse_existing(out: Path, folder: bool, overwrite: bool) -> None:
@@ -149,10 +156,7 @@ def _refuse_existing(out: Path, folder: bool, overwrite: bool) -> None:
         return
     if not overwrite:
         raise OutputError(f"{out}: exists; choose another output, or give --overwrite")
-    if out.is_symlink() or not (out.is_dir() or out.is_file()):
-        raise OutputError(f"{out}: is {'a link' if out.is_symlink() else 'not a regular file'}, which --overwrite does not replace")
-    if out.is_dir() != folder:
-        raise OutputError(f"{out}: a {'folder' if folder else 'file'} cannot take its place; choose another output")
+    _refuse_kind(out, folder)
     if folder and any(out.iterdir()) and not _is_ours(out):
         raise OutputError(f"{out}: is neither a checkpoint nor a patch, and --overwrite replaces nothing else; choose another output")
     if out in (Path.cwd(), *Path.cwd().parents):
@@ -216,3 +220,10 @@ def _swap(built: Path, out: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     if aside.exists():
         raise OutputError(f"{out}: is written, but the old folder could not be removed from {aside}: remove it")
+
+
+def _refuse_kind(out: Path, folder: bool) -> None:
+    if out.is_symlink() or not (out.is_dir() or out.is_file()):
+        raise OutputError(f"{out}: is {'a link' if out.is_symlink() else 'not a regular file'}, which --overwrite does not replace")
+    if out.is_dir() != folder:
+        raise OutputError(f"{out}: a {'folder' if folder else 'file'} cannot take its place; choose another output")

@@ -135,7 +135,8 @@ def test_gram_of_a_sparse_update(dtype: type, rows: int, columns: int, density: 
     rng = np.random.default_rng(rows)
     matrix = (rng.integers(-7, 8, (rows, columns)) * (rng.random((rows, columns)) < density) * 2.0**-9).astype(dtype)
     for threads in (1, 3):
-        found = sparse_gram(matrix, np.count_nonzero(matrix, axis=0), 2.0**-8, threads)
+        ordered = matrix if threads == 1 else np.asfortranarray(matrix)
+        found = sparse_gram(ordered, np.count_nonzero(matrix, axis=0), 2.0**-8, threads)
         expected = (matrix.astype(np.float64) * 256) @ (matrix.astype(np.float64) * 256).T
         assert np.array_equal(np.tril(found), np.tril(expected))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -175,14 +176,33 @@ def test_pictures_without_their_libraries(pair: tuple[Path, Path], tmp_path: Pat
 def test_usage_errors(pair: tuple[Path, Path], tmp_path: Path) -> None:
     alone = run("report", pair[0])
     assert alone.exit_code == 2 and "is not a patch: give BASE and TARGET" in alone.stderr
-    ckptdiff.make(*pair, tmp_path / "patch.safetensors")
+    patch, before = tmp_path / "patch.safetensors", pair[0].read_bytes()
+    ckptdiff.make(*pair, patch)
     page = run("report", tmp_path / "patch.safetensors", "--html", tmp_path / "page.html")
     assert page.exit_code == 2 and "need BASE too" in page.stderr
     wrong = run("report", pair[1], tmp_path / "patch.safetensors")
     assert wrong.exit_code == 3 and "is already the target" in wrong.stderr
     for option in ((), ("--overwrite",)):
         taken = run("report", *pair, "--rank", "none", "--html", pair[0], *option)
-        assert taken.exit_code == 3 and "which an output must not replace" in taken.stderr and pair[0].stat().st_size > 1000
+        assert taken.exit_code == 3 and "the output is the input" in taken.stderr and pair[0].stat().st_size > 1000
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "model.safetensors").symlink_to(pair[0])
+    (tmp_path / "hard.html").hardlink_to(pair[0])
+    for page in (folder / "model.safetensors", folder / "page.html", folder, tmp_path / "hard.html", pair[0]):
+        for option in ("--html", "--png"):
+            taken = run("report", folder, pair[1], "--rank", "none", option, page, "--overwrite")
+            assert taken.exit_code == 3 and re.search("the output (is|lies in|holds) the input", taken.stderr), taken.stderr
+    assert pair[0].read_bytes() == before
+    link = tmp_path / "link.html"
+    link.symlink_to(tmp_path / "elsewhere")
+    for path, option, words in (
+        (link, "--html", "is a link"),
+        (folder.parent, "--html", "holds the input"),
+        (patch, "--png", "a folder cannot"),
+    ):
+        taken = run("report", *pair, "--rank", "none", option, path, "--overwrite")
+        assert taken.exit_code == 3 and words in taken.stderr, taken.stderr
     taken = run("report", *pair, "--rank", "none", "--html", __file__)
     assert taken.exit_code == 3 and "exists; choose another output, or give --overwrite" in taken.stderr
     swapped = run("report", tmp_path / "patch.safetensors", pair[0])

@@ -118,7 +118,8 @@ def _singular_values(matrix: Array, scale: float, device: str | None, threads: i
 def _gram(matrix: Array, scale: float, threads: int) -> Array:
     """The lower triangle, at least, of D D^T in float64, of the matrix divided by the scale."""
     counts = np.count_nonzero(matrix, axis=0)
-    if float(np.square(counts, dtype=np.float64).sum()) * SPARSE < matrix.shape[1] * float(len(matrix)) ** 2:
+    known = matrix.dtype in (np.float32, np.float64)
+    if known and float(np.square(counts, dtype=np.float64).sum()) * SPARSE < matrix.shape[1] * float(len(matrix)) ** 2:
         from ckptdiff.analysis.gram import sparse_gram
 
         return sparse_gram(matrix, counts, scale, threads)

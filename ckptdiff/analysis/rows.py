@@ -147,7 +147,7 @@ class Report:
     def rank(self) -> RankSummary | None:
         """Means over all matrices that changed and whose rank was taken, or None."""
         taken = [row for tensor in self.tensors if tensor.module != "norm" for row in tensor.ranks or ()]
-        rows = [row for row in taken if row.spectrum.rank]
+        rows = [row for row in taken if row.spectrum.stable_rank]
         if not rows:
             return None
         figures = zip(*((r.spectrum.rank_share, r.spectrum.stable_rank, *r.shares) for r in rows), strict=True)
@@ -209,7 +209,7 @@ class Report:
 
 
 def _mean_ranks(ranks: Sequence[MatrixRank]) -> dict[str, float]:
-    rows = [(r.spectrum.rank_share, r.spectrum.stable_rank, *r.shares) for r in ranks if r.spectrum.rank]
+    rows = [(r.spectrum.rank_share, r.spectrum.stable_rank, *r.shares) for r in ranks if r.spectrum.stable_rank]
     means = [math.fsum(values) / len(rows) for values in zip(*rows, strict=True)] or [math.nan] * 4
     return dict(zip(("rank_share", "stable_rank", "effective_share", "random_rank_share"), means, strict=True))
 
