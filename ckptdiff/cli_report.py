@@ -66,7 +66,7 @@ def report(
     if html:
         from ckptdiff.analysis.page import render_page
 
-        write_page(html, render_page(value), overwrite)
+        _write_page(html, render_page(value), overwrite)
     if png:
         from ckptdiff.analysis.charts import write_png
 
@@ -102,7 +102,7 @@ def _check_outputs(html: Path | None, png: Path | None, inputs: Sequence[Path], 
         libraries()
 
 
-def write_page(path: Path, page: str, overwrite: bool) -> None:
+def _write_page(path: Path, page: str, overwrite: bool) -> None:
     """Whole, or not at all; in bytes, as the page admits its scripts by digest."""
     with build_beside(path, overwrite=overwrite) as built:
         built.write_bytes(page.encode())
@@ -144,7 +144,7 @@ def overlap(
     if html:
         from ckptdiff.analysis.overlap_page import render_overlap
 
-        write_page(html, render_overlap(result, series), overwrite)
+        _write_page(html, render_overlap(result, series), overwrite)
     if png:
         from ckptdiff.analysis.overlap_charts import write_png
 

@@ -151,6 +151,13 @@ def _names(path: Path) -> set[Path]:
     return {Path(os.path.abspath(path)), Path(os.path.realpath(path))}
 
 
+def _refuse_kind(out: Path, folder: bool) -> None:
+    if out.is_symlink() or not (out.is_dir() or out.is_file()):
+        raise OutputError(f"{out}: is {'a link' if out.is_symlink() else 'not a regular file'}, which --overwrite does not replace")
+    if out.is_dir() != folder:
+        raise OutputError(f"{out}: a {'folder' if folder else 'file'} cannot take its place; choose another output")
+
+
 def _refuse_existing(out: Path, folder: bool, overwrite: bool) -> None:
     if not os.path.lexists(out):
         return
@@ -220,10 +227,3 @@ def _swap(built: Path, out: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     if aside.exists():
         raise OutputError(f"{out}: is written, but the old folder could not be removed from {aside}: remove it")
-
-
-def _refuse_kind(out: Path, folder: bool) -> None:
-    if out.is_symlink() or not (out.is_dir() or out.is_file()):
-        raise OutputError(f"{out}: is {'a link' if out.is_symlink() else 'not a regular file'}, which --overwrite does not replace")
-    if out.is_dir() != folder:
-        raise OutputError(f"{out}: a {'folder' if folder else 'file'} cannot take its place; choose another output")

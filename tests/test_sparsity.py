@@ -104,7 +104,8 @@ def test_moves_that_are_gathered(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     for many in (0, 0, len(units) + 1):
         monkeypatch.setattr("ckptdiff.analysis.sparsity.MANY", many)
         counter = Counter(name, Tolerance())
-        tally = (block := counter.count(old, new, 1 << 10, 0)) and counter.tally()
+        block = counter.count(old, new, 1 << 10, 0)
+        tally = counter.tally()
         found.append([x.tolist() for x in (block.numbers, block.rows, block.columns, tally.ulps, tally.moves, tally.changed_exponents)])
     assert found[0] == found[1] == found[2] and Counts.of(found[0][0]).changed == 12 << 16
     assert (found[0][0][NUMBERS.index("one_ulp")]) > 1 << 16

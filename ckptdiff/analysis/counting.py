@@ -44,9 +44,10 @@ def gather(units, others, positions, old, new, times):
 def gather_distinct(units, others, positions, table, old, new, times):
     """As :func:`gather`, but moves of 16-bit floats by -4 to 3 ulps once each, and how often.
 
-    ``table`` holds how often each unit moved by each distance: zeros, and zeros again in the end. Returns how many moves there are.
+    ``table`` is filled with how often each unit moved by each distance. Returns how many moves there are.
     """
     n = 0
+    table[:] = np.uint32(0)
     for x in range(len(positions)):
         p = np.uint64(positions[x])
         a, b = units[p], others[p]
@@ -64,7 +65,6 @@ def gather_distinct(units, others, positions, table, old, new, times):
             if table[8 * unit + up] != 0:
                 old[n], times[n] = unit, table[8 * unit + up]
                 new[n] = _order(_order(unit) + up - 4)
-                table[8 * unit + up] = np.uint32(0)
                 n += 1
     return n
 

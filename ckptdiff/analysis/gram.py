@@ -22,28 +22,6 @@ PARTS = 16
 
 
 @jit
-def fill_columns(matrix, scale, ends, rows, values):
-    """What is not zero, column by column: ``ends`` holds where each column begins, and then where it ends."""
-    for i in range(len(matrix)):
-        for j in range(matrix.shape[1]):
-            if matrix[i, j] != 0:
-                rows[ends[j]] = i
-                values[ends[j]] = matrix[i, j] / scale
-                ends[j] += ONE
-
-
-@jit
-def fill_by_columns(matrix, scale, ends, rows, values):
-    """As :func:`fill_columns`, of a matrix whose columns lie one behind the other."""
-    for j in range(matrix.shape[1]):
-        for i in range(len(matrix)):
-            if matrix[i, j] != 0:
-                rows[ends[j]] = i
-                values[ends[j]] = matrix[i, j] / scale
-                ends[j] += ONE
-
-
-@jit
 def add_rows(first, last, starts, ends, rows, values, gram):
     """Rows ``first`` to ``last`` of the Gram matrix, from the diagonal on. ``starts``, of a thread's own, moves along each column."""
     for j in range(len(starts)):
@@ -63,12 +41,14 @@ def add_rows(first, last, starts, ends, rows, values, gram):
 
 def sparse_gram(matrix: Array, counts: Array, scale: float, threads: int) -> Array:
     """The lower triangle of D D^T in float64, of the matrix divided by the scale; ``counts``: how much of each column is not zero."""
-    ends = (np.cumsum(counts) - counts).astype(np.uint64)  # unsigned: Numba looks at the sign of other indices
-    starts = ends.copy()
-    rows = np.empty(int(counts.sum()), np.uint16 if len(matrix) <= 1 << 16 else np.uint32)
-    values = np.empty(len(rows), matrix.dtype)
-    fill = fill_by_columns if matrix.flags.f_contiguous else fill_columns
-    fill(matrix, matrix.dtype.type(scale), ends, rows, values)
+    columns = matrix.T.ravel()
+    changed = np.flatnonzero(columns)
+    rows, values = (
+        (changed % len(matrix)).astype(np.uint16 if len(matrix) <= 1 << 16 else np.uint32),
+        columns[changed] / matrix.dtype.type(scale),
+    )
+    ends = np.cumsum(counts).astype(np.uint64)  # unsigned: Numba looks at the sign of other indices
+    starts = ends - counts.astype(np.uint64)
     gram = np.zeros((len(matrix), len(matrix)))
     cuts = [round(len(matrix) * (1 - (1 - k / PARTS) ** 0.5)) for k in range(PARTS + 1)]  # as much of the triangle in each
     jobs: list[Callable[[], None]] = [

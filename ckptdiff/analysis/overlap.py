@@ -205,7 +205,8 @@ def overlap(
         progress: called with how far it is.
 
     Raises:
-        CheckpointError: a checkpoint cannot be read. FormatError, UnsupportedError, IntegrityError: a patch is broken.
+        CheckpointError: a checkpoint cannot be read, or no tensor is in all of them.
+        FormatError, UnsupportedError, IntegrityError: a patch is broken.
         BaseMismatchError: a patch has another base. HubError: there is no base given or named, or the named one cannot be read.
     """
     if isinstance(updates, (str, os.PathLike)):

@@ -63,7 +63,8 @@ def report(
         progress: called with how far it is.
 
     Raises:
-        CheckpointError: a checkpoint cannot be read. FormatError, UnsupportedError, IntegrityError: the patch is broken.
+        CheckpointError: a checkpoint cannot be read, they have no name in common, or an argument is wrong.
+        FormatError, UnsupportedError, IntegrityError: the patch is broken.
         BaseMismatchError: the patch has another base. UnsupportedError: torch is missing, or cannot use the device.
     """
     if not (0 <= atol < math.inf and 0 <= rtol < math.inf):

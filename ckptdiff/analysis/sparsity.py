@@ -9,7 +9,6 @@ differ by at most 1e-5.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -35,16 +34,6 @@ EXPONENT |= {name: (m, (1 << e) - 1, bias) for name, (e, m, bias, _) in SMALL_FL
 
 MANY = 1 << 15
 """From so many changes in a block on, equal moves of 16-bit floats are gathered before what they are is worked out."""
-
-
-class _Mine(threading.local):
-    """A thread's table, which is all zeros between uses: its pages need not be found anew."""
-
-    def __init__(self) -> None:
-        self.table = np.zeros(8 << 16, np.uint32)
-
-
-_mine = _Mine()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +167,7 @@ class Counter:
         old, new = (scratch(name, len(positions), a.dtype) for name in ("old", "new"))
         times = scratch("times", len(positions), np.uint32)
         if self._dtype in ("BF16", "F16") and len(positions) >= MANY:
-            n = counting.gather_distinct(a, b, positions, _mine.table, old, new, times)
+            n = counting.gather_distinct(a, b, positions, scratch("table", 8 << 16, np.uint32), old, new, times)
             old, new, times = old[:n], new[:n], times[:n]
         else:
             counting.gather(a, b, positions, old, new, times)

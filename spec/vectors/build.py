@@ -266,9 +266,9 @@ def rate_of(units, changed):
     return min(range(1, 51), key=lambda r: abs(1 - share(2 + (r - 1) % 2 << 2 + (r - 1 >> 1)) / 2 ** 32 - changed / units))
 
 
-def adaptive(old, new, dtype, span=None, rates=None, move=None, raw=None, coded=None, leave=False):
+def adaptive(old, new, dtype, span=None, rates=None, move=None, raw=None, coded=None, leave=None):
     """7.5.2. ``span``: lo and hi; ``rates``: of each class; ``move`` changes a (distance, side); ``raw`` and ``coded`` the bytes.
-    ``leave``: the code ends, after the first change, where range is cut off when the next run begins."""
+    ``leave``: the code ends, after the first "change" or "run", where range is cut off when the next run begins."""
     classes, changed = moves(old, new, dtype)
     m, coder, bits, contexts = 8 * CARRIER[dtype], RangeCoder(), Bits(), {}
     positions = {at: (distance, side) for at, distance, side in changed}
@@ -281,6 +281,11 @@ def adaptive(old, new, dtype, span=None, rates=None, move=None, raw=None, coded=
         number(bits, 2 * step if step >= 0 else -2 * step - 1)
     weights = {lo + i: 2 + (r - 1) % 2 << 2 + (r - 1 >> 1) if r else 0 for i, r in enumerate(rates)}
     a, stayed, seen, expected, pace = 0, 0, 0, 0, 1 << 16
+
+    def ended():
+        assert coder.range % 2 ** 32
+        return context_block(1, bits, (coder.low + coder.range - 1).to_bytes(2 * coder.words, "big").rstrip(b"\0"))
+
     for i, c in enumerate(classes):
         weight, high = weights.get(c, 0), coder.range >> 32
         if i not in positions:
@@ -288,6 +293,8 @@ def adaptive(old, new, dtype, span=None, rates=None, move=None, raw=None, coded=
             if a * pace >> 16 >= 1 << 26:
                 coder.narrow(0, high * share(a * pace >> 16))
                 a = 0
+                if leave == "run":
+                    return ended()
             continue
         bound = high * share((a + weight) * pace >> 16)
         coder.narrow(bound, high * share(a * pace >> 16) - bound)
@@ -304,9 +311,8 @@ def adaptive(old, new, dtype, span=None, rates=None, move=None, raw=None, coded=
         else:
             coder.bit(contexts[c][1].setdefault(distance.bit_length() - 1, [1 << 21, 0]), side)
         a = stayed = 0
-        if leave:
-            assert coder.range % 2 ** 32
-            return context_block(1, bits, (coder.low + coder.range - 1).to_bytes(2 * coder.words, "big").rstrip(b"\0"))
+        if leave == "change":
+            return ended()
     coder.narrow(0, (coder.range >> 32) * share(a * pace >> 16))
     return context_block(1, edit(bits.bytes(), raw), edit(coder.bytes(), coded))
 
@@ -1163,7 +1169,9 @@ def context_vectors():  # section 7.5
     bad_context("adaptive_next_rate_too_large", "The rate of a class is 51.", rates=[50, 51], span=(0, 1), **single)
     bad_context("adaptive_rate_negative", "The rate of a class is -1.", rates=[1, -1], span=(0, 1), **single)
     bad_context("adaptive_code_too_large", "The first eight range coded bytes are 2^64 - 1.", coded=lambda b: b"\xff" * 8 + b[8:])
-    bad_context("adaptive_code_leaves_range", "After a change code is above the range's upper part.", leave=True, **single)
+    bad_context("adaptive_code_leaves_range", "After a change code is above the range's upper part.", leave="change", **single)
+    bad_context("adaptive_code_leaves_range_in_run", "After a run of four octaves code is above the range's upper part.", leave="run",
+                old=bytes(40), new_=bytes(39) + b"\1", rates=[40])
     bad_context("adaptive_zero_at_end", "The last range coded byte is 0.", coded=lambda b: b + b"\0")
     bad_context("adaptive_left_over", "Range coded bytes are left over.", coded=lambda b: b + bytes(12) + b"\1")
     bad_context("raw_left_over", "A raw byte is left over.", raw=lambda b: b + b"\0")
