@@ -94,7 +94,7 @@ MADE: dict[tuple[str, ...], dict[str, bytes]] = {}
 
 
 def publish(hub: Hub, client: Client, models: list[Path], *options: str) -> None:
-    """A base repo, and a patch from it made by id and pushed. The picture of a stored report (``--report``) takes a push most of its time."""
+    """A base repo, and a patch from it made by id and pushed. Drawing a stored report (``--report``) takes most of a push."""
     if "org/base" not in hub.repos:
         hub.add("org/base", files_of(models[0]) | {"README.md": CARD})
     if options not in MADE:
