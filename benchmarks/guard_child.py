@@ -32,7 +32,7 @@ def facts() -> dict[str, Any]:
 
 
 def pairs(folder: str, count: str) -> dict[str, Any]:
-    """Pair k is made from seed k: the same bytes every time with one version of NumPy."""
+    """Pair k is made from seed (17, k): the same bytes every time with one version of NumPy."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     import numpy as np
 
@@ -42,7 +42,7 @@ def pairs(folder: str, count: str) -> dict[str, Any]:
     for k in range(int(count)):
         place = Path(folder, f"random-{k:02}")
         place.mkdir(parents=True)
-        found.append([place.name, *map(str, random_pair(np.random.default_rng([15, k]), place))])
+        found.append([place.name, *map(str, random_pair(np.random.default_rng([17, k]), place))])
     return {"pairs": found}
 
 

@@ -6,6 +6,9 @@ import json
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Callable
+from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +22,7 @@ from tests.conftest import Pair
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.append(str(BENCHMARKS))  # the guard's modules import each other by their names, as scripts of one folder
 guard, guard_bytes, guard_child, guard_report, guard_time, guard_trees, guard_verdict = (
-    __import__(f"guard{part}") for part in ("", "_bytes", "_child", "_report", "_time", "_trees", "_verdict")
+    import_module(f"guard{part}") for part in ("", "_bytes", "_child", "_report", "_time", "_trees", "_verdict")
 )
 sys.path.remove(str(BENCHMARKS))
 
@@ -31,7 +34,7 @@ def test_orders_are_balanced() -> None:
         assert set(Counter(turns).values()) == {1} and len(set(turns)) == 9
         times = {tree: sum(at for at, (other, _) in enumerate(turns) if other == tree) for tree, _ in turns}
         assert len(set(times.values())) == 1
-    followers = Counter(pair for order in guard_verdict.orders(0, 6) for pair in zip(order, order[1:], strict=False))
+    followers = Counter(pair for order in guard_verdict.orders(0, 6) for pair in pairwise(order))
     assert len(followers) == 6 and set(followers.values()) == {2}
 
 
@@ -118,7 +121,7 @@ def test_the_formats_version(files: Pair, folders: Pair) -> None:
 class InProcess(guard_bytes.Comparison):
     """A comparison whose trees are this process's ckptdiff: ``broken`` names a tree, a verb and what it does instead."""
 
-    broken: dict = {}  # noqa: RUF012
+    broken: dict[tuple[str, ...], Callable[[Path], object]]
 
     def errors(self, tree, verb, rows, jobs):
         def run(case: dict) -> None:
@@ -186,17 +189,17 @@ def test_a_tree_that_fails_is_told(files: Pair, tmp_path: Path) -> None:
 def test_random_pairs_hold_everything(tmp_path: Path) -> None:
     """The guard's twenty have every dtype, files and folders, renames and resizes, and are the same every time."""
     found = guard_child.pairs(str(tmp_path / "one"), str(guard.RANDOM))["pairs"]
-    headers, kinds = {}, set()
-    for name, base, target in found:
+    dtypes, kinds = set(), set()
+    for _, base, target in found:
         sides = [tensors(Path(side)) for side in (base, target)]
-        headers[name] = sides
+        dtypes |= {dtype for side in sides for dtype, _ in side.values()}
         kinds.add("folder" if Path(base).is_dir() else "file")
         for tensor, (dtype, shape) in sides[1].items():
             there = sides[0].get(tensor)
             kinds.add("added" if not there else "kept" if there == (dtype, shape) else "resized" if there[0] == dtype else "cast")
             kinds |= {"renamed"} if tensor.startswith("new.") else {"prefix"} if tensor.startswith("model.") else set()
     assert kinds == {"folder", "file", "added", "kept", "resized", "cast", "renamed", "prefix"}
-    assert {dtype for sides in headers.values() for side in sides for dtype, _ in side.values()} == set(BITS)
+    assert dtypes == set(BITS)
     guard_child.pairs(str(tmp_path / "two"), str(guard.RANDOM))
     assert guard_bytes.differences(tmp_path / "one", tmp_path / "two", ("", "")) == []
 
@@ -302,5 +305,5 @@ def test_the_working_trees_files(tmp_path: Path) -> None:
     names = guard_trees.working_files()
     assert {"ckptdiff/__init__.py", "pyproject.toml", "tests/test_guard.py"} <= set(names)
     assert not any("__pycache__" in name for name in names)
-    with pytest.raises(guard_trees.TreeError, match="git rev-parse: .*"):
+    with pytest.raises(guard_trees.TreeError, match=r"^git rev-parse: "):
         guard_trees.resolved("no-such-commit")
