@@ -93,15 +93,20 @@ def groups(
     if not real:
         found.notes.append(f"real pairs: skipped, no folder NAME-base with others of that NAME in {arguments.data} (--data)")
     demo: list[tuple[str, Path, Path]] = []
-    if wanted("bytes demo files", arguments.rows) or any(wanted(f"bytes demo {codec}", arguments.rows) for codec in CODECS):
-        demo, differ = guard_bytes.demo((trees[OLD], trees[NEW]), work, arguments.limit)
+    if any(wanted(f"bytes demo {codec}", arguments.rows) for codec in CODECS):
+        try:
+            demo, differ = guard_bytes.demo((trees[OLD], trees[NEW]), work, arguments.limit)
+        except StepError as error:
+            differ = [str(error)]
         found.wrong += [f"demo's files: {text}" for text in differ]
         found.notes += [] if differ else ["demo: all files that it leaves are the same, byte for byte"]
     yield from ([Case(name, codec, base, target) for codec in CODECS] for name, base, target in [*real, *demo])
-    folder = work / "random"
-    shutil.rmtree(folder, ignore_errors=True)
-    random = run([trees[NEW].python, CHILD, "pairs", str(folder), str(RANDOM)], arguments.limit, trees[NEW].env())[1]["pairs"]
-    yield [Case(name, CODECS[k % len(CODECS)], Path(base), Path(target)) for k, (name, base, target) in enumerate(random)]
+    keys = {f"random-{k:02}": CODECS[k % len(CODECS)] for k in range(RANDOM)}
+    if any(wanted(f"bytes {name} {codec}", arguments.rows) for name, codec in keys.items()):
+        folder = work / "random"
+        shutil.rmtree(folder, ignore_errors=True)
+        told = run([trees[NEW].python, CHILD, "pairs", str(folder), str(RANDOM)], arguments.limit, trees[NEW].env())[1]
+        yield [Case(name, keys[name], Path(base), Path(target)) for name, base, target in told["pairs"]]
     for name, pair in pairs.items():
         yield [Case(f"made-{name}", "auto", pair.base, pair.target)]
 

@@ -104,6 +104,7 @@ class Comparison:
 
     def __init__(self, old: Tree, new: Tree, folder: Path, limit: float) -> None:
         self.trees, self.folder, self.limit = (old, new), folder, limit
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
         folder.mkdir()
 
     def rows(self, cases: list[Case]) -> list[Row]:

@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,10 @@ def tensors(path: str) -> dict[str, Any]:
     return found
 
 
-def timed(samples: dict[str, dict[str, list[float]]], name: str, call: Callable[[], Any]) -> Any:
+def timed(samples: dict[str, dict[str, list[float]]], name: str, call: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of a call, whose seconds join the samples."""
     wall, cpu = time.perf_counter(), time.process_time()
-    result = call()
+    result = call(*arguments)
     row = samples.setdefault(name, {"wall": [], "cpu": []})
     row["cpu"].append(time.process_time() - cpu)
     row["wall"].append(time.perf_counter() - wall)
@@ -108,8 +110,8 @@ def memory(base_path: str, target_path: str, codec: str, calls: str) -> dict[str
         for name, array in base.items():
             np.copyto(state[name], array)
         data = timed(samples, "diff", lambda: ckptdiff.diff(base, target, codec=codec, threads=THREADS).to_bytes())
-        patch = timed(samples, "from_bytes", lambda data=data: ckptdiff.Patch.from_bytes(data))
-        timed(samples, "apply_", lambda patch=patch: patch.apply_(state, threads=THREADS))
+        patch = timed(samples, "from_bytes", ckptdiff.Patch.from_bytes, data)
+        timed(samples, "apply_", partial(patch.apply_, state, threads=THREADS))
         exact &= all(np.array_equal(state[name].view(np.uint8), array.view(np.uint8)) for name, array in target.items())
         digests.add(hashlib.sha256(data).hexdigest())
         if call == 0:

@@ -137,6 +137,7 @@ class InProcess(guard_bytes.Comparison):
 
 def compared(pair: Pair, tmp_path: Path, **broken) -> guard_bytes.Row:
     trees = [SimpleNamespace(name=name) for name in ("old", "new")]
+    (tmp_path / "comparison" / "left by a run that was stopped").mkdir(parents=True)
     comparison = InProcess(*trees, tmp_path / "comparison", 0)
     comparison.broken = {tuple(key.split("_")): value for key, value in broken.items()}
     row = comparison.rows([guard_bytes.Case("pair", "sparse", pair.base, pair.target)])[0]
