@@ -26,6 +26,7 @@ from guard_report import FIGURES, Findings, save, summary
 from guard_time import Task, Timing, judgements, say
 from guard_trees import CHILD, ROOT, Tree, TreeError, build, facts, output
 from guard_verdict import AGAIN, LEAST, NEW, OLD
+from peers import machine
 from peers_known import Pair
 from peers_measure import StepError, run
 
@@ -61,20 +62,19 @@ def wanted(name: str, patterns: str) -> bool:
     return any(fnmatch(name, pattern.strip()) for pattern in patterns.split(","))
 
 
-def installed(commit: str, work: Path, found: Findings) -> dict[str, Tree]:
-    """The three trees, and notes of dependencies that differ."""
-    trees, versions = {}, {}
-    for name, what in ((OLD, commit), (AGAIN, commit), (NEW, None)):
-        say(f"installing {name}")
-        trees[name] = build(name, work, what)
-        versions[name] = facts(trees[name])["versions"]
-    found.facts["trees"] = {name: tree.what for name, tree in trees.items()}
-    found.facts["versions"] = versions
-    for name in sorted(versions[OLD].keys() | versions[NEW].keys() | versions[AGAIN].keys()):
-        each = [versions[tree].get(name, "none") for tree in (OLD, AGAIN, NEW)]
-        if len(set(each)) > 1:
-            found.notes.append(f"dependency {name}: {each[0]} of old, {each[1]} of again, {each[2]} of new")
-    return trees
+def installed(name: str, commit: str | None, work: Path, found: Findings) -> Tree:
+    """A tree, ready to run; what it is goes into the facts, and where its dependencies are not the first one's into the notes."""
+    say(f"installing {name}")
+    tree = build(name, work, commit)
+    versions = found.facts.setdefault("versions", {})
+    versions[name] = facts(tree)["versions"]
+    found.facts.setdefault("trees", {})[name] = tree.what
+    first = versions[OLD]
+    for package in sorted(first.keys() | versions[name].keys()):
+        both = first.get(package, "none"), versions[name].get(package, "none")
+        if both[0] != both[1]:
+            found.notes.append(f"dependency {package}: {both[0]} of {OLD}, {both[1]} of {name}")
+    return tree
 
 
 def made(name: str, megabytes: float, changed: float, work: Path, tree: Tree) -> Pair:
@@ -127,8 +127,11 @@ def flagged(task: Task) -> bool:
 
 
 def compare_times(trees: dict[str, Tree], pairs: dict[str, Pair], work: Path, arguments: argparse.Namespace, found: Findings) -> None:
-    timing = Timing(list(trees.values()), work / "time", arguments.limit)
+    timing = Timing(work / "time", arguments.limit)
     found.tasks = [task for task in timing.tasks(pairs, arguments.calls) if any(wanted(row, arguments.rows) for row in task.rows)]
+    if not found.tasks:
+        return
+    timing.trees = [*trees.values(), installed(AGAIN, arguments.commit, work, found)]
     timing.measure(found.tasks, arguments.rounds)
     save(arguments.out, found)
     again = [task for task in found.tasks if flagged(task)]
@@ -136,15 +139,23 @@ def compare_times(trees: dict[str, Tree], pairs: dict[str, Pair], work: Path, ar
         say(f"outside of noise, so measured for as many rounds more: {', '.join(row for task in again for row in task.rows)}")
         timing.measure(again, arguments.rounds)
     for codec, digests in timing.digests.items():
-        text = f"tensors in memory, {codec}: patches of {OLD} (SHA-256 {digests.get(OLD)})"
-        same = len(set(digests.values())) == 1
-        (found.notes if same else found.wrong).append(f"{text} and {NEW} {'are the same' if same else f'({digests.get(NEW)}) differ'}")
+        same, text = len(set(digests.values())) == 1, f"tensors in memory, {codec}: the patch of"
+        if same:
+            found.notes.append(f"{text} all trees is the same (SHA-256 {digests[NEW]})")
+        else:
+            found.wrong.append(f"{text} {OLD} is {digests.get(OLD)}, that of {NEW} {digests.get(NEW)}")
 
 
 def guard(arguments: argparse.Namespace, work: Path) -> Findings:
     found = Findings()
-    found.facts |= {"command": sys.argv[1:], "rounds": arguments.rounds, "mb": arguments.mb, "load at start": os.getloadavg()}
-    trees = installed(arguments.commit, work, found)
+    found.facts |= {
+        "machine": machine(),
+        "command": sys.argv[1:],
+        "rounds": arguments.rounds,
+        "mb": arguments.mb,
+        "load at start": os.getloadavg(),
+    }
+    trees = {name: installed(name, commit, work, found) for name, commit in ((OLD, arguments.commit), (NEW, None))}
     pairs = {name: made(name, mb, arguments.changed, work, trees[NEW]) for name, mb in (("tiny", TINY_MB), ("large", arguments.mb))}
     compare_bytes(trees, pairs, work, arguments, found)
     save(arguments.out, found)

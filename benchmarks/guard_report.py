@@ -11,7 +11,6 @@ from typing import Any
 from guard_bytes import Row
 from guard_time import Task, judgements
 from guard_verdict import NEW, OLD, Judgement
-from peers import machine
 
 FIGURES = {"cpu": "CPU seconds (user and system)", "wall": "Wall seconds", "rss": "Peak memory, MB"}
 READING = """old: the commit; new: the working tree. Figures: median (least to most) of all rounds; old's are of both of its
@@ -100,6 +99,8 @@ def time_table(found: Findings, key: str) -> Iterator[str]:
 def markdown(found: Findings) -> str:
     facts = found.facts
     lines = ["# Guard", "", *(f"- {name}: {what}" for name, what in facts.get("trees", {}).items())]
+    if "machine" in facts:
+        lines.append("- machine: {cpu}, {cores} cores, Python {python}".format(**facts["machine"]))
     for when in ("start", "end"):
         if f"load at {when}" in facts:
             lines.append(f"- load at {when}: {', '.join(f'{load:.1f}' for load in facts[f'load at {when}'])}")
@@ -114,7 +115,7 @@ def markdown(found: Findings) -> str:
 def as_json(found: Findings) -> dict[str, Any]:
     times = {key: {row: {**asdict(of), "rounds": rounds} for row, (of, rounds) in judged_rows(found, key).items()} for key in FIGURES}
     tasks = [{"rows": task.rows, "rounds": task.rounds, "failed": task.failed, "samples": task.samples} for task in found.tasks]
-    facts = {"machine": machine(), **found.facts, "notes": found.notes, "wrong": found.wrong}
+    facts = {**found.facts, "notes": found.notes, "wrong": found.wrong}
     return {**facts, "summary": asdict(summary(found)), "bytes": [row.to_json() for row in found.bytes], "times": times, "tasks": tasks}
 
 

@@ -40,8 +40,9 @@ class Task:
 class Timing:
     """All that can be timed, in a folder of its own."""
 
-    def __init__(self, trees: list[Tree], folder: Path, limit: float) -> None:
-        self.trees, self.folder, self.limit = trees, folder, limit
+    def __init__(self, folder: Path, limit: float) -> None:
+        self.trees: list[Tree] = []
+        self.folder, self.limit = folder, limit
         self.digests: dict[str, dict[str, str]] = {}  # of patches made in memory, by pair and codec, and tree
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -121,9 +122,11 @@ class Timing:
 
     def measure(self, tasks: list[Task], rounds: int) -> None:
         """So many more rounds of some tasks."""
-        for task in tasks:
-            for tree in self.trees if task.warm and not task.rounds else []:
+        fresh = [task for task in tasks if task.warm and not task.rounds]
+        for task in fresh:
+            for tree in self.trees:
                 self.turn(task, tree, keep=False)
+        say(f"{len(fresh)} of {len(tasks)} tasks warmed up")
         for k in range(rounds):
             for task in tasks:
                 for name in orders(task.rounds, 1)[0]:

@@ -221,13 +221,15 @@ def findings(cpu: float) -> guard_report.Findings:
     task = guard_time.Task(["make tiny"], lambda tree, scratch: {}, rounds=9)
     figures = {name: {"cpu": 2.0 * factor, "wall": 1.0, "rss": 100.0} for name, factor in (("old", 1), ("new", cpu), ("again", 1))}
     task.samples = {"make tiny": {name: [one] * 9 for name, one in figures.items()}}
-    return guard_report.Findings({"trees": {"old": "687b727"}}, ["a note"], [row], [task])
+    facts = {"trees": {"old": "687b727"}, "machine": guard.machine(), "load at end": (1.25, 0, 0)}
+    return guard_report.Findings(facts, ["a note"], [row], [task])
 
 
 def test_the_report(tmp_path: Path) -> None:
     found = findings(1.25)
     guard_report.save(tmp_path / "deep" / "guard", found)
     text = (tmp_path / "deep" / "guard.md").read_text()
+    assert "- old: 687b727\n- machine: " in text and "- load at end: 1.2, 0.0, 0.0\n- a note\n" in text
     assert "| pair | auto | 2,000 | 2,000 | 1.0000 | same bytes | exact, 2 ways |" in text
     figures = "2.000 (2.000 to 2.000) | 2.500 (2.500 to 2.500) | 1.250 | 1.250 | 1.000"
     assert f"| make tiny | 9 | {figures} | ± 1.0 % | slower |" in text
@@ -272,7 +274,8 @@ def test_tasks_take_turns_and_stop_at_a_failure(tmp_path: Path) -> None:
         raise guard_time.NotExactError(f"{tree.name} is wrong")
 
     trees = [SimpleNamespace(name=name) for name in ("old", "again", "new")]
-    timing = guard_time.Timing(trees, tmp_path / "time", 0)
+    timing = guard_time.Timing(tmp_path / "time", 0)
+    timing.trees = trees
     tasks = [guard_time.Task(["row"], sample), guard_time.Task(["other"], failing)]
     timing.measure(tasks, 3)
     expected = [name for order in guard_verdict.orders(0, 3) for name in order]
