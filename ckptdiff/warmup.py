@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,8 @@ from ckptdiff.masks import Mask
 from ckptdiff.parallel import Progress, no_progress
 from ckptdiff.stfile import predicted_header
 from ckptdiff.verifier import verify
+
+Chance: TypeAlias = float | npt.NDArray[np.float64]
 
 SIDE, MATRIX, LARGE = 64, 192, 1 << 17
 """Rows and columns of most tensors; of floats whose update's rank is taken from its Gram matrix; and elements of a tensor so
@@ -98,25 +101,26 @@ def _steps(folder: Path) -> list[Callable[[], object]]:
     ]
 
 
-def _tensors() -> dict[str, tuple[Dtype, tuple[int, ...], float]]:
-    """Dtype, shape, and which share of the units changes."""
-    found: dict[str, tuple[Dtype, tuple[int, ...], float]] = {}
+def _tensors() -> dict[str, tuple[Dtype, tuple[int, ...], Chance]]:
+    """Dtype, shape, and how likely units change."""
+    found: dict[str, tuple[Dtype, tuple[int, ...], Chance]] = {}
     for name, dtype in DTYPES.items():
         found |= {f"{name}.{share}": (dtype, (SIDE, SIDE), share) for share in (0.02, 0.5, 1.0)}
         if name in ("BF16", "F16"):
             found[f"{name}.large"] = dtype, (LARGE,), 0.5
         if name in ("BF16", "F16", "F32", "F64"):
             found[f"{name}.matrix"] = dtype, (MATRIX, MATRIX), 0.02
-    return found
+    rows = np.where(np.arange(MATRIX) % 4, 0.02, 0.98)  # the coder then goes by how active a row is
+    return found | {"rows": (DTYPES["BF16"], (MATRIX, SIDE), np.repeat(rows, SIDE))}
 
 
-def _units(dtype: Dtype, count: int, share: float, changed: bool) -> Bytes:
-    """Bits of numbers of about 1 where the dtype has such; and how a share of them changed, by a few ulps, up and down."""
+def _units(dtype: Dtype, count: int, chance: Chance, changed: bool) -> Bytes:
+    """Bytes of numbers of about 1 where the dtype has such; and how some changed, by a few ulps, up and down."""
     rng = np.random.default_rng(0)
     one = {"F16": 15 << 10, "BF16": 127 << 7, "F32": 127 << 23, "C64": 127 << 23, "F64": 1023 << 52}.get(dtype.name, 16)
     units = (one + rng.integers(0, 64, count)).astype(dtype.unit)
     if changed:
-        where = rng.random(count) < share
+        where = rng.random(count) < chance
         units[where] += rng.integers(-9, 9, int(where.sum())).astype(dtype.unit)
     return units.view(np.uint8)
 
@@ -128,8 +132,8 @@ def _write_pair(base: Path, target: Path) -> None:
     for path in (base, target):
         with open(path, "xb") as file:
             file.write(len(header).to_bytes(8, "little") + header)
-            for name, (dtype, _, share) in tensors.items():
-                file.write(_units(dtype, sizes[name] // dtype.carrier, share, path == target).tobytes())
+            for name, (dtype, _, chance) in tensors.items():
+                file.write(_units(dtype, sizes[name] // dtype.carrier, chance, path == target).tobytes())
 
 
 def _arrays(changed: bool) -> dict[str, npt.NDArray[np.generic]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
@@ -50,6 +51,10 @@ def tensors(rng: np.random.Generator) -> tuple[dict[str, TensorData], dict[str, 
             units = np.frombuffer(data, f"<u{BITS[dtype] // 8}").copy()
             units[rng.random(len(units)) < share] ^= 1
             target[f"layers.{k}.{name}.weight"] = dtype, shape, units.tobytes()
+    units = rng.integers(0x3C00, 0x3D00, (300, 80)).astype("<u2")
+    base["lines"] = "BF16", units.shape, units.tobytes()
+    units[::5] += rng.integers(1, 9, units[::5].shape).astype("<u2")  # whole rows: the coder goes by how active they are
+    target["lines"] = "BF16", units.shape, units.tobytes()
     return base, target
 
 
@@ -81,7 +86,9 @@ def run_live() -> None:
     rng = np.random.default_rng(6)
     arrays: dict[str, Any] = {kind: rng.integers(0, 99, (60, 70)).astype(kind) for kind in "u1 u2 u4 u8 i1 i2 i4 i8 f2 f4 f8 c8".split()}
     moved = {kind: array + (rng.random(array.shape) < 0.2).astype(kind) for kind, array in arrays.items()}
-    for codec in ("context", "sparse", "raw", None):
+    for codec, closed in itertools.product(("context", "sparse", "raw", None), ((), (arrays,), (moved,), (arrays, moved))):
+        for array in itertools.chain(arrays.values(), moved.values()):
+            array.flags.writeable = not any(array is some for side in closed for some in side.values())
         model = {kind: array.copy() for kind, array in arrays.items()}
         with ckptdiff.Patch.from_bytes(ckptdiff.diff(arrays, moved, codec=codec).to_bytes()) as patch:
             loaded = patch.load(model)
@@ -100,7 +107,8 @@ def run_subnetwork() -> None:
         for kind in (torch.optim.SGD, torch.optim.AdamW, torch.optim.Adagrad, torch.optim.Adamax):
             model = torch.nn.Linear(30, 20).to(dtype)
             optimizer = kind(model.parameters(), lr=0.01, weight_decay=0.1)
-            with freeze_outside(model, Mask.from_arrays({"weight": np.random.default_rng(0).random((20, 30)) < 0.3}), optimizer):
+            freeze_outside(model, Mask.from_arrays({"weight": np.random.default_rng(0).random((20, 30)) < 0.3}), optimizer)
+            for _ in range(3):
                 model(torch.ones(2, 30, dtype=dtype)).float().sum().backward()
                 optimizer.step()
 
