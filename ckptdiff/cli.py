@@ -277,12 +277,18 @@ def demo(folder: Path | None) -> None:
 
 
 @main.command()
-def warmup() -> None:
-    """Compile the kernels of the context codec now, for images and read-only installs.
+@as_json
+def warmup(json_output: bool) -> None:
+    """Compile all kernels now, for images, read-only installs and shared folders.
 
-    They are compiled when they are first needed otherwise, which takes some seconds once.
+    They are compiled when they are first needed otherwise. CKPTDIFF_CACHE_DIR names the folder that they are kept in; without it
+    that is in the package's own folder, or in the user's cache where that cannot be written. The folder is printed.
     """
-    from ckptdiff.codecs.context import warm_up
+    from ckptdiff.warmup import warm_up
 
-    folder = warm_up()
-    click.echo(f"compiled, and cached in {folder}" if folder else "compiled, but no folder can be written to cache that")
+    with progress_bar(sizes=False) as progress:
+        result = warm_up(progress)
+    if json_output:
+        print_json(to_json(result))
+    else:
+        click.echo(f"{result.compiled} kernels compiled, {result.read} read, in {result.folder}")

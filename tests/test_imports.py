@@ -16,7 +16,8 @@ ORDER = """
 errors quantities canonical dtypes digests xxh3 stfile hubid hubclient hub hubwrite paths scratch parallel
 selection checkpoint adapt pairing values
 codecs.place codecs.planes codecs.raw codecs.sparse
-codecs.jit codecs.leaves codecs.escapes codecs.changes codecs.rangecoder codecs.rans codecs.groups codecs.adaptive codecs.static
+codecs.kernelcache codecs.jit
+codecs.leaves codecs.escapes codecs.changes codecs.rangecoder codecs.rans codecs.groups codecs.adaptive codecs.static
 codecs.context codecs
 table manifest patchfile patches others output
 devices torchtypes memory coding device devicekernels deviceleaves devicecoder coders
@@ -27,7 +28,7 @@ analysis.stored analysis.source analysis.reporting analysis.overlap
 analysis.series analysis.words analysis.drawing analysis.markup analysis.charts analysis.page
 analysis.overlap_words analysis.overlap_charts analysis.overlap_page
 masks masking freezing tracking subnetwork integrations.trainer
-card publishing render render_report render_hub demo cli_common cli_report cli_hub cli
+warmup card publishing render render_report render_hub demo cli_common cli_report cli_hub cli
 """.split()
 LAZY = {"hub", "hubclient", "hubwrite", "publishing", "cli", "cli_hub", "cli_common", "cli_report", "demo"}
 LAZY |= {
