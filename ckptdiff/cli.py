@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import io
 import resource
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from ckptdiff.cli_common import (
 from ckptdiff.cli_hub import pull, push
 from ckptdiff.cli_report import mask, overlap, report
 from ckptdiff.errors import CkptdiffError
+from ckptdiff.interrupts import raised
 
 
 def _some_path(ctx: click.Context, parameter: click.Parameter, value: Path) -> Path:
@@ -49,7 +49,8 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with raised():
+                return super().invoke(ctx)
         except CkptdiffError as error:
             if ctx.meta.get("json"):
                 print_json({"error": {"kind": error.kind, "message": str(error)}})
@@ -60,8 +61,8 @@ class Commands(click.Group):
                 raise
             say(f"error: the output cannot be written: {error.strerror}")
             ctx.exit(3)
-        except (KeyboardInterrupt, click.Abort):
-            say("interrupted; nothing unfinished was left behind")
+        except (KeyboardInterrupt, click.Abort) as error:
+            say(f"interrupted; {str(error) or 'nothing unfinished was left behind'}")
             ctx.exit(130)
 
 
@@ -80,15 +81,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    for signum in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(signum) != signal.SIG_IGN:  # nohup
-            signal.signal(signum, _terminate)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # every shard of every patch of a chain stays open
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _terminate(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 @main.command()
