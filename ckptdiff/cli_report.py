@@ -9,8 +9,6 @@ from typing import Any
 import click
 
 from ckptdiff.cli_common import PATH, as_json, finite, overwrite_option, print_json, progress_bar, selection_options, threads_option
-from ckptdiff.errors import CheckpointError
-from ckptdiff.hubid import parse_id
 from ckptdiff.output import build_beside, check_beside
 
 POSITIVE = click.FloatRange(min=0)
@@ -48,7 +46,7 @@ def report(
     """
     from ckptdiff.analysis.reporting import report as run
     from ckptdiff.analysis.reporting import report_patch
-    from ckptdiff.analysis.source import is_patch
+    from ckptdiff.recognition import is_patch
 
     if target is None:
         _check_alone(base, is_patch(base))
@@ -82,8 +80,6 @@ def report(
 
 def _check_alone(path: Path, patch: bool) -> None:
     """A patch alone is told by no options: what it stores is what it has."""
-    if not patch and parse_id(path) is None and not path.exists():
-        raise CheckpointError(f"{path}: no such file or folder")
     if not patch:
         raise click.UsageError(f"{path} is not a patch: give BASE and TARGET, or a patch alone.")
     given = click.get_current_context().get_parameter_source

@@ -8,6 +8,7 @@ CkptdiffError            base of all; ``except ckptdiff.CkptdiffError`` catches 
 ├── CheckpointError      a checkpoint cannot be read, or is not one
 ├── OutputError          the output cannot be written there
 └── HubError             the Hub refuses, lacks something, or cannot be reached
+    └── RevisionError    a repo is there, but not the revision of it that was asked for
 
 Each has ``kind``, a short stable word (spec section 13 for the first four) that scripts can branch on.
 """
@@ -65,3 +66,7 @@ class HubError(CkptdiffError):
     """The Hub refuses, lacks something, or cannot be reached."""
 
     kind = "hub"
+
+
+class RevisionError(HubError):
+    """A repo on the Hub is there, but not the revision of it that was asked for."""

@@ -133,18 +133,23 @@ def download(repo: Repo, paths: Iterable[str]) -> Path:
     return Path(folder) / repo.folder
 
 
-def check_files(repo: Repo, sha256: Mapping[str, str], where: str) -> None:
-    """Compare files' SHA-256 by path with those that the Hub states, as far as it states them.
+def check_files(repo: Repo, sha256: Mapping[str, str], where: str) -> int:
+    """Compare files' SHA-256 by path with those that the Hub states, as far as it states them; returns how many were compared.
+
+    It states none of files that are not in LFS or Xet, nor does a cache.
 
     Raises:
         HubError: the repo lacks one, or has another. A single file may have another name there.
     """
+    compared = 0
     for path, expected in sha256.items():
         row = repo.files.get(path) or (next(iter(repo.files.values())) if len(sha256) == len(repo.files) == 1 else None)
         if row is None:
             raise HubError(f"{where}: {repo.pinned} has no file {path}, so it is not that checkpoint")
         if row.sha256 is not None and row.sha256 != expected:
             raise HubError(f"{where}: {path} has the SHA-256 {expected}, but in {repo.pinned} it is {row.sha256}: not the same checkpoint")
+        compared += row.sha256 is not None
+    return compared
 
 
 class RemoteSource:

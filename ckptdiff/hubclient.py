@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from ckptdiff.errors import HubError
+from ckptdiff.errors import HubError, RevisionError
 from ckptdiff.hubid import HubId
 
 LIBRARY = "ckptdiff"
@@ -62,7 +62,7 @@ def translated(hub_id: HubId) -> Iterator[None]:
             f"{hub_id.repo}: is gated: ask for access at {endpoint()}/{hub_id.repo}, then log in with `hf auth login` or set HF_TOKEN"
         ) from None
     except errors.RevisionNotFoundError:
-        raise HubError(f"{hub_id.repo}: has no revision {hub_id.revision}") from None
+        raise RevisionError(f"{hub_id.repo}: has no revision {hub_id.revision}") from None
     except errors.RepositoryNotFoundError:
         raise HubError(
             f"{hub_id.repo}: no such file or folder here, and no such repo at {endpoint()}, or your token has no access to it "
