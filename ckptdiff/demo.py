@@ -12,6 +12,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 
+from ckptdiff.canonical import visible
 from ckptdiff.dtypes import cast
 from ckptdiff.errors import CkptdiffError, OutputError
 from ckptdiff.stfile import predicted_header
@@ -84,13 +85,13 @@ def run(folder: Path | None) -> None:
         _run(folder)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {error.strerror}") from None
-    click.echo(f"\nThe files are in {folder}.")
+    click.echo(f"\nThe files are in {visible(str(folder))}.")
 
 
 def _run(folder: Path) -> None:
     from ckptdiff.cli import main
 
-    click.echo(f"A synthetic pair of checkpoints (random bf16 weights, one Adam-sized update; no real model), in {folder}:")
+    click.echo(f"A synthetic pair of checkpoints (random bf16 weights, one Adam-sized update; no real model), in {visible(str(folder))}:")
     base, target = (os.fspath(path) for path in write_pair(folder))
     patch, out = os.fspath(folder / "patch"), os.fspath(folder / "rebuilt")
     for arguments in (
@@ -100,7 +101,7 @@ def _run(folder: Path) -> None:
         ["verify", patch, "--base", base, "--target", out],
         ["compare", base, out],
     ):
-        click.echo(click.style(f"\n$ ckptdiff {shlex.join(arguments)}", bold=True))
+        click.echo(click.style(f"\n$ ckptdiff {visible(shlex.join(arguments))}", bold=True))
         code = main(arguments, standalone_mode=False)
         if code not in (None, 0) and (arguments[0], code) != ("compare", 1):  # base and target do differ
             raise CkptdiffError(f"ckptdiff {arguments[0]} ended with {code}")

@@ -7,6 +7,7 @@ CkptdiffError            base of all; ``except ckptdiff.CkptdiffError`` catches 
 ├── BaseMismatchError    the base is not the one the patch was made from
 ├── CheckpointError      a checkpoint cannot be read, or is not one
 ├── OutputError          the output cannot be written there
+├── ResourceError        this machine lacks memory or threads, or a library that cannot be loaded
 └── HubError             the Hub refuses, lacks something, or cannot be reached
     └── RevisionError    a repo is there, but not the revision of it that was asked for
 
@@ -60,6 +61,12 @@ class OutputError(CkptdiffError):
     """The output cannot be written there."""
 
     kind = "output"
+
+
+class ResourceError(CkptdiffError):
+    """This machine lacks memory or threads, or a library that cannot be loaded."""
+
+    kind = "resources"
 
 
 class HubError(CkptdiffError):

@@ -14,6 +14,9 @@ from ckptdiff.errors import CheckpointError, HubError
 from ckptdiff.hubclient import LIBRARY, client, current_token, is_offline, translated
 from ckptdiff.hubid import HubId
 
+NOT_HERE = "no such file or folder here"
+"""An id is looked up on the Hub only where no local path has its name: who mistyped a path must be told."""
+
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
@@ -61,7 +64,7 @@ def open_repo(hub_id: HubId) -> Repo:
     from huggingface_hub.hf_api import RepoFile
 
     api = client()
-    with translated(hub_id):
+    with translated(hub_id, first=f"{NOT_HERE}, and "):
         found = api.model_info(hub_id.repo, revision=hub_id.revision)
         entries = list(api.list_repo_tree(found.id, recursive=True, revision=found.sha))
     rows = [
@@ -99,7 +102,9 @@ def _cached(hub_id: HubId) -> Repo:
     matching = [row for row in revisions if wanted is None or wanted == row.commit_hash or wanted in row.refs]
     if not matching:
         at = f" at {wanted}" if wanted else ""
-        raise HubError(f"{hub_id.repo}: HF_HUB_OFFLINE is set, and the cache has no files of it{at}: fetch it once while online")
+        raise HubError(
+            f"{hub_id.repo}: {NOT_HERE}, HF_HUB_OFFLINE is set, and the cache has no files of it{at}: fetch it once while online"
+        )
     root = matching[-1].snapshot_path
     rows = [RemoteFile(p.relative_to(root).as_posix(), p.stat().st_size) for p in root.rglob("*") if p.is_file()]
     return _repo(hub_id, hub_id.repo, matching[-1].commit_hash, rows, root)

@@ -16,6 +16,7 @@ from pathlib import Path
 import xxhash
 
 from ckptdiff.errors import OutputError
+from ckptdiff.machine import machine_error
 
 OLD = "old"
 FRESH = 60.0
@@ -100,10 +101,13 @@ def _remove_unlocked(path: Path) -> None:
 
 @contextmanager
 def writing(out: Path) -> Iterator[None]:
-    """Turn the OSErrors of writing into one OutputError that says what to do."""
+    """Turn the OSErrors of writing into one OutputError that says what to do; those of this machine become a ResourceError."""
     try:
         yield
     except OSError as error:
+        lacking = machine_error(error)
+        if lacking is not None:
+            raise lacking from None
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutputError(f"{out}: the disk is full; free some space, or write elsewhere. Nothing was left behind") from None
         raise OutputError(f"{out}: cannot be written: {error.strerror or error}") from None

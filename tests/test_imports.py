@@ -13,7 +13,7 @@ import ckptdiff
 
 PACKAGE = Path(ckptdiff.__file__).parent
 ORDER = """
-errors quantities canonical dtypes digests xxh3 stfile hubid hubclient hub hubwrite paths scratch parallel
+errors machine quantities canonical dtypes digests xxh3 stfile hubid hubclient hub hubwrite paths scratch parallel
 recognition selection checkpoint adapt pairing values
 codecs.place codecs.planes codecs.raw codecs.sparse
 codecs.jit codecs.leaves codecs.escapes codecs.changes codecs.rangecoder codecs.rans codecs.groups codecs.adaptive codecs.static

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ from ckptdiff.patchfile import Spooled, write_patch_file
 from ckptdiff.recognition import is_patch
 from tests.checkpoints import perturb, tensor, tree, write
 from tests.hub_server import Hub, running
-from tests.test_hub import CARD, Client, files_of
+from tests.test_hub import CARD, Client
 
 pytest.importorskip("huggingface_hub")
 CONFIG = b'{"model_type": "llama"}\n'
@@ -45,6 +48,33 @@ def base_repo(hub: Hub, model: Path) -> None:
     hub.add("org/base", {"model.safetensors": model.read_bytes(), "config.json": CONFIG, "README.md": CARD})
 
 
+SESSION = """
+import json, sys
+from click.testing import CliRunner
+from ckptdiff.cli import main
+done = [CliRunner().invoke(main, arguments) for arguments in json.load(sys.stdin)]
+json.dump([{"code": r.exit_code, "stdout": r.stdout, "stderr": r.stderr} for r in done], sys.stdout)
+"""
+
+
+def run_all(client: Client, *commands: tuple[object, ...]) -> list[SimpleNamespace]:
+    """Run commands one after the other in one process: the imports of a start take longer than these commands."""
+    text = json.dumps([list(map(str, command)) for command in commands])
+    command = [sys.executable, "-c", SESSION]
+    done = subprocess.run(command, input=text, cwd=client.folder, env=client.environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return [SimpleNamespace(**row) for row in json.loads(done.stdout)]
+
+
+def lone_patch(hub: Hub, models: list[Path], folder: Path) -> Path:
+    """A patch file that names ``org/base`` at its commit, made without asking for it."""
+    patch = folder / "patch.safetensors"
+    ckptdiff.make(models[0], models[1], folder / "bare.safetensors", codec="sparse")
+    return rewritten(
+        folder / "bare.safetensors", patch, info={"base_repo": "org/base", "base_revision": hub.repos["org/base"].branches["main"]}
+    )
+
+
 def rewritten(patch: Path, out: Path, **changes: object) -> Path:
     """A patch file with other metadata, sealed anew; the payloads stay."""
     with open_patch(patch) as opened:
@@ -63,23 +93,35 @@ def rewritten(patch: Path, out: Path, **changes: object) -> Path:
 def test_every_command_reads_a_lone_patch_on_the_hub(hub: Hub, models: list[Path], tmp_path: Path) -> None:
     client = Client(hub, tmp_path / "a")
     base_repo(hub, models[0])
-    client.run("make", models[0], models[1], "-o", "lone.safetensors", "--base-repo", "org/base", "--codec", "sparse")
-    shown = client.run("push", "lone.safetensors", "me/lone", "--dry-run").stdout
-    assert "ckptdiff pull me/lone -o lone.safetensors" in shown and "SHA-256 of one weight file of its base" in shown
-    client.run("push", "lone.safetensors", "me/lone")
+    made, dry, pushed, info, alone, both, overlap, mask, verify, pull, *refused = run_all(
+        client,
+        ("make", models[0], models[1], "-o", "lone.safetensors", "--base-repo", "org/base", "--codec", "sparse", "--json"),
+        ("push", "lone.safetensors", "me/lone", "--dry-run"),
+        ("push", "lone.safetensors", "me/lone"),
+        ("info", "me/lone", "--json"),
+        ("report", "me/lone", "--json"),
+        ("report", "org/base", "me/lone", "--rank", "none", "--json"),
+        ("overlap", "me/lone", "--json"),
+        ("mask", "me/lone", "-o", "mask", "--json"),
+        ("verify", "me/lone", "--base", "org/base", "--target", models[1]),
+        ("pull", "me/lone", "-o", "out.safetensors"),
+        ("make", "me/lone", models[2], "-o", "x"),
+        ("compare", models[0], "me/lone"),
+    )
+    assert "ckptdiff pull me/lone -o lone.safetensors" in dry.stdout and pushed.code == 0
     assert sorted(hub.tree("me/lone")) == [".gitattributes", "README.md", "patch/model.safetensors"]
-    changed = json.loads(client.run("info", "me/lone", "--json").stdout)["totals"]["changed"]
-    alone = json.loads(client.run("report", "me/lone", "--json").stdout)["totals"]
-    assert alone["elements"] - alone["bit_identical"] == changed > 0
-    both = json.loads(client.run("report", "org/base", "me/lone", "--rank", "none", "--json").stdout)["totals"]
-    assert both["elements"] - both["bit_identical"] == changed
-    assert json.loads(client.run("overlap", "me/lone", "--json").stdout)["base"] != ""
-    assert json.loads(client.run("mask", "me/lone", "-o", "mask", "--json").stdout)["elements"] == changed
-    client.run("verify", "me/lone", "--base", "org/base", "--target", models[1])
-    client.run("pull", "me/lone", "-o", "out.safetensors")
+    changed = json.loads(made.stdout)["totals"]["changed"]
+    assert changed == json.loads(info.stdout)["totals"]["changed"] > 0
+    for report in (alone, both):
+        totals = json.loads(report.stdout)["totals"]
+        assert totals["elements"] - totals["bit_identical"] == changed
+    assert json.loads(overlap.stdout)["base"] == f"base@{hub.repos['org/base'].branches['main']}"
+    assert json.loads(mask.stdout)["elements"] == changed
+    assert verify.code == pull.code == 0, verify.stdout + pull.stderr
     assert (tmp_path / "a" / "out.safetensors").read_bytes() == models[1].read_bytes()
-    for arguments in (("make", "me/lone", models[2], "-o", "x"), ("compare", models[0], "me/lone")):
-        assert "is a ckptdiff patch, not a checkpoint; rebuild that with: ckptdiff pull me/lone" in client.run(*arguments, code=3).stderr
+    for result in refused:
+        assert result.code == 3
+        assert "is a ckptdiff patch, not a checkpoint; rebuild that with: ckptdiff pull me/lone" in result.stderr
 
 
 @pytest.mark.slow
@@ -87,17 +129,22 @@ def test_a_lone_patch_is_a_base(hub: Hub, models: list[Path], tmp_path: Path) ->
     """``make --base-repo``, ``push`` and ``pull`` follow it as they follow a patch folder."""
     client = Client(hub, tmp_path / "a")
     base_repo(hub, models[0])
-    client.run("make", models[0], models[1], "-o", "one.safetensors", "--base-repo", "org/base", "--codec", "sparse")
-    client.run("push", "one.safetensors", "me/one")
-    client.run("make", models[1], models[2], "-o", "two.safetensors", "--base-repo", "me/one", "--codec", "sparse")
-    wrong = client.run("make", models[2], models[1], "-o", "x", "--base-repo", "me/one", code=3).stderr
-    assert "is not what the patch in me/one@" in wrong
-    client.run("push", "two.safetensors", "me/two", "--license", "mit")
-    assert "that commit gives its base" in hub.tree("me/two")["README.md"].decode()
-    done = json.loads(client.run("pull", "me/two", "-o", "out.safetensors", "--json").stdout)
+    *_, wrong, pushed, pull, overlap = run_all(
+        client,
+        ("make", models[0], models[1], "-o", "one.safetensors", "--base-repo", "org/base", "--codec", "sparse"),
+        ("push", "one.safetensors", "me/one"),
+        ("make", models[1], models[2], "-o", "two.safetensors", "--base-repo", "me/one", "--codec", "sparse"),
+        ("make", models[2], models[1], "-o", "x", "--base-repo", "me/one"),
+        ("push", "two.safetensors", "me/two", "--license", "mit"),
+        ("pull", "me/two", "-o", "out.safetensors", "--json"),
+        ("overlap", "me/two"),
+    )
+    assert wrong.code == 3 and "is not what the patch in me/one@" in wrong.stderr
+    assert pushed.code == 0 and "that commit gives its base" in hub.tree("me/two")["README.md"].decode()
     assert (tmp_path / "a" / "out.safetensors").read_bytes() == models[2].read_bytes()
+    done = json.loads(pull.stdout)
     assert [patch.split("@")[0] for patch in done["patches"]] == ["me/one", "me/two"] and done["verified"] is True
-    assert "is itself a patch: rebuild that with ckptdiff pull" in client.run("overlap", "me/two", code=3).stderr
+    assert overlap.code == 3 and "is itself a patch: rebuild that with ckptdiff pull" in overlap.stderr
 
 
 @pytest.mark.slow
@@ -105,14 +152,22 @@ def test_a_lone_patch_that_was_uploaded_by_hand(hub: Hub, models: list[Path], tm
     """Under any name; and a model whose only weight file lies in a folder called patch is none."""
     client = Client(hub, tmp_path / "a")
     base_repo(hub, models[0])
-    client.run("make", models[0], models[1], "-o", "lone.safetensors", "--base-repo", "org/base", "--codec", "sparse")
-    hub.add("me/hand", {"my-update.safetensors": (tmp_path / "a" / "lone.safetensors").read_bytes(), "notes.txt": b"mine"})
+    patch = lone_patch(hub, models, tmp_path)
+    hub.add("me/hand", {"my-update.safetensors": patch.read_bytes(), "notes.txt": b"mine"})
     hub.add("org/odd", {"patch/model.safetensors": models[0].read_bytes()})
-    client.run("pull", "me/hand", "-o", "out.safetensors")
-    assert json.loads(client.run("report", "me/hand", "--json").stdout)["totals"]["elements"] == 2 * 48 * 64
-    client.run("compare", "org/odd", models[0], code=0)
-    assert "not a ckptdiff patch, but a plain safetensors file" in client.run("info", "org/odd", code=3).stderr
-    assert "is not a patch: give BASE and TARGET" in client.run("report", "org/odd", code=2).stderr
+    pull, report, compare, info, odd = run_all(
+        client,
+        ("pull", "me/hand", "-o", "out.safetensors"),
+        ("report", "me/hand", "--json"),
+        ("compare", "org/odd", models[0]),
+        ("info", "org/odd"),
+        ("report", "org/odd"),
+    )
+    assert pull.code == compare.code == 0, pull.stderr + compare.stderr
+    assert (tmp_path / "a" / "out.safetensors").read_bytes() == models[1].read_bytes()
+    assert json.loads(report.stdout)["totals"]["elements"] == 2 * 48 * 64
+    assert info.code == 3 and "not a ckptdiff patch, but a plain safetensors file" in info.stderr
+    assert odd.code == 2 and "is not a patch: give BASE and TARGET" in odd.stderr
 
 
 def test_a_folder_with_a_lone_patch(models: list[Path], tmp_path: Path) -> None:
@@ -157,44 +212,42 @@ def test_a_patch_of_files_lists_its_base_s(models: list[Path], tmp_path: Path) -
 def test_a_card_claims_only_what_was_compared(hub: Hub, models: list[Path], tmp_path: Path) -> None:
     client = Client(hub, tmp_path / "a")
     base_repo(hub, models[0])
-    patch = tmp_path / "a" / "patch.safetensors"
-    client.run("make", models[0], models[1], "-o", patch, "--base-repo", "org/base", "--codec", "sparse")
-    rewritten(patch, tmp_path / "a" / "unlisted.safetensors", base_files=None)
-    rewritten(patch, tmp_path / "a" / "memory.safetensors", base_files=(), target_sha256=None)
-    for name in ("unlisted", "memory"):
-        said = client.run("push", f"{name}.safetensors", "me/patch", "--dry-run", code=3).stderr
-        assert "needs a base but lists no file of it, so nothing shows whether org/base has it" in said
-    shown = client.run("push", patch, "me/patch", "--dry-run").stdout
-    assert "- `ckptdiff verify`: digests of its table, header and all payloads\n" in shown
-    assert "- SHA-256 of one weight file of its base: as the Hub states it of `org/base` at that commit\n" in shown
+    patch = lone_patch(hub, models, tmp_path)
+    unlisted = rewritten(patch, tmp_path / "unlisted.safetensors", base_files=None)
+    memory = rewritten(patch, tmp_path / "memory.safetensors", base_files=(), target_sha256=None)
+    shown, *refused = run_all(client, *(("push", path, "me/patch", "--dry-run") for path in (patch, unlisted, memory)))
+    for result in refused:
+        assert result.code == 3 and "needs a base but lists no file of it, so nothing shows whether org/base has it" in result.stderr
+    assert "- `ckptdiff verify`: digests of its table, header and all payloads\n" in shown.stdout
+    assert "- SHA-256 of one weight file of its base: as the Hub states it of `org/base` at that commit\n" in shown.stdout
     base = hub.repos["org/base"].commits[hub.repos["org/base"].branches["main"]]
     base["model.safetensors"].lfs = False  # the Hub states no SHA-256 of it then
-    shown = client.run("push", patch, "me/patch", "--dry-run").stdout
-    assert "- not its base: of none of the weight files that the patch lists does the Hub state a SHA-256 in `org/base`\n" in shown
-    assert "SHA-256 of one" not in shown and "me/patch" not in hub.repos
+    (shown,) = run_all(client, ("push", patch, "me/patch", "--dry-run"))
+    assert "- not its base: of none of the weight files that the patch lists does the Hub state a SHA-256 in `org/base`\n" in shown.stdout
+    assert "SHA-256 of one" not in shown.stdout and "me/patch" not in hub.repos
 
 
 @pytest.mark.slow
 def test_pull_says_the_same_weights_only_where_it_compared(hub: Hub, models: list[Path], tmp_path: Path) -> None:
     client = Client(hub, tmp_path / "a")
     base_repo(hub, models[0])
-    client.run("make", models[0], models[1], "-o", "patch.safetensors", "--base-repo", "org/base", "--codec", "sparse")
-    whole = tmp_path / "a" / "patch.safetensors"
-    hub.add("me/whole", {"patch/model.safetensors": whole.read_bytes()})
-    memory = rewritten(whole, tmp_path / "memory.safetensors", base_files=(), target_sha256=None)
+    patch = lone_patch(hub, models, tmp_path)
+    hub.add("me/whole", {"patch/model.safetensors": patch.read_bytes()})
+    memory = rewritten(patch, tmp_path / "memory.safetensors", base_files=(), target_sha256=None)
     hub.add("me/memory", {"patch/model.safetensors": memory.read_bytes()})
     repo = hub.repos["org/base"]
     del repo.commits[repo.branches["main"]]
     hub.add("org/base", {"model.safetensors": models[0].read_bytes(), "LICENSE": b"another commit"})
-    done = client.run("pull", "me/whole", "-o", "whole.safetensors")
-    assert "is gone from org/base; " in done.stderr and "has the same weights, by SHA-256" in done.stderr
-    assert "SHA-256 as the patch states" in done.stdout
-    done = client.run("pull", "me/memory", "-o", "memory.safetensors")
-    assert "is taken: digests are compared as it is read" in done.stderr and "same weights" not in done.stderr
-    assert "digests as the patch states" in done.stdout and "SHA-256" not in done.stdout
+    whole, unlisted, missing = run_all(
+        client,
+        ("pull", "me/whole", "-o", "whole.safetensors"),
+        ("pull", "me/memory", "-o", "memory.safetensors"),
+        ("pull", "me/whole", "-o", "other", "--base", "no/such/folder"),
+    )
+    assert "is gone from org/base; " in whole.stderr and "has the same weights, by SHA-256" in whole.stderr
+    assert "SHA-256 as the patch states" in whole.stdout
+    assert "is taken: digests are compared as it is read" in unlisted.stderr and "same weights" not in unlisted.stderr
+    assert "digests as the patch states" in unlisted.stdout and "SHA-256" not in unlisted.stdout
     for name in ("whole", "memory"):
         assert (tmp_path / "a" / f"{name}.safetensors").read_bytes() == models[1].read_bytes()
-    for name in files_of(tmp_path / "a"):
-        assert ".ckptdiff-" not in name
-    said = client.run("pull", "me/whole", "-o", "other", "--base", "no/such/folder", code=3).stderr
-    assert "no/such/folder: no such file or folder" in said
+    assert missing.code == 3 and missing.stderr == "ckptdiff: error: no/such/folder: no such file or folder\n"
