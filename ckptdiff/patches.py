@@ -177,20 +177,20 @@ def open_patch(path: str | os.PathLike[str], *, by_ranges: bool = False) -> Iter
         folder: Folder
         if hub_id is not None:
             repo = open_repo(hub_id)
-            members = patch_members(repo.files)
+            members, is_file = list(repo.files) if repo.is_file else patch_members(repo.files), repo.is_file
             _check_members(members, str(repo.pinned), list(repo.files))
             folder = RemoteFolder(repo) if by_ranges and not repo.cache else LocalFolder(download(repo, members))
         elif os.path.isdir(path):
             found = weights_below(Path(path))
-            members = patch_members(found)
+            members, is_file = patch_members(found), False
             _check_members(members, str(path), found)
             folder = LocalFolder(Path(path))
         else:
             check_there(path)
-            file = Path(path)
-            yield OpenPatch(file, None, [_open(LocalFolder(file.parent), file.name, stack)])
-            return
-        yield _open_folder(folder, stack) if INDEX_NAME in members else _open_lone(folder, members[0], stack)
+            members, is_file = [Path(path).name], True
+            folder = LocalFolder(Path(path).parent)
+        is_folder = INDEX_NAME in members and not is_file
+        yield _open_folder(folder, stack) if is_folder else _open_file(folder, members[0], is_file, stack)
 
 
 def _check_members(members: list[str], where: str, paths: list[str]) -> None:
@@ -199,10 +199,10 @@ def _check_members(members: list[str], where: str, paths: list[str]) -> None:
         raise FormatError(f"{where}: not a ckptdiff patch: it has no {INDEX_NAME}{swapped}")
 
 
-def _open_lone(folder: Folder, path: str, stack: ExitStack) -> OpenPatch:
-    """The lone patch file of a folder or repo."""
+def _open_file(folder: Folder, path: str, is_named: bool, stack: ExitStack) -> OpenPatch:
+    """One patch file: one that was named, which may be any, or the lone one of a folder or repo."""
     file = _open(folder, path, stack)
-    if file.metadata.base_files is None:
+    if file.metadata.base_files is None and not is_named:
         raise FormatError(f"{file.source.name}: belongs to a patch folder, but its {INDEX_NAME} is missing: fetch the patch again")
     return OpenPatch(Path(folder.name) / path, None, [file])
 

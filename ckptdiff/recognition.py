@@ -41,8 +41,8 @@ def is_patch_repo(repo: Repo) -> bool:
     Raises:
         HubError: that header cannot be read.
     """
-    found = patch_members(repo.files)
-    if INDEX_NAME in found or not found:
+    found = list(repo.files) if repo.is_file else patch_members(repo.files)
+    if not repo.is_file and (INDEX_NAME in found or not found):
         return bool(found)
     return _is_patch_source(LocalFile(repo.cache / found[0]) if repo.cache else RemoteSource(repo, found[0]))
 

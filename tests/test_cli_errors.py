@@ -192,6 +192,8 @@ def test_errors_of_the_machine_are_one_line(error: Exception, text: str, files: 
 
 def test_a_frame_that_zstd_lacks_memory_for_is_not_called_broken(folders: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     class Starved:
+        eof = False
+
         def __init__(self, **_: object) -> None: ...
         def decompressobj(self) -> Starved:
             return self

@@ -155,18 +155,26 @@ def test_a_lone_patch_that_was_uploaded_by_hand(hub: Hub, models: list[Path], tm
     patch = lone_patch(hub, models, tmp_path)
     hub.add("me/hand", {"my-update.safetensors": patch.read_bytes(), "notes.txt": b"mine"})
     hub.add("org/odd", {"patch/model.safetensors": models[0].read_bytes()})
-    pull, report, compare, info, odd = run_all(
+    pull, report, compare, info, odd, *named, notes = run_all(
         client,
         ("pull", "me/hand", "-o", "out.safetensors"),
         ("report", "me/hand", "--json"),
         ("compare", "org/odd", models[0]),
         ("info", "org/odd"),
         ("report", "org/odd"),
+        ("info", "hf://me/hand/my-update.safetensors"),
+        ("report", models[0], "hf://me/hand/my-update.safetensors", "--rank", "none"),
+        ("info", "hf://me/hand/notes.txt"),
     )
     assert pull.code == compare.code == 0, pull.stderr + compare.stderr
     assert (tmp_path / "a" / "out.safetensors").read_bytes() == models[1].read_bytes()
     assert json.loads(report.stdout)["totals"]["elements"] == 2 * 48 * 64
     assert info.code == 3 and "not a ckptdiff patch, but a plain safetensors file" in info.stderr
+    assert (
+        [result.code for result in named] == [0, 0]
+        and notes.code == 3
+        and "notes.txt: not a ckptdiff patch: it has 4 bytes" in notes.stderr
+    )
     assert odd.code == 2 and "is not a patch: give BASE and TARGET" in odd.stderr
 
 
@@ -181,6 +189,20 @@ def test_a_folder_with_a_lone_patch(models: list[Path], tmp_path: Path) -> None:
     assert tree(tmp_path / "out.safetensors") == tree(models[1])
     with pytest.raises(ckptdiff.CheckpointError, match="snapshot: is a ckptdiff patch, not a checkpoint"):
         ckptdiff.compare(folder, models[0])
+
+
+def test_a_file_that_is_named_is_what_it_is(models: list[Path], tmp_path: Path) -> None:
+    """Whatever its name; a shard of a patch folder too."""
+    for name in ("ckptdiff.json", "update"):
+        ckptdiff.make(models[0], models[1], tmp_path / name)
+        assert is_patch(tmp_path / name) and not ckptdiff.info(tmp_path / name).is_folder
+    ckptdiff.make(models[0].parent, models[1].parent, tmp_path / "folder")
+    assert ckptdiff.info(tmp_path / "folder" / "patch" / "model.safetensors").totals.delta == 2
+    for path in (tmp_path / "folder" / "ckptdiff.json", tmp_path / "nothing.txt"):
+        path.touch()
+        assert not is_patch(path)
+        with pytest.raises(ckptdiff.FormatError, match=f"{path.name}: not a ckptdiff patch: "):
+            ckptdiff.info(path)
 
 
 def test_a_patch_folder_that_lost_its_index(models: list[Path], tmp_path: Path) -> None:
