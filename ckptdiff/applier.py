@@ -134,6 +134,12 @@ def check_chain(chain: Sequence[OpenPatch]) -> None:
         if patch.base_identity != before.target_identity:
             if patch.path == before.path:
                 raise BaseMismatchError(f"{patch.path}: is listed twice in a row")
+            sibling = next((other for other in chain if other is not patch and other.base_identity == patch.base_identity), None)
+            if sibling is not None:
+                raise BaseMismatchError(
+                    f"{patch.path} and {sibling.path}: both are made from the same base, {patch.base_identity.hex()}, so that neither can "
+                    "follow the other: apply one of them"
+                )
             raise BaseMismatchError(
                 f"{patch.path}: was made from a base with the identity {patch.base_identity.hex()}, but {before.path} gives "
                 f"{before.target_identity.hex()}: put the patches in the order in which they were made, none left out"

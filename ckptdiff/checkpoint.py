@@ -16,6 +16,7 @@ from ckptdiff.dtypes import Bytes
 from ckptdiff.errors import CheckpointError
 from ckptdiff.hub import download, open_repo
 from ckptdiff.hubid import HubId, parse_id
+from ckptdiff.recognition import is_patch_folder, is_patch_header, is_patch_repo
 from ckptdiff.selection import matches, select
 from ckptdiff.stfile import ByteSource, Header, LocalFile, WeightSource, read_header
 
@@ -167,7 +168,7 @@ def _fetch(
 ) -> Checkpoint:
     """Fetch what belongs to a checkpoint on the Hub into its cache, and open that."""
     repo = open_repo(hub_id)
-    if "ckptdiff.json" in repo.files:
+    if is_patch_repo(repo):
         raise CheckpointError(f"{hub_id}: is a ckptdiff patch, not a checkpoint; rebuild that with: ckptdiff pull {hub_id} -o OUT")
     kept, left_out = select(repo.files, [*include, *_named(repo.files, scopes)], exclude)
     if others is None:
@@ -204,7 +205,7 @@ def _read(path: Path, needs_weights: bool, include: Sequence[str], exclude: Sequ
             raise CheckpointError(f"{path}: no such file or folder{if_gone(path)}")
     except OSError as error:
         raise CheckpointError(f"{error.filename or path}: cannot be read: {error.strerror}") from None
-    if "ckptdiff.json" in files:
+    if is_patch_folder(path, files):
         raise CheckpointError(IS_A_PATCH.format(path=path))
     kept, left_out = select(files, [*include, *_named(files, scopes)], exclude)
     for name in kept:
@@ -275,7 +276,7 @@ def _open_weights(files: dict[str, Path], scopes: dict[str, str]) -> list[Weight
             file = LocalFile(path)
             try:
                 header = read_header(file)
-                if "ckptdiff" in (header.metadata or {}):
+                if is_patch_header(header):
                     raise CheckpointError(IS_A_PATCH.format(path=path))
                 opened.append(WeightFile(name, scopes[name], file, header))
             except ValueError as error:

@@ -16,10 +16,13 @@ from typing import Any
 import click
 
 from ckptdiff import __version__
+from ckptdiff.canonical import visible
 from ckptdiff.cli_common import (
     PATH,
     as_json,
+    asks_for_json,
     device_option,
+    fail,
     finite,
     overwrite_option,
     print_json,
@@ -28,11 +31,13 @@ from ckptdiff.cli_common import (
     selection_options,
     threads_option,
     to_json,
+    usage_errors,
 )
 from ckptdiff.cli_hub import pull, push
 from ckptdiff.cli_report import mask, overlap, report
 from ckptdiff.errors import CkptdiffError
 from ckptdiff.interrupts import raised
+from ckptdiff.machine import machine_error
 
 
 def _some_path(ctx: click.Context, parameter: click.Parameter, value: Path) -> Path:
@@ -47,23 +52,27 @@ class Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta["json"] = asks_for_json(args)  # what is parsed says so too, but a usage error comes before
+        with usage_errors(ctx):
+            return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with raised():
+            with raised(), usage_errors(ctx):
                 return super().invoke(ctx)
         except CkptdiffError as error:
-            if ctx.meta.get("json"):
-                print_json({"error": {"kind": error.kind, "message": str(error)}})
-            say(f"error: {error}")
-            ctx.exit(3)
-        except OSError as error:
-            if error.errno == errno.EPIPE:
-                raise
-            say(f"error: the output cannot be written: {error.strerror}")
-            ctx.exit(3)
+            fail(ctx, error.kind, str(error))
         except (KeyboardInterrupt, click.Abort) as error:
-            say(f"interrupted; {str(error) or 'nothing unfinished was left behind'}")
-            ctx.exit(130)
+            fail(ctx, "interrupted", f"interrupted; {str(error) or 'nothing unfinished was left behind'}", 130)
+        except (MemoryError, ImportError, OSError, RuntimeError) as error:
+            lacking = machine_error(error)
+            if lacking is not None:
+                fail(ctx, lacking.kind, str(lacking))
+            if not isinstance(error, OSError) or error.errno == errno.EPIPE:
+                raise
+            where = error.filename or "standard output"
+            fail(ctx, "output", f"{where}: {error.strerror or error}")
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -228,7 +237,10 @@ def compare(a: Path, b: Path, base: Path | None, tensors: bool, json_output: boo
     """
     from ckptdiff import render
     from ckptdiff.comparison import compare as run
+    from ckptdiff.recognition import check_there
 
+    if base is not None:
+        check_there(base)
     with progress_bar() as progress:
         result = run(a, b, progress=progress, **options)
         changed = None
@@ -285,4 +297,4 @@ def warmup(json_output: bool) -> None:
     if json_output:
         print_json(to_json(result))
     else:
-        click.echo(f"{result.compiled} kernels compiled, {result.read} read, in {result.folder}")
+        click.echo(f"{result.compiled} kernels compiled, {result.read} read, in {visible(str(result.folder))}")

@@ -8,10 +8,7 @@ from typing import Any
 
 import click
 
-from ckptdiff.aside import if_gone
 from ckptdiff.cli_common import PATH, as_json, finite, overwrite_option, print_json, progress_bar, selection_options, threads_option
-from ckptdiff.errors import CheckpointError
-from ckptdiff.hubid import parse_id
 
 POSITIVE = click.FloatRange(min=0)
 html_option = click.option("--html", type=PATH, metavar="FILE", help="Write a page with charts, in one file.")
@@ -48,7 +45,7 @@ def report(
     """
     from ckptdiff.analysis.reporting import report as run
     from ckptdiff.analysis.reporting import report_patch
-    from ckptdiff.analysis.source import is_patch
+    from ckptdiff.recognition import is_patch
 
     if target is None:
         _check_alone(base, is_patch(base))
@@ -82,8 +79,6 @@ def report(
 
 def _check_alone(path: Path, patch: bool) -> None:
     """A patch alone is told by no options: what it stores is what it has."""
-    if not patch and parse_id(path) is None and not path.exists():
-        raise CheckpointError(f"{path}: no such file or folder{if_gone(path)}")
     if not patch:
         raise click.UsageError(f"{path} is not a patch: give BASE and TARGET, or a patch alone.")
     given = click.get_current_context().get_parameter_source

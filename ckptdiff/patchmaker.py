@@ -21,8 +21,9 @@ from ckptdiff.hub import Repo, check_files
 from ckptdiff.manifest import FileRef, Index, Metadata, OtherFile, ShardRef
 from ckptdiff.pairing import Rename, pair_names, pair_scopes
 from ckptdiff.parallel import FileHasher, Progress, run_ordered
-from ckptdiff.patches import INDEX_NAME, open_patch
+from ckptdiff.patches import open_patch
 from ckptdiff.patchfile import Spooled, Written, write_patch_file
+from ckptdiff.recognition import INDEX_NAME, is_patch_repo
 from ckptdiff.table import Entry, Table, Totals
 
 Step = tuple[OpenTensor, int, int, bool]
@@ -304,7 +305,7 @@ class PatchMaker:
         for side, checkpoint in (("base", self.base), ("target", self.target)):
             repo = self.repos.get(side)
             if repo is not None:
-                if INDEX_NAME in repo.files:
+                if is_patch_repo(repo):
                     self._check_patch(repo, checkpoint, self._base_identity if side == "base" else self._target_identity)
                 else:
                     check_files(repo, {file.path: file.sha256 for file in self._refs(checkpoint.weights)}, str(checkpoint.path))

@@ -421,9 +421,12 @@ class Patch:
         else:
             self.shards = [PatchFile(path)]
             self.identities = tuple(self.shards[0].metadata[side]["identity"] for side in ("base", "target"))
+            self.base_files = self.shards[0].metadata["base"].get("files")
         self.check_scopes()
-        if self.folder or "files" in self.shards[0].metadata["base"]:
+        if self.base_files is not None:
             need(self.identity() == self.identities[1], "target.identity is not that of the tables")
+            need(self.base_files or not any("sha256" in s.metadata["target"] and e.kind in ("same", "delta")
+                                            for s in self.shards for e in s.entries), "base.files is empty, but entries need a base")
 
     def stored(self, path, size, what):
         full = os.path.join(self.path, path)
@@ -438,6 +441,7 @@ class Patch:
         with open(index_path, "rb") as file:
             index = document(file.read(), "ckptdiff-index", INDEX)
         self.identities = tuple(index[side]["identity"] for side in ("base", "target"))
+        self.base_files = index["base"]["files"]
         self.files = index["files"]
         for item in self.files:
             check_kind(item, FILES, "file")

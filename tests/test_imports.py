@@ -13,8 +13,8 @@ import ckptdiff
 
 PACKAGE = Path(ckptdiff.__file__).parent
 ORDER = """
-errors interrupts aside quantities canonical dtypes digests xxh3 stfile hubid hubclient hub hubwrite paths scratch parallel
-selection checkpoint adapt pairing values
+errors machine interrupts aside quantities canonical dtypes digests xxh3 stfile hubid hubclient hub hubwrite paths scratch parallel
+recognition selection checkpoint adapt pairing values
 codecs.place codecs.planes codecs.raw codecs.sparse
 codecs.kernelcache codecs.jit
 codecs.leaves codecs.escapes codecs.changes codecs.rangecoder codecs.rans codecs.groups codecs.adaptive codecs.static

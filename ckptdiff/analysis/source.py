@@ -14,14 +14,12 @@ from ckptdiff.checkpoint import Tensor, open_checkpoint
 from ckptdiff.digests import BLOCK
 from ckptdiff.dtypes import DTYPES, Bytes
 from ckptdiff.errors import BaseMismatchError, CheckpointError, FormatError, IntegrityError
-from ckptdiff.hub import open_repo
-from ckptdiff.hubid import parse_id
 from ckptdiff.layers import Node
 from ckptdiff.pairing import Rename, check_patterns, pair_all
 from ckptdiff.parallel import no_progress
-from ckptdiff.patches import INDEX_NAME, OpenPatch, open_patch
+from ckptdiff.patches import OpenPatch, open_patch
 from ckptdiff.pulling import recorded_base
-from ckptdiff.stfile import LocalFile, read_header
+from ckptdiff.recognition import is_patch
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,30 +62,11 @@ class Source:
     unpaired: tuple[str, ...]
 
 
-def is_patch(path: str | os.PathLike[str]) -> bool:
-    """Whether a path or id is a patch file or folder, not a checkpoint."""
-    hub_id = parse_id(path)
-    if hub_id is not None:
-        return INDEX_NAME in open_repo(hub_id).files
-    if os.path.isdir(path):
-        return (Path(path) / INDEX_NAME).exists()
-    try:
-        file = LocalFile(Path(path))
-    except CheckpointError:
-        return False
-    try:
-        return "ckptdiff" in (read_header(file).metadata or {})
-    except (ValueError, CheckpointError):
-        return False
-    finally:
-        file.close()
-
-
 def named_base(*updates: str | os.PathLike[str]) -> str:
     """The base, on the Hub, that the first patch among these names.
 
     Raises:
-        CheckpointError: none is a patch. HubError: it names no base, or that cannot be read.
+        CheckpointError: one cannot be read, or none is a patch. HubError: the first names no base, or that cannot be read.
     """
     patches = [update for update in updates if is_patch(update)]
     if not patches:
