@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import io
-import resource
 import signal
 import sys
 from pathlib import Path
@@ -21,6 +20,7 @@ from ckptdiff.cli_common import (
     PATH,
     as_json,
     device_option,
+    file_options,
     finite,
     overwrite_option,
     print_json,
@@ -83,8 +83,6 @@ def main() -> None:
     for signum in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(signum) != signal.SIG_IGN:  # nohup
             signal.signal(signum, _terminate)
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # every shard of every patch of a chain stays open
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _terminate(signum: int, frame: object) -> None:
@@ -124,7 +122,7 @@ def make(base: Path, target: Path, patch: Path, codec: str, with_report: bool, j
         if with_report:
             from ckptdiff.analysis.reporting import report as measure
 
-            same = {key: options[key] for key in ("include", "exclude", "rename", "threads")}
+            same = {key: options[key] for key in ("include", "exclude", "follow_links", "rename", "threads")}
             measured = measure(base, target, progress=progress, **same)
         result = run(base, target, patch, codec=None if codec == "auto" else codec, report=measured, progress=progress, **options)
     if json_output:
@@ -221,6 +219,7 @@ def verify(patch: Path, hub: str | None, json_output: bool, **options: Any) -> N
     callback=finite,
     help="Tolerance; may be repeated.",
 )
+@file_options
 @click.option("--base", type=PATH, help="Checkpoint that both started from: also compare what changed in each.")
 @click.option("--tensors", is_flag=True, help="Also list every tensor.")
 @threads_option
@@ -241,7 +240,8 @@ def compare(a: Path, b: Path, base: Path | None, tensors: bool, json_output: boo
         if base is not None:
             from ckptdiff.analysis.overlap import overlap as find_overlap
 
-            changed = find_overlap([a, b], base, threads=options["threads"], progress=progress)
+            same = {key: options[key] for key in ("include", "exclude", "follow_links", "threads")}
+            changed = find_overlap([a, b], base, **same, progress=progress)
     if json_output:
         totals = {"elements": result.elements, "identical": result.identical, "within": result.within, "same": result.same}
         rows = to_json(result)

@@ -14,18 +14,26 @@ from ckptdiff.checkpoint import Checkpoint, open_checkpoint
 from ckptdiff.codecs import CODECS
 from ckptdiff.coders import choose_coder
 from ckptdiff.errors import CheckpointError
+from ckptdiff.foreign import other_formats
 from ckptdiff.hub import Repo, open_repo
 from ckptdiff.hubid import parse_id
 from ckptdiff.output import build_beside, check_output
 from ckptdiff.pairing import Rename, check_patterns
 from ckptdiff.parallel import Progress, default_threads, no_progress
 from ckptdiff.patchmaker import PatchMaker, Report
+from ckptdiff.private import suspicious_name
 from ckptdiff.table import Totals
 
 
 @dataclass(frozen=True, slots=True)
 class MakeResult:
-    """What :func:`make` did. Sizes in bytes, ``seconds`` of wall time; ``files`` went in, ``left_out`` did not."""
+    """What :func:`make` did. Sizes in bytes, ``seconds`` of wall time; ``files`` went in, ``left_out`` did not.
+
+    Attributes:
+        secrets: those of ``left_out`` whose names are those of keys and passwords.
+        other_formats: files that hold the weights once more in another format, and how much of the patch they take.
+        followed: links that lead out of the base's or target's folder, and where to.
+    """
 
     patch: Path
     totals: Totals
@@ -33,6 +41,9 @@ class MakeResult:
     target_size: int
     files: tuple[str, ...]
     left_out: tuple[str, ...]
+    secrets: tuple[str, ...]
+    other_formats: dict[str, int]
+    followed: dict[str, Path]
     removed_files: tuple[str, ...]
     codecs: dict[str, int]
     seconds: float
@@ -51,6 +62,7 @@ def make(
     codec: str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    follow_links: bool = False,
     rename: Sequence[str] = (),
     report: Report | None = None,
     base_repo: str | None = None,
@@ -69,6 +81,8 @@ def make(
         codec: ``context``, ``sparse`` or ``raw`` for every changed tensor; by default the smallest of them, tensor by tensor.
         include: globs of files to take although they are left out by default, of the base too.
         exclude: globs of files to leave out, of the base too.
+        follow_links: take what links lead to that leave a checkpoint's folder; without it only weight files and indexes may be such
+            links, and files of the Hub's cache.
         rename: ``REGEX=REPL`` rules that turn a target tensor's name into the base's.
         base_repo, target_repo: ids of the repos on the Hub that hold these checkpoints, to record in the patch; an id given as ``base``
             or ``target`` is recorded anyway. The SHA-256 of the weight files must be those that the Hub states.
@@ -89,9 +103,10 @@ def make(
         raise CheckpointError(f"unknown codec {codec!r}: expected one of {', '.join(CODECS)}")
     out = Path(patch)
     with ExitStack() as stack:
-        old, new = (stack.enter_context(open_checkpoint(path, include=include, exclude=exclude)) for path in (base, target))
+        options = {"with_files": True, "include": include, "exclude": exclude, "follow_links": follow_links}
+        old, new = (stack.enter_context(open_checkpoint(path, **options)) for path in (base, target))
         kept = new.kept
-        check_patterns(new, rules, include, exclude)
+        check_patterns(old, new, rules, (*include, *exclude))
         others.check_paths(kept, [file.path for file in (*old.weights, *new.weights)])
         check_output(out, [*old.paths, *new.paths], folder=not new.is_file, overwrite=overwrite)
         with build_beside(out, overwrite=overwrite) as built, open(built.with_name("spool"), "w+b") as spool:
@@ -113,6 +128,9 @@ def make(
             target_size=target_size,
             files=tuple(kept),
             left_out=new.left_out,
+            secrets=tuple(filter(suspicious_name, new.left_out)),
+            other_formats={name: maker.stored[name] for name in other_formats(kept) if maker.stored[name]},
+            followed={f"{side.path}/{name}": to for side in (old, new) for name, to in side.followed.items()},
             removed_files=maker.removed_files,
             codecs=maker.codecs,
             seconds=time.perf_counter() - started,

@@ -13,14 +13,14 @@ import ckptdiff
 
 PACKAGE = Path(ckptdiff.__file__).parent
 ORDER = """
-errors quantities canonical dtypes digests xxh3 stfile hubid hubclient hub hubwrite paths scratch parallel
-selection checkpoint adapt pairing values
+errors quantities canonical dtypes digests xxh3 openfiles impostors stfile hubid hubclient hub hubwrite paths scratch parallel
+private selection folder foreign scopes checkpoint adapt pairing values
 codecs.place codecs.planes codecs.raw codecs.sparse
 codecs.jit codecs.leaves codecs.escapes codecs.changes codecs.rangecoder codecs.rans codecs.groups codecs.adaptive codecs.static
 codecs.context codecs
 table manifest patchfile patches others output
 devices torchtypes memory coding device devicekernels deviceleaves devicecoder coders
-patchmaker maker layers applier verifier comparison patchinfo private pulling
+patchmaker maker layers applier verifier comparison patchinfo pulling
 loaded loading live targets integrations integrations.transformers
 analysis analysis.modules analysis.gram analysis.rank analysis.sparsity analysis.counting analysis.rows
 analysis.stored analysis.source analysis.reporting analysis.overlap

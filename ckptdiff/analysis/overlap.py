@@ -191,6 +191,9 @@ def overlap(
     base: str | os.PathLike[str] | None = None,
     *,
     atol: float = 0.0,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    follow_links: bool = False,
     threads: int | None = None,
     progress: Progress = no_progress,
 ) -> OverlapResult:
@@ -201,6 +204,7 @@ def overlap(
         base: the checkpoint that all started from, as positions in a patch can only be read with it; None: the repo on the Hub that the
             first patch names as its base.
         atol: count an element as changed where |d| exceeds this; 0: where its bits differ.
+        include, exclude, follow_links: of checkpoints, as :func:`ckptdiff.make` takes them.
         threads: how many to use.
         progress: called with how far it is.
 
@@ -216,7 +220,8 @@ def overlap(
     if base is None:
         base = named_base(*updates)
     with ExitStack() as stack:
-        sources = [stack.enter_context(open_source(base, update)) for update in updates]
+        options = {"include": include, "exclude": exclude, "follow_links": follow_links}
+        sources = [stack.enter_context(open_source(base, update, **options)) for update in updates]
         tables = [{(pair.old.scope, pair.old.name): pair for pair in source.pairs} for source in sources]
         keys = [key for key in tables[0] if all(key in table for table in tables)]
         left_out = {name for table in tables for _, name in table.keys() - set(keys)}

@@ -40,6 +40,7 @@ def report(
     *,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    follow_links: bool = False,
     rename: Sequence[str] = (),
     atol: float = 1e-5,
     rtol: float = 1e-3,
@@ -55,7 +56,7 @@ def report(
     Args:
         base: checkpoint.
         target: checkpoint, or patch; the patch is not applied to the disk.
-        include, exclude, rename: of checkpoints, as :func:`ckptdiff.make` takes them; a patch says itself what is in it.
+        include, exclude, follow_links, rename: of checkpoints, as :func:`ckptdiff.make` takes them; a patch says itself what is in it.
         atol, rtol: see :class:`Counts`.
         rank: of no matrix, of about 32 spread over the model, or of all.
         device: a torch device for rank, such as ``cuda``, or ``auto`` for the first accelerator; None for NumPy.
@@ -74,7 +75,8 @@ def report(
     if device is not None:
         device = check_device(device)
     count = threads or default_threads()
-    with open_source(base, target, include=include, exclude=exclude, renames=[Rename.parse(text) for text in rename]) as source:
+    options = {"include": include, "exclude": exclude, "follow_links": follow_links}
+    with open_source(base, target, **options, renames=[Rename.parse(text) for text in rename]) as source:
         if not source.pairs and not source.unpaired and source.added and source.removed:
             raise CheckpointError(f"{base} and {target} have no tensor of the same name: are they of one model?")
         total, tensors = Tally.empty(), []
