@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -16,7 +16,7 @@ from ckptdiff.foreign import CONVERTERS, other_formats, refuse_weights
 from ckptdiff.hub import download, open_repo
 from ckptdiff.hubid import HubId, parse_id
 from ckptdiff.scopes import is_index, scope_of_name, scopes_of, scopes_of_recorded
-from ckptdiff.selection import exclude_option, matches, select
+from ckptdiff.selection import Selection, exclude_option, matches, select
 from ckptdiff.stfile import ByteSource, Header, LocalFile, WeightSource, read_header
 
 IS_A_PATCH = "{path}: is a ckptdiff patch, not a checkpoint; rebuild that with: ckptdiff apply BASE {path} -o OUT"
@@ -130,9 +130,7 @@ def open_checkpoint(
     *,
     needs_weights: bool = True,
     with_files: bool = False,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] | None = None,
-    follow_links: bool = False,
+    selection: Selection | None = None,
     recorded: Recorded | None = None,
 ) -> Iterator[Checkpoint]:
     """Open one safetensors file, or a folder of them with or without index, here or on the Hub, and read its headers.
@@ -140,9 +138,8 @@ def open_checkpoint(
     Args:
         needs_weights: whether one without weight files is refused.
         with_files: whether files without weights matter too.
-        include, exclude: globs of paths, as in :func:`ckptdiff.selection.select`. ``exclude`` is None where the caller has no such option,
-            so that no message advises it.
-        follow_links: take also what links lead to that leave the folder, where they are no weight files or indexes, which may always.
+        selection: which files; None where the caller has no such options, so that no message advises them. Weight files and indexes may
+            be links out of the folder in any case.
         recorded: open just the files that a patch records, where they all are there with their sizes; else (a base may be sharded
             differently) all of it.
 
@@ -151,7 +148,7 @@ def open_checkpoint(
         HubError: it cannot be fetched.
     """
     hub_id = parse_id(path)
-    opener = _Opener(needs_weights, with_files, include, exclude, follow_links, recorded or Recorded({}))
+    opener = _Opener(needs_weights, with_files, selection or Selection(), selection is not None, recorded or Recorded({}))
     checkpoint = opener.read(Path(path)) if hub_id is None else opener.fetch(hub_id)
     try:
         yield checkpoint
@@ -165,9 +162,8 @@ class _Opener:
 
     needs_weights: bool
     with_files: bool
-    include: Sequence[str]
-    exclude: Sequence[str] | None
-    follow_links: bool
+    selection: Selection
+    can_exclude: bool
     recorded: Recorded
 
     # --- on this machine ---
@@ -194,9 +190,10 @@ class _Opener:
         sizes = {name: file.stat().st_size for name in self.recorded.weights if os.path.isfile(file := path / name)}
         if self._has_recorded(sizes) and not self.with_files:
             return self._open_recorded(path, _indexes_above(path, sizes))
-        listing = list_folder(path, follow_links=self.follow_links)
-        kept, left_out = self._select([*listing.files, *(name for name in listing.outside if name.endswith("/"))])
-        kept = self._without_links(path, [name for name in kept if self._is_wanted(listing.again.get(name), name, left_out)], listing)
+        listing = list_folder(path, follow_links=self.selection.follow_links)
+        found, out = self._select([*listing.files, *(name for name in listing.outside if name.endswith("/"))])
+        left_out = set(out)
+        kept = self._without_links(path, [name for name in found if self._is_wanted(listing.again.get(name), name, left_out)], listing)
         files = {name: file for name, file in listing.files.items() if name in kept or name not in listing.outside}
         if self._has_recorded(sizes):
             return self._open_recorded(path, [name for name in files if is_index(name)], kept)
@@ -210,7 +207,7 @@ class _Opener:
 
     def _is_wanted(self, real: str | None, name: str, left_out: Collection[str]) -> bool:
         """Whether a file that is there once more by a link to its folder belongs in: not if its folder is left out."""
-        return real not in left_out or matches(name, self.include)
+        return real not in left_out or matches(name, self.selection.include)
 
     def _without_links(self, path: Path, kept: Iterable[str], listing: Listing) -> dict[str, None]:
         """The kept paths without links that leave the folder, or an error where these would be missed."""
@@ -218,9 +215,9 @@ class _Opener:
         for name in kept:
             may = name not in listing.outside or _is_weights(name)
             if name.endswith("/"):
-                if not self.follow_links and (self.with_files or self.can_exclude):
+                if not self.selection.follow_links and (self.with_files or self.can_exclude):
                     refused.append(name)  # it may hold weights
-            elif may or self.follow_links or (self.with_files and not os.path.exists(listing.files[name])):
+            elif may or self.selection.follow_links or (self.with_files and not os.path.exists(listing.files[name])):
                 found[name] = None
             elif self.with_files:
                 refused.append(name)
@@ -253,7 +250,7 @@ class _Opener:
         others = {name for name in self.recorded.others if name in repo.files}
         if self.with_files:
             others |= {name for name in set(kept) - set(other_formats(kept)) if not _is_weights(name)}
-            others |= {name for name in kept if matches(name, self.include)}
+            others |= {name for name in kept if matches(name, self.selection.include)}
         names = [name for name in repo.files if name in weights or name in others]
         if self.needs_weights and not any(name.endswith(".safetensors") for name in names):
             refuse_weights(Path(str(hub_id)), list(repo.files), left_out, self.can_exclude)
@@ -269,16 +266,11 @@ class _Opener:
 
     # --- on both ---
 
-    @property
-    def can_exclude(self) -> bool:
-        """Whether the caller has options to leave files out and to take files in."""
-        return self.exclude is not None
-
     def _select(self, names: Iterable[str]) -> tuple[list[str], list[str]]:
         """Weight files that a patch names by their scopes are taken although they are left out by default: make may have been told to."""
         names, scopes = list(names), self.recorded.scopes
         named = [glob.escape(name) for name in names if name.endswith(".safetensors") and scope_of_name(name) in scopes]
-        return select(names, [*self.include, *named], self.exclude or ())
+        return select(names, [*self.selection.include, *named], self.selection.exclude)
 
     def _has_recorded(self, sizes: Mapping[str, int]) -> bool:
         """Whether all weight files that the patch records are there, by path and size."""

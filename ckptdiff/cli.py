@@ -190,7 +190,8 @@ def info(patch: Path, tensors: bool, json_output: bool) -> None:
 def verify(patch: Path, hub: str | None, json_output: bool, **options: Any) -> None:
     """Check a patch, its base, or rebuilt files.
 
-    Lists every problem found, and exits with 1 if there is one. Changes are decoded where --base is given.
+    Lists the problems found (of more than ten of one kind the first; --json lists all), and exits with 1 if there is one. Changes are
+    decoded where --base is given.
     """
     from ckptdiff import render
     from ckptdiff.verifier import verify as run

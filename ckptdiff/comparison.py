@@ -15,6 +15,7 @@ from ckptdiff.checkpoint import Tensor, open_checkpoint
 from ckptdiff.dtypes import DTYPES
 from ckptdiff.pairing import check_patterns, pair_all
 from ckptdiff.parallel import Progress, default_threads, no_progress, run_ordered
+from ckptdiff.selection import Selection
 from ckptdiff.values import distances, element_bits
 
 CHUNK_ELEMENTS = 1 << 20
@@ -81,9 +82,9 @@ def compare(
     Raises:
         CheckpointError: a checkpoint cannot be read, or is not one.
     """
-    options = {"include": include, "exclude": exclude, "follow_links": follow_links}
-    with open_checkpoint(a, **options) as left, open_checkpoint(b, **options) as right:
-        check_patterns(left, right, (), (*include, *exclude))
+    chosen = Selection(include, exclude, follow_links)
+    with open_checkpoint(a, selection=chosen) as left, open_checkpoint(b, selection=chosen) as right:
+        check_patterns(left, right, (), chosen.globs)
         paired = pair_all(left, right)
         rows = _count_all(paired.pairs, tuple(atol), threads or default_threads(), progress)
         return CompareResult(tuple(atol), tuple(rows), paired.only_in_base, paired.only_in_target, paired.mismatched)

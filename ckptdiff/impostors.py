@@ -25,7 +25,7 @@ KNOWN = (
     ),
     (
         rb"PK\x03\x04",
-        "a zip archive, as torch.save writes: load it with torch.load(weights_only=True) and safetensors.torch.save_file",
+        "a zip archive, as torch.save writes: load it with torch.load(weights_only=True) and use safetensors",
         None,
     ),
     (rb"GGUF", "a GGUF file under another name", None),

@@ -22,6 +22,7 @@ from ckptdiff.pairing import Rename, check_patterns
 from ckptdiff.parallel import Progress, default_threads, no_progress
 from ckptdiff.patchmaker import PatchMaker, Report
 from ckptdiff.private import suspicious_name
+from ckptdiff.selection import Selection
 from ckptdiff.table import Totals
 
 
@@ -103,10 +104,10 @@ def make(
         raise CheckpointError(f"unknown codec {codec!r}: expected one of {', '.join(CODECS)}")
     out = Path(patch)
     with ExitStack() as stack:
-        options = {"with_files": True, "include": include, "exclude": exclude, "follow_links": follow_links}
-        old, new = (stack.enter_context(open_checkpoint(path, **options)) for path in (base, target))
+        chosen = Selection(include, exclude, follow_links)
+        old, new = (stack.enter_context(open_checkpoint(path, with_files=True, selection=chosen)) for path in (base, target))
         kept = new.kept
-        check_patterns(old, new, rules, (*include, *exclude))
+        check_patterns(old, new, rules, chosen.globs)
         others.check_paths(kept, [file.path for file in (*old.weights, *new.weights)])
         check_output(out, [*old.paths, *new.paths], folder=not new.is_file, overwrite=overwrite)
         with build_beside(out, overwrite=overwrite) as built, open(built.with_name("spool"), "w+b") as spool:

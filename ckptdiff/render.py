@@ -159,14 +159,18 @@ def described(result: PatchInfo, tensors: bool) -> None:
 
 
 def verified(result: VerifyResult) -> None:
-    """Print problems, or that there is none."""
+    """Print problems, or that there is none; of many of one kind the first, as a wrong base is wrong in every tensor."""
     out = console()
     what = "patch" + (" and base" if result.against_base else "") + (" and rebuilt files" if result.against_target else "")
     if result.ok:
         out.print(f"ok: {what}: {result.checked} checks")
         return
-    for problem in result.problems:
-        out.print(cell(f"{problem.kind}: {problem.message}"), soft_wrap=True)
+    for kind in dict.fromkeys(problem.kind for problem in result.problems):
+        alike = [problem for problem in result.problems if problem.kind == kind]
+        for problem in alike if len(alike) <= SHOWN else alike[:1]:
+            out.print(cell(f"{kind}: {problem.message}"), soft_wrap=True)
+        if len(alike) > SHOWN:
+            out.print(f"{kind}: {len(alike) - 1} more, which --json lists")
     out.print(f"{len(result.problems)} problem{'s' * (len(result.problems) != 1)} in {result.checked} checks of {what}")
 
 

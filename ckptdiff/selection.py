@@ -6,6 +6,7 @@ import glob
 import re
 import shlex
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase, translate
 
 from ckptdiff.private import suspicious_name
@@ -113,6 +114,20 @@ def _compiled(patterns: Iterable[str]) -> re.Pattern[str]:
 
 EXCLUDED = _compiled((*ANYWHERE, *(f"*/{pattern}" for pattern in ANYWHERE), *AT_THE_ROOT))
 TELLING = {name: _compiled((*patterns, *(f"*/{pattern}" for pattern in patterns))) for name, patterns in BESIDE.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What a caller says of which files belong to a checkpoint: globs to take and to leave, and whether links out of its folder count."""
+
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    follow_links: bool = False
+
+    @property
+    def globs(self) -> tuple[str, ...]:
+        """All of them."""
+        return (*self.include, *self.exclude)
 
 
 def select(names: Iterable[str], include: Sequence[str] = (), exclude: Sequence[str] = ()) -> tuple[list[str], list[str]]:

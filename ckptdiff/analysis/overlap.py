@@ -25,6 +25,7 @@ from ckptdiff.analysis.source import Pair, named_base, open_source
 from ckptdiff.analysis.sparsity import EXPONENT
 from ckptdiff.errors import CheckpointError
 from ckptdiff.parallel import Progress, default_threads, no_progress, run_ordered
+from ckptdiff.selection import Selection
 from ckptdiff.values import distances, element_bits, values_of
 
 Counts = npt.NDArray[np.int64]
@@ -220,8 +221,8 @@ def overlap(
     if base is None:
         base = named_base(*updates)
     with ExitStack() as stack:
-        options = {"include": include, "exclude": exclude, "follow_links": follow_links}
-        sources = [stack.enter_context(open_source(base, update, **options)) for update in updates]
+        chosen = Selection(include, exclude, follow_links)
+        sources = [stack.enter_context(open_source(base, update, selection=chosen)) for update in updates]
         tables = [{(pair.old.scope, pair.old.name): pair for pair in source.pairs} for source in sources]
         keys = [key for key in tables[0] if all(key in table for table in tables)]
         left_out = {name for table in tables for _, name in table.keys() - set(keys)}

@@ -24,6 +24,7 @@ from ckptdiff.errors import CheckpointError
 from ckptdiff.pairing import Rename
 from ckptdiff.parallel import Progress, default_threads, no_progress, run_ordered
 from ckptdiff.patches import open_patch
+from ckptdiff.selection import Selection
 from ckptdiff.values import element_bits, values_of
 
 SAMPLE = 32
@@ -75,8 +76,8 @@ def report(
     if device is not None:
         device = check_device(device)
     count = threads or default_threads()
-    options = {"include": include, "exclude": exclude, "follow_links": follow_links}
-    with open_source(base, target, **options, renames=[Rename.parse(text) for text in rename]) as source:
+    chosen, renames = Selection(include, exclude, follow_links), [Rename.parse(text) for text in rename]
+    with open_source(base, target, selection=chosen, renames=renames) as source:
         if not source.pairs and not source.unpaired and source.added and source.removed:
             raise CheckpointError(f"{base} and {target} have no tensor of the same name: are they of one model?")
         total, tensors = Tally.empty(), []

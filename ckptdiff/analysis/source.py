@@ -21,6 +21,7 @@ from ckptdiff.pairing import Rename, check_patterns, pair_all
 from ckptdiff.parallel import no_progress
 from ckptdiff.patches import INDEX_NAME, OpenPatch, open_patch
 from ckptdiff.pulling import recorded_base
+from ckptdiff.selection import Selection
 from ckptdiff.stfile import LocalFile, read_header
 
 
@@ -100,15 +101,13 @@ def open_source(
     base: str | os.PathLike[str],
     target: str | os.PathLike[str],
     *,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] | None = None,
-    follow_links: bool = False,
+    selection: Selection | None = None,
     renames: Sequence[Rename] = (),
 ) -> Iterator[Source]:
     """Open a base, and a target checkpoint or a patch from that base.
 
-    Tensors of two checkpoints pair by name, those of a patch as it says, so that renamed ones are found. ``include``, ``exclude`` (None
-    where the caller has no such option) and ``follow_links`` are of checkpoints, as of :func:`ckptdiff.checkpoint.open_checkpoint`.
+    Tensors of two checkpoints pair by name, those of a patch as it says, so that renamed ones are found. ``selection`` is of
+    checkpoints, as of :func:`ckptdiff.checkpoint.open_checkpoint`.
 
     Raises:
         CheckpointError: a checkpoint cannot be read, or is not one.
@@ -126,9 +125,8 @@ def open_source(
                 applier.explain(nodes_of(applier.outputs()))
                 raise
         else:
-            options = {"include": include, "exclude": exclude, "follow_links": follow_links}
-            old, new = (stack.enter_context(open_checkpoint(path, **options)) for path in (base, target))
-            check_patterns(old, new, renames, (*include, *(exclude or ())))
+            old, new = (stack.enter_context(open_checkpoint(path, selection=selection)) for path in (base, target))
+            check_patterns(old, new, renames, selection.globs if selection else ())
             paired = pair_all(old, new, renames)
             pairs = tuple(_pair(a, b) for a, b in paired.pairs)
             yield Source(*names, pairs, paired.only_in_target, paired.only_in_base, paired.mismatched)
