@@ -223,9 +223,8 @@ class _Opener:
                 refused.append(name)
         if refused:
             first, more = refused[0], f" (and {len(refused) - 1} more links)" if len(refused) > 1 else ""
-            globs = exclude_option(*(name + "*" * name.endswith("/") for name in refused[:3]))
             raise CheckpointError(
-                f"{path / first}: a link out of the checkpoint, to {listing.outside[first]}{more}: leave it out with {globs}, "
+                f"{path / first}: a link out of the checkpoint, to {listing.outside[first]}{more}: leave it out with {exclude_option(*refused[:3])}, "
                 "or take what it leads to with --follow-links"
             )
         return found

@@ -154,8 +154,8 @@ def _by_default(name: str, names: Sequence[str]) -> bool:
 
 
 def exclude_option(*names: str) -> str:
-    """The option that leaves out files of these paths, as a shell takes it."""
-    return " ".join(f"--exclude {shlex.quote(glob.escape(name))}" for name in names)
+    """The option that leaves out files of these paths, or below these folders (that end in ``/``), as a shell takes it."""
+    return " ".join(f"--exclude {shlex.quote(glob.escape(name) + '*' * name.endswith('/'))}" for name in names)
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
