@@ -224,8 +224,8 @@ class _Opener:
         if refused:
             first, more = refused[0], f" (and {len(refused) - 1} more links)" if len(refused) > 1 else ""
             raise CheckpointError(
-                f"{path / first}: a link out of the checkpoint, to {listing.outside[first]}{more}: leave it out with {exclude_option(*refused[:3])}, "
-                "or take what it leads to with --follow-links"
+                f"{path / first}: a link out of the checkpoint, to {listing.outside[first]}{more}: "
+                f"leave it out with {exclude_option(*refused[:3])}, or take what it leads to with --follow-links"
             )
         return found
 
