@@ -15,6 +15,7 @@ import ckptdiff
 from ckptdiff.cli import main
 from ckptdiff.patches import open_patch
 from tests.checkpoints import TensorData, bf16, perturb, tree, write, write_sharded
+from tests.test_vectors import READER
 
 NAMES = [f"layers.{k}.w" for k in range(6)]
 
@@ -35,6 +36,8 @@ def used_by_all(base: Path, target: Path, work: Path, *options: str, gone: tuple
     run("apply", base, work / "p", "-o", work / "out")
     wanted = {name: digest for name, digest in tree(target).items() if name not in gone}
     assert tree(work / "out") == wanted
+    READER.apply(base, [work / "p"], work / "by the minimal reader")
+    assert tree(work / "by the minimal reader") == wanted
     run("verify", work / "p", "--base", base, "--target", work / "out")
     run("apply", base, work / "p", "-o", work / "part.safetensors", "--only", "*.0.w")
     assert json.loads(run("report", base, work / "p", "--rank", "none", "--json"))["totals"]["elements"] == 6 * 16 * 8
