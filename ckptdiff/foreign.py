@@ -12,9 +12,9 @@ from ckptdiff.errors import CheckpointError
 
 OTHER_FORMATS = {
     ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".keras", ".msgpack", ".onnx", ".onnx_data", ".ot", ".tflite", ".pb",
-    ".mlmodel", ".mlpackage", ".nemo", ".npz", ".pdparams", ".engine",
+    ".mlmodel", ".nemo", ".pdparams", ".engine",
 }  # fmt: skip
-"""Endings of files that hold the weights once more, in another format."""
+"""Endings of files that beside safetensors mostly hold the weights once more, in another format."""
 
 LOAD = "load it with torch.load(weights_only=True) and write it with safetensors.torch.save_file"
 CONVERTERS = {
@@ -43,7 +43,7 @@ STATE_ONLY = re.compile(
 
 
 def other_formats(names: Iterable[str]) -> list[str]:
-    """The paths of files that hold the weights once more."""
+    """The paths of files that may hold the weights once more."""
     return [name for name in names if os.path.splitext(name)[1].lower() in OTHER_FORMATS]
 
 

@@ -32,7 +32,7 @@ class MakeResult:
 
     Attributes:
         secrets: those of ``left_out`` whose names are those of keys and passwords.
-        other_formats: files that hold the weights once more in another format, and how much of the patch they take.
+        other_formats: files that went in and may hold the weights once more, in another format, and how much of the patch they take.
         followed: links that lead out of the base's or target's folder, and where to.
     """
 

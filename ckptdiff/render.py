@@ -101,7 +101,7 @@ def _file_rows(result: MakeResult) -> list[tuple[str, str]]:
     if result.other_formats:
         names = some([f"{name} ({size(stored)} of the patch)" for name, stored in result.other_formats.items()])
         globs = " ".join(f"--exclude '*{end}'" for end in sorted({os.path.splitext(name)[1] for name in result.other_formats}))
-        rows.append(("weights again", f"{names}, in other formats than safetensors; leave them out with {globs}"))
+        rows.append(("other formats", f"{names}; where they hold the weights once more, leave them out with {globs}"))
     return rows
 
 
