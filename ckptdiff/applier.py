@@ -114,13 +114,9 @@ def open_base(
 
     ``only_weights``: of the Hub fetch no other files; ``with_files``: take all other files, not just those that the patches need.
     """
-    first = chain[0]
-    recorded = Recorded(
-        weights={file.path: file.size for file in first.base_files},
-        scopes=first.base_scopes,
-        others=[] if only_weights else [other.path for patch in chain for other in patch.others if other.kind != "new"],
-    )
-    return open_checkpoint(base, needs_weights=bool(first.files), with_files=with_files, recorded=recorded)
+    wanted = [] if only_weights else [other.path for patch in chain for other in patch.others if other.kind != "new"]
+    recorded = Recorded({file.path: file.size for file in chain[0].base_files}, chain[0].base_scopes, wanted)
+    return open_checkpoint(base, needs_weights=bool(chain[0].files), with_files=with_files, recorded=recorded)
 
 
 def check_stored(patch: OpenPatch, only: Sequence[str] = (), progress: Progress = no_progress) -> None:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from ckptdiff.errors import CheckpointError
 
+REPOS = ("models--", "datasets--", "spaces--")
+"""What folders of repos in the Hub's cache are called."""
+
 
 @dataclass(slots=True)
 class Listing:
@@ -16,7 +19,7 @@ class Listing:
     Attributes:
         files: every file, links included, and where to open it.
         outside: where links lead that leave the folder: of ``files``, and of folders, which were not looked into and end in ``/``. The
-            links of a snapshot of the Hub's cache into its blobs do not count.
+            links into the blobs of the Hub's cache, as its snapshots and folders of older clients have, do not count.
         again: the real path, below the folder too, of a file that is there once more by a link to its folder.
         skipped: links to folders that were not followed: to one that the link lies in, or met behind another link. They end in ``/``.
     """
@@ -77,11 +80,12 @@ class _Walk:
             self.found.again[name] = real.relative_to(self.root).as_posix()
 
     def _is_blob(self, path: Path, real: Path) -> bool:
-        """Whether a link leads into the blobs beside the snapshots that this folder is one of; these may be links of a store again."""
-        if self.blobs is None:
-            return False
+        """Whether a link leads to a blob of the Hub's cache, which may be a link into a store again."""
         first = Path(os.path.normpath(os.path.join(os.path.realpath(path.parent), os.readlink(path)))) if path.is_symlink() else real
-        return first.is_relative_to(self.blobs) or real.is_relative_to(self.blobs)
+        return any(
+            place.parent == self.blobs or (place.parent.name == "blobs" and place.parent.parent.name.startswith(REPOS))
+            for place in (first, real)
+        )
 
     def _linked_folder(self, path: Path, name: str, behind_link: bool) -> None:
         real = Path(os.path.realpath(path))

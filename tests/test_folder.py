@@ -118,6 +118,18 @@ def test_the_hub_cache_needs_no_option(folders: Pair, outside: Path, tmp_path: P
     assert "notes.txt: a link out of the checkpoint" in refused("make", base, target, "-o", tmp_path / "q")
 
 
+def test_a_folder_of_links_into_the_hub_cache(folders: Pair, tmp_path: Path) -> None:
+    """As older clients made one with local_dir."""
+    wanted = tree(folders.target)
+    snapshot = to_hub_cache(folders.target, tmp_path / "cache")
+    for path in folders.target.iterdir():
+        path.unlink()
+        path.symlink_to((snapshot / path.name).resolve())
+    assert ckptdiff.make(folders.base, folders.target, tmp_path / "p").followed == {}
+    ckptdiff.apply(folders.base, tmp_path / "p", tmp_path / "out")
+    assert tree(tmp_path / "out") == wanted
+
+
 @pytest.mark.parametrize("depth", [3, 12])
 def test_doubled_links_end(depth: int, tmp_path: Path) -> None:
     """Each of a row of folders has two links to the next: there are 2^depth ways, of which those over one link are taken."""
