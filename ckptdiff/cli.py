@@ -107,7 +107,8 @@ def _terminate(signum: int, frame: object) -> None:
 def make(base: Path, target: Path, patch: Path, codec: str, with_report: bool, json_output: bool, **options: Any) -> None:
     """Store the difference between two checkpoints.
 
-    All files of TARGET go in, byte for byte, but for version control, caches, logs, optimizer and trainer state, which are listed.
+    All files of TARGET go in, byte for byte, but for version control, caches, logs, optimizer and trainer state, and secrets, which are
+    listed.
 
     \b
     TARGET a file gives a patch file, TARGET a folder gives a patch folder.
