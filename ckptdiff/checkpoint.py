@@ -210,18 +210,18 @@ class _Opener:
         return real not in left_out or matches(name, self.selection.include)
 
     def _without_links(self, path: Path, kept: Iterable[str], listing: Listing) -> dict[str, None]:
-        """The kept paths without links that leave the folder, or an error where these would be missed."""
+        """The kept paths without links that leave the folder, or an error where these matter and the caller has a way on."""
         found, refused = dict[str, None](), []
         for name in kept:
-            may = name not in listing.outside or _is_weights(name)
+            may = name not in listing.outside or _is_weights(name) or self.selection.follow_links
             if name.endswith("/"):
-                if not self.selection.follow_links and (self.with_files or self.can_exclude):
+                if not self.selection.follow_links:
                     refused.append(name)  # it may hold weights
-            elif may or self.selection.follow_links or (self.with_files and not os.path.exists(listing.files[name])):
+            elif may or (self.with_files and not os.path.exists(listing.files[name])):
                 found[name] = None
             elif self.with_files:
                 refused.append(name)
-        if refused:
+        if refused and self.can_exclude:
             first, more = refused[0], f" (and {len(refused) - 1} more links)" if len(refused) > 1 else ""
             raise CheckpointError(
                 f"{path / first}: a link out of the checkpoint, to {listing.outside[first]}{more}: "
