@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import io
-import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from ckptdiff.cli_common import (
     asks_for_json,
     device_option,
     fail,
+    file_options,
     finite,
     overwrite_option,
     print_json,
@@ -90,8 +90,6 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # every shard of every patch of a chain stays open
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @main.command()
@@ -112,7 +110,8 @@ def main() -> None:
 def make(base: Path, target: Path, patch: Path, codec: str, with_report: bool, json_output: bool, **options: Any) -> None:
     """Store the difference between two checkpoints.
 
-    All files of TARGET go in, byte for byte, but for version control, caches, logs, optimizer and trainer state, which are listed.
+    All files of TARGET go in, byte for byte, but for version control, caches, logs, optimizer and trainer state, and secrets, which are
+    listed.
 
     \b
     TARGET a file gives a patch file, TARGET a folder gives a patch folder.
@@ -127,7 +126,7 @@ def make(base: Path, target: Path, patch: Path, codec: str, with_report: bool, j
         if with_report:
             from ckptdiff.analysis.reporting import report as measure
 
-            same = {key: options[key] for key in ("include", "exclude", "rename", "threads")}
+            same = {key: options[key] for key in ("include", "exclude", "follow_links", "rename", "threads")}
             measured = measure(base, target, progress=progress, **same)
         result = run(base, target, patch, codec=None if codec == "auto" else codec, report=measured, progress=progress, **options)
     if json_output:
@@ -195,7 +194,8 @@ def info(patch: Path, tensors: bool, json_output: bool) -> None:
 def verify(patch: Path, hub: str | None, json_output: bool, **options: Any) -> None:
     """Check a patch, its base, or rebuilt files.
 
-    Lists every problem found, and exits with 1 if there is one. Changes are decoded where --base is given.
+    Lists the problems found (of more than ten of one kind the first; --json lists all), and exits with 1 if there is one. Changes are
+    decoded where --base is given.
     """
     from ckptdiff import render
     from ckptdiff.verifier import verify as run
@@ -224,6 +224,7 @@ def verify(patch: Path, hub: str | None, json_output: bool, **options: Any) -> N
     callback=finite,
     help="Tolerance; may be repeated.",
 )
+@file_options
 @click.option("--base", type=PATH, help="Checkpoint that both started from: also compare what changed in each.")
 @click.option("--tensors", is_flag=True, help="Also list every tensor.")
 @threads_option
@@ -247,7 +248,8 @@ def compare(a: Path, b: Path, base: Path | None, tensors: bool, json_output: boo
         if base is not None:
             from ckptdiff.analysis.overlap import overlap as find_overlap
 
-            changed = find_overlap([a, b], base, threads=options["threads"], progress=progress)
+            same = {key: options[key] for key in ("include", "exclude", "follow_links", "threads")}
+            changed = find_overlap([a, b], base, **same, progress=progress)
     if json_output:
         totals = {"elements": result.elements, "identical": result.identical, "within": result.within, "same": result.same}
         rows = to_json(result)

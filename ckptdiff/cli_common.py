@@ -33,15 +33,21 @@ threads_option = click.option("--threads", type=click.IntRange(1, 256), help="Th
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 
 
-def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Which files and tensors of two checkpoints stand against each other."""
+def file_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Which files belong to two checkpoints."""
     for option in (
-        click.option("--rename", multiple=True, metavar="REGEX=REPL", help="Turn a target tensor's name into the base's."),
+        click.option("--follow-links", is_flag=True, help="Take what links lead to that leave a folder, as weight files always may."),
         click.option("--exclude", multiple=True, metavar="GLOB", help="Leave files out."),
         click.option("--include", multiple=True, metavar="GLOB", help="Take files that are left out by default, such as optimizer state."),
     ):
         command = option(command)
     return command
+
+
+def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Which files and tensors of two checkpoints stand against each other."""
+    rename = click.option("--rename", multiple=True, metavar="REGEX=REPL", help="Turn a target tensor's name into the base's.")
+    return file_options(rename(command))
 
 
 def finite(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:

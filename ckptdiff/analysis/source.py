@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptdiff.adapt import read_range
-from ckptdiff.applier import Applier, check_chain, check_stored, nodes_of
+from ckptdiff.applier import Applier, check_chain, check_stored, nodes_of, open_base
 from ckptdiff.checkpoint import Tensor, open_checkpoint
 from ckptdiff.digests import BLOCK
 from ckptdiff.dtypes import DTYPES, Bytes
@@ -20,6 +20,7 @@ from ckptdiff.parallel import no_progress
 from ckptdiff.patches import OpenPatch, open_patch
 from ckptdiff.pulling import recorded_base
 from ckptdiff.recognition import is_patch
+from ckptdiff.selection import Selection
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +80,13 @@ def open_source(
     base: str | os.PathLike[str],
     target: str | os.PathLike[str],
     *,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
+    selection: Selection | None = None,
     renames: Sequence[Rename] = (),
 ) -> Iterator[Source]:
     """Open a base, and a target checkpoint or a patch from that base.
 
-    Tensors of two checkpoints pair by name, those of a patch as it says, so that renamed ones are found.
+    Tensors of two checkpoints pair by name, those of a patch as it says, so that renamed ones are found. ``selection`` is of
+    checkpoints, as of :func:`ckptdiff.checkpoint.open_checkpoint`.
 
     Raises:
         CheckpointError: a checkpoint cannot be read, or is not one.
@@ -95,7 +96,7 @@ def open_source(
     with ExitStack() as stack:
         if is_patch(target):
             patch = stack.enter_context(open_patch(target))
-            old = stack.enter_context(open_checkpoint(base, needs_weights=bool(patch.files), scopes=patch.base_scopes))
+            old = stack.enter_context(open_base(base, [patch], only_weights=True))
             applier = Applier(old, [patch], 1, no_progress)
             try:
                 yield _from_patch(applier, patch, *names)
@@ -103,8 +104,8 @@ def open_source(
                 applier.explain(nodes_of(applier.outputs()))
                 raise
         else:
-            old, new = (stack.enter_context(open_checkpoint(path, include=include, exclude=exclude)) for path in (base, target))
-            check_patterns(new, renames, include, exclude)
+            old, new = (stack.enter_context(open_checkpoint(path, selection=selection)) for path in (base, target))
+            check_patterns(old, new, renames, selection.globs if selection else ())
             paired = pair_all(old, new, renames)
             pairs = tuple(_pair(a, b) for a, b in paired.pairs)
             yield Source(*names, pairs, paired.only_in_target, paired.only_in_base, paired.mismatched)
