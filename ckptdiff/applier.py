@@ -188,8 +188,7 @@ class Applier:
                 )
             return FromBase(tensor, entry.base_digest)
         before = self.chain[depth - 1]
-        scopes = {found for found, _ in before.entries}
-        found = before.entries.get((next(iter(scopes)) if len(scopes) == 1 else scope or "", name))
+        found = before.entries.get((next(iter(before.scopes)) if len(before.scopes) == 1 else scope or "", name))
         if found is None or (found[1].dtype, found[1].shape) != (entry.base_dtype, entry.base_shape):
             raise BaseMismatchError(f"{patch.path}: needs the tensor {name}, which {before.path} does not give like that")
         node = self.node(depth - 1, *found)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -17,10 +16,10 @@ from ckptdiff.hub import download, open_repo
 from ckptdiff.hubid import HubId, parse_id
 from ckptdiff.selection import matches, select
 from ckptdiff.stfile import ByteSource, Header, LocalFile, WeightSource, read_header
+from ckptdiff.weightmap import shards_of_index
 
 INDEX = re.compile(r"(?P<stem>.+)\.safetensors\.index(?P<variant>\.[^./]+)?\.json")
 SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})(?P<variant>\.[^./]+)?\.safetensors")
-MAX_INDEX_JSON = 1 << 28
 IS_A_PATCH = "{path}: is a ckptdiff patch, not a checkpoint; rebuild that with: ckptdiff apply BASE {path} -o OUT"
 
 CONVERTERS = {
@@ -307,7 +306,7 @@ def _scopes(weights: dict[str, Path], others: dict[str, Path]) -> dict[str, str]
         if not match:
             continue
         prefix = f"{folder}/" if folder else ""
-        for shard in _shards_of_index(path):
+        for shard in shards_of_index(path):
             if prefix + shard not in weights:
                 raise CheckpointError(f"{path}: lists the shard {shard}, which is missing: fetch it, or remove the stale index")
             indexed.setdefault(prefix + shard, prefix + match["stem"] + (match["variant"] or ""))
@@ -316,18 +315,6 @@ def _scopes(weights: dict[str, Path], others: dict[str, Path]) -> dict[str, str]
     alone = {name for name in weights if name not in indexed and not SHARD.fullmatch(name)}
     taken = {scope for name, scope in scopes.items() if name not in alone}
     return {name: name if name in alone and scope in taken else scope for name, scope in scopes.items()}
-
-
-def _shards_of_index(path: Path) -> list[str]:
-    try:
-        if path.stat().st_size > MAX_INDEX_JSON:
-            raise CheckpointError(f"{path}: an index of {path.stat().st_size} bytes is too large (limit {MAX_INDEX_JSON})")
-        weight_map = json.loads(path.read_bytes())["weight_map"]
-        return sorted({str(name) for name in weight_map.values()})
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise CheckpointError(f"{path}: not a safetensors index: expected a JSON object with a weight_map") from None
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _check_siblings(names: list[str], present: set[str]) -> None:

@@ -22,6 +22,10 @@ MAX_SIZE = 1 << 48
 """Limit of a tensor's size in bytes, of a dimension, and of the product of the dimensions that are not 0."""
 
 
+MAX_FILE = 1 << 40
+"""Limit of a file's size in bytes (spec 11)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Dtype:
     """One row of the dtype table: ``bits`` of an element, ``carrier`` bytes of a unit, whether units order as floats."""

@@ -13,14 +13,16 @@ from typing import Any, Literal, TypeAlias
 import zstandard
 
 from ckptdiff import canonical
-from ckptdiff.canonical import Fields, JsonObject, quote
+from ckptdiff.canonical import Fields, JsonObject, quoted
 from ckptdiff.codecs import CODECS
-from ckptdiff.digests import block_count
-from ckptdiff.dtypes import CASTS, DTYPES, MAX_SIZE
-from ckptdiff.errors import FormatError, UnsupportedError
+from ckptdiff.digests import BLOCK, block_count
+from ckptdiff.dtypes import CASTS, DTYPES, MAX_FILE, MAX_SIZE
+from ckptdiff.errors import CheckpointError, FormatError, UnsupportedError, cut
 from ckptdiff.stfile import MAX_NAME, MAX_RANK, MAX_TENSORS
 
-MAX_TABLE = 1 << 28
+MAX_TABLE = 1 << 25
+MAX_ENTRY = 1 << 10
+"""Nodes of an entry but for its blocks: two shapes and eleven members need no more than 80."""
 MAX_CODED_BLOCK = 1 << 24
 TABLE_LEVEL = 6
 
@@ -31,7 +33,7 @@ KINDS: tuple[Kind, ...] = ("same", "delta", "new", "copy")
 def check_sorted(names: Iterable[str], where: str) -> None:
     for a, b in itertools.pairwise(names):
         if a.encode() >= b.encode():
-            raise FormatError(f"{where}: {quote(b[:80])} is out of order or repeated")
+            raise FormatError(f"{where}: {quoted(b)} is out of order or repeated")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +158,7 @@ class Entry:
         entry = cls(name=name, dtype=dtype, shape=shape, kind=kind)
         nbytes = DTYPES[dtype].nbytes(shape)
         if nbytes is None:
-            raise FormatError(f"{where}: a {dtype} tensor of shape {list(shape)} has no whole size of at most {MAX_SIZE} bytes")
+            raise FormatError(f"{where}: a {dtype} tensor of shape {cut(list(shape))} has no whole size of at most {MAX_SIZE} bytes")
         found: dict[str, Any] = _read_base(f, entry) if kind in ("same", "delta") else {}
         if kind in ("delta", "new"):
             found |= {"codec": _codec(f, kind), "blocks": _blocks(f, entry)}
@@ -178,7 +180,7 @@ def as_name(value: Any, where: str) -> str:
 def _dtype(f: Fields) -> str:
     dtype = f.text("dtype")
     if dtype not in DTYPES:
-        raise UnsupportedError(f"{f.where}.dtype: unknown dtype {quote(dtype[:40])}: upgrade ckptdiff")
+        raise UnsupportedError(f"{f.where}.dtype: unknown dtype {quoted(dtype)}: upgrade ckptdiff")
     return dtype
 
 
@@ -192,9 +194,9 @@ def _shape(f: Fields) -> tuple[int, ...]:
 def _codec(f: Fields, kind: str) -> str:
     codec = f.text("codec")
     if codec not in CODECS:
-        raise UnsupportedError(f"{f.where}.codec: unknown codec {quote(codec[:40])}: upgrade ckptdiff")
+        raise UnsupportedError(f"{f.where}.codec: unknown codec {quoted(codec)}: upgrade ckptdiff")
     if kind == "new" and codec != "raw":
-        raise FormatError(f'{f.where}.codec: expected "raw" for a new tensor, found {quote(codec)}')
+        raise FormatError(f'{f.where}.codec: expected "raw" for a new tensor, found {quoted(codec)}')
     return codec
 
 
@@ -222,10 +224,10 @@ def _read_base(f: Fields, entry: Entry) -> dict[str, Any]:
     if "shape" in base:
         shape = found["base_shape"] = _shape(base)
         if len(shape) != len(entry.shape) or shape[1:] != entry.shape[1:]:
-            raise FormatError(f"{base.where}.shape: {list(shape)} and {list(entry.shape)} differ in more than rows")
+            raise FormatError(f"{base.where}.shape: {cut(list(shape))} and {cut(list(entry.shape))} differ in more than rows")
         nbytes = DTYPES[found["base_dtype"]].nbytes(shape)
         if nbytes is None:
-            raise FormatError(f"{base.where}.shape: {list(shape)} has no whole size of at most {MAX_SIZE} bytes")
+            raise FormatError(f"{base.where}.shape: {cut(list(shape))} has no whole size of at most {MAX_SIZE} bytes")
     for key in ("name", "dtype", "shape"):
         if key in base and found[f"base_{key}"] == getattr(entry, key):
             raise FormatError(f"{base.where}.{key}: written although it equals the entry's own")
@@ -250,32 +252,48 @@ class Table:
         )
 
     def to_bytes(self) -> bytes:
+        """The stored table; raises CheckpointError if it would be larger than a reader takes."""
         text = canonical.dumps({"removed": list(self.removed), "tensors": [entry.to_json() for entry in self.entries]})
         content = len(text).to_bytes(4, "little") + text + b"".join(entry.digests() for entry in self.entries)
+        if len(content) > MAX_TABLE or len(self.removed) > MAX_TENSORS:
+            raise CheckpointError(
+                f"its {len(self.entries)} tensors and {len(self.removed)} removed names make a table of {len(content)} bytes, "
+                f"expected at most {MAX_TABLE}, and {MAX_TENSORS} names: save the checkpoint in more and smaller files"
+            )
         return zstandard.ZstdCompressor(level=TABLE_LEVEL, write_content_size=True).compress(content)
 
     @classmethod
-    def from_bytes(cls, stored: bytes, where: str) -> Table:
+    def from_bytes(cls, stored: bytes, where: str, target_size: int = MAX_FILE) -> Table:
+        """Read a stored table of a file that is stated to have ``target_size`` bytes."""
         content = decompress(stored, MAX_TABLE, where)
         length = int.from_bytes(content[:4], "little")
         if len(content) < 4 + length or len(content) < 4:
             raise FormatError(f"{where}: its JSON would have {length} bytes, but it has {len(content)} in all")
-        f = Fields(canonical.load_object(content[4 : 4 + length], where), where, "removed tensors")
-        entries, removed = f.array("tensors", Entry.read), f.array("removed", as_name)
+        f = canonical.load_divided(
+            content[4 : 4 + length],
+            where,
+            "removed tensors",
+            {"removed": as_name, "tensors": Entry.read},
+            most=MAX_TENSORS,
+            nodes=MAX_ENTRY + min(target_size, MAX_FILE) // BLOCK,
+        )
+        entries, removed = f.items("tensors"), f.items("removed")
         check_sorted(removed, f"{where}.removed")
-        if len(entries) > MAX_TENSORS:
-            raise FormatError(f"{where}: {len(entries)} tensors, more than {MAX_TENSORS}")
         if len({entry.name for entry in entries}) != len(entries):
             raise FormatError(f"{where}: a tensor name is repeated")
-        rest = content[4 + length :]
-        chunks = (rest[i : i + 8] for i in range(0, len(rest), 8))
-        try:
-            entries = tuple(entry.with_digests(chunks) for entry in entries)
-        except (StopIteration, RuntimeError):
-            raise FormatError(f"{where}: its digests end too soon") from None
-        if next(chunks, None) is not None or len(rest) % 8:
-            raise FormatError(f"{where}: {len(rest)} bytes of digests are more than its entries need")
-        return cls(entries, removed)
+        return cls(_with_digests(entries, content, 4 + length, where), tuple(removed))
+
+
+def _with_digests(entries: Iterable[Entry], content: bytes, start: int, where: str) -> tuple[Entry, ...]:
+    """Entries with their digests, which stand in ``content`` from ``start`` on."""
+    chunks = (content[i : i + 8] for i in range(start, len(content), 8))
+    try:
+        found = tuple(entry.with_digests(chunks) for entry in entries)
+    except (StopIteration, RuntimeError):
+        raise FormatError(f"{where}: its digests end too soon") from None
+    if next(chunks, None) is not None or (len(content) - start) % 8:
+        raise FormatError(f"{where}: {len(content) - start} bytes of digests are more than its entries need")
+    return found
 
 
 def decompress(stored: bytes, limit: int, where: str, prefix: bytes = b"") -> bytes:
