@@ -30,8 +30,9 @@ SAMPLE = 32
 """Matrices whose rank is taken with ``rank="sample"``: every n-th, so that about this many are."""
 GROUP = 1 << 22
 """Bytes of base that a job counts, or up to a block more."""
-SMALL_MATRIX = 512
 LAST_ULP = 52
+"""Where a report's ulp distances end: from 2^52 on."""
+SMALL_MATRIX = 512
 """Up to this smaller side matrices are taken on a thread each; larger ones one after the other, since LAPACK has threads of its own."""
 
 
