@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckptdiff.dtypes import Bytes
-from ckptdiff.errors import CheckpointError
+from ckptdiff.errors import CheckpointError, cut
 from ckptdiff.hub import download, open_repo
 from ckptdiff.hubid import HubId, parse_id
 from ckptdiff.selection import matches, select
@@ -308,7 +308,7 @@ def _scopes(weights: dict[str, Path], others: dict[str, Path]) -> dict[str, str]
         prefix = f"{folder}/" if folder else ""
         for shard in shards_of_index(path):
             if prefix + shard not in weights:
-                raise CheckpointError(f"{path}: lists the shard {shard}, which is missing: fetch it, or remove the stale index")
+                raise CheckpointError(f"{path}: lists the shard {cut(shard)}, which is missing: fetch it, or remove the stale index")
             indexed.setdefault(prefix + shard, prefix + match["stem"] + (match["variant"] or ""))
     _check_siblings([name for name in weights if name not in indexed], set(weights))
     scopes = {name: indexed.get(name) or scope_of_name(name) for name in weights}
