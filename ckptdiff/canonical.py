@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, TypeAlias, TypeVar
 
 from ckptdiff import jsonscan
@@ -54,9 +55,10 @@ def _no_number(text: str) -> Any:
 def _only_integers(text: str) -> int:
     if text == "-0":
         raise ValueError("-0 is not an integer")
-    if len(text) > 17 or abs(int(text)) > MAX_INTEGER:
+    value = int(text) if len(text) < 18 else MAX_INTEGER + 1
+    if abs(value) > MAX_INTEGER:
         raise ValueError(f"{cut(text)} is too large an integer")
-    return int(text)
+    return value
 
 
 _DECODERS = {
@@ -131,28 +133,46 @@ def members(
     """
     keys: set[str] = set()
     last = ""
-    for kind, array, begin, end, count in jsonscan.parts(data, arrays, exact):
-        _check_nodes(count, arrays[array] if kind == "item" else nodes)
-        text = data[begin:end]
-        text = text if kind == "item" else b"{%s}" % text if kind == "member" else b"{%s]}" % text
+    for kind, array, begin, end, size in _batches(jsonscan.parts(data, arrays, exact), arrays, nodes):
+        text = FORMS[kind] % data[begin:end]
         value = _parse(text, floats)
         if exact and _encode(value) != text:
             raise ValueError("it is not in canonical form")
         if not exact:
             _check_text(value, text)
-        if kind == "item":
-            yield array, "", value
-            continue
-        if len(value) != 1:
+        if len(value) != size:
             raise ValueError("it has a comma too many")
-        ((key, value),) = value.items()
-        if key in keys:
-            raise ValueError(f"the key {quoted(key)} is repeated")
-        if exact and key < last:
-            raise ValueError("it is not in canonical form")
-        keys.add(key)
-        last = key
-        yield "", key, value
+        if kind == "item":
+            yield from ((array, "", item) for item in value)
+            continue
+        for key, item in value.items():
+            if key in keys:
+                raise ValueError(f"the key {quoted(key)} is repeated")
+            if exact and key < last:
+                raise ValueError("it is not in canonical form")
+            keys.add(key)
+            last = key
+            yield "", key, item
+
+
+FORMS = {"item": b"[%s]", "member": b"{%s}", "array": b"{%s]}"}
+BATCH = 1 << 12
+"""Braces, brackets and commas up to which neighbours are parsed at once, which takes less time."""
+
+
+def _batches(parts: Iterable[jsonscan.Part], arrays: Mapping[str, int], nodes: int) -> Iterator[tuple[str, str, int, int, int]]:
+    """Neighbouring parts of one kind together: kind, key of the array, begin, end, and how many parts."""
+    kind, array, begin, end, size, total = "", "", 0, 0, 0, 0
+    for part in parts:
+        _check_nodes(part.nodes, arrays[part.key] if part.kind == "item" else nodes)
+        if size and (part.kind == "array" or part.kind != kind or part.key != array or total + part.nodes > BATCH):
+            yield kind, array, begin, end, size
+            size = 0
+        if not size:
+            kind, array, begin, total = part.kind, part.key, part.begin, 0
+        end, size, total = part.end, size + 1, total + part.nodes + 1
+    if size:
+        yield kind, array, begin, end, size
 
 
 def load_object(data: bytes, where: str, nodes: int = MAX_NODES) -> JsonObject:
@@ -169,14 +189,19 @@ def load_object(data: bytes, where: str, nodes: int = MAX_NODES) -> JsonObject:
     return value
 
 
+@lru_cache(maxsize=256)
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 class Fields:
     """Typed getters over one JSON object. Errors carry the path of the member; unknown members are refused."""
 
     def __init__(self, value: Any, where: str, known: str) -> None:
         if not isinstance(value, dict):
             raise FormatError(f"{where}: expected an object, found {type(value).__name__}")
-        unknown = sorted(set(value) - set(known.split()))
-        if unknown:
+        if not value.keys() <= _words(known):
+            unknown = sorted(value.keys() - _words(known))
             raise UnsupportedError(f"{where}: unknown member {quoted(unknown[0])}; the patch may need a newer ckptdiff: try to upgrade")
         self.value: JsonObject = value
         self.where = where
@@ -212,8 +237,9 @@ class Fields:
         kind = self.text("kind")
         if kind not in members:
             raise UnsupportedError(f"{self.where}.kind: unknown kind {quoted(kind)}: try to upgrade ckptdiff")
-        extra = sorted(set(self.value) - set(f"{common} {members[kind]}".split()))
-        if extra:
+        allowed = _words(f"{common} {members[kind]}")
+        if not self.value.keys() <= allowed:
+            extra = sorted(self.value.keys() - allowed)
             raise FormatError(f"{self.where}: the kind {quote(kind)} has no member {quoted(extra[0])}")
         return kind
 

@@ -52,8 +52,9 @@ class Dtype:
 
     def nbytes(self, shape: tuple[int, ...]) -> int | None:
         """Size in bytes of a tensor of this shape, or None if it is not a whole number, or above the limits (spec 11)."""
-        elements = math.prod(dim for dim in shape if dim)
-        bits = 0 if 0 in shape else elements * self.bits
+        elements, bits = math.prod(shape), math.prod(shape) * self.bits
+        if not bits:
+            elements = math.prod(dim for dim in shape if dim)
         return None if elements > MAX_SIZE or bits % 8 or bits // 8 > MAX_SIZE else bits // 8
 
 

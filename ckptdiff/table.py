@@ -6,8 +6,8 @@ Reading is strict: every fault is one FormatError or UnsupportedError that says 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeAlias
 
 import zstandard
@@ -133,40 +133,49 @@ class Entry:
             return self.digest + (self.base_digest if self.adapted else b"")
         return self.digest + self.base_digest + self.payload_digest if self.kind != "copy" else b""
 
-    def with_digests(self, take: Iterator[bytes]) -> Entry:
-        """Read back what :meth:`digests` wrote, from chunks of 8 bytes."""
-
-        def d16() -> bytes:
-            return next(take) + next(take)
-
-        if self.kind == "same":
-            digest = d16()
-            return replace(self, digest=digest, base_digest=d16() if self.adapted else digest)
-        if self.kind == "delta":
-            return replace(self, digest=d16(), base_digest=d16(), payload_digest=next(take))
-        if self.kind == "new":
-            return replace(self, digest=d16(), payload_digest=next(take))
-        return self
+    def with_digests(self, digest: bytes, base_digest: bytes, payload_digest: bytes) -> Entry:
+        """This entry with what :meth:`digests` wrote."""
+        return Entry(
+            name=self.name,
+            dtype=self.dtype,
+            shape=self.shape,
+            kind=self.kind,
+            base_name=self.base_name,
+            base_dtype=self.base_dtype,
+            base_shape=self.base_shape,
+            codec=self.codec,
+            changed=self.changed,
+            blocks=self.blocks,
+            of=self.of,
+            digest=digest,
+            base_digest=base_digest,
+            payload_digest=payload_digest,
+        )
 
     @classmethod
     def read(cls, value: Any, where: str) -> Entry:
-        f = Fields(value, where, "name dtype shape kind base codec changed blocks of")
-        members = {"same": "base", "delta": "base codec changed blocks", "new": "codec blocks", "copy": "of"}
-        kind = f.kind(members, "name dtype shape kind")
+        """An entry of a table's JSON, without its digests."""
+        f = Fields(value, where, MEMBERS)
+        kind = f.kind(MEMBERS_OF, COMMON)
         name = as_name(f.text("name"), f"{where}.name")
         dtype, shape = _dtype(f), _shape(f)
-        entry = cls(name=name, dtype=dtype, shape=shape, kind=kind)
         nbytes = DTYPES[dtype].nbytes(shape)
         if nbytes is None:
             raise FormatError(f"{where}: a {dtype} tensor of shape {cut(list(shape))} has no whole size of at most {MAX_SIZE} bytes")
-        found: dict[str, Any] = _read_base(f, entry) if kind in ("same", "delta") else {}
+        found: dict[str, Any] = _read_base(f, name, dtype, shape) if kind in ("same", "delta") else {}
         if kind in ("delta", "new"):
-            found |= {"codec": _codec(f, kind), "blocks": _blocks(f, entry)}
+            found |= {"codec": _codec(f, kind), "blocks": _blocks(f, nbytes)}
         if kind == "delta":
-            found["changed"] = f.integer("changed", 1, entry.units)
+            found["changed"] = f.integer("changed", 1, nbytes // DTYPES[dtype].carrier)
         if kind == "copy":
             found["of"] = as_name(f.text("of"), f"{where}.of")
-        return replace(entry, **found)
+        return cls(name=name, dtype=dtype, shape=shape, kind=kind, **found)
+
+
+COMMON = "name dtype shape kind"
+MEMBERS = f"{COMMON} base codec changed blocks of"
+MEMBERS_OF = {"same": "base", "delta": "base codec changed blocks", "new": "codec blocks", "copy": "of"}
+"""Members that an entry of each kind may have beside the common ones."""
 
 
 def as_name(value: Any, where: str) -> str:
@@ -200,16 +209,17 @@ def _codec(f: Fields, kind: str) -> str:
     return codec
 
 
-def _blocks(f: Fields, entry: Entry) -> tuple[int, ...]:
+def _blocks(f: Fields, nbytes: int) -> tuple[int, ...]:
     blocks = f.array("blocks", canonical.as_integer)
-    expected = block_count(entry.nbytes)
+    expected = block_count(nbytes)
     if len(blocks) != expected or any(size > MAX_CODED_BLOCK for size in blocks):
         raise FormatError(f"{f.where}.blocks: expected {expected} sizes of at most {MAX_CODED_BLOCK} bytes, found {len(blocks)}")
     return blocks
 
 
-def _read_base(f: Fields, entry: Entry) -> dict[str, Any]:
-    found: dict[str, Any] = {"base_name": entry.name, "base_dtype": entry.dtype, "base_shape": entry.shape}
+def _read_base(f: Fields, name: str, dtype: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    own = {"base_name": name, "base_dtype": dtype, "base_shape": shape}
+    found: dict[str, Any] = dict(own)
     if "base" not in f:
         return found
     base = f.child("base", "name dtype shape")
@@ -219,17 +229,16 @@ def _read_base(f: Fields, entry: Entry) -> dict[str, Any]:
         found["base_name"] = as_name(base.text("name"), f"{base.where}.name")
     if "dtype" in base:
         found["base_dtype"] = _dtype(base)
-        if (found["base_dtype"], entry.dtype) not in CASTS:
-            raise FormatError(f"{base.where}.dtype: {found['base_dtype']} cannot be cast to {entry.dtype}")
+        if (found["base_dtype"], dtype) not in CASTS:
+            raise FormatError(f"{base.where}.dtype: {found['base_dtype']} cannot be cast to {dtype}")
     if "shape" in base:
-        shape = found["base_shape"] = _shape(base)
-        if len(shape) != len(entry.shape) or shape[1:] != entry.shape[1:]:
-            raise FormatError(f"{base.where}.shape: {cut(list(shape))} and {cut(list(entry.shape))} differ in more than rows")
-        nbytes = DTYPES[found["base_dtype"]].nbytes(shape)
-        if nbytes is None:
-            raise FormatError(f"{base.where}.shape: {cut(list(shape))} has no whole size of at most {MAX_SIZE} bytes")
+        old = found["base_shape"] = _shape(base)
+        if len(old) != len(shape) or old[1:] != shape[1:]:
+            raise FormatError(f"{base.where}.shape: {cut(list(old))} and {cut(list(shape))} differ in more than rows")
+        if DTYPES[found["base_dtype"]].nbytes(old) is None:
+            raise FormatError(f"{base.where}.shape: {cut(list(old))} has no whole size of at most {MAX_SIZE} bytes")
     for key in ("name", "dtype", "shape"):
-        if key in base and found[f"base_{key}"] == getattr(entry, key):
+        if key in base and found[f"base_{key}"] == own[f"base_{key}"]:
             raise FormatError(f"{base.where}.{key}: written although it equals the entry's own")
     return found
 
@@ -286,14 +295,23 @@ class Table:
 
 def _with_digests(entries: Iterable[Entry], content: bytes, start: int, where: str) -> tuple[Entry, ...]:
     """Entries with their digests, which stand in ``content`` from ``start`` on."""
-    chunks = (content[i : i + 8] for i in range(start, len(content), 8))
-    try:
-        found = tuple(entry.with_digests(chunks) for entry in entries)
-    except (StopIteration, RuntimeError):
-        raise FormatError(f"{where}: its digests end too soon") from None
-    if next(chunks, None) is not None or (len(content) - start) % 8:
+    found, at = [], start
+
+    def take(size: int) -> bytes:
+        nonlocal at
+        at += size
+        return content[at - size : at]
+
+    for entry in entries:
+        digest = take(16) if entry.kind != "copy" else b""
+        own = entry.kind == "delta" or (entry.kind == "same" and entry.adapted)
+        base = take(16) if own else digest if entry.kind == "same" else b""
+        found.append(entry.with_digests(digest, base, take(8) if entry.has_payload else b""))
+    if at > len(content):
+        raise FormatError(f"{where}: its digests end too soon")
+    if at < len(content):
         raise FormatError(f"{where}: {len(content) - start} bytes of digests are more than its entries need")
-    return found
+    return tuple(found)
 
 
 def decompress(stored: bytes, limit: int, where: str, prefix: bytes = b"") -> bytes:

@@ -200,7 +200,7 @@ class Report:
         stored = zstandard.ZstdCompressor(level=LEVEL, write_content_size=True).compress(data)
         if len(data) > MAX_REPORT or len(stored) > MAX_STORED_REPORT:
             raise CheckpointError(
-                f"the report of {len(self.tensors)} tensors has {len(data)} bytes, {len(stored)} of them as stored; a patch can hold at most "
+                f"the report of {len(self.tensors)} tensors has {len(data)} bytes, {len(stored)} as stored; a patch can hold at most "
                 f"{MAX_REPORT}, {MAX_STORED_REPORT} as stored: make the patch without it, and keep what ckptdiff report --json gives"
             )
         return stored

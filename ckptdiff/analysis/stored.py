@@ -51,9 +51,7 @@ def unpack(stored: bytes, where: str, target: str) -> Report:
             raise UnsupportedError(f"{where}: its schema is {cut(value.get('schema'))!r}, expected {SCHEMA!r}: try to upgrade ckptdiff")
 
     known = "schema base target settings totals layers modules moves rank tensors added removed unpaired without_rank"
-    f = canonical.load_divided(
-        data, where, known, {"tensors": _row}, most=MAX_ALL_TENSORS, nodes=MAX_ROW_NODES, exact=False, first=schema
-    )
+    f = canonical.load_divided(data, where, known, {"tensors": _row}, most=MAX_ALL_TENSORS, nodes=MAX_ROW_NODES, exact=False, first=schema)
     settings, moves = f.child("settings", "atol rtol rank"), f.child("moves", "ulp abs exponents")
     report = Report(
         base="",
