@@ -93,7 +93,7 @@ class Checkpoint:
                 if tensor.name in tensors:
                     self.close()
                     raise CheckpointError(
-                        f"{file.file.name}: tensor {tensor.name} is also in {tensors[tensor.name].source.name}; "
+                        f"{file.file.name}: tensor {cut(tensor.name)} is also in {tensors[tensor.name].source.name}; "
                         "two files of one index must not share names: remove the stale shard"
                     )
                 tensors[tensor.name] = tensor

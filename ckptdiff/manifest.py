@@ -19,6 +19,8 @@ VERSION = 1
 MAX_INDEX = 1 << 24
 """Bytes of an index, and of a patch file's metadata."""
 MAX_INFO = 1 << 16
+MAX_REPO = 256
+"""Bytes of the name of a repo or revision in ``info``."""
 MAX_FILES = 1 << 15
 """Files that an index names, in all its lists together, or the metadata of a patch file."""
 MAX_PREFIX = 1 << 26
@@ -32,6 +34,14 @@ def safe_path(path: Any, where: str) -> str:
     reason = paths.unsafe_reason(text)
     if reason:
         raise FormatError(f"{where}: the path {quoted(text)} {reason}: do not trust this patch")
+    return text
+
+
+def _short(value: Any, where: str, most: int) -> str:
+    """A string of at most so many bytes; raises FormatError for anything else."""
+    text = canonical.as_text(value, where)
+    if len(text.encode()) > most:
+        raise FormatError(f"{where}: has {len(text.encode())} bytes, expected at most {most}")
     return text
 
 
@@ -68,7 +78,7 @@ def _open_sealed(data: bytes, where: str, expected_format: str, known: str) -> F
     if len(canonical.dumps(info)) > MAX_INFO:
         raise FormatError(f"{where}.info: has {len(canonical.dumps(info))} bytes, expected at most {MAX_INFO}")
     for key in INFO & set(info):
-        canonical.as_text(info[key], f"{where}.info.{key}")
+        _short(info[key], f"{where}.info.{key}", MAX_REPO)
     return members
 
 
@@ -158,7 +168,7 @@ class Metadata:
         if "scope" in base and base.value["scope"] is None:
             scope = None
         else:
-            scope = base.text("scope")
+            scope = _short(base.text("scope"), f"{where}.base.scope", paths.MAX_PATH)
         return cls(
             base_identity=base.hexadecimal("identity", 16),
             base_scope=scope,
@@ -167,7 +177,7 @@ class Metadata:
             target_size=target.integer("size", high=MAX_FILE),
             target_sha256=target.hexadecimal("sha256", 32).hex() if "sha256" in target else None,
             target_identity=target.hexadecimal("identity", 16),
-            target_scope=target.text("scope"),
+            target_scope=_short(target.text("scope"), f"{where}.target.scope", paths.MAX_PATH),
             table=f.hexadecimal("table", 16),
             header=f.hexadecimal("header", 16),
             report=f.hexadecimal("report", 16) if "report" in f else None,

@@ -14,7 +14,7 @@ from ckptdiff import others
 from ckptdiff.applier import Applier, nodes_of
 from ckptdiff.checkpoint import list_files, open_checkpoint
 from ckptdiff.digests import BLOCK
-from ckptdiff.errors import CheckpointError, CkptdiffError, FormatError, IntegrityError
+from ckptdiff.errors import CheckpointError, CkptdiffError, FormatError, IntegrityError, cut
 from ckptdiff.hub import Repo, open_repo
 from ckptdiff.hubid import parse_id
 from ckptdiff.layers import FromBase, FromPatch, check_result, digest_of, layers, ranges, tensor_differs
@@ -161,7 +161,7 @@ def _weights_error(patch: OpenPatch, file: PatchFile, path: Path) -> CkptdiffErr
             for tensor, entry in zip(weights.tensors, file.table.entries, strict=True):
                 found, expected = digest_of(tensor), patch.entries[metadata.target_scope, entry.of or entry.name][1].digest
                 if found != expected:
-                    return IntegrityError(f"{path}: tensor {tensor.name} has the digest {found.hex()}, expected {expected.hex()}")
+                    return IntegrityError(f"{path}: tensor {cut(tensor.name)} has the digest {found.hex()}, expected {expected.hex()}")
     except CheckpointError as error:
         return error
     return None

@@ -121,16 +121,20 @@ def safe_path(value):  # section 9
             and len(value.encode()) <= 1024 and value != "ckptdiff.json" and not re.search("[\\\\:\x00-\x1f\x7f]", value))
 
 
+def scope_id(value):
+    return text(value) and len(value.encode()) <= 1024
+
+
 def info(value):  # section 5.1: the known members are strings, others are ignored
-    return type(value) is dict and len(canonical(value)) <= 1 << 16 and all(text(value.get(key, "")) for key in (
+    return type(value) is dict and len(canonical(value)) <= 1 << 16 and all(text(value.get(key, "")) and len(value.get(key, "").encode()) <= 256 for key in (
         "base_repo", "base_revision", "target_repo", "target_revision"))
 
 
 TOTALS = dict.fromkeys(("same", "delta", "new", "copy", "removed", "units", "changed"), count)
 FILE = {"path": safe_path, "size": file_size, "sha256": sha}
 METADATA = {"format": text, "version": count, "digest": xxh, "table": xxh, "header": xxh, "report?": xxh,
-            "totals": TOTALS, "info": info, "base": {"identity": xxh, "scope": lambda v: v is None or text(v), "files?": [FILE]},
-            "target": {"identity": xxh, "scope": text, "path": safe_path, "size": file_size, "sha256?": sha}}
+            "totals": TOTALS, "info": info, "base": {"identity": xxh, "scope": lambda v: v is None or scope_id(v), "files?": [FILE]},
+            "target": {"identity": xxh, "scope": scope_id, "path": safe_path, "size": file_size, "sha256?": sha}}
 INDEX = {"format": text, "version": count, "digest": xxh, "info": info, "target": {"identity": xxh}, "totals": TOTALS,
          "base": {"identity": xxh, "files": [FILE]}, "removed": [safe_path], "files": [lambda v: type(v) is dict],
          "shards": [{"target": safe_path, "path": safe_path, "size": file_size, "sha256": sha, "digest": xxh}]}

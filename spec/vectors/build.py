@@ -826,6 +826,10 @@ def metadata_vectors():
         {"path": "base.safetensors", "size": 1 << 63, "sha256": "0" * 64}])
     vector("ok_metadata_base_file_at_limit", "success", "base.files has a file of 2^40 bytes.", weights(TWO_BASE), two(base_files=[
         {"path": "base.safetensors", "size": 1 << 40, "sha256": "0" * 64}]), output=two().output)
+    bad("metadata_base_repo_257_bytes", f, "info.base_repo has 257 bytes.", info={"base_repo": "r" * 257})
+    bad("metadata_scope_1025_bytes", f, "target.scope has 1,025 bytes.", scope="s" * 1025)
+    vector("ok_metadata_texts_at_limits", "success", "info.base_repo has 256 bytes, target.scope 1,024.", weights(TWO_BASE),
+           two(info={"base_repo": "r" * 256}, scope="s" * 1024), output=two().output)
     bad("metadata_target_size_over_limit", f, "target.size is 2^40 + 1.", meta=setter("target", "size", (1 << 40) + 1))
     bad("metadata_escaped_letter", f, "A letter of info is written as an escape.", info={"x": "é"},
         meta_text=swap("é".encode(), b"\\u00e9"))
