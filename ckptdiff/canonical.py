@@ -117,7 +117,7 @@ def _check_text(value: Any, data: bytes) -> None:
 
 
 def members(
-    data: bytes, arrays: Mapping[str, int], nodes: int, exact: bool = False, floats: bool = False
+    data: bytes, arrays: Mapping[str, int], nodes: int, exact: bool = False, floats: bool = False, depth: int = jsonscan.MAX_DEPTH
 ) -> Iterator[tuple[str, str, Any]]:
     """Parse the object that ``data`` is part by part: (``""``, key, value) of a member, (key, ``""``, item) of an item of ``arrays``.
 
@@ -127,13 +127,16 @@ def members(
         arrays: the keys of arrays to read item by item, and how many nodes an item may have.
         nodes: how many any other member may have.
         exact: the JSON must be canonical.
+        depth: how deep it may nest.
 
     Raises:
         ValueError: with one line that says what is wrong.
     """
     keys: set[str] = set()
     last = ""
-    for kind, array, begin, end, size in _batches(jsonscan.parts(data, arrays, exact), arrays, nodes):
+    for kind, array, begin, end, size in _batches(jsonscan.parts(data, arrays, exact, depth), arrays, nodes):
+        if exact and end - begin > PART + 16 * nodes * size:
+            raise ValueError(f"a part of it has {end - begin} bytes, more than it could need")
         text = FORMS[kind] % data[begin:end]
         value = _parse(text, floats)
         if exact and _encode(value) != text:
@@ -156,6 +159,8 @@ def members(
 
 
 FORMS = {"item": b"[%s]", "member": b"{%s}", "array": b"{%s]}"}
+PART = 1 << 17
+"""Bytes of a part of canonical JSON beside its numbers: two names of escapes need less."""
 BATCH = 1 << 12
 """Braces, brackets and commas up to which neighbours are parsed at once, which takes less time."""
 
@@ -278,6 +283,7 @@ def load_divided(
     *,
     most: int,
     nodes: int,
+    depth: int,
     exact: bool = True,
     first: Callable[[JsonObject], None] = lambda _: None,
 ) -> Fields:
@@ -289,6 +295,7 @@ def load_divided(
     Args:
         most: how many items an array may have.
         nodes: how many braces, brackets and commas a part may have.
+        depth: how deep it may nest.
         exact: the JSON must be canonical; else floats are allowed too.
         first: checks that come before that of unknown members.
 
@@ -298,7 +305,7 @@ def load_divided(
     value: JsonObject = {}
     wrong: CkptdiffError | None = None
     try:
-        for array, key, part in members(data, dict.fromkeys(read, nodes), nodes, exact, not exact):
+        for array, key, part in members(data, dict.fromkeys(read, nodes), nodes, exact, not exact, depth):
             if not array:
                 value[key] = part
                 continue

@@ -44,18 +44,18 @@ def count_nodes(data: bytes) -> int:
     Raises:
         ValueError: objects and arrays nest too deeply.
     """
-    return sum(int(np.count_nonzero(kinds & (OPEN | COMMA))) for _, kinds, _ in _marks(data))
+    return sum(int(np.count_nonzero(kinds & (OPEN | COMMA))) for _, kinds, _ in _marks(data, MAX_DEPTH))
 
 
-def parts(data: bytes, arrays: Collection[str] = (), exact: bool = False) -> Iterator[Part]:
+def parts(data: bytes, arrays: Collection[str] = (), exact: bool = False, depth: int = MAX_DEPTH) -> Iterator[Part]:
     """The members of the object that ``data`` is, and of those whose key is one of ``arrays`` each item by itself.
 
-    ``exact``: nothing stands between the parts, as in canonical JSON; else white space may.
+    ``exact``: nothing stands between the parts, as in canonical JSON; else white space may. ``depth``: how deep it may nest.
 
     Raises:
         ValueError: it is not an object, or its parts do not fit together.
     """
-    return _Splitter(data, {b'"%s"' % key.encode(): key for key in arrays}, exact).parts()
+    return _Splitter(data, {b'"%s"' % key.encode(): key for key in arrays}, exact).parts(depth)
 
 
 class _Splitter:
@@ -67,9 +67,10 @@ class _Splitter:
         self.nodes = self.item_nodes = 0
         self.key, self.ended, self.divided, self.several = "", False, False, False
 
-    def parts(self) -> Iterator[Part]:
+    def parts(self, depth: int) -> Iterator[Part]:
+        """The parts in order."""
         total, end = 0, 0
-        for places, kinds, levels in _marks(self.data):
+        for places, kinds, levels in _marks(self.data, depth):
             counts = total + np.cumsum(kinds & (OPEN | COMMA) != 0)
             total = int(counts[-1]) if len(counts) else total
             kept = levels <= (2 if self.arrays else 1)
@@ -133,11 +134,11 @@ class _Splitter:
                     raise ValueError("an array ends with a brace")
 
 
-def _marks(data: bytes) -> Iterator[tuple[Array, Array, Array]]:
+def _marks(data: bytes, most: int) -> Iterator[tuple[Array, Array, Array]]:
     """Places, kinds and levels of all braces, brackets, commas and colons outside strings; a pair's own level is that inside of it.
 
     Raises:
-        ValueError: they nest too deeply.
+        ValueError: they nest more than ``most`` deep.
     """
     depth, inside, escaped = 0, np.uint8(0), False
     for start in range(0, len(data), CHUNK):
@@ -155,7 +156,7 @@ def _marks(data: bytes) -> Iterator[tuple[Array, Array, Array]]:
         levels = depths + (kinds == CLOSE)
         if len(levels):
             depth = int(depths[-1])
-            if levels.max() > MAX_DEPTH:
+            if levels.max() > most:
                 raise ValueError("it is nested too deeply")
         yield start + places, kinds, levels
 

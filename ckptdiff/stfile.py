@@ -132,7 +132,7 @@ def parse_header(raw: bytes, data_size: int) -> Header:
         raise ValueError("the header is not a JSON object and then spaces")
     found: list[TensorInfo] = []
     has_metadata, metadata = False, None
-    for _, name, value in canonical.members(raw.rstrip(b" "), {}, MAX_MEMBER):
+    for _, name, value in canonical.members(raw.rstrip(b" "), {}, MAX_MEMBER, depth=3):
         if name == "__metadata__":
             has_metadata, metadata = True, value
         elif len(found) == MAX_TENSORS:

@@ -21,8 +21,10 @@ from ckptdiff.errors import CheckpointError, FormatError, UnsupportedError, cut
 from ckptdiff.stfile import MAX_NAME, MAX_RANK, MAX_TENSORS
 
 MAX_TABLE = 1 << 25
-MAX_ENTRY = 1 << 10
-"""Nodes of an entry but for its blocks: two shapes and eleven members need no more than 80."""
+MAX_ENTRY = 128
+"""Braces, brackets and commas of an entry but for its blocks: two shapes and eleven members need no more than 76."""
+MAX_ENTRY_DEPTH = 5
+"""The shape in the base of an entry in the array in the table."""
 MAX_CODED_BLOCK = 1 << 24
 TABLE_LEVEL = 6
 
@@ -284,6 +286,7 @@ class Table:
             "removed tensors",
             {"removed": as_name, "tensors": Entry.read},
             most=MAX_TENSORS,
+            depth=MAX_ENTRY_DEPTH,
             nodes=MAX_ENTRY + min(target_size, MAX_FILE) // BLOCK,
         )
         entries, removed = f.items("tensors"), f.items("removed")

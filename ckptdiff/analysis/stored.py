@@ -30,6 +30,7 @@ from ckptdiff.errors import FormatError, UnsupportedError, cut
 from ckptdiff.patches import MAX_ALL_TENSORS
 from ckptdiff.table import decompress
 
+MAX_ROW_DEPTH = 6
 MAX_ROW_NODES = 1 << 18
 """Braces, brackets and commas of one tensor's row, whose matrices have some 80 each."""
 
@@ -51,7 +52,8 @@ def unpack(stored: bytes, where: str, target: str) -> Report:
             raise UnsupportedError(f"{where}: its schema is {cut(value.get('schema'))!r}, expected {SCHEMA!r}: try to upgrade ckptdiff")
 
     known = "schema base target settings totals layers modules moves rank tensors added removed unpaired without_rank"
-    f = canonical.load_divided(data, where, known, {"tensors": _row}, most=MAX_ALL_TENSORS, nodes=MAX_ROW_NODES, exact=False, first=schema)
+    limits = {"most": MAX_ALL_TENSORS, "nodes": MAX_ROW_NODES, "depth": MAX_ROW_DEPTH}
+    f = canonical.load_divided(data, where, known, {"tensors": _row}, **limits, exact=False, first=schema)
     settings, moves = f.child("settings", "atol rtol rank"), f.child("moves", "ulp abs exponents")
     report = Report(
         base="",
