@@ -69,6 +69,12 @@ def _rows(entries: Sequence[Entry]) -> list[tuple[str, str, tuple[int, ...], int
     return [(entry.name, entry.dtype, entry.shape, entry.nbytes) for entry in entries]
 
 
+def _laid_out(entries: Sequence[Entry]) -> tuple[TensorInfo, ...]:
+    """The tensors of the predicted header."""
+    ends = itertools.accumulate((entry.nbytes for entry in entries), initial=0)
+    return tuple(TensorInfo(e.name, e.dtype, e.shape, begin, begin + e.nbytes) for e, begin in zip(entries, ends, strict=False))
+
+
 # --- writing -------------------------------------------------------------------------------------------------------
 
 
@@ -191,7 +197,10 @@ class PatchFile:
     def _decode_header(self, stored: bytes) -> Header:
         where = f"{self.source.name}: target header"
         entries = self.table.entries
-        raw = decompress(stored, MAX_HEADER, where, predicted_header(_rows(entries)))
+        predicted = predicted_header(_rows(entries))
+        raw = decompress(stored, MAX_HEADER, where, predicted)
+        if raw == predicted and all(entry.name != "__metadata__" for entry in entries):
+            return self._checked(Header(raw, {"format": "pt"}, _laid_out(entries)), where)
         try:
             header = parse_header(raw, sum(entry.nbytes for entry in entries))
         except ValueError as error:
@@ -200,12 +209,15 @@ class PatchFile:
             (t.name, t.dtype, t.shape) != (e.name, e.dtype, e.shape) for t, e in zip(header.tensors, entries, strict=True)
         ):
             raise FormatError(f"{where}: its tensors are not those of the table")
-        if header.data_start + header.data_size != self.metadata.target_size:
-            raise FormatError(
-                f"{where}: with its tensors it makes {header.data_start + header.data_size} bytes, expected {self.metadata.target_size}"
-            )
         places = zip(entries, header.tensors, strict=True)  # names and shapes stand in memory once
-        return replace(header, tensors=tuple(TensorInfo(e.name, e.dtype, e.shape, t.begin, t.end) for e, t in places))
+        tensors = tuple(TensorInfo(e.name, e.dtype, e.shape, t.begin, t.end) for e, t in places)
+        return self._checked(replace(header, tensors=tensors), where)
+
+    def _checked(self, header: Header, where: str) -> Header:
+        size = header.data_start + header.data_size
+        if size != self.metadata.target_size:
+            raise FormatError(f"{where}: with its tensors it makes {size} bytes, expected {self.metadata.target_size}")
+        return header
 
     def read_blocks(self, entry: Entry, first: int, last: int) -> list[memoryview]:
         """The coded forms of blocks ``first`` to ``last`` - 1 of an entry."""
