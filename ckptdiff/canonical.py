@@ -134,9 +134,7 @@ def members(
     """
     keys: set[str] = set()
     last = ""
-    for kind, array, begin, end, size in _batches(jsonscan.parts(data, arrays, exact, depth), arrays, nodes):
-        if exact and end - begin > PART + 16 * nodes * size:
-            raise ValueError(f"a part of it has {end - begin} bytes, more than it could need")
+    for kind, array, begin, end, size in _batches(jsonscan.parts(data, arrays, exact, depth), arrays, nodes, exact):
         text = FORMS[kind] % data[begin:end]
         value = _parse(text, floats)
         if exact and _encode(value) != text:
@@ -162,15 +160,21 @@ FORMS = {"item": b"[%s]", "member": b"{%s}", "array": b"{%s]}"}
 PART = 1 << 17
 """Bytes of a part of canonical JSON beside its numbers: two names of escapes need less."""
 BATCH = 1 << 12
-"""Braces, brackets and commas up to which neighbours are parsed at once, which takes less time."""
+BATCH_BYTES = 1 << 18
+"""Braces, brackets and commas, and bytes, up to which neighbours are parsed at once, which takes less time."""
 
 
-def _batches(parts: Iterable[jsonscan.Part], arrays: Mapping[str, int], nodes: int) -> Iterator[tuple[str, str, int, int, int]]:
+def _batches(
+    parts: Iterable[jsonscan.Part], arrays: Mapping[str, int], nodes: int, exact: bool
+) -> Iterator[tuple[str, str, int, int, int]]:
     """Neighbouring parts of one kind together: kind, key of the array, begin, end, and how many parts."""
     kind, array, begin, end, size, total = "", "", 0, 0, 0, 0
     for part in parts:
         _check_nodes(part.nodes, arrays[part.key] if part.kind == "item" else nodes)
-        if size and (part.kind == "array" or part.kind != kind or part.key != array or total + part.nodes > BATCH):
+        if exact and part.end - part.begin > PART + 16 * nodes:
+            raise ValueError(f"a part of it has {part.end - part.begin} bytes, more than it could need")
+        full = total + part.nodes > BATCH or part.end - begin > BATCH_BYTES
+        if size and (full or part.kind == "array" or part.kind != kind or part.key != array):
             yield kind, array, begin, end, size
             size = 0
         if not size:

@@ -144,7 +144,7 @@ def names_removed(folder: Path, n: int) -> list[Path]:
     return [made.patch(folder / "p", made.canonical({"removed": names, "tensors": []}), totals={"removed": n})]
 
 
-@case(1 << 17)
+@case((1 << 17) - 1)
 def blocks_of_nothing(folder: Path, n: int) -> list[Path]:
     row = {"name": "t", "dtype": "U8", "shape": [n << 21], "kind": "delta", "codec": "sparse", "blocks": [0] * n, "changed": 1}
     return [made.entries_patch(folder / "p", [row])]

@@ -9,11 +9,12 @@ import numpy as np
 import xxhash
 
 import ckptdiff
-from ckptdiff import applier, canonical, dtypes, jsonscan, manifest, patches, patchfile, paths, stfile, table
+from ckptdiff import applier, canonical, dtypes, jsonscan, manifest, patches, patchfile, paths, stfile, table, weightmap
 from ckptdiff.analysis import stored
 from ckptdiff.codecs import CODECS, context, planes, sparse
 from ckptdiff.digests import BLOCK, tensor_digest
 from ckptdiff.dtypes import CASTS, DTYPES
+from ckptdiff.errors import SHOWN
 from tests.checkpoints import BITS, tensor, tree, write
 
 SPEC = (Path(__file__).resolve().parents[1] / "spec" / "ckptdiff-v1.md").read_text()
@@ -79,6 +80,23 @@ def test_the_limits() -> None:
     assert f"A table nests {table.MAX_ENTRY_DEPTH} deep" in limits
     assert f"2^21 = {BLOCK:,} bytes" in SPEC
     assert f"1 to {paths.MAX_PATH:,} bytes of UTF-8, 1 to {paths.MAX_COMPONENTS} components of 1 to {paths.MAX_COMPONENT} bytes" in SPEC
+
+
+def test_security_states_the_same_limits() -> None:
+    text = (Path(__file__).resolve().parents[1] / "SECURITY.md").read_text()
+    for stated in (
+        f"{stfile.MAX_TENSORS:,} tensors a file, {patches.MAX_ALL_TENSORS:,} in all files of a patch",
+        f"{stfile.MAX_HEADER >> 20} MiB of JSON in a header or table, {patches.MAX_ALL_DESCRIBED >> 20} MiB\nof these in all of a patch",
+        f"{manifest.MAX_INDEX >> 20} MiB for an index or metadata, {stored.MAX_REPORT >> 20} MiB for a report",
+        f"; {manifest.MAX_FILES:,} files; ",
+        f"{dtypes.MAX_FILE >> 40} TiB a weight file, {patches.MAX_ALL_BYTES >> 40} TiB a model",
+        f"integers below 2^{canonical.MAX_INTEGER.bit_length()}; JSON {jsonscan.MAX_DEPTH} deep",
+        f"up to {manifest.MAX_PREFIX >> 20} MiB old and new",
+        f"of an index 8 x its bytes, at most {weightmap.MAX_INDEX_JSON >> 20} MiB",
+        f"at most {SHOWN} characters of a name",
+    ):
+        assert stated in text, stated
+    assert stfile.MAX_HEADER == table.MAX_TABLE
 
 
 def test_the_error_kinds() -> None:
