@@ -65,7 +65,7 @@ class Commands(click.Group):
             fail(ctx, error.kind, str(error))
         except (KeyboardInterrupt, click.Abort):
             fail(ctx, "interrupted", "interrupted; nothing unfinished was left behind", 130)
-        except (MemoryError, ImportError, OSError, RuntimeError) as error:
+        except Exception as error:
             lacking = machine_error(error)
             if lacking is not None:
                 fail(ctx, lacking.kind, str(lacking))
