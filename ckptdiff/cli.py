@@ -64,7 +64,7 @@ class Commands(click.Group):
             fail(ctx, error.kind, str(error))
         except (KeyboardInterrupt, click.Abort) as error:
             fail(ctx, "interrupted", f"interrupted; {str(error) or 'nothing unfinished was left behind'}", 130)
-        except (MemoryError, ImportError, OSError, RuntimeError) as error:
+        except Exception as error:
             lacking = machine_error(error)
             if lacking is not None:
                 fail(ctx, lacking.kind, str(lacking))
