@@ -19,7 +19,7 @@ def main() -> None:
     try:
         run()
     except SystemExit as end:
-        if end.code == INTERRUPTED:  # Python would end itself by a signal if the interrupt came within an exec(), as imports use it
+        if end.code == INTERRUPTED:  # run by -m, Python would end itself by SIGINT if that came within an exec(), as imports use it
             try:
                 sys.stdout.flush()
             finally:

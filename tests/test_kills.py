@@ -107,8 +107,8 @@ def test_a_signal_while_the_command_line_starts(signum: str, tmp_path: Path) -> 
             assert done.returncode == 130 and done.stderr in (BEFORE, NOTHING_LEFT), (nth, done)
 
 
-def test_an_interrupt_within_an_exec_ends_with_130_too() -> None:
-    """Python itself would end by SIGINT: one came while dataclasses made a class, after which it was handled and told."""
+def test_an_interrupt_within_an_exec_ends_with_130_too(tmp_path: Path) -> None:
+    """Run by ``-m``, Python would end itself by SIGINT: so did one that came while dataclasses made a class, when it had long been told."""
     code = """
 import sys
 from ckptdiff import __main__, patchinfo
@@ -120,7 +120,9 @@ patchinfo.info = info
 sys.argv = ["ckptdiff", "info", "patch"]
 __main__.main()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    (tmp_path / "interrupted.py").write_text(code)
+    where = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), str(Path(ckptdiff.__file__).parents[1])))}
+    done = subprocess.run([sys.executable, "-m", "interrupted"], capture_output=True, text=True, env=where)
     assert (done.returncode, done.stderr) == (130, NOTHING_LEFT)
 
 
