@@ -27,7 +27,7 @@ WORK = ".out.ckptdiff-abcdefgh"
 
 
 def left_by_a_killed_run(parent: Path, name: str = WORK, **content: str) -> Path:
-    """A work folder whose run is gone, as ``spec`` of :mod:`ckptdiff.aside` has it."""
+    """A work folder whose run is gone, as :mod:`ckptdiff.aside` says what it holds."""
     folder = parent / name
     folder.mkdir(mode=0o700)
     (folder / "ckptdiff-work").touch()
@@ -94,7 +94,7 @@ def test_an_error_of_any_flush_leaves_the_old_or_the_new_and_says_which(
     code: int, folders: Pair, old: Path, each_rename: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At 687b727 the one after the second rename moved the old output onto the new one, and both stayed."""
-    before, after = tree(old), tree(folders.target)
+    after = tree(folders.target)
     with monkeypatch.context() as patched:
         calls = fail_nth(patched, "fsync", -1, code)
         overwrite(folders, old)
