@@ -1,6 +1,9 @@
 """Where the command line begins: from here on a signal ends it with one line, also while all the rest is still imported."""
 
 import os
+import sys
+
+INTERRUPTED = 130
 
 
 def main() -> None:
@@ -13,7 +16,15 @@ def main() -> None:
         _leave()
     from ckptdiff.cli import main as run
 
-    run()
+    try:
+        run()
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # run by -m, Python would end itself by SIGINT if that came within an exec(), as imports use it
+            try:
+                sys.stdout.flush()
+            finally:
+                os._exit(INTERRUPTED)
+        raise
 
 
 def _leave(*_: object) -> None:
@@ -21,7 +32,7 @@ def _leave(*_: object) -> None:
     try:
         os.write(2, b"ckptdiff: interrupted\n")
     finally:  # stderr may be closed
-        os._exit(130)
+        os._exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

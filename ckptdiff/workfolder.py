@@ -78,11 +78,12 @@ def _make(work: Work, parent: Path, prefix: str) -> None:
 
 def _marked(folder: Path) -> list[int]:
     """Mark a new folder: the locked marker and the spare files; nothing if another run took the folder for one that was left."""
-    files = []
+    files: list[int] = []
     try:
         files.append(os.open(folder / MARKER, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         if _lock(files[0]) is not False and os.path.samestat(os.fstat(files[0]), (folder / MARKER).lstat()):
-            files += [os.dup(files[0]) for _ in range(SPARE)]
+            for _ in range(SPARE):
+                files.append(os.dup(files[0]))  # one by one, so that none is lost when there are no more
             return files
     except FileNotFoundError:
         pass

@@ -273,6 +273,15 @@ def test_what_a_push_sends(hub: Hub, models: list[Path], tmp_path: Path) -> None
     Client(hub, tmp_path / "b", token=None).run("pull", "me/patch", "-o", "out", code=3)
 
 
+def test_a_push_makes_no_temporary_folder_that_a_kill_would_leave(hub: Hub, models: list[Path], tmp_path: Path) -> None:
+    client = Client(hub, tmp_path / "a")
+    publish(hub, client, models)
+    (tmp_path / "temporary").mkdir()
+    os.utime(tmp_path / "temporary", (1, 1))
+    shown = client.run("push", "patch", "me/patch", "--dry-run", TMPDIR=str(tmp_path / "temporary")).stdout
+    assert "nothing was sent" in shown and (tmp_path / "temporary").stat().st_mtime == 1
+
+
 def test_stale_files_go(hub: Hub, models: list[Path], tmp_path: Path) -> None:
     client = Client(hub, tmp_path / "a")
     publish(hub, client, models)

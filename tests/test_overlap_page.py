@@ -129,7 +129,7 @@ def test_png_files(tmp_path: Path) -> None:
         assert len(set(rows)) > 40, path.name  # not blank
     assert overlap_charts.write_png(attacked(), True, tmp_path / "attacked")
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot write"):
+    with pytest.raises(OutputError, match="cannot be written"):
         overlap_charts.write_png(sample(2), False, tmp_path / "file")
 
 

@@ -244,7 +244,7 @@ def test_png_files(update: str, tmp_path: Path) -> None:
 
 def test_png_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot write"):
+    with pytest.raises(OutputError, match="cannot be written"):
         charts.write_png(one_tensor(), tmp_path / "file")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -412,33 +411,10 @@ def test_an_output_that_exists(files: Pair, folders: Pair, tmp_path: Path) -> No
 
 def test_overwriting_a_folder(folders: Pair, tmp_path: Path) -> None:
     ckptdiff.apply(folders.base, folders.patch, tmp_path / "out")
-    (tmp_path / "out" / "stale.txt").write_text("old")
+    (tmp_path / "out" / "config.json").write_text("edited")
     ckptdiff.apply(folders.base, folders.patch, tmp_path / "out", overwrite=True)
     assert tree(tmp_path / "out") == tree(folders.target)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out", "patch", "target"]
-
-
-def test_the_next_run_puts_the_old_folder_back_after_a_crash(folders: Pair, tmp_path: Path) -> None:
-    ckptdiff.apply(folders.base, folders.patch, tmp_path / "out")
-    os.rename(tmp_path / "out", tmp_path / ".out.ckptdiff-old")
-    with pytest.raises(ckptdiff.OutputError, match="out: exists"):
-        ckptdiff.apply(folders.base, folders.patch, tmp_path / "out")
-    assert tree(tmp_path / "out") == tree(folders.target)
-
-
-def test_a_failed_rename_leaves_the_old_folder(folders: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ckptdiff.apply(folders.base, folders.patch, tmp_path / "out")
-    real = os.rename
-
-    def rename(source: Path, target: Path) -> None:
-        if Path(target) == tmp_path / "out" and "ckptdiff-old" not in str(source):
-            raise OSError(5, "Input/output error")
-        real(source, target)
-
-    monkeypatch.setattr(output.os, "rename", rename)
-    with refused(ckptdiff.OutputError, "Input/output error", tmp_path):
-        ckptdiff.apply(folders.base, folders.patch, tmp_path / "out", overwrite=True)
-    assert tree(tmp_path / "out") == tree(folders.target)
 
 
 def test_what_overwrite_does_not_replace(files: Pair, folders: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -467,20 +443,6 @@ def test_an_output_that_comes_into_being_meanwhile_is_kept(files: Pair, folders:
             ckptdiff.make(pair.base, pair.target, tmp_path / "late", progress=appear)
         assert (tmp_path / "late").read_text() == "mine"
         (tmp_path / "late").unlink()
-
-
-def test_what_a_killed_run_left_is_removed_by_the_next(files: Pair, tmp_path: Path) -> None:
-    stale, running, fresh = (tmp_path / f".out.ckptdiff-{name}" for name in ("stale", "running", "fresh"))
-    for folder in (stale, running, fresh):
-        folder.mkdir()
-        (folder / "result").write_text("half")
-        if folder != fresh:
-            os.utime(folder, (1, 1))
-    lock = os.open(running, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    ckptdiff.apply(files.base, files.patch, tmp_path / "out")
-    os.close(lock)
-    assert not stale.exists() and running.exists() and fresh.exists()
 
 
 def test_a_file_that_a_link_of_the_base_leads_to_is_an_input(files: Pair, folders: Pair, tmp_path: Path) -> None:
