@@ -75,8 +75,9 @@ def _open_sealed(data: bytes, where: str, expected_format: str, known: str) -> F
     if stated != found:
         raise IntegrityError(f"{where}: its digest is {found.hex()}, expected {stated.hex()}: corrupted? fetch the patch again")
     info = members.object("info")
-    if len(canonical.dumps(info)) > MAX_INFO:
-        raise FormatError(f"{where}.info: has {len(canonical.dumps(info))} bytes, expected at most {MAX_INFO}")
+    size = len(canonical.dumps(info))
+    if size > MAX_INFO:
+        raise FormatError(f"{where}.info: has {size} bytes, expected at most {MAX_INFO}")
     for key in INFO & set(info):
         _short(info[key], f"{where}.info.{key}", MAX_REPO)
     return members

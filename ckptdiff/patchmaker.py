@@ -89,15 +89,11 @@ class PatchMaker:
 
     def _check_size(self) -> None:
         """Raise CheckpointError for a target that no reader would rebuild (spec 11)."""
-        for what, found, most in (
-            ("tensors in one file", max((len(file.header.tensors) for file in self.target.weights), default=0), MAX_TENSORS),
-            ("tensors", sum(len(file.header.tensors) for file in self.target.weights), MAX_ALL_TENSORS),
-            ("bytes", sum(file.file.size for file in self.target.weights), MAX_ALL_BYTES),
-        ):
+        tensors, size = [len(file.header.tensors) for file in self.target.weights], sum(file.file.size for file in self.target.weights)
+        sums = (max(tensors, default=0), MAX_TENSORS), (sum(tensors), MAX_ALL_TENSORS), (size, MAX_ALL_BYTES)
+        for (found, most), what in zip(sums, ("tensors in one file", "tensors", "bytes"), strict=True):
             if found > most:
-                raise CheckpointError(
-                    f"{self.target.path}: has {found} {what}, a patch can have at most {most}: patch its parts one by one"
-                )
+                raise CheckpointError(f"{self.target.path}: has {found} {what}, a patch at most {most}: patch its parts one by one")
 
     # --- coding ---
 

@@ -38,7 +38,7 @@ def rle(length: int, magic: bool = True) -> bytes:
         run = min(left, 1 << 17)
         left -= run
         blocks += (run << 3 | 2 | (left == 0)).to_bytes(3, "little") + b"\1"
-    return (b"\x28\xb5\x2f\xfd" if magic else b"") + b"\xe0" + length.to_bytes(8, "little") + bytes(blocks)
+    return (b"\x28\xb5\x2f\xfd" if magic else b"") + b"\xc0\x38" + length.to_bytes(8, "little") + bytes(blocks)
 
 
 def sealed(value: dict[str, Any]) -> bytes:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import ckptdiff
-from ckptdiff import CheckpointError, FormatError, Mask, canonical, jsonscan, manifest, patches, paths, stfile, table
+from ckptdiff import CheckpointError, FormatError, Mask, canonical, jsonscan, manifest, patches, patchmaker, paths, stfile, table
 from ckptdiff.analysis import rows as rows_module
 from ckptdiff.applier import check_chain
 from ckptdiff.manifest import Index, Metadata
@@ -22,6 +22,7 @@ from ckptdiff.patchfile import PatchFile
 from ckptdiff.table import Entry, Table, decompress
 from ckptdiff.weightmap import shards_of_index
 from tests import hostile_files as made
+from tests.checkpoints import tensor, write
 from tests.test_vectors import READER
 
 EMPTY = b'{"removed":[],"tensors":[]}'
@@ -345,3 +346,28 @@ def test_indexes_of_shards(tmp_path: Path) -> None:
         return shards_of_index(path)
 
     both_sides(nodes, 1 << 19, "an index with 524289 braces, brackets and commas is too large", CheckpointError)
+
+
+def test_make_refuses_what_no_reader_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sides = [write(tmp_path / f"{k}.safetensors", {name: tensor("U8", (1,), bytes([k])) for name in "ab"}) for k in range(2)]
+    for limit, text in (("MAX_TENSORS", "2 tensors in one file, a patch at most 1"), ("MAX_ALL_TENSORS", "2 tensors, a patch at most 1")):
+        with monkeypatch.context() as patched:
+            patched.setattr(patchmaker, limit, 1)
+            with pytest.raises(CheckpointError, match=f"1.safetensors: has {text}: patch its parts one by one"):
+                ckptdiff.make(*sides, tmp_path / "patch")
+    monkeypatch.setattr(table, "MAX_TABLE", 10)
+    with pytest.raises(CheckpointError, match=r"its 2 tensors and 0 removed names make a table of \d+ bytes, expected at most 10"):
+        ckptdiff.make(*sides, tmp_path / "patch")
+    assert not (tmp_path / "patch").exists()
+
+
+def test_a_report_counts_distances_within_the_limit_of_integers(tmp_path: Path) -> None:
+    """Moves of 2^52 ulps and more stand in the last bin, so that a report holds no integer above 2^53 - 1."""
+    moves = [1, 2**52 - 1, 2**52, 2**53, 2**61]
+    both = [tensor("I64", (5,), struct.pack("<5q", *row)) for row in ([0] * 5, moves)]
+    sides = [write(tmp_path / f"{k}.safetensors", {"w": side}) for k, side in enumerate(both)]
+    found = ckptdiff.report(*sides, rank="none")
+    bins = [(row["from"], row["to"], row["count"]) for row in found.to_json()["moves"]["ulp"]]
+    assert bins == [(1, 1, 1), (2**51, 2**52 - 1, 1), (2**52, 2**53 - 1, 3)]
+    ckptdiff.make(*sides, tmp_path / "patch", report=found)
+    assert ckptdiff.report_patch(tmp_path / "patch").ulps == found.ulps
