@@ -19,12 +19,13 @@ from ckptdiff.digests import BLOCK, tensor_digest, xxh128
 from ckptdiff.dtypes import DTYPES, Bytes, Changes, Dtype, Units
 from ckptdiff.errors import BaseMismatchError, FormatError, IntegrityError, UnsupportedError
 from ckptdiff.layers import FromBase, FromPatch, Node, check_changed, ranges, tensor_differs
-from ckptdiff.loaded import MODEL, RUN, LoadedPatch, Moves, Part, address, hashing, leaves_in_memory
+from ckptdiff.loaded import MODEL, RUN, LoadedPatch, Moves, Part, hashing, leaves_in_memory
 from ckptdiff.memory import MemoryFile, State, open_state, state_of
 from ckptdiff.pairing import strip_prefixes
 from ckptdiff.parallel import no_progress, run_ordered
 from ckptdiff.patches import OpenPatch
 from ckptdiff.table import Entry
+from ckptdiff.torchtypes import address
 
 if TYPE_CHECKING:
     import torch
