@@ -75,7 +75,7 @@ class Checkpoint:
 
     ``scopes`` maps scope and name to a tensor, ``others`` the path of each file without weights to a local file;
     ``left_out`` are the paths that do not belong to it by default, or as the caller asked; ``origin`` the repo and commit that it is from;
-    ``in_memory`` says that its weights are no files.
+    ``in_memory`` says that its weights are no files; ``tied`` then maps further names of a tensor to the one that it counts under.
     """
 
     path: Path
@@ -85,6 +85,7 @@ class Checkpoint:
     left_out: tuple[str, ...] = ()
     origin: HubId | None = None
     in_memory: bool = False
+    tied: dict[str, str] = field(default_factory=dict)
     scopes: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

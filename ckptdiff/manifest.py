@@ -54,6 +54,11 @@ def _open_sealed(data: bytes, where: str, expected_format: str, known: str) -> F
     info = members.object("info")
     for key in INFO & set(info):
         canonical.as_text(info[key], f"{where}.info.{key}")
+    tied = info.get("tied", {})
+    if not isinstance(tied, dict):
+        raise FormatError(f"{where}.info.tied: expected an object, found {type(tied).__name__}")
+    for name, kept in tied.items():
+        canonical.as_text(kept, f"{where}.info.tied.{name}")
     return members
 
 

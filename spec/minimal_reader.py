@@ -110,9 +110,10 @@ def safe_path(value):  # section 9
             and len(value.encode()) <= 1024 and value != "ckptdiff.json" and not re.search("[\\\\:\x00-\x1f\x7f]", value))
 
 
-def info(value):  # section 5.1: the known members are strings, others are ignored
+def info(value):  # section 5.1: the known members are strings, and an object of strings; others are ignored
     return type(value) is dict and all(text(value.get(key, "")) for key in (
-        "base_repo", "base_revision", "target_repo", "target_revision"))
+        "base_repo", "base_revision", "target_repo", "target_revision")) and (
+        type(value.get("tied", {})) is dict and all(map(text, value.get("tied", {}).values())))
 
 
 TOTALS = dict.fromkeys(("same", "delta", "new", "copy", "removed", "units", "changed"), count)

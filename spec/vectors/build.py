@@ -812,6 +812,8 @@ def metadata_vectors():
     bad("metadata_float_in_info", f, "info holds a float.", info={"x": 0}, meta_text=swap(b'"x":0', b'"x":0.5'))
     bad("metadata_escaped_letter", f, "A letter of info is written as an escape.", info={"x": "é"},
         meta_text=swap("é".encode(), b"\\u00e9"))
+    bad("metadata_tied_not_an_object", f, "info.tied is a list.", info={"tied": ["w"]})
+    bad("metadata_tied_not_strings", f, "info.tied holds an integer.", info={"tied": {"head": 0}})
     bad("metadata_path_unsafe", f, "target.path climbs out of its folder.", path="../base.safetensors")
     bad("metadata_scope_null_with_base", f, "base.scope is null, but there are entries that need a base.", base_scope=None)
     bad("metadata_base_files_unsorted", f, "base.files are not sorted.", base_files=[
@@ -1507,8 +1509,8 @@ def successes():
         base_files=[{"path": "base.safetensors", **stat(BASE_FILE)}],
         info={"base_repo": "org/base", "target_revision": "v1", "later": {"é\"\\\x01\n": [-5, None, False]}}),
         output=basic().output)
-    vector("ok_tensors_in_memory", "success", "Neither base nor target was ever a file.", BASE_FILE,
-           basic(base_files=[], meta=setter("target", "sha256", DROP)), output=basic().output)
+    vector("ok_tensors_in_memory", "success", "Neither base nor target was ever a file; w has another name.", BASE_FILE,
+           basic(base_files=[], info={"tied": {"head": "w"}}, meta=setter("target", "sha256", DROP)), output=basic().output)
     vector("ok_header_by_prefix", "success", "The header's frame is compressed after the predicted header.", BASE_FILE,
            basic(header_frame=bytes.fromhex("28b52ffd20f84d0000107b220100f33d65b0")), output=basic().output)
     strange = (b'{ "c":{"shape":[3],"dtype":"U8","data_offsets":[23,26]},"__metadata__":{"\xc3\xa9":"\xe2\x82\xac \xf0\x9f\x98\x80","x":"\\u00e9\\/"},'
