@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, get_args
 
 from ckptdiff import canonical
-from ckptdiff.analysis.modules import KINDS
+from ckptdiff.analysis.modules import KINDS, MAX_LAYER
 from ckptdiff.analysis.rank import KEPT, TOP, Spectrum
 from ckptdiff.analysis.rows import QUANTILES, SCHEMA, Bin, ExponentRow, MatrixRank, Quantiles, RankChoice, Report, TensorReport
 from ckptdiff.analysis.sparsity import Counts, Tolerance
@@ -19,6 +19,7 @@ from ckptdiff.table import decompress
 
 MAX_REPORT = 1 << 28
 
+MEMBERS = "schema base target settings totals layers modules moves rank sample tensors added removed unpaired without_rank"
 COUNTS = tuple(field.name for field in fields(Counts))
 TENSOR = ("scope", "name", "dtype", "shape", "layer", "module", "rows", "columns", "spectra", *COUNTS)
 SPECTRUM = ("index", *(field.name for field in fields(Spectrum)), "random_rank")
@@ -37,7 +38,7 @@ def unpack(stored: bytes, where: str, target: str) -> Report:
         raise FormatError(f"{where}: bad JSON: {error}: fetch the patch again") from None
     if isinstance(value, dict) and value.get("schema") != SCHEMA:
         raise UnsupportedError(f"{where}: its schema is {str(value.get('schema'))[:40]!r}, expected {SCHEMA!r}: try to upgrade ckptdiff")
-    f = Fields(value, where, "schema base target settings totals layers modules moves rank tensors added removed unpaired without_rank")
+    f = Fields(value, where, MEMBERS)
     settings, moves = f.child("settings", "atol rtol rank"), f.child("moves", "ulp abs exponents")
     report = Report(
         base="",
@@ -53,7 +54,7 @@ def unpack(stored: bytes, where: str, target: str) -> Report:
         unpaired=f.array("unpaired", as_text),
         without_rank=f.array("without_rank", as_text),
     )
-    if report.to_json() != value:
+    if {key: member for key, member in report.to_json().items() if key in value or key != "sample"} != value:  # which older reports lack
         raise FormatError(f"{where}: its sums do not agree with its tensors: do not trust this patch")
     return replace(report, target=target)
 
@@ -78,8 +79,9 @@ def as_number(value: Any, where: str, high: float = math.inf) -> float:
 
 def _bin(value: Any, where: str, kind: type[int] | type[float]) -> Bin:
     f = Fields(value, where, "from to count")
-    low, high = (f.integer(key, high=2**64) if kind is int else _number(f, key) for key in ("from", "to"))
-    return Bin(low, high, f.integer("count"))
+    if kind is int:
+        return Bin(f.integer("from"), f.integer("to") if f.value.get("to") is not None else None, f.integer("count"))
+    return Bin(_number(f, "from"), _number(f, "to"), f.integer("count"))
 
 
 def _exponent(value: Any, where: str) -> ExponentRow:
@@ -94,13 +96,15 @@ def _tensor(value: Any, where: str) -> TensorReport:
     dtype, module = f.text("dtype"), f.text("module")
     if dtype not in DTYPES or module not in KINDS:
         raise UnsupportedError(f"{where}: unknown dtype {quote(dtype[:40])} or module {quote(module[:40])}: try to upgrade ckptdiff")
-    elements = f.integer("elements")
+    elements, shape = f.integer("elements"), f.array("shape", as_integer)
+    if elements != math.prod(shape) * (1 + (dtype == "C64")):
+        raise FormatError(f"{where}: has {elements} elements, but the shape {list(shape)}: do not trust this patch")
     return TensorReport(
         scope=f.text("scope"),
         name=f.text("name"),
         dtype=dtype,
-        shape=f.array("shape", as_integer),
-        layer=f.integer("layer") if f.value.get("layer") is not None else None,
+        shape=shape,
+        layer=f.integer("layer", high=MAX_LAYER) if f.value.get("layer") is not None else None,
         module=module,
         counts=Counts(elements=elements, **{key: f.integer(key, high=elements) for key in COUNTS if key != "elements"}),
         rows=_quantiles(f, "rows"),
