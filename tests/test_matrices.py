@@ -6,13 +6,13 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import jsonschema
 import numpy as np
 import pytest
 
-import ckptdiff
 from ckptdiff.analysis.matrices import counted_lines, ranked, spread
 from ckptdiff.analysis.modules import layer_of, module_of
 from ckptdiff.analysis.page import SAMPLE_COLUMNS, sample_table
@@ -41,10 +41,10 @@ def test_a_sample_is_spread_over_modules_and_layers(layers: int) -> None:
     assert len(chosen) == 32 == len(set(chosen)) and set(kinds) == {"lm_head", "embedding", "q", "k", "v", "o", "gate", "up", "down"}
     assert kinds["lm_head"] == kinds["embedding"] == 1 and {kinds[kind] for kind in ("q", "k", "v", "o", "gate", "up", "down")} == {4, 5}
     reached = {layer for _, layer in chosen if layer is not None}
-    assert len(reached) >= min(layers, 28) - 2
+    assert len(reached) >= 0.75 * min(layers, 30)
     for kind in ("q", "down"):  # evenly: no gap of more than twice the step
         at = [-1, *sorted(layer for module, layer in chosen if module == kind), layers]  # type: ignore[type-var]
-        assert max(b - a for a, b in zip(at, at[1:], strict=False)) <= 2 * layers / kinds[kind] + 1  # type: ignore[operator]
+        assert max(b - a for a, b in pairwise(at)) <= 2 * layers / kinds[kind] + 1  # type: ignore[operator]
     order = np.random.default_rng(0).permutation(len(places))
     assert {places[order[k]] for k in spread([places[k] for k in order])} == set(chosen)
 
@@ -79,8 +79,10 @@ def test_a_report_says_what_it_took(sampled: tuple[Path, Path], tmp_path: Path) 
     jsonschema.validate(value, SCHEMA)
     rows = {row["module"]: row for row in value["sample"]}
     assert {kind: (row["matrices"], row["taken"]) for kind, row in rows.items()} == {
-        "embedding": (1, 1), "lm_head": (1, 1), **dict.fromkeys(("q", "k"), (28, 5)), **dict.fromkeys(("v", "o", "gate", "up", "down"), (28, 4)),
-    }  # fmt: skip
+        **dict.fromkeys(("embedding", "lm_head"), (1, 1)),
+        **dict.fromkeys(("q", "k"), (28, 5)),
+        **dict.fromkeys(("v", "o", "gate", "up", "down"), (28, 4)),
+    }
     for row in value["tensors"]:
         assert bool(row["spectra"]) == (row["layer"] is None or row["layer"] in rows[row["module"]]["layers"])
     layers = ", ".join(map(str, rows["q"]["layers"]))
@@ -181,7 +183,6 @@ def measured(*pair: Path) -> subprocess.CompletedProcess[str]:
 
 def test_the_benchmark_names_what_was_not_compared(tmp_path: Path) -> None:
     """B15: it left such tensors out in silence, and divided by zero where that was all."""
-    assert ckptdiff.Report.__module__ == "ckptdiff.analysis.rows"
     half, full = (tensor(dtype, (2,), np.zeros(2, kind)) for dtype, kind in (("BF16", "<u2"), ("F32", "<u4")))
     paths = {
         name: write(tmp_path / f"{name}.safetensors", side)

@@ -1,4 +1,4 @@
-"""Reports, overlaps and comparisons of odd but honest checkpoints: no traceback, no number that JSON lacks, nothing that is refused again."""
+"""Reports, overlaps and comparisons of odd but honest checkpoints: no traceback, no number that JSON lacks, nothing refused again."""
 
 from __future__ import annotations
 
