@@ -18,6 +18,8 @@ from ckptdiff.errors import FormatError, UnsupportedError
 from ckptdiff.table import decompress
 
 MAX_REPORT = 1 << 28
+OPEN = 1 << 52
+"""Where the bin of ulp distances begins that has no end."""
 
 MEMBERS = "schema base target settings totals layers modules moves rank sample tensors added removed unpaired without_rank"
 COUNTS = tuple(field.name for field in fields(Counts))
@@ -80,7 +82,8 @@ def as_number(value: Any, where: str, high: float = math.inf) -> float:
 def _bin(value: Any, where: str, kind: type[int] | type[float]) -> Bin:
     f = Fields(value, where, "from to count")
     if kind is int:
-        return Bin(f.integer("from"), f.integer("to") if f.value.get("to") is not None else None, f.integer("count"))
+        low = f.integer("from")
+        return Bin(low, None if low == OPEN and f.value.get("to") is None else f.integer("to"), f.integer("count"))
     return Bin(_number(f, "from"), _number(f, "to"), f.integer("count"))
 
 
