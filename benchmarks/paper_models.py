@@ -6,7 +6,8 @@
 
 Fetches the models from the Hugging Face Hub (tens of GB each; gated ones need a token), or takes local copies by ``--pair``. Prints a
 table of update sparsity at 1e-5 and by equal values, and of mean rank where the paper has it, with the difference in points; exit code 1 if
-one is more than ``--within`` points away. ``paper_models.md`` has the commands one by one, and what is known of the numbers.
+one is more than ``--within`` points away, or if tensors of a pair were left out, which it names: numbers of a part are not the model's.
+``paper_models.md`` has the commands one by one, and what is known of the numbers.
 """
 
 from __future__ import annotations
@@ -46,10 +47,21 @@ MODELS = {
 }
 
 
-def measure(model: Model, rank: str, device: str | None) -> list[tuple[str, float, float]]:
+def left_out(report: ckptdiff.Report) -> list[str]:
+    """Which tensors were not compared, one line a reason."""
+    reasons = (("of another dtype or shape", report.unpaired), ("only in the target", report.added), ("only in the base", report.removed))
+    return [
+        f"{len(names)} tensors {what}: {', '.join(names[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        for what, names in reasons
+        if names
+    ]
+
+
+def measure(model: Model, report: ckptdiff.Report) -> list[tuple[str, float, float]]:
     """What, the paper's number, and ours, in per cent."""
-    report = ckptdiff.report(model.base, model.target, rank=rank, device=device)  # type: ignore[arg-type]
     totals = report.totals
+    if not totals.elements:
+        return []
     rows = [("sparsity at 1e-5", model.sparsity, 100 * totals.within_atol / totals.elements)]
     if model.exact is not None:  # the paper's 1e-8, below which bf16 weights of its models hardly differ
         rows.append(("equal values", model.exact, 100 * totals.equal / totals.elements))
@@ -79,7 +91,13 @@ def main() -> None:
     far = 0
     print("| model | | paper, % | found, % | points |\n|---|---|---|---|---|")
     for name, model in wanted.items():
-        for what, expected, found in measure(model, arguments.rank, arguments.device):
+        report = ckptdiff.report(model.base, model.target, rank=arguments.rank, device=arguments.device)
+        for line in left_out(report):
+            far += 1
+            print(f"{name}: not compared: {line}", file=sys.stderr, flush=True)
+        if not report.totals.elements:
+            print(f"{name}: no element of {model.base} was compared with {model.target}: give both in one dtype", file=sys.stderr)
+        for what, expected, found in measure(model, report):
             far += abs(found - expected) > arguments.within
             print(f"| {name} | {what} | {expected} | {found:.2f} | {found - expected:+.2f} |", flush=True)
     sys.exit(1 if far else 0)

@@ -63,8 +63,9 @@ class Checkpoint:
 
     ``scopes`` maps scope and name to a tensor, ``others`` the path of each file without weights to a local file;
     ``left_out`` are the paths that do not belong to it by default, or as the caller asked; ``followed`` says where links lead that leave
-    its folder; ``origin`` is the repo and commit that it is from; ``in_memory`` says that its weights are no files; ``can_exclude`` that
-    the caller has an option to leave files out, which messages may advise.
+    its folder; ``origin`` is the repo and commit that it is from; ``in_memory`` says that its weights are no files; ``tied`` then maps
+    further names of a tensor to the one that it counts under; ``can_exclude`` says that the caller has an option to leave files out, which
+    messages may advise.
     """
 
     path: Path
@@ -76,6 +77,7 @@ class Checkpoint:
     can_exclude: bool = False
     origin: HubId | None = None
     in_memory: bool = False
+    tied: dict[str, str] = field(default_factory=dict)
     scopes: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

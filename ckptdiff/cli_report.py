@@ -36,7 +36,7 @@ png_option = click.option("--png", type=PATH, metavar="DIR", help="Write the cha
     type=click.Choice(["none", "sample", "all"]),
     default="sample",
     show_default=True,
-    help="Which matrices' rank: about 32, or all.",
+    help="Which matrices' rank: 32, spread over modules and layers, or all.",
 )
 @click.option("--device", metavar="DEVICE", help="Torch device for ranks, such as cuda, or auto.  [default: NumPy]")
 @html_option

@@ -20,6 +20,7 @@ from ckptdiff.errors import CheckpointError, UnsupportedError
 from ckptdiff.masks import Mask
 from ckptdiff.pairing import strip_prefixes
 from ckptdiff.parallel import run_ordered
+from ckptdiff.torchtypes import flat_bytes
 
 Job = partial[None]
 Decay = Literal["decoupled", "gradient"]
@@ -52,19 +53,33 @@ def _table(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
 class _Part:
     """One parameter: this rank's part of its mask, packed on its device, and its frozen content where that is put back after a step.
 
-    ``lifted``: for how many steps more :meth:`lift` lasts.
+    ``shape``: of this rank's part, in elements; ``lifted``: for how many steps more :meth:`lift` lasts.
     """
 
     name: str
     parameter: torch.Tensor
+    shape: torch.Size
     bits: torch.Tensor
     saved: torch.Tensor | None = None
     lifted: int = 0
 
+    def here(self, tensor: torch.Tensor) -> torch.Tensor:
+        """This rank's part of the parameter, or of its gradient or state, which the mask fits.
+
+        Raises:
+            CheckpointError: it has another shape than when the mask was laid on it, so that the bits are those of other elements.
+        """
+        local = _local(tensor)
+        if local.shape != self.shape:
+            raise CheckpointError(
+                f"parameter {self.name}: has the shape {list(local.shape)}, but had {list(self.shape)} when freeze_outside was called: "
+                "call remove(), and freeze_outside again with a mask of the new shape; this step was not taken"
+            )
+        return local
+
     def spread(self, rows: torch.Tensor) -> torch.Tensor:
         """What a table has for each of this rank's elements, in their shape."""
-        here = _local(self.parameter)
-        return rows.index_select(0, self.bits.int()).view(-1)[: here.numel()].view(here.shape)
+        return rows.index_select(0, self.bits.int()).view(-1)[: self.shape.numel()].view(self.shape)
 
     def flags(self) -> torch.Tensor:
         """This rank's elements in the mask."""
@@ -72,12 +87,12 @@ class _Part:
 
     def mask(self, tensor: torch.Tensor) -> list[Job]:
         """Zero what is outside, by bits: a product would make NaN of a GradScaler's infinities. Gives what is left to do."""
-        here = _local(tensor)
+        here = self.here(tensor)
         units = here.view(SIGNED[here.element_size()])
         if _on_host(units):
             from ckptdiff.masking import keep, slices
 
-            return [partial(keep, *row) for row in slices(units.detach().view(-1).numpy(), self.bits.numpy())]
+            return [partial(keep, *row) for row in slices(_numbers(units), _numbers(self.bits))]
         units &= self.spread(_table(units.dtype, units.device))
         return []
 
@@ -85,22 +100,27 @@ class _Part:
         """Put ones outside. Gives what is left to do."""
         from ckptdiff.masking import put, slices
 
-        numbers = _local(tensor).detach().view(-1).numpy()
+        numbers = _numbers(self.here(tensor))
         units = numbers.view(f"i{numbers.itemsize}")
-        return [partial(put, *row, np.ones(1, numbers.dtype).view(units.dtype)[0]) for row in slices(units, self.bits.numpy())]
+        return [partial(put, *row, np.ones(1, numbers.dtype).view(units.dtype)[0]) for row in slices(units, _numbers(self.bits))]
 
     def decay(self, factor: Any) -> list[Job]:
         """Multiply what is inside. Gives what is left to do."""
-        weights = _local(self.parameter)
+        weights = self.here(self.parameter)
         kind = torch.float64 if weights.dtype == torch.float64 else torch.float32  # a product with a number is taken in these
         number = torch.as_tensor(factor, dtype=kind, device=weights.device)
         if _on_host(weights) and weights.dtype == kind:
             from ckptdiff.masking import scale, slices
 
-            return [partial(scale, *row, number.numpy()[()]) for row in slices(weights.detach().view(-1).numpy(), self.bits.numpy())]
+            return [partial(scale, *row, number.numpy()[()]) for row in slices(_numbers(weights), _numbers(self.bits))]
         inside = _table(torch.int8, weights.device).bool()
         weights.mul_(self.spread(torch.where(inside, number, torch.ones_like(number))))
         return []
+
+
+def _numbers(tensor: torch.Tensor) -> Any:
+    """A tensor on the host as a flat numpy array over its memory, which stays torch's to resize."""
+    return np.asarray(flat_bytes(tensor, "a parameter, gradient or optimizer state")).view(str(tensor.dtype).removeprefix("torch."))
 
 
 def _on_host(tensor: torch.Tensor) -> bool:
@@ -138,7 +158,7 @@ class Frozen:
     @property
     def total(self) -> int:
         """Elements of all parameters."""
-        return sum(_local(part.parameter).numel() for part in self._parts)
+        return sum(part.shape.numel() for part in self._parts)
 
     def remove(self) -> None:
         """Take the hooks off: from then on everything trains again."""
@@ -156,11 +176,16 @@ class Frozen:
         return mask
 
     def _before(self, *_: Any) -> None:
+        for row in self._parts:  # all of them before anything is written
+            row.here(row.parameter)
+            if row.parameter.grad is not None:
+                row.here(row.parameter.grad)
         if not self._clean:
             self._mask_state()
             self._clean = True
         jobs: list[Job] = []
         by_parameter = {id(part.parameter): part for part in self._parts}
+        decays: list[tuple[dict[str, Any], Any]] = []
         for group in self._optimizer.param_groups:
             decay, rate = group.get("weight_decay", 0), group.get("lr", 0)
             for parameter in group["params"]:
@@ -174,8 +199,10 @@ class Frozen:
                     if self._decay is not None and not group.get("fused"):
                         jobs += self._lift(part)
             if self._decay is not None and decay:
-                self._decays.append((group, decay))
-                group["weight_decay"] = 0.0
+                decays.append((group, decay))
+        self._decays = decays
+        for group, _ in decays:
+            group["weight_decay"] = 0.0
         _run(jobs)
 
     def _lift(self, part: _Part) -> list[Job]:
@@ -197,7 +224,8 @@ class Frozen:
 
     def _roots(self, part: _Part) -> list[torch.Tensor]:
         found = [self._optimizer.state.get(part.parameter, {}).get(key) for key in ROOTS]
-        return [value for value in found if value is not None and value.dtype in (torch.float32, torch.float64) and _on_host(_local(value))]
+        fits = [value for value in found if value is not None and _local(value).shape == part.shape]
+        return [value for value in fits if value.dtype in (torch.float32, torch.float64) and _on_host(_local(value))]
 
     def _decay_inside(self, part: _Part, decay: Any, rate: Any, group: dict[str, Any]) -> list[Job]:
         """The optimizer's weight decay, in the mask alone; its own is off during the step. Gives what is left to do."""
@@ -214,7 +242,7 @@ class Frozen:
         with torch.no_grad():
             for part in self._parts:
                 if part.saved is not None:
-                    weights = _local(part.parameter)
+                    weights = part.here(part.parameter)
                     weights.copy_(torch.where(part.flags(), weights, part.saved))
 
     def _loaded(self, *_: Any) -> None:
@@ -267,7 +295,7 @@ def freeze_outside(
         key = name if name in mask.bits else stems.get(strip_prefixes(name))
         here = _local(parameter)
         nothing = torch.zeros(-(-here.numel() // 8), dtype=torch.uint8, device=here.device)
-        part = _Part(name, parameter, nothing if key is None else _bits(mask, key, parameter, name))
+        part = _Part(name, parameter, here.shape, nothing if key is None else _bits(mask, key, parameter, name))
         found += key is not None
         if kind is None:
             part.saved = _local(parameter).detach().clone()

@@ -35,7 +35,8 @@ def diff(
     """The exact difference between two sets of tensors in memory.
 
     Its bytes are a patch file (spec section 5) of what ``safetensors.torch.save_file`` would write of both, so that
-    ``ckptdiff apply`` takes it too. Nothing is copied but what changed, and one block at a time.
+    ``ckptdiff apply`` takes it too. Nothing is copied but what changed, and one block at a time. Names of one tensor, such as those
+    of a head tied to the embedding, count once, under the first in the state's order; the patch keeps the others.
 
     Args:
         old, new: state dicts or modules; torch tensors on any device, or numpy arrays. Of a DTensor this rank's part is taken: each rank

@@ -17,7 +17,7 @@ from ckptdiff.digests import BLOCK, block_count, tensor_digest
 from ckptdiff.dtypes import Bytes, Dtype
 from ckptdiff.errors import BaseMismatchError, IntegrityError, cut
 from ckptdiff.parallel import run_ordered
-from ckptdiff.torchtypes import flat_bytes
+from ckptdiff.torchtypes import address, flat_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -97,6 +97,7 @@ class LoadedPatch:
         with WRITING:
             if self.applied:
                 raise BaseMismatchError(f"{self._name}: is applied already: revert it first", "already_target")
+            self._arrays()
             if check:
                 self._check(False)
             self.write(False, check)
@@ -106,6 +107,7 @@ class LoadedPatch:
         with WRITING:
             if not self.applied:
                 raise BaseMismatchError(f"{self._name}: is not applied, there is nothing to revert")
+            self._arrays()
             if check:
                 self._check(True)
             self.write(True, check)
@@ -183,11 +185,6 @@ class LoadedPatch:
         leaves = _shift(row, part, back, check)
         self._done.append((row, part))
         return leaves
-
-
-def address(flat: Bytes | torch.Tensor) -> tuple[str, int, int]:
-    """Where memory is: device, address and size."""
-    return ("cpu", flat.ctypes.data, len(flat)) if isinstance(flat, np.ndarray) else (str(flat.device), flat.data_ptr(), len(flat))
 
 
 def _shift(row: Moves, part: Part, back: bool, hashed: bool) -> list[bytes]:

@@ -19,12 +19,13 @@ from ckptdiff.digests import BLOCK, tensor_digest, xxh128
 from ckptdiff.dtypes import DTYPES, Bytes, Changes, Dtype, Units
 from ckptdiff.errors import BaseMismatchError, FormatError, IntegrityError, UnsupportedError, cut
 from ckptdiff.layers import FromBase, FromPatch, Node, check_changed, ranges, tensor_differs
-from ckptdiff.loaded import MODEL, RUN, LoadedPatch, Moves, Part, address, hashing, leaves_in_memory
+from ckptdiff.loaded import MODEL, RUN, LoadedPatch, Moves, Part, hashing, leaves_in_memory
 from ckptdiff.memory import MemoryFile, State, open_state, state_of
 from ckptdiff.pairing import strip_prefixes
 from ckptdiff.parallel import no_progress, run_ordered
 from ckptdiff.patches import OpenPatch
 from ckptdiff.table import Entry
+from ckptdiff.torchtypes import address
 
 if TYPE_CHECKING:
     import torch
@@ -52,8 +53,10 @@ class Loader:
         self.scope = scope_of(patch, scope)
         wanted = [e.base_name or name for (found, name), (_, e) in patch.entries.items() if found == self.scope]
         names = [*wanted, *(name for _, name in patch.entries)]
-        self.find = partial(_find, base, names)
-        self.base = open_state(self.find(), MODEL)
+        entries = {name for found, name in patch.entries if found == self.scope}
+        self.tied = {name: kept for name, kept in patch.tied.items() if kept in entries and name not in entries}
+        self.find = partial(_find, base, names, self.tied)
+        self.base = open_state(self.find(), MODEL, set(names))
         self.applier = Applier(self.base, [patch], threads, no_progress)
         self.tensors = next(iter(self.base.scopes.values()), {})
 
@@ -67,20 +70,21 @@ class Loader:
         return LoadedPatch(str(self.patch.path), moves, self.threads, self.find)
 
     def _places(self) -> list[Place]:
-        """Where every target tensor goes; those that share memory once."""
-        rows = [(file, entry) for (scope, _), (file, entry) in self.patch.entries.items() if scope == self.scope]
-        uses = Counter(entry.base_name for _, entry in rows)
-        names = {entry.name for _, entry in rows}
+        """Where every target tensor goes; those that share memory once, those of further names that do not to each of them."""
+        rows = [(name, file, entry) for (scope, name), (file, entry) in self.patch.entries.items() if scope == self.scope]
+        uses = Counter(entry.base_name for _, _, entry in rows)
+        names = {entry.name for _, _, entry in rows}
+        rows += [(name, *self.patch.entries[self.scope, kept]) for name, kept in self.tied.items() if name in self.tensors]
         found: dict[tuple[str, int, int], Place] = {}
-        for file, entry in rows:
+        for name, file, entry in rows:
             node = self.applier.node(0, file, entry)
             old = entry.base_name
             alone = old is not None and uses[old] == 1 and old not in names
-            tensor = self.tensors.get(entry.name) or (self.tensors[old] if alone and old is not None else None)
+            tensor = self.tensors.get(name) or (self.tensors[old] if alone and old is not None else None)
             if tensor is None or (tensor.dtype, tensor.shape) != (entry.dtype, entry.shape):
                 is_there = f"{MODEL} has it as {tensor.dtype} {list(tensor.shape)}" if tensor else f"{MODEL} has no such tensor"
                 raise UnsupportedError(
-                    f"{self.patch.path}: its target has the tensor {cut(entry.name)}, {entry.dtype} {cut(list(entry.shape))}; {is_there}: "
+                    f"{self.patch.path}: its target has the tensor {cut(name)}, {entry.dtype} {cut(list(entry.shape))}; {is_there}: "
                     "it cannot be written in place; rebuild the target with ckptdiff.load_target or ckptdiff apply"
                 )
             simple = isinstance(node, FromPatch) and entry.kind == "delta" and not entry.adapted and tensor.name == old
@@ -273,8 +277,15 @@ def scope_of(patch: OpenPatch, wanted: str | None) -> str:
     return wanted
 
 
-def _find(base: Any, names: Sequence[str]) -> dict[str, Any]:
-    return _align(state_of(base, MODEL), names)
+def _find(base: Any, names: Sequence[str], tied: Mapping[str, str]) -> dict[str, Any]:
+    """The model's tensors, also under the names that the patch has for them where the model has another of their names."""
+    state = _align(state_of(base, MODEL), [*names, *tied])
+    for name, kept in tied.items():
+        if kept not in state and name in state:
+            state[kept] = state[name]
+        elif name in names and name not in state and kept in state:
+            state[name] = state[kept]
+    return state
 
 
 def _align(state: State, names: Sequence[str]) -> dict[str, Any]:

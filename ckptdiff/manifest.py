@@ -80,6 +80,11 @@ def _open_sealed(data: bytes, where: str, expected_format: str, known: str) -> F
         raise FormatError(f"{where}.info: has {size} bytes, expected at most {MAX_INFO}")
     for key in INFO & set(info):
         _short(info[key], f"{where}.info.{key}", MAX_REPO)
+    tied = info.get("tied", {})
+    if not isinstance(tied, dict):
+        raise FormatError(f"{where}.info.tied: expected an object, found {type(tied).__name__}")
+    for name, kept in tied.items():
+        canonical.as_text(kept, f"{where}.info.tied.{cut(name)}")
     return members
 
 

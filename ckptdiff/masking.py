@@ -57,5 +57,11 @@ def scale(floats, bits, factor):
 
 
 def slices(array: Array, bits: Bytes) -> list[tuple[Array, Bytes]]:
-    """A flat array and its bits, cut to jobs."""
+    """A flat array and its bits, cut to jobs.
+
+    Raises:
+        ValueError: there are not as many bits as the array needs: the kernels would read, or write, beyond them.
+    """
+    if array.ndim != 1 or len(bits) != -(-len(array) // 8):
+        raise ValueError(f"{len(bits)} bytes of bits do not mask an array of the shape {list(array.shape)}")
     return [(array[x : x + SLICE], bits[x // 8 : (x + SLICE) // 8]) for x in range(0, len(array), SLICE)]

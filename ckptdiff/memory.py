@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from ckptdiff.checkpoint import Checkpoint, WeightFile
 from ckptdiff.dtypes import Bytes
 from ckptdiff.errors import CheckpointError, UnsupportedError
 from ckptdiff.stfile import MAX_NAME, MAX_RANK, Header, TensorInfo, predicted_header
-from ckptdiff.torchtypes import Array, dtype_of, flat_bytes, shape_of
+from ckptdiff.torchtypes import Array, address, dtype_of, flat_bytes, shape_of
 
 if TYPE_CHECKING:
     import torch
@@ -103,18 +103,26 @@ def local(array: Array) -> Array:
     return array.to_local() if hasattr(array, "to_local") else array
 
 
-def open_state(state: State, where: str) -> Checkpoint:
+def open_state(state: State, where: str, wanted: Collection[str] = ()) -> Checkpoint:
     """Tensors in memory as a checkpoint.
+
+    Names of one tensor, that is of the same memory, dtype and shape, count once: under the first of them in the state's order, as in
+    torch's ``named_parameters`` and in the files of transformers; but those in ``wanted`` each for itself.
 
     Raises:
         UnsupportedError: a tensor has a dtype, layout or device that cannot be read in place, or too many dimensions.
     """
-    rows = []
-    for name, array in state.items():
+    rows, tied = [], dict[str, str]()
+    first: dict[tuple[object, ...], str] = {}
+    for name, array in sorted(state.items(), key=lambda row: row[0] not in wanted):
         dtype = dtype_of(array, f"{where}: {name}")
         shape, flat = shape_of(array, dtype), flat_bytes(array, f"{where}: {name}")
         if len(shape) > MAX_RANK:
             raise UnsupportedError(f"{where}: {name}: has {len(shape)} dimensions, a patch at most {MAX_RANK}: reshape it")
+        known = first.setdefault((*address(flat), dtype, shape), name) if len(flat) else name
+        if known != name and name not in wanted:
+            tied[name] = known
+            continue
         rows.append((name, dtype, shape, flat))
     rows.sort(key=lambda row: (ORDER.index(row[1]), row[0]))
     ends = list(accumulate((len(flat) for *_, flat in rows), initial=0))
@@ -122,4 +130,4 @@ def open_state(state: State, where: str) -> Checkpoint:
     raw = predicted_header((name, dtype, shape, len(flat)) for name, dtype, shape, flat in rows)
     header = Header(raw, {"format": "pt"}, tensors)
     file = MemoryFile(where, header, [row[3] for row in rows])
-    return Checkpoint(Path(where), True, [WeightFile(FILE_NAME, SCOPE, file, header)], {}, in_memory=True)
+    return Checkpoint(Path(where), True, [WeightFile(FILE_NAME, SCOPE, file, header)], {}, in_memory=True, tied=tied)

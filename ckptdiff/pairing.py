@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ckptdiff.checkpoint import Checkpoint, Tensor
@@ -98,6 +98,20 @@ def pair_names(base: dict[str, Tensor], target: Iterable[Tensor], renames: Seque
         others = free_base.get(stem, [])
         if len(candidates) == len(others) == 1 and can_stand(others[0], candidates[0]):
             pairs[candidates[0].name] = others[0]
+    return pairs
+
+
+def pair_tied(
+    base: dict[str, Tensor], base_tied: Mapping[str, str], target: Sequence[Tensor], tied: Mapping[str, str], renames: Sequence[Rename]
+) -> dict[str, Tensor]:
+    """As :func:`pair_names`, where tensors of both may have further names, of which any will do."""
+    pairs = pair_names(base, target, renames)
+    known = {name: base[kept] for name, kept in base_tied.items()} | base
+    for tensor in target if base_tied or tied else ():
+        names = (tensor.name, *(name for name, kept in tied.items() if kept == tensor.name))
+        found = [known[name] for name in names if name in known and can_stand(known[name], tensor)]
+        if tensor.name not in pairs and found:
+            pairs[tensor.name] = found[0]
     return pairs
 
 

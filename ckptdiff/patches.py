@@ -124,6 +124,11 @@ class OpenPatch:
         return self.index.info if self.index else self.files[0].metadata.info
 
     @property
+    def tied(self) -> dict[str, str]:
+        """Further names of the target's tensors in memory (spec 5.1)."""
+        return dict(self.info.get("tied", {}))
+
+    @property
     def report(self) -> bytes | None:
         """The stored report (spec 5.4)."""
         return self.files[0].report if self.files else None

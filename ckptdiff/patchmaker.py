@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from ckptdiff import others, paths
 from ckptdiff.adapt import group_units, read_range
@@ -19,7 +19,7 @@ from ckptdiff.dtypes import DTYPES
 from ckptdiff.errors import CheckpointError
 from ckptdiff.hub import Repo, check_files
 from ckptdiff.manifest import FileRef, Index, Metadata, OtherFile, ShardRef
-from ckptdiff.pairing import Rename, pair_names, pair_scopes
+from ckptdiff.pairing import Rename, pair_scopes, pair_tied
 from ckptdiff.parallel import FileHasher, Progress, run_ordered
 from ckptdiff.patches import MAX_ALL_BYTES, MAX_ALL_TENSORS, open_patch
 from ckptdiff.patchfile import Spooled, Written, write_patch_file
@@ -103,7 +103,7 @@ class PatchMaker:
         unmatched: list[Tensor] = []
         for scope_id, scope in self.scopes.items():
             tensors = [tensor for file in self.target.weights if file.scope == scope_id for tensor in file.tensors]
-            pairs = pair_names(scope.base, tensors, self.renames)
+            pairs = pair_tied(scope.base, self.base.tied, tensors, self.target.tied, self.renames)
             matched += [(pairs[tensor.name], tensor) for tensor in tensors if tensor.name in pairs]
             unmatched += [tensor for tensor in tensors if tensor.name not in pairs]
         self._code_all(matched)
@@ -313,9 +313,9 @@ class PatchMaker:
         return hasher.hexdigest() if hasher else None
 
     @cached_property
-    def _info(self) -> dict[str, str]:
-        """Repos and commits, after the weight files' SHA-256 were compared with what the Hub states."""
-        info: dict[str, str] = {}
+    def _info(self) -> dict[str, Any]:
+        """Names of one tensor; repos and commits, after the weight files' SHA-256 were compared with what the Hub states."""
+        info: dict[str, Any] = {"tied": self.target.tied} if self.target.tied else {}
         for side, checkpoint in (("base", self.base), ("target", self.target)):
             repo = self.repos.get(side)
             if repo is not None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.bar import Bar
 from rich.table import Table
 
 from ckptdiff.analysis.overlap import OverlapResult, PairOverlap
-from ckptdiff.analysis.rows import MatrixRank, RankSummary, Report
+from ckptdiff.analysis.rows import MatrixRank, Report
 from ckptdiff.analysis.sparsity import Counts
+from ckptdiff.analysis.words import sample_words
 from ckptdiff.masks import Mask
 from ckptdiff.quantities import share, size
 from ckptdiff.render import cell, console, print_grid, rows_table, some
@@ -27,7 +29,7 @@ def percent(value: float) -> str:
 def reported(result: Report, tensors: bool) -> None:
     """Print a report: totals, then by kind of module, by layer, and by tensor if asked."""
     out = console()
-    print_grid(out, _totals(result) + _moves(result) + _rank(result.rank) + _names(result))
+    print_grid(out, _totals(result) + _moves(result) + _rank(result) + _names(result))
     for title, groups in (("module", result.modules), ("layer", {str(k): v for k, v in result.layers.items()})):
         if groups:
             out.print()
@@ -63,14 +65,17 @@ def _moves(result: Report) -> list[tuple[str, str]]:
     return [("moved by one ulp", f"{share(t.one_ulp, t.changed)} of the changed"), ("up, down", both)]
 
 
-def _rank(rank: RankSummary | None) -> list[tuple[str, str]]:
+def _rank(result: Report) -> list[tuple[str, str]]:
+    taken = [("rank taken of", sample_words(map(asdict, result.sample)))] if result.sample else []
+    rank = result.rank
     if rank is None:
-        return []
+        return taken
     others = f" ({rank.unchanged} did not change)" if rank.unchanged else ""
     return [
         ("mean rank", f"{percent(rank.rank_share)} of the largest possible, over {rank.matrices} matrices{others}"),
         ("at random", f"{percent(rank.random_rank_share)} for updates as dense, but scattered at random"),
         ("99 % of energy", f"in {percent(rank.effective_share)} of the singular values; mean stable rank {rank.stable_rank:.1f}"),
+        *taken,
     ]
 
 
@@ -86,7 +91,7 @@ def _names(result: Report) -> list[tuple[str, str]]:
 
 def _groups(title: str, groups: dict[str, Counts], result: Report) -> Table:
     table = rows_table(title, "elements", "changed", "")
-    most = max(counts.changed / counts.elements for counts in groups.values() if counts.elements) or 1.0
+    most = max((counts.changed / counts.elements for counts in groups.values() if counts.elements), default=0.0) or 1.0
     if result.complete:
         table.add_column(f"|d| > {result.tolerance.atol:g}")
     for name, counts in groups.items():

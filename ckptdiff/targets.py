@@ -51,7 +51,7 @@ class Target:
         self._applier = applier
 
     def tensors(self, scope: str | None = None) -> dict[str, torch.Tensor]:
-        """The target's tensors; those of a chain's last patch."""
+        """The target's tensors, under all their names; those of a chain's last patch."""
         applier, last = self._applier, len(self._applier.chain) - 1
         patch = applier.chain[last]
         wanted = scope_of(patch, scope)
@@ -73,7 +73,7 @@ class Target:
             applier.explain([node for _, node in rows])
             raise
         applier.base.check_unchanged()
-        return tensors
+        return tensors | {name: tensors[kept] for name, kept in patch.tied.items() if kept in tensors and name not in tensors}
 
     def write_files(self, folder: Path) -> list[str]:
         """Write the target's files without weights, such as config and tokenizer, into a folder; returns their paths.

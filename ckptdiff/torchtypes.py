@@ -64,11 +64,28 @@ def shape_of(array: Array, dtype: str) -> tuple[int, ...]:
     return (*shape[:-1], 2 * shape[-1]) if shape else (2,)
 
 
+class _Memory:
+    """A torch tensor's bytes on the host, for numpy to see, which holds the tensor as long as it looks.
+
+    ``Tensor.numpy()`` would forbid torch to resize that memory ever after, as FSDP does and ``untyped_storage().resize_``.
+    """
+
+    def __init__(self, flat: torch.Tensor) -> None:
+        self.flat = flat
+        self.__array_interface__ = {"data": (flat.data_ptr(), False), "shape": (len(flat),), "typestr": "|u1", "version": 3}
+
+
+def address(flat: Bytes | torch.Tensor) -> tuple[str, int, int]:
+    """Where memory is: device, address and size."""
+    return ("cpu", flat.ctypes.data, len(flat)) if isinstance(flat, np.ndarray) else (str(flat.device), flat.data_ptr(), len(flat))
+
+
 def flat_bytes(array: Array, where: str) -> Bytes | torch.Tensor:
     """A tensor's memory without a copy: a 1-D uint8 numpy array, or a torch tensor on another device.
 
     Raises:
-        UnsupportedError: it has no memory of its own in plain order (meta, not contiguous, sparse, quantized, conjugated).
+        UnsupportedError: it has no memory of its own in plain order (meta, not contiguous, sparse, quantized, conjugated), or its memory
+            was freed.
     """
     if isinstance(array, np.ndarray):
         if not array.flags.c_contiguous:
@@ -85,7 +102,11 @@ def flat_bytes(array: Array, where: str) -> Bytes | torch.Tensor:
     if not array.is_contiguous():
         raise UnsupportedError(f"{where}: is not contiguous (strides {tuple(array.stride())}): give its .contiguous() copy")
     flat = array.detach().reshape(-1).view(torch.uint8)
-    return flat.numpy() if flat.device.type == "cpu" else flat
+    if flat.untyped_storage().nbytes() < flat.storage_offset() + len(flat):
+        raise UnsupportedError(f"{where}: its memory was freed, as FSDP does between uses: gather the full parameters first")
+    if flat.device.type != "cpu":
+        return flat
+    return np.asarray(_Memory(flat)) if len(flat) else np.empty(0, np.uint8)
 
 
 def new_tensor(dtype: str, shape: tuple[int, ...], where: str) -> torch.Tensor:

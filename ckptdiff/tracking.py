@@ -34,6 +34,7 @@ class UpdateRecord:
 
 @dataclass(slots=True)
 class _Watched:
+    name: str
     parameter: torch.Tensor
     start: torch.Tensor
     last: torch.Tensor
@@ -68,7 +69,7 @@ class UpdateTracker:
             raise CheckpointError(f"every and sample must be at least 1, found {every} and {sample}")
         self.every, self.sample, self.dtype, self.steps = every, sample, dtype, 0
         self.records: list[UpdateRecord] = []
-        self._rows = [self._watch(parameter) for parameter in model.parameters() if parameter.requires_grad]
+        self._rows = [self._watch(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         self._sharded = any(hasattr(row.parameter, "to_local") for row in self._rows)
         self._with_gradient = 0.0
         self._handles = [optimizer.register_step_pre_hook(self._before), optimizer.register_step_post_hook(self._after)]
@@ -78,9 +79,9 @@ class UpdateTracker:
         for handle in self._handles:
             handle.remove()
 
-    def _watch(self, parameter: torch.Tensor) -> _Watched:
+    def _watch(self, name: str, parameter: torch.Tensor) -> _Watched:
         bits = self._bits(parameter).clone()
-        return _Watched(parameter, bits, bits.clone(), torch.zeros_like(bits, dtype=torch.bool))
+        return _Watched(name, parameter, bits, bits.clone(), torch.zeros_like(bits, dtype=torch.bool))
 
     def _part(self, tensor: torch.Tensor) -> torch.Tensor:
         local = tensor.detach()
@@ -110,6 +111,11 @@ class UpdateTracker:
         sums = [0.0, 0.0, 0.0, 0.0, 0.0, self._with_gradient]
         for row in self._rows:
             bits = self._bits(row.parameter)
+            if bits.shape != row.start.shape:  # torch would stretch one to the other where it can
+                raise CheckpointError(
+                    f"parameter {row.name}: {list(bits.shape)} of its elements are watched, at the start {list(row.start.shape)}: "
+                    "call remove(), and make a new tracker"
+                )
             changed = bits != row.start
             row.ever |= changed
             flags = (changed, bits != row.last, row.ever, row.ever & ~changed)

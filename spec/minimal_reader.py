@@ -125,9 +125,10 @@ def scope_id(value):
     return text(value) and len(value.encode()) <= 1024
 
 
-def info(value):  # section 5.1: the known members are strings, others are ignored
+def info(value):  # section 5.1: the known members are short strings, and an object of strings; others are ignored
     return type(value) is dict and len(canonical(value)) <= 1 << 16 and all(text(value.get(key, "")) and len(value.get(key, "").encode()) <= 256 for key in (
-        "base_repo", "base_revision", "target_repo", "target_revision"))
+        "base_repo", "base_revision", "target_repo", "target_revision")) and (
+        type(value.get("tied", {})) is dict and all(map(text, value.get("tied", {}).values())))
 
 
 TOTALS = dict.fromkeys(("same", "delta", "new", "copy", "removed", "units", "changed"), count)

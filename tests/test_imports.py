@@ -23,7 +23,7 @@ table manifest patchfile patches others durable workfolder overwriting output
 devices torchtypes memory coding device devicekernels deviceleaves devicecoder coders
 patchmaker maker layers applier verifier comparison patchinfo pulling
 loaded loading live targets integrations integrations.transformers
-analysis analysis.modules analysis.gram analysis.rank analysis.sparsity analysis.counting analysis.rows
+analysis analysis.modules analysis.gram analysis.rank analysis.sparsity analysis.counting analysis.matrices analysis.rows
 analysis.stored analysis.source analysis.reporting analysis.overlap
 analysis.series analysis.words analysis.drawing analysis.markup analysis.charts analysis.page
 analysis.overlap_words analysis.overlap_charts analysis.overlap_page

@@ -172,6 +172,8 @@ def test_every_member_is_checked(pair: tuple[Path, Path]) -> None:  # noqa: F811
                 del at[path[-1]]
             else:
                 at[path[-1]] = wrong
+            if (path, wrong) == (("sample",), "drop"):  # older reports lack it
+                continue
             if value == good or (isinstance(wrong, str) and path[-1] in ("name", "scope")) or path[-2:-1] in (("added",), ("removed",)):
                 continue
             try:

@@ -135,7 +135,10 @@ def count_changes(old, new, times, old_values, new_values, layout, tolerances, d
 
 @jit
 def count_lines(positions, width, start, rows, columns):
-    """Count changes by row and column; the block's first element is number ``start`` of its first row."""
+    """Count changes by row and column; the block's first element is number ``start`` of its first row, and in the first of ``columns``.
+
+    These are as many as the block reaches, at most ``width``: they begin again behind the row's end.
+    """
     row, begin = 0, -start
     for x in range(len(positions)):
         p = np.int64(positions[x])
@@ -143,4 +146,5 @@ def count_lines(positions, width, start, rows, columns):
             row += 1
             begin += width
         rows[row] += 1
-        columns[p - begin] += 1
+        column = p - begin - start
+        columns[column + width if column < 0 else column] += 1

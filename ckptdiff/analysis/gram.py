@@ -47,6 +47,8 @@ def sparse_gram(matrix: Array, counts: Array, scale: float, threads: int) -> Arr
         (changed % len(matrix)).astype(np.uint16 if len(matrix) <= 1 << 16 else np.uint32),
         columns[changed] / matrix.dtype.type(scale),
     )
+    if len(counts) != matrix.shape[1] or int(counts.sum()) != len(changed):  # the kernel reads as many as these say
+        raise ValueError(f"{len(changed)} elements of {matrix.shape[1]} columns are not zero, but the counts say {int(counts.sum())}")
     ends = np.cumsum(counts).astype(np.uint64)  # unsigned: Numba looks at the sign of other indices
     starts = ends - counts.astype(np.uint64)
     gram = np.zeros((len(matrix), len(matrix)))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 
-LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|block_list)\.(\d+)\.")
+LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|block_list)\.([0-9]{1,9})\.")
+MAX_LAYER = 10**9 - 1
+"""Longer numbers in names are no layers': what reads a report's JSON need not have them."""
 
 RULES: tuple[tuple[str, str], ...] = (
     ("bias", r"(^|[._])bias$"),

@@ -41,6 +41,7 @@ GROUP_COLUMNS = [
     ("kind", "text"),
     *((name, "number") for name in ("elements", "changed", "in tolerance", "… rounded", "… relative", "one ulp", "grew")),
 ]
+SAMPLE_COLUMNS = [("kind", "text"), ("matrices", "number"), ("taken", "number"), ("layers", "text")]
 
 
 def mean(values: Iterable[float | None]) -> float | None:
@@ -101,6 +102,14 @@ def group_table(report: Report) -> str:
     return small_table("kinds", "Each kind of tensor", note, GROUP_COLUMNS, rows)
 
 
+def sample_table(report: Report) -> str:
+    """Of which matrices the rank was taken, where that is a sample."""
+    rows = report.get("sample") or []
+    cells = [[row["module"], f"{row['matrices']:,}", f"{row['taken']:,}", ", ".join(map(str, row["layers"])) or "–"] for row in rows]
+    note = "Ranks are those of a sample, spread over kinds and layers; --rank all takes every one."
+    return small_table("sample", "Matrices whose rank was taken", note, SAMPLE_COLUMNS, cells)
+
+
 def render_page(report: Report) -> str:
     """The report as the text of an HTML file."""
     drawn = charts(report)
@@ -110,7 +119,7 @@ def render_page(report: Report) -> str:
         ("only in the base", report["removed"]),
         ("on both sides, but of different shapes or types", report["unpaired"]),
     )
-    body = [figures_html(key_figures(report)), charts_html(drawn, captions(report)), group_table(report)]
+    body = [figures_html(key_figures(report)), charts_html(drawn, captions(report)), group_table(report), sample_table(report)]
     body.append(tensor_table("“one ulp” and “grew” are shares of the changed elements.", COLUMNS, rows))
     body += [left_out_html(left_out), definitions_html(definitions(report))]
     return page_html(" → ".join(filter(None, (report["base"], report["target"]))), headline(report), body, drawn, COLUMNS, rows)

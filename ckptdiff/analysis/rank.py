@@ -98,11 +98,13 @@ def spectrum(update: Array, device: str | None = None, threads: int = 1) -> Spec
 
 def _trimmed(update: Array) -> tuple[Array, float]:
     """The matrix without rows and columns of zeros, with at most as many rows as columns, and the power of two by which to divide it."""
-    largest = float(np.abs(update).max(initial=0.0))
-    if not np.isfinite(largest):
+    largest = max(float(update.max(initial=0.0)), -float(update.min(initial=0.0)))
+    if not math.isfinite(largest):
         raise ValueError("an update with infinities or NaNs has no rank")
-    matrix = update[update.any(axis=1)]
-    matrix = matrix[:, matrix.any(axis=0)]
+    matrix = update
+    for axis in (0, 1):  # a copy only where it is smaller
+        kept = matrix.any(axis=1 - axis)
+        matrix = matrix if kept.all() else np.compress(kept, matrix, axis)
     scale = 2.0 ** (math.frexp(largest)[1] - 1) if largest else 1.0  # at most 2^1023, which float64 has
     return (matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T), scale
 
@@ -117,8 +119,8 @@ def _singular_values(matrix: Array, scale: float, device: str | None, threads: i
 
 def _gram(matrix: Array, scale: float, threads: int) -> Array:
     """The lower triangle, at least, of D D^T in float64, of the matrix divided by the scale."""
-    counts = np.count_nonzero(matrix, axis=0)
-    known = matrix.dtype in (np.float32, np.float64)
+    counts = np.count_nonzero(matrix, axis=0) if len(matrix) > 1 else np.zeros(0)
+    known = len(matrix) > 1 and matrix.dtype in (np.float32, np.float64)
     if known and float(np.square(counts, dtype=np.float64).sum()) * SPARSE < matrix.shape[1] * float(len(matrix)) ** 2:
         from ckptdiff.analysis.gram import sparse_gram
 

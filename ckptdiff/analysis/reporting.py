@@ -13,11 +13,12 @@ from typing import get_args
 import numpy as np
 import numpy.typing as npt
 
+from ckptdiff.analysis.matrices import counted_lines, matrix_shape, ranked, spread
 from ckptdiff.analysis.modules import layer_of, module_of
 from ckptdiff.analysis.rank import check_device, expected_random_rank, spectrum
 from ckptdiff.analysis.rows import QUANTILES, Bin, ExponentRow, MatrixRank, Quantiles, RankChoice, Report, TensorReport
 from ckptdiff.analysis.source import Pair, open_source
-from ckptdiff.analysis.sparsity import EXPONENT, LOWEST, NUMBERS, ZERO_EXPONENT, Block, Counter, Counts, Tally, Tolerance, subtract
+from ckptdiff.analysis.sparsity import LOWEST, NUMBERS, ZERO_EXPONENT, Block, Counter, Counts, Tally, Tolerance, subtract
 from ckptdiff.analysis.stored import unpack
 from ckptdiff.dtypes import DTYPES
 from ckptdiff.errors import CheckpointError
@@ -27,12 +28,10 @@ from ckptdiff.patches import open_patch
 from ckptdiff.selection import Selection
 from ckptdiff.values import element_bits, values_of
 
-SAMPLE = 32
-"""Matrices whose rank is taken with ``rank="sample"``: every n-th, so that about this many are."""
+WIDEST = 52
+"""The octave from which on ulp distances count together: every JSON reader has the integers up to 2^53."""
 GROUP = 1 << 22
 """Bytes of base that a job counts, or up to a block more."""
-LAST_ULP = 52
-"""Where a report's ulp distances end: from 2^52 on."""
 SMALL_MATRIX = 512
 """Up to this smaller side matrices are taken on a thread each; larger ones one after the other, since LAPACK has threads of its own."""
 
@@ -61,7 +60,7 @@ def report(
         target: checkpoint, or patch; the patch is not applied to the disk.
         include, exclude, follow_links, rename: of checkpoints, as :func:`ckptdiff.make` takes them; a patch says itself what is in it.
         atol, rtol: see :class:`Counts`.
-        rank: of no matrix, of about 32 spread over the model, or of all.
+        rank: of no matrix, of 32 spread over kinds of modules and over layers (:attr:`Report.sample` says which), or of all.
         device: a torch device for rank, such as ``cuda``, or ``auto`` for the first accelerator; None for NumPy.
         threads: how many to use.
         progress: called with how far it is.
@@ -123,13 +122,6 @@ def report_patch(patch: str | os.PathLike[str]) -> Report:
         return Report("", opened.path.name, Tolerance(), "none", tuple(tensors), (), (), (), *names, (), complete=False)
 
 
-def matrix_shape(shape: Sequence[int]) -> tuple[int, int, int]:
-    """Matrices of a tensor, and their rows and columns: a stack of experts is one a matrix; zeros if it has less than two dimensions."""
-    if len(shape) < 2 or 0 in shape:
-        return 0, 0, 0
-    return int(np.prod(shape[:-2], dtype=np.int64)), shape[-2], shape[-1]
-
-
 def _groups(pairs: Sequence[Pair]) -> Iterator[list[tuple[Pair, int]]]:
     """Blocks to count in one job: of one dtype, and so much that handing jobs to threads takes no time."""
     group: list[tuple[Pair, int]] = []
@@ -151,7 +143,7 @@ def _count(group: list[tuple[Pair, int]], tolerance: Tolerance) -> tuple[list[Bl
     blocks = []
     for pair, start in group:
         old, new = pair.read(start, start + pair.step)
-        blocks.append(counter.count(old, new, matrix_shape(pair.shape)[2], 8 * start // DTYPES[dtype].bits))
+        blocks.append(counter.count(old, new, counted_lines(pair.shape)[1], 8 * start // DTYPES[dtype].bits))
     return blocks, counter.tally()
 
 
@@ -164,32 +156,34 @@ def _blocks(results: Iterator[tuple[list[Block], Tally]], total: Tally) -> Itera
 
 def _gather(pair: Pair, blocks: Iterator[Block]) -> TensorReport:
     """Add up a tensor's blocks."""
-    numbers, (matrices, height, width) = np.zeros(len(NUMBERS), np.int64), matrix_shape(pair.shape)
-    rows, columns = np.zeros(matrices * height, np.int64), np.zeros(width * (1 + (pair.dtype == "C64")), np.int64)
+    numbers, (height, width) = np.zeros(len(NUMBERS), np.int64), counted_lines(pair.shape)
+    rows, columns = np.zeros(height, np.int64), np.zeros(width * (1 + (pair.dtype == "C64")), np.int64)
     for _ in pair.starts:
         block = next(blocks)
         numbers += block.numbers
         rows[block.first_row : block.first_row + len(block.rows)] += block.rows
-        columns += block.columns
+        whole = min(len(block.columns), len(columns) - block.first_column)
+        columns[block.first_column : block.first_column + whole] += block.columns[:whole]
+        columns[: len(block.columns) - whole] += block.columns[whole:]
     pair.finish()
-    shares = (_quantiles(rows, len(columns)), _quantiles(columns, len(rows))) if matrices else (None, None)
+    shares = (_quantiles(rows, len(columns)), _quantiles(columns, len(rows))) if height else (None, None)
     counts = Counts.of(numbers)
     return TensorReport(pair.scope, pair.name, pair.dtype, pair.shape, layer_of(pair.name), module_of(pair.name), counts, *shares)
 
 
 def _quantiles(changed: npt.NDArray[np.int64], length: int) -> Quantiles:
     """What ``np.quantile`` gives of ``changed / length``; that takes ten times as long, which was a tenth of the counting pass."""
-    shares, last, found = np.sort(changed) / length, len(changed) - 1, []
+    ordered, last, found = np.sort(changed), len(changed) - 1, []
     for quantile in QUANTILES:
         k, part = int(last * quantile), last * quantile % 1
-        low, high = float(shares[k]), float(shares[min(k + 1, last)])
+        low, high = float(ordered[k] / length), float(ordered[min(k + 1, last)] / length)
         found.append(low + (high - low) * part if part < 0.5 else high - (high - low) * (1 - part))
     return tuple(found)
 
 
 def _bins(total: Tally) -> tuple[tuple[Bin, ...], tuple[Bin, ...], tuple[ExponentRow, ...]]:
-    counts = [*total.ulps[:LAST_ULP], sum(total.ulps[LAST_ULP:])]  # JSON's integers end there (spec 2)
-    ulps = tuple(Bin(2.0**k, 2.0 ** (k + 1) - 1, int(n)) for k, n in enumerate(counts) if n)
+    counts = [*total.ulps[:WIDEST], int(total.ulps[WIDEST:].sum())]
+    ulps = tuple(Bin(2.0**k, 2.0 ** (k + 1) - 1 if k < WIDEST else None, int(n)) for k, n in enumerate(counts) if n)
     moves = tuple(Bin(2.0 ** (k + LOWEST), 2.0 ** (k + LOWEST + 1), int(n)) for k, n in enumerate(total.moves) if n)
     exponents = tuple(
         ExponentRow(k - ZERO_EXPONENT if k else None, int(n), int(total.changed_exponents[k])) for k, n in enumerate(total.exponents) if n
@@ -200,17 +194,13 @@ def _bins(total: Tally) -> tuple[tuple[Bin, ...], tuple[Bin, ...], tuple[Exponen
 # --- rank ---
 
 
-def has_rank(tensor: TensorReport) -> bool:
-    """Whether ranks are taken of its matrices: floats of a byte or more, real, and no norm."""
-    return tensor.module != "norm" and tensor.dtype in EXPONENT and tensor.dtype != "C64" and DTYPES[tensor.dtype].bits >= 8
-
-
 def _ranks(
     pairs: Sequence[Pair], tensors: Sequence[TensorReport], choice: RankChoice, device: str | None, threads: int, progress: Progress
 ) -> tuple[list[TensorReport], tuple[str, ...]]:
     """The tensors with their ranks, and the names of those with a matrix whose update holds infinities or NaNs."""
-    matrices = [(k, i) for k, tensor in enumerate(tensors) if has_rank(tensor) for i in range(matrix_shape(tensor.shape)[0])]
-    chosen = matrices[:: max(1, -(-len(matrices) // SAMPLE)) if choice == "sample" else 1]
+    chosen = [(k, i) for k, t in enumerate(tensors) for i in range(ranked(t.module, t.dtype, t.shape))]
+    if choice == "sample":
+        chosen = [chosen[number] for number in spread([(tensors[k].module, tensors[k].layer) for k, _ in chosen])]
     small, large = ([(k, i) for k, i in chosen if (min(tensors[k].shape[-2:]) <= SMALL_MATRIX) == wanted] for wanted in (True, False))
     found: dict[int, list[MatrixRank]] = {}
     without: dict[str, None] = {}
@@ -231,7 +221,7 @@ def _ranks(
 
 
 def _rank(pair: Pair, index: int, device: str | None, threads: int) -> MatrixRank | None:
-    """None for an update with infinities or NaNs, which has no rank."""
+    """None for an update without a rank: with infinities or NaNs, or with singular values beyond float64."""
     _, height, width = matrix_shape(pair.shape)
     size = height * width * DTYPES[pair.dtype].bits // 8
     update = np.empty(height * width, np.float64 if pair.dtype == "F64" else np.float32)
@@ -243,8 +233,10 @@ def _rank(pair: Pair, index: int, device: str | None, threads: int) -> MatrixRan
         part = subtract(new[low:high], old[low:high], pair.dtype)
         update[first + low : first + high] = part
         changed += int(np.count_nonzero(part))
-    if not np.isfinite(update).all():
+    if not np.isfinite([update.max(initial=0.0), update.min(initial=0.0)]).all():
         return None
-    return MatrixRank(
-        index, spectrum(update.reshape(height, width), device, threads), expected_random_rank(height, width, changed / len(update))
-    )
+    with np.errstate(over="ignore"):
+        found = spectrum(update.reshape(height, width), device, threads)
+    if not math.isfinite(found.singular_values[0]):
+        return None
+    return MatrixRank(index, found, expected_random_rank(height, width, changed / len(update)))

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 import zstandard
 
 from ckptdiff import canonical
+from ckptdiff.analysis.matrices import ranked
 from ckptdiff.analysis.modules import APART, KINDS
 from ckptdiff.analysis.rank import Spectrum
 from ckptdiff.analysis.sparsity import Counts, Tolerance
@@ -48,7 +49,11 @@ class MatrixRank:
 
 @dataclass(frozen=True, slots=True)
 class TensorReport:
-    """One tensor. ``rows`` and ``columns``: share of changed elements per row and column at :data:`QUANTILES`; None but for matrices."""
+    """One tensor.
+
+    ``rows`` and ``columns``: share of changed elements per row and column at :data:`QUANTILES`; None but for matrices of at most 2^22
+    rows and columns.
+    """
 
     scope: str
     name: str
@@ -81,11 +86,21 @@ class RankSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class ModuleSample:
+    """Matrices of a kind of module that have a rank, of how many of them it was taken, and the layers that these are in."""
+
+    module: str
+    matrices: int
+    taken: int
+    layers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Bin:
-    """How many changed elements have a value (ulp distance, or \\|d\\|) from ``low`` to ``high``."""
+    """How many changed elements have a value (ulp distance, or \\|d\\|) from ``low`` to ``high``; None: or more."""
 
     low: float
-    high: float
+    high: float | None
     count: int
 
 
@@ -101,7 +116,7 @@ class ExponentRow:
 @dataclass(frozen=True, slots=True)
 class Report:
     """What :func:`report` found. ``added``, ``removed``, ``unpaired``: tensors that only one side has, or with another dtype or shape.
-    ``without_rank``: tensors with a matrix whose update holds infinities or NaNs.
+    ``without_rank``: tensors with a matrix whose update holds infinities or NaNs, or singular values beyond float64.
 
     Not ``complete``: from a patch alone, which knows how many elements changed, but not how far (see :func:`report_patch`).
     """
@@ -157,6 +172,19 @@ class Report:
         figures = zip(*((r.spectrum.rank_share, r.spectrum.stable_rank, *r.shares) for r in rows), strict=True)
         return RankSummary(len(rows), len(taken) - len(rows), *(math.fsum(values) / len(rows) for values in figures))
 
+    @property
+    def sample(self) -> tuple[ModuleSample, ...] | None:
+        """With ``rank="sample"``: of which matrices the rank was taken, by kind of module; else None."""
+        if self.rank_choice != "sample":
+            return None
+        found = []
+        for kind in KINDS:
+            tensors = [t for t in self.tensors if t.module == kind]
+            matrices, taken = sum(ranked(kind, t.dtype, t.shape) for t in tensors), sum(len(t.ranks or ()) for t in tensors)
+            layers = sorted({t.layer for t in tensors if t.ranks and t.layer is not None})
+            found += [ModuleSample(kind, matrices, taken, tuple(layers))] * bool(matrices)
+        return tuple(found)
+
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON values, as ``spec/report.schema.json`` says."""
         return self.sums() | {"tensors": [tensor_json(tensor) | self._counts(tensor.counts) for tensor in self.tensors]}
@@ -173,11 +201,12 @@ class Report:
             "layers": [{"layer": layer, **self._counts(counts)} for layer, counts in self.layers.items()],
             "modules": [{"module": kind, **self._counts(counts)} for kind, counts in self.modules.items()],
             "moves": {
-                "ulp": [{"from": int(b.low), "to": int(b.high), "count": b.count} for b in self.ulps],
+                "ulp": [{"from": int(b.low), "to": None if b.high is None else int(b.high), "count": b.count} for b in self.ulps],
                 "abs": [{"from": b.low, "to": b.high, "count": b.count} for b in self.moves],
                 "exponents": [asdict(row) for row in self.exponents],
             },
             "rank": asdict(rank) if rank else None,
+            "sample": None if self.sample is None else [asdict(row) | {"layers": list(row.layers)} for row in self.sample],
             "added": list(self.added),
             "removed": list(self.removed),
             "unpaired": list(self.unpaired),

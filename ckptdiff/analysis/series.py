@@ -97,8 +97,8 @@ def random_spectrum(rows: int, columns: int, points: int = 64) -> list[float]:
     ratio = min(rows, columns) / max(rows, columns)
     low, high = 1 - math.sqrt(ratio), 1 + math.sqrt(ratio)
     s = low + (high - low) * (np.arange(20_000) + 0.5) / 20_000
-    density = np.sqrt((high**2 - s**2) * (s**2 - low**2)) / s
-    share_above = 1 - np.cumsum(density) / density.sum()
+    density = np.sqrt(np.maximum((high**2 - s**2) * (s**2 - low**2), 0)) / s
+    share_above = 1 - np.cumsum(density) / max(density.sum(), np.finfo(float).tiny)  # a long enough matrix has all at one
     wanted = np.linspace(0, 1, points, endpoint=False)
     return [float(v) / high for v in np.interp(wanted, share_above[::-1], s[::-1])]
 

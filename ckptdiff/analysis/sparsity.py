@@ -114,11 +114,15 @@ class Tolerance:
 
 @dataclass(slots=True)
 class Block:
-    """A block's numbers, as in :class:`Counts`, and how many elements changed in each of its rows (from ``first_row``) and columns."""
+    """A block's numbers, as in :class:`Counts`, and how many elements changed in each of its rows, from ``first_row`` on, and columns.
+
+    Columns are those that the block reaches: from ``first_column`` on, behind the last one those from the first.
+    """
 
     numbers: Array
     first_row: int
     rows: Array
+    first_column: int
     columns: Array
 
 
@@ -152,14 +156,15 @@ class Counter:
         if self._dtype in EXPONENT:
             counting.count_exponents(a, self._layout, self._exponents)
         row, start = divmod(first, width) if width else (0, 0)
-        rows, columns = np.zeros(-(-(start + len(a)) // width) if width else 0, np.int64), np.zeros(width, np.int64)
+        rows = np.zeros(-(-(start + len(a)) // width) if width else 0, np.int64)
+        columns = np.zeros(min(width, len(a)), np.int64)
         numbers = np.zeros(len(NUMBERS), np.int64)
         numbers[0], numbers[1 : NUMBERS.index("one_ulp")] = len(a), len(a) - len(positions)
         if len(positions):
             self._count_changes(a, b, positions, numbers)
             if width:
                 counting.count_lines(positions, width, start, rows, columns)
-        return Block(numbers, row, rows, columns)
+        return Block(numbers, row, rows, start, columns)
 
     def _count_changes(self, a: Array, b: Array, positions: Array, numbers: Array) -> None:
         from ckptdiff.analysis import counting

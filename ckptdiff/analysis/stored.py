@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, get_args
 
 from ckptdiff import canonical
-from ckptdiff.analysis.modules import KINDS
+from ckptdiff.analysis.modules import KINDS, MAX_LAYER
 from ckptdiff.analysis.rank import KEPT, TOP, Spectrum
 from ckptdiff.analysis.rows import (
     MAX_REPORT,
@@ -33,7 +33,10 @@ from ckptdiff.table import decompress
 MAX_ROW_DEPTH = 6
 MAX_ROW_NODES = 1 << 18
 """Braces, brackets and commas of one tensor's row, whose matrices have some 80 each."""
+OPEN = 1 << 52
+"""Where the bin of ulp distances begins that has no end."""
 
+MEMBERS = "schema base target settings totals layers modules moves rank sample tensors added removed unpaired without_rank"
 COUNTS = tuple(field.name for field in fields(Counts))
 TENSOR = ("scope", "name", "dtype", "shape", "layer", "module", "rows", "columns", "spectra", *COUNTS)
 SPECTRUM = ("index", *(field.name for field in fields(Spectrum)), "random_rank")
@@ -51,9 +54,8 @@ def unpack(stored: bytes, where: str, target: str) -> Report:
         if value.get("schema") != SCHEMA:
             raise UnsupportedError(f"{where}: its schema is {cut(value.get('schema'))!r}, expected {SCHEMA!r}: try to upgrade ckptdiff")
 
-    known = "schema base target settings totals layers modules moves rank tensors added removed unpaired without_rank"
     limits = {"most": MAX_ALL_TENSORS, "nodes": MAX_ROW_NODES, "depth": MAX_ROW_DEPTH}
-    f = canonical.load_divided(data, where, known, {"tensors": _row}, **limits, exact=False, first=schema)
+    f = canonical.load_divided(data, where, MEMBERS, {"tensors": _row}, **limits, exact=False, first=schema)
     settings, moves = f.child("settings", "atol rtol rank"), f.child("moves", "ulp abs exponents")
     report = Report(
         base="",
@@ -69,7 +71,9 @@ def unpack(stored: bytes, where: str, target: str) -> Report:
         unpaired=f.array("unpaired", as_text),
         without_rank=f.array("without_rank", as_text),
     )
-    if report.sums() != {key: member for key, member in f.value.items() if key != "tensors"}:
+    if {key: member for key, member in report.sums().items() if key in f.value or key != "sample"} != {  # which older reports lack
+        key: member for key, member in f.value.items() if key != "tensors"
+    }:
         raise FormatError(f"{where}: its sums do not agree with its tensors: do not trust this patch")
     return replace(report, target=target)
 
@@ -94,8 +98,11 @@ def as_number(value: Any, where: str, high: float = math.inf) -> float:
 
 def _bin(value: Any, where: str, kind: type[int] | type[float]) -> Bin:
     f = Fields(value, where, "from to count")
-    low, high = (f.integer(key, high=MAX_INTEGER) if kind is int else _number(f, key) for key in ("from", "to"))
-    return Bin(low, high, f.integer("count"))
+    if kind is int:
+        low = f.integer("from", high=MAX_INTEGER)
+        high = None if low == OPEN and f.value.get("to") is None else f.integer("to", high=MAX_INTEGER)
+        return Bin(low, high, f.integer("count"))
+    return Bin(_number(f, "from"), _number(f, "to"), f.integer("count"))
 
 
 def _exponent(value: Any, where: str) -> ExponentRow:
@@ -117,13 +124,15 @@ def _tensor(value: Any, where: str) -> TensorReport:
     dtype, module = f.text("dtype"), f.text("module")
     if dtype not in DTYPES or module not in KINDS:
         raise UnsupportedError(f"{where}: unknown dtype {quoted(dtype)} or module {quoted(module)}: try to upgrade ckptdiff")
-    elements = f.integer("elements")
+    elements, shape = f.integer("elements"), f.array("shape", as_integer)
+    if elements != math.prod(shape) * (1 + (dtype == "C64")):
+        raise FormatError(f"{where}: has {elements} elements, but the shape {cut(list(shape))}: do not trust this patch")
     return TensorReport(
         scope=f.text("scope"),
         name=f.text("name"),
         dtype=dtype,
-        shape=f.array("shape", as_integer),
-        layer=f.integer("layer") if f.value.get("layer") is not None else None,
+        shape=shape,
+        layer=f.integer("layer", high=MAX_LAYER) if f.value.get("layer") is not None else None,
         module=module,
         counts=Counts(elements=elements, **{key: f.integer(key, high=elements) for key in COUNTS if key != "elements"}),
         rows=_quantiles(f, "rows"),

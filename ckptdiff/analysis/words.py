@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ckptdiff.analysis.modules import APART
@@ -148,6 +149,18 @@ def rank_words(report: Report) -> str:
     return f"of {word} ({percent(mean)} of full rank; a random one: {percent(chance)})"
 
 
+def sample_words(sample: Iterable[Mapping[str, Any]]) -> str:
+    """Of which matrices the rank was taken: how many of each kind of module, and where it was not of all, of which layers."""
+    rows = list(sample)
+    kinds = []
+    for row in rows:
+        layers = f" (layer{'s' * (len(row['layers']) > 1)} {', '.join(map(str, row['layers']))})" if row["layers"] else ""
+        part = "all" if row["taken"] == row["matrices"] else f"{row['taken']:,} of"
+        kinds.append(f"{row['module']} {part} {row['matrices']:,}{layers if part != 'all' else ''}")
+    taken, matrices = (sum(row[key] for row in rows) for key in ("taken", "matrices"))
+    return f"{taken:,} of {matrices:,} matrices: {', '.join(kinds)}"
+
+
 def key_figures(report: Report) -> list[tuple[str, str, str]]:
     """Name, value and a few words to each."""
     totals, count = report["totals"], changed(report["totals"])
@@ -173,7 +186,9 @@ def key_figures(report: Report) -> list[tuple[str, str, str]]:
         found.append(("rank of the update", percent(rank["rank_share"]), f"of full rank; a random one as sparse: {chance}"))
         found.append(("effective rank", percent(rank["effective_share"]), "of full rank holds 99 % of the energy"))
         what = "matrix" if rank["matrices"] == 1 else "matrices"
-        found.append(("stable rank", decimal(rank["stable_rank"]), f"mean over {rank['matrices']:,} {what}"))
+        among = sum(row["matrices"] for row in report.get("sample") or ())
+        sampled = f", a sample of {among:,}" if among > rank["matrices"] else ""
+        found.append(("stable rank", decimal(rank["stable_rank"]), f"mean over {rank['matrices']:,} {what}{sampled}"))
     return found
 
 

@@ -51,6 +51,8 @@ STILL = np.uint64(24 << 16)
 """Octaves, in 2^-16, for which the pace waits before it follows what it sees."""
 LONGEST = np.uint64(1 << 19)
 """What one run tells of the pace, at most."""
+SLOWEST = 1 << 13
+"""A pace below which a change could be given no room at all; see :func:`next_pace`."""
 ALL = np.uint64(1 << 32)
 S4, S8, S24 = np.uint64(4), np.uint64(8), np.uint64(24)
 Q24, Q16 = np.uint64((1 << 24) - 1), np.uint64((1 << 16) - 1)
@@ -71,7 +73,10 @@ def share(total):
 
 @jit
 def next_pace(told, expected, weight, stayed):
-    """What changes told so far, what was expected of the runs between them, and the pace that follows from both, in 1/65536."""
+    """What changes told so far, what was expected of the runs between them, and the pace that follows from both, in 1/65536.
+
+    ``expected`` stays below 16 LONGEST + 16, so the pace is at least SLOWEST: the least weight there is, 8, still is one in shares.
+    """
     left = share(weight)
     told = told - (told >> S4) + ((weight * left // (ALL - left)) >> S8)
     expected = expected - (expected >> S4) + min(stayed >> S8, LONGEST)
@@ -265,11 +270,13 @@ def decode_kernel(classes, weights, lo, hi, m, contexts, met, raw, bits, words, 
             code, span, at = take_words(code, (span >> S32) * left, words, at)
             stayed += total
         else:
-            bound = (span >> S32) * left
             rest = total - weight
-            code, span, at = take_words(code - bound, (span >> S32) * share((rest * pace) >> S16) - bound, words, at)
-            told, expected, pace = next_pace(told, expected, weight, stayed + rest)
+            room = share((rest * pace) >> S16) - left
             c = np.int64(classes[i - 1]) - lo
+            if room == ZERO or c < 0 or c > hi - lo or x >= len(positions):  # only units of a weight change, classes beyond have none
+                return -1, at, bits
+            code, span, at = take_words(code - (span >> S32) * left, (span >> S32) * room, words, at)
+            told, expected, pace = next_pace(told, expected, weight, stayed + rest)
             if met[c] == 0:
                 meet(c, contexts, 10 * m, met, hi - lo + 1)
             here = c * 10 * m

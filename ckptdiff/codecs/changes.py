@@ -253,8 +253,21 @@ def units_of(classes: Bytes, exact: bool = False) -> Array:
     return units
 
 
+def _check(units: Array, positions: Array, *values: Array) -> None:
+    """Kernels index without looking: there must be as many values as positions, and these, which rise, must be those of units."""
+    if any(len(row) != len(positions) for row in values) or (len(positions) and not 0 <= positions[0] <= positions[-1] < len(units)):
+        raise ValueError(f"changes of {len(units)} units have {len(positions)} positions that do not lie in them, or other values")
+
+
+def _check_lengths(units: Array, others: Array) -> None:
+    if len(units) != len(others):
+        raise ValueError(f"{len(units)} units cannot be compared with {len(others)}")
+
+
 def differing(units: Array, others: Array | int) -> Array:
     """Positions of the units that differ from ``others``. Scratch."""
+    if not isinstance(others, int):
+        _check_lengths(units, others)
     positions = scratch("positions", len(units) + 1, np.int32)
     return positions[: fill_positions(units, np.full(64, others, units.dtype) if isinstance(others, int) else others, positions)]
 
@@ -262,6 +275,7 @@ def differing(units: Array, others: Array | int) -> Array:
 def changes_of(base: Bytes, target: Bytes, dtype: Dtype) -> Changes:
     """Positions of the units of a block that differ, and the zigzag of their ulp distances. Scratch."""
     old, new, top = readable(base).view(dtype.unit), readable(target).view(dtype.unit), np.uint64(8 * dtype.carrier - 1)
+    _check_lengths(old, new)
     positions, zigzags = scratch("positions", len(old), np.int32), scratch("zigzags", len(old), dtype.unit)
     count = fill_changes(old, new, 0, top, dtype.is_float, 0, positions, zigzags)
     return positions[:count], zigzags[:count]
@@ -271,6 +285,7 @@ def compared(base: Bytes, target: Bytes, dtype: Dtype) -> tuple[list[Changes], l
     """Changes of each block of a run (scratch), and the leaves of base and target, by reading memory once."""
     base, target = readable(base), readable(target)
     old, new, blocks = base.view(dtype.unit), target.view(dtype.unit), block_count(len(base))
+    _check_lengths(old, new)
     positions, zigzags = scratch("positions", len(old), np.int32), scratch("zigzags", len(old), dtype.unit)
     ends, leaves = np.zeros(blocks + 1, np.int64), np.empty((2, blocks, 2), np.uint64)
     top, sums = np.uint64(8 * dtype.carrier - 1), np.empty((2, 8), np.uint64)
@@ -281,6 +296,7 @@ def compared(base: Bytes, target: Bytes, dtype: Dtype) -> tuple[list[Changes], l
 
 def distances_of(old: Units, positions: Array, zigzags: Units, dtype: Dtype) -> tuple[Array, Bytes]:
     """Distance and side of each change: 1 for down, and of floats for towards zero. Scratch."""
+    _check(old, positions, zigzags)
     distances, signs = scratch("distances", len(positions), np.uint64), scratch("signs", len(positions), np.uint8)
     measure_zigzags(readable(old), positions, zigzags, np.uint64(8 * dtype.carrier - 1), dtype.is_float, distances, signs)
     return distances, signs
@@ -288,18 +304,24 @@ def distances_of(old: Units, positions: Array, zigzags: Units, dtype: Dtype) -> 
 
 def zigzags_of_distances(units: Units, positions: Array, distances: Array, signs: Bytes, dtype: Dtype, zigzags: Units) -> bool:
     """Inverse of :func:`distances_of`; returns whether each unit can move that far."""
+    _check(units, positions, distances, signs, zigzags)
     top = np.uint64(8 * dtype.carrier - 1)
     return bool(fill_from_distances(readable(units), positions, distances, signs, top, dtype.is_float, zigzags))
 
 
 def shift_units(units: Units, positions: Array, zigzags: Units, dtype: Dtype, back: bool) -> None:
     """Move units in place by the zigzag of ulp distances, or back."""
+    _check(units, positions, zigzags)
     shift(units, positions, zigzags, np.uint64(8 * dtype.carrier - 1), dtype.is_float, back)
 
 
 def move_run(run: Bytes, positions: Array | None, zigzags: Units, dtype: Dtype, back: bool, hashed: bool) -> list[bytes]:
     """Move units of a run of blocks in place, those at ``positions`` or all; its leaves afterwards, if it shall be hashed."""
-    where = np.empty(0, np.int32) if positions is None else positions
+    units, where = run.view(dtype.unit), np.empty(0, np.int32) if positions is None else positions
+    if positions is None:
+        _check_lengths(units, zigzags)
+    else:
+        _check(units, positions, zigzags)
     leaves, top = np.empty((block_count(len(run)) if hashed else 0, 2), np.uint64), np.uint64(8 * dtype.carrier - 1)
-    shift_and_hash(run, run.view(dtype.unit), where, zigzags, top, dtype.is_float, back, np.empty(8, np.uint64), leaves)
+    shift_and_hash(run, units, where, zigzags, top, dtype.is_float, back, np.empty(8, np.uint64), leaves)
     return as_leaves(leaves, run) if hashed else []

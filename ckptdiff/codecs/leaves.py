@@ -167,7 +167,9 @@ def leaves_of_sums(sums: Array) -> list[bytes]:
 
 
 def leaves_of_all(parts: Sequence[Bytes]) -> list[bytes]:
-    """Leaves of several tensors, or runs of whole blocks, one after the other, by one call of a kernel."""
+    """Leaves of several tensors, or runs of whole blocks, one after the other, by one call of a kernel, which reads them by address."""
+    if any(part.ndim != 1 or part.itemsize != 1 or not part.flags.c_contiguous for part in parts):
+        raise ValueError("expected bytes that lie one behind the other")
     counts = [block_count(len(part)) for part in parts]
     leaves = np.empty((sum(counts), 2), np.uint64)
     addresses, sizes = np.array([part.ctypes.data for part in parts], np.uint64), np.array([len(part) for part in parts], np.int64)

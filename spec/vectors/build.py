@@ -833,6 +833,8 @@ def metadata_vectors():
     bad("metadata_target_size_over_limit", f, "target.size is 2^40 + 1.", meta=setter("target", "size", (1 << 40) + 1))
     bad("metadata_escaped_letter", f, "A letter of info is written as an escape.", info={"x": "é"},
         meta_text=swap("é".encode(), b"\\u00e9"))
+    bad("metadata_tied_not_an_object", f, "info.tied is a list.", info={"tied": ["w"]})
+    bad("metadata_tied_not_strings", f, "info.tied holds an integer.", info={"tied": {"head": 0}})
     bad("metadata_path_unsafe", f, "target.path climbs out of its folder.", path="../base.safetensors")
     bad("metadata_scope_null_with_base", f, "base.scope is null, but there are entries that need a base.", base_scope=None)
     bad("metadata_base_files_unsorted", f, "base.files are not sorted.", base_files=[
@@ -1539,8 +1541,8 @@ def successes():
         base_files=[{"path": "base.safetensors", **stat(BASE_FILE)}],
         info={"base_repo": "org/base", "target_revision": "v1", "later": {"é\"\\\x01\n": [-5, None, False]}}),
         output=basic().output)
-    vector("ok_tensors_in_memory", "success", "Neither base nor target was ever a file.", BASE_FILE,
-           basic(base_files=[], meta=setter("target", "sha256", DROP)), output=basic().output)
+    vector("ok_tensors_in_memory", "success", "Neither base nor target was ever a file; w has another name.", BASE_FILE,
+           basic(base_files=[], info={"tied": {"head": "w"}}, meta=setter("target", "sha256", DROP)), output=basic().output)
     ok("base_files_empty", "The base has no weight file, and no entry needs one.", {}, TARGET,
        [new("a"), new("w"), new("n"), copy("c", "n")], base_files=[])
     vector("ok_header_by_prefix", "success", "The header's frame is compressed after the predicted header.", BASE_FILE,
