@@ -155,6 +155,15 @@ def test_a_folder_that_cannot_be_made(kernel_folder: Path) -> None:
     )
 
 
+def test_a_user_without_a_home_has_no_folder_of_their_own(kernel_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not one that is called ``~`` either."""
+    kernel_folder.write_text("a file")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    kernelcache.folders.cache_clear()
+    assert kernelcache.folders() == [kernel_folder] and keep_here() == "unkept"
+
+
 def test_processes_that_write_at_once(tmp_path: Path) -> None:
     running = [start(KEEP, kind, cache=tmp_path / "new" / "cache") for kind in ("u1", "u2") * 2]
     results = [result_of(process) for process in running]
