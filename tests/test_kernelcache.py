@@ -66,28 +66,26 @@ def keep_here(kind: str = "u1") -> str:
     return {(1, 0, 0): "read", (0, 1, 0): "compiled", (0, 1, 1): "unkept"}[tuple(b - a for a, b in zip(before, after, strict=True))]
 
 
-def test_clones_of_one_source_share_their_kernels(tmp_path: Path) -> None:
-    """Neither the path nor the times of sources matter, nor the place that a process runs in; one other byte that is compiled does."""
-    one, other, cache = clone(tmp_path / "one"), clone(tmp_path / "other"), tmp_path / "cache"
+def test_clones_of_one_source_share_their_kernels(kernel_folder: Path, tmp_path: Path) -> None:
+    """Neither the path nor the times of sources matter; one other byte of what is compiled does."""
+    other = clone(tmp_path)
     for path in (other / "ckptdiff").rglob("*.py"):
         os.utime(path, (1, 1))
-    assert keep(site=one, cache=cache) == COMPILED
-    assert keep(site=other, cache=cache) == READ
-    assert keep("u2", site=other, cache=cache) == COMPILED
-    kept = set(cache.iterdir())
+    assert keep_here() == "compiled"
+    kept = set(kernel_folder.iterdir())
+    assert keep(site=other, cache=kernel_folder) == READ
     with open(other / "ckptdiff" / "dtypes.py", "a") as file:  # which the kernel's module imports
         file.write("# changed\n")
-    assert keep(site=other, cache=cache) == COMPILED
-    assert len(kept) == 2 and kept < set(cache.iterdir()), "other versions use the folder beside it"
-    assert keep(site=one, cache=cache) == READ
+    assert keep(site=other, cache=kernel_folder) == COMPILED
+    assert len(kept) == 1 and kept < set(kernel_folder.iterdir()) and keep_here() == "read", "other versions use the folder beside it"
     with open(other / "ckptdiff" / "cli.py", "a") as file:
         file.write("# changed\n")
-    assert keep(site=other, cache=cache) == READ
+    assert keep(site=other, cache=kernel_folder) == READ
 
 
 def test_beside_the_package_kernels_of_older_sources_go(tmp_path: Path) -> None:
     site = clone(tmp_path)
-    assert keep(site=site) == COMPILED and keep(site=site) == READ
+    assert keep(site=site) == COMPILED
     (old,) = (site / "ckptdiff" / "__pycache__" / "kernels").iterdir()
     (abandoned := old.with_name(f"{old.name}.x.part")).touch()
     os.utime(abandoned, (1, 1))
@@ -95,7 +93,7 @@ def test_beside_the_package_kernels_of_older_sources_go(tmp_path: Path) -> None:
         file.write("# changed\n")
     assert keep(site=site) == COMPILED
     (new,) = old.parent.iterdir()
-    assert new != old and keep(site=site) == READ
+    assert new != old
 
 
 def test_what_changes_the_code_is_in_the_name(kernel_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +107,7 @@ def test_what_changes_the_code_is_in_the_name(kernel_folder: Path, monkeypatch: 
             patch.setattr(getattr(kernelcache, name), "__version__", "1")
             assert keep_here() == "compiled", name
     assert keep_here() == "read"
-    assert keep(cache=kernel_folder) == READ and keep(cache=kernel_folder, env={"NUMBA_CPU_NAME": "generic"}) == COMPILED
+    assert keep(cache=kernel_folder, env={"NUMBA_CPU_NAME": "generic"}) == COMPILED
     assert len(os.listdir(kernel_folder)) == 7
 
 
@@ -155,28 +153,40 @@ def test_a_folder_that_cannot_be_made(kernel_folder: Path) -> None:
     )
 
 
-def test_processes_that_write_at_once(tmp_path: Path) -> None:
-    running = [start(KEEP, kind, cache=tmp_path / "new" / "cache") for kind in ("u1", "u2") * 2]
-    results = [result_of(process) for process in running]
+def test_a_user_without_a_home_has_no_folder_of_their_own(kernel_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not one that is called ``~`` either."""
+    kernel_folder.write_text("a file")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    kernelcache.folders.cache_clear()
+    assert kernelcache.folders() == [kernel_folder] and keep_here() == "unkept"
+
+
+def test_processes_that_write_at_once(kernel_folder: Path) -> None:
+    results = [result_of(process) for process in [start(KEEP, kind, cache=kernel_folder) for kind in ("u1", "u2") * 2]]
     assert all(result in (READ, COMPILED) for result in results)
-    assert len(os.listdir(tmp_path / "new" / "cache")) == 2
-    assert keep("u1", cache=tmp_path / "new" / "cache") == keep("u2", cache=tmp_path / "new" / "cache") == READ
+    assert len(os.listdir(kernel_folder)) == 2 and keep_here("u1") == keep_here("u2") == "read"
 
 
 @needs_root
-def test_another_user_reads_what_root_warmed(open_folder: Path) -> None:
+def test_another_user_reads_what_root_warmed(kernel_folder: Path, open_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a home and a folder to write; whatever root's umask is. What is missing is compiled for the process alone."""
-    cache = open_folder / "shared" / "kernels"
-    assert keep(cache=cache, umask=0o077) == COMPILED
+    cache, own = open_folder / "shared" / "kernels", open_folder / "own"
+    monkeypatch.setenv("CKPTDIFF_CACHE_DIR", str(cache))
+    before = os.umask(0o077)
+    try:
+        assert keep_here() == "compiled"
+    finally:
+        os.umask(before)
     (kept,) = cache.iterdir()
     assert [path.stat().st_mode & 0o777 for path in (cache.parent, cache, kept)] == [0o755, 0o755, 0o644]
     assert keep_as_nobody(cache=cache) == READ
     missing = keep_as_nobody(kind="u2", cache=cache)
     assert (missing["read"], missing["compiled"], missing["unkept"]) == (0, 1, 1) and missing["why"][0].endswith("cannot be written")
-    (own := open_folder / "own").mkdir()
+    own.mkdir()
     os.chown(own, NOBODY, NOBODY)
     options: dict[str, Any] = {"cache": cache, "env": {"HOME": str(own)}}
-    assert keep_as_nobody(kind="u2", **options) == COMPILED and keep_as_nobody(kind="u2", **options) == keep_as_nobody(**options) == READ
+    assert [keep_as_nobody(kind="u2", **options) for _ in range(2)] == [COMPILED, READ]
     assert len(os.listdir(own / ".cache" / "ckptdiff")) == len(os.listdir(cache)) == 1
 
 

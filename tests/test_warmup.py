@@ -132,9 +132,9 @@ def test_after_warmup_no_verb_compiles_anything(open_folder: Path) -> None:
     first = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert first.endswith(f" read, in {folder}\n") and " kernels compiled, " in first
     again = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout)
-    assert (again["folder"], again["compiled"]) == (folder, 0) and again["read"] > 100
+    assert (again["folder"], again["compiled"]) == (folder, 0) and again["read"] > 50
     found = result_of(start(EVERY_VERB, str(open_folder), site=ROOT, cache=Path(folder)))
-    assert found["compiled"] == [] and found["read"] > 100
+    assert found["compiled"] == [] and found["read"] > 50
 
 
 @pytest.mark.slow
@@ -142,7 +142,7 @@ def test_after_warmup_no_verb_compiles_anything(open_folder: Path) -> None:
 def test_another_user_without_a_home_compiles_nothing(open_folder: Path) -> None:
     os.chown(open_folder, NOBODY, NOBODY)
     found = result_of(start(EVERY_VERB, str(open_folder), site=ROOT, cache=kernelcache.folders()[-1], before=AS_NOBODY))
-    assert found["compiled"] == [] and found["read"] > 100
+    assert found["compiled"] == [] and found["read"] > 50
 
 
 @pytest.fixture

@@ -89,14 +89,19 @@ def why_not(folder: Path) -> str | None:
         there = there.parent
     if not os.path.isdir(there):
         return f"{there} is not a folder"
-    if there == folder and not _trusted(folder.stat()):
+    if there == folder and not _trusted(os.stat(there)):
         return f"other users than this one and root may write {folder}: change its owner, or take the right away (chmod go-w)"
     return None if os.access(there, os.W_OK | os.X_OK) else f"{there} cannot be written"
 
 
 def _trusted(status: os.stat_result) -> bool:
-    others = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    return not others and status.st_uid in (0, os.geteuid(), PACKAGE.stat().st_uid)
+    return status.st_uid in (0, os.geteuid(), _owner()) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+@functools.cache
+def _owner() -> int:
+    """The owner of the package, or root for one in an archive."""
+    return PACKAGE.stat().st_uid if PACKAGE.is_dir() else 0
 
 
 @functools.cache
