@@ -50,12 +50,12 @@ def canonical(value):
 
 
 def strict_json(raw):
-    """JSON without floats, repeated keys, lone surrogates or integers of more than 20 characters."""
+    """JSON without floats, repeated keys, lone surrogates or integers outside -2^63 to 2^64 - 1."""
     def refuse(text):
         raise ValueError(f"{text[:30]} is not allowed")
 
     def integer(text):
-        return refuse(text) if text == "-0" or len(text) > 20 else int(text)
+        return refuse(text) if text == "-0" or len(text) > 20 or not -1 << 63 <= int(text) < 1 << 64 else int(text)
 
     def unique(pairs):
         return dict(pairs) if len({key for key, _ in pairs}) == len(pairs) else refuse("a repeated key")
@@ -80,7 +80,7 @@ def text(value):
 
 
 def count(value):
-    return type(value) is int and 0 <= value < 1 << 64  # type(): True is no integer
+    return type(value) is int and 0 <= value < 1 << 63  # type(): True is no integer
 
 
 def dtype(value):
@@ -170,7 +170,7 @@ def document(raw, form, schema):
     need(value["version"] == 1, f"version {value['version']}", "unsupported")
     for key in value:
         need(key in schema or key + "?" in schema, f"{form} has the unknown member {key!r}", "unsupported")
-    need("digest" in value, "no digest")
+    need(xxh(value.get("digest")), "no digest, or none of 32 digits")
     rest = canonical({key: v for key, v in value.items() if key != "digest"})
     need(xxhash.xxh3_128_hexdigest(rest) == value["digest"], f"the digest of the {form} is wrong", "integrity")
     check(value, schema, form)

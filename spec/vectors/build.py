@@ -798,6 +798,7 @@ def metadata_vectors():
     bad("metadata_unknown_member_of_base", u, "base has an unknown member.", meta=setter("base", "path", "x"))
     bad("metadata_unknown_total", u, "totals has an unknown member.", meta=setter("totals", "other", 0))
     bad("metadata_digest_wrong", "integrity", "The digest of the metadata is another.", meta=setter("digest", "0" * 32))
+    bad("metadata_digest_short", f, "The digest of the metadata has 31 digits.", meta=setter("digest", "0" * 31))
     bad("metadata_digest_missing", f, "There is no digest.", meta=setter("digest", DROP))
     for name in ("table", "base", "totals", "info"):
         bad(f"metadata_{name}_missing", f, f"There is no member {name}.", meta=setter(name, DROP))
@@ -810,6 +811,8 @@ def metadata_vectors():
         meta_text=swap(b'"x":"@"', b'"x":"\\ud800"'))
     bad("metadata_nan_in_info", f, "info holds NaN.", info={"x": 0}, meta_text=swap(b'"x":0', b'"x":NaN'))
     bad("metadata_float_in_info", f, "info holds a float.", info={"x": 0}, meta_text=swap(b'"x":0', b'"x":0.5'))
+    bad("metadata_integer_too_large", f, "info holds the integer 2^64.", info={"x": 1 << 64})
+    bad("metadata_integer_too_small", f, "info holds the integer -2^63 - 1.", info={"x": -(1 << 63) - 1})
     bad("metadata_escaped_letter", f, "A letter of info is written as an escape.", info={"x": "é"},
         meta_text=swap("é".encode(), b"\\u00e9"))
     bad("metadata_path_unsafe", f, "target.path climbs out of its folder.", path="../base.safetensors")
@@ -1324,6 +1327,7 @@ def folder_vectors():
     bad_folder("index_unknown_member_of_file", u, "A file has an unknown member.", index=setter("files", 0, "mode", 493))
     bad_folder("index_unknown_kind_of_file", u, "A file is of an unknown kind.", index=setter("files", 0, "kind", "link"))
     bad_folder("index_digest_wrong", i, "The index's digest is another.", index=setter("digest", "0" * 32))
+    bad_folder("index_digest_short", f, "The index's digest has 31 digits.", index=setter("digest", "0" * 31))
     for member in ("digest", "base", "shards", "removed"):
         bad_folder(f"index_{member}_missing", f, f"The index has no {member}.", index=setter(member, DROP))
     for member in ("digest",):
