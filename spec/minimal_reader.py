@@ -346,10 +346,11 @@ class PatchFile:
         need(weights.raw == expected + b" " * (-len(expected) % 8), "the patch's header is not what it must be")
         at = sum(map(len, stored.values()))
         for entry in self.entries:
-            if entry.kind not in ("delta", "new"):
-                continue
             entry.payload, at = (at, at + sum(entry.blocks)), at + sum(entry.blocks)
-            need(xxhash.xxh3_64_digest(weights.read(*entry.payload)) == entry.payload_digest,
+
+    def check_payloads(self):  # the last of section 10, step 1
+        for entry in self.entries:
+            need(entry.kind in ("same", "copy") or xxhash.xxh3_64_digest(self.weights.read(*entry.payload)) == entry.payload_digest,
                  f"{entry.name!r}: the payload's digest is wrong", "integrity")
 
     def read_table(self, raw):  # section 6
@@ -424,6 +425,8 @@ class Patch:
         self.check_scopes()
         if self.folder or "files" in self.shards[0].metadata["base"]:
             need(self.identity() == self.identities[1], "target.identity is not that of the tables")
+        for shard in self.shards:
+            shard.check_payloads()
 
     def stored(self, path, size, what):
         full = os.path.join(self.path, path)
@@ -442,7 +445,7 @@ class Patch:
         for item in self.files:
             check_kind(item, FILES, "file")
             need(not item["path"].endswith(".safetensors"), "a weight file is not a shard")
-            need(item["kind"] != "delta" or item["size"] <= 1 << 26, "the file is too large for a delta")
+            need(item["size"] <= (1 << 26 if item["kind"] == "delta" else 1 << 48), "the file is too large")
         targets = [shard["target"] for shard in index["shards"]]
         check_sorted(targets, "shards")
         check_sorted([item["path"] for item in self.files], "files")

@@ -1325,6 +1325,7 @@ def folder_vectors():
     bad_folder("index_unknown_member", u, "The index has an unknown member.", index=setter("other", 1))
     bad_folder("index_unknown_member_of_shard", u, "A shard has an unknown member.", small, index=setter("shards", 0, "other", 1))
     bad_folder("index_unknown_member_of_file", u, "A file has an unknown member.", index=setter("files", 0, "mode", 493))
+    bad_folder("file_over_limit", f, "A file has the size 2^48 + 1.", index=setter("files", 1, "size", (1 << 48) + 1))
     bad_folder("index_unknown_kind_of_file", u, "A file is of an unknown kind.", index=setter("files", 0, "kind", "link"))
     bad_folder("index_digest_wrong", i, "The index's digest is another.", index=setter("digest", "0" * 32))
     bad_folder("index_digest_short", f, "The index's digest has 31 digits.", index=setter("digest", "0" * 31))

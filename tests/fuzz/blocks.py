@@ -336,8 +336,8 @@ def target(name: str, codec: str, form: int | None, make: Callable[[Rng], Block]
 
 
 TARGETS = [
-    target("raw", "raw", None, make_raw, change_bytes, 4000),
-    target("sparse", "sparse", None, make_sparse, change_bytes, 4000),
+    target("raw", "raw", None, make_raw, change_bytes, 6000),
+    target("sparse", "sparse", None, make_sparse, change_bytes, 6000),
     target("adaptive", "context", 1, make_adaptive, change_context, 4000),
     target("static", "context", 2, make_static, change_context, 4000),
 ]

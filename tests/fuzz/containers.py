@@ -409,7 +409,7 @@ def seeds(folders: bool, every: int) -> list[bytes]:
 
 
 TARGETS = [
-    Target("container", partial(seeds, False, 9), partial(mutate_file, change_container), run_scenario, 1500),
-    Target("table", partial(seeds, False, 9), partial(mutate_file, change_table), run_scenario, 1500),
-    Target("index", partial(seeds, True, 5), mutate_folder, run_scenario, 700),
+    Target("container", partial(seeds, False, 9), partial(mutate_file, change_container), run_scenario, 2500),
+    Target("table", partial(seeds, False, 9), partial(mutate_file, change_table), run_scenario, 2500),
+    Target("index", partial(seeds, True, 5), mutate_folder, run_scenario, 2000),
 ]

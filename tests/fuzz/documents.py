@@ -365,6 +365,6 @@ def run_report(data: bytes) -> Outcome:
 TARGETS = [
     Target("json", json_seeds, mutate_json, run_json, 20000),
     Target("header", header_seeds, mutate_header, run_header, 20000),
-    Target("mask", mask_seeds, mutate_mask, run_mask, 8000),
-    Target("report", report_seeds, mutate_report, run_report, 2000),
+    Target("mask", mask_seeds, mutate_mask, run_mask, 4000),
+    Target("report", report_seeds, mutate_report, run_report, 4000),
 ]
