@@ -16,7 +16,7 @@ from tests.fuzz.targets import TARGETS
 
 ROOT = Path(__file__).resolve().parents[1]
 SEALED = {"container": 0.25, "table": 0.5, "index": 0.5, "mask": 0.5, "report": 0.5}
-"""Least share of inputs that pass all digests, so that the code behind them is tested; of other targets, which have none before them, all."""
+"""Least share of inputs that pass all digests, so that the code behind them is tested; of other targets all."""
 
 
 @pytest.mark.slow
@@ -79,7 +79,9 @@ def test_atheris_runs_a_target(name: str, tmp_path: Path) -> None:
 def test_kernels_as_plain_python_do_the_same(tmp_path: Path) -> None:
     """The corpus of each decoder, decoded by the kernels' source as Python runs it, with every index looked at."""
     code = "from tests.fuzz import plain_kernels\nplain_kernels.install()\nfrom tests.fuzz.targets import TARGETS\n"
-    code += "for name in ('raw', 'sparse', 'adaptive', 'static'):\n    for data in TARGETS[name].seeds():\n        TARGETS[name].run(data)\n"
+    code += (
+        "for name in ('raw', 'sparse', 'adaptive', 'static'):\n    for data in TARGETS[name].seeds():\n        TARGETS[name].run(data)\n"
+    )
     code += "from ckptdiff.codecs import adaptive\nprint(type(adaptive.decode_kernel))"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]

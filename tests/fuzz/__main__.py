@@ -100,7 +100,15 @@ def _guided(atheris: Any, target: Any, options: argparse.Namespace) -> None:
         made = target.mutate(np.random.default_rng(seed), data)
         return made if len(made) <= most else data[:most]
 
-    flags = [f"-seed={options.seed}", "-max_len=65536", "-rss_limit_mb=2048", "-timeout=60", "-mutate_depth=1", "-print_final_stats=0", f"-artifact_prefix={corpus}/finding-"]
+    flags = [
+        f"-seed={options.seed}",
+        "-max_len=65536",
+        "-rss_limit_mb=2048",
+        "-timeout=60",
+        "-mutate_depth=1",
+        "-print_final_stats=0",
+        f"-artifact_prefix={corpus}/finding-",
+    ]
     atheris.Setup([sys.argv[0], *flags, str(corpus)], run, custom_mutator=mutate)
     atheris.Fuzz()
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -331,7 +330,9 @@ def _cut(block: Block, form: int, raw: bytes, rest: bytes) -> tuple[bytes, bytes
     return value.to_bytes(size, "little"), bytes(reader.data)
 
 
-def target(name: str, codec: str, form: int | None, make: Callable[[Rng], Block], change: Callable[[Rng, Block], bytes], count: int) -> Target:
+def target(
+    name: str, codec: str, form: int | None, make: Callable[[Rng], Block], change: Callable[[Rng, Block], bytes], count: int
+) -> Target:
     return Target(name, partial(seeds, codec, form), partial(mutate_block, make, change), partial(run, codec), count)
 
 

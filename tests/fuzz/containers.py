@@ -90,7 +90,7 @@ def seal_identity(opened: Opened) -> None:
     at, rows, found = 0, {}, opened.digests
     try:
         for e in opened.table["tensors"]:
-            two = e["kind"] == "delta" or e["kind"] == "same" and bool({"dtype", "shape"} & set(e.get("base", {})))
+            two = e["kind"] == "delta" or (e["kind"] == "same" and bool({"dtype", "shape"} & set(e.get("base", {}))))
             rows[e["name"]] = e, found[at : at + 16]
             at += {"copy": 0, "new": 24, "delta": 40, "same": 32 if two else 16}[e["kind"]]
         state = b""
@@ -105,7 +105,18 @@ def seal_identity(opened: Opened) -> None:
 
 # --- mutating ------------------------------------------------------------------------------------------------------
 
-BROKEN = (ValueError, IndexError, TypeError, KeyError, AttributeError, StopIteration, RecursionError, AssertionError, MemoryError, READER.PatchError)
+BROKEN = (
+    ValueError,
+    IndexError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    StopIteration,
+    RecursionError,
+    AssertionError,
+    MemoryError,
+    READER.PatchError,
+)
 """What taking apart a patch that an earlier mutation broke may raise."""
 
 
@@ -356,7 +367,10 @@ def _reference(patch: Path) -> tuple[str, Any, bool, int]:
     finally:
         READER.PatchFile = Seen.__mro__[1]
     size = sum(shard.metadata["target"]["size"] for shard in opened.shards) + sum(item["size"] for item in opened.files)
-    shards = [(s.metadata["target"]["path"], s.header, [(e.name, e.dtype, list(e.shape), e.kind, list(e.blocks)) for e in s.entries]) for s in opened.shards]
+    shards = [
+        (s.metadata["target"]["path"], s.header, [(e.name, e.dtype, list(e.shape), e.kind, list(e.blocks)) for e in s.entries])
+        for s in opened.shards
+    ]
     return "accepted", (opened.identities, shards, sorted(item["path"] for item in opened.files)), True, size
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import tempfile
@@ -25,11 +26,11 @@ from ckptdiff.masks import Mask
 from ckptdiff.memory import BytesFile
 from ckptdiff.render_report import reported
 from ckptdiff.stfile import read_header
+from tests.checkpoints import bf16, perturb, random_tensor, write
 from tests.fuzz.engine import Disagreement, Outcome, Rng, Target
 from tests.fuzz.trees import dump, mutate_text, mutate_tree
 from tests.fuzz.vectors import BUILD, READER, SPEC, scenarios
 from tests.mutations import mutate
-from tests.checkpoints import bf16, perturb, random_tensor, write
 from tests.sample_reports import grouped, total
 
 
@@ -81,9 +82,9 @@ def run_json(data: bytes) -> Outcome:
         expected = READER.canonical_json(data)
     except READER.PatchError:
         expected = None
-    if expected is not None and not isinstance(expected, dict) or error is not None and expected is not None and depth(expected) > 64:
+    if (expected is not None and not isinstance(expected, dict)) or (error is not None and expected is not None and depth(expected) > 64):
         expected = None
-    if found != expected or error is not None and error.kind != "format" or found is not None and dump(found) != data:
+    if found != expected or (error is not None and error.kind != "format") or (found is not None and dump(found) != data):
         raise Disagreement(f"{error or 'accepted'}, but the minimal reader has {str(expected)[:80]}") from error
     return Outcome(True, "accepted" if error is None else error.kind)
 
@@ -95,8 +96,13 @@ def header_seeds() -> list[bytes]:
     """Base files of the vectors, without what follows the first few bytes of their data."""
     found = [data for _, _, parts in scenarios() for name, data in parts.items() if name == "base.safetensors" and len(data) < 4000]
     tensors = {name: BUILD.T(name, [12], bytes(12 * bits // 8)) for name, bits in BUILD.BITS.items()}
-    odd = {"": BUILD.T("U8", [0], b""), "é\n": BUILD.T("F32", [], bytes(4)), "z": BUILD.T("U8", [0, 7], b""), "n" * 4096: BUILD.T("U8", [1], b"1")}
-    return list(dict.fromkeys(found))[::4] + [BUILD.weights(tensors), BUILD.weights(odd), BUILD.weights({})]
+    odd = {
+        "": BUILD.T("U8", [0], b""),
+        "é\n": BUILD.T("F32", [], bytes(4)),
+        "z": BUILD.T("U8", [0, 7], b""),
+        "n" * 4096: BUILD.T("U8", [1], b"1"),
+    }
+    return [*list(dict.fromkeys(found))[::4], BUILD.weights(tensors), BUILD.weights(odd), BUILD.weights({})]
 
 
 def mutate_header(rng: Rng, data: bytes) -> bytes:
@@ -187,7 +193,7 @@ def expected_mask(data: bytes) -> dict[str, tuple[tuple[int, ...], list[int]]]:
             where = np.flatnonzero(np.unpackbits(np.frombuffer(raw, np.uint8), bitorder="little")).tolist()
         else:
             where = np.frombuffer(raw, "<u4").tolist()
-            need(n <= 1 << 32 and all(a < b for a, b in zip(where, where[1:], strict=False)), "not rising")
+            need(n <= 1 << 32 and all(a < b for a, b in itertools.pairwise(where)), "not rising")
         need(where and where[-1] < n, "no elements, or one past the end")
         need((dtype == "U32") == (4 * len(where) < -(-n // 8) and n <= 1 << 32), "the other form is smaller")
         found[name] = tuple(shape), where

@@ -12,11 +12,32 @@ from tests.mutations import mutate
 NUMBERS = [0, 1, 2, -1, 7, 8, 255, 256, 1 << 16, 1 << 21, (1 << 21) + 1, 1 << 26, (1 << 26) + 1, 1 << 31, 1 << 32, 1 << 48, (1 << 48) + 1]
 NUMBERS += [(1 << 63) - 1, 1 << 63, (1 << 64) - 1, 1 << 64, 99999999999999999999, -(1 << 63), -(1 << 63) - 1]
 STRINGS = ["", "a", "/", "..", "../x", ".git/config", "a/b/c", "é", "\U0001f600", "\x7f", "\x00", "\u2028", "x" * 4096, "x" * 4097]
-STRINGS += ["BF16", "F32", "F16", "F4", "F6_E2M3", "C64", "BOOL", "same", "delta", "new", "copy", "raw", "sparse", "context", "w", "U8", "q" * 251]
+STRINGS += [
+    "BF16",
+    "F32",
+    "F16",
+    "F4",
+    "F6_E2M3",
+    "C64",
+    "BOOL",
+    "same",
+    "delta",
+    "new",
+    "copy",
+    "raw",
+    "sparse",
+    "context",
+    "w",
+    "U8",
+    "q" * 251,
+]
 STRINGS += ["0" * 32, "0" * 64, "A" * 32, "ckptdiff.json", "model.safetensors"]
 VALUES: list[Any] = [None, True, False, [], {}, [[]], [0], {"a": 0}, [None], *NUMBERS, *STRINGS]
-MEMBERS = """name dtype shape kind base codec changed blocks of removed tensors format version digest table header report target totals info
-files identity scope path size sha256 stored base_sha256 shards same delta new copy units base_repo data_offsets __metadata__ shapes""".split()
+MEMBERS = """
+name dtype shape kind base codec changed blocks of removed tensors format version digest table header report target totals info
+files identity scope path size sha256 stored base_sha256 shards same delta new copy units base_repo data_offsets __metadata__
+shapes
+""".split()
 
 
 def places(value: Any) -> list[tuple[Any, Any]]:
@@ -96,7 +117,11 @@ def mutate_text(rng: Rng, text: bytes) -> bytes:
     """The same JSON, or nearly, written in another way."""
     kind, at = rng.integers(8), int(rng.integers(len(text) + 1))
     if kind == 0:
-        return text[:at] + bytes(rng.choice([b" ", b"\n", b"\xef\xbb\xbf", b",", b"-0", b"1.0", b"1e2", b"NaN", b"\\u0041", b"\\/", b"\\ud800"])) + text[at:]
+        return (
+            text[:at]
+            + bytes(rng.choice([b" ", b"\n", b"\xef\xbb\xbf", b",", b"-0", b"1.0", b"1e2", b"NaN", b"\\u0041", b"\\/", b"\\ud800"]))
+            + text[at:]
+        )
     if kind == 1:
         deep = int(rng.choice([1, 62, 63, 64, 65, 66, 300, 2000]))
         return text[:at] + b"[" * deep + b"]" * deep + text[at:]
