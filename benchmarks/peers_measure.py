@@ -49,17 +49,20 @@ def waited(process: subprocess.Popen[bytes], limit: float) -> resource.struct_ru
     return usage
 
 
-def run(command: Command, limit: float) -> tuple[Figures, dict[str, Any]]:
-    """Wall and CPU seconds and peak RSS in MB of one process and its children, and the JSON object it printed last."""
+def run(command: Command, limit: float, env: dict[str, str] | None = None, fine: tuple[int, ...] = (0,)) -> tuple[Figures, dict[str, Any]]:
+    """Wall and CPU seconds and peak RSS in MB of one process and its children, and the JSON object it printed last.
+
+    ``env`` is the whole environment, by default this one's; ``fine`` are the exit codes that are no failure.
+    """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         started = time.perf_counter()
-        process = subprocess.Popen(command, stdout=out, stderr=err, stdin=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(command, stdout=out, stderr=err, stdin=subprocess.DEVNULL, start_new_session=True, env=env)
         usage = waited(process, limit)
         wall = time.perf_counter() - started
         out.seek(0)
         err.seek(0)
         printed = out.read()
-        if process.returncode:
+        if process.returncode not in fine:
             said = (err.read() or printed).decode(errors="replace").strip().splitlines() or [""]
             cause = f"stopped after {limit:.0f} s" if wall >= limit else said[-1].strip()[:200] or f"exit {process.returncode}"
             label = " ".join(command[2:4]) if command[1] == CHILD else f"{Path(command[0]).name} {command[1]}"

@@ -9,10 +9,12 @@ is a :class:`CkptdiffError`. The format: ``spec/ckptdiff-v1.md``.
 Names are imported when they are first used, so that ``import ckptdiff`` and ``ckptdiff --help`` stay fast.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+TYPE_CHECKING = False  # as typing has it, which takes longer to import than all that is here
 if TYPE_CHECKING:
+    from typing import Any
+
     from ckptdiff.analysis.overlap import OverlapResult, overlap
     from ckptdiff.analysis.reporting import report, report_patch
     from ckptdiff.analysis.rows import Report
@@ -104,6 +106,8 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
     if name not in __all__:
         raise AttributeError(f"module 'ckptdiff' has no attribute {name!r}")
     value = getattr(import_module(f"ckptdiff.{_MODULES.get(name, 'errors')}"), name)

@@ -86,7 +86,8 @@ def apply(
         old = stack.enter_context(open_checkpoint(base, needs_weights=bool(chain[0].files), scopes=chain[0].base_scopes, others=wanted))
         folder = chain[-1].index is not None and not only
         inputs = [*old.paths, *(path for patch in chain for path in patch.paths)]
-        check_output(out, inputs, folder=folder, overwrite=overwrite)
+        new = [file.metadata.target_path for file in chain[-1].files] + [other.path for other in chain[-1].others]
+        check_output(out, inputs, folder=folder, overwrite=overwrite, files=new)
         for patch in chain:
             check_stored(patch, only, progress)
         check_chain(chain)

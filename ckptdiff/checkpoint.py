@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ckptdiff.aside import if_gone
 from ckptdiff.dtypes import Bytes
 from ckptdiff.errors import CheckpointError
 from ckptdiff.hub import download, open_repo
@@ -200,7 +201,7 @@ def _read(path: Path, needs_weights: bool, include: Sequence[str], exclude: Sequ
                 _refuse_weights(path, [path.name])
             return Checkpoint(path, True, _open_weights({path.name: path}, {path.name: scope_of_name(path.name)}), {})
         else:
-            raise CheckpointError(f"{path}: no such file or folder")
+            raise CheckpointError(f"{path}: no such file or folder{if_gone(path)}")
     except OSError as error:
         raise CheckpointError(f"{error.filename or path}: cannot be read: {error.strerror}") from None
     if "ckptdiff.json" in files:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import io
 import resource
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from ckptdiff.cli_common import (
 from ckptdiff.cli_hub import pull, push
 from ckptdiff.cli_report import mask, overlap, report
 from ckptdiff.errors import CkptdiffError
+from ckptdiff.interrupts import raised
 
 
 def _some_path(ctx: click.Context, parameter: click.Parameter, value: Path) -> Path:
@@ -49,7 +49,8 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with raised():
+                return super().invoke(ctx)
         except CkptdiffError as error:
             if ctx.meta.get("json"):
                 print_json({"error": {"kind": error.kind, "message": str(error)}})
@@ -60,8 +61,8 @@ class Commands(click.Group):
                 raise
             say(f"error: the output cannot be written: {error.strerror}")
             ctx.exit(3)
-        except (KeyboardInterrupt, click.Abort):
-            say("interrupted; nothing unfinished was left behind")
+        except (KeyboardInterrupt, click.Abort) as error:
+            say(f"interrupted; {str(error) or 'nothing unfinished was left behind'}")
             ctx.exit(130)
 
 
@@ -80,15 +81,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    for signum in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(signum) != signal.SIG_IGN:  # nohup
-            signal.signal(signum, _terminate)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # every shard of every patch of a chain stays open
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _terminate(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 @main.command()
@@ -277,12 +271,18 @@ def demo(folder: Path | None) -> None:
 
 
 @main.command()
-def warmup() -> None:
-    """Compile the kernels of the context codec now, for images and read-only installs.
+@as_json
+def warmup(json_output: bool) -> None:
+    """Compile all kernels now, for images, read-only installs and shared folders.
 
-    They are compiled when they are first needed otherwise, which takes some seconds once.
+    They are compiled when they are first needed otherwise. CKPTDIFF_CACHE_DIR names the folder that they are kept in; without it
+    that is in the package's own folder, or in the user's cache where that cannot be written. The folder is printed.
     """
-    from ckptdiff.codecs.context import warm_up
+    from ckptdiff.warmup import warm_up
 
-    folder = warm_up()
-    click.echo(f"compiled, and cached in {folder}" if folder else "compiled, but no folder can be written to cache that")
+    with progress_bar(sizes=False) as progress:
+        result = warm_up(progress)
+    if json_output:
+        print_json(to_json(result))
+    else:
+        click.echo(f"{result.compiled} kernels compiled, {result.read} read, in {result.folder}")

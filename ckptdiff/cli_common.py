@@ -71,8 +71,8 @@ def to_json(value: Any) -> Any:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """A progress bar on stderr where a person watches, else nothing."""
+def progress_bar(sizes: bool = True) -> Iterator[Progress]:
+    """A progress bar on stderr where a person watches, else nothing; ``sizes``: of bytes, so with a speed."""
     from ckptdiff.parallel import no_progress
 
     if not sys.stderr.isatty():
@@ -81,7 +81,8 @@ def progress_bar() -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    speed = (TransferSpeedColumn(),) if sizes else ()
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), *speed, TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         tasks: dict[str, Any] = {}
 

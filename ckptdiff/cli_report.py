@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
+from ckptdiff.aside import if_gone
 from ckptdiff.cli_common import PATH, as_json, finite, overwrite_option, print_json, progress_bar, selection_options, threads_option
 from ckptdiff.errors import CheckpointError
 from ckptdiff.hubid import parse_id
-from ckptdiff.output import build_beside, check_beside
 
 POSITIVE = click.FloatRange(min=0)
 html_option = click.option("--html", type=PATH, metavar="FILE", help="Write a page with charts, in one file.")
@@ -83,7 +83,7 @@ def report(
 def _check_alone(path: Path, patch: bool) -> None:
     """A patch alone is told by no options: what it stores is what it has."""
     if not patch and parse_id(path) is None and not path.exists():
-        raise CheckpointError(f"{path}: no such file or folder")
+        raise CheckpointError(f"{path}: no such file or folder{if_gone(path)}")
     if not patch:
         raise click.UsageError(f"{path} is not a patch: give BASE and TARGET, or a patch alone.")
     given = click.get_current_context().get_parameter_source
@@ -94,6 +94,8 @@ def _check_alone(path: Path, patch: bool) -> None:
 
 def _check_outputs(html: Path | None, png: Path | None, inputs: Sequence[Path], overwrite: bool) -> None:
     """Say before the work, not after, why pictures cannot be written."""
+    from ckptdiff.output import check_beside
+
     for path in filter(None, (html, png)):
         check_beside(path, inputs, folder=path is png, overwrite=overwrite)
     if html or png:
@@ -104,6 +106,8 @@ def _check_outputs(html: Path | None, png: Path | None, inputs: Sequence[Path], 
 
 def _write_page(path: Path, page: str, overwrite: bool) -> None:
     """Whole, or not at all; in bytes, as the page admits its scripts by digest."""
+    from ckptdiff.output import build_beside
+
     with build_beside(path, overwrite=overwrite) as built:
         built.write_bytes(page.encode())
 
@@ -169,6 +173,7 @@ def overlap(
 def mask(patch: Path, base: Path | None, out: Path, overwrite: bool, json_output: bool, **options: Any) -> None:
     """Store which weights a patch changes, to train only these: ckptdiff.subnetwork.freeze_outside."""
     from ckptdiff.masks import Mask
+    from ckptdiff.output import check_beside
 
     check_beside(out, (patch, *([base] if base else [])), folder=False, overwrite=overwrite)
     with progress_bar() as progress:

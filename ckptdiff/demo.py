@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ckptdiff.dtypes import cast
 from ckptdiff.errors import CkptdiffError, OutputError
 from ckptdiff.stfile import predicted_header
+from ckptdiff.workfolder import work_folder
 
 WIDTH, LAYERS, VOCABULARY, HIDDEN = 512, 8, 8192, 1408
 STEP = 3e-6
@@ -73,8 +74,8 @@ def write_pair(folder: Path) -> tuple[Path, Path]:
 def run(folder: Path | None) -> None:
     """Make the pair and run the commands on it, in ``folder`` or in one that is removed at the end."""
     if folder is None:
-        with tempfile.TemporaryDirectory(prefix="ckptdiff-demo-") as temporary:
-            _run(Path(temporary))
+        with work_folder(Path(tempfile.gettempdir()), "ckptdiff-demo-") as work:
+            _run(work.path)
         click.echo("\nThe files are gone again. To keep them: ckptdiff demo DIR")
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -84,6 +85,8 @@ def run(folder: Path | None) -> None:
         _run(folder)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {error.strerror}") from None
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{folder} holds what was done until then: remove it") from None
     click.echo(f"\nThe files are in {folder}.")
 
 
@@ -102,5 +105,7 @@ def _run(folder: Path) -> None:
     ):
         click.echo(click.style(f"\n$ ckptdiff {shlex.join(arguments)}", bold=True))
         code = main(arguments, standalone_mode=False)
+        if code == 130:
+            raise KeyboardInterrupt
         if code not in (None, 0) and (arguments[0], code) != ("compare", 1):  # base and target do differ
             raise CkptdiffError(f"ckptdiff {arguments[0]} ended with {code}")

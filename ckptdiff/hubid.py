@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import unquote
 
+from ckptdiff.aside import if_gone
 from ckptdiff.errors import CheckpointError
 
 NAME = r"[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?"
@@ -30,13 +31,13 @@ class HubId:
 
 
 def parse_id(text: str | os.PathLike[str]) -> HubId | None:
-    """The id that a text is, or None for a local path: one that exists, or one that cannot be an id.
+    """The id that a text is, or None for a local path: one that exists, that a killed run holds aside, or that cannot be an id.
 
     Raises:
         CheckpointError: it begins with ``hf:/`` and is not ``hf://org/name[@revision][/subfolder]``.
     """
     text = os.fspath(text)
-    if os.path.lexists(text):
+    if os.path.lexists(text) or if_gone(text):
         return None
     match = URL.fullmatch(text)
     if text.startswith("hf:/") and not match:

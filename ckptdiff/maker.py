@@ -16,9 +16,11 @@ from ckptdiff.coders import choose_coder
 from ckptdiff.errors import CheckpointError
 from ckptdiff.hub import Repo, open_repo
 from ckptdiff.hubid import parse_id
+from ckptdiff.manifest import member_path, shard_path
 from ckptdiff.output import build_beside, check_output
 from ckptdiff.pairing import Rename, check_patterns
 from ckptdiff.parallel import Progress, default_threads, no_progress
+from ckptdiff.patches import INDEX_NAME
 from ckptdiff.patchmaker import PatchMaker, Report
 from ckptdiff.table import Totals
 
@@ -93,7 +95,8 @@ def make(
         kept = new.kept
         check_patterns(new, rules, include, exclude)
         others.check_paths(kept, [file.path for file in (*old.weights, *new.weights)])
-        check_output(out, [*old.paths, *new.paths], folder=not new.is_file, overwrite=overwrite)
+        files = [INDEX_NAME, *(shard_path(file.path) for file in new.weights), *map(member_path, kept)]
+        check_output(out, [*old.paths, *new.paths], folder=not new.is_file, overwrite=overwrite, files=files)
         with build_beside(out, overwrite=overwrite) as built, open(built.with_name("spool"), "w+b") as spool:
             coder, groups = choose_coder(device)
             maker = PatchMaker(old, new, codec, threads or default_threads(), rules, report, spool, progress, coder, groups)

@@ -160,6 +160,16 @@ class Metadata:
 # --- index of a patch folder ---------------------------------------------------------------------------------------
 
 
+def shard_path(target: str) -> str:
+    """Where a patch folder keeps the patch file of a weight file."""
+    return f"patch/{target}"
+
+
+def member_path(path: str) -> str:
+    """Where a patch folder keeps what it stores of another file."""
+    return f"files/{path}.zst"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardRef:
     """A patch file of a folder."""
@@ -171,7 +181,7 @@ class ShardRef:
 
     @property
     def path(self) -> str:
-        return f"patch/{self.target}"
+        return shard_path(self.target)
 
     def to_json(self) -> JsonObject:
         return {"digest": self.digest.hex(), "path": self.path, "sha256": self.sha256, "size": self.size, "target": self.target}
@@ -202,7 +212,7 @@ class OtherFile:
 
     @property
     def member(self) -> str:
-        return f"files/{self.path}.zst"
+        return member_path(self.path)
 
     def to_json(self) -> JsonObject:
         value: JsonObject = {"kind": self.kind, "path": self.path, "sha256": self.sha256, "size": self.size}

@@ -1,43 +1,40 @@
-"""Never a wrong file: build beside the output, make durable, rename (design rule 3; spec 10, step 6)."""
+"""Never a wrong file: build beside the output, make durable, move into place in one step (design rule 3; spec 10, step 6)."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
-import tempfile
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 
-import xxhash
-
+from ckptdiff.aside import OLD, RESULT, work_prefix
+from ckptdiff.durable import move_new, replace_folder, sync, sync_tree
 from ckptdiff.errors import OutputError
-
-OLD = "old"
-FRESH = 60.0
-"""Seconds in which a folder without a lock may still be one that a running process is about to lock."""
-
-MARKS = ("config.json", "model_index.json")
-"""Files that, beside weights, show that a folder is a checkpoint."""
+from ckptdiff.interrupts import held
+from ckptdiff.overwriting import refuse_existing, refuse_kind
+from ckptdiff.workfolder import Work, mend, work_folder
 
 
-def check_output(out: Path, inputs: Iterable[Path], *, folder: bool, overwrite: bool) -> None:
-    """Refuse, before any work is done, an output that cannot be written; put an old folder back if a crash left it aside.
+def check_output(out: Path, inputs: Iterable[Path], *, folder: bool, overwrite: bool, files: Collection[str] = ()) -> None:
+    """Refuse, before any work is done, an output that cannot be written; mend what a killed run left of an earlier one.
+
+    Args:
+        files: of a folder, the paths of those that it will have, relative to it.
 
     Raises:
-        OutputError: ``out`` exists (unless ``overwrite``), is or holds or lies in an input, or has no folder to lie in.
+        OutputError: ``out`` exists (unless ``overwrite``), is or holds or lies in an input, has no folder to lie in, or holds files that
+            ``overwrite`` would lose.
     """
     out = Path(os.path.abspath(out))
     if not out.parent.is_dir():
         raise OutputError(f"{out.parent}: no such folder; create it first")
     with writing(out):
-        _put_back(out)
+        mend(out.parent, work_prefix(out), out)
         _refuse_inputs(out, inputs)
-        _refuse_existing(out, folder, overwrite)
+        refuse_existing(out, folder, overwrite, files)
 
 
 def check_beside(out: Path, inputs: Iterable[str | os.PathLike[str]], *, folder: bool, overwrite: bool) -> None:
@@ -54,48 +51,25 @@ def check_beside(out: Path, inputs: Iterable[str | os.PathLike[str]], *, folder:
         if os.path.lexists(out):
             if not overwrite:
                 raise OutputError(f"{out}: exists; choose another output, or give --overwrite")
-            _refuse_kind(out, folder)
+            refuse_kind(out, folder)
 
 
 @contextmanager
 def build_beside(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Give a path in a new folder beside ``out``; the file or folder there at the end takes the place of ``out``.
 
-    Files are synced, then renamed in one step. After an error the new folder is removed and ``out`` is as it was. Folders
-    that killed runs left behind are removed: a running one holds a lock on its own.
+    Files are synced first. A new output is there at once and whole. An old one is exchanged with it in one step, or on file systems
+    that cannot, a folder in two renames: what a run that is killed between them leaves, the next run that writes ``out`` mends. After
+    an error or an interrupt ``out`` is as it was, or, if its message says so, the new output. The new folder is removed.
+
+    Raises:
+        OutputError: it cannot be written, or may not replace what is there.
     """
     out = Path(os.path.abspath(out))
-    prefix = _prefix(out)
-    with writing(out):
-        _remove_stale(out.parent, prefix)
-        work = Path(tempfile.mkdtemp(prefix=prefix, dir=out.parent))
-        lock = os.open(work, os.O_RDONLY)
-        try:
-            with suppress(OSError):  # some network file systems have no locks
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            yield work / "result"
-            _finish(work / "result", out, overwrite)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-            os.close(lock)
-
-
-def _remove_stale(parent: Path, prefix: str) -> None:
-    for path in parent.iterdir():
-        if path.name.startswith(prefix) and path.name != prefix + OLD and path.is_dir() and not path.is_symlink():
-            with suppress(OSError):  # locked, so its run is alive; or gone meanwhile
-                _remove_unlocked(path)
-
-
-def _remove_unlocked(path: Path) -> None:
-    if time.time() - path.stat().st_mtime < FRESH:
-        return
-    lock = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(path, ignore_errors=True)
-    finally:
-        os.close(lock)
+    with writing(out), work_folder(out.parent, work_prefix(out), out) as work:
+        yield work.path / RESULT
+        sync_tree(work.path / RESULT)
+        _put(work, out, overwrite)
 
 
 @contextmanager
@@ -106,6 +80,8 @@ def writing(out: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutputError(f"{out}: the disk is full; free some space, or write elsewhere. Nothing was left behind") from None
+        if error.errno == errno.EXDEV:
+            raise OutputError(f"{out}: is of a lower layer of this file system, which cannot be replaced; choose another output") from None
         raise OutputError(f"{out}: cannot be written: {error.strerror or error}") from None
 
 
@@ -115,22 +91,6 @@ def check_space(out: Path, needed: int) -> None:
         free = shutil.disk_usage(Path(os.path.abspath(out)).parent).free
     if free < needed:
         raise OutputError(f"{out}: {needed:,} bytes are needed, {free:,} are free; free some space, or write elsewhere")
-
-
-def _prefix(out: Path) -> str:
-    """What the names of folders beside an output begin with; long names would not fit, so their hash stands for them."""
-    name = os.fsencode(out.name)
-    return f".{out.name if len(name) <= 100 else xxhash.xxh3_64_hexdigest(name)}.ckptdiff-"
-
-
-def _aside(out: Path) -> Path:
-    return out.with_name(_prefix(out) + OLD)
-
-
-def _put_back(out: Path) -> None:
-    """After a crash between the two renames of an overwrite, the old folder stands aside: put it back."""
-    if not os.path.lexists(out) and _aside(out).is_dir():
-        os.rename(_aside(out), out)
 
 
 def _refuse_inputs(out: Path, inputs: Iterable[Path]) -> None:
@@ -151,79 +111,32 @@ def _names(path: Path) -> set[Path]:
     return {Path(os.path.abspath(path)), Path(os.path.realpath(path))}
 
 
-def _refuse_kind(out: Path, folder: bool) -> None:
-    if out.is_symlink() or not (out.is_dir() or out.is_file()):
-        raise OutputError(f"{out}: is {'a link' if out.is_symlink() else 'not a regular file'}, which --overwrite does not replace")
-    if out.is_dir() != folder:
-        raise OutputError(f"{out}: a {'folder' if folder else 'file'} cannot take its place; choose another output")
+def _put(work: Work, out: Path, overwrite: bool) -> None:
+    """Move what was built to its place, and make that durable."""
+    built, old = work.path / RESULT, work.path / OLD
+    replaced = overwrite and os.path.lexists(out)
+    if replaced:  # once more, as it may have changed while the new output was built
+        files = [file.relative_to(built).as_posix() for file in built.rglob("*") if not file.is_dir()]
+        refuse_existing(out, built.is_dir(), overwrite, files)
+    with held():
+        if not replaced:
+            _move_new(built, out)
+        elif built.is_dir():
+            replace_folder(built, out, old)
+        else:
+            os.replace(built, out)
+        work.done = f"{out} is written, and whole"
+        try:
+            sync(out.parent)
+        except OSError as error:
+            raise OutputError(
+                f"{work.done}, but {out.parent} could not be flushed to the disk ({error.strerror}), so that it may be gone after a power "
+                "cut: check the disk"
+            ) from None
 
 
-def _refuse_existing(out: Path, folder: bool, overwrite: bool) -> None:
-    if not os.path.lexists(out):
-        return
-    if not overwrite:
-        raise OutputError(f"{out}: exists; choose another output, or give --overwrite")
-    _refuse_kind(out, folder)
-    if folder and any(out.iterdir()) and not _is_ours(out):
-        raise OutputError(f"{out}: is neither a checkpoint nor a patch, and --overwrite replaces nothing else; choose another output")
-    if out in (Path.cwd(), *Path.cwd().parents):
-        raise OutputError(f"{out}: holds the current folder, so --overwrite does not replace it; choose another output")
-
-
-def _is_ours(folder: Path) -> bool:
-    """Whether a folder is a patch, or holds weights at its root, or below it beside a configuration."""
-    if (folder / "ckptdiff.json").exists() or any(folder.glob("*.safetensors")):
-        return True
-    return any((folder / name).exists() for name in MARKS) and any(folder.rglob("*.safetensors"))
-
-
-def sync(path: Path) -> None:
-    """Flush a file or folder to the disk."""
-    fd = os.open(path, os.O_RDONLY)
+def _move_new(built: Path, out: Path) -> None:
     try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _finish(built: Path, out: Path, overwrite: bool) -> None:
-    for root, _, names in os.walk(built):
-        for name in names:
-            sync(Path(root, name))
-        sync(Path(root))
-    if built.is_file():
-        sync(built)
-    if built.is_dir() and out.is_dir() and overwrite:
-        _swap(built, out)
-    elif built.is_dir() or overwrite:
-        os.rename(built, out)  # a folder never replaces a file, nor a folder that holds something
-    else:
-        _rename_new(built, out)
-    sync(out.parent)
-
-
-def _rename_new(built: Path, out: Path) -> None:
-    """Rename a file, but never over another that came into being meanwhile."""
-    try:
-        os.link(built, out)
+        move_new(built, out)
     except FileExistsError:
         raise OutputError(f"{out}: came into being while the output was built, and was left as it is; run again") from None
-    except OSError:  # a file system without hard links
-        os.rename(built, out)
-
-
-def _swap(built: Path, out: Path) -> None:
-    """Folders cannot be replaced in one rename: move the old one aside first."""
-    aside = _aside(out)
-    if aside.exists():
-        shutil.rmtree(aside)
-    os.rename(out, aside)
-    try:
-        os.rename(built, out)
-    except BaseException:
-        os.rename(aside, out)
-        raise
-    sync(out.parent)
-    shutil.rmtree(aside, ignore_errors=True)
-    if aside.exists():
-        raise OutputError(f"{out}: is written, but the old folder could not be removed from {aside}: remove it")

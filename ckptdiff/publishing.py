@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -97,7 +96,6 @@ def push(
         raise CheckpointError(f"{patch}: there is no such file or folder: push sends a patch from this machine")
     with using(token), ExitStack() as stack:
         opened = stack.enter_context(open_patch(patch))
-        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ckptdiff-push-")))
         _check(patch, threads, progress)
         plan = _Plan(checked=["`ckptdiff verify`: digests of the index, tables, headers and all payloads"])
         base = _base(opened, base_repo, plan)
@@ -109,7 +107,7 @@ def push(
             _refuse_secrets(opened, plan)
         there = find_repo(hub_id)
         measured = report_patch(patch)
-        _add_card(opened, hub_id, base, there, plan, licence, measured, work)
+        _add_card(opened, hub_id, base, there, plan, licence, measured)
         plan.gone = [path for path in there.files if _is_ours(path) and path not in plan.files] if there else []
         sizes = {path: len(data) if isinstance(data, bytes) else data.stat().st_size for path, data in plan.files.items()}
         commit = None
@@ -208,16 +206,14 @@ def _content(patch: OpenPatch, other: OtherFile) -> bytes:
         return b""
 
 
-def _add_card(
-    patch: OpenPatch, hub_id: HubId, base: Repo, there: Repo | None, plan: _Plan, licence: str | None, report: Report, work: Path
-) -> None:
+def _add_card(patch: OpenPatch, hub_id: HubId, base: Repo, there: Repo | None, plan: _Plan, licence: str | None, report: Report) -> None:
     own = None
     if there is not None and CARD in there.files:
         own = (download(there, [CARD]) / CARD).read_text(encoding="utf-8", errors="replace")
     stated = {"license": licence} if licence else licence_of(base.pinned)
     if not stated and not (own and "\nlicense:" in own):
         raise HubError(f"{base.name}: states no licence that the card could carry on: push with --license")
-    picture = _picture(report, work)
+    picture = _picture(report)
     if picture is not None:
         plan.files[PICTURE] = picture
     facts = Facts(
@@ -239,14 +235,14 @@ def _add_card(
     plan.files[CARD] = with_metadata(card_text(facts, own), metadata).encode()
 
 
-def _picture(report: Report, work: Path) -> bytes | None:
+def _picture(report: Report) -> bytes | None:
     """The chart of where weights changed, if the patch has a report and the libraries are there."""
     if not report.complete:
         return None
-    from ckptdiff.analysis.charts import write_png
+    from ckptdiff.analysis.charts import charts
+    from ckptdiff.analysis.drawing import png
 
     try:
-        paths = write_png(report.to_json(), work, scale=1)
+        return next((png(chart, scale=1) for chart in charts(report.to_json()) if chart.name == "changed"), None)
     except OutputError:
         return None
-    return next((path.read_bytes() for path in paths if path.stem == "changed"), None)

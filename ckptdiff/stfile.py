@@ -10,6 +10,7 @@ from stat import S_ISREG
 from typing import Any, Protocol
 
 from ckptdiff import canonical
+from ckptdiff.aside import if_gone
 from ckptdiff.dtypes import DTYPES, MAX_SIZE, Bytes
 from ckptdiff.errors import CheckpointError
 
@@ -55,7 +56,7 @@ class LocalFile:
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # or opening a fifo would wait for ever
         except OSError as error:
-            raise CheckpointError(f"{self.name}: cannot be opened: {error.strerror}") from None
+            raise CheckpointError(f"{self.name}: cannot be opened: {error.strerror}{if_gone(path)}") from None
         stat = os.fstat(self._fd)
         if not S_ISREG(stat.st_mode):
             os.close(self._fd)

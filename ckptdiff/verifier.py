@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ckptdiff import others
 from ckptdiff.applier import Applier, nodes_of
+from ckptdiff.aside import if_gone
 from ckptdiff.checkpoint import list_files, open_checkpoint
 from ckptdiff.digests import BLOCK
 from ckptdiff.errors import CheckpointError, CkptdiffError, FormatError, IntegrityError
@@ -66,7 +67,7 @@ def verify(
     """
     for path in (patch, target):
         if path is not None and parse_id(path) is None and not os.path.exists(path):
-            raise CheckpointError(f"{path}: no such file or folder")
+            raise CheckpointError(f"{path}: no such file or folder{if_gone(path)}")
     checks: list[Callable[[], CkptdiffError | None]] = []
     found: list[CkptdiffError] = []
     try:
@@ -179,7 +180,7 @@ def verify_against_hub(checkpoint: str | os.PathLike[str], hub_id: str, *, threa
     if wanted is None:
         raise CheckpointError(f"{hub_id!r} is not an id on the Hub: expected org/name or org/name@revision")
     if not os.path.exists(path):
-        raise CheckpointError(f"{path}: no such file or folder")
+        raise CheckpointError(f"{path}: no such file or folder{if_gone(path)}")
     repo = open_repo(wanted)
     files = select(list_files(path))[0] if os.path.isdir(path) else [path.name]
     checks: list[Callable[[], CkptdiffError | None]] = [

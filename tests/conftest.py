@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +15,16 @@ import numpy as np
 import pytest
 
 import ckptdiff
+from ckptdiff.codecs import kernelcache
 from tests.checkpoints import bf16, perturb, random_tensor, write, write_sharded
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads wait for each other by spinning: many times slower on busy cores
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with most slow tests first, so that no worker is left alone with one at the end."""
+    slow = Counter(item.path for item in items if "slow" in item.keywords)
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @dataclass(frozen=True)
@@ -59,3 +70,22 @@ def folders(tmp_path: Path) -> Pair:
     (tmp_path / "target" / "README.md").write_text("new")
     ckptdiff.make(tmp_path / "base", tmp_path / "target", tmp_path / "patch")
     return Pair(tmp_path / "base", tmp_path / "target", tmp_path / "patch")
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that other users can get to, which pytest's are not."""
+    folder = Path(tempfile.mkdtemp(prefix="ckptdiff-test-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def kernel_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that this process keeps kernels in."""
+    monkeypatch.setenv("CKPTDIFF_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
+    kernelcache.folders.cache_clear()
+    yield tmp_path / "cache"
+    kernelcache.folders.cache_clear()

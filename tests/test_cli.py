@@ -292,37 +292,6 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
 
 
 @pytest.mark.slow
-def test_an_install_and_a_home_that_cannot_be_written(files: Pair, tmp_path: Path) -> None:
-    """The kernels are compiled for the process alone; ``warmup`` says whether they could be cached."""
-    package = tmp_path / "site" / "ckptdiff"
-    shutil.copytree(Path(ckptdiff.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
-    environment = {**os.environ, "PYTHONPATH": str(package.parent), "PYTHONDONTWRITEBYTECODE": "1", "HOME": str(tmp_path / "none")}
-    environment.pop("NUMBA_CACHE_DIR", None)
-    run_there = [sys.executable, "-P", "-c", "from ckptdiff.cli import main; main()"] if sys.version_info >= (3, 11) else CKPTDIFF
-    warm = subprocess.run([*run_there, "warmup"], capture_output=True, text=True, env=environment, cwd=tmp_path)
-    assert warm.returncode == 0 and str(package / "codecs" / "__pycache__") in warm.stdout, warm
-    shutil.rmtree(package / "codecs" / "__pycache__")
-    powerless = ["setpriv", "--bounding-set", "-all", "--inh-caps", "-all"] if os.geteuid() == 0 else []
-    if powerless and not shutil.which("setpriv"):
-        pytest.skip("needs setpriv, from util-linux, when run as root")
-    folders = [package, package / "codecs", tmp_path / "out"]
-    folders[2].mkdir()
-    for folder in folders[:2]:
-        folder.chmod(0o555)
-    environment["HOME"] = "/proc"
-    try:
-        again = subprocess.run([*powerless, *run_there, "warmup"], capture_output=True, text=True, env=environment, cwd=tmp_path)
-        assert again.returncode == 0 and "no folder can be written" in again.stdout, again
-        command = [*powerless, *run_there, "make", str(files.base), str(files.target), "-o", str(folders[2] / "p.safetensors")]
-        made = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
-        assert made.returncode == 0, made.stderr
-        assert (folders[2] / "p.safetensors").read_bytes() == files.patch.read_bytes()
-    finally:
-        for folder in folders[:2]:
-            folder.chmod(0o755)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize("verb", ["make", "apply"])
 def test_a_signal_in_the_middle_leaves_nothing_that_looks_finished(verb: str, signum: signal.Signals, large: Pair, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -66,6 +67,51 @@ def test_reproduce_paper(tmp_path: Path) -> None:
     second = subprocess.run(command, capture_output=True, text=True)
     assert second.returncode == 0 and second.stderr.count("] ") == 1, second.stderr[-3000:]
     assert (tree(again / "patch"), json.loads((again / "record.json").read_text())["accuracy"]) == before
+
+
+def tables_of(page: str) -> dict[str, list[list[str]]]:
+    """Rows of cells, by heading."""
+    found = {}
+    for part in page.split("### ")[1:]:
+        title, text = part.split("\n", 1)
+        lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+        found[title.split(" (")[0].split(",")[0]] = lines[2:]
+    return found
+
+
+def test_what_came_out_is_what_the_tables_say() -> None:
+    """The figures of the text that are worked out from the tables below it, once more."""
+    page = (EXAMPLES / "reproduce_paper" / "RESULTS.md").read_text()
+    text, tables = " ".join(page.split("## Tables and charts")[0].split()), tables_of(page)
+    weights = int(re.search(r"([\d,]+) parameters, ", page)[1].replace(",", ""))
+
+    def first(cell: str) -> float:
+        return float(cell.split(" / ")[0])
+
+    within = {}  # how much of what changed did so by at most 1e-5
+    for algorithm, kind, what, rate, bits, wide, _ in tables["What sparsity depends on"]:
+        if kind == "pure bf16" and (what == "as above" or rate == "1e-06"):
+            within[algorithm, rate] = (float(wide) - float(bits)) / (100 - float(bits))
+    assert [f"{100 * within[key]:.0f}" for key in (("GRPO", "1e-05"), ("DPO", "2e-06"))] == ["1", "16"]
+    low = [100 * share for (_, rate), share in within.items() if rate == "1e-06"]
+    assert f"16 % for DPO at 2e-06, {min(low):.0f} to {max(low):.0f} % of it at 1e-6" in text.replace("2e-6,", "2e-06,")
+    beyond, coins = {}, {}
+    for differ, one, two, bits, _, size, same, *_ in tables["Overlap"]:
+        algorithm, kind = one.split(": ")[0].split(", ")
+        if differ == "seed" and two.endswith("add-1"):
+            beyond[algorithm, kind] = f"{100 * (first(bits) - first(size)) / (100 - first(size)):.0f} %"
+        elif differ == "data" and kind == "pure bf16":
+            changed = next(100 - float(row[2]) for row in tables["Update sparsity"] if row[:2] == [algorithm, kind])
+            both = weights * changed / 100 * first(bits) / 100
+            coins[algorithm] = (float(same) - 50) / 50 * both**0.5
+    of = {(kind, name): beyond[name, kind] for kind in ("pure bf16", "fp32 masters") for name in ("SFT", "DPO", "GRPO")}
+    assert "seeds share {} (SFT), {} (DPO) and {} (GRPO)".format(*(of["pure bf16", name] for name in ("SFT", "DPO", "GRPO"))) in text
+    masters = [of["fp32 masters", name].removesuffix(" %") for name in ("SFT", "DPO", "GRPO")]
+    assert "which is {}, {} and {} % of what size leaves open".format(*masters) in text
+    said = [float(x) for x in re.search(r"\(([\d.]+), ([\d.]+) and ([\d.]+) standard deviations", text).groups()]
+    assert np.allclose(said, [coins[name] for name in ("SFT", "DPO", "GRPO")], atol=0.15)
+    chance = [196 * (2 * share * (1 - share) / 500) ** 0.5 for share in (0.9, 0.5)]
+    assert "up to {:.1f} points around 90 % and up to {:.1f} around 50 %".format(*chance) in text
 
 
 def test_the_papers_table(tmp_path: Path) -> None:

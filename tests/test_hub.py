@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,24 +20,29 @@ from ckptdiff import canonical
 from tests.checkpoints import tensor, write
 from tests.hub_server import TOKEN, Fault, Hub, environment, running
 from tests.test_cli import CKPTDIFF
+from tests.warm_process import run_command
 
 pytest.importorskip("huggingface_hub")
 pytestmark = pytest.mark.slow
 
 
 class Client:
-    """ckptdiff on one machine: its home holds the Hub's cache."""
+    """ckptdiff on one machine: its home holds the Hub's cache. ``cold``: each command starts Python anew, as a user's does."""
 
-    def __init__(self, hub: Hub, folder: Path, token: str | None = TOKEN) -> None:
-        self.folder = folder
+    def __init__(self, hub: Hub, folder: Path, token: str | None = TOKEN, cold: bool = False) -> None:
+        self.folder, self.cold = folder, cold
         self.environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
         self.environment |= environment(hub, folder / "home", token)
         folder.mkdir(parents=True, exist_ok=True)
 
     def run(self, *arguments: object, code: int = 0, **more: str) -> SimpleNamespace:
         """Run a command; its output must not hold the token."""
-        command = [*CKPTDIFF, *map(str, arguments)]
-        done = subprocess.run(command, cwd=self.folder, env=self.environment | more, capture_output=True, text=True, timeout=120)
+        words, environment = [str(argument) for argument in arguments], self.environment | more
+        done: Any
+        if self.cold:
+            done = subprocess.run([*CKPTDIFF, *words], cwd=self.folder, env=environment, capture_output=True, text=True, timeout=120)
+        else:
+            done = run_command(words, self.folder, environment, timeout=120)
         assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
         assert TOKEN not in done.stdout + done.stderr
         return SimpleNamespace(stdout=done.stdout, stderr=done.stderr)
@@ -83,22 +89,22 @@ def models(tmp_path: Path) -> list[Path]:
     return [checkpoint(tmp_path / f"model{step}", step) for step in range(3)]
 
 
-MADE: dict[str, bytes] = {}
-"""The patch's files: it is made once, since repos with the same files have the same commits here."""
+MADE: dict[tuple[str, ...], dict[str, bytes]] = {}
+"""The files of each patch by its options: one is made once, since repos with the same files have the same commits here."""
 
 
-def publish(hub: Hub, client: Client, models: list[Path], name: str = "me/patch") -> None:
-    """A base repo, and a patch from it made by id and pushed."""
+def publish(hub: Hub, client: Client, models: list[Path], *options: str) -> None:
+    """A base repo, and a patch from it made by id and pushed. Drawing a stored report (``--report``) takes most of a push."""
     if "org/base" not in hub.repos:
         hub.add("org/base", files_of(models[0]) | {"README.md": CARD})
-    if not MADE:
-        client.run("make", "org/base", models[1], "-o", "patch", "--report", "--codec", "sparse")
-        MADE.update(files_of(client.folder / "patch"))
-    for path, data in MADE.items():
+    if options not in MADE:
+        client.run("make", "org/base", models[1], "-o", "patch", "--codec", "sparse", *options)
+        MADE[options] = files_of(client.folder / "patch")
+    for path, data in MADE[options].items():
         (client.folder / "patch" / path).parent.mkdir(parents=True, exist_ok=True)
         (client.folder / "patch" / path).write_bytes(data)
     learn(hub, client.folder / "patch")
-    client.run("push", "patch", name)
+    client.run("push", "patch", "me/patch")
 
 
 def learn(hub: Hub, patch: Path) -> None:
@@ -109,8 +115,8 @@ def learn(hub: Hub, patch: Path) -> None:
 
 
 def test_there_and_back(any_hub: Hub, models: list[Path], tmp_path: Path) -> None:
-    publish(any_hub, Client(any_hub, tmp_path / "a"), models)
-    other = Client(any_hub, tmp_path / "b")
+    publish(any_hub, Client(any_hub, tmp_path / "a", cold=True), models, "--report")
+    other = Client(any_hub, tmp_path / "b", cold=True)
     shown = other.run("pull", "me/patch", "-o", "out")
     assert files_of(tmp_path / "b" / "out") == files_of(models[1]) and "SHA-256 as the patch states" in shown.stdout
 
@@ -212,7 +218,7 @@ def test_the_card(hub: Hub, models: list[Path], tmp_path: Path) -> None:
     from ckptdiff.analysis.words import percent
 
     client = Client(hub, tmp_path / "a")
-    publish(hub, client, models)
+    publish(hub, client, models, "--report")
     files = hub.tree("me/patch")
     card = ModelCard(files["README.md"].decode(), ignore_metadata_errors=False)
     data = card.data.to_dict()
@@ -419,7 +425,7 @@ def test_a_wrong_token_is_not_shown(hub: Hub, models: list[Path], tmp_path: Path
 
 def test_a_push_that_is_killed_goes_on(hub: Hub, models: list[Path], tmp_path: Path) -> None:
     """Killed while files are on their way: the repo is as it was, and what had arrived is not sent again."""
-    client = Client(hub, tmp_path / "a")
+    client = Client(hub, tmp_path / "a", cold=True)
     hub.add("org/base", files_of(models[0]) | {"README.md": CARD})
     for k in range(12):
         (models[1] / f"extra{k}.txt").write_text(f"file {k} " * 50)
@@ -441,5 +447,5 @@ def test_a_push_that_is_killed_goes_on(hub: Hub, models: list[Path], tmp_path: P
     client.run("push", "patch", "me/patch")
     again = {line.rpartition("/")[2] for line in hub.received if line.startswith("PUT /lfs")}
     assert again and not again & arrived and len(again | arrived) >= 14
-    Client(hub, tmp_path / "b").run("pull", "me/patch", "-o", "out")
+    Client(hub, tmp_path / "b", cold=True).run("pull", "me/patch", "-o", "out")
     assert files_of(tmp_path / "b" / "out") == files_of(models[1])

@@ -13,12 +13,13 @@ import ckptdiff
 
 PACKAGE = Path(ckptdiff.__file__).parent
 ORDER = """
-errors quantities canonical dtypes digests xxh3 stfile hubid hubclient hub hubwrite paths scratch parallel
+errors interrupts aside quantities canonical dtypes digests xxh3 stfile hubid hubclient hub hubwrite paths scratch parallel
 selection checkpoint adapt pairing values
 codecs.place codecs.planes codecs.raw codecs.sparse
-codecs.jit codecs.leaves codecs.escapes codecs.changes codecs.rangecoder codecs.rans codecs.groups codecs.adaptive codecs.static
+codecs.kernelcache codecs.jit
+codecs.leaves codecs.escapes codecs.changes codecs.rangecoder codecs.rans codecs.groups codecs.adaptive codecs.static
 codecs.context codecs
-table manifest patchfile patches others output
+table manifest patchfile patches others durable workfolder overwriting output
 devices torchtypes memory coding device devicekernels deviceleaves devicecoder coders
 patchmaker maker layers applier verifier comparison patchinfo private pulling
 loaded loading live targets integrations integrations.transformers
@@ -27,7 +28,7 @@ analysis.stored analysis.source analysis.reporting analysis.overlap
 analysis.series analysis.words analysis.drawing analysis.markup analysis.charts analysis.page
 analysis.overlap_words analysis.overlap_charts analysis.overlap_page
 masks masking freezing tracking subnetwork integrations.trainer
-card publishing render render_report render_hub demo cli_common cli_report cli_hub cli
+warmup card publishing render render_report render_hub demo cli_common cli_report cli_hub cli __main__
 """.split()
 LAZY = {"hub", "hubclient", "hubwrite", "publishing", "cli", "cli_hub", "cli_common", "cli_report", "demo"}
 LAZY |= {
@@ -43,7 +44,7 @@ LAZY |= {
     "freezing",
     "deviceleaves",
 }
-LAZY |= {"coding"}
+LAZY |= {"coding", "durable", "__main__"}
 LAZY |= {f"analysis.{name}" for name in ("sparsity", "rows", "rank", "drawing", "markup")}
 """Modules that may import inside functions: to start fast, to run the first, and not to load Numba or torch before they are needed."""
 

@@ -32,5 +32,7 @@ def test_both_readers_agree_on_random_patches(batch: int, tmp_path: Path) -> Non
         assert ckptdiff.verify(patch, base=base, target=target).ok
         chosen = patch if patch.is_file() else rng.choice([path for path in sorted(patch.rglob("*")) if path.is_file()])
         chosen.write_bytes(mutate(rng, chosen.read_bytes()))
-        outcomes = [run(base, [patch], folder / f"out{i}") for i, run in enumerate((run_package, run_minimal))]
-        assert (outcomes[0] == "success") == (outcomes[1] == "success"), (k, outcomes)
+        (ours, our_message), (theirs, their_message) = (
+            run(base, [patch], folder / f"out{i}") for i, run in enumerate((run_package, run_minimal))
+        )
+        assert (ours == "success") == (theirs == "success"), (k, ours, our_message, theirs, their_message)

@@ -6,6 +6,7 @@ import filecmp
 import importlib.util
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -71,22 +72,24 @@ def minimal_reader() -> ModuleType:
 READER = minimal_reader()
 
 
-def run_package(base: Path, patches: list[Path], out: Path) -> str:
+Outcome = tuple[str, str]
+"""``success`` or the kind of an error, and the error's message."""
+
+
+def run_package(base: Path, patches: list[Path], out: Path) -> Outcome:
     try:
         ckptdiff.apply(base, patches, out, threads=1)
-    except ckptdiff.CheckpointError as error:
-        return error.kind
     except ckptdiff.CkptdiffError as error:
-        return error.kind
-    return "success"
+        return error.kind, str(error)
+    return "success", ""
 
 
-def run_minimal(base: Path, patches: list[Path], out: Path) -> str:
+def run_minimal(base: Path, patches: list[Path], out: Path) -> Outcome:
     try:
         READER.apply(base, patches, out)
     except READER.PatchError as error:
-        return str(error.kind)
-    return "success"
+        return error.kind, error.message
+    return "success", ""
 
 
 def test_there_are_vectors() -> None:
@@ -99,12 +102,12 @@ def test_there_are_vectors() -> None:
 
 @pytest.mark.parametrize("reader", [run_package, run_minimal], ids=["package", "minimal"])
 @pytest.mark.parametrize("path", VECTORS, ids=[path.stem for path in VECTORS])
-def test_vector(path: Path, reader: object, tmp_path: Path) -> None:
+def test_vector(path: Path, reader: Callable[[Path, list[Path], Path], Outcome], tmp_path: Path) -> None:
     vector = Vector.unpack(path, tmp_path)
     base, patches = vector.inputs(tmp_path)
     before = set(tmp_path.iterdir())
-    assert callable(reader)
-    assert reader(base, patches, tmp_path / "out") == vector.expect
+    kind, message = reader(base, patches, tmp_path / "out")
+    assert kind == vector.expect, f"expected {vector.expect}, found {kind}: {message or 'no error'}"
     if vector.expect == "success":
         assert tree(tmp_path / "out") == vector.outputs
     else:

@@ -172,6 +172,6 @@ def charts(report: Report) -> list[Chart]:
     return made(CHARTS, report)
 
 
-def write_png(report: Report, folder: Path, scale: int = 2) -> list[Path]:
-    """Write one PNG a chart into a folder, made if missing; gives their paths. ``scale``: pixels a unit of the chart's width."""
-    return save_png(charts(report), folder, scale)
+def write_png(report: Report, folder: Path) -> list[Path]:
+    """Write one PNG a chart into a folder, made if missing; gives their paths."""
+    return save_png(charts(report), folder)

@@ -14,6 +14,7 @@ from typing import Any
 
 from ckptdiff.analysis.series import NO_LAYER, Rows, in_order, layer_order
 from ckptdiff.errors import OutputError
+from ckptdiff.output import build_beside, writing
 
 MOST_LABELS = 9
 """Heat maps with at most this many columns show their numbers in the cells."""
@@ -148,18 +149,21 @@ def made(plans: Sequence[Plan], found: Any) -> list[Chart]:
     return [Chart(name, title, text, {**c.to_dict(), "description": text}) for name, title, text, c in drawn if c is not None]
 
 
-def save_png(charts: Sequence[Chart], folder: Path, scale: int = 2) -> list[Path]:
-    """Write one PNG a chart into a folder, made if missing; gives their paths. ``scale``: pixels a unit of the chart's width."""
+def png(chart: Chart, scale: int = 2) -> bytes:
+    """A chart as a picture. ``scale``: pixels a unit of the chart's width."""
     altair, vl_convert = libraries()
-    version = vega_lite_version(altair, vl_convert)
+    spec = {**chart.spec, "width": PNG_WIDTH, "title": chart.title, "padding": 16}
+    return vl_convert.vegalite_to_png(spec, vl_version=vega_lite_version(altair, vl_convert), scale=scale, config=theme())
+
+
+def save_png(charts: Sequence[Chart], folder: Path) -> list[Path]:
+    """Write one PNG a chart into a folder, made if missing; gives their paths."""
     paths = []
     for chart in charts:
-        spec = {**chart.spec, "width": PNG_WIDTH, "title": chart.title, "padding": 16}
-        image = vl_convert.vegalite_to_png(spec, vl_version=version, scale=scale, config=theme())
-        paths.append(folder / f"{chart.name}.png")
-        try:
+        image, path = png(chart), folder / f"{chart.name}.png"
+        with writing(path):
             folder.mkdir(parents=True, exist_ok=True)
-            paths[-1].write_bytes(image)
-        except OSError as error:
-            raise OutputError(f"cannot write {paths[-1]}: {error.strerror}") from error
+        with build_beside(path, overwrite=True) as built:
+            built.write_bytes(image)
+        paths.append(path)
     return paths

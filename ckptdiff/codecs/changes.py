@@ -226,10 +226,23 @@ def shift_and_hash(data, units, positions, zigzags, top, is_float, back, sums, l
             finish(sums, data, block, size, leaves[block // BLOCK])
 
 
+class _Memory:
+    """Read-only memory, shown to NumPy as any other."""
+
+    def __init__(self, array: Array) -> None:
+        self.owner, interface = array, array.__array_interface__
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
+
+
+def readable(array: Array) -> Array:
+    """An array for a kernel that does not write to it: a read-only one would be of a kind of its own, for which all is compiled again."""
+    return array if array.flags.writeable else np.asarray(_Memory(array))
+
+
 def classes_of(units: Units, dtype: Dtype) -> Bytes:
     """Class of each unit: where its exponent, or what is most like one, stands. Scratch."""
     classes = scratch("classes", len(units), np.uint8)
-    fill_classes(units, np.uint64(dtype.class_shift), np.uint64(dtype.class_mask), classes)
+    fill_classes(readable(units), np.uint64(dtype.class_shift), np.uint64(dtype.class_mask), classes)
     return classes
 
 
@@ -248,7 +261,7 @@ def differing(units: Array, others: Array | int) -> Array:
 
 def changes_of(base: Bytes, target: Bytes, dtype: Dtype) -> Changes:
     """Positions of the units of a block that differ, and the zigzag of their ulp distances. Scratch."""
-    old, new, top = base.view(dtype.unit), target.view(dtype.unit), np.uint64(8 * dtype.carrier - 1)
+    old, new, top = readable(base).view(dtype.unit), readable(target).view(dtype.unit), np.uint64(8 * dtype.carrier - 1)
     positions, zigzags = scratch("positions", len(old), np.int32), scratch("zigzags", len(old), dtype.unit)
     count = fill_changes(old, new, 0, top, dtype.is_float, 0, positions, zigzags)
     return positions[:count], zigzags[:count]
@@ -256,6 +269,7 @@ def changes_of(base: Bytes, target: Bytes, dtype: Dtype) -> Changes:
 
 def compared(base: Bytes, target: Bytes, dtype: Dtype) -> tuple[list[Changes], list[bytes], list[bytes]]:
     """Changes of each block of a run (scratch), and the leaves of base and target, by reading memory once."""
+    base, target = readable(base), readable(target)
     old, new, blocks = base.view(dtype.unit), target.view(dtype.unit), block_count(len(base))
     positions, zigzags = scratch("positions", len(old), np.int32), scratch("zigzags", len(old), dtype.unit)
     ends, leaves = np.zeros(blocks + 1, np.int64), np.empty((2, blocks, 2), np.uint64)
@@ -268,14 +282,14 @@ def compared(base: Bytes, target: Bytes, dtype: Dtype) -> tuple[list[Changes], l
 def distances_of(old: Units, positions: Array, zigzags: Units, dtype: Dtype) -> tuple[Array, Bytes]:
     """Distance and side of each change: 1 for down, and of floats for towards zero. Scratch."""
     distances, signs = scratch("distances", len(positions), np.uint64), scratch("signs", len(positions), np.uint8)
-    measure_zigzags(old, positions, zigzags, np.uint64(8 * dtype.carrier - 1), dtype.is_float, distances, signs)
+    measure_zigzags(readable(old), positions, zigzags, np.uint64(8 * dtype.carrier - 1), dtype.is_float, distances, signs)
     return distances, signs
 
 
 def zigzags_of_distances(units: Units, positions: Array, distances: Array, signs: Bytes, dtype: Dtype, zigzags: Units) -> bool:
     """Inverse of :func:`distances_of`; returns whether each unit can move that far."""
     top = np.uint64(8 * dtype.carrier - 1)
-    return bool(fill_from_distances(units, positions, distances, signs, top, dtype.is_float, zigzags))
+    return bool(fill_from_distances(readable(units), positions, distances, signs, top, dtype.is_float, zigzags))
 
 
 def shift_units(units: Units, positions: Array, zigzags: Units, dtype: Dtype, back: bool) -> None:

@@ -22,21 +22,6 @@ FEW = 1 << 17
 """Below this many units, or a third as many changes, the adaptive form is tried too where a block is dense."""
 
 
-def warm_up() -> str | None:
-    """Compile every kernel; returns the folder that they are cached in, if one can be written."""
-    from ckptdiff.codecs import adaptive, changes
-    from ckptdiff.dtypes import DTYPES
-
-    dtype, base = DTYPES["BF16"], np.arange(1 << 12, dtype="<u2")
-    for step in (1, 97):
-        target = base.copy()
-        target[::step] += np.arange(0, 4096, step, dtype="<u2") % 50 + 1
-        coded, _ = encode(base.view(np.uint8), target.view(np.uint8), dtype, Place(64, 0))
-        decode(memoryview(coded), base.view(np.uint8).copy(), 2 * len(base), dtype)
-        changes.compared(base.view(np.uint8), target.view(np.uint8), dtype)
-    return adaptive.encode_kernel.stats.cache_path  # type: ignore[attr-defined]
-
-
 def encode(base: Bytes, target: Bytes, dtype: Dtype, place: Place = NOWHERE, found: Changes | None = None) -> tuple[bytes, int]:
     """Code a block; see :mod:`ckptdiff.codecs`."""
     from ckptdiff.codecs import changes

@@ -10,6 +10,8 @@ import numpy as np
 from llvmlite import ir
 from numba.extending import intrinsic
 
+from ckptdiff.codecs.kernelcache import KernelCache
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 ZERO, ONE = np.uint64(0), np.uint64(1)
@@ -17,16 +19,15 @@ ZERO, ONE = np.uint64(0), np.uint64(1)
 
 
 def jit(function: F) -> F:
-    """Compile a kernel when it is first called: without the GIL, and cached on the disk where some folder can be written.
+    """Compile a kernel when it is first called: without the GIL, and kept on the disk (:mod:`ckptdiff.codecs.kernelcache`).
 
     Kernels allocate nothing (``_nrt``): else Numba counts references to every array in the innermost loops, which takes
     half of their time.
     """
     options: dict[str, Any] = {"nogil": True, "_nrt": False}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # neither the package's folder nor the user's can be written
-        return numba.njit(**options)(function)
+    kernel = numba.njit(**options)(function)
+    kernel._cache = KernelCache(function)  # as Numba's ``enable_caching`` sets its own
+    return kernel
 
 
 @intrinsic

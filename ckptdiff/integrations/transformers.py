@@ -10,6 +10,7 @@ from typing import Any
 
 from ckptdiff.errors import UnsupportedError
 from ckptdiff.targets import PathLike, Target, open_target
+from ckptdiff.workfolder import work_folder
 
 try:
     import torch
@@ -61,8 +62,8 @@ def from_pretrained(
 @contextmanager
 def _opened(patch: PathLike | Sequence[PathLike], base: PathLike | None, threads: int | None) -> Iterator[tuple[Target, str]]:
     """The target, and a folder with its files without weights."""
-    with open_target(base, patch, threads=threads) as target, tempfile.TemporaryDirectory(prefix="ckptdiff-") as work:
-        folder = Path(work, "target")
+    with open_target(base, patch, threads=threads) as target, work_folder(Path(tempfile.gettempdir()), "ckptdiff-model-") as work:
+        folder = work.path / "target"
         folder.mkdir()
         target.write_files(folder)
         yield target, str(folder)

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import re
 import shutil
-import subprocess
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing import forkserver
 from pathlib import Path
 
 from plan import FULL, QUICK, Run, Scale, runs
@@ -28,20 +29,41 @@ HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- written by run.py --publish -->", "<!-- end -->"
 
 
-def process(arguments: argparse.Namespace, job: str, log: Path) -> None:
+JOBS = multiprocessing.get_context("forkserver")
+"""Each job is a process of its own, forked from one that has imported the libraries, which takes longer than a small job."""
+
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "0"}
+
+
+def start_server() -> None:
+    """Start the process that jobs are forked from; the environment must be set before it imports anything."""
+    before = dict(os.environ)
+    os.environ.update(ENVIRONMENT, PYTHONPATH=os.pathsep.join([str(HERE), *filter(None, [before.get("PYTHONPATH")])]))
+    try:
+        JOBS.set_forkserver_preload(["train", "transformers.models.llama.modeling_llama", "torch._dynamo", "ckptdiff.codecs.context"])
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def process(scale: Scale, out: Path, job: str) -> None:
     """One job in a process of its own, with one thread; its output goes to a file."""
+    log = out / "logs" / f"{job}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, __file__, "--out", str(arguments.out), "--job", job, *(["--quick"] if arguments.quick else [])]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "0"}
-    with open(log, "w") as file:
-        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment).returncode
-    if code:
+    child = JOBS.Process(target=work, args=(job, scale, out, log))
+    child.start()
+    child.join()
+    if child.exitcode:
         tail = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-15:])
-        raise SystemExit(f"{job} failed with exit code {code}; the end of {log}:\n{tail}")
+        raise SystemExit(f"{job} failed with exit code {child.exitcode}; the end of {log}:\n{tail}")
 
 
-def work(job: str, scale: Scale, out: Path) -> None:
+def work(job: str, scale: Scale, out: Path, log: Path) -> None:
     """What a job's process does."""
+    with open(log, "w") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
     import torch
     import transformers
 
@@ -64,10 +86,11 @@ def work(job: str, scale: Scale, out: Path) -> None:
 def train_all(arguments: argparse.Namespace, scale: Scale) -> None:
     """The base, what it says, and all runs; a masked run waits for the one that it takes its mask of."""
     out: Path = arguments.out
+    start_server()
     for job, done in (("base", out / "base"), ("rollouts", out / "rollouts" / "record.json")):
         if not done.exists():
             say(f"{job} ...")
-            process(arguments, job, out / "logs" / f"{job}.log")
+            process(scale, out, job)
     planned, started = runs(scale), time.perf_counter()
     futures: dict[str, Future[None]] = {}
 
@@ -79,7 +102,7 @@ def train_all(arguments: argparse.Namespace, scale: Scale) -> None:
             return
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        process(arguments, run.name, out / "logs" / f"{run.name}.log")
+        process(scale, out, run.name)
         say(f"[{number}/{len(planned)}] {run.name}, {time.perf_counter() - started:.0f} s in all")
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
@@ -116,12 +139,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--keep", action="store_true", help="leave the patches, logs and the base")
     parser.add_argument("--publish", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--job", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     scale = QUICK if arguments.quick else FULL
-    if arguments.job:
-        work(arguments.job, scale, arguments.out)
-        return
     begun = time.perf_counter()
     arguments.out.mkdir(parents=True, exist_ok=True)
     if not (arguments.out / "measures.json").exists():
