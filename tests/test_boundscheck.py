@@ -1,10 +1,10 @@
-"""Run with NUMBA_BOUNDSCHECK=1 and a cache of its own: every index that a kernel forms is looked at, as in plain Python.
+"""Run with NUMBA_BOUNDSCHECK=1: every index that a kernel forms is looked at, as in plain Python, but that negative ones pass.
 
-    NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=$(mktemp -d) pytest tests/test_boundscheck.py tests/test_vectors.py tests/test_context.py ...
+    NUMBA_BOUNDSCHECK=1 pytest tests/test_boundscheck.py tests/test_vectors.py tests/test_context.py ...
 
-Numba's cache does not tell checked kernels from others: from the usual folder it would load unchecked ones, and nothing would be looked
-at. These tests fail then. What intrinsics read (``unequal``, ``below``, the stripes of XXH3) is not checked so, but by
-tests/fuzz/plain_kernels.py, where they are Python; ``prefetch`` may point behind an array, and reads nothing.
+These tests fail where kernels are not checked after all, as by a cache that does not tell such kernels from others. What intrinsics read
+(``unequal``, ``below``, the stripes of XXH3) is not checked so, but by tests/fuzz/plain_kernels.py, where they are Python; ``prefetch``
+may point behind an array, and reads nothing.
 """
 
 from __future__ import annotations

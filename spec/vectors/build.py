@@ -1495,6 +1495,7 @@ def folder_successes():
     files_only = {"config.json": b"{}"}
     good("folder_without_weights", "The target has no weight file.", {"m.safetensors": {"a": BASE["a"]}, "config.json": b"{}"},
          files_only, patch_folder({"m.safetensors": {"a": BASE["a"]}, "config.json": b"{}"}, files_only, {}, [same_file("config.json")]))
+    good("folder_without_files", "The target has no file at all: an empty folder.", TEXT_OLD, {}, patch_folder(TEXT_OLD, {}, {}))
     extra = small(index=setter("info", {"base_repo": "org/base", "unknown": [None, True, -1, {"é": "\x1f\x7f"}]}),
                    parts=setter("README.md", b"not part of the patch"))
     good("folder_info_and_other_files", "info has unknown members, and the folder a file that the index does not name.",
