@@ -6,7 +6,7 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ckptdiff import others
 from ckptdiff.canonical import quote
-from ckptdiff.checkpoint import Checkpoint, open_checkpoint
+from ckptdiff.checkpoint import Checkpoint, Recorded, open_checkpoint
 from ckptdiff.devices import find_device
 from ckptdiff.dtypes import Bytes
 from ckptdiff.errors import BaseMismatchError, CkptdiffError, FormatError, IntegrityError, OutputError
@@ -82,8 +82,7 @@ def apply(
         raise FormatError(f"a chain has 1 to {MAX_CHAIN} patches, found 0")
     with ExitStack() as stack:
         chain = [stack.enter_context(open_patch(name, by_ranges=bool(only))) for name in names]
-        wanted = [] if only else [other.path for patch in chain for other in patch.others if other.kind != "new"]
-        old = stack.enter_context(open_checkpoint(base, needs_weights=bool(chain[0].files), scopes=chain[0].base_scopes, others=wanted))
+        old = stack.enter_context(open_base(base, chain, only_weights=bool(only)))
         folder = chain[-1].index is not None and not only
         inputs = [*old.paths, *(path for patch in chain for path in patch.paths)]
         new = [file.metadata.target_path for file in chain[-1].files] + [other.path for other in chain[-1].others]
@@ -111,6 +110,18 @@ def apply(
         return ApplyResult(out, tuple(files), sum(len(o.tensors) for o in outputs), size, time.perf_counter() - started)
 
 
+def open_base(
+    base: str | os.PathLike[str], chain: Sequence[OpenPatch], *, only_weights: bool = False, with_files: bool = False
+) -> AbstractContextManager[Checkpoint]:
+    """Open the base of a chain: just the files that its first patch records, if they are all there.
+
+    ``only_weights``: of the Hub fetch no other files; ``with_files``: take all other files, not just those that the patches need.
+    """
+    wanted = [] if only_weights else [other.path for patch in chain for other in patch.others if other.kind != "new"]
+    recorded = Recorded({file.path: file.size for file in chain[0].base_files}, chain[0].base_scopes, wanted)
+    return open_checkpoint(base, needs_weights=bool(chain[0].files), with_files=with_files, recorded=recorded)
+
+
 def check_stored(patch: OpenPatch, only: Sequence[str] = (), progress: Progress = no_progress) -> None:
     """Raise the first fault of a patch's payloads and stored files (spec 10, end of step 1)."""
     done, total = 0, patch.stored_size
@@ -136,6 +147,12 @@ def check_chain(chain: Sequence[OpenPatch]) -> None:
         if patch.base_identity != before.target_identity:
             if patch.path == before.path:
                 raise BaseMismatchError(f"{patch.path}: is listed twice in a row")
+            sibling = next((other for other in chain if other is not patch and other.base_identity == patch.base_identity), None)
+            if sibling is not None:
+                raise BaseMismatchError(
+                    f"{patch.path} and {sibling.path}: both are made from the same base, {patch.base_identity.hex()}, so that neither can "
+                    "follow the other: apply one of them"
+                )
             raise BaseMismatchError(
                 f"{patch.path}: was made from a base with the identity {patch.base_identity.hex()}, but {before.path} gives "
                 f"{before.target_identity.hex()}: put the patches in the order in which they were made, none left out"

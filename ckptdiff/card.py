@@ -52,7 +52,7 @@ def _ours(facts: Facts) -> str:
         "",
         "```sh",
         "pip install ckptdiff",
-        f"ckptdiff pull {facts.repo} -o {name}",
+        f"ckptdiff pull {facts.repo} -o {name}{'' if patch.is_folder else '.safetensors'}",
         "```",
         "",
         *_table(("", ""), _sizes(facts)),

@@ -3,38 +3,25 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
-import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ckptdiff.aside import if_gone
 from ckptdiff.dtypes import Bytes
 from ckptdiff.errors import CheckpointError
+from ckptdiff.folder import Listing, list_folder
+from ckptdiff.foreign import CONVERTERS, other_formats, refuse_weights
 from ckptdiff.hub import download, open_repo
 from ckptdiff.hubid import HubId, parse_id
-from ckptdiff.selection import matches, select
+from ckptdiff.recognition import INDEX_NAME, is_patch_folder, is_patch_header, is_patch_repo
+from ckptdiff.scopes import is_index, scope_of_name, scopes_of, scopes_of_recorded
+from ckptdiff.selection import Selection, exclude_option, matches, select
 from ckptdiff.stfile import ByteSource, Header, LocalFile, WeightSource, read_header
 
-INDEX = re.compile(r"(?P<stem>.+)\.safetensors\.index(?P<variant>\.[^./]+)?\.json")
-SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})(?P<variant>\.[^./]+)?\.safetensors")
-MAX_INDEX_JSON = 1 << 28
 IS_A_PATCH = "{path}: is a ckptdiff patch, not a checkpoint; rebuild that with: ckptdiff apply BASE {path} -o OUT"
-
-CONVERTERS = {
-    ".bin": "load it with transformers and save_pretrained(..., safe_serialization=True)",
-    ".pt": "load it with torch.load(weights_only=True) and safetensors.torch.save_file",
-    ".pth": "load it with torch.load(weights_only=True) and safetensors.torch.save_file",
-    ".ckpt": "load it with torch.load(weights_only=True) and safetensors.torch.save_file",
-    ".gguf": "load it with transformers from_pretrained(..., gguf_file=NAME) and save_pretrained",
-    ".distcp": "convert it with python -m torch.distributed.checkpoint.format_utils dcp_to_torch, then safetensors.torch.save_file",
-}
-
-NOT_FETCHED = {".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".tflite", ".pb", ".mlmodel"}
-"""Files of a repo on the Hub that hold the weights once more, in other formats: left out unless they are asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +62,9 @@ class Checkpoint:
     """A checkpoint whose headers are read.
 
     ``scopes`` maps scope and name to a tensor, ``others`` the path of each file without weights to a local file;
-    ``left_out`` are the paths that do not belong to it by default, or as the caller asked; ``origin`` the repo and commit that it is from;
-    ``in_memory`` says that its weights are no files.
+    ``left_out`` are the paths that do not belong to it by default, or as the caller asked; ``followed`` says where links lead that leave
+    its folder; ``origin`` is the repo and commit that it is from; ``in_memory`` says that its weights are no files; ``can_exclude`` that
+    the caller has an option to leave files out, which messages may advise.
     """
 
     path: Path
@@ -84,6 +72,8 @@ class Checkpoint:
     weights: list[WeightFile]
     others: dict[str, Path]
     left_out: tuple[str, ...] = ()
+    followed: dict[str, Path] = field(default_factory=dict)
+    can_exclude: bool = False
     origin: HubId | None = None
     in_memory: bool = False
     scopes: dict[str, dict[str, Tensor]] = field(default_factory=dict)
@@ -94,9 +84,10 @@ class Checkpoint:
             for tensor in file.tensors:
                 if tensor.name in tensors:
                     self.close()
+                    way_on = f", or leave it out with {exclude_option(file.path)}" if self.can_exclude else ""
                     raise CheckpointError(
                         f"{file.file.name}: tensor {tensor.name} is also in {tensors[tensor.name].source.name}; "
-                        "two files of one index must not share names: remove the stale shard"
+                        f"two files of one index must not share names: remove the stale shard{way_on}"
                     )
                 tensors[tensor.name] = tensor
 
@@ -126,146 +117,206 @@ class Checkpoint:
             file.file.close()
 
 
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What a patch records of its base: sizes of its weight files by path, the scopes and the paths of other files that it needs."""
+
+    weights: Mapping[str, int]
+    scopes: Collection[str] = ()
+    others: Collection[str] = ()
+
+
 @contextmanager
 def open_checkpoint(
     path: str | os.PathLike[str],
     *,
     needs_weights: bool = True,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    scopes: Collection[str] = (),
-    others: Collection[str] | None = None,
+    with_files: bool = False,
+    selection: Selection | None = None,
+    recorded: Recorded | None = None,
 ) -> Iterator[Checkpoint]:
     """Open one safetensors file, or a folder of them with or without index, here or on the Hub, and read its headers.
 
-    ``include`` and ``exclude`` are globs of paths, as in :func:`ckptdiff.selection.select`. Weight files of ``scopes`` are
-    taken although they are left out by default: a patch that was made with ``include`` names them. ``others``: of the Hub fetch
-    only these of the files without weights; None for all.
+    Args:
+        needs_weights: whether one without weight files is refused.
+        with_files: whether files without weights matter too.
+        selection: which files; None where the caller has no such options, so that no message advises them. Weight files and indexes may
+            be links out of the folder in any case.
+        recorded: open just the files that a patch records, where they all are there with their sizes; else (a base may be sharded
+            differently) all of it.
 
     Raises:
-        CheckpointError: it is missing, unreadable, has no safetensors weights, lacks a shard, or a header is broken.
+        CheckpointError: it is missing, unreadable, has no safetensors weights, lacks a shard, or a header is broken; or a link leaves it.
         HubError: it cannot be fetched.
     """
     hub_id = parse_id(path)
-    if hub_id is None:
-        checkpoint = _read(Path(path), needs_weights, include, exclude, scopes)
-    else:
-        checkpoint = _fetch(hub_id, needs_weights, include, exclude, scopes, others)
+    opener = _Opener(needs_weights, with_files, selection or Selection(), selection is not None, recorded or Recorded({}))
+    checkpoint = opener.read(Path(path)) if hub_id is None else opener.fetch(hub_id)
     try:
         yield checkpoint
     finally:
         checkpoint.close()
 
 
-def _fetch(
-    hub_id: HubId,
-    needs_weights: bool,
-    include: Sequence[str],
-    exclude: Sequence[str],
-    scopes: Collection[str],
-    others: Collection[str] | None,
-) -> Checkpoint:
-    """Fetch what belongs to a checkpoint on the Hub into its cache, and open that."""
-    repo = open_repo(hub_id)
-    if "ckptdiff.json" in repo.files:
-        raise CheckpointError(f"{hub_id}: is a ckptdiff patch, not a checkpoint; rebuild that with: ckptdiff pull {hub_id} -o OUT")
-    kept, left_out = select(repo.files, [*include, *_named(repo.files, scopes)], exclude)
-    if others is None:
-        unused = {name for name in kept if Path(name).suffix in NOT_FETCHED and not matches(name, include)}
-    else:
-        unused = {name for name in kept if not name.endswith((".safetensors", ".safetensors.index.json")) and name not in others}
-    names = [name for name in kept if name not in unused]
-    if needs_weights and not any(name.endswith(".safetensors") for name in names):
-        _refuse_weights(Path(str(hub_id)), list(repo.files))
-    folder = download(repo, names)
-    if repo.is_file:
-        checkpoint = _read(folder / names[0], needs_weights, include, exclude, scopes)
-    else:
-        checkpoint = _open_files(folder, {name: folder / name for name in names}, names, needs_weights)
-    checkpoint.left_out, checkpoint.origin = (*left_out, *sorted(unused)), repo.pinned
-    return checkpoint
+@dataclass(frozen=True, slots=True)
+class _Opener:
+    """The steps of :func:`open_checkpoint`, with its arguments."""
 
+    needs_weights: bool
+    with_files: bool
+    selection: Selection
+    can_exclude: bool
+    recorded: Recorded
 
-def _named(files: Iterable[str], scopes: Collection[str]) -> list[str]:
-    """Globs of the weight files of scopes."""
-    return [glob.escape(name) for name in files if name.endswith(".safetensors") and scope_of_name(name) in scopes]
+    # --- on this machine ---
 
+    def read(self, path: Path) -> Checkpoint:
+        try:
+            if os.path.isdir(path):
+                return self._read_folder(path)
+            if os.path.isfile(path):
+                return self._read_file(path)
+        except OSError as error:
+            raise CheckpointError(f"{error.filename or path}: cannot be read: {error.strerror}") from None
+        raise CheckpointError(f"{path}: no such file or folder{if_gone(path)}")
 
-def _read(path: Path, needs_weights: bool, include: Sequence[str], exclude: Sequence[str], scopes: Collection[str]) -> Checkpoint:
-    try:
-        if os.path.isdir(path):
-            _refuse_hub_root(path)
-            files = list_files(path)
-        elif os.path.isfile(path):
-            if path.suffix in CONVERTERS:
-                _refuse_weights(path, [path.name])
-            return Checkpoint(path, True, _open_weights({path.name: path}, {path.name: scope_of_name(path.name)}), {})
+    def _read_file(self, path: Path) -> Checkpoint:
+        if path.suffix in CONVERTERS:
+            refuse_weights(path, [path.name], (), can_include=False)
+        return Checkpoint(path, True, _open_weights({path.name: path}, {path.name: scope_of_name(path.name)}), {})
+
+    def _read_folder(self, path: Path) -> Checkpoint:
+        _refuse_hub_root(path)
+        if os.path.lexists(path / INDEX_NAME):
+            raise CheckpointError(IS_A_PATCH.format(path=path))
+        sizes = {name: file.stat().st_size for name in self.recorded.weights if os.path.isfile(file := path / name)}
+        if self._has_recorded(sizes) and not self.with_files:
+            return self._open_recorded(path, _indexes_above(path, sizes))
+        listing = list_folder(path, follow_links=self.selection.follow_links)
+        if is_patch_folder(path, listing.files):
+            raise CheckpointError(IS_A_PATCH.format(path=path))
+        found, out = self._select([*listing.files, *(name for name in listing.outside if name.endswith("/"))])
+        left_out = set(out)
+        kept = self._without_links(path, [name for name in found if self._is_wanted(listing.again.get(name), name, left_out)], listing)
+        files = {name: file for name, file in listing.files.items() if name in kept or name not in listing.outside}
+        if self._has_recorded(sizes):
+            return self._open_recorded(path, [name for name in files if is_index(name)], kept)
+        for name in kept:
+            self._check_regular(files[name], name)
+        checkpoint = self._open_files(path, files, kept)
+        checkpoint.followed = _followed(listing, kept)
+        gone = {*listing.files, *listing.outside, *listing.skipped} - set(kept) - set(checkpoint.followed)
+        checkpoint.left_out = tuple(sorted(gone, key=str.encode))
+        return checkpoint
+
+    def _is_wanted(self, real: str | None, name: str, left_out: Collection[str]) -> bool:
+        """Whether a file that is there once more by a link to its folder belongs in: not if its folder is left out."""
+        return real not in left_out or matches(name, self.selection.include)
+
+    def _without_links(self, path: Path, kept: Iterable[str], listing: Listing) -> dict[str, None]:
+        """The kept paths without links that leave the folder, or an error where these matter and the caller has a way on."""
+        found, refused = dict[str, None](), []
+        for name in kept:
+            may = name not in listing.outside or _is_weights(name) or self.selection.follow_links
+            if name.endswith("/"):
+                if not self.selection.follow_links:
+                    refused.append(name)  # it may hold weights
+            elif may or (self.with_files and not os.path.exists(listing.files[name])):
+                found[name] = None
+            elif self.with_files:
+                refused.append(name)
+        if refused and self.can_exclude:
+            first, more = refused[0], f" (and {len(refused) - 1} more links)" if len(refused) > 1 else ""
+            raise CheckpointError(
+                f"{path / first}: a link out of the checkpoint, to {listing.outside[first]}{more}: "
+                f"leave it out with {exclude_option(*refused[:3])}, or take what it leads to with --follow-links"
+            )
+        return found
+
+    def _check_regular(self, file: Path, name: str) -> None:
+        if (self.with_files or _is_weights(name)) and not os.path.isfile(file):
+            what = "a link to a file that does not exist" if file.is_symlink() else "not a regular file"
+            way_on = f", or leave it out with {exclude_option(name)}" if self.can_exclude else ""
+            raise CheckpointError(f"{file}: {what}; restore it or remove it{way_on}")
+
+    # --- on the Hub ---
+
+    def fetch(self, hub_id: HubId) -> Checkpoint:
+        """Fetch what belongs to a checkpoint on the Hub into its cache, and open that."""
+        repo = open_repo(hub_id)
+        if is_patch_repo(repo):
+            raise CheckpointError(f"{hub_id}: is a ckptdiff patch, not a checkpoint; rebuild that with: ckptdiff pull {hub_id} -o OUT")
+        kept, left_out = self._select(repo.files)
+        sizes = {name: repo.files[name].size for name in self.recorded.weights if name in repo.files}
+        whole = not self._has_recorded(sizes)
+        weights = [name for name in kept if _is_weights(name)] if whole else [*sizes, *filter(is_index, repo.files)]
+        others = {name for name in self.recorded.others if name in repo.files}
+        if self.with_files:
+            others |= {name for name in set(kept) - set(other_formats(kept)) if not _is_weights(name)}
+            others |= {name for name in kept if matches(name, self.selection.include)}
+        names = [name for name in repo.files if name in weights or name in others]
+        if self.needs_weights and not any(name.endswith(".safetensors") for name in names):
+            refuse_weights(Path(str(hub_id)), list(repo.files), left_out, self.can_exclude)
+        folder = download(repo, names)
+        if repo.is_file:
+            checkpoint = self._read_file(folder / names[0])
+        elif whole:
+            checkpoint = self._open_files(folder, {name: folder / name for name in names}, names)
         else:
-            raise CheckpointError(f"{path}: no such file or folder{if_gone(path)}")
-    except OSError as error:
-        raise CheckpointError(f"{error.filename or path}: cannot be read: {error.strerror}") from None
-    if "ckptdiff.json" in files:
-        raise CheckpointError(IS_A_PATCH.format(path=path))
-    kept, left_out = select(files, [*include, *_named(files, scopes)], exclude)
-    for name in kept:
-        _check_regular(files[name])
-    checkpoint = _open_files(path, files, kept, needs_weights)
-    checkpoint.left_out = tuple(left_out)
-    return checkpoint
+            checkpoint = self._open_recorded(folder, [name for name in names if is_index(name)], others)
+        checkpoint.left_out, checkpoint.origin = tuple(name for name in repo.files if name not in names), repo.pinned
+        return checkpoint
+
+    # --- on both ---
+
+    def _select(self, names: Iterable[str]) -> tuple[list[str], list[str]]:
+        """Weight files that a patch names by their scopes are taken although they are left out by default: make may have been told to."""
+        names, scopes = list(names), self.recorded.scopes
+        named = [glob.escape(name) for name in names if name.endswith(".safetensors") and scope_of_name(name) in scopes]
+        return select(names, [*self.selection.include, *named], self.selection.exclude)
+
+    def _has_recorded(self, sizes: Mapping[str, int]) -> bool:
+        """Whether all weight files that the patch records are there, by path and size."""
+        return bool(sizes) and sizes == self.recorded.weights
+
+    def _open_recorded(self, path: Path, indexes: Iterable[str], others: Iterable[str] = ()) -> Checkpoint:
+        weights = {name: path / name for name in self.recorded.weights}
+        scope_of = scopes_of_recorded(weights, {name: path / name for name in indexes}, self.recorded.scopes)
+        names = [name for name in (*others, *self.recorded.others) if not name.endswith(".safetensors")]
+        return Checkpoint(path, False, _open_weights(weights, scope_of), {name: path / name for name in names})
+
+    def _open_files(self, path: Path, files: Mapping[str, Path], kept: Iterable[str]) -> Checkpoint:
+        weights = {name: files[name] for name in kept if name.endswith(".safetensors")}
+        if not weights and self.needs_weights:
+            refuse_weights(path, sorted(files), set(files) - set(kept), self.can_exclude)
+        scope_of = scopes_of(weights, {name: files[name] for name in kept if is_index(name)}, self.can_exclude)
+        others = {name: file for name, file in files.items() if not name.endswith(".safetensors")}
+        others |= {name: path / name for name in self.recorded.others if name not in others}
+        return Checkpoint(path, False, _open_weights(weights, scope_of), others, can_exclude=self.can_exclude)
 
 
-def _open_files(path: Path, files: dict[str, Path], kept: Sequence[str], needs_weights: bool) -> Checkpoint:
-    weights = {name: files[name] for name in kept if name.endswith(".safetensors")}
-    if not weights and needs_weights:
-        _refuse_weights(path, sorted(files))
-    scope_of = _scopes(weights, {name: files[name] for name in kept if name not in weights})
-    others = {name: file for name, file in files.items() if not name.endswith(".safetensors")}
-    return Checkpoint(path, False, _open_weights(weights, scope_of), others)
+def _is_weights(name: str) -> bool:
+    return name.endswith(".safetensors") or is_index(name)
+
+
+def _indexes_above(path: Path, weights: Iterable[str]) -> list[str]:
+    """Paths of the indexes in the folders that weight files lie in, and in those above, which alone can list them."""
+    folders = {folder.as_posix() for name in weights for folder in PurePosixPath(name).parents}
+    names = (f"{folder}/{found}" if folder != "." else found for folder in sorted(folders) for found in os.listdir(path / folder))
+    return sorted((name for name in names if is_index(name)), key=os.fsencode)
+
+
+def _followed(listing: Listing, kept: Collection[str]) -> dict[str, Path]:
+    """Links out of the folder whose files belong in: folders as one."""
+    folders = tuple(name for name in listing.outside if name.endswith("/") and any(other.startswith(name) for other in kept))
+    files = (name for name in listing.outside if name in kept and not name.startswith(folders))
+    return {name: listing.outside[name] for name in sorted((*folders, *files), key=str.encode)}
 
 
 def _refuse_hub_root(path: Path) -> None:
     if (path / "blobs").is_dir() and (path / "snapshots").is_dir():
         found = sorted(p.name for p in (path / "snapshots").iterdir())
         raise CheckpointError(f"{path}: is a repo of the Hub cache; give one of its snapshots: {', '.join(found[:5])}")
-
-
-def list_files(folder: Path) -> dict[str, Path]:
-    """Every file below a folder by its relative path with ``/``, links followed, sorted by the path's UTF-8 bytes."""
-    found: dict[str, Path] = {}
-    _walk(folder, "", {Path(os.path.realpath(folder))}, found)
-    return dict(sorted(found.items(), key=lambda item: item[0].encode()))
-
-
-def _walk(folder: Path, prefix: str, above: set[Path], found: dict[str, Path]) -> None:
-    for entry in os.scandir(folder):
-        path, name = Path(entry.path), prefix + entry.name
-        if not entry.is_dir():
-            try:
-                name.encode()
-            except UnicodeEncodeError:
-                raise CheckpointError(f"{entry.path!a}: the file's name is not UTF-8: rename it") from None
-            found[name] = path
-            continue
-        real = Path(os.path.realpath(path))
-        if real in above:
-            continue  # a link to a folder that this one lies in
-        if any(real in parent.parents for parent in above):
-            raise CheckpointError(f"{path}: a link to a folder that holds this one; remove it")
-        _walk(path, name + "/", above | {real}, found)
-
-
-def _check_regular(file: Path) -> None:
-    if not os.path.isfile(file):
-        what = "a link to a file that does not exist" if file.is_symlink() else "not a regular file"
-        raise CheckpointError(f"{file}: {what}; restore it, remove it, or leave it out with --exclude")
-
-
-def _refuse_weights(path: Path, names: list[str]) -> None:
-    for name in names:
-        converter = CONVERTERS.get(Path(name).suffix)
-        if converter:
-            raise CheckpointError(f"{path}: {name} is not safetensors, which ckptdiff needs: {converter}, then run again")
-    raise CheckpointError(f"{path}: expected a .safetensors file or a folder that holds one, found none")
 
 
 def _open_weights(files: dict[str, Path], scopes: dict[str, str]) -> list[WeightFile]:
@@ -275,7 +326,7 @@ def _open_weights(files: dict[str, Path], scopes: dict[str, str]) -> list[Weight
             file = LocalFile(path)
             try:
                 header = read_header(file)
-                if "ckptdiff" in (header.metadata or {}):
+                if is_patch_header(header):
                     raise CheckpointError(IS_A_PATCH.format(path=path))
                 opened.append(WeightFile(name, scopes[name], file, header))
             except ValueError as error:
@@ -289,54 +340,3 @@ def _open_weights(files: dict[str, Path], scopes: dict[str, str]) -> list[Weight
             weight.file.close()
         raise
     return opened
-
-
-def scope_of_name(path: str) -> str:
-    """Scope of a weight file that no index lists (spec 3.1, rules 2 and 3)."""
-    folder, _, name = path.rpartition("/")
-    match = SHARD.fullmatch(name)
-    stem = match["stem"] + (match["variant"] or "") if match else name.removesuffix(".safetensors")
-    return f"{folder}/{stem}" if folder else stem
-
-
-def _scopes(weights: dict[str, Path], others: dict[str, Path]) -> dict[str, str]:
-    """Scope of every weight file (spec 3.1); also checks that no shard is missing."""
-    indexed: dict[str, str] = {}
-    for name, path in others.items():
-        folder, _, file_name = name.rpartition("/")
-        match = INDEX.fullmatch(file_name)
-        if not match:
-            continue
-        prefix = f"{folder}/" if folder else ""
-        for shard in _shards_of_index(path):
-            if prefix + shard not in weights:
-                raise CheckpointError(f"{path}: lists the shard {shard}, which is missing: fetch it, or remove the stale index")
-            indexed.setdefault(prefix + shard, prefix + match["stem"] + (match["variant"] or ""))
-    _check_siblings([name for name in weights if name not in indexed], set(weights))
-    scopes = {name: indexed.get(name) or scope_of_name(name) for name in weights}
-    alone = {name for name in weights if name not in indexed and not SHARD.fullmatch(name)}
-    taken = {scope for name, scope in scopes.items() if name not in alone}
-    return {name: name if name in alone and scope in taken else scope for name, scope in scopes.items()}
-
-
-def _shards_of_index(path: Path) -> list[str]:
-    try:
-        if path.stat().st_size > MAX_INDEX_JSON:
-            raise CheckpointError(f"{path}: an index of {path.stat().st_size} bytes is too large (limit {MAX_INDEX_JSON})")
-        weight_map = json.loads(path.read_bytes())["weight_map"]
-        return sorted({str(name) for name in weight_map.values()})
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise CheckpointError(f"{path}: not a safetensors index: expected a JSON object with a weight_map") from None
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _check_siblings(names: list[str], present: set[str]) -> None:
-    """A file called K-of-N that no index lists needs its N - 1 siblings."""
-    for name in names:
-        match = SHARD.fullmatch(name)
-        if match:
-            for k in range(1, int(match["count"]) + 1):
-                sibling = f"{match['stem']}-{k:05}-of-{match['count']}{match['variant'] or ''}.safetensors"
-                if sibling not in present:
-                    raise CheckpointError(f"{name}: its sibling {sibling} is missing: fetch it")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import io
-import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,14 @@ from typing import Any
 import click
 
 from ckptdiff import __version__
+from ckptdiff.canonical import visible
 from ckptdiff.cli_common import (
     PATH,
     as_json,
+    asks_for_json,
     device_option,
+    fail,
+    file_options,
     finite,
     overwrite_option,
     print_json,
@@ -28,11 +31,13 @@ from ckptdiff.cli_common import (
     selection_options,
     threads_option,
     to_json,
+    usage_errors,
 )
 from ckptdiff.cli_hub import pull, push
 from ckptdiff.cli_report import mask, overlap, report
 from ckptdiff.errors import CkptdiffError
 from ckptdiff.interrupts import raised
+from ckptdiff.machine import machine_error
 
 
 def _some_path(ctx: click.Context, parameter: click.Parameter, value: Path) -> Path:
@@ -47,23 +52,27 @@ class Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta["json"] = asks_for_json(args)  # what is parsed says so too, but a usage error comes before
+        with usage_errors(ctx):
+            return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with raised():
+            with raised(), usage_errors(ctx):
                 return super().invoke(ctx)
         except CkptdiffError as error:
-            if ctx.meta.get("json"):
-                print_json({"error": {"kind": error.kind, "message": str(error)}})
-            say(f"error: {error}")
-            ctx.exit(3)
-        except OSError as error:
-            if error.errno == errno.EPIPE:
-                raise
-            say(f"error: the output cannot be written: {error.strerror}")
-            ctx.exit(3)
+            fail(ctx, error.kind, str(error))
         except (KeyboardInterrupt, click.Abort) as error:
-            say(f"interrupted; {str(error) or 'nothing unfinished was left behind'}")
-            ctx.exit(130)
+            fail(ctx, "interrupted", f"interrupted; {str(error) or 'nothing unfinished was left behind'}", 130)
+        except (MemoryError, ImportError, OSError, RuntimeError) as error:
+            lacking = machine_error(error)
+            if lacking is not None:
+                fail(ctx, lacking.kind, str(lacking))
+            if not isinstance(error, OSError) or error.errno == errno.EPIPE:
+                raise
+            where = error.filename or "standard output"
+            fail(ctx, "output", f"{where}: {error.strerror or error}")
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -81,8 +90,6 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # every shard of every patch of a chain stays open
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @main.command()
@@ -103,7 +110,8 @@ def main() -> None:
 def make(base: Path, target: Path, patch: Path, codec: str, with_report: bool, json_output: bool, **options: Any) -> None:
     """Store the difference between two checkpoints.
 
-    All files of TARGET go in, byte for byte, but for version control, caches, logs, optimizer and trainer state, which are listed.
+    All files of TARGET go in, byte for byte, but for version control, caches, logs, optimizer and trainer state, and secrets, which are
+    listed.
 
     \b
     TARGET a file gives a patch file, TARGET a folder gives a patch folder.
@@ -118,7 +126,7 @@ def make(base: Path, target: Path, patch: Path, codec: str, with_report: bool, j
         if with_report:
             from ckptdiff.analysis.reporting import report as measure
 
-            same = {key: options[key] for key in ("include", "exclude", "rename", "threads")}
+            same = {key: options[key] for key in ("include", "exclude", "follow_links", "rename", "threads")}
             measured = measure(base, target, progress=progress, **same)
         result = run(base, target, patch, codec=None if codec == "auto" else codec, report=measured, progress=progress, **options)
     if json_output:
@@ -186,7 +194,8 @@ def info(patch: Path, tensors: bool, json_output: bool) -> None:
 def verify(patch: Path, hub: str | None, json_output: bool, **options: Any) -> None:
     """Check a patch, its base, or rebuilt files.
 
-    Lists every problem found, and exits with 1 if there is one. Changes are decoded where --base is given.
+    Lists the problems found (of more than ten of one kind the first; --json lists all), and exits with 1 if there is one. Changes are
+    decoded where --base is given.
     """
     from ckptdiff import render
     from ckptdiff.verifier import verify as run
@@ -215,6 +224,7 @@ def verify(patch: Path, hub: str | None, json_output: bool, **options: Any) -> N
     callback=finite,
     help="Tolerance; may be repeated.",
 )
+@file_options
 @click.option("--base", type=PATH, help="Checkpoint that both started from: also compare what changed in each.")
 @click.option("--tensors", is_flag=True, help="Also list every tensor.")
 @threads_option
@@ -228,14 +238,18 @@ def compare(a: Path, b: Path, base: Path | None, tensors: bool, json_output: boo
     """
     from ckptdiff import render
     from ckptdiff.comparison import compare as run
+    from ckptdiff.recognition import check_there
 
+    if base is not None:
+        check_there(base)
     with progress_bar() as progress:
         result = run(a, b, progress=progress, **options)
         changed = None
         if base is not None:
             from ckptdiff.analysis.overlap import overlap as find_overlap
 
-            changed = find_overlap([a, b], base, threads=options["threads"], progress=progress)
+            same = {key: options[key] for key in ("include", "exclude", "follow_links", "threads")}
+            changed = find_overlap([a, b], base, **same, progress=progress)
     if json_output:
         totals = {"elements": result.elements, "identical": result.identical, "within": result.within, "same": result.same}
         rows = to_json(result)
@@ -285,4 +299,4 @@ def warmup(json_output: bool) -> None:
     if json_output:
         print_json(to_json(result))
     else:
-        click.echo(f"{result.compiled} kernels compiled, {result.read} read, in {result.folder}")
+        click.echo(f"{result.compiled} kernels compiled, {result.read} read, in {visible(str(result.folder))}")

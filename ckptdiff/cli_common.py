@@ -6,10 +6,10 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -33,15 +33,21 @@ threads_option = click.option("--threads", type=click.IntRange(1, 256), help="Th
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 
 
-def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Which files and tensors of two checkpoints stand against each other."""
+def file_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Which files belong to two checkpoints."""
     for option in (
-        click.option("--rename", multiple=True, metavar="REGEX=REPL", help="Turn a target tensor's name into the base's."),
+        click.option("--follow-links", is_flag=True, help="Take what links lead to that leave a folder, as weight files always may."),
         click.option("--exclude", multiple=True, metavar="GLOB", help="Leave files out."),
         click.option("--include", multiple=True, metavar="GLOB", help="Take files that are left out by default, such as optimizer state."),
     ):
         command = option(command)
     return command
+
+
+def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Which files and tensors of two checkpoints stand against each other."""
+    rename = click.option("--rename", multiple=True, metavar="REGEX=REPL", help="Turn a target tensor's name into the base's.")
+    return file_options(rename(command))
 
 
 def finite(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
@@ -56,7 +62,40 @@ def say(text: str) -> None:
 
 
 def print_json(value: object) -> None:
-    click.echo(json.dumps(value, ensure_ascii=False))
+    """One object on stdout, in ASCII: valid in any encoding, and nothing in a name steers a terminal."""
+    click.echo(json.dumps(value))
+
+
+def asks_for_json(arguments: Sequence[str]) -> bool:
+    """Whether ``--json`` stands among arguments, whatever is wrong with the others."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return "--json" in arguments[:end]
+
+
+def fail(ctx: click.Context, kind: str, message: str, code: int = 3) -> NoReturn:
+    """End with a line on stderr, and with ``--json`` an object on stdout."""
+    _print_error(ctx, kind, message)
+    say(message if kind == "interrupted" else f"error: {message}")
+    ctx.exit(code)
+
+
+def _print_error(ctx: click.Context, kind: str, message: str) -> None:
+    if ctx.find_root().meta.get("json"):
+        with suppress(OSError):  # stdout may be what failed
+            print_json({"error": {"kind": kind, "message": message}})
+
+
+@contextmanager
+def usage_errors(ctx: click.Context) -> Iterator[None]:
+    """With ``--json`` print usage errors as an object too; click prints their text, and names in it must not steer a terminal."""
+    try:
+        yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as error:
+        message = error.format_message()
+        _print_error(ctx, "usage", message)
+        raise click.UsageError(visible(message), error.ctx) from None
 
 
 def to_json(value: Any) -> Any:

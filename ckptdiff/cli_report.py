@@ -8,10 +8,17 @@ from typing import Any
 
 import click
 
-from ckptdiff.aside import if_gone
-from ckptdiff.cli_common import PATH, as_json, finite, overwrite_option, print_json, progress_bar, selection_options, threads_option
-from ckptdiff.errors import CheckpointError
-from ckptdiff.hubid import parse_id
+from ckptdiff.cli_common import (
+    PATH,
+    as_json,
+    file_options,
+    finite,
+    overwrite_option,
+    print_json,
+    progress_bar,
+    selection_options,
+    threads_option,
+)
 
 POSITIVE = click.FloatRange(min=0)
 html_option = click.option("--html", type=PATH, metavar="FILE", help="Write a page with charts, in one file.")
@@ -48,7 +55,7 @@ def report(
     """
     from ckptdiff.analysis.reporting import report as run
     from ckptdiff.analysis.reporting import report_patch
-    from ckptdiff.analysis.source import is_patch
+    from ckptdiff.recognition import is_patch
 
     if target is None:
         _check_alone(base, is_patch(base))
@@ -82,14 +89,14 @@ def report(
 
 def _check_alone(path: Path, patch: bool) -> None:
     """A patch alone is told by no options: what it stores is what it has."""
-    if not patch and parse_id(path) is None and not path.exists():
-        raise CheckpointError(f"{path}: no such file or folder{if_gone(path)}")
     if not patch:
         raise click.UsageError(f"{path} is not a patch: give BASE and TARGET, or a patch alone.")
     given = click.get_current_context().get_parameter_source
-    for name in ("atol", "rtol", "rank", "device", "include", "exclude", "rename"):
+    for name in ("atol", "rtol", "rank", "device", "include", "exclude", "follow_links", "rename"):
         if given(name) is click.core.ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"--{name} needs BASE too: a patch alone says what was stored in it. ckptdiff report BASE {path}")
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} needs BASE too: a patch alone says what was stored in it. ckptdiff report BASE {path}"
+            )
 
 
 def _check_outputs(html: Path | None, png: Path | None, inputs: Sequence[Path], overwrite: bool) -> None:
@@ -116,6 +123,7 @@ def _write_page(path: Path, page: str, overwrite: bool) -> None:
 @click.argument("updates", type=PATH, nargs=-1, required=True, metavar="PATCH|CHECKPOINT...")
 @click.option("--base", type=PATH, help="Checkpoint that all started from.  [default: the repo that the first patch names as its base]")
 @click.option("--atol", type=POSITIVE, default=0.0, show_default=True, callback=finite, help="Count |d| above this as changed; 0: by bits.")
+@file_options
 @click.option("--series", is_flag=True, help="They are checkpoints of one run, in order: also changed since the last, ever, and back.")
 @html_option
 @png_option

@@ -13,8 +13,9 @@ import numpy as np
 from ckptdiff.adapt import read_range
 from ckptdiff.checkpoint import Tensor, open_checkpoint
 from ckptdiff.dtypes import DTYPES
-from ckptdiff.pairing import pair_all
+from ckptdiff.pairing import check_patterns, pair_all
 from ckptdiff.parallel import Progress, default_threads, no_progress, run_ordered
+from ckptdiff.selection import Selection
 from ckptdiff.values import distances, element_bits
 
 CHUNK_ELEMENTS = 1 << 20
@@ -67,18 +68,23 @@ def compare(
     b: str | os.PathLike[str],
     *,
     atol: Sequence[float] = DEFAULT_ATOL,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    follow_links: bool = False,
     threads: int | None = None,
     progress: Progress = no_progress,
 ) -> CompareResult:
     """Count the elements of two checkpoints that are bit-identical, and those within absolute tolerances.
 
     Differences are taken in float64, integers exactly; an element with a NaN on one side only is within no tolerance.
-    Tensors pair by name, also behind a wrapper's prefix.
+    Tensors pair by name, also behind a wrapper's prefix. ``include``, ``exclude`` and ``follow_links`` are those of :func:`ckptdiff.make`.
 
     Raises:
         CheckpointError: a checkpoint cannot be read, or is not one.
     """
-    with open_checkpoint(a) as left, open_checkpoint(b) as right:
+    chosen = Selection(include, exclude, follow_links)
+    with open_checkpoint(a, selection=chosen) as left, open_checkpoint(b, selection=chosen) as right:
+        check_patterns(left, right, (), chosen.globs)
         paired = pair_all(left, right)
         rows = _count_all(paired.pairs, tuple(atol), threads or default_threads(), progress)
         return CompareResult(tuple(atol), tuple(rows), paired.only_in_base, paired.only_in_target, paired.mismatched)

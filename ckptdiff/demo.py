@@ -12,6 +12,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 
+from ckptdiff.canonical import visible
 from ckptdiff.dtypes import cast
 from ckptdiff.errors import CkptdiffError, OutputError
 from ckptdiff.stfile import predicted_header
@@ -87,13 +88,13 @@ def run(folder: Path | None) -> None:
         raise OutputError(f"{folder}: cannot be written: {error.strerror}") from None
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{folder} holds what was done until then: remove it") from None
-    click.echo(f"\nThe files are in {folder}.")
+    click.echo(f"\nThe files are in {visible(str(folder))}.")
 
 
 def _run(folder: Path) -> None:
     from ckptdiff.cli import main
 
-    click.echo(f"A synthetic pair of checkpoints (random bf16 weights, one Adam-sized update; no real model), in {folder}:")
+    click.echo(f"A synthetic pair of checkpoints (random bf16 weights, one Adam-sized update; no real model), in {visible(str(folder))}:")
     base, target = (os.fspath(path) for path in write_pair(folder))
     patch, out = os.fspath(folder / "patch"), os.fspath(folder / "rebuilt")
     for arguments in (
@@ -103,7 +104,7 @@ def _run(folder: Path) -> None:
         ["verify", patch, "--base", base, "--target", out],
         ["compare", base, out],
     ):
-        click.echo(click.style(f"\n$ ckptdiff {shlex.join(arguments)}", bold=True))
+        click.echo(click.style(f"\n$ ckptdiff {visible(shlex.join(arguments))}", bold=True))
         code = main(arguments, standalone_mode=False)
         if code == 130:
             raise KeyboardInterrupt

@@ -18,7 +18,7 @@ def find_device(name: str) -> torch.device:
     """
     try:
         import torch
-    except ImportError:
+    except ModuleNotFoundError:
         raise UnsupportedError(f"the device {name} needs torch: pip install 'ckptdiff[torch]'") from None
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

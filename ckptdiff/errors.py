@@ -7,7 +7,9 @@ CkptdiffError            base of all; ``except ckptdiff.CkptdiffError`` catches 
 ├── BaseMismatchError    the base is not the one the patch was made from
 ├── CheckpointError      a checkpoint cannot be read, or is not one
 ├── OutputError          the output cannot be written there
+├── ResourceError        this machine lacks memory or threads, or a library that cannot be loaded
 └── HubError             the Hub refuses, lacks something, or cannot be reached
+    └── RevisionError    a repo is there, but not the revision of it that was asked for
 
 Each has ``kind``, a short stable word (spec section 13 for the first four) that scripts can branch on.
 """
@@ -61,7 +63,17 @@ class OutputError(CkptdiffError):
     kind = "output"
 
 
+class ResourceError(CkptdiffError):
+    """This machine lacks memory or threads, or a library that cannot be loaded."""
+
+    kind = "resources"
+
+
 class HubError(CkptdiffError):
     """The Hub refuses, lacks something, or cannot be reached."""
 
     kind = "hub"
+
+
+class RevisionError(HubError):
+    """A repo on the Hub is there, but not the revision of it that was asked for."""

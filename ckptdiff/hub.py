@@ -14,6 +14,9 @@ from ckptdiff.errors import CheckpointError, HubError
 from ckptdiff.hubclient import LIBRARY, client, current_token, is_offline, translated
 from ckptdiff.hubid import HubId
 
+NOT_HERE = "no such file or folder here"
+"""An id is looked up on the Hub only where no local path has its name: who mistyped a path must be told."""
+
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
@@ -61,7 +64,7 @@ def open_repo(hub_id: HubId) -> Repo:
     from huggingface_hub.hf_api import RepoFile
 
     api = client()
-    with translated(hub_id):
+    with translated(hub_id, first=f"{NOT_HERE}, and "):
         found = api.model_info(hub_id.repo, revision=hub_id.revision)
         entries = list(api.list_repo_tree(found.id, recursive=True, revision=found.sha))
     rows = [
@@ -99,7 +102,9 @@ def _cached(hub_id: HubId) -> Repo:
     matching = [row for row in revisions if wanted is None or wanted == row.commit_hash or wanted in row.refs]
     if not matching:
         at = f" at {wanted}" if wanted else ""
-        raise HubError(f"{hub_id.repo}: HF_HUB_OFFLINE is set, and the cache has no files of it{at}: fetch it once while online")
+        raise HubError(
+            f"{hub_id.repo}: {NOT_HERE}, HF_HUB_OFFLINE is set, and the cache has no files of it{at}: fetch it once while online"
+        )
     root = matching[-1].snapshot_path
     rows = [RemoteFile(p.relative_to(root).as_posix(), p.stat().st_size) for p in root.rglob("*") if p.is_file()]
     return _repo(hub_id, hub_id.repo, matching[-1].commit_hash, rows, root)
@@ -133,18 +138,23 @@ def download(repo: Repo, paths: Iterable[str]) -> Path:
     return Path(folder) / repo.folder
 
 
-def check_files(repo: Repo, sha256: Mapping[str, str], where: str) -> None:
-    """Compare files' SHA-256 by path with those that the Hub states, as far as it states them.
+def check_files(repo: Repo, sha256: Mapping[str, str], where: str) -> int:
+    """Compare files' SHA-256 by path with those that the Hub states, as far as it states them; returns how many were compared.
+
+    It states none of files that are not in LFS or Xet, nor does a cache.
 
     Raises:
         HubError: the repo lacks one, or has another. A single file may have another name there.
     """
+    compared = 0
     for path, expected in sha256.items():
         row = repo.files.get(path) or (next(iter(repo.files.values())) if len(sha256) == len(repo.files) == 1 else None)
         if row is None:
             raise HubError(f"{where}: {repo.pinned} has no file {path}, so it is not that checkpoint")
         if row.sha256 is not None and row.sha256 != expected:
             raise HubError(f"{where}: {path} has the SHA-256 {expected}, but in {repo.pinned} it is {row.sha256}: not the same checkpoint")
+        compared += row.sha256 is not None
+    return compared
 
 
 class RemoteSource:

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from ckptdiff.errors import HubError
+from ckptdiff.errors import HubError, RevisionError
 from ckptdiff.hubid import HubId
+from ckptdiff.machine import machine_error
 
 LIBRARY = "ckptdiff"
 NETWORK = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "hf_xet"}
@@ -51,8 +52,11 @@ def is_offline() -> bool:
 
 
 @contextmanager
-def translated(hub_id: HubId) -> Iterator[None]:
-    """Turn what the client raises into a HubError that says what to do, without a token in it."""
+def translated(hub_id: HubId, first: str = "") -> Iterator[None]:
+    """Turn what the client raises into a HubError that says what to do, without a token in it.
+
+    ``first`` is what to say before that the Hub cannot be reached.
+    """
     from huggingface_hub import errors
 
     try:
@@ -62,7 +66,7 @@ def translated(hub_id: HubId) -> Iterator[None]:
             f"{hub_id.repo}: is gated: ask for access at {endpoint()}/{hub_id.repo}, then log in with `hf auth login` or set HF_TOKEN"
         ) from None
     except errors.RevisionNotFoundError:
-        raise HubError(f"{hub_id.repo}: has no revision {hub_id.revision}") from None
+        raise RevisionError(f"{hub_id.repo}: has no revision {hub_id.revision}") from None
     except errors.RepositoryNotFoundError:
         raise HubError(
             f"{hub_id.repo}: no such file or folder here, and no such repo at {endpoint()}, or your token has no access to it "
@@ -71,8 +75,11 @@ def translated(hub_id: HubId) -> Iterator[None]:
     except errors.HfHubHTTPError as error:
         raise HubError(f"{hub_id.repo}: {_said(error)}") from None
     except Exception as error:
+        lacking = machine_error(error)
+        if lacking is not None:
+            raise lacking from None
         if type(error).__module__.partition(".")[0] in NETWORK or isinstance(error, (ConnectionError, errors.OfflineModeIsEnabled)):
-            raise HubError(f"{hub_id.repo}: {endpoint()} cannot be reached: {clean(str(error))}; try again") from None
+            raise HubError(f"{hub_id.repo}: {first}{endpoint()} cannot be reached: {clean(str(error))}; try again") from None
         if isinstance(error, (OSError, RuntimeError, ValueError)) and type(error).__module__ != "builtins":
             raise HubError(f"{hub_id.repo}: {clean(str(error))}") from None
         if isinstance(error, RuntimeError):  # hf_xet raises nothing else

@@ -14,6 +14,7 @@ from ckptdiff.checkpoint import Checkpoint, open_checkpoint
 from ckptdiff.codecs import CODECS
 from ckptdiff.coders import choose_coder
 from ckptdiff.errors import CheckpointError
+from ckptdiff.foreign import other_formats
 from ckptdiff.hub import Repo, open_repo
 from ckptdiff.hubid import parse_id
 from ckptdiff.manifest import member_path, shard_path
@@ -22,12 +23,20 @@ from ckptdiff.pairing import Rename, check_patterns
 from ckptdiff.parallel import Progress, default_threads, no_progress
 from ckptdiff.patches import INDEX_NAME
 from ckptdiff.patchmaker import PatchMaker, Report
+from ckptdiff.private import suspicious_name
+from ckptdiff.selection import Selection
 from ckptdiff.table import Totals
 
 
 @dataclass(frozen=True, slots=True)
 class MakeResult:
-    """What :func:`make` did. Sizes in bytes, ``seconds`` of wall time; ``files`` went in, ``left_out`` did not."""
+    """What :func:`make` did. Sizes in bytes, ``seconds`` of wall time; ``files`` went in, ``left_out`` did not.
+
+    Attributes:
+        secrets: those of ``left_out`` whose names are those of keys and passwords.
+        other_formats: files that went in and may hold the weights once more, in another format, and how much of the patch they take.
+        followed: links that lead out of the base's or target's folder, and where to.
+    """
 
     patch: Path
     totals: Totals
@@ -35,6 +44,9 @@ class MakeResult:
     target_size: int
     files: tuple[str, ...]
     left_out: tuple[str, ...]
+    secrets: tuple[str, ...]
+    other_formats: dict[str, int]
+    followed: dict[str, Path]
     removed_files: tuple[str, ...]
     codecs: dict[str, int]
     seconds: float
@@ -53,6 +65,7 @@ def make(
     codec: str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    follow_links: bool = False,
     rename: Sequence[str] = (),
     report: Report | None = None,
     base_repo: str | None = None,
@@ -71,6 +84,8 @@ def make(
         codec: ``context``, ``sparse`` or ``raw`` for every changed tensor; by default the smallest of them, tensor by tensor.
         include: globs of files to take although they are left out by default, of the base too.
         exclude: globs of files to leave out, of the base too.
+        follow_links: take what links lead to that leave a checkpoint's folder; without it only weight files and indexes may be such
+            links, and files of the Hub's cache.
         rename: ``REGEX=REPL`` rules that turn a target tensor's name into the base's.
         base_repo, target_repo: ids of the repos on the Hub that hold these checkpoints, to record in the patch; an id given as ``base``
             or ``target`` is recorded anyway. The SHA-256 of the weight files must be those that the Hub states.
@@ -91,9 +106,10 @@ def make(
         raise CheckpointError(f"unknown codec {codec!r}: expected one of {', '.join(CODECS)}")
     out = Path(patch)
     with ExitStack() as stack:
-        old, new = (stack.enter_context(open_checkpoint(path, include=include, exclude=exclude)) for path in (base, target))
+        chosen = Selection(include, exclude, follow_links)
+        old, new = (stack.enter_context(open_checkpoint(path, with_files=True, selection=chosen)) for path in (base, target))
         kept = new.kept
-        check_patterns(new, rules, include, exclude)
+        check_patterns(old, new, rules, chosen.globs)
         others.check_paths(kept, [file.path for file in (*old.weights, *new.weights)])
         files = [INDEX_NAME, *(shard_path(file.path) for file in new.weights), *map(member_path, kept)]
         check_output(out, [*old.paths, *new.paths], folder=not new.is_file, overwrite=overwrite, files=files)
@@ -116,6 +132,9 @@ def make(
             target_size=target_size,
             files=tuple(kept),
             left_out=new.left_out,
+            secrets=tuple(filter(suspicious_name, new.left_out)),
+            other_formats={name: maker.stored[name] for name in other_formats(kept) if maker.stored[name]},
+            followed={f"{side.path}/{name}": to for side in (old, new) for name, to in side.followed.items()},
             removed_files=maker.removed_files,
             codecs=maker.codecs,
             seconds=time.perf_counter() - started,

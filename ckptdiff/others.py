@@ -14,6 +14,7 @@ import zstandard
 from ckptdiff import paths
 from ckptdiff.codecs.planes import MAGIC
 from ckptdiff.errors import BaseMismatchError, CheckpointError, CkptdiffError, FormatError, IntegrityError
+from ckptdiff.machine import machine_error
 from ckptdiff.manifest import MAX_PREFIX, MAX_WINDOW, OtherFile
 from ckptdiff.parallel import CHUNK, sha256_file
 from ckptdiff.patches import OpenPatch
@@ -196,6 +197,6 @@ def _decompressed(file: BinaryIO, dictionary: zstandard.ZstdCompressionDict | No
                 raise FormatError(f"{where}: bytes behind its zstd frame")
             yield decoder.decompress(chunk)
     except zstandard.ZstdError as error:
-        raise FormatError(f"{where}: bad zstd frame: {error}") from None
+        raise machine_error(error) or FormatError(f"{where}: bad zstd frame: {error}") from None
     if not decoder.eof or decoder.unused_data:
         raise FormatError(f"{where}: expected one whole zstd frame")

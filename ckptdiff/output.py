@@ -14,6 +14,7 @@ from ckptdiff.aside import OLD, RESULT, work_prefix
 from ckptdiff.durable import move_new, replace_folder, sync, sync_tree
 from ckptdiff.errors import OutputError
 from ckptdiff.interrupts import held
+from ckptdiff.machine import machine_error
 from ckptdiff.overwriting import refuse_existing, refuse_kind
 from ckptdiff.workfolder import Work, mend, work_folder
 
@@ -74,10 +75,13 @@ def build_beside(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def writing(out: Path) -> Iterator[None]:
-    """Turn the OSErrors of writing into one OutputError that says what to do."""
+    """Turn the OSErrors of writing into one OutputError that says what to do; those of this machine become a ResourceError."""
     try:
         yield
     except OSError as error:
+        lacking = machine_error(error)
+        if lacking is not None:
+            raise lacking from None
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutputError(f"{out}: the disk is full; free some space, or write elsewhere. Nothing was left behind") from None
         if error.errno == errno.EXDEV:

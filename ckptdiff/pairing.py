@@ -49,17 +49,19 @@ def rename_all(name: str, renames: Sequence[Rename]) -> tuple[str, set[Rename]]:
     return name, used
 
 
-def check_patterns(target: Checkpoint, renames: Sequence[Rename], include: Sequence[str], exclude: Sequence[str]) -> None:
-    """Raise CheckpointError for a rule or glob that matches nothing: it is most likely mistyped."""
+def check_patterns(base: Checkpoint, target: Checkpoint, renames: Sequence[Rename], globs: Iterable[str]) -> None:
+    """Raise CheckpointError for a rule that matches no tensor of the target, or a glob that matches no file of either: a slip, likely."""
     tensors = [name for tensors in target.scopes.values() for name in tensors]
     used = set[Rename]().union(*(rename_all(name, renames)[1] for name in tensors))
     for rename in renames:
         if rename not in used:
             raise CheckpointError(f"--rename {rename.pattern.pattern!r} matches no tensor of {target.path}, such as {tensors[:1]}")
-    names = [*target.others, *(file.path for file in target.weights), *target.left_out]
-    for glob in (*include, *exclude):
+    names = {
+        name for side in (base, target) for name in (*side.others, *(file.path for file in side.weights), *side.left_out, *side.followed)
+    }
+    for glob in globs:
         if not any(matches(name, [glob]) for name in names):
-            raise CheckpointError(f"the glob {glob!r} matches no file of {target.path}")
+            raise CheckpointError(f"the glob {glob!r} matches no file of {base.path} and {target.path}")
 
 
 def pair_scopes(base: Checkpoint, target: Checkpoint) -> dict[str, str | None]:

@@ -12,14 +12,13 @@ from typing import Any, Protocol
 from ckptdiff.canonical import quote
 from ckptdiff.digests import identity
 from ckptdiff.errors import FormatError, IntegrityError
-from ckptdiff.hub import RemoteFolder, Repo, download, open_repo
+from ckptdiff.hub import RemoteFolder, download, open_repo
 from ckptdiff.hubid import parse_id
 from ckptdiff.manifest import MAX_INDEX, FileRef, Index, OtherFile
 from ckptdiff.patchfile import PatchFile
+from ckptdiff.recognition import INDEX_NAME, check_there, patch_members, weights_below
 from ckptdiff.stfile import ByteSource, LocalFile, read_bytes
 from ckptdiff.table import Entry, Totals
-
-INDEX_NAME = "ckptdiff.json"
 
 
 @dataclass(slots=True)
@@ -39,6 +38,7 @@ class OpenPatch:
         self._check_copies()
         self._check_removed()
         self._check_identity()
+        self._check_base_files()
 
     def _check_copies(self) -> None:
         for (scope, name), (file, entry) in self.entries.items():
@@ -68,6 +68,15 @@ class OpenPatch:
         found = identity((scope, name, e.dtype, e.shape, e.digest) for (scope, name), e in made.items())  # a copy is what it is of
         if found != self.target_identity:
             raise FormatError(f"{self.path}: its tensors have the identity {found.hex()}, but it states {self.target_identity.hex()}")
+
+    def _check_base_files(self) -> None:
+        """A patch of files that takes tensors from a base must say from which files (spec 5.1 and 9)."""
+        listed = self.index.base_files if self.index else self.files[0].metadata.base_files
+        if listed is not None and not listed:
+            for file in self.files:
+                needs_base = any(entry.kind in ("same", "delta") for entry in file.table.entries)
+                if needs_base and file.metadata.target_sha256 is not None:
+                    raise FormatError(f"{file.source.name}: its table needs a base, but the patch lists no file of it: make it again")
 
     @property
     def paths(self) -> list[Path]:
@@ -165,30 +174,37 @@ def open_patch(path: str | os.PathLike[str], *, by_ranges: bool = False) -> Iter
     """
     hub_id = parse_id(path)
     with ExitStack() as stack:
+        folder: Folder
         if hub_id is not None:
             repo = open_repo(hub_id)
-            paths = patch_paths(repo)
-            folder = RemoteFolder(repo) if by_ranges and not repo.cache else LocalFolder(download(repo, paths))
-            lone = paths[0] if INDEX_NAME not in paths else None
-            yield _open_folder(folder, stack) if lone is None else OpenPatch(Path(folder.name) / lone, None, [_open(folder, lone, stack)])
+            members, is_file = list(repo.files) if repo.is_file else patch_members(repo.files), repo.is_file
+            _check_members(members, str(repo.pinned), list(repo.files))
+            folder = RemoteFolder(repo) if by_ranges and not repo.cache else LocalFolder(download(repo, members))
         elif os.path.isdir(path):
-            yield _open_folder(LocalFolder(Path(path)), stack)
+            found = weights_below(Path(path))
+            members, is_file = patch_members(found), False
+            _check_members(members, str(path), found)
+            folder = LocalFolder(Path(path))
         else:
-            yield OpenPatch(Path(path), None, [_open(LocalFolder(Path(path).parent), Path(path).name, stack)])
+            check_there(path)
+            members, is_file = [Path(path).name], True
+            folder = LocalFolder(Path(path).parent)
+        is_folder = INDEX_NAME in members and not is_file
+        yield _open_folder(folder, stack) if is_folder else _open_file(folder, members[0], is_file, stack)
 
 
-def patch_paths(repo: Repo) -> list[str]:
-    """The files of a repo that make its patch: those of a patch folder, or one lone patch file."""
-    found = [path for path in repo.files if path == INDEX_NAME or path.startswith(("patch/", "files/"))]
-    lone = [path for path in repo.files if path.endswith(".safetensors")]
-    if INDEX_NAME in found or not lone:
-        return found if INDEX_NAME in found else _no_patch(repo)
-    alone = [path for path in lone if path.startswith("patch/")] or lone
-    return alone if len(alone) == 1 else _no_patch(repo)
+def _check_members(members: list[str], where: str, paths: list[str]) -> None:
+    if not members:
+        swapped = "; are base and patch the wrong way round?" if any(path.endswith(".safetensors") for path in paths) else ""
+        raise FormatError(f"{where}: not a ckptdiff patch: it has no {INDEX_NAME}{swapped}")
 
 
-def _no_patch(repo: Repo) -> list[str]:
-    raise FormatError(f"{repo.pinned}: not a ckptdiff patch: it has no {INDEX_NAME}")
+def _open_file(folder: Folder, path: str, is_named: bool, stack: ExitStack) -> OpenPatch:
+    """One patch file: one that was named, which may be any, or the lone one of a folder or repo."""
+    file = _open(folder, path, stack)
+    if file.metadata.base_files is None and not is_named:
+        raise FormatError(f"{file.source.name}: belongs to a patch folder, but its {INDEX_NAME} is missing: fetch the patch again")
+    return OpenPatch(Path(folder.name) / path, None, [file])
 
 
 def _open_folder(folder: Folder, stack: ExitStack) -> OpenPatch:
@@ -224,9 +240,6 @@ def _open(folder: Folder, path: str, stack: ExitStack) -> PatchFile:
 
 def _open_index(folder: Folder, stack: ExitStack) -> tuple[Index, int]:
     where = f"{folder.name}/{INDEX_NAME}"
-    if folder.size(INDEX_NAME) is None:
-        swapped = "; are base and patch the wrong way round?" if any(Path(folder.name).glob("*.safetensors")) else ""
-        raise FormatError(f"{folder.name}: not a ckptdiff patch: it has no {INDEX_NAME}{swapped}")
     file = folder.open(INDEX_NAME)
     stack.callback(file.close)
     if file.size > MAX_INDEX:

@@ -17,6 +17,7 @@ from ckptdiff.digests import xxh128
 from ckptdiff.errors import FormatError, IntegrityError
 from ckptdiff.manifest import Metadata
 from ckptdiff.parallel import CHUNK
+from ckptdiff.recognition import KEY, is_patch_header
 from ckptdiff.stfile import MAX_HEADER, ByteSource, Header, header_json, parse_header, predicted_header, read_bytes, read_header
 from ckptdiff.table import MAX_TABLE, TABLE_LEVEL, Entry, Table, decompress
 
@@ -49,7 +50,7 @@ def _members(metadata: Metadata, heads: Sequence[bytes], entries: Sequence[Entry
 
 
 def _container_header(metadata: bytes, members: Sequence[tuple[str, int]]) -> bytes:
-    first = [("__metadata__", f'{{"ckptdiff":{quote(metadata.decode())}}}')]
+    first = [("__metadata__", f'{{"{KEY}":{quote(metadata.decode())}}}')]
     return header_json(first, ((name, "U8", [size], size) for name, size in members))
 
 
@@ -135,9 +136,9 @@ class PatchFile:
             container = read_header(source)
         except ValueError as error:
             raise FormatError(f"{source.name}: not a ckptdiff patch: {error}") from None
-        text = (container.metadata or {}).get("ckptdiff")
-        if text is None:
+        if not is_patch_header(container):
             raise FormatError(f"{source.name}: not a ckptdiff patch, but a plain safetensors file; are base and patch the wrong way round?")
+        text = (container.metadata or {})[KEY]
         self.metadata = Metadata.from_bytes(text.encode(), f"{source.name}: metadata")
         self.digest = Metadata.digest_of(text.encode())
         self._start = container.data_start

@@ -12,7 +12,7 @@ from typing import BinaryIO, Protocol
 
 from ckptdiff import others, paths
 from ckptdiff.adapt import group_units, read_range
-from ckptdiff.checkpoint import INDEX, Checkpoint, Tensor, WeightFile
+from ckptdiff.checkpoint import Checkpoint, Tensor, WeightFile
 from ckptdiff.coding import Coded, Coder, OpenTensor, choose_codec, code, smallest
 from ckptdiff.digests import BLOCK, identity, tensor_digest, xxh128
 from ckptdiff.dtypes import DTYPES
@@ -21,8 +21,10 @@ from ckptdiff.hub import Repo, check_files
 from ckptdiff.manifest import FileRef, Index, Metadata, OtherFile, ShardRef
 from ckptdiff.pairing import Rename, pair_names, pair_scopes
 from ckptdiff.parallel import FileHasher, Progress, run_ordered
-from ckptdiff.patches import INDEX_NAME, open_patch
+from ckptdiff.patches import open_patch
 from ckptdiff.patchfile import Spooled, Written, write_patch_file
+from ckptdiff.recognition import INDEX_NAME, is_patch_repo
+from ckptdiff.scopes import is_index
 from ckptdiff.table import Entry, Table, Totals
 
 Step = tuple[OpenTensor, int, int, bool]
@@ -49,7 +51,8 @@ class _Scope:
 
 
 class PatchMaker:
-    """The steps of one ``make``. ``totals``, ``codecs`` and ``removed_files`` are known when it has written."""
+    """The steps of one ``make``. ``totals``, ``codecs``, ``removed_files`` and how much is ``stored`` of each other file are known when it
+    has written."""
 
     def __init__(
         self,
@@ -80,6 +83,7 @@ class PatchMaker:
         self.totals = Totals()
         self.codecs: dict[str, int] = {}
         self.removed_files: tuple[str, ...] = ()
+        self.stored: dict[str, int] = {}
 
     # --- coding ---
 
@@ -232,6 +236,7 @@ class PatchMaker:
                 done = self._write(file, out, None)
             shards.append(ShardRef(target=file.path, size=done.size, sha256=done.sha256, digest=done.digest))
         files = [others.encode(name, self.target.others[name], self._base_file(name), built) for name in names]
+        self.stored = {file.path: file.stored for file in files}
         self.removed_files = self._removed_files({*names, *(file.path for file in self.target.weights)})
         data = self._index(shards, files).to_bytes()
         (built / INDEX_NAME).write_bytes(data)
@@ -239,7 +244,7 @@ class PatchMaker:
 
     def _base_file(self, name: str) -> Path | None:
         """The base's file of the same path; none for an index, which a base of other shards would not have."""
-        return None if INDEX.fullmatch(name.rpartition("/")[2]) else self.base.others.get(name)
+        return None if is_index(name) else self.base.others.get(name)
 
     def _index(self, shards: Sequence[ShardRef], files: Sequence[OtherFile]) -> Index:
         return Index(
@@ -304,7 +309,7 @@ class PatchMaker:
         for side, checkpoint in (("base", self.base), ("target", self.target)):
             repo = self.repos.get(side)
             if repo is not None:
-                if INDEX_NAME in repo.files:
+                if is_patch_repo(repo):
                     self._check_patch(repo, checkpoint, self._base_identity if side == "base" else self._target_identity)
                 else:
                     check_files(repo, {file.path: file.sha256 for file in self._refs(checkpoint.weights)}, str(checkpoint.path))

@@ -1,17 +1,22 @@
-"""Files that look like secrets, which must not be published."""
+"""Files that look like secrets: ``make`` leaves them out by their names, ``push`` refuses them, by their content too."""
 
 from __future__ import annotations
 
 import re
-from fnmatch import fnmatchcase
+from fnmatch import translate
 
 NAMES = (
     ".env",
     ".env.*",
+    ".envrc",
+    "*.env",
     "*.pem",
     "*.key",
+    "*.ppk",
     "*.p12",
     "*.pfx",
+    "*.jks",
+    "*.keystore",
     "*.kdbx",
     "id_rsa*",
     "id_dsa*",
@@ -21,6 +26,12 @@ NAMES = (
     "_netrc",
     ".npmrc",
     ".pypirc",
+    ".pgpass",
+    ".my.cnf",
+    ".s3cfg",
+    ".boto",
+    ".dockercfg",
+    ".vault-token",
     ".htpasswd",
     ".git-credentials",
     "credentials",
@@ -30,8 +41,11 @@ NAMES = (
     "secrets.*",
     "stored_tokens",
     "token",
+    "kaggle.json",
     "kubeconfig",
 )
+FOLDERS = {".ssh", ".aws", ".gnupg", ".kube", ".docker"}
+"""All that lies in these is taken for a secret."""
 
 CONTENTS = (
     ("a Hugging Face token", rb"\bhf_[A-Za-z0-9]{30,}"),
@@ -43,13 +57,14 @@ CONTENTS = (
     ("a Slack token", rb"\bxox[abprs]-[A-Za-z0-9-]{10,}"),
     ("a Weights & Biases key", rb"(?i)wandb[_-]?api[_-]?key\W{1,4}[a-f0-9]{40}"),
 )
+_NAMES = re.compile("|".join(map(translate, NAMES)))
 PATTERNS = [(what, re.compile(pattern)) for what, pattern in CONTENTS]
 
 
 def suspicious_name(path: str) -> bool:
     """Whether a file's name is one that keys and passwords are kept under."""
-    name = path.rpartition("/")[2].lower()
-    return any(fnmatchcase(name, pattern) for pattern in NAMES)
+    *folders, name = path.lower().removesuffix("/").split("/")
+    return bool(FOLDERS.intersection((*folders, name))) or _NAMES.match(name) is not None
 
 
 def suspicious_content(data: bytes) -> str | None:

@@ -19,9 +19,10 @@ from ckptdiff.hubid import HubId, parse_id
 from ckptdiff.hubwrite import Commit, find_repo, licence_of, publish, with_metadata
 from ckptdiff.manifest import OtherFile
 from ckptdiff.parallel import Progress, no_progress
-from ckptdiff.patches import INDEX_NAME, OpenPatch, open_patch
+from ckptdiff.patches import OpenPatch, open_patch
 from ckptdiff.patchinfo import info
 from ckptdiff.private import suspicious_content, suspicious_name
+from ckptdiff.recognition import INDEX_NAME, is_patch_repo
 from ckptdiff.verifier import verify
 
 CARD, CONFIG, PICTURE = "README.md", "config.json", "ckptdiff-changed.png"
@@ -97,7 +98,8 @@ def push(
     with using(token), ExitStack() as stack:
         opened = stack.enter_context(open_patch(patch))
         _check(patch, threads, progress)
-        plan = _Plan(checked=["`ckptdiff verify`: digests of the index, tables, headers and all payloads"])
+        parts = "the index, tables, headers and all payloads" if opened.index else "its table, header and all payloads"
+        plan = _Plan(checked=[f"`ckptdiff verify`: digests of {parts}"])
         base = _base(opened, base_repo, plan)
         _add_patch(opened, base, plan, relabel=base_repo is not None)
         config = _config(opened, base)
@@ -142,15 +144,32 @@ def _base(patch: OpenPatch, base_repo: str | None, plan: _Plan) -> Repo:
     else:
         raise CheckpointError(f"{patch.path}: does not say which repo has its base: push with --base-repo org/name[@revision]")
     repo = open_repo(hub_id)
-    if INDEX_NAME in repo.files:
+    if is_patch_repo(repo):
         with open_patch(str(repo.pinned), by_ranges=True) as before:
             if before.target_identity != patch.base_identity:
                 raise CheckpointError(f"{patch.path}: its base is not what the patch in {repo.pinned} gives")
         plan.checked.append(f"the patch in `{repo.name}` at that commit gives its base")
     else:
-        check_files(repo, {file.path: file.sha256 for file in patch.base_files}, f"the base of {patch.path}")
-        plan.checked.append(f"SHA-256 of its base's weight files: those that the Hub states of `{repo.name}` at that commit")
+        plan.checked += _compare_files(patch, repo)
     return repo
+
+
+def _compare_files(patch: OpenPatch, repo: Repo) -> list[str]:
+    """Compare the base's files, as the patch lists them, with a repo's, and say which were compared."""
+    listed = {file.path: file.sha256 for file in patch.base_files}
+    if not listed and any(entry.kind in ("same", "delta") for _, entry in patch.entries.values()):
+        raise CheckpointError(
+            f"{patch.path}: needs a base but lists no file of it, so nothing shows whether {repo.name} has it: make it again, from files"
+        )
+    compared = check_files(repo, listed, f"the base of {patch.path}")
+    if not listed:
+        return []
+    if not compared:
+        return [f"not its base: of none of the weight files that the patch lists does the Hub state a SHA-256 in `{repo.name}`"]
+    rest = len(listed) - compared
+    files = "one weight file" if compared == 1 else f"{compared} weight files"
+    more = f"; of {rest} more that the patch lists it states none" if rest else ""
+    return [f"SHA-256 of {files} of its base: as the Hub states it of `{repo.name}` at that commit{more}"]
 
 
 def _add_patch(patch: OpenPatch, base: Repo, plan: _Plan, relabel: bool) -> None:

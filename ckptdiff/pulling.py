@@ -9,18 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptdiff.applier import MAX_CHAIN, apply
-from ckptdiff.errors import BaseMismatchError, CheckpointError, HubError, IntegrityError
+from ckptdiff.errors import BaseMismatchError, CheckpointError, HubError, IntegrityError, RevisionError
 from ckptdiff.hub import Repo, check_files, open_repo
 from ckptdiff.hubclient import using
 from ckptdiff.hubid import HubId, parse_id
 from ckptdiff.parallel import Progress, no_progress
-from ckptdiff.patches import INDEX_NAME, OpenPatch, open_patch
+from ckptdiff.patches import OpenPatch, open_patch
+from ckptdiff.recognition import check_there, is_patch_repo
 from ckptdiff.verifier import verify
 
 
 @dataclass(frozen=True, slots=True)
 class PullResult:
-    """What :func:`pull` rebuilt: from ``base`` and ``patches`` in the order they were applied. ``notes`` say what was unusual."""
+    """What :func:`pull` rebuilt: from ``base`` and ``patches`` in the order they were applied. ``notes`` say what was unusual.
+
+    ``verified``: every file has the SHA-256 that the patch states. Digests of what was rebuilt were compared in any case.
+    """
 
     out: Path
     base: str
@@ -42,12 +46,15 @@ class _Link:
     base_repo: str | None
     base_revision: str | None
     base_sha256: dict[str, str]
+    states_sha256: bool
 
     @classmethod
     def of(cls, name: str, patch: OpenPatch) -> _Link:
         recorded = patch.info
         sha256 = {file.path: file.sha256 for file in patch.base_files}
-        return cls(name, patch.base_identity, patch.target_identity, recorded.get("base_repo"), recorded.get("base_revision"), sha256)
+        states = all(file.metadata.target_sha256 is not None for file in patch.files)
+        repo = recorded.get("base_repo"), recorded.get("base_revision")
+        return cls(name, patch.base_identity, patch.target_identity, *repo, sha256, states)
 
 
 def pull(
@@ -85,6 +92,8 @@ def pull(
     if revision is not None:
         hub_id = HubId(hub_id.repo, revision, hub_id.subfolder)
     with using(token):
+        if base is not None:
+            check_there(base)
         notes: list[str] = []
         links, found = _resolve(open_repo(hub_id), base is None, notes)
         origin = os.fspath(base) if base is not None else found
@@ -93,7 +102,8 @@ def pull(
         done = apply(origin, patches, out, only=only, threads=threads, overwrite=overwrite, progress=progress)
         if not only:
             _verify(patches[-1], done.out, threads, progress)
-        return PullResult(done.out, origin, tuple(patches), done.files, done.size, not only, tuple(notes), time.perf_counter() - started)
+        verified = not only and links[-1].states_sha256
+        return PullResult(done.out, origin, tuple(patches), done.files, done.size, verified, tuple(notes), time.perf_counter() - started)
 
 
 def recorded_base(patch: str | os.PathLike[str]) -> str:
@@ -104,8 +114,8 @@ def recorded_base(patch: str | os.PathLike[str]) -> str:
     """
     name = os.fspath(patch)
     with open_patch(patch, by_ranges=True) as opened:
-        repo = _base_of(_Link.of(name, opened), [])
-    if INDEX_NAME in repo.files or _is_lone_patch(repo):
+        repo, is_patch = _base_of(_Link.of(name, opened), [])
+    if is_patch:
         raise HubError(f"{name}: its base {repo.pinned} is itself a patch: rebuild that with ckptdiff pull, and give it with --base")
     return str(repo.pinned)
 
@@ -133,37 +143,32 @@ def _resolve(repo: Repo, with_base: bool, notes: list[str]) -> tuple[list[_Link]
         links.insert(0, link)
         if not with_base:
             return links, None
-        repo = _base_of(link, notes)
-        if INDEX_NAME not in repo.files and not _is_lone_patch(repo):
+        repo, is_patch = _base_of(link, notes)
+        if not is_patch:
             return links, str(repo.pinned)
 
 
-def _is_lone_patch(repo: Repo) -> bool:
-    weights = [path for path in repo.files if path.endswith(".safetensors")]
-    return bool(weights) and all(path.startswith("patch/") for path in weights)
+def _base_of(link: _Link, notes: list[str]) -> tuple[Repo, bool]:
+    """The repo of a patch's base, and whether that is a patch itself; if not, it has the very files that the patch was made from.
 
-
-def _base_of(link: _Link, notes: list[str]) -> Repo:
-    """The repo of a patch's base, with the very files that the patch was made from."""
+    Where the commit is gone (a squashed history) the main branch may still have the same weights.
+    """
     if link.base_repo is None:
         raise HubError(f"{link.name}: does not say which repo has its base: give the base with --base")
-    wanted = HubId(link.base_repo, link.base_revision)
+    wanted, where, gone = HubId(link.base_repo, link.base_revision), f"the base of {link.name}", False
     try:
         repo = open_repo(wanted)
+    except RevisionError:
+        repo, gone = open_repo(HubId(wanted.repo)), True
+        where += f": the commit {wanted.revision} is gone, and on the main branch"
     except HubError as error:
-        repo = _moved(link, wanted, error, notes)
+        raise HubError(f"{where}: {error}; or give the base with --base") from None
     if repo.name != wanted.repo:
         notes.append(f"the base {wanted.repo} is called {repo.name} now")
-    if INDEX_NAME not in repo.files and repo.cache is None:
-        check_files(repo, link.base_sha256, f"the base of {link.name}")
-    return repo
-
-
-def _moved(link: _Link, wanted: HubId, error: HubError, notes: list[str]) -> Repo:
-    """Where the commit is gone (a squashed history) the main branch may still have the same weights."""
-    if "has no revision" not in str(error):
-        raise HubError(f"the base of {link.name}: {error}; or give the base with --base") from None
-    repo = open_repo(HubId(wanted.repo))
-    check_files(repo, link.base_sha256, f"the base of {link.name}: the commit {wanted.revision} is gone, and on the main branch")
-    notes.append(f"the base's commit {wanted.revision} is gone from {wanted.repo}; {repo.commit} has the same weights")
-    return repo
+    is_patch = is_patch_repo(repo)
+    compared = 0 if is_patch or repo.cache is not None else check_files(repo, link.base_sha256, where)
+    if gone:
+        same = compared and compared == len(link.base_sha256)
+        what = f"{repo.commit} has the same weights, by SHA-256" if same else f"{repo.commit} is taken: digests are compared as it is read"
+        notes.append(f"the base's commit {wanted.revision} is gone from {wanted.repo}; {what}")
+    return repo, is_patch

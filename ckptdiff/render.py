@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -75,8 +76,7 @@ def made(result: MakeResult) -> None:
         rows.append(("other files", some(result.files)))
     if result.removed_files:
         rows.append(("files removed", some(result.removed_files)))
-    if result.left_out:
-        rows.append(("left out", some(result.left_out)))
+    rows += _file_rows(result)
     rows += [
         (
             "patch",
@@ -86,6 +86,23 @@ def made(result: MakeResult) -> None:
         ("written", str(result.patch)),
     ]
     print_grid(console(), rows)
+
+
+def _file_rows(result: MakeResult) -> list[tuple[str, str]]:
+    """What make has to say of files that did not go in, and of some that did."""
+    rows = []
+    left_out = [name for name in result.left_out if name not in result.secrets]
+    if left_out:
+        rows.append(("left out", some(left_out)))
+    if result.secrets:
+        rows.append(("left out", f"{some(result.secrets)}: named like secrets"))
+    if result.followed:
+        rows.append(("links followed", some([f"{link} to {to}" for link, to in result.followed.items()])))
+    if result.other_formats:
+        names = some([f"{name} ({size(stored)} of the patch)" for name, stored in result.other_formats.items()])
+        globs = " ".join(f"--exclude '*{end}'" for end in sorted({os.path.splitext(name)[1] for name in result.other_formats}))
+        rows.append(("other formats", f"{names}; where they hold the weights once more, leave them out with {globs}"))
+    return rows
 
 
 def may_run(patch: PatchInfo) -> str:
@@ -142,14 +159,18 @@ def described(result: PatchInfo, tensors: bool) -> None:
 
 
 def verified(result: VerifyResult) -> None:
-    """Print problems, or that there is none."""
+    """Print problems, or that there is none; of many of one kind the first, as a wrong base is wrong in every tensor."""
     out = console()
     what = "patch" + (" and base" if result.against_base else "") + (" and rebuilt files" if result.against_target else "")
     if result.ok:
         out.print(f"ok: {what}: {result.checked} checks")
         return
-    for problem in result.problems:
-        out.print(cell(f"{problem.kind}: {problem.message}"), soft_wrap=True)
+    for kind in dict.fromkeys(problem.kind for problem in result.problems):
+        alike = [problem for problem in result.problems if problem.kind == kind]
+        for problem in alike if len(alike) <= SHOWN else alike[:1]:
+            out.print(cell(f"{kind}: {problem.message}"), soft_wrap=True)
+        if len(alike) > SHOWN:
+            out.print(f"{kind}: {len(alike) - 1} more, which --json lists")
     out.print(f"{len(result.problems)} problem{'s' * (len(result.problems) != 1)} in {result.checked} checks of {what}")
 
 

@@ -34,7 +34,7 @@ def pulled(result: PullResult) -> None:
     """Print what was rebuilt, and from what."""
     rows = [("base", result.base), *(("patch", patch) for patch in result.patches)]
     rows += [
-        ("rebuilt", f"{len(result.files)} files, {size(result.size)}" + (", SHA-256 as the patch states" if result.verified else "")),
+        ("rebuilt", f"{len(result.files)} files, {size(result.size)}, {'SHA-256' if result.verified else 'digests'} as the patch states"),
         ("time", f"{result.seconds:.2f} s"),
         ("written", str(result.out)),
     ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
@@ -13,6 +14,8 @@ from ckptdiff import canonical
 from ckptdiff.aside import if_gone
 from ckptdiff.dtypes import DTYPES, MAX_SIZE, Bytes
 from ckptdiff.errors import CheckpointError
+from ckptdiff.impostors import HEAD, impostor
+from ckptdiff.openfiles import OPEN
 
 MAX_HEADER = 100_000_000
 MAX_TENSORS = 1 << 20
@@ -48,43 +51,68 @@ def read_bytes(source: ByteSource, offset: int, size: int) -> bytes:
 
 
 class LocalFile:
-    """A :class:`ByteSource` over a local file. Reads are positioned, so threads may share it."""
+    """A :class:`ByteSource` over a local file. Reads are positioned, so threads may share it.
+
+    It need not stay open between reads (:mod:`ckptdiff.openfiles`); a file that is another one when it is opened again is an error.
+    """
 
     def __init__(self, path: Path, name: str | None = None) -> None:
         self.path = path
         self.name = name or str(path)
+        self._where = os.path.abspath(path)
+        self._stamp: tuple[int, int] | None = None
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # or opening a fifo would wait for ever
-        except OSError as error:
-            raise CheckpointError(f"{self.name}: cannot be opened: {error.strerror}{if_gone(path)}") from None
-        stat = os.fstat(self._fd)
+            with self._descriptor() as fd:
+                self.size = os.fstat(fd).st_size
+        except CheckpointError:
+            self.close()
+            raise
+
+    @contextmanager
+    def _descriptor(self) -> Iterator[int]:
+        with ExitStack() as stack:
+            try:
+                fd, fresh = stack.enter_context(OPEN.descriptor(self, self._where))
+            except OSError as error:
+                raise CheckpointError(f"{self.name}: cannot be opened: {error.strerror}{if_gone(self.path)}") from None
+            if fresh:
+                self._check(fd)
+            yield fd
+
+    def _check(self, fd: int) -> None:
+        """Raise CheckpointError if this is not a regular file, or not the one of before as it was."""
+        stat = os.fstat(fd)
         if not S_ISREG(stat.st_mode):
-            os.close(self._fd)
             raise CheckpointError(f"{self.name}: not a regular file")
-        self.size = stat.st_size
-        self._stamp = (stat.st_size, stat.st_mtime_ns)
+        stamp = stat.st_size, stat.st_mtime_ns  # inodes are not kept by every file system in user space
+        if self._stamp is None:
+            self._stamp = stamp
+        elif stamp != self._stamp:
+            raise CheckpointError(f"{self.name}: was changed by another program while it was read: run again")
 
     def readinto(self, offset: int, out: Bytes | memoryview) -> None:
+        """Fill ``out`` with the bytes at ``offset``; raises CheckpointError if they are not all there, or the file cannot be read."""
         view, done = memoryview(out), 0
-        while done < len(view):
-            try:
-                count = os.preadv(self._fd, [view[done:]], offset + done)
-            except OSError as error:
-                raise CheckpointError(f"{self.name}: cannot be read at byte {offset + done}: {error.strerror}") from None
-            if count == 0:
-                raise CheckpointError(
-                    f"{self.name}: ends at byte {offset + done}, expected {offset + len(view)} or more: truncated? fetch it again"
-                )
-            done += count
+        with self._descriptor() as fd:
+            while done < len(view):
+                try:
+                    count = os.preadv(fd, [view[done:]], offset + done)
+                except OSError as error:
+                    raise CheckpointError(f"{self.name}: cannot be read at byte {offset + done}: {error.strerror}") from None
+                if count == 0:
+                    raise CheckpointError(
+                        f"{self.name}: ends at byte {offset + done}, expected {offset + len(view)} or more: truncated? fetch it again"
+                    )
+                done += count
 
     def check_unchanged(self) -> None:
         """Raise CheckpointError if the file was written to since it was opened."""
-        stat = os.fstat(self._fd)
-        if (stat.st_size, stat.st_mtime_ns) != self._stamp:
-            raise CheckpointError(f"{self.name}: was changed by another program while it was read: run again")
+        with self._descriptor() as fd:
+            self._check(fd)
 
     def close(self) -> None:
-        os.close(self._fd)
+        """Let it go; a later read would open it again."""
+        OPEN.close(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,10 +202,12 @@ def read_header(source: ByteSource) -> Header:
     """
     if source.size < 8:
         raise ValueError(f"it has {source.size} bytes, too few for a safetensors file")
-    n = int.from_bytes(read_bytes(source, 0, 8), "little")
+    head = read_bytes(source, 0, min(source.size, HEAD))
+    n = int.from_bytes(head[:8], "little")
     if n > MAX_HEADER or n > source.size - 8:
         raise ValueError(
-            f"its header would have {n} bytes, but the file has {source.size} (limit {MAX_HEADER}): truncated, or not safetensors"
+            impostor(head)
+            or f"its header would have {n} bytes, but the file has {source.size} (limit {MAX_HEADER}): truncated, or not safetensors"
         )
     return parse_header(read_bytes(source, 8, n), source.size - 8 - n)
 

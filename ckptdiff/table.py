@@ -18,6 +18,7 @@ from ckptdiff.codecs import CODECS
 from ckptdiff.digests import block_count
 from ckptdiff.dtypes import CASTS, DTYPES, MAX_SIZE
 from ckptdiff.errors import FormatError, UnsupportedError
+from ckptdiff.machine import machine_error
 from ckptdiff.stfile import MAX_NAME, MAX_RANK, MAX_TENSORS
 
 MAX_TABLE = 1 << 28
@@ -287,7 +288,7 @@ def decompress(stored: bytes, limit: int, where: str, prefix: bytes = b"") -> by
         dictionary = zstandard.ZstdCompressionDict(prefix, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if prefix else None
         data = zstandard.ZstdDecompressor(dict_data=dictionary).decompress(stored, allow_extra_data=False)
     except zstandard.ZstdError as error:
-        raise FormatError(f"{where}: bad zstd frame: {error}") from None
+        raise machine_error(error) or FormatError(f"{where}: bad zstd frame: {error}") from None
     if len(data) != size:
         raise FormatError(f"{where}: a zstd frame of {len(data)} bytes states {size}")
     return data

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ckptdiff.applier import Applier, check_chain, check_stored
-from ckptdiff.checkpoint import open_checkpoint
+from ckptdiff.applier import Applier, check_chain, check_stored, open_base
 from ckptdiff.errors import BaseMismatchError, FormatError, IntegrityError
 from ckptdiff.layers import Node, ranges
 from ckptdiff.loading import scope_of
@@ -109,8 +108,6 @@ def open_target(
         for patch in chain:
             check_stored(patch)
         origin = base if base is not None else recorded_base(names[0])
-        wanted: list[str] | None = []
-        if with_files:  # a lone patch file has none of its own
-            wanted = [other.path for patch in chain for other in patch.others if other.kind != "new"] if chain[-1].index else None
-        opened = open_checkpoint(origin, needs_weights=bool(chain[0].files), scopes=chain[0].base_scopes, others=wanted)
+        of_base = with_files and chain[-1].index is None  # a lone patch file has none of its own
+        opened = open_base(origin, chain, only_weights=not with_files, with_files=of_base)
         yield Target(Applier(stack.enter_context(opened), chain, threads or default_threads(), no_progress))

@@ -11,11 +11,12 @@ from functools import partial
 from pathlib import Path
 
 from ckptdiff import others
-from ckptdiff.applier import Applier, nodes_of
+from ckptdiff.applier import Applier, nodes_of, open_base
 from ckptdiff.aside import if_gone
-from ckptdiff.checkpoint import list_files, open_checkpoint
+from ckptdiff.checkpoint import open_checkpoint
 from ckptdiff.digests import BLOCK
 from ckptdiff.errors import CheckpointError, CkptdiffError, FormatError, IntegrityError
+from ckptdiff.folder import list_folder
 from ckptdiff.hub import Repo, open_repo
 from ckptdiff.hubid import parse_id
 from ckptdiff.layers import FromBase, FromPatch, check_result, digest_of, layers, ranges, tensor_differs
@@ -78,7 +79,7 @@ def verify(
             if base is None:
                 found += _run(checks, threads, progress)
             else:
-                with open_checkpoint(base, needs_weights=bool(opened.files), scopes=opened.base_scopes) as checkpoint:
+                with open_base(base, [opened]) as checkpoint:
                     applier = Applier(checkpoint, [opened], 1, no_progress)
                     checks += base_checks(applier, opened)
                     found += _told_apart(applier, list(_run(checks, threads, progress)))
@@ -182,7 +183,7 @@ def verify_against_hub(checkpoint: str | os.PathLike[str], hub_id: str, *, threa
     if not os.path.exists(path):
         raise CheckpointError(f"{path}: no such file or folder{if_gone(path)}")
     repo = open_repo(wanted)
-    files = select(list_files(path))[0] if os.path.isdir(path) else [path.name]
+    files = select(list_folder(path).files)[0] if os.path.isdir(path) else [path.name]
     checks: list[Callable[[], CkptdiffError | None]] = [
         partial(_hub_error, path / name if os.path.isdir(path) else path, name, repo) for name in files
     ]

@@ -422,9 +422,12 @@ class Patch:
         else:
             self.shards = [PatchFile(path)]
             self.identities = tuple(self.shards[0].metadata[side]["identity"] for side in ("base", "target"))
+            self.base_files = self.shards[0].metadata["base"].get("files")
         self.check_scopes()
-        if self.folder or "files" in self.shards[0].metadata["base"]:
+        if self.base_files is not None:
             need(self.identity() == self.identities[1], "target.identity is not that of the tables")
+            need(self.base_files or not any("sha256" in s.metadata["target"] and e.kind in ("same", "delta")
+                                            for s in self.shards for e in s.entries), "base.files is empty, but entries need a base")
         for shard in self.shards:
             shard.check_payloads()
 
@@ -441,7 +444,7 @@ class Patch:
         with open(index_path, "rb") as file:
             index = document(file.read(), "ckptdiff-index", INDEX)
         self.identities = tuple(index[side]["identity"] for side in ("base", "target"))
-        self.files = index["files"]
+        self.files, self.base_files = index["files"], index["base"]["files"]
         for item in self.files:
             check_kind(item, FILES, "file")
             need(not item["path"].endswith(".safetensors"), "a weight file is not a shard")
@@ -822,23 +825,36 @@ def adapted(base, entry, begin, end):
 
 # ---- Section 3.1: the scopes of a base ------------------------------------------------------------------------------
 
-def base_scopes(path):
-    """Scope -> the paths of its weight files."""
+def base_scopes(path, recorded, wanted):
+    """Scope -> the paths of its weight files; of a folder with all ``recorded`` files (path -> size) just of these (section 10, step 3)."""
     if os.path.isfile(path):
         return {"": [path]}  # one scope only: its id does not matter
-    found, listed, scopes, alone = [], {}, {}, []
+    found = []
     for folder, _, names in os.walk(path):
         at = os.path.relpath(folder, path).replace(os.sep, "/") + "/"
         found += [(at if at != "./" else "") + n for n in names]
-    for file in sorted(found):
+    full = {file: os.path.join(path, file) for file in recorded}
+    only = recorded and all(os.path.isfile(full[f]) and os.path.getsize(full[f]) == size for f, size in recorded.items())
+    if not only:
+        return group(path, found, True, None)
+    found = [file for file in found if not file.endswith(".safetensors")] + list(recorded)
+    scopes = group(path, found, True, recorded)
+    return scopes if len(scopes) == 1 or wanted <= set(scopes) else group(path, found, False, recorded)
+
+
+def group(path, found, by_indexes, known):
+    """Section 3.1 for the files found below a folder; an index counts if all that it lists is known (None: in any case)."""
+    listed, scopes, alone = {}, {}, []
+    for file in sorted(found) if by_indexes else ():
         match = re.fullmatch(r"((?:.*/)?)([^/]+)\.safetensors\.index(\.[^/]+)?\.json", file, re.S)
         if match:
             with open(os.path.join(path, file), "rb") as stream:
                 try:
-                    for shard in set(json.loads(stream.read())["weight_map"].values()):
-                        listed.setdefault(match[1] + shard, match[1] + match[2] + (match[3] or ""))
+                    shards = {match[1] + shard for shard in json.loads(stream.read())["weight_map"].values()}
                 except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                     continue  # not an index, whatever its name
+            for shard in shards if known is None or shards <= set(known) else ():
+                listed.setdefault(shard, match[1] + match[2] + (match[3] or ""))
     for file in sorted(found):
         if file.endswith(".safetensors"):
             numbered = re.fullmatch(r"((?:.*/)?[^/]+)-[0-9]{5}-of-[0-9]{5}(\.[^/]+)?\.safetensors", file, re.S)
@@ -858,8 +874,9 @@ def base_scopes(path):
 
 def find_base(base_path, patch):
     """Step 3: give every entry of kind same or delta its base tensor, and every such file its base file."""
-    scopes, opened, wrong = base_scopes(base_path), {}, []
     entries = [(s.metadata["base"]["scope"], e) for s in patch.shards for e in s.entries if e.kind in ("same", "delta")]
+    wanted = {s.metadata["base"]["scope"] for s in patch.shards} - {None}
+    scopes, opened, wrong = base_scopes(base_path, {f["path"]: f["size"] for f in patch.base_files}, wanted), {}, []
     for scope in {scope for scope, _ in entries}:
         need(len(scopes) == 1 or scope in scopes, f"the base has no scope {scope!r}", "wrong_base")
         tensors = opened[scope] = {}

@@ -133,6 +133,20 @@ def test_a_chain_of_two(any_hub: Hub, models: list[Path], tmp_path: Path) -> Non
     assert [p.split("@")[0] for p in done["patches"]] == ["me/patch", "me/second"] and done["base"].startswith("org/base@")
 
 
+def test_a_base_with_more_shards_than_were_taken(hub: Hub, models: list[Path], tmp_path: Path) -> None:
+    """A leftover set beside the model, which nobody but the repo's owner can remove: left out by make, and so by pull."""
+    leftover = {f"model-0000{k}-of-00003.safetensors": files_of(models[0])["model-00001-of-00002.safetensors"] for k in (1, 2, 3)}
+    hub.add("org/base", files_of(models[0]) | leftover | {"README.md": CARD})
+    client = Client(hub, tmp_path / "a")
+    client.run("make", "org/base", models[1], "-o", "patch", "--codec", "sparse", "--exclude", "*-of-00003*")
+    client.run("push", "patch", "me/patch")
+    other = Client(hub, tmp_path / "b")
+    other.run("pull", "me/patch", "-o", "out")
+    assert files_of(tmp_path / "b" / "out") == files_of(models[1])
+    fetched = {path.name for path in (tmp_path / "b" / "home").rglob("*.safetensors")}
+    assert not fetched & set(leftover) and "model-00001-of-00002.safetensors" in fetched
+
+
 def test_info_and_report_read_no_payload(hub: Hub, tmp_path: Path) -> None:
     """Of a patch of 40 MB; the server counts what it sends."""
     rng = np.random.default_rng(1)
@@ -273,7 +287,7 @@ def test_secrets_are_not_published(hub: Hub, models: list[Path], tmp_path: Path)
     hub.add("org/base", files_of(models[0]) | {"README.md": CARD})
     (models[1] / ".env").write_text("X=1")
     (models[1] / "run.sh").write_text(f"export HF_TOKEN={TOKEN}")
-    client.run("make", "org/base", models[1], "-o", "patch", "--codec", "sparse")
+    client.run("make", "org/base", models[1], "-o", "patch", "--codec", "sparse", "--include", ".env")
     said = client.run("push", "patch", "me/patch", code=3).stderr
     assert ".env (by its name)" in said and "run.sh (holds a Hugging Face token)" in said and "me/patch" not in hub.repos
 

@@ -13,15 +13,15 @@ import ckptdiff
 
 PACKAGE = Path(ckptdiff.__file__).parent
 ORDER = """
-errors interrupts aside quantities canonical dtypes digests xxh3 stfile hubid hubclient hub hubwrite paths scratch parallel
-selection checkpoint adapt pairing values
+errors machine interrupts aside quantities canonical dtypes digests xxh3 openfiles impostors stfile hubid hubclient hub hubwrite
+paths scratch parallel recognition private selection folder foreign scopes checkpoint adapt pairing values
 codecs.place codecs.planes codecs.raw codecs.sparse
 codecs.kernelcache codecs.jit
 codecs.leaves codecs.escapes codecs.changes codecs.rangecoder codecs.rans codecs.groups codecs.adaptive codecs.static
 codecs.context codecs
 table manifest patchfile patches others durable workfolder overwriting output
 devices torchtypes memory coding device devicekernels deviceleaves devicecoder coders
-patchmaker maker layers applier verifier comparison patchinfo private pulling
+patchmaker maker layers applier verifier comparison patchinfo pulling
 loaded loading live targets integrations integrations.transformers
 analysis analysis.modules analysis.gram analysis.rank analysis.sparsity analysis.counting analysis.rows
 analysis.stored analysis.source analysis.reporting analysis.overlap

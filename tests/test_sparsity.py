@@ -10,9 +10,9 @@ import pytest
 
 import ckptdiff
 from ckptdiff.analysis.reporting import report, report_patch
-from ckptdiff.analysis.source import is_patch
 from ckptdiff.analysis.sparsity import NUMBERS, Counter, Counts, Tolerance
 from ckptdiff.dtypes import DTYPES
+from ckptdiff.recognition import is_patch
 from ckptdiff.values import element_bits, values_of
 from tests.checkpoints import tensor, write
 from tests.test_real_data import BASE, SHARED_DATA, TARGETS
@@ -134,7 +134,9 @@ def test_a_patch_in_place_of_its_target(tmp_path: Path, how: str) -> None:
         write(place / "model.safetensors", tensors)
     base, target = places if how == "folder" else [place / "model.safetensors" for place in places]
     ckptdiff.make(base, target, tmp_path / "patch.safetensors")
-    assert is_patch(tmp_path / "patch.safetensors") and not is_patch(base) and not is_patch(tmp_path / "no such")
+    assert is_patch(tmp_path / "patch.safetensors") and not is_patch(base)
+    with pytest.raises(ckptdiff.CheckpointError, match="no such: no such file or folder"):
+        is_patch(tmp_path / "no such")
     by_target, by_patch = (report(base, path, rank="none").to_json() for path in (target, tmp_path / "patch.safetensors"))
     by_patch["target"] = by_target["target"]
     assert by_patch == by_target

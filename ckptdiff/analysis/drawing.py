@@ -46,7 +46,7 @@ def libraries() -> tuple[Any, Any]:
     try:
         import altair
         import vl_convert
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise OutputError(f"pictures need Altair and vl-convert ({error}): pip install 'ckptdiff[report]'") from error
     return altair, vl_convert
 

@@ -25,6 +25,7 @@ from ckptdiff.analysis.source import Pair, named_base, open_source
 from ckptdiff.analysis.sparsity import EXPONENT
 from ckptdiff.errors import CheckpointError
 from ckptdiff.parallel import Progress, default_threads, no_progress, run_ordered
+from ckptdiff.selection import Selection
 from ckptdiff.values import distances, element_bits, values_of
 
 Counts = npt.NDArray[np.int64]
@@ -191,6 +192,9 @@ def overlap(
     base: str | os.PathLike[str] | None = None,
     *,
     atol: float = 0.0,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    follow_links: bool = False,
     threads: int | None = None,
     progress: Progress = no_progress,
 ) -> OverlapResult:
@@ -201,6 +205,7 @@ def overlap(
         base: the checkpoint that all started from, as positions in a patch can only be read with it; None: the repo on the Hub that the
             first patch names as its base.
         atol: count an element as changed where |d| exceeds this; 0: where its bits differ.
+        include, exclude, follow_links: of checkpoints, as :func:`ckptdiff.make` takes them.
         threads: how many to use.
         progress: called with how far it is.
 
@@ -216,7 +221,8 @@ def overlap(
     if base is None:
         base = named_base(*updates)
     with ExitStack() as stack:
-        sources = [stack.enter_context(open_source(base, update)) for update in updates]
+        chosen = Selection(include, exclude, follow_links)
+        sources = [stack.enter_context(open_source(base, update, selection=chosen)) for update in updates]
         tables = [{(pair.old.scope, pair.old.name): pair for pair in source.pairs} for source in sources]
         keys = [key for key in tables[0] if all(key in table for table in tables)]
         left_out = {name for table in tables for _, name in table.keys() - set(keys)}

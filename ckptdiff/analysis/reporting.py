@@ -24,6 +24,7 @@ from ckptdiff.errors import CheckpointError
 from ckptdiff.pairing import Rename
 from ckptdiff.parallel import Progress, default_threads, no_progress, run_ordered
 from ckptdiff.patches import open_patch
+from ckptdiff.selection import Selection
 from ckptdiff.values import element_bits, values_of
 
 SAMPLE = 32
@@ -40,6 +41,7 @@ def report(
     *,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    follow_links: bool = False,
     rename: Sequence[str] = (),
     atol: float = 1e-5,
     rtol: float = 1e-3,
@@ -55,7 +57,7 @@ def report(
     Args:
         base: checkpoint.
         target: checkpoint, or patch; the patch is not applied to the disk.
-        include, exclude, rename: of checkpoints, as :func:`ckptdiff.make` takes them; a patch says itself what is in it.
+        include, exclude, follow_links, rename: of checkpoints, as :func:`ckptdiff.make` takes them; a patch says itself what is in it.
         atol, rtol: see :class:`Counts`.
         rank: of no matrix, of about 32 spread over the model, or of all.
         device: a torch device for rank, such as ``cuda``, or ``auto`` for the first accelerator; None for NumPy.
@@ -74,7 +76,8 @@ def report(
     if device is not None:
         device = check_device(device)
     count = threads or default_threads()
-    with open_source(base, target, include=include, exclude=exclude, renames=[Rename.parse(text) for text in rename]) as source:
+    chosen, renames = Selection(include, exclude, follow_links), [Rename.parse(text) for text in rename]
+    with open_source(base, target, selection=chosen, renames=renames) as source:
         if not source.pairs and not source.unpaired and source.added and source.removed:
             raise CheckpointError(f"{base} and {target} have no tensor of the same name: are they of one model?")
         total, tensors = Tally.empty(), []

@@ -9,19 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptdiff.adapt import read_range
-from ckptdiff.applier import Applier, check_chain, check_stored, nodes_of
+from ckptdiff.applier import Applier, check_chain, check_stored, nodes_of, open_base
 from ckptdiff.checkpoint import Tensor, open_checkpoint
 from ckptdiff.digests import BLOCK
 from ckptdiff.dtypes import DTYPES, Bytes
 from ckptdiff.errors import BaseMismatchError, CheckpointError, FormatError, IntegrityError
-from ckptdiff.hub import open_repo
-from ckptdiff.hubid import parse_id
 from ckptdiff.layers import Node
 from ckptdiff.pairing import Rename, check_patterns, pair_all
 from ckptdiff.parallel import no_progress
-from ckptdiff.patches import INDEX_NAME, OpenPatch, open_patch
+from ckptdiff.patches import OpenPatch, open_patch
 from ckptdiff.pulling import recorded_base
-from ckptdiff.stfile import LocalFile, read_header
+from ckptdiff.recognition import is_patch
+from ckptdiff.selection import Selection
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,30 +63,11 @@ class Source:
     unpaired: tuple[str, ...]
 
 
-def is_patch(path: str | os.PathLike[str]) -> bool:
-    """Whether a path or id is a patch file or folder, not a checkpoint."""
-    hub_id = parse_id(path)
-    if hub_id is not None:
-        return INDEX_NAME in open_repo(hub_id).files
-    if os.path.isdir(path):
-        return (Path(path) / INDEX_NAME).exists()
-    try:
-        file = LocalFile(Path(path))
-    except CheckpointError:
-        return False
-    try:
-        return "ckptdiff" in (read_header(file).metadata or {})
-    except (ValueError, CheckpointError):
-        return False
-    finally:
-        file.close()
-
-
 def named_base(*updates: str | os.PathLike[str]) -> str:
     """The base, on the Hub, that the first patch among these names.
 
     Raises:
-        CheckpointError: none is a patch. HubError: it names no base, or that cannot be read.
+        CheckpointError: one cannot be read, or none is a patch. HubError: the first names no base, or that cannot be read.
     """
     patches = [update for update in updates if is_patch(update)]
     if not patches:
@@ -100,13 +80,13 @@ def open_source(
     base: str | os.PathLike[str],
     target: str | os.PathLike[str],
     *,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
+    selection: Selection | None = None,
     renames: Sequence[Rename] = (),
 ) -> Iterator[Source]:
     """Open a base, and a target checkpoint or a patch from that base.
 
-    Tensors of two checkpoints pair by name, those of a patch as it says, so that renamed ones are found.
+    Tensors of two checkpoints pair by name, those of a patch as it says, so that renamed ones are found. ``selection`` is of
+    checkpoints, as of :func:`ckptdiff.checkpoint.open_checkpoint`.
 
     Raises:
         CheckpointError: a checkpoint cannot be read, or is not one.
@@ -116,7 +96,7 @@ def open_source(
     with ExitStack() as stack:
         if is_patch(target):
             patch = stack.enter_context(open_patch(target))
-            old = stack.enter_context(open_checkpoint(base, needs_weights=bool(patch.files), scopes=patch.base_scopes))
+            old = stack.enter_context(open_base(base, [patch], only_weights=True))
             applier = Applier(old, [patch], 1, no_progress)
             try:
                 yield _from_patch(applier, patch, *names)
@@ -124,8 +104,8 @@ def open_source(
                 applier.explain(nodes_of(applier.outputs()))
                 raise
         else:
-            old, new = (stack.enter_context(open_checkpoint(path, include=include, exclude=exclude)) for path in (base, target))
-            check_patterns(new, renames, include, exclude)
+            old, new = (stack.enter_context(open_checkpoint(path, selection=selection)) for path in (base, target))
+            check_patterns(old, new, renames, selection.globs if selection else ())
             paired = pair_all(old, new, renames)
             pairs = tuple(_pair(a, b) for a, b in paired.pairs)
             yield Source(*names, pairs, paired.only_in_target, paired.only_in_base, paired.mismatched)

@@ -9,6 +9,7 @@ import numpy as np
 import zstandard
 
 from ckptdiff.dtypes import Bytes, Units
+from ckptdiff.machine import machine_error
 
 MAGIC = b"\x28\xb5\x2f\xfd"
 LEVEL = 3
@@ -87,7 +88,7 @@ def _decompress(frame: bytes, length: int) -> bytes:
             raise ValueError(f"the zstd frame has a window of {stated.window_size} bytes, more than {MAX_WINDOW}")
         data = _local.decompressor.decompress(frame, max_output_size=length, allow_extra_data=False)
     except zstandard.ZstdError as error:
-        raise ValueError(f"bad zstd frame: {error}") from None
+        raise machine_error(error) or ValueError(f"bad zstd frame: {error}") from None
     if len(data) != length:
         raise ValueError(f"a plane has {len(data)} bytes, expected {length}")
     return data

@@ -817,6 +817,7 @@ def metadata_vectors():
     bad("metadata_scope_null_with_base", f, "base.scope is null, but there are entries that need a base.", base_scope=None)
     bad("metadata_base_files_unsorted", f, "base.files are not sorted.", base_files=[
         {"path": p, "size": 1, "sha256": "0" * 64} for p in ("b.safetensors", "a.safetensors")])
+    bad("metadata_base_files_empty", f, "base.files is empty, but the target was a file and there are entries that need a base.", base_files=[])
     bad("metadata_target_identity_wrong", f, "base.files is there, and target.identity is not that of the table.",
         base_files=[{"path": "base.safetensors", "size": 1, "sha256": "0" * 64}], meta=setter("target", "identity", "0" * 32))
     bad("metadata_target_sha256_null", f, "target.sha256 is null instead of left out.", meta=setter("target", "sha256", None))
@@ -1358,6 +1359,8 @@ def folder_vectors():
     bad_folder("removed_path_unsafe", f, "A removed path is unsafe.", index=setter("removed", ["../gone.txt"]))
     bad_folder("base_path_unsafe", f, "The path of a base's weight file is unsafe.", small,
                index=setter("base", "files", 0, "path", "/m.safetensors"))
+    bad_folder("base_files_empty", f, "The base has no weight file, but a shard has an entry that needs one.", small,
+               index=setter("base", "files", []))
     bad_folder("shard_target_unsafe", f, "The target of a shard is unsafe.", small, index=lambda d: d["shards"][0].update(
         target="../m.safetensors", path="patch/../m.safetensors"))
     bad_folder("shard_path_not_under_patch", f, "A shard's patch file is not at patch/TARGET.", small,
@@ -1512,6 +1515,8 @@ def successes():
         output=basic().output)
     vector("ok_tensors_in_memory", "success", "Neither base nor target was ever a file.", BASE_FILE,
            basic(base_files=[], meta=setter("target", "sha256", DROP)), output=basic().output)
+    ok("base_files_empty", "The base has no weight file, and no entry needs one.", {}, TARGET,
+       [new("a"), new("w"), new("n"), copy("c", "n")], base_files=[])
     vector("ok_header_by_prefix", "success", "The header's frame is compressed after the predicted header.", BASE_FILE,
            basic(header_frame=bytes.fromhex("28b52ffd20f84d0000107b220100f33d65b0")), output=basic().output)
     strange = (b'{ "c":{"shape":[3],"dtype":"U8","data_offsets":[23,26]},"__metadata__":{"\xc3\xa9":"\xe2\x82\xac \xf0\x9f\x98\x80","x":"\\u00e9\\/"},'
