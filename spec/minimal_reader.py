@@ -876,7 +876,7 @@ def find_base(base_path, patch):
     """Step 3: give every entry of kind same or delta its base tensor, and every such file its base file."""
     entries = [(s.metadata["base"]["scope"], e) for s in patch.shards for e in s.entries if e.kind in ("same", "delta")]
     wanted = {s.metadata["base"]["scope"] for s in patch.shards} - {None}
-    scopes, opened, wrong = base_scopes(base_path, {f["path"]: f["size"] for f in patch.base_files}, wanted), {}, []
+    scopes, opened, wrong = base_scopes(base_path, {f["path"]: f["size"] for f in patch.base_files or ()}, wanted), {}, []
     for scope in {scope for scope, _ in entries}:
         need(len(scopes) == 1 or scope in scopes, f"the base has no scope {scope!r}", "wrong_base")
         tensors = opened[scope] = {}
