@@ -17,7 +17,7 @@ from ckptdiff.canonical import quote
 from ckptdiff.checkpoint import Checkpoint, Recorded, open_checkpoint
 from ckptdiff.devices import find_device
 from ckptdiff.dtypes import Bytes
-from ckptdiff.errors import BaseMismatchError, CkptdiffError, FormatError, IntegrityError, OutputError
+from ckptdiff.errors import BaseMismatchError, CkptdiffError, FormatError, IntegrityError, OutputError, cut
 from ckptdiff.layers import FromBase, FromPatch, Node, check_result, digest_of, found_digest, layers, ranges, tensor_differs
 from ckptdiff.output import build_beside, check_output, check_space
 from ckptdiff.parallel import Progress, default_threads, no_progress, run_ordered
@@ -200,21 +200,18 @@ class Applier:
         if depth == 0:
             tensor = (self.base.scope(scope or "") or {}).get(name)
             if tensor is None:
-                raise self.wrong_base(patch, f"it has no tensor {name}" + (f" in {scope}" if len(self.base.scopes) > 1 else ""))
+                raise self.wrong_base(patch, f"it has no tensor {cut(name)}" + (f" in {cut(scope)}" if len(self.base.scopes) > 1 else ""))
             if (tensor.dtype, tensor.shape) != (entry.base_dtype, entry.base_shape):
-                raise self.wrong_base(
-                    patch,
-                    f"its tensor {name} is {tensor.dtype} {list(tensor.shape)}, expected {entry.base_dtype} {list(entry.base_shape or ())}",
-                )
+                found, expected = cut(list(tensor.shape)), f"{entry.base_dtype} {cut(list(entry.base_shape or ()))}"
+                raise self.wrong_base(patch, f"its tensor {cut(name)} is {tensor.dtype} {found}, expected {expected}")
             return FromBase(tensor, entry.base_digest)
         before = self.chain[depth - 1]
-        scopes = {found for found, _ in before.entries}
-        found = before.entries.get((next(iter(scopes)) if len(scopes) == 1 else scope or "", name))
-        if found is None or (found[1].dtype, found[1].shape) != (entry.base_dtype, entry.base_shape):
-            raise BaseMismatchError(f"{patch.path}: needs the tensor {name}, which {before.path} does not give like that")
-        node = self.node(depth - 1, *found)
+        source = before.entries.get((next(iter(before.scopes)) if len(before.scopes) == 1 else scope or "", name))
+        if source is None or (source[1].dtype, source[1].shape) != (entry.base_dtype, entry.base_shape):
+            raise BaseMismatchError(f"{patch.path}: needs the tensor {cut(name)}, which {before.path} does not give like that")
+        node = self.node(depth - 1, *source)
         if node.digest != entry.base_digest:
-            raise BaseMismatchError(f"{patch.path}: tensor {name} is not the one that {before.path} gives")
+            raise BaseMismatchError(f"{patch.path}: tensor {cut(name)} is not the one that {before.path} gives")
         return node
 
     def outputs(self) -> list[Output]:
@@ -236,7 +233,7 @@ class Applier:
             if matches(name, globs):
                 if name in found:
                     both = f"{found[name][0].metadata.target_scope} and {file.metadata.target_scope}"
-                    raise OutputError(f"--only matches {name} of two scopes, {both}: narrow it")
+                    raise OutputError(f"--only matches {cut(name)} of two scopes, {both}: narrow it")
                 found[name] = file, entry
         if not found:
             raise OutputError(f"--only matches none of the {len(self.chain[last].entries)} tensors; ckptdiff info --tensors lists them")

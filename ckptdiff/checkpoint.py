@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from ckptdiff.aside import if_gone
 from ckptdiff.dtypes import Bytes
-from ckptdiff.errors import CheckpointError
+from ckptdiff.errors import CheckpointError, cut
 from ckptdiff.folder import Listing, list_folder
 from ckptdiff.foreign import CONVERTERS, other_formats, refuse_weights
 from ckptdiff.hub import download, open_repo
@@ -86,7 +86,7 @@ class Checkpoint:
                     self.close()
                     way_on = f", or leave it out with {exclude_option(file.path)}" if self.can_exclude else ""
                     raise CheckpointError(
-                        f"{file.file.name}: tensor {tensor.name} is also in {tensors[tensor.name].source.name}; "
+                        f"{file.file.name}: tensor {cut(tensor.name)} is also in {tensors[tensor.name].source.name}; "
                         f"two files of one index must not share names: remove the stale shard{way_on}"
                     )
                 tensors[tensor.name] = tensor

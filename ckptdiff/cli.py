@@ -15,7 +15,6 @@ from typing import Any
 import click
 
 from ckptdiff import __version__
-from ckptdiff.canonical import visible
 from ckptdiff.cli_common import (
     PATH,
     as_json,
@@ -35,7 +34,7 @@ from ckptdiff.cli_common import (
 )
 from ckptdiff.cli_hub import pull, push
 from ckptdiff.cli_report import mask, overlap, report
-from ckptdiff.errors import CkptdiffError
+from ckptdiff.errors import CkptdiffError, visible
 from ckptdiff.interrupts import raised
 from ckptdiff.machine import machine_error
 

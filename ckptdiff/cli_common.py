@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from ckptdiff.canonical import visible
+from ckptdiff.errors import visible
 
 if TYPE_CHECKING:
     from ckptdiff.parallel import Progress

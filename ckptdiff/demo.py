@@ -12,9 +12,8 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from ckptdiff.canonical import visible
 from ckptdiff.dtypes import cast
-from ckptdiff.errors import CkptdiffError, OutputError
+from ckptdiff.errors import CkptdiffError, OutputError, visible
 from ckptdiff.stfile import predicted_header
 from ckptdiff.workfolder import work_folder
 

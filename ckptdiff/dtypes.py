@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,6 +21,10 @@ Changes: TypeAlias = tuple[Units, Units]
 
 MAX_SIZE = 1 << 48
 """Limit of a tensor's size in bytes, of a dimension, and of the product of the dimensions that are not 0."""
+
+
+MAX_FILE = 1 << 40
+"""Limit of a file's size in bytes (spec 11)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +53,14 @@ class Dtype:
 
     def nbytes(self, shape: tuple[int, ...]) -> int | None:
         """Size in bytes of a tensor of this shape, or None if it is not a whole number, or above the limits (spec 11)."""
-        elements = math.prod(dim for dim in shape if dim)
-        bits = 0 if 0 in shape else elements * self.bits
-        return None if elements > MAX_SIZE or bits % 8 or bits // 8 > MAX_SIZE else bits // 8
+        return _nbytes(shape, self.bits)
+
+
+@lru_cache(maxsize=1 << 14)
+def _nbytes(shape: tuple[int, ...], bits: int) -> int | None:
+    elements = math.prod(filter(None, shape))
+    size = elements * bits if all(shape) else 0
+    return None if elements > MAX_SIZE or size % 8 or size // 8 > MAX_SIZE else size // 8
 
 
 DTYPES: dict[str, Dtype] = {

@@ -18,6 +18,20 @@ from __future__ import annotations
 
 from typing import Literal
 
+SHOWN = 80
+"""Characters of a name, or of other text out of a file, that a message shows."""
+
+
+def cut(text: object) -> str:
+    """Text out of a file as a message shows it: no more than :data:`SHOWN` characters, since a stranger may have written it."""
+    text = str(text)
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
+
+
+def visible(text: str) -> str:
+    """Text for people, with what cannot be seen or could steer a terminal written out: names come from files that may be hostile."""
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
+
 
 class CkptdiffError(Exception):
     """Base of every error that ckptdiff raises on purpose."""

@@ -13,7 +13,7 @@ from ckptdiff.checkpoint import Tensor
 from ckptdiff.codecs import CODECS, sparse
 from ckptdiff.digests import BLOCK, block_count, leaves_of, tensor_digest
 from ckptdiff.dtypes import DTYPES, Bytes, Dtype
-from ckptdiff.errors import FormatError, IntegrityError
+from ckptdiff.errors import FormatError, IntegrityError, cut
 from ckptdiff.patchfile import PatchFile
 from ckptdiff.table import Entry
 
@@ -91,7 +91,7 @@ class FromPatch:
                 else:
                     part, changed = codec.decode(coded, block, len(block), dtype)
             except ValueError as error:
-                raise FormatError(f"{self.file.source.name}: tensor {entry.name}, block {first + k}: {error}") from None
+                raise FormatError(f"{self.file.source.name}: tensor {cut(entry.name)}, block {first + k}: {error}") from None
             parts.append(part)
             self.changed[first + k] = changed
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -134,7 +134,7 @@ def found_digest(node: Node) -> bytes:
 def check_result(node: FromPatch) -> None:
     """Raise FormatError or IntegrityError unless an entry has changed as many units, and gives the digest, as it says."""
     check_changed(node)
-    where, digest = f"{node.file.source.name}: tensor {node.entry.name}", found_digest(node)
+    where, digest = f"{node.file.source.name}: tensor {cut(node.entry.name)}", found_digest(node)
     if digest != node.digest:
         raise IntegrityError(f"{where}: rebuilt with the digest {digest.hex()}, expected {node.digest.hex()}: fetch the patch again")
 
@@ -143,13 +143,13 @@ def check_changed(node: FromPatch) -> None:
     """Raise FormatError unless an entry has changed as many units as it says."""
     changed = sum(node.changed.values())
     if node.entry.kind == "delta" and changed != node.entry.changed:
-        where = f"{node.file.source.name}: tensor {node.entry.name}"
+        where = f"{node.file.source.name}: tensor {cut(node.entry.name)}"
         raise FormatError(f"{where}: its blocks change {changed} units, expected {node.entry.changed}")
 
 
 def tensor_differs(node: FromBase, found: bytes) -> str:
     """Words for a base tensor of another digest."""
-    return f"its tensor {node.tensor.name} has the digest {found.hex()}, expected {node.digest.hex()}"
+    return f"its tensor {cut(node.tensor.name)} has the digest {found.hex()}, expected {node.digest.hex()}"
 
 
 def digest_of(tensor: Tensor) -> bytes:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ckptdiff.digests import BLOCK, block_count, tensor_digest
 from ckptdiff.dtypes import Bytes, Dtype
-from ckptdiff.errors import BaseMismatchError, IntegrityError
+from ckptdiff.errors import BaseMismatchError, IntegrityError, cut
 from ckptdiff.parallel import run_ordered
 from ckptdiff.torchtypes import flat_bytes
 
@@ -117,7 +117,8 @@ class LoadedPatch:
             if found != expected:
                 state = "was changed since the patch was applied." if applied else "is not the base: is another patch applied?"
                 raise BaseMismatchError(
-                    f"{MODEL}: tensor {row.name} has the digest {found.hex()}, expected {expected.hex()}: it {state} Nothing was written"
+                    f"{MODEL}: tensor {cut(row.name)} has the digest {found.hex()}, expected {expected.hex()}: it {state} "
+                    "Nothing was written"
                 )
 
     def write(self, back: bool, check: bool) -> None:
@@ -128,8 +129,8 @@ class LoadedPatch:
                 found, expected = tensor_digest(leaves), tensor_digest(row.before) if back else row.digest
                 if check and found != expected:
                     raise IntegrityError(
-                        f"{MODEL}: tensor {row.name} came out with the digest {found.hex()}, expected {expected.hex()}: {self._name} is "
-                        "broken, or another thread wrote to the tensor; it was taken back"
+                        f"{MODEL}: tensor {cut(row.name)} came out with the digest {found.hex()}, expected {expected.hex()}: "
+                        f"{self._name} is broken, or another thread wrote to the tensor; it was taken back"
                     )
         except BaseException:
             for row, part in self._done:
@@ -148,9 +149,9 @@ class LoadedPatch:
         now, arrays = self._find(), []
         for row in self._moves:
             array = now.get(row.name)
-            if array is None or (len(row.flat) and address(flat_bytes(array, f"{MODEL}: {row.name}")) != address(row.flat)):
+            if array is None or (len(row.flat) and address(flat_bytes(array, f"{MODEL}: {cut(row.name)}")) != address(row.flat)):
                 raise BaseMismatchError(
-                    f"{MODEL}: tensor {row.name} is not the one that {self._name} was loaded for: was the model cast, moved or loaded "
+                    f"{MODEL}: tensor {cut(row.name)} is not the one that {self._name} was loaded for: was the model cast, moved or loaded "
                     "anew? Load the patch again; nothing was written"
                 )
             if row.parts:

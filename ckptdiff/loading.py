@@ -17,7 +17,7 @@ from ckptdiff.codecs import context, sparse
 from ckptdiff.coding import look
 from ckptdiff.digests import BLOCK, tensor_digest, xxh128
 from ckptdiff.dtypes import DTYPES, Bytes, Changes, Dtype, Units
-from ckptdiff.errors import BaseMismatchError, FormatError, IntegrityError, UnsupportedError
+from ckptdiff.errors import BaseMismatchError, FormatError, IntegrityError, UnsupportedError, cut
 from ckptdiff.layers import FromBase, FromPatch, Node, check_changed, ranges, tensor_differs
 from ckptdiff.loaded import MODEL, RUN, LoadedPatch, Moves, Part, address, hashing, leaves_in_memory
 from ckptdiff.memory import MemoryFile, State, open_state, state_of
@@ -80,7 +80,7 @@ class Loader:
             if tensor is None or (tensor.dtype, tensor.shape) != (entry.dtype, entry.shape):
                 is_there = f"{MODEL} has it as {tensor.dtype} {list(tensor.shape)}" if tensor else f"{MODEL} has no such tensor"
                 raise UnsupportedError(
-                    f"{self.patch.path}: its target has the tensor {entry.name}, {entry.dtype} {list(entry.shape)}; {is_there}: "
+                    f"{self.patch.path}: its target has the tensor {cut(entry.name)}, {entry.dtype} {cut(list(entry.shape))}; {is_there}: "
                     "it cannot be written in place; rebuild the target with ckptdiff.load_target or ckptdiff apply"
                 )
             simple = isinstance(node, FromPatch) and entry.kind == "delta" and not entry.adapted and tensor.name == old
@@ -88,7 +88,7 @@ class Loader:
             first = found.setdefault(_memory(tensor), place)
             if first.tensor.name != tensor.name and first.node.digest != node.digest:
                 raise UnsupportedError(
-                    f"{MODEL}: {first.tensor.name} and {tensor.name} share memory, but the target of {self.patch.path} has two "
+                    f"{MODEL}: {cut(first.tensor.name)} and {cut(tensor.name)} share memory, but the target of {self.patch.path} has two "
                     "contents for them: untie them first"
                 )
         _check_overlaps(found)
@@ -167,7 +167,7 @@ class Loader:
                 positions, zigzags = context.unpack(coded, look(place.tensor, start, stop, "base"), dtype)
                 positions = positions.copy()  # scratch
         except ValueError as error:
-            raise FormatError(f"{node.file.source.name}: tensor {entry.name}, block {block}: {error}") from None
+            raise FormatError(f"{node.file.source.name}: tensor {cut(entry.name)}, block {block}: {error}") from None
         node.changed[block] = len(positions)
         return positions, zigzags
 
@@ -269,7 +269,7 @@ def scope_of(patch: OpenPatch, wanted: str | None) -> str:
     if wanted is None and len(scopes) == 1:
         return scopes[0]
     if wanted not in scopes:
-        raise UnsupportedError(f"{patch.path}: has the scopes {', '.join(scopes)}: load them one by one, with scope=...")
+        raise UnsupportedError(f"{patch.path}: has the scopes {cut(', '.join(scopes))}: load them one by one, with scope=...")
     return wanted
 
 

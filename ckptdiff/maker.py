@@ -21,9 +21,9 @@ from ckptdiff.manifest import member_path, shard_path
 from ckptdiff.output import build_beside, check_output
 from ckptdiff.pairing import Rename, check_patterns
 from ckptdiff.parallel import Progress, default_threads, no_progress
-from ckptdiff.patches import INDEX_NAME
 from ckptdiff.patchmaker import PatchMaker, Report
 from ckptdiff.private import suspicious_name
+from ckptdiff.recognition import INDEX_NAME
 from ckptdiff.selection import Selection
 from ckptdiff.table import Totals
 

@@ -9,14 +9,20 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ckptdiff import canonical, paths
-from ckptdiff.canonical import Fields, JsonObject, quote
+from ckptdiff.canonical import Fields, JsonObject, quoted
 from ckptdiff.digests import xxh128
-from ckptdiff.dtypes import MAX_SIZE
-from ckptdiff.errors import FormatError, IntegrityError, UnsupportedError
+from ckptdiff.dtypes import MAX_FILE
+from ckptdiff.errors import CheckpointError, FormatError, IntegrityError, UnsupportedError, cut
 from ckptdiff.table import Totals, check_sorted
 
 VERSION = 1
-MAX_INDEX = 1 << 26
+MAX_INDEX = 1 << 24
+"""Bytes of an index, and of a patch file's metadata."""
+MAX_INFO = 1 << 16
+MAX_REPO = 256
+"""Bytes of the name of a repo or revision in ``info``."""
+MAX_FILES = 1 << 15
+"""Files that an index names, in all its lists together, or the metadata of a patch file."""
 MAX_PREFIX = 1 << 26
 MAX_WINDOW = 1 << 27
 INFO = {"base_repo", "base_revision", "target_repo", "target_revision"}
@@ -27,20 +33,37 @@ def safe_path(path: Any, where: str) -> str:
     text = canonical.as_text(path, where)
     reason = paths.unsafe_reason(text)
     if reason:
-        raise FormatError(f"{where}: the path {quote(text[:80])} {reason}: do not trust this patch")
+        raise FormatError(f"{where}: the path {quoted(text)} {reason}: do not trust this patch")
+    return text
+
+
+def _short(value: Any, where: str, most: int) -> str:
+    """A string of at most so many bytes; raises FormatError for anything else."""
+    text = canonical.as_text(value, where)
+    if len(text.encode()) > most:
+        raise FormatError(f"{where}: has {len(text.encode())} bytes, expected at most {most}")
     return text
 
 
 def _sealed(value: JsonObject) -> bytes:
-    """Canonical JSON with the member ``digest`` over all the rest."""
-    return canonical.dumps({**value, "digest": xxh128(canonical.dumps(value)).hex()})
+    """Canonical JSON with the member ``digest`` over all the rest; raises CheckpointError if a reader would not take so many files."""
+    sealed = canonical.dumps({**value, "digest": xxh128(canonical.dumps(value)).hex()})
+    lists = [value["base"].get("files", ()), *(value.get(key, ()) for key in ("shards", "files", "removed"))]
+    if len(sealed) > MAX_INDEX or sum(map(len, lists)) > MAX_FILES:
+        raise CheckpointError(
+            f"a patch of {sum(map(len, lists))} files, which take {len(sealed)} bytes to name, expected at most {MAX_FILES} files and "
+            f"{MAX_INDEX} bytes: leave files out with --exclude"
+        )
+    return sealed
 
 
 def _open_sealed(data: bytes, where: str, expected_format: str, known: str) -> Fields:
     """Check structure, format, version, unknown members and digest, in this order (spec 13)."""
+    if len(data) > MAX_INDEX:
+        raise FormatError(f"{where}: has {len(data)} bytes, expected at most {MAX_INDEX}")
     value = canonical.load_object(data, where)
     if value.get("format") != expected_format:
-        raise FormatError(f"{where}.format: expected {quote(expected_format)}, found {str(value.get('format'))[:40]}")
+        raise FormatError(f"{where}.format: expected {quoted(expected_format)}, found {cut(value.get('format'))}")
     version = value.get("version")
     if not isinstance(version, int) or isinstance(version, bool):
         raise FormatError(f"{where}.version: expected an integer")
@@ -52,8 +75,10 @@ def _open_sealed(data: bytes, where: str, expected_format: str, known: str) -> F
     if stated != found:
         raise IntegrityError(f"{where}: its digest is {found.hex()}, expected {stated.hex()}: corrupted? fetch the patch again")
     info = members.object("info")
+    if len(canonical.dumps(info)) > MAX_INFO:
+        raise FormatError(f"{where}.info: has {len(canonical.dumps(info))} bytes, expected at most {MAX_INFO}")
     for key in INFO & set(info):
-        canonical.as_text(info[key], f"{where}.info.{key}")
+        _short(info[key], f"{where}.info.{key}", MAX_REPO)
     return members
 
 
@@ -71,11 +96,15 @@ class FileRef:
     @classmethod
     def read(cls, value: Any, where: str) -> FileRef:
         f = Fields(value, where, "path sha256 size")
-        return cls(path=safe_path(f.text("path"), f"{where}.path"), size=f.integer("size"), sha256=f.hexadecimal("sha256", 32).hex())
+        return cls(
+            path=safe_path(f.text("path"), f"{where}.path"), size=f.integer("size", high=MAX_FILE), sha256=f.hexadecimal("sha256", 32).hex()
+        )
 
 
 def _read_files(parent: Fields) -> tuple[FileRef, ...]:
     files = parent.array("files", FileRef.read)
+    if len(files) > MAX_FILES:
+        raise FormatError(f"{parent.where}.files: names {len(files)} files, expected at most {MAX_FILES}")
     check_sorted((file.path for file in files), f"{parent.where}.files")
     return files
 
@@ -139,16 +168,16 @@ class Metadata:
         if "scope" in base and base.value["scope"] is None:
             scope = None
         else:
-            scope = base.text("scope")
+            scope = _short(base.text("scope"), f"{where}.base.scope", paths.MAX_PATH)
         return cls(
             base_identity=base.hexadecimal("identity", 16),
             base_scope=scope,
             base_files=_read_files(base) if "files" in base else None,
             target_path=safe_path(target.text("path"), f"{where}.target.path"),
-            target_size=target.integer("size"),
+            target_size=target.integer("size", high=MAX_FILE),
             target_sha256=target.hexadecimal("sha256", 32).hex() if "sha256" in target else None,
             target_identity=target.hexadecimal("identity", 16),
-            target_scope=target.text("scope"),
+            target_scope=_short(target.text("scope"), f"{where}.target.scope", paths.MAX_PATH),
             table=f.hexadecimal("table", 16),
             header=f.hexadecimal("header", 16),
             report=f.hexadecimal("report", 16) if "report" in f else None,
@@ -191,10 +220,15 @@ class ShardRef:
         f = Fields(value, where, "digest path sha256 size target")
         target = safe_path(f.text("target"), f"{where}.target")
         if not target.endswith(".safetensors"):
-            raise FormatError(f"{where}.target: {quote(target[:80])} is not a weight file")
-        shard = cls(target=target, size=f.integer("size"), sha256=f.hexadecimal("sha256", 32).hex(), digest=f.hexadecimal("digest", 16))
+            raise FormatError(f"{where}.target: {quoted(target)} is not a weight file")
+        shard = cls(
+            target=target,
+            size=f.integer("size", high=MAX_FILE),
+            sha256=f.hexadecimal("sha256", 32).hex(),
+            digest=f.hexadecimal("digest", 16),
+        )
         if f.text("path") != shard.path:
-            raise FormatError(f"{where}.path: expected {quote(shard.path)}, found {quote(f.text('path')[:80])}")
+            raise FormatError(f"{where}.path: expected {quoted(shard.path)}, found {quoted(f.text('path'))}")
         return shard
 
 
@@ -228,9 +262,9 @@ class OtherFile:
         kind = f.kind({"same": "", "new": "stored digest", "delta": "stored digest base_sha256"}, "kind path sha256 size")
         path = safe_path(f.text("path"), f"{where}.path")
         if path.endswith(".safetensors"):
-            raise FormatError(f"{where}.path: {quote(path[:80])} is a weight file, which belongs in a shard")
-        stored = f.integer("stored") if kind != "same" else 0
-        size = f.integer("size", high=MAX_PREFIX if kind == "delta" else MAX_SIZE)
+            raise FormatError(f"{where}.path: {quoted(path)} is a weight file, which belongs in a shard")
+        stored = f.integer("stored", high=MAX_FILE) if kind != "same" else 0
+        size = f.integer("size", high=MAX_PREFIX if kind == "delta" else MAX_FILE)
         return cls(
             path=path,
             size=size,
@@ -284,16 +318,19 @@ class Index:
             totals=Totals.read(f),
             info=f.object("info"),
         )
+        named = sum(map(len, (index.base_files, index.shards, index.files, index.removed)))
+        if named > MAX_FILES:
+            raise FormatError(f"{where}: names {named} files, expected at most {MAX_FILES}")
         check_sorted((shard.target for shard in index.shards), f"{where}.shards")
         check_sorted((file.path for file in index.files), f"{where}.files")
         check_sorted(index.removed, f"{where}.removed")
         outputs = [shard.target for shard in index.shards] + [file.path for file in index.files]
         clash = paths.clash(outputs)
         if clash:
-            raise FormatError(f"{where}: two outputs share the path {quote(clash[:80])}: do not trust this patch")
+            raise FormatError(f"{where}: two outputs share the path {quoted(clash)}: do not trust this patch")
         clash = paths.clash(file.member for file in index.files if file.kind != "same")
         if clash:
-            raise FormatError(f"{where}: {quote(clash[:80])} would be a file and a folder")
+            raise FormatError(f"{where}: {quoted(clash)} would be a file and a folder")
         if set(outputs) & set(index.removed):
-            raise FormatError(f"{where}.removed: names the output {quote(min(set(outputs) & set(index.removed))[:80])}")
+            raise FormatError(f"{where}.removed: names the output {quoted(min(set(outputs) & set(index.removed)))}")
         return index

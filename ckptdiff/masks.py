@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -21,29 +21,46 @@ from ckptdiff import canonical
 from ckptdiff.analysis.source import Pair, named_base, open_source
 from ckptdiff.canonical import Fields
 from ckptdiff.dtypes import DTYPES, MAX_SIZE, Bytes
-from ckptdiff.errors import CheckpointError, FormatError, IntegrityError, UnsupportedError
+from ckptdiff.errors import CheckpointError, FormatError, IntegrityError, UnsupportedError, cut
+from ckptdiff.maskrows import Bits, Row, check_row, count_of, is_sparse, packed, read_row, row_of, row_of_positions, shared, vote
 from ckptdiff.output import build_beside, check_output
 from ckptdiff.parallel import Progress, default_threads, no_progress, run_ordered
-from ckptdiff.stfile import LocalFile, header_json, read_bytes, read_header
+from ckptdiff.stfile import MAX_RANK, LocalFile, header_json, read_header
 from ckptdiff.table import as_name
 from ckptdiff.values import distances, element_bits
 
-Bits = npt.NDArray[np.uint8]
 PathLike = str | os.PathLike[str]
+
+MAX_NODES = 1 << 20
+"""Braces, brackets and commas of a mask's metadata: a few for each tensor."""
 
 
 class Mask:
-    """A set of elements of a model's tensors. Eight elements a byte in memory; tensors without any are left out.
+    """A set of elements of a model's tensors, in memory as its file has it. Tensors without any are left out.
 
     Attributes:
         shapes: of each tensor that has elements in the mask.
-        bits: packed, the first element in the lowest bit of the first byte.
+        bits: of each tensor, packed, the first element in the lowest bit of the first byte; made when it is asked for.
     """
 
     def __init__(self, bits: Mapping[str, Bits], shapes: Mapping[str, tuple[int, ...]]) -> None:
-        kept = sorted((name for name, row in bits.items() if row.any()), key=str.encode)
-        self.bits = {name: bits[name] for name in kept}
+        self._set({name: row_of(row, math.prod(shapes[name])) for name, row in bits.items()}, shapes)
+
+    def _set(self, rows: Mapping[str, Row], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        kept = sorted((name for name, row in rows.items() if len(row) and (row.itemsize == 4 or row.any())), key=str.encode)
+        self.rows = {name: rows[name] for name in kept}
         self.shapes = {name: tuple(shapes[name]) for name in kept}
+
+    @classmethod
+    def _of(cls, rows: Mapping[str, Row], shapes: Mapping[str, tuple[int, ...]]) -> Mask:
+        mask = cls({}, {})
+        mask._set(rows, shapes)
+        return mask
+
+    @property
+    def bits(self) -> Mapping[str, Bits]:
+        """Packed elements by tensor."""
+        return _Packed(self)
 
     # --- where masks come from ---
 
@@ -70,28 +87,28 @@ class Mask:
             the base. Others as of :func:`ckptdiff.report`.
         """
         base = base if base is not None else named_base(patch)
-        bits: dict[str, Bits] = {}
+        rows: dict[str, Row] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         with open_source(base, patch) as source:
             if source.added or source.unpaired:
                 names = [*source.added, *source.unpaired]
                 raise CheckpointError(
-                    f"{patch}: its tensor {names[0]} ({len(names)} in all) has no counterpart of the same shape and dtype in {base}: "
+                    f"{patch}: its tensor {cut(names[0])} ({len(names)} in all) has no counterpart of the same shape and dtype in {base}: "
                     "a mask is of the base's elements"
                 )
             jobs = (partial(_changed, pair, start, atol) for pair in source.pairs for start in pair.starts)
             done, total = 0, sum(pair.nbytes for pair in source.pairs)
             with closing(run_ordered(jobs, threads or default_threads())) as results:
                 for pair in source.pairs:
-                    if pair.name in bits:
-                        raise CheckpointError(f"{patch}: two scopes have a tensor {pair.name}: make a mask of each by itself")
-                    flags = [next(results) for _ in pair.starts]
+                    if pair.name in rows:
+                        raise CheckpointError(f"{patch}: two scopes have a tensor {cut(pair.name)}: make a mask of each by itself")
+                    pieces = [next(results) for _ in pair.starts]
                     pair.finish()
-                    bits[pair.name] = np.packbits(np.concatenate(flags), bitorder="little")
+                    rows[pair.name] = row_of(np.concatenate(pieces), math.prod(pair.shape))
                     shapes[pair.name] = pair.shape
                     done += pair.nbytes
                     progress("comparing", done, total)
-        return cls(bits, shapes)
+        return cls._of(rows, shapes)
 
     @classmethod
     def from_arrays(cls, flags: Mapping[str, Any]) -> Mask:
@@ -120,32 +137,30 @@ class Mask:
         for mask in masks:
             for name, shape in mask.shapes.items():
                 if shapes.setdefault(name, shape) != shape:
-                    raise CheckpointError(f"tensor {name}: has the shape {list(shape)} in one mask, {list(shapes[name])} in another")
-        bits: dict[str, Bits] = {}
-        for name in shapes:
-            rows = [mask.bits[name] for mask in masks if name in mask.bits]
-            if least <= 1:
-                bits[name] = np.bitwise_or.reduce(rows)
-            elif len(rows) >= least:
-                votes = sum(np.unpackbits(row, bitorder="little") for row in rows)
-                bits[name] = np.packbits(np.asarray(votes) >= least, bitorder="little")
-        return cls(bits, {name: shapes[name] for name in bits})
+                    raise CheckpointError(
+                        f"tensor {cut(name)}: has the shape {cut(list(shape))} in one mask, {cut(list(shapes[name]))} in another"
+                    )
+        found: dict[str, Row] = {}
+        for name, shape in shapes.items():
+            rows = [mask.rows[name] for mask in masks if name in mask.rows]
+            if len(rows) >= least:
+                found[name] = vote(max(least, 1), rows, math.prod(shape))
+        return cls._of(found, {name: shapes[name] for name in found})
 
     def random(self, seed: int) -> Mask:
         """As many elements of each tensor, at random among them: the control of an experiment."""
-        rng, bits = np.random.default_rng(seed), {}
+        rng, rows = np.random.default_rng(seed), {}
         for name, count in self.counts.items():
-            flags = np.zeros(math.prod(self.shapes[name]), np.bool_)
-            flags[rng.choice(len(flags), count, replace=False, shuffle=False)] = True
-            bits[name] = np.packbits(flags, bitorder="little")
-        return Mask(bits, self.shapes)
+            elements = math.prod(self.shapes[name])
+            rows[name] = row_of_positions(np.sort(rng.choice(elements, count, replace=False, shuffle=False)), elements)
+        return Mask._of(rows, self.shapes)
 
     # --- what they hold ---
 
     @property
     def counts(self) -> dict[str, int]:
         """Elements in the mask, by tensor."""
-        return {name: _ones(row) for name, row in self.bits.items()}
+        return {name: count_of(row) for name, row in self.rows.items()}
 
     @property
     def total(self) -> int:
@@ -154,12 +169,16 @@ class Mask:
 
     def flags(self, name: str) -> npt.NDArray[np.bool_]:
         """A tensor's elements as booleans of its shape; raises KeyError if it has none in the mask."""
-        shape = self.shapes[name]
-        return np.unpackbits(self.bits[name], count=math.prod(shape), bitorder="little").view(np.bool_).reshape(shape)
+        shape, row = self.shapes[name], self.rows[name]
+        if row.itemsize == 1:
+            return np.unpackbits(row, count=math.prod(shape), bitorder="little").view(np.bool_).reshape(shape)
+        flags = np.zeros(math.prod(shape), np.bool_)
+        flags[row] = True
+        return flags.reshape(shape)
 
     def shared(self, other: Mask) -> int:
         """Elements in both."""
-        return sum(_ones(row & other.bits[name]) for name, row in self.bits.items() if name in other.bits)
+        return sum(shared(row, other.rows[name]) for name, row in self.rows.items() if name in other.rows)
 
     def precision(self, truth: Mask) -> float:
         """Share of this mask's elements that another has too; 0 if there are none."""
@@ -172,12 +191,12 @@ class Mask:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Mask) or self.shapes != other.shapes:
             return NotImplemented if not isinstance(other, Mask) else False
-        return all(np.array_equal(row, other.bits[name]) for name, row in self.bits.items())
+        return all(np.array_equal(row, other.rows[name]) for name, row in self.rows.items())
 
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return f"<ckptdiff.Mask: {self.total:,} elements of {len(self.bits)} tensors>"
+        return f"<ckptdiff.Mask: {self.total:,} elements of {len(self.rows)} tensors>"
 
     # --- files ---
 
@@ -188,10 +207,7 @@ class Mask:
             OutputError: it cannot be written there.
         """
         out = Path(path)
-        rows = sorted(
-            (_stored(row, math.prod(self.shapes[name])).dtype.itemsize == 1, name.encode(), name) for name, row in self.bits.items()
-        )
-        parts = [(name, _stored(self.bits[name], math.prod(self.shapes[name]))) for _, _, name in rows]
+        parts = sorted(self.rows.items(), key=lambda row: (row[1].itemsize == 1, row[0].encode()))
         value: dict[str, Any] = {
             "format": "ckptdiff-mask",
             "version": 1,
@@ -229,40 +245,51 @@ class Mask:
         text = (header.metadata or {}).get("ckptdiff-mask")
         if text is None or len(header.metadata or {}) != 1:
             raise FormatError(f"{file.name}: not a mask: expected the metadata ckptdiff-mask alone; ckptdiff mask PATCH -o FILE makes one")
-        value = canonical.load_object(text.encode(), f"{file.name}: metadata")
+        value = canonical.load_object(text.encode(), f"{file.name}: metadata", MAX_NODES)
         fields = Fields(value, f"{file.name}: metadata", "format version shapes digest")
         if fields.text("format") != "ckptdiff-mask":
-            raise FormatError(f"{file.name}: not a mask: its format is {canonical.quote(fields.text('format')[:40])}")
+            raise FormatError(f"{file.name}: not a mask: its format is {canonical.quoted(fields.text('format'))}")
         if fields.integer("version") != 1:
             raise UnsupportedError(f"{file.name}: a mask of version {fields.integer('version')}, expected 1: upgrade ckptdiff")
-        parts = []
-        for tensor in header.tensors:
-            if tensor.dtype not in ("U8", "U32") or len(tensor.shape) != 1:
-                raise FormatError(f"{file.name}: tensor {tensor.name}: expected U8 or U32 of one dimension, found {tensor.dtype}")
-            data = np.frombuffer(
-                read_bytes(file, header.data_start + tensor.begin, tensor.nbytes), "<u1" if tensor.dtype == "U8" else "<u4"
-            )
-            parts.append((tensor.name, data))
-        found = _digest({key: member for key, member in value.items() if key != "digest"}, [part for _, part in parts])
+        rows = {tensor.name: read_row(file, header.data_start, tensor) for tensor in header.tensors}
+        found = _digest({key: member for key, member in value.items() if key != "digest"}, list(rows.values()))
         if found != fields.hexadecimal("digest", 16).hex():
             raise IntegrityError(f"{file.name}: has the digest {found}, expected {value['digest']}: corrupted? make it again")
-        members = fields.object("shapes")
-        shapes = {as_name(name, f"{file.name}: shapes"): _shape(shape, f"{file.name}: shapes.{name}") for name, shape in members.items()}
-        if set(shapes) != {name for name, _ in parts}:
+        members, where = fields.object("shapes"), f"{file.name}: shapes"
+        shapes = {as_name(name, where): _shape(shape, f"{where}.{cut(name)}") for name, shape in members.items()}
+        if set(shapes) != set(rows):
             raise FormatError(f"{file.name}: its tensors are not those of its shapes")
-        bits = {name: _unstored(part, math.prod(shapes[name]), f"{file.name}: tensor {name}") for name, part in parts}
-        order = [(part.dtype.itemsize == 1, name.encode()) for name, part in parts]
-        if order != sorted(order) or any(_stored(bits[name], math.prod(shapes[name])).dtype != part.dtype for name, part in parts):
+        for name, row in rows.items():
+            check_row(row, math.prod(shapes[name]), f"{file.name}: tensor {cut(name)}")
+        order = [(row.itemsize == 1, name.encode()) for name, row in rows.items()]
+        if order != sorted(order) or any(is_sparse(count_of(r), math.prod(shapes[k])) != (r.itemsize == 4) for k, r in rows.items()):
             raise FormatError(f"{file.name}: its tensors do not stand in the order and form of spec/mask-v1.md")
-        return cls(bits, shapes)
+        return cls._of(rows, shapes)
+
+
+class _Packed(Mapping[str, Bits]):
+    """The packed elements of a mask's tensors, each made when it is asked for."""
+
+    def __init__(self, mask: Mask) -> None:
+        self._mask = mask
+
+    def __getitem__(self, name: str) -> Bits:
+        row = self._mask.rows[name]
+        return row if row.itemsize == 1 else packed(row, math.prod(self._mask.shapes[name]))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._mask.rows)
+
+    def __len__(self) -> int:
+        return len(self._mask.rows)
 
 
 def _shape(value: Any, where: str) -> tuple[int, ...]:
-    if not isinstance(value, list):
-        raise FormatError(f"{where}: expected a list of integers")
+    if not isinstance(value, list) or len(value) > MAX_RANK:
+        raise FormatError(f"{where}: expected a list of at most {MAX_RANK} integers")
     shape = tuple(canonical.as_integer(dim, where) for dim in value)
     if math.prod(shape) > MAX_SIZE:
-        raise FormatError(f"{where}: {list(shape)} has more than {MAX_SIZE} elements")
+        raise FormatError(f"{where}: {cut(list(shape))} has more than {MAX_SIZE} elements")
     return shape
 
 
@@ -274,39 +301,13 @@ def _digest(value: Mapping[str, Any], parts: Sequence[npt.NDArray[Any]]) -> str:
     return hasher.hexdigest()
 
 
-def _ones(bits: Bits) -> int:
-    return int(np.bitwise_count(bits).sum(dtype=np.int64))
-
-
-def _stored(bits: Bits, elements: int) -> npt.NDArray[Any]:
-    """The smaller of bits and positions."""
-    if 4 * _ones(bits) >= len(bits) or elements > 1 << 32:
-        return bits
-    return np.flatnonzero(np.unpackbits(bits, count=elements, bitorder="little")).astype("<u4")
-
-
-def _unstored(part: npt.NDArray[Any], elements: int, where: str) -> Bits:
-    size = -(-elements // 8)
-    if part.dtype.itemsize == 4:
-        if elements > 1 << 32:
-            raise FormatError(f"{where}: expected U8 for {elements} elements")
-        if len(part) == 0 or (np.diff(part.astype(np.int64)) <= 0).any() or int(part[-1]) >= elements:
-            raise FormatError(f"{where}: expected positions below {elements}, rising")
-        bits = np.zeros(size, np.uint8)
-        np.bitwise_or.at(bits, part >> 3, np.uint8(1) << (part & 7).astype(np.uint8))
-        return bits
-    if len(part) != size or not part.any() or (elements % 8 and part[-1] >> elements % 8):
-        raise FormatError(f"{where}: expected {size} bytes, none of their bits past the last element, and not all zero")
-    return part
-
-
-def _changed(pair: Pair, start: int, atol: float) -> npt.NDArray[np.bool_]:
+def _changed(pair: Pair, start: int, atol: float) -> Bits:
     old, new = pair.read(start, start + pair.step)
     a, b = element_bits(old, pair.dtype), element_bits(new, pair.dtype)
     flags: npt.NDArray[np.bool_] = a != b
     if atol:
         flags &= ~(distances(a, b, pair.dtype) <= atol)
-    return flags
+    return np.packbits(flags, bitorder="little")
 
 
 def smallest_weights(base: PathLike, like: Mask, *, threads: int | None = None) -> Mask:
@@ -316,7 +317,7 @@ def smallest_weights(base: PathLike, like: Mask, *, threads: int | None = None) 
     """
     bits: dict[str, Bits] = {}
     with open_source(base, base) as source:
-        wanted = [pair for pair in source.pairs if pair.name in like.bits and DTYPES[pair.dtype].is_float and pair.dtype != "C64"]
+        wanted = [pair for pair in source.pairs if pair.name in like.rows and DTYPES[pair.dtype].is_float and pair.dtype != "C64"]
         jobs = (partial(_least, pair, like.counts[pair.name]) for pair in wanted)
         with closing(run_ordered(jobs, threads or default_threads())) as rows:
             for pair, row in zip(wanted, rows, strict=True):

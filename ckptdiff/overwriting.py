@@ -7,10 +7,10 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from ckptdiff.canonical import quote
-from ckptdiff.checkpoint import INDEX, scope_of_name
 from ckptdiff.errors import CkptdiffError, OutputError
 from ckptdiff.manifest import MAX_INDEX, Index
-from ckptdiff.patches import INDEX_NAME
+from ckptdiff.recognition import INDEX_NAME
+from ckptdiff.scopes import INDEX, scope_of_name
 
 MARKS = ("config.json", "model_index.json")
 """Files that, beside weights, show that a folder is a checkpoint."""

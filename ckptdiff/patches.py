@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from ckptdiff.canonical import quote
+from ckptdiff.canonical import quoted
 from ckptdiff.digests import identity
-from ckptdiff.errors import FormatError, IntegrityError
+from ckptdiff.errors import FormatError, IntegrityError, cut
 from ckptdiff.hub import RemoteFolder, download, open_repo
 from ckptdiff.hubid import parse_id
 from ckptdiff.manifest import MAX_INDEX, FileRef, Index, OtherFile
@@ -20,19 +20,27 @@ from ckptdiff.recognition import INDEX_NAME, check_there, patch_members, weights
 from ckptdiff.stfile import ByteSource, LocalFile, read_bytes
 from ckptdiff.table import Entry, Totals
 
+MAX_ALL_TENSORS = 1 << 18
+MAX_ALL_DESCRIBED = 1 << 26
+MAX_ALL_BYTES = 1 << 42
+"""Limits of all patch files of a patch together (spec 11): tensors, and removed ones; decoded tables and headers; bytes to rebuild."""
+
 
 @dataclass(slots=True)
 class OpenPatch:
-    """An open patch: one file, or a folder with its ``index``; ``entries`` maps (scope, name) of target tensors."""
+    """An open patch: one file, or a folder with its ``index``; ``entries`` maps (scope, name) of target tensors,
+    which are in ``scopes``."""
 
     path: Path
     index: Index | None
     files: list[PatchFile]
     index_size: int = 0
     entries: dict[tuple[str, str], tuple[PatchFile, Entry]] = field(init=False)
+    scopes: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
         self.entries = {(file.metadata.target_scope, e.name): (file, e) for file in self.files for e in file.table.entries}
+        self.scopes = frozenset(scope for scope, _ in self.entries)
         if len(self.entries) != sum(len(file.table.entries) for file in self.files):
             raise FormatError(f"{self.path}: two of its shards hold the same tensor of one scope")
         self._check_copies()
@@ -45,20 +53,22 @@ class OpenPatch:
             if entry.kind == "copy":
                 found = self.entries.get((scope, entry.of or ""))
                 if not found or found[1].kind == "copy" or (found[1].dtype, found[1].shape) != (entry.dtype, entry.shape):
-                    raise FormatError(f"{file.source.name}: tensor {name}: it cannot be a copy of {quote(str(entry.of)[:80])}")
+                    raise FormatError(f"{file.source.name}: tensor {cut(name)}: it cannot be a copy of {quoted(entry.of)}")
 
     def _check_removed(self) -> None:
-        used = {(file.metadata.target_scope, name) for file in self.files for e in file.table.entries for name in (e.name, e.base_name)}
         seen: dict[str, str | None] = {}
         for file in self.files:
             scope, removed = file.metadata.target_scope, file.table.removed
             if removed and scope in seen:
                 raise FormatError(f"{file.source.name}: only the first file of a scope may list removed tensors")
             if seen.setdefault(scope, file.metadata.base_scope) != file.metadata.base_scope:
-                raise FormatError(f"{file.source.name}: its scope has two base scopes, {seen[scope]} and {file.metadata.base_scope}")
-            for name in removed:
-                if (scope, name) in used:
-                    raise FormatError(f"{file.source.name}: the tensor {name} is listed as removed, but is in the target, or a base")
+                found = f"{cut(seen[scope])} and {cut(file.metadata.base_scope)}"
+                raise FormatError(f"{file.source.name}: its scope has two base scopes, {found}")
+        gone = {(file.metadata.target_scope, name) for file in self.files for name in file.table.removed}
+        for file in self.files if gone else ():
+            for name in (name for e in file.table.entries for name in (e.name, e.base_name)):
+                if (file.metadata.target_scope, name) in gone:
+                    raise FormatError(f"{file.source.name}: the tensor {cut(name)} is listed as removed, but is in the target, or a base")
 
     def _check_identity(self) -> None:
         """A file of a folder, opened alone, lacks what the identity is made of."""
@@ -209,12 +219,14 @@ def _open_file(folder: Folder, path: str, is_named: bool, stack: ExitStack) -> O
 
 def _open_folder(folder: Folder, stack: ExitStack) -> OpenPatch:
     index, index_size = _open_index(folder, stack)
-    files = []
+    files: list[PatchFile] = []
+    sums: dict[str, int] = {}
     for shard in index.shards:
         where = f"{folder.name}/{shard.path}"
         _check_member(folder, shard.path, shard.size)
         file = _open(folder, shard.path, stack)
         files.append(file)
+        _add(sums, file, where)
         if file.digest != shard.digest:
             raise IntegrityError(f"{where}: is not the file that {INDEX_NAME} lists: fetch the patch again")
         found = file.metadata
@@ -232,6 +244,23 @@ def _open_folder(folder: Folder, stack: ExitStack) -> OpenPatch:
     return patch
 
 
+LIMITS = {
+    "tensors": MAX_ALL_TENSORS,
+    "removed tensors": MAX_ALL_TENSORS,
+    "bytes of tables and headers": MAX_ALL_DESCRIBED,
+    "bytes to rebuild": MAX_ALL_BYTES,
+}
+
+
+def _add(sums: dict[str, int], file: PatchFile, where: str) -> None:
+    """Add a patch file to the sums of a folder; raises FormatError where they are more than a patch may have (spec 11)."""
+    more = (len(file.table.entries), len(file.table.removed), file.described, file.metadata.target_size)
+    for (what, most), count in zip(LIMITS.items(), more, strict=True):
+        sums[what] = sums.get(what, 0) + count
+        if sums[what] > most:
+            raise FormatError(f"{where}: with the files before it there are {sums[what]} {what}, expected at most {most}")
+
+
 def _open(folder: Folder, path: str, stack: ExitStack) -> PatchFile:
     file = folder.open(path)
     stack.callback(file.close)
@@ -243,7 +272,7 @@ def _open_index(folder: Folder, stack: ExitStack) -> tuple[Index, int]:
     file = folder.open(INDEX_NAME)
     stack.callback(file.close)
     if file.size > MAX_INDEX:
-        raise FormatError(f"{where}: has {file.size} bytes, more than {MAX_INDEX}")
+        raise FormatError(f"{where}: has {file.size} bytes, expected at most {MAX_INDEX}")
     return Index.from_bytes(read_bytes(file, 0, file.size), where), file.size
 
 

@@ -9,16 +9,28 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
+import numpy as np
+import numpy.typing as npt
 import xxhash
 import zstandard
 
 from ckptdiff.canonical import quote
 from ckptdiff.digests import xxh128
-from ckptdiff.errors import FormatError, IntegrityError
+from ckptdiff.errors import FormatError, IntegrityError, cut
 from ckptdiff.manifest import Metadata
 from ckptdiff.parallel import CHUNK
 from ckptdiff.recognition import KEY, is_patch_header
-from ckptdiff.stfile import MAX_HEADER, ByteSource, Header, header_json, parse_header, predicted_header, read_bytes, read_header
+from ckptdiff.stfile import (
+    MAX_HEADER,
+    ByteSource,
+    Header,
+    TensorInfo,
+    header_json,
+    parse_header,
+    predicted_header,
+    read_bytes,
+    read_header,
+)
 from ckptdiff.table import MAX_TABLE, TABLE_LEVEL, Entry, Table, decompress
 
 TABLE = "ckptdiff/table"
@@ -26,7 +38,7 @@ REPORT = "ckptdiff/report"
 PAYLOADS = "ckptdiff/payloads"
 MAX_STORED_TABLE = MAX_TABLE + (MAX_TABLE >> 6)
 MAX_STORED_HEADER = MAX_HEADER + (MAX_HEADER >> 6)
-MAX_STORED_REPORT = 1 << 26
+MAX_STORED_REPORT = 1 << 24
 
 
 def _header_tensor(target: str) -> str:
@@ -56,6 +68,12 @@ def _container_header(metadata: bytes, members: Sequence[tuple[str, int]]) -> by
 
 def _rows(entries: Sequence[Entry]) -> list[tuple[str, str, tuple[int, ...], int]]:
     return [(entry.name, entry.dtype, entry.shape, entry.nbytes) for entry in entries]
+
+
+def _laid_out(entries: Sequence[Entry]) -> tuple[TensorInfo, ...]:
+    """The tensors of the predicted header."""
+    ends = itertools.accumulate((entry.nbytes for entry in entries), initial=0)
+    return tuple(TensorInfo(e.name, e.dtype, e.shape, begin, begin + e.nbytes) for e, begin in zip(entries, ends, strict=False))
 
 
 # --- writing -------------------------------------------------------------------------------------------------------
@@ -128,6 +146,7 @@ class PatchFile:
     """An open patch file whose header, metadata, table and target header have been read and checked (spec 10, step 1).
 
     ``metadata``, ``table``, ``header`` (the target file's) and ``report`` (as stored) are what a caller reads; payloads stay on the disk.
+    ``described``: decoded bytes of table and header together.
     """
 
     def __init__(self, source: ByteSource) -> None:
@@ -143,13 +162,15 @@ class PatchFile:
         self.digest = Metadata.digest_of(text.encode())
         self._start = container.data_start
         heads = self._read_heads(container)
-        self.table = Table.from_bytes(heads[0], f"{source.name}: table")
+        self.table = Table.from_bytes(heads[0], f"{source.name}: table", self.metadata.target_size)
         if container.raw != _container_header(text.encode(), _members(self.metadata, heads, self.table.entries)):
             raise FormatError(f"{source.name}: its header is not the one that its table calls for")
         self.header = self._decode_header(heads[1])
         self.report = heads[2] if self.metadata.report is not None else None
+        self.described = zstandard.frame_content_size(heads[0]) + len(self.header.raw)
         ends = itertools.accumulate((e.payload_size for e in self.table.entries), initial=self._start + sum(map(len, heads)))
         self.offsets = {entry.name: begin for entry, begin in zip(self.table.entries, ends, strict=False)}
+        self._begins: dict[str, npt.NDArray[np.int64]] = {}
         if self.table.totals != self.metadata.totals:
             raise FormatError(f"{source.name}: its totals do not agree with its table")
         needs_base = self.table.removed or any(entry.base_name is not None for entry in self.table.entries)
@@ -177,23 +198,35 @@ class PatchFile:
     def _decode_header(self, stored: bytes) -> Header:
         where = f"{self.source.name}: target header"
         entries = self.table.entries
-        raw = decompress(stored, MAX_HEADER, where, predicted_header(_rows(entries)))
+        predicted = predicted_header(_rows(entries))
+        raw = decompress(stored, MAX_HEADER, where, predicted)
+        if raw == predicted and all(entry.name != "__metadata__" for entry in entries):
+            return self._checked(Header(raw, {"format": "pt"}, _laid_out(entries)), where)
         try:
             header = parse_header(raw, sum(entry.nbytes for entry in entries))
         except ValueError as error:
             raise FormatError(f"{where}: {error}") from None
-        if [(t.name, t.dtype, t.shape) for t in header.tensors] != [(e.name, e.dtype, e.shape) for e in entries]:
+        if len(header.tensors) != len(entries) or any(
+            (t.name, t.dtype, t.shape) != (e.name, e.dtype, e.shape) for t, e in zip(header.tensors, entries, strict=True)
+        ):
             raise FormatError(f"{where}: its tensors are not those of the table")
-        if header.data_start + header.data_size != self.metadata.target_size:
-            raise FormatError(
-                f"{where}: with its tensors it makes {header.data_start + header.data_size} bytes, expected {self.metadata.target_size}"
-            )
+        places = zip(entries, header.tensors, strict=True)  # names and shapes stand in memory once
+        tensors = tuple(TensorInfo(e.name, e.dtype, e.shape, t.begin, t.end) for e, t in places)
+        return self._checked(replace(header, tensors=tensors), where)
+
+    def _checked(self, header: Header, where: str) -> Header:
+        size = header.data_start + header.data_size
+        if size != self.metadata.target_size:
+            raise FormatError(f"{where}: with its tensors it makes {size} bytes, expected {self.metadata.target_size}")
         return header
 
     def read_blocks(self, entry: Entry, first: int, last: int) -> list[memoryview]:
         """The coded forms of blocks ``first`` to ``last`` - 1 of an entry."""
         sizes = entry.blocks[first:last]
-        data = memoryview(read_bytes(self.source, self.offsets[entry.name] + sum(entry.blocks[:first]), sum(sizes)))
+        begins = self._begins.get(entry.name)
+        if begins is None:
+            begins = self._begins[entry.name] = np.cumsum([0, *entry.blocks], dtype=np.int64)
+        data = memoryview(read_bytes(self.source, self.offsets[entry.name] + int(begins[first]), sum(sizes)))
         views, position = [], 0
         for size in sizes:
             views.append(data[position : position + size])
@@ -210,6 +243,6 @@ class PatchFile:
         if hasher.digest() == entry.payload_digest:
             return None
         return IntegrityError(
-            f"{self.source.name}: tensor {entry.name}: its payload has the digest {hasher.hexdigest()}, "
+            f"{self.source.name}: tensor {cut(entry.name)}: its payload has the digest {hasher.hexdigest()}, "
             f"expected {entry.payload_digest.hex()}: corrupted? fetch the patch again"
         )

@@ -21,10 +21,11 @@ from ckptdiff.hub import Repo, check_files
 from ckptdiff.manifest import FileRef, Index, Metadata, OtherFile, ShardRef
 from ckptdiff.pairing import Rename, pair_names, pair_scopes
 from ckptdiff.parallel import FileHasher, Progress, run_ordered
-from ckptdiff.patches import open_patch
+from ckptdiff.patches import MAX_ALL_BYTES, MAX_ALL_TENSORS, open_patch
 from ckptdiff.patchfile import Spooled, Written, write_patch_file
 from ckptdiff.recognition import INDEX_NAME, is_patch_repo
 from ckptdiff.scopes import is_index
+from ckptdiff.stfile import MAX_TENSORS
 from ckptdiff.table import Entry, Table, Totals
 
 Step = tuple[OpenTensor, int, int, bool]
@@ -80,10 +81,23 @@ class PatchMaker:
         self.base_digests: dict[tuple[str, str], bytes] = {}
         self.repos: dict[str, Repo | None] = {}
         self.done, self.total = 0, sum(file.header.data_size for file in target.weights)
+        self._check_size()
         self.totals = Totals()
         self.codecs: dict[str, int] = {}
         self.removed_files: tuple[str, ...] = ()
         self.stored: dict[str, int] = {}
+
+    def _check_size(self) -> None:
+        """Raise CheckpointError for a target that no reader would rebuild (spec 11)."""
+        for what, found, most in (
+            ("tensors in one file", max((len(file.header.tensors) for file in self.target.weights), default=0), MAX_TENSORS),
+            ("tensors", sum(len(file.header.tensors) for file in self.target.weights), MAX_ALL_TENSORS),
+            ("bytes", sum(file.file.size for file in self.target.weights), MAX_ALL_BYTES),
+        ):
+            if found > most:
+                raise CheckpointError(
+                    f"{self.target.path}: has {found} {what}, a patch can have at most {most}: patch its parts one by one"
+                )
 
     # --- coding ---
 

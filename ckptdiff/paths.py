@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 MAX_PATH = 1024
 MAX_COMPONENT = 250
+MAX_COMPONENTS = 32
 
 
 def unsafe_reason(path: str) -> str | None:
@@ -20,6 +22,8 @@ def unsafe_reason(path: str) -> str | None:
         return "holds a backslash, a colon or a control character"
     if path == "ckptdiff.json":
         return "is the name of a patch's own index"
+    if path.count("/") >= MAX_COMPONENTS:
+        return f"has {path.count('/') + 1} components, expected at most {MAX_COMPONENTS}"
     for component in path.split("/"):
         if component in ("", ".", "..") or component.lower() == ".git":
             return "has an empty component, '.', '..' or '.git'"
@@ -29,14 +33,12 @@ def unsafe_reason(path: str) -> str | None:
 
 
 def clash(paths: Iterable[str]) -> str | None:
-    """The first path that repeats another or is a directory part of one, or None."""
-    seen: set[str] = set()
-    folders: set[str] = set()
-    for path in paths:
-        parts = path.split("/")
-        above = {"/".join(parts[:i]) for i in range(1, len(parts))}
-        if path in seen or path in folders or above & seen:
+    """The first path, in order of components, that repeats another or has one as its directory part, or None.
+
+    In that order a path is followed at once by all that it is a directory part of, so that neighbours alone need be compared.
+    """
+    ordered = sorted(paths, key=lambda path: path.replace("/", "\0"))
+    for above, path in itertools.pairwise(ordered):
+        if path == above or path.startswith(f"{above}/"):
             return path
-        seen.add(path)
-        folders |= above
     return None

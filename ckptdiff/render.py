@@ -10,8 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from ckptdiff.applier import ApplyResult
-from ckptdiff.canonical import visible
 from ckptdiff.comparison import CompareResult
+from ckptdiff.errors import visible
 from ckptdiff.maker import MakeResult
 from ckptdiff.patchinfo import PatchInfo
 from ckptdiff.quantities import share, size, times

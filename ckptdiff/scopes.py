@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from ckptdiff.errors import CheckpointError
+from ckptdiff.errors import CheckpointError, cut
 from ckptdiff.selection import exclude_option
+from ckptdiff.weightmap import shards_of_index
 
 INDEX = re.compile(r"(?P<stem>.+)\.safetensors\.index(?P<variant>\.[^./]+)?\.json")
 SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})(?P<variant>\.[^./]+)?\.safetensors")
-MAX_INDEX_JSON = 1 << 28
 
 
 def is_index(path: str) -> bool:
@@ -67,27 +66,15 @@ def _indexed(indexes: Mapping[str, Path], weights: Collection[str], can_exclude:
         match = INDEX.fullmatch(file_name)
         assert match is not None
         prefix = f"{folder}/" if folder else ""
-        shards = _shards_of_index(path)
+        shards = shards_of_index(path)
         missing = [shard for shard in shards if prefix + shard not in weights]
         if missing:
             more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
             way_on = f"leave the stale index out with {exclude_option(name)}" if can_exclude else "remove the stale index"
-            raise CheckpointError(f"{path}: lists the shard {missing[0]}, which is missing{more}: fetch it, or {way_on}")
+            raise CheckpointError(f"{path}: lists the shard {cut(missing[0])}, which is missing{more}: fetch it, or {way_on}")
         for shard in shards:
             indexed.setdefault(prefix + shard, prefix + match["stem"] + (match["variant"] or ""))
     return indexed
-
-
-def _shards_of_index(path: Path) -> list[str]:
-    try:
-        if path.stat().st_size > MAX_INDEX_JSON:
-            raise CheckpointError(f"{path}: an index of {path.stat().st_size} bytes is too large (limit {MAX_INDEX_JSON})")
-        weight_map = json.loads(path.read_bytes())["weight_map"]
-        return sorted({str(name) for name in weight_map.values()})
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise CheckpointError(f"{path}: not a safetensors index: expected a JSON object with a weight_map") from None
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _check_siblings(names: list[str], present: set[str], can_exclude: bool) -> None:

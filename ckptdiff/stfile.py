@@ -12,13 +12,15 @@ from typing import Any, Protocol
 
 from ckptdiff import canonical
 from ckptdiff.aside import if_gone
-from ckptdiff.dtypes import DTYPES, MAX_SIZE, Bytes
-from ckptdiff.errors import CheckpointError
+from ckptdiff.dtypes import DTYPES, MAX_FILE, MAX_SIZE, Bytes
+from ckptdiff.errors import CheckpointError, cut
 from ckptdiff.impostors import HEAD, impostor
 from ckptdiff.openfiles import OPEN
 
-MAX_HEADER = 100_000_000
-MAX_TENSORS = 1 << 20
+MAX_HEADER = 1 << 25
+MAX_TENSORS = 1 << 17
+MAX_MEMBER = 1 << 16
+"""Nodes of one member of a header: a tensor needs no more than 40, ``__metadata__`` one for each of its own members."""
 MAX_RANK = 32
 MAX_NAME = 4096
 
@@ -153,19 +155,26 @@ def parse_header(raw: bytes, data_size: int) -> Header:
     Raises:
         ValueError: with one line that says which rule of spec 5.3 is broken.
     """
+    if data_size > MAX_FILE:
+        raise ValueError(f"it has {data_size} bytes of data, more than {MAX_FILE}")
     if not (raw.startswith(b"{") and raw.rstrip(b" ").endswith(b"}")):
         raise ValueError("the header is not a JSON object and then spaces")
-    value = canonical.loads(raw.rstrip(b" "))
-    has_metadata, metadata = "__metadata__" in value, value.pop("__metadata__", None)
+    found: list[TensorInfo] = []
+    has_metadata, metadata = False, None
+    for _, name, value in canonical.members(raw.rstrip(b" "), {}, MAX_MEMBER, depth=3):
+        if name == "__metadata__":
+            has_metadata, metadata = True, value
+        elif len(found) == MAX_TENSORS:
+            raise ValueError(f"it holds more than {MAX_TENSORS} tensors")
+        else:
+            found.append(_parse_tensor(name, value))
     if has_metadata and not (isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())):
         raise ValueError("__metadata__ is not an object of strings")
-    if len(value) > MAX_TENSORS:
-        raise ValueError(f"it holds {len(value)} tensors, more than {MAX_TENSORS}")
-    tensors = sorted((_parse_tensor(name, entry) for name, entry in value.items()), key=lambda t: (t.begin, t.end))
+    tensors = sorted(found, key=lambda t: (t.begin, t.end))
     position = 0
     for tensor in tensors:
         if tensor.begin != position:
-            raise ValueError(f"tensor {tensor.name}: its data begins at {tensor.begin}, expected {position} (a hole or an overlap)")
+            raise ValueError(f"tensor {cut(tensor.name)}: its data begins at {tensor.begin}, expected {position} (a hole or an overlap)")
         position = tensor.end
     if position != data_size:
         raise ValueError(f"its tensors end at byte {position} of the data, but the file holds {data_size}: truncated, or padded")
@@ -180,17 +189,19 @@ def _parse_tensor(name: str, entry: Any) -> TensorInfo:
     if not 1 <= len(name.encode()) <= MAX_NAME:
         raise ValueError(f"a tensor name has {len(name.encode())} bytes, expected 1 to {MAX_NAME}")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"tensor {name}: expected an object of dtype, shape and data_offsets")
+        raise ValueError(f"tensor {cut(name)}: expected an object of dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f"tensor {name}: unknown dtype {dtype!r}")
+        raise ValueError(f"tensor {cut(name)}: unknown dtype {cut(repr(dtype))}")
     if not isinstance(shape, list) or len(shape) > MAX_RANK or not all(map(_is_count, shape)):
-        raise ValueError(f"tensor {name}: bad shape {str(shape)[:80]}")
+        raise ValueError(f"tensor {cut(name)}: bad shape {cut(shape)}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
-        raise ValueError(f"tensor {name}: bad data_offsets {str(offsets)[:80]}")
+        raise ValueError(f"tensor {cut(name)}: bad data_offsets {cut(offsets)}")
     nbytes = DTYPES[dtype].nbytes(tuple(shape))
     if nbytes is None or offsets[1] - offsets[0] != nbytes:
-        raise ValueError(f"tensor {name}: dtype {dtype} and shape {shape} need {nbytes} bytes, its offsets give {offsets[1] - offsets[0]}")
+        raise ValueError(
+            f"tensor {cut(name)}: dtype {dtype} and shape {cut(shape)} need {nbytes} bytes, its offsets give {offsets[1] - offsets[0]}"
+        )
     return TensorInfo(name, dtype, tuple(shape), offsets[0], offsets[1])
 
 
@@ -214,12 +225,13 @@ def read_header(source: ByteSource) -> Header:
 
 def header_json(first: Iterable[tuple[str, str]], tensors: Iterable[tuple[str, str, Sequence[int], int]]) -> bytes:
     """Header bytes in the order given: ``first`` are ready-made members, ``tensors`` are (name, dtype, shape, nbytes)."""
-    members, position = [f"{canonical.quote(key)}:{text}" for key, text in first], 0
+    members, position = [f"{canonical.quote(key)}:{text}".encode() for key, text in first], 0
     for name, dtype, shape, nbytes in tensors:
         dims = ",".join(map(str, shape))
-        members.append(f'{canonical.quote(name)}:{{"dtype":"{dtype}","shape":[{dims}],"data_offsets":[{position},{position + nbytes}]}}')
+        member = f'{canonical.quote(name)}:{{"dtype":"{dtype}","shape":[{dims}],"data_offsets":[{position},{position + nbytes}]}}'
+        members.append(member.encode())
         position += nbytes
-    raw = ("{" + ",".join(members) + "}").encode()
+    raw = b"{%s}" % b",".join(members)
     return raw + b" " * (-len(raw) % 8)
 
 

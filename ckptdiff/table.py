@@ -6,22 +6,26 @@ Reading is strict: every fault is one FormatError or UnsupportedError that says 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeAlias
 
 import zstandard
 
 from ckptdiff import canonical
-from ckptdiff.canonical import Fields, JsonObject, quote
+from ckptdiff.canonical import Fields, JsonObject, quoted
 from ckptdiff.codecs import CODECS
-from ckptdiff.digests import block_count
-from ckptdiff.dtypes import CASTS, DTYPES, MAX_SIZE
-from ckptdiff.errors import FormatError, UnsupportedError
+from ckptdiff.digests import BLOCK, block_count
+from ckptdiff.dtypes import CASTS, DTYPES, MAX_FILE, MAX_SIZE
+from ckptdiff.errors import CheckpointError, FormatError, UnsupportedError, cut
 from ckptdiff.machine import machine_error
 from ckptdiff.stfile import MAX_NAME, MAX_RANK, MAX_TENSORS
 
-MAX_TABLE = 1 << 28
+MAX_TABLE = 1 << 25
+MAX_ENTRY = 128
+"""Braces, brackets and commas of an entry but for its blocks: two shapes and eleven members need no more than 76."""
+MAX_ENTRY_DEPTH = 5
+"""The shape in the base of an entry in the array in the table."""
 MAX_CODED_BLOCK = 1 << 24
 TABLE_LEVEL = 6
 
@@ -32,7 +36,7 @@ KINDS: tuple[Kind, ...] = ("same", "delta", "new", "copy")
 def check_sorted(names: Iterable[str], where: str) -> None:
     for a, b in itertools.pairwise(names):
         if a.encode() >= b.encode():
-            raise FormatError(f"{where}: {quote(b[:80])} is out of order or repeated")
+            raise FormatError(f"{where}: {quoted(b)} is out of order or repeated")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,40 +136,49 @@ class Entry:
             return self.digest + (self.base_digest if self.adapted else b"")
         return self.digest + self.base_digest + self.payload_digest if self.kind != "copy" else b""
 
-    def with_digests(self, take: Iterator[bytes]) -> Entry:
-        """Read back what :meth:`digests` wrote, from chunks of 8 bytes."""
-
-        def d16() -> bytes:
-            return next(take) + next(take)
-
-        if self.kind == "same":
-            digest = d16()
-            return replace(self, digest=digest, base_digest=d16() if self.adapted else digest)
-        if self.kind == "delta":
-            return replace(self, digest=d16(), base_digest=d16(), payload_digest=next(take))
-        if self.kind == "new":
-            return replace(self, digest=d16(), payload_digest=next(take))
-        return self
+    def with_digests(self, digest: bytes, base_digest: bytes, payload_digest: bytes) -> Entry:
+        """This entry with what :meth:`digests` wrote."""
+        return Entry(
+            name=self.name,
+            dtype=self.dtype,
+            shape=self.shape,
+            kind=self.kind,
+            base_name=self.base_name,
+            base_dtype=self.base_dtype,
+            base_shape=self.base_shape,
+            codec=self.codec,
+            changed=self.changed,
+            blocks=self.blocks,
+            of=self.of,
+            digest=digest,
+            base_digest=base_digest,
+            payload_digest=payload_digest,
+        )
 
     @classmethod
     def read(cls, value: Any, where: str) -> Entry:
-        f = Fields(value, where, "name dtype shape kind base codec changed blocks of")
-        members = {"same": "base", "delta": "base codec changed blocks", "new": "codec blocks", "copy": "of"}
-        kind = f.kind(members, "name dtype shape kind")
+        """An entry of a table's JSON, without its digests."""
+        f = Fields(value, where, MEMBERS)
+        kind = f.kind(MEMBERS_OF, COMMON)
         name = as_name(f.text("name"), f"{where}.name")
         dtype, shape = _dtype(f), _shape(f)
-        entry = cls(name=name, dtype=dtype, shape=shape, kind=kind)
         nbytes = DTYPES[dtype].nbytes(shape)
         if nbytes is None:
-            raise FormatError(f"{where}: a {dtype} tensor of shape {list(shape)} has no whole size of at most {MAX_SIZE} bytes")
-        found: dict[str, Any] = _read_base(f, entry) if kind in ("same", "delta") else {}
+            raise FormatError(f"{where}: a {dtype} tensor of shape {cut(list(shape))} has no whole size of at most {MAX_SIZE} bytes")
+        found: dict[str, Any] = _read_base(f, name, dtype, shape) if kind in ("same", "delta") else {}
         if kind in ("delta", "new"):
-            found |= {"codec": _codec(f, kind), "blocks": _blocks(f, entry)}
+            found |= {"codec": _codec(f, kind), "blocks": _blocks(f, nbytes)}
         if kind == "delta":
-            found["changed"] = f.integer("changed", 1, entry.units)
+            found["changed"] = f.integer("changed", 1, nbytes // DTYPES[dtype].carrier)
         if kind == "copy":
             found["of"] = as_name(f.text("of"), f"{where}.of")
-        return replace(entry, **found)
+        return cls(name=name, dtype=dtype, shape=shape, kind=kind, **found)
+
+
+COMMON = "name dtype shape kind"
+MEMBERS = f"{COMMON} base codec changed blocks of"
+MEMBERS_OF = {"same": "base", "delta": "base codec changed blocks", "new": "codec blocks", "copy": "of"}
+"""Members that an entry of each kind may have beside the common ones."""
 
 
 def as_name(value: Any, where: str) -> str:
@@ -179,7 +192,7 @@ def as_name(value: Any, where: str) -> str:
 def _dtype(f: Fields) -> str:
     dtype = f.text("dtype")
     if dtype not in DTYPES:
-        raise UnsupportedError(f"{f.where}.dtype: unknown dtype {quote(dtype[:40])}: upgrade ckptdiff")
+        raise UnsupportedError(f"{f.where}.dtype: unknown dtype {quoted(dtype)}: upgrade ckptdiff")
     return dtype
 
 
@@ -193,22 +206,23 @@ def _shape(f: Fields) -> tuple[int, ...]:
 def _codec(f: Fields, kind: str) -> str:
     codec = f.text("codec")
     if codec not in CODECS:
-        raise UnsupportedError(f"{f.where}.codec: unknown codec {quote(codec[:40])}: upgrade ckptdiff")
+        raise UnsupportedError(f"{f.where}.codec: unknown codec {quoted(codec)}: upgrade ckptdiff")
     if kind == "new" and codec != "raw":
-        raise FormatError(f'{f.where}.codec: expected "raw" for a new tensor, found {quote(codec)}')
+        raise FormatError(f'{f.where}.codec: expected "raw" for a new tensor, found {quoted(codec)}')
     return codec
 
 
-def _blocks(f: Fields, entry: Entry) -> tuple[int, ...]:
+def _blocks(f: Fields, nbytes: int) -> tuple[int, ...]:
     blocks = f.array("blocks", canonical.as_integer)
-    expected = block_count(entry.nbytes)
+    expected = block_count(nbytes)
     if len(blocks) != expected or any(size > MAX_CODED_BLOCK for size in blocks):
         raise FormatError(f"{f.where}.blocks: expected {expected} sizes of at most {MAX_CODED_BLOCK} bytes, found {len(blocks)}")
     return blocks
 
 
-def _read_base(f: Fields, entry: Entry) -> dict[str, Any]:
-    found: dict[str, Any] = {"base_name": entry.name, "base_dtype": entry.dtype, "base_shape": entry.shape}
+def _read_base(f: Fields, name: str, dtype: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    own = {"base_name": name, "base_dtype": dtype, "base_shape": shape}
+    found: dict[str, Any] = dict(own)
     if "base" not in f:
         return found
     base = f.child("base", "name dtype shape")
@@ -218,17 +232,16 @@ def _read_base(f: Fields, entry: Entry) -> dict[str, Any]:
         found["base_name"] = as_name(base.text("name"), f"{base.where}.name")
     if "dtype" in base:
         found["base_dtype"] = _dtype(base)
-        if (found["base_dtype"], entry.dtype) not in CASTS:
-            raise FormatError(f"{base.where}.dtype: {found['base_dtype']} cannot be cast to {entry.dtype}")
+        if (found["base_dtype"], dtype) not in CASTS:
+            raise FormatError(f"{base.where}.dtype: {found['base_dtype']} cannot be cast to {dtype}")
     if "shape" in base:
-        shape = found["base_shape"] = _shape(base)
-        if len(shape) != len(entry.shape) or shape[1:] != entry.shape[1:]:
-            raise FormatError(f"{base.where}.shape: {list(shape)} and {list(entry.shape)} differ in more than rows")
-        nbytes = DTYPES[found["base_dtype"]].nbytes(shape)
-        if nbytes is None:
-            raise FormatError(f"{base.where}.shape: {list(shape)} has no whole size of at most {MAX_SIZE} bytes")
+        old = found["base_shape"] = _shape(base)
+        if len(old) != len(shape) or old[1:] != shape[1:]:
+            raise FormatError(f"{base.where}.shape: {cut(list(old))} and {cut(list(shape))} differ in more than rows")
+        if DTYPES[found["base_dtype"]].nbytes(old) is None:
+            raise FormatError(f"{base.where}.shape: {cut(list(old))} has no whole size of at most {MAX_SIZE} bytes")
     for key in ("name", "dtype", "shape"):
-        if key in base and found[f"base_{key}"] == getattr(entry, key):
+        if key in base and found[f"base_{key}"] == own[f"base_{key}"]:
             raise FormatError(f"{base.where}.{key}: written although it equals the entry's own")
     return found
 
@@ -251,32 +264,58 @@ class Table:
         )
 
     def to_bytes(self) -> bytes:
+        """The stored table; raises CheckpointError if it would be larger than a reader takes."""
         text = canonical.dumps({"removed": list(self.removed), "tensors": [entry.to_json() for entry in self.entries]})
         content = len(text).to_bytes(4, "little") + text + b"".join(entry.digests() for entry in self.entries)
+        if len(content) > MAX_TABLE or len(self.removed) > MAX_TENSORS:
+            raise CheckpointError(
+                f"its {len(self.entries)} tensors and {len(self.removed)} removed names make a table of {len(content)} bytes, "
+                f"expected at most {MAX_TABLE}, and {MAX_TENSORS} names: save the checkpoint in more and smaller files"
+            )
         return zstandard.ZstdCompressor(level=TABLE_LEVEL, write_content_size=True).compress(content)
 
     @classmethod
-    def from_bytes(cls, stored: bytes, where: str) -> Table:
+    def from_bytes(cls, stored: bytes, where: str, target_size: int = MAX_FILE) -> Table:
+        """Read a stored table of a file that is stated to have ``target_size`` bytes."""
         content = decompress(stored, MAX_TABLE, where)
         length = int.from_bytes(content[:4], "little")
         if len(content) < 4 + length or len(content) < 4:
             raise FormatError(f"{where}: its JSON would have {length} bytes, but it has {len(content)} in all")
-        f = Fields(canonical.load_object(content[4 : 4 + length], where), where, "removed tensors")
-        entries, removed = f.array("tensors", Entry.read), f.array("removed", as_name)
+        f = canonical.load_divided(
+            content[4 : 4 + length],
+            where,
+            "removed tensors",
+            {"removed": as_name, "tensors": Entry.read},
+            most=MAX_TENSORS,
+            depth=MAX_ENTRY_DEPTH,
+            nodes=MAX_ENTRY + min(target_size, MAX_FILE) // BLOCK,
+        )
+        entries, removed = f.items("tensors"), f.items("removed")
         check_sorted(removed, f"{where}.removed")
-        if len(entries) > MAX_TENSORS:
-            raise FormatError(f"{where}: {len(entries)} tensors, more than {MAX_TENSORS}")
         if len({entry.name for entry in entries}) != len(entries):
             raise FormatError(f"{where}: a tensor name is repeated")
-        rest = content[4 + length :]
-        chunks = (rest[i : i + 8] for i in range(0, len(rest), 8))
-        try:
-            entries = tuple(entry.with_digests(chunks) for entry in entries)
-        except (StopIteration, RuntimeError):
-            raise FormatError(f"{where}: its digests end too soon") from None
-        if next(chunks, None) is not None or len(rest) % 8:
-            raise FormatError(f"{where}: {len(rest)} bytes of digests are more than its entries need")
-        return cls(entries, removed)
+        return cls(_with_digests(entries, content, 4 + length, where), tuple(removed))
+
+
+def _with_digests(entries: Iterable[Entry], content: bytes, start: int, where: str) -> tuple[Entry, ...]:
+    """Entries with their digests, which stand in ``content`` from ``start`` on."""
+    found, at = [], start
+
+    def take(size: int) -> bytes:
+        nonlocal at
+        at += size
+        return content[at - size : at]
+
+    for entry in entries:
+        digest = take(16) if entry.kind != "copy" else b""
+        own = entry.kind == "delta" or (entry.kind == "same" and entry.adapted)
+        base = take(16) if own else digest if entry.kind == "same" else b""
+        found.append(entry.with_digests(digest, base, take(8) if entry.has_payload else b""))
+    if at > len(content):
+        raise FormatError(f"{where}: its digests end too soon")
+    if at < len(content):
+        raise FormatError(f"{where}: {len(content) - start} bytes of digests are more than its entries need")
+    return tuple(found)
 
 
 def decompress(stored: bytes, limit: int, where: str, prefix: bytes = b"") -> bytes:

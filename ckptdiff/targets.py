@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ckptdiff.applier import Applier, check_chain, check_stored, open_base
-from ckptdiff.errors import BaseMismatchError, FormatError, IntegrityError
+from ckptdiff.errors import BaseMismatchError, FormatError, IntegrityError, cut
 from ckptdiff.layers import Node, ranges
 from ckptdiff.loading import scope_of
 from ckptdiff.parallel import default_threads, no_progress, run_ordered
@@ -56,7 +56,7 @@ class Target:
         patch = applier.chain[last]
         wanted = scope_of(patch, scope)
         rows = [(entry, applier.node(last, file, entry)) for (found, _), (file, entry) in patch.entries.items() if found == wanted]
-        tensors = {entry.name: new_tensor(entry.dtype, entry.shape, f"{patch.path}: tensor {entry.name}") for entry, _ in rows}
+        tensors = {entry.name: new_tensor(entry.dtype, entry.shape, f"{patch.path}: tensor {cut(entry.name)}") for entry, _ in rows}
 
         def step(name: str, node: Node, start: int, stop: int, last: bool) -> tuple[Node, bool]:
             out, data = np.asarray(flat_bytes(tensors[name], name)), node.build(start, stop)

@@ -15,7 +15,7 @@ from ckptdiff.applier import Applier, nodes_of, open_base
 from ckptdiff.aside import if_gone
 from ckptdiff.checkpoint import open_checkpoint
 from ckptdiff.digests import BLOCK
-from ckptdiff.errors import CheckpointError, CkptdiffError, FormatError, IntegrityError
+from ckptdiff.errors import CheckpointError, CkptdiffError, FormatError, IntegrityError, cut
 from ckptdiff.folder import list_folder
 from ckptdiff.hub import Repo, open_repo
 from ckptdiff.hubid import parse_id
@@ -163,7 +163,7 @@ def _weights_error(patch: OpenPatch, file: PatchFile, path: Path) -> CkptdiffErr
             for tensor, entry in zip(weights.tensors, file.table.entries, strict=True):
                 found, expected = digest_of(tensor), patch.entries[metadata.target_scope, entry.of or entry.name][1].digest
                 if found != expected:
-                    return IntegrityError(f"{path}: tensor {tensor.name} has the digest {found.hex()}, expected {expected.hex()}")
+                    return IntegrityError(f"{path}: tensor {cut(tensor.name)} has the digest {found.hex()}, expected {expected.hex()}")
     except CheckpointError as error:
         return error
     return None

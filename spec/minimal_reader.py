@@ -49,19 +49,26 @@ def canonical(value):
     return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode("utf-8")
 
 
+def depth(value):
+    """How deep arrays and objects nest."""
+    items = value.values() if type(value) is dict else value if type(value) is list else None
+    return 0 if items is None else 1 + max(map(depth, items), default=0)
+
+
 def strict_json(raw):
-    """JSON without floats, repeated keys, lone surrogates or integers of more than 20 characters."""
+    """JSON without floats, repeated keys, lone surrogates, large integers or deep nesting."""
     def refuse(text):
         raise ValueError(f"{text[:30]} is not allowed")
 
     def integer(text):
-        return refuse(text) if text == "-0" or len(text) > 20 else int(text)
+        return refuse(text) if text == "-0" or len(text) > 17 or abs(int(text)) >= 1 << 53 else int(text)
 
     def unique(pairs):
         return dict(pairs) if len({key for key, _ in pairs}) == len(pairs) else refuse("a repeated key")
     try:
         value = json.loads(raw.decode("utf-8"), parse_float=refuse, parse_constant=refuse, parse_int=integer,
                            object_pairs_hook=unique)
+        need(depth(value) <= 64, "the JSON nests too deeply")
         return value, canonical(value)  # canonical() fails on a lone surrogate
     except (ValueError, RecursionError) as error:
         raise PatchError("format", f"not strict JSON: {error}") from None
@@ -80,7 +87,11 @@ def text(value):
 
 
 def count(value):
-    return type(value) is int and 0 <= value < 1 << 64  # type(): True is no integer
+    return type(value) is int and value >= 0  # type(): True is no integer
+
+
+def file_size(value):  # section 11
+    return count(value) and value <= 1 << 40
 
 
 def dtype(value):
@@ -106,24 +117,28 @@ def name(value):
 
 def safe_path(value):  # section 9
     parts = value.encode().split(b"/") if text(value) else [b""]
-    return (all(0 < len(p) <= 250 and p not in (b".", b"..") and p.lower() != b".git" for p in parts)
+    return (len(parts) <= 32 and all(0 < len(p) <= 250 and p not in (b".", b"..") and p.lower() != b".git" for p in parts)
             and len(value.encode()) <= 1024 and value != "ckptdiff.json" and not re.search("[\\\\:\x00-\x1f\x7f]", value))
 
 
+def scope_id(value):
+    return text(value) and len(value.encode()) <= 1024
+
+
 def info(value):  # section 5.1: the known members are strings, others are ignored
-    return type(value) is dict and all(text(value.get(key, "")) for key in (
+    return type(value) is dict and len(canonical(value)) <= 1 << 16 and all(text(value.get(key, "")) and len(value.get(key, "").encode()) <= 256 for key in (
         "base_repo", "base_revision", "target_repo", "target_revision"))
 
 
 TOTALS = dict.fromkeys(("same", "delta", "new", "copy", "removed", "units", "changed"), count)
-FILE = {"path": safe_path, "size": count, "sha256": sha}
+FILE = {"path": safe_path, "size": file_size, "sha256": sha}
 METADATA = {"format": text, "version": count, "digest": xxh, "table": xxh, "header": xxh, "report?": xxh,
-            "totals": TOTALS, "info": info, "base": {"identity": xxh, "scope": lambda v: v is None or text(v), "files?": [FILE]},
-            "target": {"identity": xxh, "scope": text, "path": safe_path, "size": count, "sha256?": sha}}
+            "totals": TOTALS, "info": info, "base": {"identity": xxh, "scope": lambda v: v is None or scope_id(v), "files?": [FILE]},
+            "target": {"identity": xxh, "scope": scope_id, "path": safe_path, "size": file_size, "sha256?": sha}}
 INDEX = {"format": text, "version": count, "digest": xxh, "info": info, "target": {"identity": xxh}, "totals": TOTALS,
          "base": {"identity": xxh, "files": [FILE]}, "removed": [safe_path], "files": [lambda v: type(v) is dict],
-         "shards": [{"target": safe_path, "path": safe_path, "size": count, "sha256": sha, "digest": xxh}]}
-FILES = {"same": {**FILE, "kind": text}, "new": {**FILE, "kind": text, "stored": count, "digest": xxh}}
+         "shards": [{"target": safe_path, "path": safe_path, "size": file_size, "sha256": sha, "digest": xxh}]}
+FILES = {"same": {**FILE, "kind": text}, "new": {**FILE, "kind": text, "stored": file_size, "digest": xxh}}
 FILES["delta"] = {**FILES["new"], "base_sha256": sha}
 ENTRY = {"name": name, "dtype": dtype, "shape": shape, "kind": text}
 BASE = {"name?": name, "dtype?": dtype, "shape?": shape}
@@ -164,6 +179,7 @@ def check_sorted(names, what):
 
 def document(raw, form, schema):
     """The metadata of a patch file or the index of a folder, checked in the order of section 13."""
+    need(len(raw) <= 1 << 24, f"this {form} is too large")
     value = canonical_json(raw)
     need(type(value) is dict and value.get("format") == form, f"this is not a {form}")
     need(count(value.get("version")), "no version")
@@ -176,6 +192,8 @@ def document(raw, form, schema):
     check(value, schema, form)
     if "files" in value["base"]:
         check_sorted([f["path"] for f in value["base"]["files"]], "base.files")
+    named = value["base"].get("files", []), *(value.get(key, []) for key in ("shards", "files", "removed"))
+    need(sum(map(len, named)) <= 1 << 15, f"this {form} names too many files")
     return value
 
 
@@ -238,15 +256,17 @@ def parse_header(raw, data_size):
     """The ``__metadata__`` and the tensors (name, dtype, shape, begin, end) of a header, in order of their data."""
     stripped = raw.rstrip(b" ")
     need(raw[:1] == b"{" and stripped[-1:] == b"}", "the header is not one JSON object and spaces")
+    need(data_size is None or data_size <= 1 << 40, "the file is too large")
     header, _ = strict_json(stripped)
     metadata = header.pop("__metadata__", {})
-    need(type(metadata) is dict and all(map(text, metadata.values())), "__metadata__ is not an object of strings")
+    need(len(header) <= 1 << 17, "too many tensors")
+    need(type(metadata) is dict and len(metadata) <= 1 << 16 and all(map(text, metadata.values())), "__metadata__ is not an object of strings")
     tensors = []
     for key, value in header.items():
-        need(key and type(value) is dict and value.keys() == {"dtype", "shape", "data_offsets"}, f"tensor {key!r}")
+        need(name(key) and type(value) is dict and value.keys() == {"dtype", "shape", "data_offsets"}, f"tensor {key!r}")
         kind, dims, offsets = value["dtype"], value["shape"], value["data_offsets"]
         need(text(kind) and kind in DTYPES and shape(dims) and type(offsets) is list and len(offsets) == 2
-             and all(map(count, offsets)), f"tensor {key!r} is out of order")
+             and all(count(n) and n <= 1 << 48 for n in offsets), f"tensor {key!r} is out of order")
         need(offsets[1] - offsets[0] == size_of(kind, dims), f"the size of tensor {key!r} is not that of its data")
         tensors.append((key, kind, dims, *offsets))
     tensors.sort(key=lambda t: t[3:])  # stable: equals stay in the order written
@@ -264,7 +284,7 @@ class Weights:
     def __init__(self, path):
         self.path, self.start, size = path, 0, os.path.getsize(path)
         length = int.from_bytes(self.read(0, 8), "little")
-        need(size >= 8 and length <= min(100_000_000, size - 8), "the header does not fit in the file")
+        need(size >= 8 and length <= min(1 << 25, size - 8), "the header does not fit in the file")
         self.raw, self.start = self.read(8, 8 + length), 8 + length
         self.metadata, self.tensors = parse_header(self.raw, size - self.start)
 
@@ -324,17 +344,17 @@ class PatchFile:
         meta_text = weights.metadata["ckptdiff"]
         self.metadata = meta = document(meta_text.encode(), "ckptdiff", METADATA)  # 5.1
         header_name = "ckptdiff/header/" + meta["target"]["path"].split("/")[-1]
-        heads = [("ckptdiff/table", "table", 272_629_760), (header_name, "header", 101_562_500)]
+        heads = [("ckptdiff/table", "table", 34_078_720), (header_name, "header", 34_078_720)]
         if "report" in meta:
-            heads.append(("ckptdiff/report", "report", 1 << 26))  # 5.4: checked here, and not needed to rebuild
+            heads.append(("ckptdiff/report", "report", 1 << 24))  # 5.4: checked here, and not needed to rebuild
         stored = {t[0]: weights.read(*t[3:]) for t in weights.tensors if t[0] in [key for key, _, _ in heads]}
         need(len(stored) == len(heads), "no table, no header or no report")
         for key, member, limit in heads:
             need(len(stored[key]) <= limit, f"the {member} is too large")
         for key, member, limit in heads:
             need(xxhash.xxh3_128_hexdigest(stored[key]) == meta[member], f"the {member}'s digest is wrong", "integrity")
-        self.read_table(decode_frame(stored["ckptdiff/table"], 1 << 28))
-        self.read_header(decode_frame(stored[header_name], 100_000_000, self.predicted_header()))
+        self.described = self.read_table(decode_frame(stored["ckptdiff/table"], 1 << 25))
+        self.described += self.read_header(decode_frame(stored[header_name], 1 << 25, self.predicted_header()))
         # Section 5: the patch's own header is exactly what the metadata and the table imply.
         members, end = [b'{"__metadata__":{"ckptdiff":' + canonical(meta_text) + b"}"], 0
         payloads = ("ckptdiff/payloads", sum(sum(e.blocks) for e in self.entries))
@@ -360,7 +380,7 @@ class PatchFile:
         check(table, {"removed": [name], "tensors": [lambda v: type(v) is dict]}, "table")
         self.removed = table["removed"]
         check_sorted(self.removed, "removed names")
-        need(len(table["tensors"]) <= 1 << 20, "too many tensors")
+        need(len(table["tensors"]) <= 1 << 17 and len(self.removed) <= 1 << 17, "too many tensors")
         self.entries = []
         for fields in table["tensors"]:
             check_kind(fields, ENTRIES, "entry")
@@ -382,6 +402,7 @@ class PatchFile:
             e.base_digest = e.base_digest or e.digest
             at += sum(sizes)
         need(at == len(raw), "the table's digests have the wrong length")
+        return len(raw)
 
     def predicted_header(self):  # section 5.2
         members, at = [b'{"__metadata__":{"format":"pt"}'], 0
@@ -402,6 +423,7 @@ class PatchFile:
             entry.begin = 8 + len(raw) + tensor[3]
         need(8 + len(raw) + sum(e.size for e in self.entries) == self.metadata["target"]["size"],
              "target.size is not the size of the target")
+        return len(raw)
 
 
 def sha256(path):
@@ -440,7 +462,7 @@ class Patch:
     def open_folder(self):
         index_path = os.path.join(self.path, "ckptdiff.json")
         need(os.path.isfile(index_path), "the folder has no ckptdiff.json")
-        need(os.path.getsize(index_path) <= 1 << 26, "the index is too large")
+        need(os.path.getsize(index_path) <= 1 << 24, "the index is too large")
         with open(index_path, "rb") as file:
             index = document(file.read(), "ckptdiff-index", INDEX)
         self.identities = tuple(index[side]["identity"] for side in ("base", "target"))
@@ -467,6 +489,7 @@ class Patch:
             full = self.stored(shard["path"], shard["size"], "index")
             self.shards.append(PatchFile(full))
             meta = self.shards[-1].metadata
+            self.check_sums()  # section 11
             need(meta["digest"] == shard["digest"], f"{shard['path']} is not the index's", "integrity")
             need(meta["target"]["path"] == shard["target"], f"{shard['path']} is for another target")
             need((meta["base"]["identity"], meta["target"]["identity"]) == self.identities, "identities differ")
@@ -480,6 +503,11 @@ class Patch:
                     item["frame"] = file.read()
                 need(xxhash.xxh3_128_hexdigest(item["frame"]) == item["digest"],
                      f"the digest of files/{item['path']}.zst is wrong", "integrity")
+
+    def check_sums(self):
+        need(sum(len(s.entries) for s in self.shards) <= 1 << 18 and sum(len(s.removed) for s in self.shards) <= 1 << 18
+             and sum(s.described for s in self.shards) <= 1 << 26
+             and sum(s.metadata["target"]["size"] for s in self.shards) <= 1 << 42, "too much in all patch files together")
 
     def identity(self):  # section 3.2
         rows, scopes = [], {scope: names for scope, names in self.scopes.items() if names}

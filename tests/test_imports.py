@@ -13,8 +13,8 @@ import ckptdiff
 
 PACKAGE = Path(ckptdiff.__file__).parent
 ORDER = """
-errors machine interrupts aside quantities canonical dtypes digests xxh3 openfiles impostors stfile hubid hubclient hub hubwrite
-paths scratch parallel recognition private selection folder foreign scopes checkpoint adapt pairing values
+errors machine interrupts aside quantities jsonscan canonical weightmap dtypes digests xxh3 openfiles impostors stfile
+hubid hubclient hub hubwrite paths scratch parallel recognition private selection folder foreign scopes checkpoint adapt pairing values
 codecs.place codecs.planes codecs.raw codecs.sparse
 codecs.kernelcache codecs.jit
 codecs.leaves codecs.escapes codecs.changes codecs.rangecoder codecs.rans codecs.groups codecs.adaptive codecs.static
@@ -27,7 +27,7 @@ analysis analysis.modules analysis.gram analysis.rank analysis.sparsity analysis
 analysis.stored analysis.source analysis.reporting analysis.overlap
 analysis.series analysis.words analysis.drawing analysis.markup analysis.charts analysis.page
 analysis.overlap_words analysis.overlap_charts analysis.overlap_page
-masks masking freezing tracking subnetwork integrations.trainer
+maskrows masks masking freezing tracking subnetwork integrations.trainer
 warmup card publishing render render_report render_hub demo cli_common cli_report cli_hub cli __main__
 """.split()
 LAZY = {"hub", "hubclient", "hubwrite", "publishing", "cli", "cli_hub", "cli_common", "cli_report", "demo"}

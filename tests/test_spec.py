@@ -9,11 +9,12 @@ import numpy as np
 import xxhash
 
 import ckptdiff
-from ckptdiff import applier, dtypes, manifest, patchfile, paths, stfile, table
+from ckptdiff import applier, canonical, dtypes, jsonscan, manifest, patches, patchfile, paths, stfile, table, weightmap
 from ckptdiff.analysis import stored
 from ckptdiff.codecs import CODECS, context, planes, sparse
 from ckptdiff.digests import BLOCK, tensor_digest
 from ckptdiff.dtypes import CASTS, DTYPES
+from ckptdiff.errors import SHOWN
 from tests.checkpoints import BITS, tensor, tree, write
 
 SPEC = (Path(__file__).resolve().parents[1] / "spec" / "ckptdiff-v1.md").read_text()
@@ -46,23 +47,56 @@ def test_the_codec_table() -> None:
 
 
 def test_the_limits() -> None:
-    stated = [[int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*(?!\^)", value)] for _, value in rows(section("## 11."))]
-    assert stated[0] == [stfile.MAX_HEADER]
-    assert stated[1] == [table.MAX_TABLE]
-    assert stated[2] == [patchfile.MAX_STORED_TABLE, patchfile.MAX_STORED_HEADER]
-    assert stated[3] == [manifest.MAX_INDEX]
-    assert stated[4] == [patchfile.MAX_STORED_REPORT, stored.MAX_REPORT]
-    assert stated[5] == [stfile.MAX_TENSORS]
-    assert (stfile.MAX_RANK, dtypes.MAX_SIZE) == (32, 2**48) and "32; 2^48, and so their product without zeros; 2^48 bytes" in section(
-        "## 11."
-    )
-    assert stated[7] == [1, stfile.MAX_NAME]
-    assert stated[8] == [table.MAX_CODED_BLOCK, planes.MAX_WINDOW]
-    assert stated[10] == [manifest.MAX_PREFIX]
-    assert stated[11] == [manifest.MAX_WINDOW]
-    assert stated[12] == [applier.MAX_CHAIN]
+    """Every row of section 11 states what the code holds to."""
+
+    def number(text: str) -> int:
+        base, _, power = text.replace(",", "").partition("^")
+        return int(base) ** int(power or 1)
+
+    stated = [[number(text) for text in re.findall(r"\d[\d,]*(?:\^\d+)?", value)] for _, value in rows(section("## 11."))]
+    assert stated == [
+        [stfile.MAX_HEADER],
+        [table.MAX_TABLE],
+        [patchfile.MAX_STORED_TABLE, patchfile.MAX_STORED_HEADER],
+        [manifest.MAX_INDEX, manifest.MAX_INDEX, manifest.MAX_INFO, manifest.MAX_REPO],
+        [patchfile.MAX_STORED_REPORT, stored.MAX_REPORT],
+        [stfile.MAX_TENSORS, stfile.MAX_TENSORS, stfile.MAX_MEMBER],
+        [patches.MAX_ALL_TENSORS, patches.MAX_ALL_TENSORS, patches.MAX_ALL_DESCRIBED, patches.MAX_ALL_BYTES],
+        [manifest.MAX_FILES, manifest.MAX_FILES],
+        [stfile.MAX_RANK, dtypes.MAX_SIZE, dtypes.MAX_SIZE],
+        [1, stfile.MAX_NAME],
+        [paths.MAX_PATH, paths.MAX_COMPONENTS, paths.MAX_COMPONENT, paths.MAX_PATH],
+        [table.MAX_CODED_BLOCK, planes.MAX_WINDOW],
+        [dtypes.MAX_FILE],
+        [manifest.MAX_PREFIX],
+        [manifest.MAX_WINDOW],
+        [applier.MAX_CHAIN],
+        [canonical.MAX_INTEGER, jsonscan.MAX_DEPTH],
+    ]
+    assert canonical.MAX_INTEGER == 2**53 - 1
+    limits = section("## 11.")
+    assert f"at most\n{canonical.MAX_NODES:,} of them in an index or metadata, {stfile.MAX_MEMBER:,} in one member" in limits
+    assert f"in one entry of a table {table.MAX_ENTRY} and one for each 2^21" in limits
+    assert f"A table nests {table.MAX_ENTRY_DEPTH} deep" in limits
     assert f"2^21 = {BLOCK:,} bytes" in SPEC
-    assert f"1 to {paths.MAX_PATH:,} bytes" in SPEC and f"1 to {paths.MAX_COMPONENT} bytes" in SPEC
+    assert f"1 to {paths.MAX_PATH:,} bytes of UTF-8, 1 to {paths.MAX_COMPONENTS} components of 1 to {paths.MAX_COMPONENT} bytes" in SPEC
+
+
+def test_security_states_the_same_limits() -> None:
+    text = (Path(__file__).resolve().parents[1] / "SECURITY.md").read_text()
+    for stated in (
+        f"{stfile.MAX_TENSORS:,} tensors a file, {patches.MAX_ALL_TENSORS:,} in all files of a patch",
+        f"{stfile.MAX_HEADER >> 20} MiB of JSON in a header or table, {patches.MAX_ALL_DESCRIBED >> 20} MiB\nof these in all of a patch",
+        f"{manifest.MAX_INDEX >> 20} MiB for an index or metadata, {stored.MAX_REPORT >> 20} MiB for a report",
+        f"; {manifest.MAX_FILES:,} files; ",
+        f"{dtypes.MAX_FILE >> 40} TiB a weight file, {patches.MAX_ALL_BYTES >> 40} TiB a model",
+        f"integers below 2^{canonical.MAX_INTEGER.bit_length()}; JSON {jsonscan.MAX_DEPTH} deep",
+        f"up to {manifest.MAX_PREFIX >> 20} MiB old and new",
+        f"of an index 8 x its bytes, at most {weightmap.MAX_INDEX_JSON >> 20} MiB",
+        f"at most {SHOWN} characters of a name",
+    ):
+        assert stated in text, stated
+    assert stfile.MAX_HEADER == table.MAX_TABLE
 
 
 def test_the_error_kinds() -> None:

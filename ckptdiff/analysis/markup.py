@@ -16,7 +16,7 @@ from typing import Any
 
 from ckptdiff.analysis.drawing import Chart, libraries, theme, vega_lite_version
 from ckptdiff.analysis.words import percent
-from ckptdiff.canonical import visible
+from ckptdiff.errors import visible
 
 Cell = tuple[str, "str | float | None"]
 """What a cell shows, and what it sorts by."""

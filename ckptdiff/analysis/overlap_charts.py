@@ -27,7 +27,7 @@ from ckptdiff.analysis.modules import layer_of, module_of
 from ckptdiff.analysis.overlap import OverlapResult, PairOverlap
 from ckptdiff.analysis.series import Rows, place_cells
 from ckptdiff.analysis.words import percent
-from ckptdiff.canonical import visible
+from ckptdiff.errors import visible
 
 CHANCE = "a random update"
 TALL, LOW = 34, 14

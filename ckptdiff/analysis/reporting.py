@@ -31,6 +31,8 @@ SAMPLE = 32
 """Matrices whose rank is taken with ``rank="sample"``: every n-th, so that about this many are."""
 GROUP = 1 << 22
 """Bytes of base that a job counts, or up to a block more."""
+LAST_ULP = 52
+"""Where a report's ulp distances end: from 2^52 on."""
 SMALL_MATRIX = 512
 """Up to this smaller side matrices are taken on a thread each; larger ones one after the other, since LAPACK has threads of its own."""
 
@@ -186,7 +188,8 @@ def _quantiles(changed: npt.NDArray[np.int64], length: int) -> Quantiles:
 
 
 def _bins(total: Tally) -> tuple[tuple[Bin, ...], tuple[Bin, ...], tuple[ExponentRow, ...]]:
-    ulps = tuple(Bin(2.0**k, 2.0 ** (k + 1) - 1, int(n)) for k, n in enumerate(total.ulps) if n)
+    counts = [*total.ulps[:LAST_ULP], sum(total.ulps[LAST_ULP:])]  # JSON's integers end there (spec 2)
+    ulps = tuple(Bin(2.0**k, 2.0 ** (k + 1) - 1, int(n)) for k, n in enumerate(counts) if n)
     moves = tuple(Bin(2.0 ** (k + LOWEST), 2.0 ** (k + LOWEST + 1), int(n)) for k, n in enumerate(total.moves) if n)
     exponents = tuple(
         ExponentRow(k - ZERO_EXPONENT if k else None, int(n), int(total.changed_exponents[k])) for k, n in enumerate(total.exponents) if n

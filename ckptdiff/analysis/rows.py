@@ -13,9 +13,13 @@ from ckptdiff import canonical
 from ckptdiff.analysis.modules import APART, KINDS
 from ckptdiff.analysis.rank import Spectrum
 from ckptdiff.analysis.sparsity import Counts, Tolerance
+from ckptdiff.errors import CheckpointError
+from ckptdiff.patchfile import MAX_STORED_REPORT
 
 SCHEMA = "ckptdiff-report/1"
 LEVEL = 19
+MAX_REPORT = 1 << 25
+"""Bytes of a report in a patch, decoded (spec 5.4)."""
 DIGITS = 4
 """Significant digits of quantiles and singular values, and decimals of ranks: half of the bytes, and no chart shows more."""
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -155,6 +159,10 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON values, as ``spec/report.schema.json`` says."""
+        return self.sums() | {"tensors": [tensor_json(tensor) | self._counts(tensor.counts) for tensor in self.tensors]}
+
+    def sums(self) -> dict[str, Any]:
+        """All of :meth:`to_json` but its rows of tensors."""
         rank = self.rank
         return {
             "schema": SCHEMA,
@@ -170,7 +178,6 @@ class Report:
                 "exponents": [asdict(row) for row in self.exponents],
             },
             "rank": asdict(rank) if rank else None,
-            "tensors": [_tensor_json(tensor) | self._counts(tensor.counts) for tensor in self.tensors],
             "added": list(self.added),
             "removed": list(self.removed),
             "unpaired": list(self.unpaired),
@@ -183,9 +190,20 @@ class Report:
         return {(t.scope, t.name): (t.counts.elements, t.counts.changed) for t in self.tensors}
 
     def to_bytes(self) -> bytes:
-        """The report as :func:`ckptdiff.make` stores it in a patch: the same bytes wherever its checkpoints lie."""
+        """The report as :func:`ckptdiff.make` stores it in a patch: the same bytes wherever its checkpoints lie.
+
+        Raises:
+            CheckpointError: it is larger than a reader takes.
+        """
         small = replace(self, base="", target="", tensors=tuple(_rounded(tensor) for tensor in self.tensors))
-        return zstandard.ZstdCompressor(level=LEVEL, write_content_size=True).compress(canonical.dumps(small.to_json()))
+        data = canonical.dumps(small.to_json())
+        stored = zstandard.ZstdCompressor(level=LEVEL, write_content_size=True).compress(data)
+        if len(data) > MAX_REPORT or len(stored) > MAX_STORED_REPORT:
+            raise CheckpointError(
+                f"the report of {len(self.tensors)} tensors has {len(data)} bytes, {len(stored)} as stored; a patch can hold at most "
+                f"{MAX_REPORT}, {MAX_STORED_REPORT} as stored: make the patch without it, and keep what ckptdiff report --json gives"
+            )
+        return stored
 
     def _counts(self, counts: Counts) -> dict[str, int | None]:
         return {key: n if self.complete or key in ("elements", "bit_identical") else None for key, n in asdict(counts).items()}
@@ -214,7 +232,8 @@ def _mean_ranks(ranks: Sequence[MatrixRank]) -> dict[str, float]:
     return dict(zip(("rank_share", "stable_rank", "effective_share", "random_rank_share"), means, strict=True))
 
 
-def _tensor_json(tensor: TensorReport) -> dict[str, Any]:
+def tensor_json(tensor: TensorReport) -> dict[str, Any]:
+    """A tensor's row but for its counts."""
     row = {key: getattr(tensor, key) for key in ("scope", "name", "dtype")}
     row |= {"shape": list(tensor.shape), "layer": tensor.layer, "module": tensor.module}
     row |= {"rows": list(tensor.rows) if tensor.rows else None, "columns": list(tensor.columns) if tensor.columns else None}

@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from typing import Any, get_args
 
 from ckptdiff import canonical
 from ckptdiff.analysis.modules import KINDS
 from ckptdiff.analysis.rank import KEPT, TOP, Spectrum
-from ckptdiff.analysis.rows import QUANTILES, SCHEMA, Bin, ExponentRow, MatrixRank, Quantiles, RankChoice, Report, TensorReport
+from ckptdiff.analysis.rows import (
+    MAX_REPORT,
+    QUANTILES,
+    SCHEMA,
+    Bin,
+    ExponentRow,
+    MatrixRank,
+    Quantiles,
+    RankChoice,
+    Report,
+    TensorReport,
+    tensor_json,
+)
 from ckptdiff.analysis.sparsity import Counts, Tolerance
-from ckptdiff.canonical import Fields, as_integer, as_text, quote
+from ckptdiff.canonical import MAX_INTEGER, Fields, JsonObject, as_integer, as_text, quoted
 from ckptdiff.dtypes import DTYPES
-from ckptdiff.errors import FormatError, UnsupportedError
+from ckptdiff.errors import FormatError, UnsupportedError, cut
+from ckptdiff.patches import MAX_ALL_TENSORS
 from ckptdiff.table import decompress
 
-MAX_REPORT = 1 << 28
+MAX_ROW_DEPTH = 6
+MAX_ROW_NODES = 1 << 18
+"""Braces, brackets and commas of one tensor's row, whose matrices have some 80 each."""
 
 COUNTS = tuple(field.name for field in fields(Counts))
 TENSOR = ("scope", "name", "dtype", "shape", "layer", "module", "rows", "columns", "spectra", *COUNTS)
@@ -31,20 +46,21 @@ def unpack(stored: bytes, where: str, target: str) -> Report:
         FormatError: it is broken. UnsupportedError: a newer ckptdiff wrote it.
     """
     data = decompress(stored, MAX_REPORT, where)
-    try:
-        value = canonical.loads(data, floats=True)
-    except ValueError as error:
-        raise FormatError(f"{where}: bad JSON: {error}: fetch the patch again") from None
-    if isinstance(value, dict) and value.get("schema") != SCHEMA:
-        raise UnsupportedError(f"{where}: its schema is {str(value.get('schema'))[:40]!r}, expected {SCHEMA!r}: try to upgrade ckptdiff")
-    f = Fields(value, where, "schema base target settings totals layers modules moves rank tensors added removed unpaired without_rank")
+
+    def schema(value: JsonObject) -> None:
+        if value.get("schema") != SCHEMA:
+            raise UnsupportedError(f"{where}: its schema is {cut(value.get('schema'))!r}, expected {SCHEMA!r}: try to upgrade ckptdiff")
+
+    known = "schema base target settings totals layers modules moves rank tensors added removed unpaired without_rank"
+    limits = {"most": MAX_ALL_TENSORS, "nodes": MAX_ROW_NODES, "depth": MAX_ROW_DEPTH}
+    f = canonical.load_divided(data, where, known, {"tensors": _row}, **limits, exact=False, first=schema)
     settings, moves = f.child("settings", "atol rtol rank"), f.child("moves", "ulp abs exponents")
     report = Report(
         base="",
         target="",
         tolerance=Tolerance(_number(settings, "atol"), _number(settings, "rtol")),
         rank_choice=_rank_choice(settings),
-        tensors=f.array("tensors", _tensor),
+        tensors=tuple(f.items("tensors")),
         ulps=moves.array("ulp", partial(_bin, kind=int)),
         moves=moves.array("abs", partial(_bin, kind=float)),
         exponents=moves.array("exponents", _exponent),
@@ -53,7 +69,7 @@ def unpack(stored: bytes, where: str, target: str) -> Report:
         unpaired=f.array("unpaired", as_text),
         without_rank=f.array("without_rank", as_text),
     )
-    if report.to_json() != value:
+    if report.sums() != {key: member for key, member in f.value.items() if key != "tensors"}:
         raise FormatError(f"{where}: its sums do not agree with its tensors: do not trust this patch")
     return replace(report, target=target)
 
@@ -61,7 +77,7 @@ def unpack(stored: bytes, where: str, target: str) -> Report:
 def _rank_choice(settings: Fields) -> Any:
     choice = settings.text("rank")
     if choice not in get_args(RankChoice):
-        raise FormatError(f"{settings.where}.rank: expected one of {', '.join(get_args(RankChoice))}, found {quote(choice[:40])}")
+        raise FormatError(f"{settings.where}.rank: expected one of {', '.join(get_args(RankChoice))}, found {quoted(choice)}")
     return choice
 
 
@@ -72,13 +88,13 @@ def _number(f: Fields, key: str, high: float = math.inf) -> float:
 def as_number(value: Any, where: str, high: float = math.inf) -> float:
     """A finite number from 0 to ``high``; raises FormatError."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not (0 <= value <= high and math.isfinite(value)):
-        raise FormatError(f"{where}: expected a number from 0 to {high:g}, found {str(value)[:40]}")
+        raise FormatError(f"{where}: expected a number from 0 to {high:g}, found {cut(value)}")
     return value
 
 
 def _bin(value: Any, where: str, kind: type[int] | type[float]) -> Bin:
     f = Fields(value, where, "from to count")
-    low, high = (f.integer(key, high=2**64) if kind is int else _number(f, key) for key in ("from", "to"))
+    low, high = (f.integer(key, high=MAX_INTEGER) if kind is int else _number(f, key) for key in ("from", "to"))
     return Bin(low, high, f.integer("count"))
 
 
@@ -89,11 +105,18 @@ def _exponent(value: Any, where: str) -> ExponentRow:
     return ExponentRow(exponent, elements, f.integer("changed", high=elements))
 
 
+def _row(value: Any, where: str) -> TensorReport:
+    tensor = _tensor(value, where)
+    if tensor_json(tensor) | asdict(tensor.counts) != value:
+        raise FormatError(f"{where}: holds a value in another form than its type has")
+    return tensor
+
+
 def _tensor(value: Any, where: str) -> TensorReport:
     f = Fields(value, where, " ".join(TENSOR))
     dtype, module = f.text("dtype"), f.text("module")
     if dtype not in DTYPES or module not in KINDS:
-        raise UnsupportedError(f"{where}: unknown dtype {quote(dtype[:40])} or module {quote(module[:40])}: try to upgrade ckptdiff")
+        raise UnsupportedError(f"{where}: unknown dtype {quoted(dtype)} or module {quoted(module)}: try to upgrade ckptdiff")
     elements = f.integer("elements")
     return TensorReport(
         scope=f.text("scope"),

@@ -719,8 +719,8 @@ def container_vectors():
             else "container_truncated_by_one_byte", f, f"The patch file is cut: {what}.", file=lambda b, at=at: b[:at])
     bad("container_trailing_byte", f, "One byte follows the last payload.", file=lambda b: b + b"\0")
     bad("container_length_huge", f, "The header's length is 2^64 - 1.", file=lambda b: b"\xff" * 8 + b[8:])
-    bad("container_length_over_limit", f, "The header's length is 100,000,001.",
-        file=lambda b: struct.pack("<Q", 100_000_001) + b[8:])
+    bad("container_length_over_limit", f, "The header's length is 2^25 + 1.",
+        file=lambda b: struct.pack("<Q", (1 << 25) + 1) + b[8:])
     bad("container_header_with_space", f, "The patch's header holds a space between two members.",
         head=swap(b',"ckptdiff/payloads"', b', "ckptdiff/payloads"'))
     bad("container_header_padded_too_much", f, "The header is padded with eight spaces more than needed.",
@@ -780,6 +780,11 @@ def container_vectors():
 
 # ---- Section 5.1: the metadata --------------------------------------------------------------------------------------
 
+def nested(depth):
+    """Arrays in each other."""
+    return [nested(depth - 1)] if depth > 1 else []
+
+
 def metadata_vectors():
     f, u = "format", "unsupported"
     bad("metadata_with_space", f, "The metadata holds a space.", meta_text=swap(b'"version":1', b'"version": 1'))
@@ -811,6 +816,22 @@ def metadata_vectors():
         meta_text=swap(b'"x":"@"', b'"x":"\\ud800"'))
     bad("metadata_nan_in_info", f, "info holds NaN.", info={"x": 0}, meta_text=swap(b'"x":0', b'"x":NaN'))
     bad("metadata_float_in_info", f, "info holds a float.", info={"x": 0}, meta_text=swap(b'"x":0', b'"x":0.5'))
+    for name, value in (("2_53", 1 << 53), ("minus_2_53", -(1 << 53)), ("2_64", 1 << 64)):
+        bad(f"metadata_integer_{name}", f, f"info holds the integer {value}.", info={"x": value})
+    bad("metadata_nested_65", f, "Arrays in info nest 65 deep, the metadata and info counted.", info={"x": nested(63)})
+    vector("ok_metadata_at_limits", "success", "info holds 2^53 - 1 and its negative, and arrays that nest 64 deep.", BASE_FILE,
+           basic(info={"high": (1 << 53) - 1, "low": 1 - (1 << 53), "x": nested(62)}), output=basic().output)
+    bad("metadata_base_file_over_limit", f, "base.files has a file of 2^40 + 1 bytes.", base_files=[
+        {"path": "base.safetensors", "size": (1 << 40) + 1, "sha256": "0" * 64}])
+    bad("metadata_base_file_2_63", f, "base.files has a file of 2^63 bytes.", base_files=[
+        {"path": "base.safetensors", "size": 1 << 63, "sha256": "0" * 64}])
+    vector("ok_metadata_base_file_at_limit", "success", "base.files has a file of 2^40 bytes.", weights(TWO_BASE), two(base_files=[
+        {"path": "base.safetensors", "size": 1 << 40, "sha256": "0" * 64}]), output=two().output)
+    bad("metadata_base_repo_257_bytes", f, "info.base_repo has 257 bytes.", info={"base_repo": "r" * 257})
+    bad("metadata_scope_1025_bytes", f, "target.scope has 1,025 bytes.", scope="s" * 1025)
+    vector("ok_metadata_texts_at_limits", "success", "info.base_repo has 256 bytes, target.scope 1,024.", weights(TWO_BASE),
+           two(info={"base_repo": "r" * 256}, scope="s" * 1024), output=two().output)
+    bad("metadata_target_size_over_limit", f, "target.size is 2^40 + 1.", meta=setter("target", "size", (1 << 40) + 1))
     bad("metadata_escaped_letter", f, "A letter of info is written as an escape.", info={"x": "é"},
         meta_text=swap("é".encode(), b"\\u00e9"))
     bad("metadata_path_unsafe", f, "target.path climbs out of its folder.", path="../base.safetensors")
@@ -846,9 +867,9 @@ def report_vectors():
         payloads=lambda data: [data[0], data[2], data[1], data[3]])
     bad("report_after_payloads", f, "The report stands after the payloads.", report=REPORT,
         payloads=lambda data: [data[0], data[1], data[3], data[2]])
-    bad("report_too_large", f, "The report has more than 2^26 bytes, by the header.", report=REPORT,
-        layout=lambda m: m[member].update(shape=[2**26 + 1], data_offsets=[
-            m[member]["data_offsets"][0], m[member]["data_offsets"][0] + 2**26 + 1]))
+    bad("report_too_large", f, "The report has more than 2^24 bytes, by the header.", report=REPORT,
+        layout=lambda m: m[member].update(shape=[2**24 + 1], data_offsets=[
+            m[member]["data_offsets"][0], m[member]["data_offsets"][0] + 2**24 + 1]))
     vector("report_in_second_shard", f, "The patch file of the second shard has a report.", file_bytes(FOLDER_OLD),
            folder(shard={M2: {"report": REPORT}}))
     vector("ok_report", "success", "A report stands between header and payloads.", BASE_FILE, basic(report=REPORT), output=basic().output)
@@ -866,8 +887,8 @@ def table_vectors():
         table_frame=lambda _: frame(table_bytes(), size=len(table_bytes()) - 1))
     bad("table_frame_content_size_too_large", f, "The table's frame states one byte more than it holds.",
         table_frame=lambda _: frame(table_bytes(), size=len(table_bytes()) + 1))
-    bad("table_frame_content_size_over_limit", f, "The table's frame states a content of 2^28 + 1 bytes.",
-        table_frame=lambda _: frame(table_bytes(), size=(1 << 28) + 1))
+    bad("table_frame_content_size_over_limit", f, "The table's frame states a content of 2^25 + 1 bytes.",
+        table_frame=lambda _: frame(table_bytes(), size=(1 << 25) + 1))
     bad("table_frame_content_size_huge", f, "The table's frame states a content of 2^62 bytes.",
         table_frame=lambda _: frame(table_bytes(), size=1 << 62))
     bad("table_frame_trailing_byte", f, "A byte follows the table's frame.", table_frame=lambda b: b + b"\0")
@@ -936,6 +957,8 @@ def table_vectors():
     bad_entry("table_entry_shape_too_large_before_zero", f, "An entry's dimensions have a product above 2^48, but for a zero.", A,
               shape=[1 << 40, 1 << 40, 0])
     bad_entry("table_entry_shape_33_dimensions", f, "An entry has 33 dimensions.", A, shape=[1] * 32 + [4])
+    wide_old, wide_new = ({"r": T("U8", [1] * 31 + [2], data), "z": T("U8", [1 << 48, 0], b"")} for data in ("0102", "0103"))
+    ok("shapes_at_limits", "Tensors of 32 dimensions, and of a dimension of 2^48.", wide_old, wide_new, [same("z"), delta("r")][::-1])
     bad_entry("table_entry_half_a_byte", f, "An entry's tensor is of one and a half bytes.", A, dtype="F4", shape=[3])
     bad_entry("table_entry_changed_0", f, "An entry of kind delta has no unit that changed.", W, changed=0)
     bad_entry("table_entry_changed_over_units", f, "More units changed than there are.", W, changed=9)
@@ -988,8 +1011,8 @@ def header_vectors():
         header_frame=lambda _: frame(true, state_size=False))
     bad("header_frame_content_size_wrong", f, "The header's frame states a byte more than it holds.", basic,
         header_frame=lambda _: frame(true, size=len(true) + 1))
-    bad("header_frame_content_size_over_limit", f, "The header's frame states 100,000,001 bytes.", basic,
-        header_frame=lambda _: frame(true, size=100_000_001))
+    bad("header_frame_content_size_over_limit", f, "The header's frame states 2^25 + 1 bytes.", basic,
+        header_frame=lambda _: frame(true, size=(1 << 25) + 1))
     bad("header_frame_trailing_byte", f, "A byte follows the header's frame.", header_frame=lambda b: b + b"\0")
 
     def decoded(name, comment, text):
@@ -1345,7 +1368,7 @@ def folder_vectors():
               "backslash": "a\\keep.txt", "colon": "c:keep.txt", "nul": "keep\0.txt", "newline": "keep\n.txt",
               "delete": "keep\x7f.txt", "git_hook": ".Git/hooks/post-checkout", "own_index": "ckptdiff.json", "empty_component": "a//keep.txt", "empty": "",
               "component_of_251_bytes": "k" * 251, "component_of_252_bytes_of_utf8": "é" * 126,
-              "of_1025_bytes": ("k" * 204 + "/") * 5}
+              "of_1025_bytes": ("k" * 204 + "/") * 5, "of_33_components": "k/" * 32 + "k"}
     unsafe["of_1025_bytes"] = unsafe["of_1025_bytes"][:-1] + "k"
     for name, path in unsafe.items():
         bad_folder(f"path_{name}", f, f"The path of a file is unsafe: {name.replace('_', ' ')}.",
@@ -1371,6 +1394,8 @@ def folder_vectors():
     bad_folder("path_is_directory_of_shard", f, "A file's path is a shard's with something added.", small,
                index=rename_file("keep.txt", "m.safetensors/keep.txt"))
 
+    bad_folder("file_over_limit", f, "A file has 2^40 + 1 bytes.", index=setter("files", KEEP, "size", (1 << 40) + 1))
+    bad_folder("stored_over_limit", f, "A stored frame has 2^40 + 1 bytes.", index=setter("files", MADE, "stored", (1 << 40) + 1))
     bad_folder("shard_missing", f, "A patch file is missing.", small, parts=setter("patch/m.safetensors", DROP))
     bad_folder("shard_size_wrong", i, "The index states another size of a patch file.", small,
                index=lambda d: d["shards"][0].update(size=d["shards"][0]["size"] + 1))
@@ -1453,6 +1478,10 @@ def folder_vectors():
 def folder_successes():
     def good(name, comment, old, target, *parts):
         vector("ok_" + name, "success", comment, file_bytes(old), *parts, output=file_bytes(target))
+    long = {"k/" * 31 + "k": b"1", "k" * 250: b"2", "/".join(["m" * 204] * 5): b"3"}
+    good("folder_paths_at_limits", "Paths of 32 components, of a component of 250 bytes, of 1,024 bytes.", {"keep.txt": b"keep"},
+         {"keep.txt": b"keep", **long}, patch_folder({"keep.txt": b"keep"}, {"keep.txt": b"keep", **long}, {}, [
+             same_file("keep.txt"), *map(new_file, long)]))
     good("folder_all_kinds", "A folder with all kinds of tensors and files, and a copy from another shard.",
          FOLDER_OLD, FOLDER_NEW, folder())
     third = {**SMALL_NEW, "made.txt": b"made again"}
