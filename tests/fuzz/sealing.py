@@ -9,6 +9,7 @@ from tests.fuzz.trees import dump
 from tests.fuzz.vectors import BUILD, READER, Parts
 
 BROKEN = (
+    OverflowError,
     ValueError,
     IndexError,
     TypeError,
