@@ -18,9 +18,10 @@ from tests.fuzz import plain_kernels
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = """
-canonical digests dtypes layers manifest masks others patches patchfile paths stfile table analysis/stored codecs/planes codecs/raw
-codecs/sparse codecs/context codecs/adaptive codecs/changes codecs/escapes codecs/groups codecs/leaves codecs/rangecoder codecs/rans
-codecs/static""".split()
+canonical digests dtypes jsonscan layers manifest maskrows masks others patches patchfile paths stfile table analysis/stored
+codecs/planes codecs/raw codecs/sparse codecs/context codecs/adaptive codecs/changes codecs/escapes codecs/groups codecs/leaves
+codecs/rangecoder codecs/rans codecs/static
+""".split()
 WRITERS = r"""
 encode _join pack to_json to_bytes digests warm_up _sealed digest_of write_varint write_plane split write_changes write_planes
 put_\w+ encode_\w+ choose_rates _step carry finish longest_run normalise rounded reciprocals push size_of meet_\w+ make_tokens
