@@ -94,6 +94,8 @@ def apply(
         outputs = [applier.subset(only)] if only else applier.outputs()
         check_space(out, sum(output.size for output in outputs) + (0 if only else sum(o.size for o in chain[-1].others)))
         with build_beside(out, overwrite=overwrite) as built:
+            if folder:
+                built.mkdir()  # it may stay empty
             try:
                 for output in outputs:
                     applier.write(output, built / output.path if folder else built)

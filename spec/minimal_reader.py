@@ -187,7 +187,7 @@ def document(raw, form, schema):
     need(value["version"] == 1, f"version {value['version']}", "unsupported")
     for key in value:
         need(key in schema or key + "?" in schema, f"{form} has the unknown member {key!r}", "unsupported")
-    need("digest" in value, "no digest")
+    need(xxh(value.get("digest")), "no digest, or none of 32 digits")
     rest = canonical({key: v for key, v in value.items() if key != "digest"})
     need(xxhash.xxh3_128_hexdigest(rest) == value["digest"], f"the digest of the {form} is wrong", "integrity")
     check(value, schema, form)
@@ -367,10 +367,11 @@ class PatchFile:
         need(weights.raw == expected + b" " * (-len(expected) % 8), "the patch's header is not what it must be")
         at = sum(map(len, stored.values()))
         for entry in self.entries:
-            if entry.kind not in ("delta", "new"):
-                continue
             entry.payload, at = (at, at + sum(entry.blocks)), at + sum(entry.blocks)
-            need(xxhash.xxh3_64_digest(weights.read(*entry.payload)) == entry.payload_digest,
+
+    def check_payloads(self):  # the last of section 10, step 1
+        for entry in self.entries:
+            need(entry.kind in ("same", "copy") or xxhash.xxh3_64_digest(self.weights.read(*entry.payload)) == entry.payload_digest,
                  f"{entry.name!r}: the payload's digest is wrong", "integrity")
 
     def read_table(self, raw):  # section 6
@@ -450,6 +451,8 @@ class Patch:
             need(self.identity() == self.identities[1], "target.identity is not that of the tables")
             need(self.base_files or not any("sha256" in s.metadata["target"] and e.kind in ("same", "delta")
                                             for s in self.shards for e in s.entries), "base.files is empty, but entries need a base")
+        for shard in self.shards:
+            shard.check_payloads()
 
     def stored(self, path, size, what):
         full = os.path.join(self.path, path)

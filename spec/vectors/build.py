@@ -803,6 +803,7 @@ def metadata_vectors():
     bad("metadata_unknown_member_of_base", u, "base has an unknown member.", meta=setter("base", "path", "x"))
     bad("metadata_unknown_total", u, "totals has an unknown member.", meta=setter("totals", "other", 0))
     bad("metadata_digest_wrong", "integrity", "The digest of the metadata is another.", meta=setter("digest", "0" * 32))
+    bad("metadata_digest_short", f, "The digest of the metadata has 31 digits.", meta=setter("digest", "0" * 31))
     bad("metadata_digest_missing", f, "There is no digest.", meta=setter("digest", DROP))
     for name in ("table", "base", "totals", "info"):
         bad(f"metadata_{name}_missing", f, f"There is no member {name}.", meta=setter(name, DROP))
@@ -1350,6 +1351,7 @@ def folder_vectors():
     bad_folder("index_unknown_member_of_file", u, "A file has an unknown member.", index=setter("files", 0, "mode", 493))
     bad_folder("index_unknown_kind_of_file", u, "A file is of an unknown kind.", index=setter("files", 0, "kind", "link"))
     bad_folder("index_digest_wrong", i, "The index's digest is another.", index=setter("digest", "0" * 32))
+    bad_folder("index_digest_short", f, "The index's digest has 31 digits.", index=setter("digest", "0" * 31))
     for member in ("digest", "base", "shards", "removed"):
         bad_folder(f"index_{member}_missing", f, f"The index has no {member}.", index=setter(member, DROP))
     for member in ("digest",):
@@ -1524,6 +1526,7 @@ def folder_successes():
     files_only = {"config.json": b"{}"}
     good("folder_without_weights", "The target has no weight file.", {"m.safetensors": {"a": BASE["a"]}, "config.json": b"{}"},
          files_only, patch_folder({"m.safetensors": {"a": BASE["a"]}, "config.json": b"{}"}, files_only, {}, [same_file("config.json")]))
+    good("folder_without_files", "The target has no file at all: an empty folder.", TEXT_OLD, {}, patch_folder(TEXT_OLD, {}, {}))
     extra = small(index=setter("info", {"base_repo": "org/base", "unknown": [None, True, -1, {"é": "\x1f\x7f"}]}),
                    parts=setter("README.md", b"not part of the patch"))
     good("folder_info_and_other_files", "info has unknown members, and the folder a file that the index does not name.",

@@ -1,0 +1,1 @@
+"""Fuzzing of everything that reads a patch: see README.md beside this file."""

@@ -1,0 +1,80 @@
+"""Which lines of the readers the targets reach: python -m tests.fuzz.cover [COUNT] [--corpus DIR]
+
+Kernels run as plain Python. COUNT mutations of each target are run beside its seeds, and beside what a campaign has left in DIR/TARGET.
+Functions that only write are left out: WRITERS names them. Needs ``pip install coverage``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import coverage
+
+from tests.fuzz import plain_kernels
+
+ROOT = Path(__file__).resolve().parents[2]
+MODULES = """
+canonical digests dtypes jsonscan layers manifest maskrows masks others patches patchfile paths stfile table analysis/stored
+codecs/planes codecs/raw codecs/sparse codecs/context codecs/adaptive codecs/changes codecs/escapes codecs/groups codecs/leaves
+codecs/rangecoder codecs/rans codecs/static
+""".split()
+WRITERS = r"""
+encode _join pack to_json to_bytes digests warm_up _sealed digest_of write_varint write_plane split write_changes write_planes
+put_\w+ encode_\w+ choose_rates _step carry finish longest_run normalise rounded reciprocals push size_of meet_\w+ make_tokens
+find_mean score count_tokens _plans _levels _put_head append cost count scaled fill_units units_of changes_of compared
+distances_of measure_zigzags fill_changes fill_compared zigzag_of step move_run shift_and_hash leaves_of_\w+ as_leaves close_all
+_splat _load _data _add _adder fold ask_for fill_leaves begin add_steps merge close count_escapes best_width split_escaped
+split_changes group measure fill_runs spread cost_of log2 merge_groups write_patch_file _pieces encode_target_header check_paths
+_compressor decoding_error from_patch from_arrays union intersection vote random shared precision recall save _changed
+smallest_weights _least _stored __repr__ __hash__ __eq__ total predicted_header warm patch_paths _no_patch base_files info
+stored_size output_size paths report target_size
+""".split()
+"""Functions that no reader of a patch's bytes calls, as patterns."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz.cover")
+    parser.add_argument("count", type=int, nargs="?", default=200)
+    parser.add_argument("--corpus", type=Path)
+    parser.add_argument("--inputs", type=int, default=300, help="of a target's corpus, at random")
+    parser.add_argument("--all", action="store_true", help="writers too")
+    options = parser.parse_args()
+    files = [f"{ROOT}/ckptdiff/{name}.py" for name in MODULES]
+    measured = coverage.Coverage(data_file=None, include=files, messages=False)
+    if not options.all:
+        for pattern in WRITERS:
+            measured.exclude(rf"def {pattern}\(")
+    measured.exclude("if TYPE_CHECKING:")
+    measured.exclude(r"\.\.\.$")
+    measured.start()
+    plain_kernels.install()
+    _run(options)
+    measured.stop()
+    measured.report(show_missing=True, skip_empty=True, file=sys.stdout)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from tests.fuzz.containers import run_scenario
+    from tests.fuzz.engine import Target, loop
+    from tests.fuzz.targets import TARGETS
+    from tests.fuzz.vectors import pack, scenarios
+
+    def run(target: Target) -> Any:
+        tally = loop(target, 1, options.count)
+        found = sorted((options.corpus / target.name).glob("*")) if options.corpus else []
+        for path in random.Random(1).sample(found, min(len(found), options.inputs)):
+            tally.add(target.run(path.read_bytes()))
+        return tally.to_json()
+
+    for _, _, parts in scenarios():
+        run_scenario(pack(parts))
+    for target in TARGETS.values():
+        print(target.name, run(target), file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

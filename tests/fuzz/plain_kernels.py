@@ -1,0 +1,127 @@
+"""Kernels as plain Python, for coverage and for a debugger: :func:`install` before any module of kernels is imported.
+
+``jit`` leaves functions as they are, and the few intrinsics, which are LLVM, become Python. NumPy's scalars do what Numba's do: unsigned
+integers wrap around (their warnings are off), and so do the casts of kernels. A read beyond an array raises IndexError here; only a
+negative index would pass, and no kernel forms one.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+import types
+from typing import Any
+
+import numpy as np
+
+MOST = (1 << 64) - 1
+
+
+class _Mine(threading.local):
+    depth = 0
+
+
+_mine = _Mine()
+
+
+def jit(function: Any) -> Any:
+    """A kernel as it is; what the outermost of several calls returns are Python's own numbers, as of Numba."""
+
+    @functools.wraps(function)
+    def run(*args: Any) -> Any:
+        if _mine.depth:
+            return function(*args)
+        _mine.depth = 1
+        try:
+            with np.errstate(over="ignore"):
+                return _own(function(*args))
+        finally:
+            _mine.depth = 0
+
+    return run
+
+
+def _own(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_own, value))
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def zeros_below(word: Any) -> Any:
+    value = int(word)
+    return np.uint64((value & -value).bit_length() - 1 if value else 64)
+
+
+def zeros_above(word: Any) -> Any:
+    return np.uint64(64 - int(word).bit_length())
+
+
+def _bits(flags: Any) -> Any:
+    return np.packbits(flags, bitorder="little").view("<u8")[0]
+
+
+def _part(array: Any, at: Any) -> Any:
+    part = array[int(at) : int(at) + 64]
+    if len(part) != 64:
+        raise IndexError(f"64 items from {at} on, of {len(array)}")
+    return part
+
+
+def unequal(some: Any, at: Any, others: Any, there: Any) -> Any:
+    return _bits(_part(some, at) != _part(others, there))
+
+
+def below(some: Any, at: Any, others: Any, there: Any) -> Any:
+    return _bits(_part(some, at) < _part(others, there))
+
+
+def prefetch(array: Any, at: Any) -> None:
+    """Nothing: a hint to the processor, which may be beyond the array."""
+
+
+def fold(a: Any, b: Any) -> Any:
+    product = int(a) * int(b)
+    return np.uint64(product >> 64 ^ product & MOST)
+
+
+def _words(data: Any, at: int) -> list[int]:
+    part = data[at : at + 64]
+    if len(part) != 64:
+        raise IndexError(f"a stripe from {at} on, of {len(data)}")
+    return [int(word) for word in np.ascontiguousarray(part).view("<u8")]
+
+
+def adder(stripes: int) -> Any:
+    """As ``leaves._adder``: stripes of XXH3 into the accumulators; 16 are a step, after which they are scrambled."""
+    from ckptdiff import xxh3
+
+    def add(acc: Any, data: Any, at: Any, secret: Any, key: Any) -> None:
+        sums = [int(value) for value in acc]
+        for stripe in range(stripes):
+            lanes, keys = _words(data, int(at) + 64 * stripe), _words(secret, int(key) + xxh3.KEY_STRIPE * stripe)
+            for k in range(8):
+                mixed = lanes[k] ^ keys[k]
+                sums[k] = sums[k] + lanes[k ^ 1] + (mixed & 0xFFFFFFFF) * (mixed >> 32) & MOST
+        if stripes == 16:
+            keys = _words(secret, int(key) + xxh3.KEY_STEP)
+            sums = [(value ^ value >> 47 ^ word) * xxh3.P32[0] & MOST for value, word in zip(sums, keys, strict=True)]
+        acc[:] = np.array(sums, np.uint64)
+
+    return add
+
+
+def install() -> None:
+    """Put a module of plain functions where the kernels import theirs from."""
+    if any(name in sys.modules for name in ("ckptdiff.codecs.jit", "ckptdiff.codecs.leaves")):
+        raise RuntimeError("kernels are imported already")
+    plain: Any = types.ModuleType("ckptdiff.codecs.jit")
+    plain.ZERO, plain.ONE = np.uint64(0), np.uint64(1)
+    plain.jit, plain.ask_for = jit, None
+    for function in (zeros_below, zeros_above, unequal, below, prefetch):
+        setattr(plain, function.__name__, function)
+    sys.modules["ckptdiff.codecs.jit"] = plain
+    import ckptdiff.codecs.leaves as leaves
+
+    module: Any = leaves
+    module.fold, module.add_step, module.add_stripe = fold, adder(16), adder(1)
