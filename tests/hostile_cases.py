@@ -294,7 +294,7 @@ def mask_shape_of_many_numbers(folder: Path, n: int) -> list[Path]:
     return [made.mask(folder / "m", {"t": [(1 << 48) - 1] * (n // 16)}, {"t": b"\5\0\0\0"})]
 
 
-@case(1 << 15, "mask")
+@case(1 << 14, "mask")
 def mask_of_tensors(folder: Path, n: int) -> list[Path]:
     names = [f"t{k:06}" for k in range(n)]
     return [made.mask(folder / "m", {name: [1 << 32] for name in names}, {name: b"\5\0\0\0" for name in names})]
