@@ -82,6 +82,7 @@ class PatchMaker:
         self.repos: dict[str, Repo | None] = {}
         self.done, self.total = 0, sum(file.header.data_size for file in target.weights)
         self._check_size()
+        self.stored_report = report.to_bytes() if report is not None else None  # here, as a large one is refused before anything is coded
         self.totals = Totals()
         self.codecs: dict[str, int] = {}
         self.removed_files: tuple[str, ...] = ()
@@ -288,7 +289,7 @@ class PatchMaker:
             if entry.codec:
                 self.codecs[entry.codec] = self.codecs.get(entry.codec, 0) + 1
         offsets = {entry.name: self.offsets[file.scope, entry.name] for entry in table.entries if entry.has_payload}
-        report = self.report.to_bytes() if self.report is not None and file is self.target.weights[0] else None
+        report = self.stored_report if file is self.target.weights[0] else None
         return write_patch_file(out, metadata, Spooled(table, file.header.raw, report, self.spool, offsets))
 
     def _removed(self, file: WeightFile) -> tuple[str, ...]:

@@ -28,14 +28,16 @@ STEERING = "\x7f\x85\x9b\u061c\u200e\u200f\u202a\u202e\u2066\u2069\u2028\x1b"
 
 
 def test_the_commands_that_print_json() -> None:
-    assert WITH_JSON == ["make", "apply", "info", "verify", "compare", "report", "overlap", "mask", "push", "pull"]
+    assert WITH_JSON == ["make", "apply", "info", "verify", "compare", "report", "overlap", "mask", "push", "pull", "warmup"]
 
 
 # --- usage errors ---
 
 
-@pytest.mark.parametrize("name", WITH_JSON)
-@pytest.mark.parametrize("wrong", [[], ["--no-such-option"], ["--threads", "many"], ["a", "b", "c", "d", "-o"]])
+WRONG = [[], ["--no-such-option"], ["--threads", "many"], ["a", "b", "c", "d", "-o"]]
+
+
+@pytest.mark.parametrize(("name", "wrong"), [(name, wrong) for name in WITH_JSON for wrong in WRONG if wrong or name != "warmup"])
 def test_usage_errors_are_one_json_object(name: str, wrong: list[str]) -> None:
     """Whether they are found before ``--json`` is, or after; the text for a person is on stderr as ever."""
     for arguments in ([name, "--json", *wrong], [name, *wrong, "--json"]):
