@@ -38,7 +38,7 @@ TINY_MB = 4
 def arguments_of() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("commit", help="the older commit, as git names it; HEAD, with a clean tree, tells what the noise is")
-    parser.add_argument("--quick", action="store_true", help="3 rounds and 61 MB, where --rounds and --mb are not given")
+    parser.add_argument("--quick", action="store_true", help="5 rounds and 61 MB, where --rounds and --mb are not given")
     parser.add_argument(
         "--rows", default="*", metavar="PATTERNS", help="comma-separated: rows whose names match, such as 'bytes*' or '*large'"
     )
@@ -51,7 +51,7 @@ def arguments_of() -> argparse.Namespace:
     parser.add_argument("--limit", type=float, default=1800, help="seconds after which one command is stopped")
     parser.add_argument("--out", type=Path, default=Path("guard"), help="FILE.md and FILE.json")
     arguments = parser.parse_args()
-    arguments.rounds = arguments.rounds or (3 if arguments.quick else 9)
+    arguments.rounds = arguments.rounds or (5 if arguments.quick else 9)
     arguments.mb = arguments.mb or (61 if arguments.quick else 488)
     if arguments.rounds < LEAST:
         parser.error(f"--rounds wants {LEAST} or more: fewer say nothing of noise")

@@ -44,7 +44,11 @@ def judged_rows(found: Findings, key: str) -> dict[str, tuple[Judgement, int]]:
 def summary(found: Findings) -> Summary:
     same, exact = (sum(getattr(row, what) for row in found.bytes) for what in ("same", "exact"))
     rebuilt = sum(how == "exact" for row in found.bytes for how in row.rebuilt.values())
-    lines = [f"Bytes: {same} of {len(found.bytes)} patches are the same; {rebuilt} rebuilt, {len(found.bytes) - exact} pairs not exact."]
+    lines = (
+        []
+        if not found.bytes
+        else [f"Bytes: {same} of {len(found.bytes)} patches are the same; {rebuilt} rebuilt, {len(found.bytes) - exact} pairs not exact."]
+    )
     fine = same == exact == len(found.bytes) and not found.wrong and not any(task.failed for task in found.tasks)
     for key, what in FIGURES.items():
         rows = judged_rows(found, key)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from guard_trees import CHILD, Tree
-from guard_verdict import AGAIN, NEW, OLD, Judgement, judged, orders
+from guard_verdict import AGAIN, NEW, OLD, Judgement, judged, judged_memory, orders
 from peers_known import THREADS, Command, Pair
 from peers_measure import Figures, StepError, run, same_file
 
@@ -153,11 +153,12 @@ class Timing:
 
 def judgements(task: Task, key: str) -> dict[str, Judgement]:
     """The verdicts on one figure of the rows of a task."""
-    words, found = ("less", "more") if key == "rss" else ("faster", "slower"), {}
+    found = {}
     for row, samples in {} if task.failed else task.samples.items():
         values = {tree: [figures[key] for figures in of_tree] for tree, of_tree in samples.items() if key in of_tree[0]}
         if values:
-            found[row] = judged(values[OLD], values[NEW], values[AGAIN], words)
+            three = values[OLD], values[NEW], values[AGAIN]
+            found[row] = judged_memory(*three) if key == "rss" else judged(*three)
     return found
 
 

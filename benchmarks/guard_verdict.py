@@ -17,6 +17,10 @@ each follows each other equally often."""
 FLOOR = 0.01
 """Nobody cares for less: the noise is never taken to be smaller."""
 
+MEMORY_FLOOR = 0.02, 2.0
+"""Of peak memory, as a share and in MB: how much of the libraries' files is mapped depends on the page cache, and so on when a tree
+was installed."""
+
 LEAST = 3
 """Fewer rounds say nothing of noise."""
 
@@ -52,23 +56,31 @@ def spread(values: list[float]) -> tuple[float, float, float]:
     return median(values), min(values), max(values)
 
 
-def noise_of(old: list[float], again: list[float]) -> float:
+def noise_of(old: list[float], again: list[float], floor: float) -> float:
     """By how much, as a share, a commit may seem to differ from itself in the medians of as many rounds."""
     usual = median(abs(math.log(b / a)) for a, b in zip(old, again, strict=True))
     shown = abs(math.log(median(again) / median(old)))
-    return max(FLOOR, math.expm1(max(width(len(old)) * usual, shown)))
+    return max(floor, math.expm1(max(width(len(old)) * usual, shown)))
 
 
-def judged(old: list[float], new: list[float], again: list[float], words: tuple[str, str] = ("faster", "slower")) -> Judgement:
+def judged(
+    old: list[float], new: list[float], again: list[float], words: tuple[str, str] = ("faster", "slower"), floor: float = FLOOR
+) -> Judgement:
     """The verdict on one figure, a value a round of each. The reference of a round is the geometric mean of the old commit's two."""
     if not len(old) == len(new) == len(again) >= LEAST:
         raise ValueError(f"want {LEAST} or more rounds of all three, found {len(old)}, {len(new)} and {len(again)}")
     before, after = spread([*old, *again]), spread(new)
     ratio = after[0] / before[0]
     paired = median(b / math.sqrt(a * c) for a, b, c in zip(old, new, again, strict=True))
-    noise, verdict = noise_of(old, again), "within noise"
+    noise, verdict = noise_of(old, again, floor), "within noise"
     if max(ratio, paired) < 1 / (1 + noise):
         verdict = words[0]
     elif min(ratio, paired) > 1 + noise:
         verdict = words[1]
     return Judgement(before, after, ratio, paired, median(again) / median(old), noise, verdict)
+
+
+def judged_memory(old: list[float], new: list[float], again: list[float]) -> Judgement:
+    """The verdict on peak memory in MB."""
+    share, least = MEMORY_FLOOR
+    return judged(old, new, again, ("less", "more"), max(share, least / median(old)))

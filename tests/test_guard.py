@@ -66,6 +66,9 @@ def test_figures_of_a_judgement() -> None:
     assert (found.old, found.new) == ((1.0, 1.0, 1.0), (1.5, 1.5, 3.0))
     assert (found.ratio, found.paired, found.itself, found.verdict) == (1.5, 1.5, 1.0, "more")
     assert found.noise == guard_verdict.FLOOR  # nothing less counts
+    small = [guard_verdict.judged_memory([mb] * 3, [mb + 1.9] * 3, [mb] * 3).verdict for mb in (30.0, 90.0, 300.0)]
+    large = [guard_verdict.judged_memory([mb] * 3, [mb * 1.03] * 3, [mb] * 3).verdict for mb in (30.0, 60.0, 300.0)]
+    assert (small, large) == (["within noise"] * 3, ["within noise", "within noise", "more"])  # 2 % or 2 MB count for nothing
     near = guard_verdict.judged([1.0, 1.0, 1.0], [1.009, 1.009, 1.009], [1.0, 1.0, 1.0])
     assert near.verdict == "within noise"
 
