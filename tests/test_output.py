@@ -194,6 +194,28 @@ def test_a_writer_mends_what_a_killed_run_left(there: str, folders: Pair, tmp_pa
     assert (out / "file").read_text() == "mine" if there == "nothing" else tree(out) == tree(folders.target)
 
 
+def test_an_old_output_that_is_half_removed_is_never_put_back(folders: Pair, old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run is killed while it removes what it has replaced; then somebody moves the new output away."""
+
+    class Killed(BaseException): ...
+
+    def killed(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        raise Killed
+
+    monkeypatch.setattr(durable, "_renameat2", lambda *_: False)
+    monkeypatch.setattr(fcntl, "flock", lambda *_: None)  # that of a killed run is gone
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(shutil, "rmtree", killed)
+        overwrite(folders, old)
+    assert tree(old) == tree(folders.target)
+    os.rename(old, old.parent / "mine")
+    with pytest.raises(ckptdiff.CheckpointError, match=r"out: no such file or folder$"):
+        ckptdiff.compare(old, folders.target)
+    ckptdiff.apply(folders.base, folders.patch, old)
+    assert tree(old) == tree(folders.target) and beside(old.parent) == ["mine", "out"]
+
+
 # --- what is not ours ---
 
 
