@@ -28,6 +28,8 @@ if TYPE_CHECKING:
         HubError,
         IntegrityError,
         OutputError,
+        ResourceError,
+        RevisionError,
         UnsupportedError,
     )
     from ckptdiff.live import Patch, diff
@@ -61,6 +63,8 @@ __all__ = [
     "PullResult",
     "PushResult",
     "Report",
+    "ResourceError",
+    "RevisionError",
     "UnsupportedError",
     "VerifyResult",
     "apply",

@@ -195,9 +195,9 @@ class _Opener:
         if self._has_recorded(sizes) and not self.with_files:
             return self._open_recorded(path, _indexes_above(path, sizes))
         listing = list_folder(path, follow_links=self.selection.follow_links)
-        if is_patch_folder(path, listing.files):
-            raise CheckpointError(IS_A_PATCH.format(path=path))
         found, out = self._select([*listing.files, *(name for name in listing.outside if name.endswith("/"))])
+        if is_patch_folder(path, found):
+            raise CheckpointError(IS_A_PATCH.format(path=path))
         left_out = set(out)
         kept = self._without_links(path, [name for name in found if self._is_wanted(listing.again.get(name), name, left_out)], listing)
         files = {name: file for name, file in listing.files.items() if name in kept or name not in listing.outside}
@@ -216,10 +216,13 @@ class _Opener:
         return real not in left_out or matches(name, self.selection.include)
 
     def _without_links(self, path: Path, kept: Iterable[str], listing: Listing) -> dict[str, None]:
-        """The kept paths without links that leave the folder, or an error where these matter and the caller has a way on."""
+        """The kept paths without links that leave the folder, or an error where these matter and the caller has a way on.
+
+        A caller that has none stores nothing: it takes what a link to a file leads to.
+        """
         found, refused = dict[str, None](), []
         for name in kept:
-            may = name not in listing.outside or _is_weights(name) or self.selection.follow_links
+            may = name not in listing.outside or _is_weights(name) or self.selection.follow_links or not self.can_exclude
             if name.endswith("/"):
                 if not self.selection.follow_links:
                     refused.append(name)  # it may hold weights
@@ -258,7 +261,7 @@ class _Opener:
             others |= {name for name in kept if matches(name, self.selection.include)}
         names = [name for name in repo.files if name in weights or name in others]
         if self.needs_weights and not any(name.endswith(".safetensors") for name in names):
-            refuse_weights(Path(str(hub_id)), list(repo.files), left_out, self.can_exclude)
+            refuse_weights(hub_id, list(repo.files), left_out, self.can_exclude)
         folder = download(repo, names)
         if repo.is_file:
             checkpoint = self._read_file(folder / names[0])

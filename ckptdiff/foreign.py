@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ckptdiff.errors import CheckpointError
+from ckptdiff.hubid import HubId
 
 OTHER_FORMATS = {
     ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".keras", ".msgpack", ".onnx", ".onnx_data", ".ot", ".tflite", ".pb",
@@ -47,10 +49,11 @@ def other_formats(names: Iterable[str]) -> list[str]:
     return [name for name in names if os.path.splitext(name)[1].lower() in OTHER_FORMATS]
 
 
-def refuse_weights(path: Path, names: Sequence[str], left_out: Collection[str], can_include: bool) -> None:
+def refuse_weights(path: Path | HubId, names: Sequence[str], left_out: Collection[str], can_include: bool) -> None:
     """Say what a checkpoint without safetensors holds, and what to do.
 
     Args:
+        path: where it is, here or on the Hub.
         names: the paths of all its files; left_out: of those that were left out.
         can_include: whether the caller has an option to take files in.
 
@@ -62,11 +65,12 @@ def refuse_weights(path: Path, names: Sequence[str], left_out: Collection[str], 
     if inside:
         more = f" (and {len(inside) - 1} more)" if len(inside) > 1 else ""
         take = ", or take files in with --include" if can_include else ""
-        raise CheckpointError(f"{path}: holds no weights itself, but {inside[-1]} does{more}: give {path / inside[-1]}{take}")
+        raise CheckpointError(f"{path}: holds no weights itself, but {inside[-1]} does{more}: give {_inside(path, inside[-1])}{take}")
     for who, pattern, tool in TRAINERS:
         found = next((name for name in names if fnmatchcase(name, pattern) or fnmatchcase(name, f"*/{pattern}")), None)
         if found is not None:
-            command = tool.format(folder=path.parent if path.is_file() else path / _holder(found, pattern))
+            folder = path.parent if isinstance(path, Path) and path.is_file() else _inside(path, _holder(found, pattern))
+            command = tool.format(folder=folder)
             raise CheckpointError(
                 f"{path}: {found} is {who}'s part of a model, and ckptdiff needs safetensors: merge the parts with {command}"
             )
@@ -78,7 +82,7 @@ def refuse_weights(path: Path, names: Sequence[str], left_out: Collection[str], 
         {name.split("/")[0] for name in names if re.match(r"(checkpoint-|global_step|step_|epoch_|iter_)\d+/", name)}, key=_by_number
     )
     if checkpoints:
-        raise CheckpointError(f"{path}: holds no weights itself; is {path / checkpoints[-1]} meant?")
+        raise CheckpointError(f"{path}: holds no weights itself; is {_inside(path, checkpoints[-1])} meant?")
     state = next((name for name in names if _is_state(name)), None)
     if state is not None:
         raise CheckpointError(
@@ -87,8 +91,14 @@ def refuse_weights(path: Path, names: Sequence[str], left_out: Collection[str], 
     raise CheckpointError(f"{path}: expected a .safetensors file or a folder that holds one, found none")
 
 
+def _inside(path: Path | HubId, folder: str) -> Path | HubId:
+    return path / folder if isinstance(path, Path) else replace(path, subfolder="/".join(filter(None, (path.subfolder, folder))))
+
+
 def _is_state(name: str) -> bool:
-    return STATE_ONLY.match(name.rpartition("/")[2]) is not None
+    """By its name; configurations, such as a diffusion model's scheduler has, are none."""
+    last = name.rpartition("/")[2]
+    return STATE_ONLY.match(last) is not None and not last.endswith("config.json")
 
 
 def _holder(name: str, pattern: str) -> str:

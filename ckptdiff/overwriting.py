@@ -53,9 +53,9 @@ def refuse_existing(out: Path, folder: bool, overwrite: bool, new: Collection[st
     refuse_kind(out, folder)
     if not folder:
         return
-    names = list(_names(out))
-    if names and not _is_ours(out):
+    if any(out.iterdir()) and not _is_ours(out):
         raise OutputError(f"{out}: is neither a checkpoint nor a patch, and --overwrite replaces nothing else; choose another output")
+    names = list(_names(out))  # now, as a home or a disk would take minutes
     foreign = sorted(set(names) - _accounted(out, names, set(new)), key=os.fsencode)
     if foreign:
         more = f" and {len(foreign) - 5:,} more" if len(foreign) > 5 else ""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ckptdiff.checkpoint import Checkpoint, Tensor
 from ckptdiff.dtypes import CASTS
 from ckptdiff.errors import CheckpointError
-from ckptdiff.selection import matches
+from ckptdiff.selection import matches_path
 
 PREFIXES = ("module.", "_orig_mod.", "model.")
 
@@ -51,17 +51,25 @@ def rename_all(name: str, renames: Sequence[Rename]) -> tuple[str, set[Rename]]:
 
 def check_patterns(base: Checkpoint, target: Checkpoint, renames: Sequence[Rename], globs: Iterable[str]) -> None:
     """Raise CheckpointError for a rule that matches no tensor of the target, or a glob that matches no file of either: a slip, likely."""
+    check_renames(target, renames)
+    check_globs(globs, base, target)
+
+
+def check_renames(target: Checkpoint, renames: Sequence[Rename]) -> None:
+    """Raise CheckpointError for a rule that matches no tensor of the target."""
     tensors = [name for tensors in target.scopes.values() for name in tensors]
     used = set[Rename]().union(*(rename_all(name, renames)[1] for name in tensors))
     for rename in renames:
         if rename not in used:
             raise CheckpointError(f"--rename {rename.pattern.pattern!r} matches no tensor of {target.path}, such as {tensors[:1]}")
-    names = {
-        name for side in (base, target) for name in (*side.others, *(file.path for file in side.weights), *side.left_out, *side.followed)
-    }
+
+
+def check_globs(globs: Iterable[str], *sides: Checkpoint) -> None:
+    """Raise CheckpointError for a glob that matches no file of any of the checkpoints."""
+    names = {name for side in sides for name in (*side.others, *(file.path for file in side.weights), *side.left_out, *side.followed)}
     for glob in globs:
-        if not any(matches(name, [glob]) for name in names):
-            raise CheckpointError(f"the glob {glob!r} matches no file of {base.path} and {target.path}")
+        if not any(matches_path(name, [glob]) for name in names):
+            raise CheckpointError(f"the glob {glob!r} matches no file of {' and '.join(dict.fromkeys(str(side.path) for side in sides))}")
 
 
 def pair_scopes(base: Checkpoint, target: Checkpoint) -> dict[str, str | None]:

@@ -6,9 +6,7 @@ import re
 from fnmatch import translate
 
 NAMES = (
-    ".env",
-    ".env.*",
-    ".envrc",
+    ".env*",
     "*.env",
     "*.pem",
     "*.key",
@@ -35,7 +33,10 @@ NAMES = (
     ".htpasswd",
     ".git-credentials",
     "credentials",
-    "credentials.json",
+    "*credentials.json",
+    "hf_token",
+    ".hf_token",
+    "hf_token.txt",
     "client_secret*.json",
     "service_account*.json",
     "secrets.*",

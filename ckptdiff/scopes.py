@@ -85,10 +85,7 @@ def _check_siblings(names: list[str], present: set[str], can_exclude: bool) -> N
             for k in range(1, int(match["count"]) + 1):
                 sibling = f"{match['stem']}-{k:05}-of-{match['count']}{match['variant'] or ''}.safetensors"
                 if sibling not in present:
-                    siblings = [
-                        other
-                        for other in names
-                        if (m := SHARD.fullmatch(other)) and m.group("stem", "count") == match.group("stem", "count")
-                    ]
+                    alike = match.group("stem", "count", "variant")
+                    siblings = [other for other in names if (m := SHARD.fullmatch(other)) and m.group("stem", "count", "variant") == alike]
                     way_on = f", or leave out what there is of them with {exclude_option(*siblings[:3])}" if can_exclude else ""
                     raise CheckpointError(f"{name}: its sibling {sibling} is missing: fetch it{way_on}")

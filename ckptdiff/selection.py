@@ -41,7 +41,7 @@ LOGS = (
 )
 """What trainers, batch systems and trackers write down."""
 
-ENDS = (".pt", ".pth", ".bin", ".pkl", ".ckpt", ".npz", ".safetensors")
+ENDS = (".pt", ".pth", ".bin", ".pkl", ".ckpt", ".npz", ".safetensors", ".safetensors.index.json")
 STATE = (
     "trainer_state.json",
     "training_args.bin",
@@ -139,8 +139,8 @@ def select(names: Iterable[str], include: Sequence[str] = (), exclude: Sequence[
     left: list[str] = []
     names = list(names)
     for name in names:
-        wanted = _matches(name, include) or not _by_default(name, names)
-        (kept if wanted and not _matches(name, exclude) else left).append(name)
+        wanted = matches_path(name, include) or not _by_default(name, names)
+        (kept if wanted and not matches_path(name, exclude) else left).append(name)
     return kept, left
 
 
@@ -158,7 +158,8 @@ def exclude_option(*names: str) -> str:
     return " ".join(f"--exclude {shlex.quote(glob.escape(name) + '*' * name.endswith('/'))}" for name in names)
 
 
-def _matches(name: str, patterns: Iterable[str]) -> bool:
+def matches_path(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a path matches one of the globs; that of a folder, which ends in ``/``, may also do so without the ``/``."""
     return matches(name, patterns) or (name.endswith("/") and matches(name[:-1], patterns))
 
 

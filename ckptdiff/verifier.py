@@ -24,6 +24,7 @@ from ckptdiff.manifest import OtherFile
 from ckptdiff.parallel import Progress, default_threads, no_progress, run_ordered, sha256_file
 from ckptdiff.patches import OpenPatch, open_patch
 from ckptdiff.patchfile import PatchFile
+from ckptdiff.recognition import check_there
 from ckptdiff.selection import select
 from ckptdiff.stfile import LocalFile
 from ckptdiff.table import Entry
@@ -67,8 +68,8 @@ def verify(
         CheckpointError: the base is not a checkpoint, or the patch does not exist.
     """
     for path in (patch, target):
-        if path is not None and parse_id(path) is None and not os.path.exists(path):
-            raise CheckpointError(f"{path}: no such file or folder{if_gone(path)}")
+        if path is not None:
+            check_there(path)
     checks: list[Callable[[], CkptdiffError | None]] = []
     found: list[CkptdiffError] = []
     try:
@@ -183,7 +184,7 @@ def verify_against_hub(checkpoint: str | os.PathLike[str], hub_id: str, *, threa
     if not os.path.exists(path):
         raise CheckpointError(f"{path}: no such file or folder{if_gone(path)}")
     repo = open_repo(wanted)
-    files = select(list_folder(path).files)[0] if os.path.isdir(path) else [path.name]
+    files = select(list_folder(path, follow_links=True).files)[0] if os.path.isdir(path) else [path.name]
     checks: list[Callable[[], CkptdiffError | None]] = [
         partial(_hub_error, path / name if os.path.isdir(path) else path, name, repo) for name in files
     ]

@@ -183,7 +183,12 @@ def _put_back(folder: Path, out: Path | None) -> str:
 
 
 def _empty(folder: Path) -> None:
-    """Remove all but the marker, which says to the next run, should this one be killed now, that the rest may go."""
+    """Remove all but the marker, which says to the next run, should this one be killed now, that the rest may go.
+
+    An old output that is not needed any more gets another name first: nobody must put back what is half removed.
+    """
+    with suppress(FileNotFoundError):
+        os.rename(folder / OLD, folder / RESULT)
     for path in folder.iterdir():
         if path.name == MARKER:
             continue

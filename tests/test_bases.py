@@ -154,3 +154,13 @@ def test_many_problems_of_one_kind_are_one_line_and_a_count(tmp_path: Path) -> N
     assert lines[0].startswith("wrong_base: ") and "tensor t00 has the digest" in lines[0]
     assert lines[1:] == ["wrong_base: 49 more, which --json lists", "50 problems in 100 checks of patch and base"]
     assert len(json.loads(run(*verify, "--json", code=1))["problems"]) == 50
+
+
+def test_a_glob_that_matches_one_of_several_updates(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copytree(pair[1], tmp_path / "third")
+    write(tmp_path / "third" / "extra.safetensors", {"extra": bf16([1.0])})
+    updates = (pair[1], tmp_path / "third")
+    assert "jaccard" in run("overlap", *updates, "--base", pair[0], "--exclude", "extra*").lower()
+    assert "only in B" not in run("compare", *updates, "--base", pair[0], "--exclude", "extra*")
+    text = run("overlap", *updates, "--base", pair[0], "--exclude", "nothing*", code=3)
+    assert text.endswith(f"the glob 'nothing*' matches no file of {pair[0]} and {pair[1]} and {tmp_path / 'third'}\n")

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 import ckptdiff
 from ckptdiff.cli import main
 from ckptdiff.folder import list_folder
+from ckptdiff.targets import open_target
 from tests.checkpoints import bf16, tree, write
 from tests.conftest import Pair
 from tests.test_roundtrip import to_hub_cache
@@ -183,3 +184,33 @@ def test_a_link_to_nothing_names_the_way_on(name: str, folders: Pair, tmp_path: 
     text = refused("make", folders.base, folders.target, "-o", tmp_path / "p")
     assert f"{name}: a link to a file that does not exist; restore it or remove it, or leave it out with --exclude {name}\n" in text
     made(folders, tmp_path / "p", "--exclude", name)
+
+
+def test_a_linked_folder_is_left_out_by_its_name_too(folders: Pair, outside: Path, tmp_path: Path) -> None:
+    wanted = tree(folders.target)
+    (folders.target / "docs").symlink_to(outside)
+    made(folders, tmp_path / "p", "--exclude", "docs")
+    ckptdiff.apply(folders.base, tmp_path / "p", tmp_path / "out")
+    assert tree(tmp_path / "out") == wanted
+
+
+def test_a_base_of_links_has_its_configuration_where_nothing_is_stored(folders: Pair, tmp_path: Path) -> None:
+    """As for a model that is rebuilt in memory from a patch file, which has no other files of its own."""
+    (tmp_path / "linked").mkdir()
+    for path in folders.base.iterdir():
+        (tmp_path / "linked" / path.name).symlink_to(path)
+    ckptdiff.make(folders.base / "model.safetensors", folders.base / "model.safetensors", tmp_path / "p")
+    with open_target(tmp_path / "linked", tmp_path / "p") as target:
+        target.write_files(tmp_path / "files")
+    assert tree(tmp_path / "files")["config.json"] == tree(folders.base)["config.json"]
+
+
+def test_a_patch_inside_a_checkpoint_can_be_left_out(folders: Pair, tmp_path: Path) -> None:
+    wanted = tree(folders.target)
+    weights = folders.base / "model.safetensors"
+    (folders.target / "patch").mkdir()
+    ckptdiff.make(weights, weights, folders.target / "patch" / "p.safetensors")
+    assert "is a ckptdiff patch" in refused("make", folders.base, folders.target, "-o", tmp_path / "p")
+    made(folders, tmp_path / "p", "--exclude", "patch/*")
+    ckptdiff.apply(folders.base, tmp_path / "p", tmp_path / "out")
+    assert tree(tmp_path / "out") == wanted

@@ -220,6 +220,11 @@ def test_verify_against_a_repo(hub: Hub, models: list[Path], tmp_path: Path) -> 
     assert "model-00001-of-00002.safetensors: its SHA-256 is" in other and "tokenizer.json" in other and "config.json" not in other
     (models[1] / "config.json").write_text("{}")
     assert "config.json: as git counts it its SHA-1" in client.run("verify", models[1], "--hub", "org/tuned", code=1).stdout
+    os.rename(models[0], tmp_path / "store")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "unet").symlink_to(tmp_path / "store")
+    hub.add("org/linked", {f"unet/{name}": data for name, data in files_of(tmp_path / "store").items()})
+    client.run("verify", tmp_path / "linked", "--hub", "org/linked")
 
 
 # --- push ---

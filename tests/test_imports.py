@@ -125,3 +125,8 @@ def test_every_module_and_public_function_has_a_docstring() -> None:
         for node in tree.body:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_") and len(node.body) > 3:
                 assert ast.get_docstring(node), f"{name}.{node.name}"
+
+
+def test_every_error_is_public() -> None:
+    tree = ast.parse(module_path("errors").read_text())
+    assert {node.name for node in tree.body if isinstance(node, ast.ClassDef)} <= set(ckptdiff.__all__)

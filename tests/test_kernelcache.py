@@ -188,6 +188,7 @@ def test_another_user_reads_what_root_warmed(kernel_folder: Path, open_folder: P
     options: dict[str, Any] = {"cache": cache, "env": {"HOME": str(own)}}
     assert [keep_as_nobody(kind="u2", **options) for _ in range(2)] == [COMPILED, READ]
     assert len(os.listdir(own / ".cache" / "ckptdiff")) == len(os.listdir(cache)) == 1
+    assert [path.stat().st_mode & 0o777 for path in (own / ".cache", own / ".cache" / "ckptdiff")] == [0o700, 0o700]
 
 
 @needs_root

@@ -194,6 +194,28 @@ def test_a_writer_mends_what_a_killed_run_left(there: str, folders: Pair, tmp_pa
     assert (out / "file").read_text() == "mine" if there == "nothing" else tree(out) == tree(folders.target)
 
 
+def test_an_old_output_that_is_half_removed_is_never_put_back(folders: Pair, old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run is killed while it removes what it has replaced; then somebody moves the new output away."""
+
+    class Killed(BaseException): ...
+
+    def killed(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        raise Killed
+
+    monkeypatch.setattr(durable, "_renameat2", lambda *_: False)
+    monkeypatch.setattr(fcntl, "flock", lambda *_: None)  # that of a killed run is gone
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(shutil, "rmtree", killed)
+        overwrite(folders, old)
+    assert tree(old) == tree(folders.target)
+    os.rename(old, old.parent / "mine")
+    with pytest.raises(ckptdiff.CheckpointError, match=r"out: no such file or folder$"):
+        ckptdiff.compare(old, folders.target)
+    ckptdiff.apply(folders.base, folders.patch, old)
+    assert tree(old) == tree(folders.target) and beside(old.parent) == ["mine", "out"]
+
+
 # --- what is not ours ---
 
 
@@ -269,6 +291,13 @@ def test_overwrite_counts_links_to_folders_and_names_five(folders: Pair, old: Pa
     (old / "a-link").symlink_to(tmp_path)
     with refused(ckptdiff.OutputError, '"0.txt", "1.txt", "2.txt", "3.txt", "4.txt" and 2 more, which', tmp_path):
         overwrite(folders, old)
+
+
+def test_overwrite_of_a_home_is_refused_before_it_is_listed(folders: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "home" / "sub").mkdir(parents=True)
+    monkeypatch.setattr("ckptdiff.overwriting._names", lambda _: pytest.fail("listed"))
+    with refused(ckptdiff.OutputError, "home: is neither a checkpoint nor a patch", tmp_path):
+        overwrite(folders, tmp_path / "home")
 
 
 def test_overwrite_of_what_came_meanwhile(folders: Pair, old: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,16 @@ from click.testing import CliRunner
 
 import ckptdiff
 from ckptdiff.cli import main
+from ckptdiff.foreign import refuse_weights
+from ckptdiff.hubid import HubId, parse_id
 from ckptdiff.private import suspicious_name
 from ckptdiff.selection import select
 from tests.checkpoints import bf16, tree, write
 from tests.conftest import Pair
 
 STATE = {
-    "HF Trainer": """optimizer.pt optimizer.bin optimizer/__0_0.distcp scheduler.pt scaler.pt rng_state.pth rng_state_7.pth
+    "HF Trainer": """optimizer.pt optimizer.bin optimizer-00001-of-00002.safetensors optimizer.safetensors.index.json
+        optimizer/__0_0.distcp scheduler.pt scaler.pt rng_state.pth rng_state_7.pth
         trainer_state.json training_args.bin checkpoint-10/model.safetensors global_step10/zero_pp_rank_0_mp_rank_00_model_states.pt""",
     "accelerate": """optimizer_1.bin scheduler.bin scheduler_1.bin sampler.bin sampler_1.bin random_states_0.pkl random_states_12.pkl
         custom_checkpoint_0.pkl dl_state_dict.bin dl_state_dict_1.bin pytorch_model_fsdp.bin pytorch_model_fsdp_rank0.bin
@@ -37,7 +41,8 @@ STATE = {
         __pycache__/m.pyc .DS_Store x.lock x.incomplete""",
     "secrets": """.env .env.local prod.env .envrc id_rsa id_rsa.pub sub/id_ed25519 server.pem
         tls.key putty.ppk .netrc credentials.json token
-        .aws/config .ssh/known_hosts kaggle.json .pgpass x.jks""",
+        .aws/config .ssh/known_hosts kaggle.json .pgpass x.jks .env-prod .env_local hf_token .hf_token hf_token.txt
+        application_default_credentials.json""",
 }
 
 MODEL_FILES = """
@@ -51,6 +56,7 @@ modules.json sentence_bert_config.json vae/config.json pytorch_model.bin model.g
 flax_model.msgpack onnx/model.onnx onnx/model.onnx_data speaker_embeddings/speaker_0.npz voices/af.pt mel_filters.npz all_results.json
 data.pt latest metadata.json common.pt sub/latest tokens.txt tokenizer/vocab.json keys.json monkey.txt environment.yml
 sampling_params.json logits.json login.py logo.png layout.json outputs.json extra_state.md samplers/x.json rng.py eval/log.txt
+hf_tokenizer.json hf_token_map.json
 """
 
 
@@ -141,6 +147,7 @@ REFUSED = {
     "beside state": ("model.pt optimizer.bin", "model.pt is not safetensors, which ckptdiff needs: load it with torch.load"),
     "state": ("optimizer.pt scheduler.pt", "holds no weights, only state such as optimizer.pt: ckptdiff makes no patches of optimizer"),
     "nothing yet": ("checkpoint-5/optimizer.pt", "{}: holds no weights itself; is {}/checkpoint-5 meant?"),
+    "no state": ("scheduler/scheduler_config.json model_index.json", "expected a .safetensors file or a folder that holds one, found none"),
 }
 
 
@@ -166,3 +173,28 @@ def test_a_folder_of_checkpoints_names_the_last(inside: str, folders: Pair, tmp_
     with pytest.raises(ckptdiff.CheckpointError) as caught:
         ckptdiff.verify(folders.patch, base=tmp_path / "run")
     assert str(caught.value).endswith(f"(and 1 more): give {last}")
+
+
+@pytest.mark.parametrize(
+    ("repo", "given"),
+    [
+        (HubId("org/run"), HubId("org/run", None, "checkpoint-5")),
+        (HubId("org/run", "v1", "sub"), HubId("org/run", "v1", "sub/checkpoint-5")),
+    ],
+    ids=str,
+)
+def test_a_repo_of_checkpoints_names_an_id(repo: HubId, given: HubId) -> None:
+    for name in ("model.safetensors", "optimizer.pt"):
+        with pytest.raises(ckptdiff.CheckpointError) as caught:
+            refuse_weights(repo, [f"checkpoint-5/{name}"], (), can_include=False)
+        assert re.search(r"(give|is) (\S+)( meant\?)?$", str(caught.value))[2] == str(given)  # type: ignore[index]
+    assert parse_id(str(given)) == given
+
+
+def test_an_incomplete_set_of_shards_names_no_others(folders: Pair, tmp_path: Path) -> None:
+    """Those of another precision are whole."""
+    for name in ("model-00001-of-00002", "model-00001-of-00002.fp16", "model-00002-of-00002.fp16"):
+        write(tmp_path / "shards" / f"{name}.safetensors", {name: bf16([1.0])})
+    with pytest.raises(ckptdiff.CheckpointError) as caught:
+        ckptdiff.make(folders.base, tmp_path / "shards", tmp_path / "out")
+    assert str(caught.value).endswith("leave out what there is of them with --exclude model-00001-of-00002.safetensors")

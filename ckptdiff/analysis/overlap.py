@@ -24,6 +24,7 @@ import numpy.typing as npt
 from ckptdiff.analysis.source import Pair, named_base, open_source
 from ckptdiff.analysis.sparsity import EXPONENT
 from ckptdiff.errors import CheckpointError
+from ckptdiff.pairing import check_globs
 from ckptdiff.parallel import Progress, default_threads, no_progress, run_ordered
 from ckptdiff.selection import Selection
 from ckptdiff.values import distances, element_bits, values_of
@@ -223,6 +224,9 @@ def overlap(
     with ExitStack() as stack:
         chosen = Selection(include, exclude, follow_links)
         sources = [stack.enter_context(open_source(base, update, selection=chosen)) for update in updates]
+        sides = [side for source in sources for side in source.sides]
+        if sides:  # together, as one of the updates may have a file that no other has
+            check_globs(chosen.globs, *sides)
         tables = [{(pair.old.scope, pair.old.name): pair for pair in source.pairs} for source in sources]
         keys = [key for key in tables[0] if all(key in table for table in tables)]
         left_out = {name for table in tables for _, name in table.keys() - set(keys)}

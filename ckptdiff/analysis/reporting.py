@@ -22,7 +22,7 @@ from ckptdiff.analysis.sparsity import LOWEST, NUMBERS, ZERO_EXPONENT, Block, Co
 from ckptdiff.analysis.stored import unpack
 from ckptdiff.dtypes import DTYPES
 from ckptdiff.errors import CheckpointError
-from ckptdiff.pairing import Rename
+from ckptdiff.pairing import Rename, check_globs
 from ckptdiff.parallel import Progress, default_threads, no_progress, run_ordered
 from ckptdiff.patches import open_patch
 from ckptdiff.selection import Selection
@@ -79,6 +79,8 @@ def report(
     count = threads or default_threads()
     chosen, renames = Selection(include, exclude, follow_links), [Rename.parse(text) for text in rename]
     with open_source(base, target, selection=chosen, renames=renames) as source:
+        if source.sides:
+            check_globs(chosen.globs, *source.sides)
         if not source.pairs and not source.unpaired and source.added and source.removed:
             raise CheckpointError(f"{base} and {target} have no tensor of the same name: are they of one model?")
         total, tensors = Tally.empty(), []

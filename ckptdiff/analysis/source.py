@@ -10,12 +10,12 @@ from pathlib import Path
 
 from ckptdiff.adapt import read_range
 from ckptdiff.applier import Applier, check_chain, check_stored, nodes_of, open_base
-from ckptdiff.checkpoint import Tensor, open_checkpoint
+from ckptdiff.checkpoint import Checkpoint, Tensor, open_checkpoint
 from ckptdiff.digests import BLOCK
 from ckptdiff.dtypes import DTYPES, Bytes
 from ckptdiff.errors import BaseMismatchError, CheckpointError, FormatError, IntegrityError
 from ckptdiff.layers import Node
-from ckptdiff.pairing import Rename, check_patterns, pair_all
+from ckptdiff.pairing import Rename, check_renames, pair_all
 from ckptdiff.parallel import no_progress
 from ckptdiff.patches import OpenPatch, open_patch
 from ckptdiff.pulling import recorded_base
@@ -53,7 +53,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """All pairs, and the names of tensors that have none."""
+    """All pairs, and the names of tensors that have none; ``sides`` are base and target where both are checkpoints."""
 
     base: str
     target: str
@@ -61,6 +61,7 @@ class Source:
     added: tuple[str, ...]
     removed: tuple[str, ...]
     unpaired: tuple[str, ...]
+    sides: tuple[Checkpoint, ...] = ()
 
 
 def named_base(*updates: str | os.PathLike[str]) -> str:
@@ -86,7 +87,7 @@ def open_source(
     """Open a base, and a target checkpoint or a patch from that base.
 
     Tensors of two checkpoints pair by name, those of a patch as it says, so that renamed ones are found. ``selection`` is of
-    checkpoints, as of :func:`ckptdiff.checkpoint.open_checkpoint`.
+    checkpoints, as of :func:`ckptdiff.checkpoint.open_checkpoint`; whether its globs match a file is for the caller to check.
 
     Raises:
         CheckpointError: a checkpoint cannot be read, or is not one.
@@ -105,10 +106,10 @@ def open_source(
                 raise
         else:
             old, new = (stack.enter_context(open_checkpoint(path, selection=selection)) for path in (base, target))
-            check_patterns(old, new, renames, selection.globs if selection else ())
+            check_renames(new, renames)
             paired = pair_all(old, new, renames)
             pairs = tuple(_pair(a, b) for a, b in paired.pairs)
-            yield Source(*names, pairs, paired.only_in_target, paired.only_in_base, paired.mismatched)
+            yield Source(*names, pairs, paired.only_in_target, paired.only_in_base, paired.mismatched, (old, new))
         old.check_unchanged()
 
 

@@ -196,12 +196,12 @@ def _read(folder: Path, name: str, key: bytes) -> bytes:
 
 
 def _write(folder: Path, name: str, key: bytes, payload: bytes) -> None:
-    """Write a file that everybody may read, whole or not at all. Raises OSError."""
+    """Write a file that everybody may read, whole or not at all; new folders of the user's own are closed to others. Raises OSError."""
     if why := why_not(folder):
         raise OSError(None, why)
     for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
         missing.mkdir(exist_ok=True)
-        missing.chmod(0o755)
+        missing.chmod(0o755 if folder == folders()[0] else 0o700)
     handle, temporary = tempfile.mkstemp(prefix=f"{name}.", suffix=".part", dir=folder)
     try:
         with open(handle, "wb") as file:
