@@ -333,7 +333,7 @@ MAPS: dict[str, tuple[bytes, bytes, bytes]] = {
     "weight_map_of_objects": (b'{"weight_map":{', b'"":{},', b'"":{}}}'),
     "weight_map_nested": (b'{"weight_map":', b"[", b"}"),
     "weight_map_of_wide_text": ('{"weight_map":{"😀'.encode(), b"k", b'":"m.safetensors"}}'),
-    "weight_map_of_utf_16": tuple(text.encode("utf-16-le") for text in ('{"\u2222":0,"weight_map":[', '{"":0},', "0]}")),
+    "weight_map_of_utf_16": tuple(text.encode("utf-16-le") for text in ('{"\u2200":0,"weight_map":[', '{"":0},', "0]}")),
     "weight_map_of_one_long_name": (b'{"weight_map":{"a":"', b"k", b'"}}'),
 }
 for _name, _map in MAPS.items():
