@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckptdiff import others
-from ckptdiff.canonical import quote
+from ckptdiff.canonical import quoted
 from ckptdiff.checkpoint import Checkpoint, Recorded, open_checkpoint
 from ckptdiff.devices import find_device
 from ckptdiff.dtypes import Bytes
 from ckptdiff.errors import BaseMismatchError, CkptdiffError, FormatError, IntegrityError, OutputError, cut
-from ckptdiff.layers import FromBase, FromPatch, Node, check_result, digest_of, found_digest, layers, ranges, tensor_differs
+from ckptdiff.layers import FromBase, FromPatch, Node, Once, check_result, found_digest, layers, ranges, tensor_differs, whole_layers
 from ckptdiff.output import build_beside, check_output, check_space
 from ckptdiff.parallel import Progress, default_threads, no_progress, run_ordered
 from ckptdiff.patches import OpenPatch, open_patch
@@ -183,6 +183,8 @@ class Applier:
         self.device = device
         self.base, self.chain, self.threads, self.progress = base, chain, threads, progress
         self.done = self.total = 0
+        self.other_files = [{other.path: other for other in patch.others} for patch in chain]
+        self.once = Once()
 
     def node(self, depth: int, file: PatchFile, entry: Entry) -> Node:
         """What builds an entry of patch ``depth`` of the chain; checks that its base tensor exists and fits (spec 10, step 3)."""
@@ -232,7 +234,7 @@ class Applier:
         for (_, name), (file, entry) in self.chain[last].entries.items():
             if matches(name, globs):
                 if name in found:
-                    both = f"{found[name][0].metadata.target_scope} and {file.metadata.target_scope}"
+                    both = f"{cut(found[name][0].metadata.target_scope)} and {cut(file.metadata.target_scope)}"
                     raise OutputError(f"--only matches {cut(name)} of two scopes, {both}: narrow it")
                 found[name] = file, entry
         if not found:
@@ -275,11 +277,15 @@ class Applier:
 
     def check(self, node: Node) -> None:
         """Compare the digests of a finished tensor and of all it was built from, the base's first."""
-        for part in layers(node):
+        parts, longer = whole_layers(node)
+        if longer is not None:
+            self.once.check(longer, self.check)
+        for part in parts:
             if isinstance(part, FromPatch):
                 check_result(part)
             elif found_digest(part) != part.digest:
                 raise self.wrong_base(self.chain[0], tensor_differs(part, found_digest(part)))
+        for part in layers(node):
             part.leaves.clear()
 
     # --- what to say of a wrong base ---
@@ -295,7 +301,7 @@ class Applier:
             parts = layers(node)
             if not isinstance(parts[0], FromBase):
                 continue
-            found = digest_of(parts[0].tensor)
+            found = self.once.digest_of(parts[0].tensor)
             if found != parts[0].digest and first is None:
                 first = self.wrong_base(self.chain[0], tensor_differs(parts[0], found))
             if any(isinstance(part, FromPatch) and part.entry.kind == "delta" for part in parts):
@@ -325,7 +331,7 @@ class Applier:
         if depth == 0:
             return self.base.others.get(path)
         before = self.chain[depth - 1]
-        other = next((other for other in before.others if other.path == path), None)
+        other = self.other_files[depth - 1].get(path)
         if other is None:
             return None
         out = scratch / str(depth)
@@ -337,10 +343,10 @@ def wanted_base(patch: OpenPatch) -> str:
     """A sentence that says which base a patch wants."""
     info = patch.index.info if patch.index else patch.files[0].metadata.info
     if isinstance(info.get("base_repo"), str):
-        return f"It wants {info['base_repo']}@{info.get('base_revision', 'main')}"
+        return f"It wants {cut(info['base_repo'])}@{cut(info.get('base_revision', 'main'))}"
     if patch.base_files:
         file, more = patch.base_files[0], len(patch.base_files) - 1
-        return f"It wants {quote(file.path)} with the SHA-256 {file.sha256}" + (f" and {more} more" if more else "")
+        return f"It wants {quoted(file.path)} with the SHA-256 {file.sha256}" + (f" and {more} more" if more else "")
     return f"It wants a base with the identity {patch.base_identity.hex()}"
 
 

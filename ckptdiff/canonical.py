@@ -14,6 +14,8 @@ from ckptdiff.errors import CkptdiffError, FormatError, UnsupportedError, cut
 T = TypeVar("T")
 MAX_INTEGER = (1 << 53) - 1
 """Integers from minus this to this are read alike in every language, also where all numbers are doubles."""
+MAX_MEMBERS = 64
+"""Members of an object that is read part by part: a report has fifteen."""
 MAX_NODES = 1 << 19
 """Braces, brackets and commas of what is parsed at once: each may take some 250 bytes of memory."""
 JsonObject: TypeAlias = dict[str, Any]
@@ -133,7 +135,7 @@ def members(
         ValueError: with one line that says what is wrong.
     """
     keys: set[str] = set()
-    last = ""
+    last: str | None = None
     for kind, array, begin, end, size in _batches(jsonscan.parts(data, arrays, exact, depth), arrays, nodes, exact):
         text = FORMS[kind] % data[begin:end]
         value = _parse(text, floats)
@@ -149,7 +151,7 @@ def members(
         for key, item in value.items():
             if key in keys:
                 raise ValueError(f"the key {quoted(key)} is repeated")
-            if exact and key < last:
+            if exact and last is not None and key < last:
                 raise ValueError("it is not in canonical form")
             keys.add(key)
             last = key
@@ -308,19 +310,30 @@ def load_divided(
     """
     value: JsonObject = {}
     wrong: CkptdiffError | None = None
+
+    def take(array: str, item: Any) -> None:
+        nonlocal wrong
+        place, found = f"{where}.{array}", value[array]
+        if len(found) == most:
+            raise FormatError(f"{place}: expected at most {most} items, found more")
+        try:
+            found.append(read[array](item, f"{place}[{len(found)}]") if wrong is None else None)
+        except CkptdiffError as error:
+            found.append(None)
+            wrong = error
+
     try:
         for array, key, part in members(data, dict.fromkeys(read, nodes), nodes, exact, not exact, depth):
-            if not array:
+            if array:
+                take(array, part)
+            elif len(value) == MAX_MEMBERS:
+                raise ValueError(f"it has more than {MAX_MEMBERS} members")
+            elif key in read and isinstance(part, list):
+                value[key] = []
+                for item in part:  # an array whose key is written with escapes is not divided
+                    take(key, item)
+            else:
                 value[key] = part
-                continue
-            place, found = f"{where}.{array}", value[array]
-            if len(found) == most:
-                raise FormatError(f"{place}: expected at most {most} items, found more")
-            try:
-                found.append(read[array](part, f"{place}[{len(found)}]") if wrong is None else None)
-            except CkptdiffError as error:
-                found.append(None)
-                wrong = error
     except ValueError as error:
         raise FormatError(f"{where}: bad JSON: {error}: fetch the patch again") from None
     first(value)

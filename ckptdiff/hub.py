@@ -5,7 +5,8 @@ from __future__ import annotations
 import glob
 import sys
 import threading
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -131,11 +132,36 @@ def download(repo: Repo, paths: Iterable[str]) -> Path:
         folder = snapshot_download(
             repo.name,
             revision=repo.commit,
-            allow_patterns=[glob.escape(repo.inside(path)) for path in wanted],
+            allow_patterns=_patterns(repo, wanted),
             token=current_token(),
             library_name=LIBRARY,
         )
     return Path(folder) / repo.folder
+
+
+FEW = 100
+"""Globs that the client may try on each file of a repo: with thirty thousand of both that takes minutes."""
+
+
+def _patterns(repo: Repo, wanted: Sequence[str]) -> list[str]:
+    """Globs of just these files: each by name where they are few, else one for all of an ending, in the whole repo or in one of its
+    folders, where none of these is to stay behind."""
+    if repo.is_file or len(wanted) <= FEW:
+        return [glob.escape(repo.inside(path)) for path in wanted]
+    of, found = (Counter(kind for path in paths for kind in _kinds(path)) for paths in (repo.files, wanted))
+    patterns = set()
+    for path in wanted:
+        whole = next((kind for kind in _kinds(path) if found[kind] == of[kind]), None)
+        patterns.add(glob.escape(repo.inside(path)) if whole is None else f"{glob.escape(repo.inside(whole[0]))}*{glob.escape(whole[1])}")
+    return sorted(patterns)
+
+
+def _kinds(path: str) -> tuple[tuple[str, str], ...]:
+    """Folders that a path is in, each with a slash at its end, the whole repo first, and the path's ending; a file without has none."""
+    folder, _, name = path.rpartition("/")
+    ending = name[name.rfind(".") :] if "." in name else ""
+    first = f"{path.partition('/')[0]}/" if folder else ""
+    return tuple((place, ending) for place in dict.fromkeys(("", first))) if ending else ()
 
 
 def check_files(repo: Repo, sha256: Mapping[str, str], where: str) -> int:

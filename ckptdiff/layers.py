@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from ckptdiff.checkpoint import Tensor
 from ckptdiff.codecs import CODECS, sparse
 from ckptdiff.digests import BLOCK, block_count, leaves_of, tensor_digest
 from ckptdiff.dtypes import DTYPES, Bytes, Dtype
-from ckptdiff.errors import FormatError, IntegrityError, cut
+from ckptdiff.errors import CkptdiffError, FormatError, IntegrityError, cut
 from ckptdiff.patchfile import PatchFile
 from ckptdiff.table import Entry
 
@@ -73,6 +74,8 @@ class FromPatch:
             base = np.zeros(size, np.uint8)
         else:
             width = DTYPES[self.below.dtype].carrier
+            if isinstance(self.below, FromBase) and units_of(self.below) > units_of(self):
+                stop = start + size  # no more than is kept of it
             base = self.below.build(start // dtype.carrier * width, stop // dtype.carrier * width)
             base = adapt(base, self.below.dtype, entry.dtype, size)
         if entry.kind != "same" and size:
@@ -117,11 +120,36 @@ def layers(node: Node | None) -> list[Node]:
     return found[::-1]
 
 
+def units_of(node: Node) -> int:
+    """Units of what a node builds."""
+    return node.nbytes // DTYPES[node.dtype].carrier
+
+
+def whole_layers(node: Node) -> tuple[list[Node], Node | None]:
+    """A node and those below it that are built whole with it, lowest first; and the next one below, of which only a part is needed.
+
+    That one, and what it is built from, must be checked by itself: a patch may cut one long tensor into very many.
+    """
+    found = [node]
+    while isinstance(found[-1], FromPatch) and (below := found[-1].below) is not None:
+        if units_of(below) > units_of(found[-1]):
+            return found[::-1], below
+        found.append(below)
+    return found[::-1], None
+
+
+def anew(node: Node) -> Node:
+    """The same node, of which nothing is built yet."""
+    if isinstance(node, FromBase):
+        return FromBase(node.tensor, node.digest)
+    return FromPatch(node.file, node.entry, anew(node.below) if node.below is not None else None, node.device)
+
+
 def ranges(node: Node) -> Iterator[tuple[int, int, bool]]:
     """What to build a node in: start and stop in bytes of the target, whole blocks of all layers, and whether it is the last."""
-    parts, width = layers(node), DTYPES[node.dtype].carrier
-    group = group_units(*(part.dtype for part in parts))
-    units = max(part.nbytes // DTYPES[part.dtype].carrier for part in parts)
+    parts, width = whole_layers(node)[0], DTYPES[node.dtype].carrier
+    group = group_units(*(part.dtype for part in layers(node)))
+    units = max(units_of(part) for part in parts)
     for first in range(0, max(units, 1), group):
         yield first * width, (first + group) * width, first + group >= units
 
@@ -155,3 +183,39 @@ def tensor_differs(node: FromBase, found: bytes) -> str:
 def digest_of(tensor: Tensor) -> bytes:
     """Tensor digest of a base tensor, block by block."""
     return tensor_digest(leaf for start in range(0, tensor.nbytes, BLOCK) for leaf in leaves_of(read_range(tensor, start, start + BLOCK)))
+
+
+class Once:
+    """What is found out once, however many entries are made of one tensor: a patch may cut a long one into a hundred thousand."""
+
+    def __init__(self) -> None:
+        self._digests: dict[int, bytes] = {}
+        self._errors: dict[tuple[int, str], CkptdiffError | None] = {}
+        self._lock = threading.RLock()
+
+    def digest_of(self, tensor: Tensor) -> bytes:
+        """Tensor digest of a base tensor."""
+        with self._lock:
+            if id(tensor) not in self._digests:
+                self._digests[id(tensor)] = digest_of(tensor)
+            return self._digests[id(tensor)]
+
+    def check(self, node: Node, check: Callable[[Node], None]) -> None:
+        """Build a node whole and check it; raises what ``check`` raises, each time."""
+        key = (id(node.file), node.entry.name) if isinstance(node, FromPatch) else (id(node.tensor), node.digest.hex())
+        with self._lock:
+            if key not in self._errors:
+                self._errors[key] = _error(anew(node), check)
+            error = self._errors[key]
+        if error is not None:
+            raise error
+
+
+def _error(node: Node, check: Callable[[Node], None]) -> CkptdiffError | None:
+    try:
+        for start, stop, _ in ranges(node):
+            node.build(start, stop)
+        check(node)
+    except CkptdiffError as error:
+        return error
+    return None

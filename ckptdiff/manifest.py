@@ -46,9 +46,15 @@ def _short(value: Any, where: str, most: int) -> str:
 
 
 def _sealed(value: JsonObject) -> bytes:
-    """Canonical JSON with the member ``digest`` over all the rest; raises CheckpointError if a reader would not take so many files."""
+    """Canonical JSON with the member ``digest`` over all the rest; raises CheckpointError if a reader would not take so much."""
     sealed = canonical.dumps({**value, "digest": xxh128(canonical.dumps(value)).hex()})
     lists = [value["base"].get("files", ()), *(value.get(key, ()) for key in ("shards", "files", "removed"))]
+    info = len(canonical.dumps(value["info"]))
+    if info > MAX_INFO:
+        raise CheckpointError(
+            f"the further names of tensors that share memory take {info} bytes, a patch has room for {MAX_INFO}: "
+            "leave them out of the target"
+        )
     if len(sealed) > MAX_INDEX or sum(map(len, lists)) > MAX_FILES:
         raise CheckpointError(
             f"a patch of {sum(map(len, lists))} files, which take {len(sealed)} bytes to name, expected at most {MAX_FILES} files and "

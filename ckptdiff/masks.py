@@ -25,7 +25,7 @@ from ckptdiff.errors import CheckpointError, FormatError, IntegrityError, Unsupp
 from ckptdiff.maskrows import Bits, Row, check_row, count_of, is_sparse, packed, read_row, row_of, row_of_positions, shared, vote
 from ckptdiff.output import build_beside, check_output
 from ckptdiff.parallel import Progress, default_threads, no_progress, run_ordered
-from ckptdiff.stfile import MAX_RANK, LocalFile, header_json, read_header
+from ckptdiff.stfile import MAX_HEADER, MAX_RANK, MAX_TENSORS, LocalFile, header_json, read_header
 from ckptdiff.table import as_name
 from ckptdiff.values import distances, element_bits
 
@@ -204,7 +204,7 @@ class Mask:
         """Write a mask file; returns its size in bytes. The same mask gives the same bytes.
 
         Raises:
-            OutputError: it cannot be written there.
+            OutputError: it cannot be written there. CheckpointError: it has more tensors than a reader takes.
         """
         out = Path(path)
         parts = sorted(self.rows.items(), key=lambda row: (row[1].itemsize == 1, row[0].encode()))
@@ -216,6 +216,11 @@ class Mask:
         text = canonical.dumps({**value, "digest": _digest(value, [part for _, part in parts])}).decode()
         head = [("__metadata__", f'{{"ckptdiff-mask":{canonical.quote(text)}}}')]
         raw = header_json(head, [(name, "U8" if part.dtype.itemsize == 1 else "U32", part.shape, part.nbytes) for name, part in parts])
+        if len(parts) > MAX_TENSORS or len(raw) > MAX_HEADER:
+            raise CheckpointError(
+                f"a mask of {len(parts)} tensors, whose header has {len(raw)} bytes: a file holds at most {MAX_TENSORS} tensors, named in "
+                f"{MAX_HEADER} bytes: save the mask in parts"
+            )
         check_output(out, [], folder=False, overwrite=overwrite)
         with build_beside(out, overwrite=overwrite) as built, open(built, "wb") as file:
             file.write(len(raw).to_bytes(8, "little") + raw)

@@ -21,7 +21,7 @@ from ckptdiff.stfile import ByteSource, LocalFile, read_bytes
 from ckptdiff.table import Entry, Totals
 
 MAX_ALL_TENSORS = 1 << 18
-MAX_ALL_DESCRIBED = 1 << 26
+MAX_ALL_DESCRIBED = 1 << 27
 MAX_ALL_BYTES = 1 << 42
 """Limits of all patch files of a patch together (spec 11): tensors, and removed ones; decoded tables and headers; bytes to rebuild."""
 

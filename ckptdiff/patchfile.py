@@ -101,11 +101,12 @@ def encode_target_header(raw: bytes, entries: Sequence[Entry]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A written patch file: size in bytes, SHA-256, and its metadata's digest."""
+    """A written patch file: size in bytes, SHA-256, its metadata's digest, and decoded bytes of table and header together."""
 
     size: int
     sha256: str
     digest: bytes
+    described: int
 
 
 def write_patch_file(out: BinaryIO, metadata: Metadata, parts: Spooled) -> Written:
@@ -121,7 +122,12 @@ def write_patch_file(out: BinaryIO, metadata: Metadata, parts: Spooled) -> Writt
         out.write(piece)
         sha.update(piece)
         size += len(piece)
-    return Written(size, sha.hexdigest(), Metadata.digest_of(sealed))
+    return Written(size, sha.hexdigest(), Metadata.digest_of(sealed), _described(table, parts.header))
+
+
+def _described(table: bytes, header: bytes) -> int:
+    """Decoded bytes of a stored table and a header."""
+    return int(zstandard.frame_content_size(table)) + len(header)
 
 
 def _pieces(raw: bytes, heads: Sequence[bytes], parts: Spooled) -> Iterator[bytes]:
@@ -167,7 +173,7 @@ class PatchFile:
             raise FormatError(f"{source.name}: its header is not the one that its table calls for")
         self.header = self._decode_header(heads[1])
         self.report = heads[2] if self.metadata.report is not None else None
-        self.described = zstandard.frame_content_size(heads[0]) + len(self.header.raw)
+        self.described = _described(heads[0], self.header.raw)
         ends = itertools.accumulate((e.payload_size for e in self.table.entries), initial=self._start + sum(map(len, heads)))
         self.offsets = {entry.name: begin for entry, begin in zip(self.table.entries, ends, strict=False)}
         self._begins: dict[str, npt.NDArray[np.int64]] = {}

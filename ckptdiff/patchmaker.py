@@ -21,7 +21,7 @@ from ckptdiff.hub import Repo, check_files
 from ckptdiff.manifest import FileRef, Index, Metadata, OtherFile, ShardRef
 from ckptdiff.pairing import Rename, pair_scopes, pair_tied
 from ckptdiff.parallel import FileHasher, Progress, run_ordered
-from ckptdiff.patches import MAX_ALL_BYTES, MAX_ALL_TENSORS, open_patch
+from ckptdiff.patches import MAX_ALL_BYTES, MAX_ALL_DESCRIBED, MAX_ALL_TENSORS, open_patch
 from ckptdiff.patchfile import Spooled, Written, write_patch_file
 from ckptdiff.recognition import INDEX_NAME, is_patch_repo
 from ckptdiff.scopes import is_index
@@ -239,12 +239,17 @@ class PatchMaker:
     def write_folder(self, built: Path, names: Sequence[str]) -> int:
         """Write a patch folder with the other files ``names``; returns the size of all its files."""
         self.code()
-        shards = []
+        shards, described = [], 0
         for file in self.target.weights:
             path = built / "patch" / file.path
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(path, "wb") as out:
                 done = self._write(file, out, None)
+            described += done.described
+            if described > MAX_ALL_DESCRIBED:
+                raise CheckpointError(
+                    f"{self.target.path}: its tables and headers have more than {MAX_ALL_DESCRIBED} bytes: patch its parts one by one"
+                )
             shards.append(ShardRef(target=file.path, size=done.size, sha256=done.sha256, digest=done.digest))
         files = [others.encode(name, self.target.others[name], self._base_file(name), built) for name in names]
         self.stored = {file.path: file.stored for file in files}

@@ -10,8 +10,8 @@ from ckptdiff.errors import CheckpointError, cut
 from ckptdiff.selection import exclude_option
 from ckptdiff.weightmap import shards_of_index
 
-INDEX = re.compile(r"(?P<stem>.+)\.safetensors\.index(?P<variant>\.[^./]+)?\.json")
-SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})(?P<variant>\.[^./]+)?\.safetensors")
+INDEX = re.compile(r"(?s)(?P<stem>.+)\.safetensors\.index(?P<variant>\.[^./]+)?\.json")
+SHARD = re.compile(r"(?s)(?P<stem>.+)-[0-9]{5}-of-(?P<count>[0-9]{5})(?P<variant>\.[^./]+)?\.safetensors")
 
 
 def is_index(path: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -137,7 +138,16 @@ def _payload_error(file: PatchFile, entry: Entry) -> CkptdiffError | None:
 
 
 def _other_error(patch: OpenPatch, other: OtherFile) -> CkptdiffError | None:
-    return others.stored_error(patch, other) or (others.decoding_error(patch, other, None) if other.kind == "new" else None)
+    return others.stored_error(patch, other) or (_decoding_error(patch, other, None) if other.kind == "new" else None)
+
+
+DECODING = threading.Lock()
+"""Files without weights are decoded one at a time: each may need a window of 128 MiB, or old and new of 64 MiB."""
+
+
+def _decoding_error(patch: OpenPatch, other: OtherFile, base: Path | None) -> CkptdiffError | None:
+    with DECODING:
+        return others.decoding_error(patch, other, base)
 
 
 def target_checks(patch: OpenPatch, target: Path) -> list[Callable[[], CkptdiffError | None]]:
@@ -244,7 +254,7 @@ def _tensor_error(applier: Applier, file: PatchFile, entry: Entry) -> CkptdiffEr
                 node.build(start, stop)
             applier.check(node)
         except (FormatError, IntegrityError) as error:
-            if isinstance(base, FromBase) and (found := digest_of(base.tensor)) != base.digest:
+            if isinstance(base, FromBase) and (found := applier.once.digest_of(base.tensor)) != base.digest:
                 return applier.wrong_base(applier.chain[0], tensor_differs(base, found))
             return error
     except CkptdiffError as error:
@@ -254,4 +264,4 @@ def _tensor_error(applier: Applier, file: PatchFile, entry: Entry) -> CkptdiffEr
 
 def _base_file_error(applier: Applier, patch: OpenPatch, other: OtherFile) -> CkptdiffError | None:
     base = applier.base.others.get(other.path)
-    return others.base_error(other, base) or (others.decoding_error(patch, other, base) if other.kind == "delta" else None)
+    return others.base_error(other, base) or (_decoding_error(patch, other, base) if other.kind == "delta" else None)

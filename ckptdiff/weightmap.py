@@ -27,7 +27,7 @@ def shards_of_index(path: Path) -> list[str]:
         nodes = count_nodes(data)
         if nodes > MAX_INDEX_NODES:
             raise CheckpointError(f"{path}: an index with {nodes} braces, brackets and commas is too large (limit {MAX_INDEX_NODES})")
-        weight_map = json.loads(data)["weight_map"]
+        weight_map = json.loads(data.decode("utf-8-sig"))["weight_map"]  # of UTF-16 the nodes would not be counted
         return sorted({str(name) for name in weight_map.values()})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(f"{path}: not a safetensors index: expected a JSON object with a weight_map") from None

@@ -183,7 +183,7 @@ def document(raw, form, schema):
     need(len(raw) <= 1 << 24, f"this {form} is too large")
     value = canonical_json(raw)
     need(type(value) is dict and value.get("format") == form, f"this is not a {form}")
-    need(count(value.get("version")), "no version")
+    need(type(value.get("version")) is int, "no version")
     need(value["version"] == 1, f"version {value['version']}", "unsupported")
     for key in value:
         need(key in schema or key + "?" in schema, f"{form} has the unknown member {key!r}", "unsupported")
@@ -507,7 +507,7 @@ class Patch:
 
     def check_sums(self):
         need(sum(len(s.entries) for s in self.shards) <= 1 << 18 and sum(len(s.removed) for s in self.shards) <= 1 << 18
-             and sum(s.described for s in self.shards) <= 1 << 26
+             and sum(s.described for s in self.shards) <= 1 << 27
              and sum(s.metadata["target"]["size"] for s in self.shards) <= 1 << 42, "too much in all patch files together")
 
     def identity(self):  # section 3.2
@@ -875,18 +875,18 @@ def group(path, found, by_indexes, known):
     """Section 3.1 for the files found below a folder; an index counts if all that it lists is known (None: in any case)."""
     listed, scopes, alone = {}, {}, []
     for file in sorted(found) if by_indexes else ():
-        match = re.fullmatch(r"((?:.*/)?)([^/]+)\.safetensors\.index(\.[^/]+)?\.json", file, re.S)
+        match = re.fullmatch(r"((?:.*/)?)([^/]+)\.safetensors\.index(\.[^./]+)?\.json", file, re.S)
         if match:
             with open(os.path.join(path, file), "rb") as stream:
                 try:
-                    shards = {match[1] + shard for shard in json.loads(stream.read())["weight_map"].values()}
+                    shards = {match[1] + shard for shard in json.loads(stream.read().decode("utf-8-sig"))["weight_map"].values()}
                 except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                     continue  # not an index, whatever its name
             for shard in shards if known is None or shards <= set(known) else ():
                 listed.setdefault(shard, match[1] + match[2] + (match[3] or ""))
     for file in sorted(found):
         if file.endswith(".safetensors"):
-            numbered = re.fullmatch(r"((?:.*/)?[^/]+)-[0-9]{5}-of-[0-9]{5}(\.[^/]+)?\.safetensors", file, re.S)
+            numbered = re.fullmatch(r"((?:.*/)?[^/]+)-[0-9]{5}-of-[0-9]{5}(\.[^./]+)?\.safetensors", file, re.S)
             if file in listed or numbered:  # rules 1 and 2
                 scope = listed.get(file) or numbered[1] + (numbered[2] or "")
                 scopes.setdefault(scope, []).append(os.path.join(path, file))

@@ -272,6 +272,30 @@ for _name, _report in REPORTS.items():
     CASES[_name] = 8 * MB - 200, "report", _make
 
 
+def other_members(n: int) -> bytes:
+    return b"{%s}" % b",".join(b'"%06x":1' % k for k in range(n // 11))
+
+
+@case(8 * MB - 200)
+def table_of_other_members(folder: Path, n: int) -> list[Path]:
+    return [made.patch(folder / "p", other_members(n))]
+
+
+@case(8 * MB - 200, "report")
+def report_of_other_members(folder: Path, n: int) -> list[Path]:
+    return [made.patch(folder / "p", b'{"removed":[],"tensors":[]}', report=made.frame(other_members(n)))]
+
+
+@case(1 << 12, "apply")
+def tensors_cut_from_a_long_one(folder: Path, n: int) -> list[Path]:
+    """Of 16 MB each: read for each of them that would be 256 GB."""
+    base = made.safetensors(folder / "base.safetensors", made.header_of([("w", "U8", [16 * MB])]), 16 * MB)
+    leaf = xxhash.xxh3_128_digest(bytes(1 << 21))
+    digests = xxhash.xxh3_128_digest(xxhash.xxh3_128_digest(b"\0")) + xxhash.xxh3_128_digest(leaf * 8)
+    table = rows(n, shape=[1], base={"name": "w", "shape": [16 * MB]})
+    return [base, made.entries_patch(folder / "p", table, digest=digests)]
+
+
 @case(1 << 13, "report")
 def report_of_tensors(folder: Path, n: int) -> list[Path]:
     from ckptdiff.analysis.modules import KINDS
@@ -309,6 +333,7 @@ MAPS: dict[str, tuple[bytes, bytes, bytes]] = {
     "weight_map_of_objects": (b'{"weight_map":{', b'"":{},', b'"":{}}}'),
     "weight_map_nested": (b'{"weight_map":', b"[", b"}"),
     "weight_map_of_wide_text": ('{"weight_map":{"😀'.encode(), b"k", b'":"m.safetensors"}}'),
+    "weight_map_of_utf_16": tuple(text.encode("utf-16-le") for text in ('{"\u2200":0,"weight_map":[', '{"":0},', "0]}")),
     "weight_map_of_one_long_name": (b'{"weight_map":{"a":"', b"k", b'"}}'),
 }
 for _name, _map in MAPS.items():

@@ -19,7 +19,7 @@ from ckptdiff.patchfile import MAX_STORED_REPORT
 
 SCHEMA = "ckptdiff-report/1"
 LEVEL = 19
-MAX_REPORT = 1 << 25
+MAX_REPORT = 1 << 26
 """Bytes of a report in a patch, decoded (spec 5.4)."""
 DIGITS = 4
 """Significant digits of quantiles and singular values, and decimals of ranks: half of the bytes, and no chart shows more."""

@@ -157,7 +157,9 @@ def _numbers(f: Fields, key: str, least: int, most: int, high: float = math.inf)
 def _rank(value: Any, where: str) -> MatrixRank:
     f = Fields(value, where, " ".join(SPECTRUM))
     rows, columns = f.integer("rows", low=1), f.integer("columns", low=1)
-    largest = min(rows, columns)
+    largest, values = min(rows, columns), _numbers(f, "singular_values", 1, KEPT)
+    if list(values) != sorted(values, reverse=True):
+        raise FormatError(f"{where}.singular_values: expected them from the largest on")
     found = Spectrum(
         rows,
         columns,
@@ -165,6 +167,6 @@ def _rank(value: Any, where: str) -> MatrixRank:
         stable_rank=_number(f, "stable_rank", largest),
         effective_rank=f.integer("effective_rank", high=largest),
         top_energy=_numbers(f, "top_energy", len(TOP), len(TOP), 1.0),
-        singular_values=_numbers(f, "singular_values", 1, KEPT),
+        singular_values=values,
     )
     return MatrixRank(f.integer("index"), found, _number(f, "random_rank", largest))

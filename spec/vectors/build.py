@@ -795,6 +795,7 @@ def metadata_vectors():
     bad("metadata_version_float", f, "The version is 1.0.", meta_text=swap(b'"version":1', b'"version":1.0'))
     bad("metadata_version_true", f, "The version is true.", meta=setter("version", True))
     bad("metadata_version_2", u, "The version is 2.", meta=setter("version", 2))
+    bad("metadata_version_minus_1", u, "The version is -1.", meta=setter("version", -1))
     bad("metadata_version_missing", f, "There is no version.", meta=setter("version", DROP))
     bad("metadata_format_wrong", f, "The format is another.", meta=setter("format", "ckptdiff-index"))
     bad("metadata_format_missing", f, "There is no format.", meta=setter("format", DROP))

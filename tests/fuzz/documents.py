@@ -132,7 +132,7 @@ def run_header(data: bytes) -> Outcome:
         header, error = None, refused
     length = int.from_bytes(data[:8], "little")
     try:
-        READER.need(len(data) >= 8 and length <= min(100_000_000, len(data) - 8), "the header does not fit in the file")
+        READER.need(len(data) >= 8 and length <= min(1 << 25, len(data) - 8), "the header does not fit in the file")
         metadata, tensors = READER.parse_header(data[8 : 8 + length], len(data) - 8 - length)
         parts = json.loads(data[8 : 8 + length].rstrip(b" "))
         expected = None if depth(parts) > 64 and error else (metadata, [(n, d, tuple(s), b, e) for n, d, s, b, e in tensors])
@@ -188,7 +188,7 @@ def expected_mask(data: bytes) -> dict[str, tuple[tuple[int, ...], list[int]]]:
     need(type(shapes) is dict and shapes.keys() == {name for name, *_ in tensors}, "names")
     for name, dtype, dims, raw in tensors:
         shape = shapes[name]
-        need(READER.name(name) and type(shape) is list and all(map(READER.count, shape)), "shape")
+        need(READER.name(name) and type(shape) is list and len(shape) <= 32 and all(map(READER.count, shape)), "shape")
         n = BUILD.math.prod(shape)
         need(n <= 1 << 48 and len(dims) == 1 and dtype in ("U8", "U32"), "form")
         if dtype == "U8":
