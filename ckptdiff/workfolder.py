@@ -187,7 +187,7 @@ def _empty(folder: Path) -> None:
 
     An old output that is not needed any more gets another name first: nobody must put back what is half removed.
     """
-    with suppress(FileNotFoundError):
+    if os.path.lexists(folder / OLD):
         os.rename(folder / OLD, folder / RESULT)
     for path in folder.iterdir():
         if path.name == MARKER:
