@@ -22,7 +22,7 @@ from safetensors.torch import load_file  # noqa: E402
 import ckptdiff  # noqa: E402
 
 RANK = """
-import sys, copy, torch
+import copy, os, sys, torch
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.device_mesh import init_device_mesh
@@ -62,6 +62,7 @@ model.load_state_dict(old)
 patch.apply_(model)               # the module itself, in place
 assert all(torch.equal(v.to_local(), expected[k]) for k, v in model.state_dict().items())
 dist.barrier(); dist.destroy_process_group()
+os._exit(0)  # torch's threads sometimes abort a process that ends as Python does
 """
 
 
