@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from ckptdiff.adapt import read_range
-from ckptdiff.checkpoint import Tensor, open_checkpoint
+from ckptdiff.checkpoint.reader import Tensor, open_checkpoint
 from ckptdiff.codecs import context
-from ckptdiff.codecs.place import NOWHERE, Place
-from ckptdiff.coding import row_width
-from ckptdiff.digests import BLOCK
-from ckptdiff.dtypes import DTYPES, Bytes, Dtype
+from ckptdiff.format.digests import BLOCK
+from ckptdiff.format.dtypes import DTYPES, Bytes, Dtype
+from ckptdiff.kernels.block_layout import NOWHERE, Place
+from ckptdiff.patching.adapt import read_range
+from ckptdiff.patching.encode import row_width
 
 Job = tuple[Bytes, Bytes, Dtype, Place]
 

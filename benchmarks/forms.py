@@ -12,13 +12,13 @@ import argparse
 from pathlib import Path
 from unittest.mock import patch
 
-from ckptdiff.adapt import read_range
-from ckptdiff.checkpoint import Tensor, open_checkpoint
+from ckptdiff.checkpoint.reader import Tensor, open_checkpoint
 from ckptdiff.codecs import context
-from ckptdiff.codecs.place import NOWHERE, Place
-from ckptdiff.coding import row_width
-from ckptdiff.digests import BLOCK
-from ckptdiff.dtypes import DTYPES
+from ckptdiff.format.digests import BLOCK
+from ckptdiff.format.dtypes import DTYPES
+from ckptdiff.kernels.block_layout import NOWHERE, Place
+from ckptdiff.patching.adapt import read_range
+from ckptdiff.patching.encode import row_width
 
 NEVER = 2.0
 FORMS = {

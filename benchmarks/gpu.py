@@ -21,10 +21,10 @@ from typing import Any
 import torch
 
 import ckptdiff
-from ckptdiff.device import changes, move, units_of, zigzag
-from ckptdiff.deviceleaves import leaf_digests
-from ckptdiff.devices import find_device
-from ckptdiff.dtypes import DTYPES
+from ckptdiff.device.choice import find_device
+from ckptdiff.device.leaves import leaf_digests
+from ckptdiff.device.ops import changes, move, units_of, zigzag
+from ckptdiff.format.dtypes import DTYPES
 
 BF16 = DTYPES["BF16"]
 State = dict[str, Any]

@@ -15,11 +15,8 @@ TYPE_CHECKING = False  # as typing has it, which takes longer to import than all
 if TYPE_CHECKING:
     from typing import Any
 
-    from ckptdiff.analysis.overlap import OverlapResult, overlap
-    from ckptdiff.analysis.reporting import report, report_patch
-    from ckptdiff.analysis.rows import Report
-    from ckptdiff.applier import ApplyResult, apply
-    from ckptdiff.comparison import CompareResult, compare
+    from ckptdiff.analysis.overlap import OverlapResult
+    from ckptdiff.analysis.report_model import Report
     from ckptdiff.errors import (
         BaseMismatchError,
         CheckpointError,
@@ -32,15 +29,19 @@ if TYPE_CHECKING:
         RevisionError,
         UnsupportedError,
     )
-    from ckptdiff.live import Patch, diff
-    from ckptdiff.loaded import LoadedPatch
-    from ckptdiff.maker import MakeResult, make
-    from ckptdiff.masks import Mask
-    from ckptdiff.patchinfo import PatchInfo, info
-    from ckptdiff.publishing import PushResult, push
-    from ckptdiff.pulling import PullResult, pull
-    from ckptdiff.targets import load_target
-    from ckptdiff.verifier import VerifyResult, verify
+    from ckptdiff.live.patch import Patch, diff
+    from ckptdiff.live.switch import LoadedPatch
+    from ckptdiff.live.target import load_target
+    from ckptdiff.subnetwork.mask import Mask
+    from ckptdiff.verbs.apply import ApplyResult, apply
+    from ckptdiff.verbs.compare import CompareResult, compare
+    from ckptdiff.verbs.info import PatchInfo, info
+    from ckptdiff.verbs.make import MakeResult, make
+    from ckptdiff.verbs.overlap import overlap
+    from ckptdiff.verbs.pull import PullResult, pull
+    from ckptdiff.verbs.push import PushResult, push
+    from ckptdiff.verbs.report import report, report_patch
+    from ckptdiff.verbs.verify import VerifyResult, verify
 
 __version__ = "0.1.0"
 

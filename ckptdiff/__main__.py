@@ -9,12 +9,12 @@ INTERRUPTED = 130
 def main() -> None:
     """Run the command line, as ``ckptdiff`` and ``python -m ckptdiff`` do."""
     try:
-        from ckptdiff.interrupts import install
+        from ckptdiff.io.signals import install
 
         install(_leave)
     except KeyboardInterrupt:
         _leave()
-    from ckptdiff.cli import main as run
+    from ckptdiff.cli.main import main as run
 
     try:
         run()

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import ckptdiff
-from ckptdiff.codecs import kernelcache
+from ckptdiff.kernels import cache
 from tests.checkpoints import bf16, perturb, random_tensor, write, write_sharded
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads wait for each other by spinning: many times slower on busy cores
@@ -86,6 +86,6 @@ def kernel_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
     """A folder that this process keeps kernels in."""
     monkeypatch.setenv("CKPTDIFF_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
-    kernelcache.folders.cache_clear()
+    cache.folders.cache_clear()
     yield tmp_path / "cache"
-    kernelcache.folders.cache_clear()
+    cache.folders.cache_clear()

@@ -299,7 +299,7 @@ def tensors_cut_from_a_long_one(folder: Path, n: int) -> list[Path]:
 @case(1 << 13, "report")
 def report_of_tensors(folder: Path, n: int) -> list[Path]:
     from ckptdiff.analysis.modules import KINDS
-    from ckptdiff.analysis.rows import Report, TensorReport
+    from ckptdiff.analysis.report_model import Report, TensorReport
     from ckptdiff.analysis.sparsity import Counts, Tolerance
 
     tensors = tuple(TensorReport("", f"t{k}", "BF16", (2, 2), k, KINDS[0], Counts(), None, None) for k in range(n))

@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import ckptdiff
 from ckptdiff import Mask
-from ckptdiff.analysis.reporting import report_patch
-from ckptdiff.checkpoint import open_checkpoint
+from ckptdiff.checkpoint.reader import open_checkpoint
+from ckptdiff.verbs.report import report_patch
 from tests.hostile_cases import CASES
 
 ROOM = 600 << 20
@@ -49,7 +49,7 @@ def run(action: str, paths: list[Path], folder: Path) -> None:
         with open_checkpoint(paths[0]):
             pass
     elif action == "blocks":
-        from ckptdiff.patches import open_patch
+        from ckptdiff.patching.patch import open_patch
 
         with open_patch(paths[0]) as patch:
             entry = patch.files[0].table.entries[0]

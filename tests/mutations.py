@@ -20,10 +20,10 @@ import numpy as np
 import xxhash
 
 import ckptdiff
-from ckptdiff.patches import open_patch
-from ckptdiff.patchfile import Spooled, write_patch_file
-from ckptdiff.stfile import read_bytes
-from ckptdiff.table import Table
+from ckptdiff.format.patch_file import Spooled, write_patch_file
+from ckptdiff.format.table import Table
+from ckptdiff.io.source import read_bytes
+from ckptdiff.patching.patch import open_patch
 from tests.checkpoints import bf16, perturb, random_tensor, tree, write, write_sharded
 
 LIMIT = 3 << 29

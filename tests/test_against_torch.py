@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptdiff.dtypes import cast
+from ckptdiff.format.dtypes import cast
 from tests.checkpoints import BITS, TensorData
 from tests.test_properties import METADATA, NAMES, library_view, our_view, quick, tensors, zigzags
 

@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 import ckptdiff
-from ckptdiff.cli import main
-from ckptdiff.patches import open_patch
+from ckptdiff.cli.main import main
+from ckptdiff.patching.patch import open_patch
 from tests.checkpoints import TensorData, bf16, perturb, tree, write, write_sharded
 from tests.test_vectors import READER
 

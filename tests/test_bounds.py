@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ckptdiff.analysis.gram import sparse_gram
-from ckptdiff.codecs import adaptive, changes, leaves
-from ckptdiff.codecs.rangecoder import START
-from ckptdiff.dtypes import DTYPES
 from ckptdiff.errors import CheckpointError
-from ckptdiff.masking import slices
+from ckptdiff.format.dtypes import DTYPES
+from ckptdiff.kernels import adaptive, changes, leaves
+from ckptdiff.kernels.gram import sparse_gram
+from ckptdiff.kernels.mask_ops import slices
+from ckptdiff.kernels.range_coder import START
+from ckptdiff.subnetwork import freeze
 
 BF16 = DTYPES["BF16"]
 
@@ -135,11 +136,10 @@ def frozen_model(outcome: dict[str, Any]) -> tuple[Any, Any]:
 def test_a_parameter_that_grew_is_named(size: int, host: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """B2: bits were read beyond the mask's end, and what lay there trained."""
     torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
-    from ckptdiff import freezing
     from ckptdiff.subnetwork import Mask, freeze_outside
 
     if not host:
-        monkeypatch.setattr(freezing, "_on_host", lambda _: False)
+        monkeypatch.setattr(freeze, "_on_host", lambda _: False)
     outcome: dict[str, Any] = {}
     model, optimizer = frozen_model(outcome)
     w = model["w"]

@@ -13,8 +13,8 @@ import numba
 import numpy as np
 import pytest
 
-from ckptdiff.codecs.changes import fill_classes, shift
-from ckptdiff.masking import keep
+from ckptdiff.kernels.changes import fill_classes, shift
+from ckptdiff.kernels.mask_ops import keep
 
 pytestmark = pytest.mark.skipif(not numba.config.BOUNDSCHECK, reason="NUMBA_BOUNDSCHECK=1 is not set")
 

@@ -22,17 +22,17 @@ import pytest
 from click.testing import CliRunner, Result
 
 import ckptdiff
-from ckptdiff.cli import main
-from ckptdiff.digests import identity
-from ckptdiff.patches import open_patch
-from ckptdiff.patchfile import Spooled, write_patch_file
-from ckptdiff.stfile import read_bytes
-from ckptdiff.table import Table
+from ckptdiff.cli.main import main
+from ckptdiff.format.digests import identity
+from ckptdiff.format.patch_file import Spooled, write_patch_file
+from ckptdiff.format.table import Table
+from ckptdiff.io.source import read_bytes
+from ckptdiff.patching.patch import open_patch
 from tests.checkpoints import bf16, perturb, tree, write
 from tests.conftest import Pair
 from tests.test_refusals import reseal
 
-CKPTDIFF = [sys.executable, "-c", "from ckptdiff.cli import main; main()"]
+CKPTDIFF = [sys.executable, "-c", "from ckptdiff.cli.main import main; main()"]
 
 
 def run(*arguments: object) -> Result:
@@ -248,10 +248,10 @@ def test_demo_keeps_its_files_where_told(tmp_path: Path) -> None:
 
 
 def test_demo_fails_where_a_command_of_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ckptdiff import verifier
+    from ckptdiff.verbs import verify
 
-    broken = ckptdiff.VerifyResult((verifier.Problem("integrity", "made up"),), 1, True, True)
-    monkeypatch.setattr(verifier, "verify", lambda *_, **__: broken)
+    broken = ckptdiff.VerifyResult((verify.Problem("integrity", "made up"),), 1, True, True)
+    monkeypatch.setattr(verify, "verify", lambda *_, **__: broken)
     result = run("demo", tmp_path / "d")
     assert result.exit_code == 3 and "error: ckptdiff verify ended with 1" in result.stderr
 

@@ -14,10 +14,10 @@ import pytest
 import zstandard
 
 import ckptdiff
-from ckptdiff import others, output
-from ckptdiff.cli import main
+from ckptdiff.cli.main import main
 from ckptdiff.machine import machine_error
-from ckptdiff.patches import open_patch
+from ckptdiff.patching import other_files, output
+from ckptdiff.patching.patch import open_patch
 from tests.checkpoints import bf16, perturb, write
 from tests.conftest import Pair, tensors
 from tests.test_cli import CKPTDIFF, error_of, run
@@ -70,7 +70,7 @@ def test_usage_errors_print_nothing_on_stdout_where_json_is_not_asked_for(files:
 
 
 def test_a_run_that_is_interrupted_prints_an_object(files: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ckptdiff.patchinfo.info", partial(_raise, KeyboardInterrupt()))
+    monkeypatch.setattr("ckptdiff.verbs.info.info", partial(_raise, KeyboardInterrupt()))
     result = run("info", files.patch, "--json")
     assert result.exit_code == 130 and error_of(result)["kind"] == "interrupted"
 
@@ -186,7 +186,7 @@ def test_a_library_that_cannot_be_loaded_while_an_output_is_built(tmp_path: Path
     ],
 )
 def test_errors_of_the_machine_are_one_line(error: Exception, text: str, files: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ckptdiff.patchinfo.info", partial(_raise, error))
+    monkeypatch.setattr("ckptdiff.verbs.info.info", partial(_raise, error))
     result = run("info", files.patch, "--json")
     assert result.exit_code == 3 and text in error_of(result)["message"]
     assert result.stderr == f"ckptdiff: error: {error_of(result)['message']}\n"
@@ -207,7 +207,7 @@ def test_a_frame_that_zstd_lacks_memory_for_is_not_called_broken(folders: Pair, 
     with open_patch(folders.patch) as opened:
         monkeypatch.setattr(zstandard, "ZstdDecompressor", Starved)
         other = next(file for file in opened.others if file.kind == "new")
-        for read in (lambda: list(others.decode(opened, other, None)), lambda: ckptdiff.info(folders.patch)):
+        for read in (lambda: list(other_files.decode(opened, other, None)), lambda: ckptdiff.info(folders.patch)):
             with pytest.raises(ckptdiff.CkptdiffError, match="out of memory") as info:
                 read()
             assert info.value.kind == "resources"
@@ -242,7 +242,7 @@ def test_a_mistyped_path_that_could_be_an_id(tmp_path: Path) -> None:
     """It is looked up on the Hub, and the error says first that there is no such path."""
     pytest.importorskip("huggingface_hub")
     base = write(tmp_path / "base.safetensors", tensors()[0])
-    code = "from ckptdiff.cli import main; main()"
+    code = "from ckptdiff.cli.main import main; main()"
     for more in ({"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}):
         command = [sys.executable, "-c", code, "overlap", "runs/patch", "--base", str(base)]
         environment = {"PATH": "/usr/bin", "HOME": str(tmp_path), **more}

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckptdiff.codecs import adaptive, changes, context
-from ckptdiff.codecs.place import NOWHERE, Place
+from ckptdiff.codecs import context
 from ckptdiff.codecs.planes import write_varint
-from ckptdiff.dtypes import DTYPES, Dtype
+from ckptdiff.format.dtypes import DTYPES, Dtype
+from ckptdiff.kernels import adaptive, changes
+from ckptdiff.kernels.block_layout import NOWHERE, Place
 from tests.mutations import mutate
 from tests.test_vectors import READER
 

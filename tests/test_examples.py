@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ckptdiff.masks import Mask
+from ckptdiff.subnetwork.mask import Mask
 from tests.checkpoints import perturb, tensor, tree, write
 from tests.conftest import tensors
 

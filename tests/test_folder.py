@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 import ckptdiff
-from ckptdiff.cli import main
-from ckptdiff.folder import list_folder
-from ckptdiff.targets import open_target
+from ckptdiff.cli.main import main
+from ckptdiff.io.folder import list_folder
+from ckptdiff.live.target import open_target
 from tests.checkpoints import bf16, tree, write
 from tests.conftest import Pair
 from tests.test_roundtrip import to_hub_cache

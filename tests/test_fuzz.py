@@ -49,10 +49,10 @@ def test_the_same_seed_gives_the_same_inputs() -> None:
 @pytest.mark.parametrize("name", ["raw", "sparse", "adaptive", "static"])
 def test_a_decoder_that_is_wrong_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One unit changed more than the coded form says: each target of a decoder must tell."""
-    from ckptdiff import layers
+    from ckptdiff.patching import recipes
 
     codec = {"raw": "raw", "sparse": "sparse"}.get(name, "context")
-    real = layers.CODECS[codec].decode
+    real = recipes.CODECS[codec].decode
 
     def wrong(coded: memoryview, base: np.ndarray, size: int, dtype: object) -> tuple[np.ndarray, int]:
         target, changed = real(coded, base, size, dtype)  # type: ignore[arg-type]
@@ -60,7 +60,7 @@ def test_a_decoder_that_is_wrong_is_found(name: str, monkeypatch: pytest.MonkeyP
         target[-1] ^= 1
         return target, changed
 
-    monkeypatch.setattr(layers.CODECS[codec], "decode", wrong)
+    monkeypatch.setattr(recipes.CODECS[codec], "decode", wrong)
     with pytest.raises(Disagreement, match=rf"bytes: .*Again: python -m tests.fuzz {name} /"):
         loop(TARGETS[name], 1, 20)
 

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 import ckptdiff
-from ckptdiff.digests import BLOCK, leaves_of
 from ckptdiff.errors import BaseMismatchError
+from ckptdiff.format.digests import BLOCK, leaves_of
 from tests.checkpoints import SHARED_DATA
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
-from ckptdiff.deviceleaves import leaf_digests  # noqa: E402
+from ckptdiff.device.leaves import leaf_digests  # noqa: E402
 from ckptdiff.subnetwork import UpdateTracker, freeze_outside  # noqa: E402
 from tests.test_live import CODECS, State, copy_of, equal, pair  # noqa: E402
 from tests.test_subnetwork import OPTIMIZERS, bits_of, moved, network, some_mask  # noqa: E402

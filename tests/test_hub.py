@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import xxhash
 
-from ckptdiff import canonical
+from ckptdiff.format import canonical
 from tests.checkpoints import tensor, write
 from tests.hub_server import TOKEN, Fault, Hub, environment, running
 from tests.test_cli import CKPTDIFF
@@ -234,7 +234,7 @@ def test_the_card(hub: Hub, models: list[Path], tmp_path: Path) -> None:
     """It parses with the client, keeps its owner's text, and its figures are those of ``report --json``."""
     from huggingface_hub import ModelCard
 
-    from ckptdiff.analysis.words import percent
+    from ckptdiff.pages.report_prose import percent
 
     client = Client(hub, tmp_path / "a")
     publish(hub, client, models, "--report")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ckptdiff import CheckpointError
-from ckptdiff.hubid import HubId, parse_id
+from ckptdiff.hub.ids import HubId, parse_id
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_no_imports_inside_functions(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "code", ["import ckptdiff; dir(ckptdiff)", "from ckptdiff.cli import main; main(['--help'], standalone_mode=False)"]
+    "code", ["import ckptdiff; dir(ckptdiff)", "from ckptdiff.cli.main import main; main(['--help'], standalone_mode=False)"]
 )
 def test_the_start_is_cheap(code: str) -> None:
     heavy = "torch huggingface_hub numba numpy rich zstandard transformers altair vl_convert".split()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import ckptdiff
-from ckptdiff.impostors import impostor
+from ckptdiff.format.wrong_file import impostor
 from tests.conftest import Pair
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345678\n"

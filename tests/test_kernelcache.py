@@ -16,9 +16,8 @@ import pytest
 from numba.core import config
 
 import ckptdiff
-from ckptdiff import masking
-from ckptdiff.codecs import kernelcache
-from ckptdiff.codecs.jit import jit
+from ckptdiff.kernels import cache, mask_ops
+from ckptdiff.kernels.jit import jit
 from tests.processes import AS_NOBODY, NOBODY, needs_root, result_of, start
 from tests.test_imports import ORDER, imports, module_path
 
@@ -26,13 +25,12 @@ PACKAGE = Path(ckptdiff.__file__).parent
 KEEP = """
 import json, sys
 import numpy as np
-from ckptdiff import masking
-from ckptdiff.codecs import kernelcache
+from ckptdiff.kernels import cache, mask_ops
 units = np.arange(8, dtype=sys.argv[1])
-masking.keep(units, np.array([0b10110010], np.uint8))
+mask_ops.keep(units, np.array([0b10110010], np.uint8))
 assert units.tolist() == [0, 1, 0, 0, 4, 5, 0, 7], units
 names = "read", "compiled", "unkept"
-print(json.dumps({name: len(getattr(kernelcache, name)) for name in names} | {"why": kernelcache.unkept}))
+print(json.dumps({name: len(getattr(cache, name)) for name in names} | {"why": cache.unkept}))
 """
 READ, COMPILED = {"read": 1, "compiled": 0, "unkept": 0, "why": []}, {"read": 0, "compiled": 1, "unkept": 0, "why": []}
 
@@ -57,12 +55,12 @@ def keep_as_nobody(kind: str = "u1", **options: Any) -> dict[str, Any]:
 
 def keep_here(kind: str = "u1") -> str:
     """As :func:`keep`, in this process: which of the three happened."""
-    kernelcache.folders.cache_clear()
-    before = [len(items) for items in (kernelcache.read, kernelcache.compiled, kernelcache.unkept)]
+    cache.folders.cache_clear()
+    before = [len(items) for items in (cache.read, cache.compiled, cache.unkept)]
     units = np.arange(8, dtype=kind)
-    jit(masking.keep.py_func)(units, np.array([0b10110010], np.uint8))
+    jit(mask_ops.keep.py_func)(units, np.array([0b10110010], np.uint8))
     assert units.tolist() == [0, 1, 0, 0, 4, 5, 0, 7]
-    after = [len(items) for items in (kernelcache.read, kernelcache.compiled, kernelcache.unkept)]
+    after = [len(items) for items in (cache.read, cache.compiled, cache.unkept)]
     return {(1, 0, 0): "read", (0, 1, 0): "compiled", (0, 1, 1): "unkept"}[tuple(b - a for a, b in zip(before, after, strict=True))]
 
 
@@ -104,7 +102,7 @@ def test_what_changes_the_code_is_in_the_name(kernel_folder: Path, monkeypatch: 
             assert keep_here() == ("read" if name == "COLOR_SCHEME" else "compiled"), name
     for name in ("numba", "np", "llvmlite"):
         with monkeypatch.context() as patch:
-            patch.setattr(getattr(kernelcache, name), "__version__", "1")
+            patch.setattr(getattr(cache, name), "__version__", "1")
             assert keep_here() == "compiled", name
     assert keep_here() == "read"
     assert keep(cache=kernel_folder, env={"NUMBA_CPU_NAME": "generic"}) == COMPILED
@@ -130,8 +128,8 @@ def swap(path: Path) -> None:
 
 def no_pickle(path: Path) -> None:
     data = path.read_bytes()
-    begin, payload = len(kernelcache.HEAD) + 32, b"no pickle"
-    path.write_bytes(data[:begin] + kernelcache.xxh128(payload) + payload)
+    begin, payload = len(cache.HEAD) + 32, b"no pickle"
+    path.write_bytes(data[:begin] + cache.xxh128(payload) + payload)
 
 
 @pytest.mark.parametrize("damage", [cut, flip, swap, no_pickle, lambda path: path.write_bytes(b"")])
@@ -149,7 +147,7 @@ def test_a_folder_that_cannot_be_made(kernel_folder: Path) -> None:
     (kernel_folder.parent / "own").write_text("a file")
     assert (
         keep_here() == "unkept"
-        and kernelcache.unkept[-1] == f"{kernel_folder.parent / 'own' / 'ckptdiff'}: {kernel_folder.parent / 'own'} is not a folder"
+        and cache.unkept[-1] == f"{kernel_folder.parent / 'own' / 'ckptdiff'}: {kernel_folder.parent / 'own'} is not a folder"
     )
 
 
@@ -158,8 +156,8 @@ def test_a_user_without_a_home_has_no_folder_of_their_own(kernel_folder: Path, m
     kernel_folder.write_text("a file")
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
-    kernelcache.folders.cache_clear()
-    assert kernelcache.folders() == [kernel_folder] and keep_here() == "unkept"
+    cache.folders.cache_clear()
+    assert cache.folders() == [kernel_folder] and keep_here() == "unkept"
 
 
 def test_processes_that_write_at_once(kernel_folder: Path) -> None:
@@ -240,4 +238,4 @@ def test_sources_are_all_that_a_module_imports_when_it_is_loaded(name: str) -> N
         new = {module for module in imports(tree) if module in ORDER and module_path(module).name != "__init__.py"} - found
         found |= new
         left += new
-    assert kernelcache.sources(module_path(name)) == sorted(map(module_path, found))
+    assert cache.sources(module_path(name)) == sorted(map(module_path, found))

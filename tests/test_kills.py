@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import ckptdiff
-from ckptdiff.interrupts import held, raised
+from ckptdiff.io.signals import held, raised
 from tests.checkpoints import tree
 from tests.conftest import Pair
 from tests.kills import BEFORE, NOTHING_LEFT, default_signals, kills

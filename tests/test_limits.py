@@ -13,14 +13,18 @@ from typing import Any
 import pytest
 
 import ckptdiff
-from ckptdiff import CheckpointError, FormatError, Mask, canonical, jsonscan, manifest, patches, patchmaker, paths, stfile, table
-from ckptdiff.analysis import rows as rows_module
-from ckptdiff.applier import check_chain
-from ckptdiff.manifest import Index, Metadata
-from ckptdiff.memory import BytesFile
-from ckptdiff.patchfile import PatchFile
-from ckptdiff.table import Entry, Table, decompress
-from ckptdiff.weightmap import shards_of_index
+from ckptdiff import CheckpointError, FormatError, Mask
+from ckptdiff.analysis import report_model as rows_module
+from ckptdiff.checkpoint.weight_map import shards_of_index
+from ckptdiff.format import canonical, index, json_scan, safe_paths, safetensors, sealed, table
+from ckptdiff.format.index import Index
+from ckptdiff.format.metadata import Metadata
+from ckptdiff.format.patch_file import PatchFile
+from ckptdiff.format.table import Entry, Table, decompress
+from ckptdiff.patching import patch
+from ckptdiff.patching import write as writer
+from ckptdiff.patching.memory import BytesFile
+from ckptdiff.patching.rebuild import check_chain
 from tests import hostile_files as made
 from tests.checkpoints import tensor, write
 from tests.test_vectors import READER
@@ -66,10 +70,10 @@ def test_nodes_are_counted_outside_strings_before_anything_is_parsed(monkeypatch
         lambda n: canonical.loads(b"[" + b"0," * (n - 1) + b"0]", nodes=n - n % 2), 100, "101 braces, brackets and commas", ValueError
     )
     quiet = b'{"a\\\\":"{[,\\"{[,","\\\\\\"[":[{}]}'
-    assert jsonscan.count_nodes(quiet) == 4
+    assert json_scan.count_nodes(quiet) == 4
     for chunk in range(1, len(quiet) + 1):
-        monkeypatch.setattr(jsonscan, "CHUNK", chunk)
-        assert jsonscan.count_nodes(quiet) == 4, chunk
+        monkeypatch.setattr(json_scan, "CHUNK", chunk)
+        assert json_scan.count_nodes(quiet) == 4, chunk
 
 
 def test_objects_are_read_part_by_part_as_if_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +81,7 @@ def test_objects_are_read_part_by_part_as_if_whole(monkeypatch: pytest.MonkeyPat
     text = b'{"a":[{"x":[1,2]},"],\\"[",[],0],"b":[],"c":{"a":[3]}}'
     items = [("", "a", []), *(("a", "", item) for item in ({"x": [1, 2]}, '],"[', [], 0)), ("", "b", []), ("", "c", {"a": [3]})]
     for chunk in (1, 2, 3, 7, 20, len(text)):
-        monkeypatch.setattr(jsonscan, "CHUNK", chunk)
+        monkeypatch.setattr(json_scan, "CHUNK", chunk)
         monkeypatch.setattr(canonical, "BATCH", chunk % 7)
         assert list(canonical.members(text, {"a": 9, "b": 9}, 9, exact=True)) == items
         for k in range(len(text)):
@@ -101,12 +105,12 @@ def _outcome(run: Callable[[], Any]) -> bool:
 
 def test_headers() -> None:
     def read(n: int) -> None:
-        stfile.read_header(BytesFile(struct.pack("<Q", n) + b"{}" + b" " * (n - 2), "here"))
+        safetensors.read_header(BytesFile(struct.pack("<Q", n) + b"{}" + b" " * (n - 2), "here"))
 
-    both_sides(read, stfile.MAX_HEADER, "its header would have 33554433 bytes", ValueError)
-    both_sides(lambda n: stfile.parse_header(made.header_of([("t", "U8", [n])]), n), 2**40, "bytes of data, more than", ValueError)
+    both_sides(read, safetensors.MAX_HEADER, "its header would have 33554433 bytes", ValueError)
+    both_sides(lambda n: safetensors.parse_header(made.header_of([("t", "U8", [n])]), n), 2**40, "bytes of data, more than", ValueError)
     both_sides(lambda n: READER.parse_header(made.header_of([("t", "U8", [n])]), n), 2**40, "too large", READER.PatchError)
-    for parse, kind in ((stfile.parse_header, ValueError), (READER.parse_header, READER.PatchError)):
+    for parse, kind in ((safetensors.parse_header, ValueError), (READER.parse_header, READER.PatchError)):
         both_sides(lambda n, parse=parse: parse(made.header_of([("k" * n, "U8", [0])]), 0), 4096, "name|tensor", kind)  # type: ignore[misc]
         both_sides(lambda n, parse=parse: parse(made.header_of([("k", "U8", [0] * n)]), 0), 32, "shape|out of order", kind)  # type: ignore[misc]
 
@@ -116,8 +120,8 @@ def test_members_of_a_header() -> None:
     def metadata(n: int) -> bytes:
         return b'{"__metadata__":{%s}}' % b",".join(b'"%d":""' % k for k in range(n))
 
-    both_sides(lambda n: stfile.parse_header(made.header_of(rows(n)), 0), 2**17, "holds more than 131072 tensors", ValueError)
-    both_sides(lambda n: stfile.parse_header(metadata(n), 0), 2**16, "65537 braces, brackets and commas", ValueError)
+    both_sides(lambda n: safetensors.parse_header(made.header_of(rows(n)), 0), 2**17, "holds more than 131072 tensors", ValueError)
+    both_sides(lambda n: safetensors.parse_header(metadata(n), 0), 2**16, "65537 braces, brackets and commas", ValueError)
     both_sides(lambda n: READER.parse_header(made.header_of(rows(n)), 0), 2**17, "too many tensors", READER.PatchError)
     both_sides(lambda n: READER.parse_header(metadata(n), 0), 2**16, "not an object of strings", READER.PatchError)
 
@@ -125,7 +129,7 @@ def test_members_of_a_header() -> None:
 # --- patch files ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("limit", [table.MAX_TABLE, stfile.MAX_HEADER, rows_module.MAX_REPORT], ids=["table", "header", "report"])
+@pytest.mark.parametrize("limit", [table.MAX_TABLE, safetensors.MAX_HEADER, rows_module.MAX_REPORT], ids=["table", "header", "report"])
 def test_decoded_sizes(limit: int) -> None:
     both_sides(lambda n: decompress(made.rle(n), limit, "here"), limit, "must state a content size of at most")
     both_sides(lambda n: READER.decode_frame(made.rle(n), limit), limit, "states the size", READER.PatchError)
@@ -156,7 +160,7 @@ def test_stored_sizes() -> None:
         }
         members: list[tuple[str, Any, list[int], int]] = [(name, "U8", [size], size) for name, size in found.items()]
         first = [("__metadata__", f'{{"ckptdiff":{canonical.quote(made.sealed(value).decode())}}}')]
-        raw = stfile.header_json(first, members)
+        raw = safetensors.header_json(first, members)
         PatchFile(Hollow(struct.pack("<Q", len(raw)) + raw, 8 + len(raw) + sum(found.values())))
 
     for name, limit in (("table", 34_078_720), ("header/t.safetensors", 34_078_720), ("report", 1 << 24)):
@@ -262,12 +266,12 @@ def test_sizes_of_files() -> None:
     def other(n: int, kind: str = "same", key: str = "size") -> None:
         more = {"stored": 1, "digest": made.DIGEST} if kind != "same" else {}
         more |= {"base_sha256": made.SHA} if kind == "delta" else {}
-        manifest.OtherFile.read({**made.file_row("a"), **more, "kind": kind, key: n}, "here")
+        index.OtherFile.read({**made.file_row("a"), **more, "kind": kind, key: n}, "here")
 
     both_sides(other, 2**40, "size: expected 0 to 1099511627776, found 1099511627777")
     both_sides(lambda n: other(n, "new", "stored"), 2**40, "stored: expected 0 to 1099511627776")
     both_sides(lambda n: other(n, "delta"), 2**26, "size: expected 0 to 67108864")
-    both_sides(lambda n: manifest.FileRef.read(made.file_row("a", n), "here"), 2**40, "size: expected 0 to")
+    both_sides(lambda n: sealed.FileRef.read(made.file_row("a", n), "here"), 2**40, "size: expected 0 to")
 
 
 def test_sums_of_all_patch_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -285,28 +289,28 @@ def test_sums_of_all_patch_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     content = 4 + len(text) + 16 + len(header)
     sums = {"tensors": 2, "removed tensors": 2, "bytes of tables and headers": 2 * content, "bytes to rebuild": 2 * (8 + len(header))}
     for what, found in sums.items():
-        monkeypatch.setitem(patches.LIMITS, what, found)
+        monkeypatch.setitem(patch.LIMITS, what, found)
         with pytest.raises(FormatError, match="hold the same tensor of one scope"):
             ckptdiff.info(folder)
-        monkeypatch.setitem(patches.LIMITS, what, found - 1)
+        monkeypatch.setitem(patch.LIMITS, what, found - 1)
         with pytest.raises(FormatError, match=rf"b.safetensors: with the files before it there are {found} {what}, expected at most"):
             ckptdiff.info(folder)
-        monkeypatch.setitem(patches.LIMITS, what, found)
+        monkeypatch.setitem(patch.LIMITS, what, found)
 
 
 def test_paths() -> None:
-    both_sides(lambda n: manifest.safe_path("k" * n, "here"), 250, "has a component longer than 250 bytes")
-    both_sides(lambda n: manifest.safe_path("/".join("k" * n), "here"), 32, "has 33 components, expected at most 32")
-    assert manifest.safe_path("/".join(["m" * 204] * 5), "here")
+    both_sides(lambda n: safe_paths.safe_path("k" * n, "here"), 250, "has a component longer than 250 bytes")
+    both_sides(lambda n: safe_paths.safe_path("/".join("k" * n), "here"), 32, "has 33 components, expected at most 32")
+    assert safe_paths.safe_path("/".join(["m" * 204] * 5), "here")
     with pytest.raises(FormatError, match="has 1025 bytes, expected 1 to 1024"):
-        manifest.safe_path("/".join(["m" * 204] * 4 + ["m" * 205]), "here")
+        safe_paths.safe_path("/".join(["m" * 204] * 4 + ["m" * 205]), "here")
 
 
 def test_paths_that_clash_are_neighbours() -> None:
-    assert paths.clash(["a.b", "a/c", "a-b", "ab", "a0/c"]) is None
+    assert safe_paths.clash(["a.b", "a/c", "a-b", "ab", "a0/c"]) is None
     for clash in (["a.b", "a/c/d", "a-b", "a"], ["b/a", "b/a"], ["a/b/c", "a/b.c", "a/b"]):
-        assert paths.clash(clash) in clash and paths.clash(clash[::-1]) in clash
-    assert paths.clash(f"{k}/{j}" for k in range(50) for j in range(50)) is None
+        assert safe_paths.clash(clash) in clash and safe_paths.clash(clash[::-1]) in clash
+    assert safe_paths.clash(f"{k}/{j}" for k in range(50) for j in range(50)) is None
 
 
 # --- chains, masks, indexes of shards ------------------------------------------------------------------------------
@@ -352,7 +356,7 @@ def test_make_refuses_what_no_reader_takes(tmp_path: Path, monkeypatch: pytest.M
     sides = [write(tmp_path / f"{k}.safetensors", {name: tensor("U8", (1,), bytes([k])) for name in "ab"}) for k in range(2)]
     for limit, text in (("MAX_TENSORS", "2 tensors in one file, a patch at most 1"), ("MAX_ALL_TENSORS", "2 tensors, a patch at most 1")):
         with monkeypatch.context() as patched:
-            patched.setattr(patchmaker, limit, 1)
+            patched.setattr(writer, limit, 1)
             with pytest.raises(CheckpointError, match=f"1.safetensors: has {text}: patch its parts one by one"):
                 ckptdiff.make(*sides, tmp_path / "patch")
     monkeypatch.setattr(table, "MAX_TABLE", 10)

@@ -14,18 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ckptdiff
-from ckptdiff import loaded as loaded_module
 from ckptdiff.errors import BaseMismatchError, CheckpointError, FormatError, IntegrityError, UnsupportedError
+from ckptdiff.live import switch as loaded_module
 from tests.checkpoints import SHARED_DATA
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
-from ckptdiff.devicecoder import DeviceCoder  # noqa: E402
-from ckptdiff.deviceleaves import leaf_digests  # noqa: E402
-from ckptdiff.digests import BLOCK, leaves_of  # noqa: E402
-from ckptdiff.dtypes import DTYPES  # noqa: E402
-from ckptdiff.torchtypes import NAMES  # noqa: E402
+from ckptdiff.device.leaves import leaf_digests  # noqa: E402
+from ckptdiff.format.digests import BLOCK, leaves_of  # noqa: E402
+from ckptdiff.format.dtypes import DTYPES  # noqa: E402
+from ckptdiff.patching.encode_on_device import DeviceCoder  # noqa: E402
+from ckptdiff.patching.torch_dtypes import NAMES  # noqa: E402
 
 State = dict[str, Any]
 CODECS = ["sparse", "context", "raw", None]
@@ -163,7 +163,7 @@ def test_xxh3_of_torch_is_xxhash(extra: int) -> None:
 
 def test_moves_on_a_device() -> None:
     """What tensors on an accelerator go through, on torch's CPU device: every dtype, few changes and many, there and back."""
-    from ckptdiff.device import changes, move, units_of, zigzag
+    from ckptdiff.device.ops import changes, move, units_of, zigzag
 
     rng = np.random.default_rng(5)
     for name, share in ((name, share) for name in DTYPES for share in (0.01, 0.9)):
@@ -186,16 +186,16 @@ def test_moves_on_a_device() -> None:
 
 def test_tensors_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors that the host cannot see, as on an accelerator: torch tensors stand for them that numpy is kept from."""
-    import ckptdiff.torchtypes as types
+    import ckptdiff.patching.torch_dtypes as types
 
     plain = types.flat_bytes
-    monkeypatch.setattr("ckptdiff.memory.flat_bytes", lambda array, where: torch.from_numpy(np.asarray(plain(array, where))))
+    monkeypatch.setattr("ckptdiff.patching.memory.flat_bytes", lambda array, where: torch.from_numpy(np.asarray(plain(array, where))))
     for share in (0.01, 0.6):
         old, new = pair(share)
         for codec in CODECS:
             data = ckptdiff.diff(old, new, codec=codec).to_bytes()
             with monkeypatch.context() as host:
-                host.setattr("ckptdiff.memory.flat_bytes", plain)
+                host.setattr("ckptdiff.patching.memory.flat_bytes", plain)
                 assert ckptdiff.diff(old, new, codec=codec).to_bytes() == data
             model = copy_of(old)
             loaded = ckptdiff.Patch.from_bytes(data).load(model)

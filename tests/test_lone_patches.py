@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 import ckptdiff
-from ckptdiff.manifest import Index, Metadata
-from ckptdiff.patches import open_patch
-from ckptdiff.patchfile import Spooled, write_patch_file
-from ckptdiff.recognition import is_patch
+from ckptdiff.checkpoint.recognition import is_patch
+from ckptdiff.format.index import Index
+from ckptdiff.format.metadata import Metadata
+from ckptdiff.format.patch_file import Spooled, write_patch_file
+from ckptdiff.patching.patch import open_patch
 from tests.checkpoints import perturb, tensor, tree, write
 from tests.hub_server import Hub, running
 from tests.test_hub import CARD, Client

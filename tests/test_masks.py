@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ckptdiff
-from ckptdiff import Mask, canonical
+from ckptdiff import Mask
+from ckptdiff.analysis.values import values_of
 from ckptdiff.errors import CheckpointError, FormatError, IntegrityError, OutputError, UnsupportedError
-from ckptdiff.masks import smallest_weights
-from ckptdiff.values import values_of
+from ckptdiff.format import canonical
+from ckptdiff.subnetwork.mask import smallest_weights
 from tests.checkpoints import BITS, SHARED_DATA, perturb, random_tensor, tensor, write
 from tests.test_cli import run
 

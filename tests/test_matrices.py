@@ -15,9 +15,9 @@ import pytest
 
 from ckptdiff.analysis.matrices import counted_lines, ranked, spread
 from ckptdiff.analysis.modules import layer_of, module_of
-from ckptdiff.analysis.page import SAMPLE_COLUMNS, sample_table
-from ckptdiff.analysis.reporting import QUANTILES, report
-from ckptdiff.analysis.stored import unpack
+from ckptdiff.analysis.report_stored import unpack
+from ckptdiff.pages.report_page import SAMPLE_COLUMNS, sample_table
+from ckptdiff.verbs.report import QUANTILES, report
 from tests.checkpoints import tensor, write
 from tests.test_cli import run
 from tests.test_report import SCHEMA
@@ -102,8 +102,8 @@ def test_older_stored_reports_do_not_say(sampled: tuple[Path, Path]) -> None:
     """They are read as before; what is stated must follow from the tensors."""
     import zstandard
 
-    from ckptdiff import canonical
     from ckptdiff.errors import FormatError
+    from ckptdiff.format import canonical
 
     value = canonical.loads(zstandard.ZstdDecompressor().decompress(report(*sampled).to_bytes()), floats=True)
 
@@ -123,7 +123,7 @@ def test_older_stored_reports_do_not_say(sampled: tuple[Path, Path]) -> None:
 @pytest.mark.parametrize("dtype", ["U8", "BF16", "C64"])
 def test_rows_and_columns_across_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], dtype: str) -> None:
     """Blocks that hold less than a row, and such that begin within one."""
-    monkeypatch.setattr("ckptdiff.analysis.source.BLOCK", 1 << 10)
+    monkeypatch.setattr("ckptdiff.analysis.pairs.BLOCK", 1 << 10)
     width = {"U8": 1, "BF16": 2, "C64": 8}[dtype]
     rng = np.random.default_rng(1)
     old = rng.integers(0x10, 0x3F, int(np.prod(shape)) * width, dtype=np.uint8)

@@ -14,15 +14,15 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import ckptdiff
-from ckptdiff import render, render_report
-from ckptdiff.analysis.charts import charts
 from ckptdiff.analysis.modules import layer_of
-from ckptdiff.analysis.overlap_page import render_overlap
-from ckptdiff.analysis.page import render_page
-from ckptdiff.analysis.reporting import report
-from ckptdiff.analysis.rows import Report
-from ckptdiff.analysis.stored import unpack
+from ckptdiff.analysis.report_model import Report
+from ckptdiff.analysis.report_stored import unpack
+from ckptdiff.cli import render, render_report
 from ckptdiff.errors import CheckpointError, FormatError
+from ckptdiff.pages.overlap_page import render_overlap
+from ckptdiff.pages.report_charts import charts
+from ckptdiff.pages.report_page import render_page
+from ckptdiff.verbs.report import report
 from tests.checkpoints import BITS, TensorData, perturb, tensor, write
 from tests.test_cli import run
 from tests.test_report import SCHEMA
@@ -82,7 +82,7 @@ def checkpoints(draw: st.DrawFn) -> list[dict[str, TensorData]]:
 def _without_scripts() -> Any:
     """Pages without Vega's code, which does not look at the numbers."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ckptdiff.analysis.markup.bundled", lambda: "")
+        patch.setattr("ckptdiff.pages.html.bundled", lambda: "")
         yield
 
 

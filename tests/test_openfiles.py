@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import ckptdiff
-from ckptdiff import openfiles
-from ckptdiff.stfile import LocalFile, read_bytes
+from ckptdiff.io import open_files
+from ckptdiff.io.source import LocalFile, read_bytes
 from tests.checkpoints import bf16, tree, write_sharded
 
 SHARDS = 90
@@ -51,14 +51,16 @@ def test_many_shards_under_a_low_limit(tmp_path: Path) -> None:
 def test_the_command_keeps_to_the_limit_it_is_given(tmp_path: Path) -> None:
     sharded(tmp_path / "base", 0)
     sharded(tmp_path / "target", 0.5)
-    code = f"import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, ({LIMIT}, {LIMIT})); from ckptdiff.cli import main; main()"
+    code = (
+        f"import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, ({LIMIT}, {LIMIT})); from ckptdiff.cli.main import main; main()"
+    )
     done = subprocess.run([sys.executable, "-c", code, "make", "base", "target", "-o", "p"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(openfiles, "capacity", lambda: 3)
+    monkeypatch.setattr(open_files, "capacity", lambda: 3)
     return 3
 
 

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 import ckptdiff
-from ckptdiff import durable
-from ckptdiff.hubid import parse_id
-from ckptdiff.output import build_beside
-from ckptdiff.workfolder import work_folder
+from ckptdiff.hub.ids import parse_id
+from ckptdiff.io import durable
+from ckptdiff.io.work_folder import work_folder
+from ckptdiff.patching.output import build_beside
 from tests.checkpoints import bf16, tree, write, write_sharded
 from tests.conftest import Pair, tensors
 from tests.test_refusals import refused
@@ -27,7 +27,7 @@ WORK = ".out.ckptdiff-abcdefgh"
 
 
 def left_by_a_killed_run(parent: Path, name: str = WORK, **content: str) -> Path:
-    """A work folder whose run is gone, as :mod:`ckptdiff.aside` says what it holds."""
+    """A work folder whose run is gone, as :mod:`ckptdiff.io.leftovers` says what it holds."""
     folder = parent / name
     folder.mkdir(mode=0o700)
     (folder / "ckptdiff-work").touch()
@@ -295,7 +295,7 @@ def test_overwrite_counts_links_to_folders_and_names_five(folders: Pair, old: Pa
 
 def test_overwrite_of_a_home_is_refused_before_it_is_listed(folders: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "home" / "sub").mkdir(parents=True)
-    monkeypatch.setattr("ckptdiff.overwriting._names", lambda _: pytest.fail("listed"))
+    monkeypatch.setattr("ckptdiff.patching.overwrite._names", lambda _: pytest.fail("listed"))
     with refused(ckptdiff.OutputError, "home: is neither a checkpoint nor a patch", tmp_path):
         overwrite(folders, tmp_path / "home")
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import ckptdiff
-from ckptdiff.analysis.overlap import overlap
 from ckptdiff.errors import BaseMismatchError, CheckpointError, HubError
+from ckptdiff.verbs.overlap import overlap
 from tests.checkpoints import tensor, write
 from tests.test_cli import run
 

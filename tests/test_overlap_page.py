@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from ckptdiff.analysis.overlap import OverlapResult, TensorOverlap
-from ckptdiff.analysis.overlap_words import CAPTIONS, beyond, headline
 from ckptdiff.errors import OutputError
+from ckptdiff.pages.overlap_prose import CAPTIONS, beyond, headline
 from tests.checkpoints import tensor, write
 from tests.sample_reports import llama
 from tests.test_cli import run
@@ -22,8 +22,8 @@ from tests.test_cli import run
 pytest.importorskip("altair", reason="needs ckptdiff[report]")
 pytest.importorskip("vl_convert", reason="needs ckptdiff[report]")
 
-from ckptdiff.analysis import drawing, overlap_charts
-from ckptdiff.analysis.overlap_page import MOST_UPDATES, render_overlap, tensor_columns
+from ckptdiff.pages import drawing, overlap_charts
+from ckptdiff.pages.overlap_page import MOST_UPDATES, render_overlap, tensor_columns
 from tests.test_page import ATTACK, browse, needs_browser, png_bytes, value
 
 RUN = {"sparsity", "growth"}

@@ -20,15 +20,15 @@ from typing import Any
 
 import pytest
 
-from ckptdiff.analysis.words import definitions, headline, key_figures, number, percent
 from ckptdiff.errors import OutputError
+from ckptdiff.pages.report_prose import definitions, headline, key_figures, number, percent
 from tests import sample_reports
 from tests.sample_reports import assemble, many_tensors, without_names
 
 altair = pytest.importorskip("altair", reason="needs ckptdiff[report]")
 pytest.importorskip("vl_convert", reason="needs ckptdiff[report]")
 
-from ckptdiff.analysis import charts, drawing, page, series  # noqa: E402
+from ckptdiff.pages import chart_data, drawing, report_charts, report_page  # noqa: E402
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
@@ -145,7 +145,7 @@ def value(text: str) -> float:
 
 def check_sorting(found: dict[str, Any]) -> None:
     """Every column sorts both ways; missing values come last both ways."""
-    for i, (name, kind) in enumerate(page.COLUMNS):
+    for i, (name, kind) in enumerate(report_page.COLUMNS):
         column = found["sorted"][i]
         ways = ("ascending", "descending") if kind == "text" else ("descending", "ascending")
         assert (column["way"], column["back"]) == ways and column["others"] == 1 and column["keyboard"], name
@@ -163,7 +163,7 @@ def check_sorting(found: dict[str, Any]) -> None:
 def test_the_page_in_a_browser(name: str, tmp_path: Path) -> None:
     make, drawn = PAGES[name]
     report = make()
-    found = browse(page.render_page(report), tmp_path, "--window-size=1600,1200")
+    found = browse(report_page.render_page(report), tmp_path, "--window-size=1600,1200")
     assert set(found["charts"]) == drawn
     for chart in found["charts"].values():
         assert chart["marks"] and chart["width"] > 400 and chart["height"] > 60 and chart["label"], found["charts"]
@@ -191,7 +191,7 @@ def luminance(colour: str) -> float:
 @needs_browser
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_light_and_dark_and_narrow(dark: bool, tmp_path: Path) -> None:
-    text = page.render_page(sample())
+    text = report_page.render_page(sample())
     found = browse(text, tmp_path, f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--window-size=400,900")
     ground = luminance(found["background"])
     assert (ground < 0.1) is dark and found["overflow"] <= 0
@@ -201,7 +201,7 @@ def test_light_and_dark_and_narrow(dark: bool, tmp_path: Path) -> None:
 
 
 def test_the_page_forbids_requests_and_holds_no_addresses_to_load() -> None:
-    text = page.render_page(attacked())
+    text = report_page.render_page(attacked())
     assert "default-src 'none'; script-src 'sha256-" in html.unescape(text)
     assert not re.search(r"<(link|img|iframe|object|embed)\b", text.split("<script>")[0])
     assert not re.search(r"<script[^>]*\bsrc=", text) and text.count("<script") == text.count("</script") == 3
@@ -212,10 +212,10 @@ def test_the_page_forbids_requests_and_holds_no_addresses_to_load() -> None:
 @pytest.mark.parametrize("name", PAGES)
 def test_charts_are_few_and_valid(name: str) -> None:
     make, drawn = PAGES[name]
-    found = charts.charts(make())
+    found = report_charts.charts(make())
     assert {chart.name for chart in found} == drawn
     assert all(re.fullmatch("[a-z-]+", chart.name) and chart.description for chart in found)
-    assert {name for name, *_ in charts.CHARTS} == EVERY
+    assert {name for name, *_ in report_charts.CHARTS} == EVERY
 
 
 def png_bytes(data: bytes) -> tuple[int, int, bytes]:
@@ -234,7 +234,7 @@ def png_bytes(data: bytes) -> tuple[int, int, bytes]:
 
 @pytest.mark.parametrize("update", ["rl_update", "low_rank_update"])
 def test_png_files(update: str, tmp_path: Path) -> None:
-    paths = charts.write_png(sample(update), tmp_path / "new" / "folder")
+    paths = report_charts.write_png(sample(update), tmp_path / "new" / "folder")
     assert {path.name for path in paths} == {f"{name}.png" for name in EVERY} == {p.name for p in (tmp_path / "new" / "folder").iterdir()}
     for path in paths:
         width, height, rows = png_bytes(path.read_bytes())
@@ -245,18 +245,18 @@ def test_png_files(update: str, tmp_path: Path) -> None:
 def test_png_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):
-        charts.write_png(one_tensor(), tmp_path / "file")
+        report_charts.write_png(one_tensor(), tmp_path / "file")
 
 
 @pytest.mark.parametrize("missing", ["altair", "vl_convert"])
 def test_missing_libraries_say_what_to_install(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(OutputError, match=r"pip install 'ckptdiff\[report\]'"):
-        page.render_page(one_tensor())
+        report_page.render_page(one_tensor())
 
 
 def test_importing_loads_no_pictures() -> None:
-    code = "import sys, ckptdiff.analysis.page; print([m for m in ('altair', 'vl_convert') if m in sys.modules])"
+    code = "import sys, ckptdiff.pages.report_page; print([m for m in ('altair', 'vl_convert') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
@@ -278,8 +278,8 @@ def test_missing_and_endless_numbers_are_shown_as_missing() -> None:
         for spectrum in tensor["spectra"] or ():
             spectrum.update(stable_rank=float("nan"), random_rank=None, singular_values=[])
     report["rank"].update(stable_rank=None, random_rank_share=None, rank_share=None, effective_share=None)
-    assert {chart.name for chart in charts.charts(report)} == EVERY - {"random-rank", "spectra"}
-    assert "NaN" not in page.render_page(report).split('id="data">')[1].split("</script>")[0]
+    assert {chart.name for chart in report_charts.charts(report)} == EVERY - {"random-rank", "spectra"}
+    assert "NaN" not in report_page.render_page(report).split('id="data">')[1].split("</script>")[0]
 
 
 def test_headline_names_concentrated_updates_and_norms() -> None:
@@ -293,9 +293,9 @@ def test_headline_names_concentrated_updates_and_norms() -> None:
 
 
 def test_an_empty_report_still_makes_a_page(tmp_path: Path) -> None:
-    text = page.render_page({**assemble([], {"ulp": [], "abs": [], "exponents": []}), "added": ["only.one"]})
+    text = report_page.render_page({**assemble([], {"ulp": [], "abs": [], "exponents": []}), "added": ["only.one"]})
     assert "There are no weights to compare." in text and "<li>only.one</li>" in text
-    assert charts.write_png(assemble([], {"ulp": [], "abs": [], "exponents": []}), tmp_path) == []
+    assert report_charts.write_png(assemble([], {"ulp": [], "abs": [], "exponents": []}), tmp_path) == []
 
 
 def test_numbers_in_words() -> None:
@@ -316,7 +316,7 @@ def test_random_spectrum_is_that_of_random_matrices() -> None:
     np = pytest.importorskip("numpy")
     for shape in ((300, 300), (200, 600)):
         values = np.linalg.svd(np.random.default_rng(1).normal(size=shape), compute_uv=False)
-        law = series.random_spectrum(*shape, points=shape[0])
+        law = chart_data.random_spectrum(*shape, points=shape[0])
         assert np.max(np.abs(values / values[0] - law)) < 0.05
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ckptdiff.parallel import FileHasher, run_ordered, sha256_file
-from ckptdiff.stfile import LocalFile
+from ckptdiff.io.parallel import FileHasher, run_ordered, sha256_file
+from ckptdiff.io.source import LocalFile
 
 
 @pytest.mark.parametrize("threads", [1, 2, 8])

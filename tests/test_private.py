@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ckptdiff.private import suspicious_content, suspicious_name
+from ckptdiff.checkpoint.secrets import suspicious_content, suspicious_name
 
 
 @pytest.mark.parametrize(

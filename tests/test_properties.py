@@ -18,14 +18,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import ckptdiff
-from ckptdiff import canonical
-from ckptdiff.codecs import CODECS, changes, leaves
-from ckptdiff.codecs.escapes import best_width, read_escaped, split_escaped, write_planes
+from ckptdiff.codecs import CODECS
+from ckptdiff.codecs.escaped_values import read_escaped, write_planes
 from ckptdiff.codecs.planes import Reader, write_plane, write_varint
-from ckptdiff.digests import BLOCK, leaves_of
-from ckptdiff.dtypes import DTYPES
 from ckptdiff.errors import FormatError
-from ckptdiff.stfile import LocalFile, header_json, parse_header, read_bytes, read_header
+from ckptdiff.format import canonical
+from ckptdiff.format.digests import BLOCK, leaves_of
+from ckptdiff.format.dtypes import DTYPES
+from ckptdiff.format.safetensors import header_json, parse_header, read_header
+from ckptdiff.io.source import LocalFile, read_bytes
+from ckptdiff.kernels import changes, leaves
+from ckptdiff.kernels.escapes import best_width, split_escaped
 from tests.checkpoints import BITS, TensorData, carrier, changed_units, tensor, tree, write
 
 
@@ -358,12 +361,12 @@ def check_ulp_distances(name: str, base: np.ndarray, target: np.ndarray) -> None
     if importlib.util.find_spec("torch"):
         import torch
 
-        from ckptdiff import device
+        from ckptdiff.device import ops
 
-        old, new = (device.units_of(torch.from_numpy(side.copy()).view(torch.uint8), dtype) for side in (base, target))
-        where, moves = device.changes(old, new, dtype)
+        old, new = (ops.units_of(torch.from_numpy(side.copy()).view(torch.uint8), dtype) for side in (base, target))
+        where, moves = ops.changes(old, new, dtype)
         assert where.tolist() == np.flatnonzero(base != target).tolist()
-        assert device.zigzag(moves).numpy().view(dtype.unit).tolist() == found[base != target].tolist()
+        assert ops.zigzag(moves).numpy().view(dtype.unit).tolist() == found[base != target].tolist()
 
 
 @pytest.mark.parametrize("name", [name for name in sorted(BITS) if carrier(name) == 1])
@@ -589,7 +592,7 @@ def library_view(data: bytes) -> dict[str, TensorData]:
 
 
 def our_view(path: Path) -> dict[str, TensorData]:
-    """What ckptdiff.stfile reads from a file."""
+    """What ckptdiff.format.safetensors reads from a file."""
     file = LocalFile(path)
     try:
         header = read_header(file)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckptdiff.analysis import rank
-from ckptdiff.analysis.gram import sparse_gram
 from ckptdiff.analysis.rank import TOP, expected_random_rank, spectrum
+from ckptdiff.kernels.gram import sparse_gram
 
 RNG = np.random.default_rng(0)
 

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 
 import ckptdiff
-from ckptdiff import output
-from ckptdiff.applier import check_chain
-from ckptdiff.manifest import Index, Metadata, OtherFile
-from ckptdiff.patches import open_patch
-from ckptdiff.stfile import header_json
-from ckptdiff.table import Totals
+from ckptdiff.format.index import Index, OtherFile
+from ckptdiff.format.metadata import Metadata
+from ckptdiff.format.safetensors import header_json
+from ckptdiff.format.table import Totals
+from ckptdiff.patching import output
+from ckptdiff.patching.patch import open_patch
+from ckptdiff.patching.rebuild import check_chain
 from tests.checkpoints import bf16, perturb, tensor, tree, write, write_sharded
 from tests.conftest import Pair, tensors
 
@@ -59,7 +60,7 @@ def test_wrong_base_names_the_first_tensor_and_the_base_it_wants(files: Pair, tm
 
 
 def test_wrong_base_names_the_hub_repo_if_the_patch_knows_it(files: Pair, tmp_path: Path) -> None:
-    from ckptdiff.applier import wanted_base
+    from ckptdiff.patching.rebuild import wanted_base
 
     with open_patch(files.patch) as patch:
         patch.files[0].metadata.info.update({"base_repo": "org/model", "base_revision": "abc123"})
@@ -184,7 +185,7 @@ def test_file_names_that_escape(folders: Pair, tmp_path: Path) -> None:
     for name in ("../evil", "/etc/evil", "a/../../evil", "a\\..\\evil", "C:evil"):
         value = json.loads(index.to_bytes())
         value["files"][0]["path"] = name
-        from ckptdiff.manifest import _sealed
+        from ckptdiff.format.metadata import _sealed
 
         del value["digest"]
         path.write_bytes(_sealed(value))
@@ -193,7 +194,7 @@ def test_file_names_that_escape(folders: Pair, tmp_path: Path) -> None:
 
 
 def test_a_newer_format_version(files: Pair) -> None:
-    from ckptdiff.manifest import _sealed
+    from ckptdiff.format.metadata import _sealed
 
     with open_patch(files.patch) as patch:
         value = json.loads(patch.files[0].metadata.to_bytes())

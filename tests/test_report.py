@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 import ckptdiff
-from ckptdiff.analysis.reporting import QUANTILES, report
-from ckptdiff.dtypes import DTYPES
+from ckptdiff.analysis.values import element_bits
 from ckptdiff.errors import CheckpointError
-from ckptdiff.values import element_bits
+from ckptdiff.format.dtypes import DTYPES
+from ckptdiff.verbs.report import QUANTILES, report
 from tests.checkpoints import tensor, write
 from tests.test_cli import run
 from tests.test_real_data import BASE, SHARED_DATA, TARGETS

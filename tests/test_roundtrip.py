@@ -18,7 +18,7 @@ import safetensors
 from safetensors import safe_open
 
 import ckptdiff
-from ckptdiff.patchinfo import PatchInfo, TensorRow
+from ckptdiff.verbs.info import PatchInfo, TensorRow
 from tests.checkpoints import (
     BITS,
     TensorData,
@@ -668,9 +668,9 @@ def test_files_over_the_limit_are_streamed(
     tmp_path: Path, folders: tuple[Path, Path], rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Files or bases over the limit for deltas are stored whole, streamed; those at the limit are not."""
-    import ckptdiff.others
+    import ckptdiff.patching.other_files
 
-    monkeypatch.setattr(ckptdiff.others, "MAX_PREFIX", 100_000)
+    monkeypatch.setattr(ckptdiff.patching.other_files, "MAX_PREFIX", 100_000)
     big, limit, small = rng.bytes(3_000_000), rng.bytes(100_000), rng.bytes(1000)
     put(folders[0], {"big": big, "shrunk": big, "grown": small, "limit": limit, "equal": big})
     put(folders[1], {"big": big[:-1], "shrunk": big[:1000], "grown": big, "limit": limit[::-1], "equal": big, "added": big + big})

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from ckptdiff.scratch import scratch
+from ckptdiff.io.scratch import scratch
 
 
 def test_one_name_is_one_array_of_a_thread() -> None:

@@ -10,11 +10,11 @@ import pytest
 from click.testing import CliRunner
 
 import ckptdiff
-from ckptdiff.cli import main
-from ckptdiff.foreign import refuse_weights
-from ckptdiff.hubid import HubId, parse_id
-from ckptdiff.private import suspicious_name
-from ckptdiff.selection import select
+from ckptdiff.checkpoint.other_formats import refuse_weights
+from ckptdiff.checkpoint.secrets import suspicious_name
+from ckptdiff.checkpoint.selection import select
+from ckptdiff.cli.main import main
+from ckptdiff.hub.ids import HubId, parse_id
 from tests.checkpoints import bf16, tree, write
 from tests.conftest import Pair
 

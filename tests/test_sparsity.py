@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import ckptdiff
-from ckptdiff.analysis.reporting import report, report_patch
 from ckptdiff.analysis.sparsity import NUMBERS, Counter, Counts, Tolerance
-from ckptdiff.dtypes import DTYPES
-from ckptdiff.recognition import is_patch
-from ckptdiff.values import element_bits, values_of
+from ckptdiff.analysis.values import element_bits, values_of
+from ckptdiff.checkpoint.recognition import is_patch
+from ckptdiff.format.dtypes import DTYPES
+from ckptdiff.verbs.report import report, report_patch
 from tests.checkpoints import tensor, write
 from tests.test_real_data import BASE, SHARED_DATA, TARGETS
 

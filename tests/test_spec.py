@@ -9,12 +9,14 @@ import numpy as np
 import xxhash
 
 import ckptdiff
-from ckptdiff import applier, canonical, dtypes, jsonscan, manifest, patches, patchfile, paths, stfile, table, weightmap
-from ckptdiff.analysis import stored
+from ckptdiff.analysis import report_stored
+from ckptdiff.checkpoint import weight_map
 from ckptdiff.codecs import CODECS, context, planes, sparse
-from ckptdiff.digests import BLOCK, tensor_digest
-from ckptdiff.dtypes import CASTS, DTYPES
 from ckptdiff.errors import SHOWN
+from ckptdiff.format import canonical, dtypes, json_scan, patch_file, safe_paths, safetensors, sealed, table
+from ckptdiff.format.digests import BLOCK, tensor_digest
+from ckptdiff.format.dtypes import CASTS, DTYPES
+from ckptdiff.patching import patch, rebuild
 from tests.checkpoints import BITS, tensor, tree, write
 
 SPEC = (Path(__file__).resolve().parents[1] / "spec" / "ckptdiff-v1.md").read_text()
@@ -55,48 +57,51 @@ def test_the_limits() -> None:
 
     stated = [[number(text) for text in re.findall(r"\d[\d,]*(?:\^\d+)?", value)] for _, value in rows(section("## 11."))]
     assert stated == [
-        [stfile.MAX_HEADER],
+        [safetensors.MAX_HEADER],
         [table.MAX_TABLE],
-        [patchfile.MAX_STORED_TABLE, patchfile.MAX_STORED_HEADER],
-        [manifest.MAX_INDEX, manifest.MAX_INDEX, manifest.MAX_INFO, manifest.MAX_REPO],
-        [patchfile.MAX_STORED_REPORT, stored.MAX_REPORT],
-        [stfile.MAX_TENSORS, stfile.MAX_TENSORS, stfile.MAX_MEMBER],
-        [patches.MAX_ALL_TENSORS, patches.MAX_ALL_TENSORS, patches.MAX_ALL_DESCRIBED, patches.MAX_ALL_BYTES],
-        [manifest.MAX_FILES, manifest.MAX_FILES],
-        [stfile.MAX_RANK, dtypes.MAX_SIZE, dtypes.MAX_SIZE],
-        [1, stfile.MAX_NAME],
-        [paths.MAX_PATH, paths.MAX_COMPONENTS, paths.MAX_COMPONENT, paths.MAX_PATH],
+        [patch_file.MAX_STORED_TABLE, patch_file.MAX_STORED_HEADER],
+        [sealed.MAX_INDEX, sealed.MAX_INDEX, sealed.MAX_INFO, sealed.MAX_REPO],
+        [patch_file.MAX_STORED_REPORT, report_stored.MAX_REPORT],
+        [safetensors.MAX_TENSORS, safetensors.MAX_TENSORS, safetensors.MAX_MEMBER],
+        [patch.MAX_ALL_TENSORS, patch.MAX_ALL_TENSORS, patch.MAX_ALL_DESCRIBED, patch.MAX_ALL_BYTES],
+        [sealed.MAX_FILES, sealed.MAX_FILES],
+        [safetensors.MAX_RANK, dtypes.MAX_SIZE, dtypes.MAX_SIZE],
+        [1, safetensors.MAX_NAME],
+        [safe_paths.MAX_PATH, safe_paths.MAX_COMPONENTS, safe_paths.MAX_COMPONENT, safe_paths.MAX_PATH],
         [table.MAX_CODED_BLOCK, planes.MAX_WINDOW],
         [dtypes.MAX_FILE],
-        [manifest.MAX_PREFIX],
-        [manifest.MAX_WINDOW],
-        [applier.MAX_CHAIN],
-        [canonical.MAX_INTEGER, jsonscan.MAX_DEPTH],
+        [sealed.MAX_PREFIX],
+        [sealed.MAX_WINDOW],
+        [rebuild.MAX_CHAIN],
+        [canonical.MAX_INTEGER, json_scan.MAX_DEPTH],
     ]
     assert canonical.MAX_INTEGER == 2**53 - 1
     limits = section("## 11.")
-    assert f"at most\n{canonical.MAX_NODES:,} of them in an index or metadata, {stfile.MAX_MEMBER:,} in one member" in limits
+    assert f"at most\n{canonical.MAX_NODES:,} of them in an index or metadata, {safetensors.MAX_MEMBER:,} in one member" in limits
     assert f"in one entry of a table {table.MAX_ENTRY} and one for each 2^21" in limits
     assert f"A table nests {table.MAX_ENTRY_DEPTH} deep" in limits
     assert f"2^21 = {BLOCK:,} bytes" in SPEC
-    assert f"1 to {paths.MAX_PATH:,} bytes of UTF-8, 1 to {paths.MAX_COMPONENTS} components of 1 to {paths.MAX_COMPONENT} bytes" in SPEC
+    assert (
+        f"1 to {safe_paths.MAX_PATH:,} bytes of UTF-8, 1 to {safe_paths.MAX_COMPONENTS} components of 1 to {safe_paths.MAX_COMPONENT} bytes"
+        in SPEC
+    )
 
 
 def test_security_states_the_same_limits() -> None:
     text = (Path(__file__).resolve().parents[1] / "SECURITY.md").read_text()
     for stated in (
-        f"{stfile.MAX_TENSORS:,} tensors a file, {patches.MAX_ALL_TENSORS:,} in all files of a patch",
-        f"{stfile.MAX_HEADER >> 20} MiB of JSON in a header or table, {patches.MAX_ALL_DESCRIBED >> 20} MiB\nof these in all of a patch",
-        f"{manifest.MAX_INDEX >> 20} MiB for an index or metadata, {stored.MAX_REPORT >> 20} MiB for a report",
-        f"; {manifest.MAX_FILES:,} files; ",
-        f"{dtypes.MAX_FILE >> 40} TiB a weight file, {patches.MAX_ALL_BYTES >> 40} TiB a model",
-        f"integers below 2^{canonical.MAX_INTEGER.bit_length()}; JSON {jsonscan.MAX_DEPTH} deep",
-        f"up to {manifest.MAX_PREFIX >> 20} MiB old and new",
-        f"of an index 8 x its bytes, at most {weightmap.MAX_INDEX_JSON >> 20} MiB",
+        f"{safetensors.MAX_TENSORS:,} tensors a file, {patch.MAX_ALL_TENSORS:,} in all files of a patch",
+        f"{safetensors.MAX_HEADER >> 20} MiB of JSON in a header or table, {patch.MAX_ALL_DESCRIBED >> 20} MiB\nof these in all of a patch",
+        f"{sealed.MAX_INDEX >> 20} MiB for an index or metadata, {report_stored.MAX_REPORT >> 20} MiB for a report",
+        f"; {sealed.MAX_FILES:,} files; ",
+        f"{dtypes.MAX_FILE >> 40} TiB a weight file, {patch.MAX_ALL_BYTES >> 40} TiB a model",
+        f"integers below 2^{canonical.MAX_INTEGER.bit_length()}; JSON {json_scan.MAX_DEPTH} deep",
+        f"up to {sealed.MAX_PREFIX >> 20} MiB old and new",
+        f"of an index 8 x its bytes, at most {weight_map.MAX_INDEX_JSON >> 20} MiB",
         f"at most {SHOWN} characters of a name",
     ):
         assert stated in text, stated
-    assert stfile.MAX_HEADER == table.MAX_TABLE
+    assert safetensors.MAX_HEADER == table.MAX_TABLE
 
 
 def test_the_error_kinds() -> None:

@@ -16,10 +16,10 @@ import zstandard
 
 import ckptdiff
 from ckptdiff import CheckpointError, CkptdiffError, FormatError, Report, UnsupportedError, report, report_patch
-from ckptdiff.analysis import stored
-from ckptdiff.analysis.stored import unpack
-from ckptdiff.dtypes import DTYPES
-from ckptdiff.patches import open_patch
+from ckptdiff.analysis import report_stored
+from ckptdiff.analysis.report_stored import unpack
+from ckptdiff.format.dtypes import DTYPES
+from ckptdiff.patching.patch import open_patch
 from tests.checkpoints import tensor, write
 from tests.test_cli import run
 from tests.test_real_data import BASE, SHARED_DATA, TARGETS
@@ -234,7 +234,7 @@ def test_what_is_no_report(data: bytes, text: str) -> None:
 
 
 def test_a_report_that_says_it_is_huge(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stored, "MAX_REPORT", 100)
+    monkeypatch.setattr(report_stored, "MAX_REPORT", 100)
     with pytest.raises(FormatError, match="at most 100"):
         unpack(zstandard.ZstdCompressor(write_content_size=True).compress(bytes(101)), "here", "")
 

@@ -17,14 +17,19 @@ import pytest
 import xxhash
 
 import ckptdiff
-from ckptdiff import CheckpointError, FormatError, Mask, canonical, hub, masks, patchmaker, scopes, stfile, table, verifier
-from ckptdiff.analysis import stored
-from ckptdiff.hub import RemoteFile, Repo
-from ckptdiff.hubid import HubId
-from ckptdiff.patches import MAX_ALL_DESCRIBED, MAX_ALL_TENSORS, OpenPatch
-from ckptdiff.patchfile import PatchFile
-from ckptdiff.table import Entry, Table
-from ckptdiff.weightmap import shards_of_index
+from ckptdiff import CheckpointError, FormatError, Mask
+from ckptdiff.analysis import report_stored
+from ckptdiff.checkpoint import scopes
+from ckptdiff.checkpoint.weight_map import shards_of_index
+from ckptdiff.format import canonical, table
+from ckptdiff.format.patch_file import PatchFile
+from ckptdiff.format.table import Entry, Table
+from ckptdiff.hub.ids import HubId
+from ckptdiff.hub.repo import RemoteFile, Repo
+from ckptdiff.io import source
+from ckptdiff.patching import write as writer
+from ckptdiff.patching.patch import MAX_ALL_DESCRIBED, MAX_ALL_TENSORS, OpenPatch
+from ckptdiff.verbs import verify
 from tests import hostile_files as made
 from tests.checkpoints import bf16, tensor, tree, write, write_sharded
 from tests.test_vectors import READER
@@ -45,7 +50,7 @@ def test_an_object_that_is_read_part_by_part_has_few_members() -> None:
     with pytest.raises(FormatError, match="here: bad JSON: it has more than 64 members"):
         Table.from_bytes(made.frame(struct.pack("<I", len(text)) + text), "here")
     with pytest.raises(FormatError, match="here: bad JSON: it has more than 64 members"):
-        stored.unpack(made.frame(text), "here", "t")
+        report_stored.unpack(made.frame(text), "here", "t")
 
 
 @pytest.fixture
@@ -54,7 +59,7 @@ def report(tmp_path: Path) -> dict[str, Any]:
     rng = np.random.default_rng(5)
     sides = [write(tmp_path / f"{k}.safetensors", {"layers.0.q_proj.weight": bf16(rng.normal(0, 1, (8, 8)))}) for k in range(2)]
     found = ckptdiff.report(*sides, rank="all")
-    value: dict[str, Any] = json.loads(table.decompress(found.to_bytes(), stored.MAX_REPORT, "here"))
+    value: dict[str, Any] = json.loads(table.decompress(found.to_bytes(), report_stored.MAX_REPORT, "here"))
     return value
 
 
@@ -62,25 +67,25 @@ def report(tmp_path: Path) -> dict[str, Any]:
 def test_keys_of_a_report_may_be_written_in_any_way(key: bytes, report: dict[str, Any]) -> None:
     """An array that is not seen as one to divide is read all the same."""
     text = canonical.dumps(report)
-    plain, odd = (stored.unpack(made.frame(text.replace(b'"tensors":', name)), "here", "t") for name in (b'"tensors":', key))
+    plain, odd = (report_stored.unpack(made.frame(text.replace(b'"tensors":', name)), "here", "t") for name in (b'"tensors":', key))
     assert plain == odd and len(plain.tensors) == 1
     with pytest.raises(FormatError, match=r"here.tensors\[0\]: expected an object, found int"):
-        stored.unpack(made.frame(canonical.dumps({**report, "tensors": [1]}).replace(b'"tensors":', key)), "here", "t")
+        report_stored.unpack(made.frame(canonical.dumps({**report, "tensors": [1]}).replace(b'"tensors":', key)), "here", "t")
 
 
 def test_singular_values_fall(report: dict[str, Any]) -> None:
     """What is far above the first has no place in a picture: divided by it, it may be infinite."""
     values = report["tensors"][0]["spectra"][0]["singular_values"]
-    assert values == sorted(values, reverse=True) and stored.unpack(made.frame(canonical.dumps(report)), "here", "t")
+    assert values == sorted(values, reverse=True) and report_stored.unpack(made.frame(canonical.dumps(report)), "here", "t")
     values[:2] = [1e-300, 1e300]
     with pytest.raises(FormatError, match=r"here.tensors\[0\].spectra\[0\].singular_values: expected them from the largest on"):
-        stored.unpack(made.frame(canonical.dumps(report)), "here", "t")
+        report_stored.unpack(made.frame(canonical.dumps(report)), "here", "t")
 
 
 def test_integers_of_a_report_are_those_of_every_language(report: dict[str, Any]) -> None:
     report["moves"]["ulp"][0]["count"] = 2**53
     with pytest.raises(FormatError, match="here: bad JSON: 9007199254740992 is too large an integer"):
-        stored.unpack(made.frame(canonical.dumps(report)), "here", "t")
+        report_stored.unpack(made.frame(canonical.dumps(report)), "here", "t")
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
@@ -123,14 +128,14 @@ def cuts(path: Path, byte: bytes, digest: bytes = WHOLE, **options: Any) -> Path
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Bytes read, of files that are called base."""
     found: list[int] = []
-    read = stfile.LocalFile.readinto
+    read = source.LocalFile.readinto
 
-    def readinto(self: stfile.LocalFile, offset: int, out: Any) -> None:
+    def readinto(self: source.LocalFile, offset: int, out: Any) -> None:
         if self.path.name.startswith("base"):
             found.append(len(memoryview(out)))
         read(self, offset, out)
 
-    monkeypatch.setattr(stfile.LocalFile, "readinto", readinto)
+    monkeypatch.setattr(source.LocalFile, "readinto", readinto)
     return found
 
 
@@ -223,7 +228,7 @@ def test_stored_files_are_decoded_one_at_a_time(tmp_path: Path, monkeypatch: pyt
         (tmp_path / "target" / f"{k}.txt").write_text(f"{k}" * 100)
     ckptdiff.make(tmp_path / "base", tmp_path / "target", tmp_path / "p")
     lock, now, most = threading.Lock(), [0], [0]
-    decode = verifier.others.decode
+    decode = verify.other_files.decode
 
     def counted(*args: Any) -> Iterator[bytes]:
         with lock:
@@ -234,7 +239,7 @@ def test_stored_files_are_decoded_one_at_a_time(tmp_path: Path, monkeypatch: pyt
         with lock:
             now[0] -= 1
 
-    monkeypatch.setattr(verifier.others, "decode", counted)
+    monkeypatch.setattr(verify.other_files, "decode", counted)
     assert ckptdiff.verify(tmp_path / "p", threads=8).ok and most == [1] and now == [0]
 
 
@@ -248,12 +253,12 @@ def test_few_globs_name_many_files_of_a_repo() -> None:
     others = ["ckptdiff.json", "[a].safetensors", "files/b.txt", "patches/c.safetensors", "README.md", "files/zst", "x/.zst", "patch/d.zst"]
     for wanted in (patch, [*patch, "ckptdiff.json"], patch[:90], [*patch, *others]):
         for folder in ("", "some [folder]"):
-            found = hub._patterns(repo([*patch, *others], folder), sorted(wanted))
+            found = repo._patterns(repo([*patch, *others], folder), sorted(wanted))
             inside = [f"{folder}/{path}" if folder else path for path in [*patch, *others]]
             kept = [path for path in [*inside, "elsewhere/a.zst"] if any(fnmatch.fnmatch(path, glob) for glob in found)]
-            assert {path.removeprefix(f"{folder}/") for path in kept} - {"elsewhere/a.zst"} == set(wanted) and len(found) <= hub.FEW
+            assert {path.removeprefix(f"{folder}/") for path in kept} - {"elsewhere/a.zst"} == set(wanted) and len(found) <= repo.FEW
             assert "elsewhere/a.zst" not in kept or not folder
-    assert hub._patterns(repo(["a.zst"], "files", is_file=True), ["a.zst"]) == ["files/a.zst"]
+    assert repo._patterns(repo(["a.zst"], "files", is_file=True), ["a.zst"]) == ["files/a.zst"]
 
 
 # --- what we write, others can read --------------------------------------------------------------------------------
@@ -273,7 +278,7 @@ def test_names_of_tied_tensors_have_room() -> None:
 def test_make_writes_no_folder_that_no_reader_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for side in range(2):
         write_sharded(tmp_path / str(side), {f"{k}.safetensors": {f"w{k}": tensor("U8", (1,), bytes([side]))} for k in "ab"}, None)
-    monkeypatch.setattr(patchmaker, "MAX_ALL_DESCRIBED", 300)
+    monkeypatch.setattr(writer, "MAX_ALL_DESCRIBED", 300)
     with pytest.raises(CheckpointError, match="1: its tables and headers have more than 300 bytes: patch its parts one by one"):
         ckptdiff.make(tmp_path / "0", tmp_path / "1", tmp_path / "p")
     assert not (tmp_path / "p").exists()
@@ -283,7 +288,7 @@ def test_masks_that_no_reader_takes_are_not_saved(tmp_path: Path, monkeypatch: p
     mask = Mask.from_arrays({name: [True] for name in "ab"})
     for limit, text in (("MAX_TENSORS", "a mask of 2 tensors"), ("MAX_HEADER", "whose header has")):
         with monkeypatch.context() as patched:
-            patched.setattr(masks, limit, 1)
+            patched.setattr(mask, limit, 1)
             with pytest.raises(CheckpointError, match=text):
                 mask.save(tmp_path / "m")
     mask.save(tmp_path / "m")
@@ -320,7 +325,7 @@ def test_the_largest_models_fit(model: str) -> None:
                 "changed": 9999999,
             }
             header = {name: {"dtype": dtype, "shape": shape, "data_offsets": [9999999999, 9999999999]}}
-            counts = dict.fromkeys(stored.COUNTS, 14680064)
+            counts = dict.fromkeys(report_stored.COUNTS, 14680064)
             row = {"scope": "model", "name": name, "dtype": dtype, "shape": shape, "layer": layer, "module": "experts", "spectra": None}
             row |= {"rows": [0.01234] * 7, "columns": [0.01234] * 7, **counts}
             tensors += 3 * experts
@@ -328,7 +333,7 @@ def test_the_largest_models_fit(model: str) -> None:
             rows += 3 * experts * (len(canonical.dumps(row)) + 1)
     assert tensors < MAX_ALL_TENSORS and described < MAX_ALL_DESCRIBED
     if model == "DeepSeek-V3":
-        assert rows < stored.MAX_REPORT
+        assert rows < report_stored.MAX_REPORT
 
 
 # --- both readers --------------------------------------------------------------------------------------------------

@@ -119,7 +119,7 @@ def test_names_from_strangers_mislead_nobody(tied: dict[str, str], monkeypatch: 
     old = small(False)
     new = moved(old)
     patch = ckptdiff.diff(old, new)
-    monkeypatch.setattr("ckptdiff.patches.OpenPatch.tied", tied)
+    monkeypatch.setattr("ckptdiff.patching.patch.OpenPatch.tied", tied)
     patch.apply_(old)
     assert same(old, new)
 
@@ -224,7 +224,7 @@ def test_memory_that_was_freed() -> None:
 
 def test_numpy_sees_memory_as_long_as_it_looks() -> None:
     """The tensor lives while an array over it does."""
-    code = "import torch, numpy\nfrom ckptdiff.torchtypes import flat_bytes\n"
+    code = "import torch, numpy\nfrom ckptdiff.patching.torch_dtypes import flat_bytes\n"
     code += "flat = [flat_bytes(torch.full((1 << 16,), k, dtype=torch.uint8), 'x') for k in range(200)]\n"
     code += "assert all((row == k).all() for k, row in enumerate(flat))"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

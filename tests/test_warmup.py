@@ -17,10 +17,10 @@ import pytest
 from numba.core import event
 
 import ckptdiff
-from ckptdiff import masking, warmup
-from ckptdiff.codecs import kernelcache
-from ckptdiff.codecs.jit import jit
+from ckptdiff.cli import warmup
 from ckptdiff.errors import OutputError
+from ckptdiff.kernels import cache, mask_ops
+from ckptdiff.kernels.jit import jit
 from tests.checkpoints import BITS, TensorData, bf16, perturb, random_tensor, write, write_sharded
 from tests.processes import AS_NOBODY, NOBODY, needs_root, result_of, start
 
@@ -121,14 +121,14 @@ def every_verb(folder: Path) -> None:
         if importlib.util.find_spec("torch"):
             run_subnetwork()
     compiled = [f"{found.data['dispatcher'].py_func.__name__}{found.data['args']}" for _, found in recorder.buffer if found.is_start]
-    print(json.dumps({"compiled": compiled, "read": len(kernelcache.read)}))
+    print(json.dumps({"compiled": compiled, "read": len(cache.read)}))
 
 
 @pytest.mark.slow
 def test_after_warmup_no_verb_compiles_anything(open_folder: Path) -> None:
     """The kernels are those of the whole test run, so they need not be compiled for this."""
-    folder = str(kernelcache.folders()[-1])
-    command = [sys.executable, "-c", "from ckptdiff.cli import main; main()", "warmup"]
+    folder = str(cache.folders()[-1])
+    command = [sys.executable, "-c", "from ckptdiff.cli.main import main; main()", "warmup"]
     first = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert first.endswith(f" read, in {folder}\n") and " kernels compiled, " in first
     again = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout)
@@ -141,7 +141,7 @@ def test_after_warmup_no_verb_compiles_anything(open_folder: Path) -> None:
 @needs_root
 def test_another_user_without_a_home_compiles_nothing(open_folder: Path) -> None:
     os.chown(open_folder, NOBODY, NOBODY)
-    found = result_of(start(EVERY_VERB, str(open_folder), site=ROOT, cache=kernelcache.folders()[-1], before=AS_NOBODY))
+    found = result_of(start(EVERY_VERB, str(open_folder), site=ROOT, cache=cache.folders()[-1], before=AS_NOBODY))
     assert found["compiled"] == [] and found["read"] > 50
 
 
@@ -150,7 +150,7 @@ def one_kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Warm up one kernel instead of all."""
 
     def step() -> None:
-        jit(masking.keep.py_func)(np.zeros(8, np.uint8), np.zeros(1, np.uint8))
+        jit(mask_ops.keep.py_func)(np.zeros(8, np.uint8), np.zeros(1, np.uint8))
 
     monkeypatch.setattr(warmup, "_steps", lambda folder: [step])
     yield
@@ -166,23 +166,23 @@ def test_what_warmup_gives(kernel_folder: Path, one_kernel: None) -> None:
 def test_a_named_folder_that_cannot_be_written_is_an_error(kernel_folder: Path, one_kernel: None) -> None:
     """Although the user's own folder has them then: an image without its kernels must not look warm."""
     kernel_folder.write_text("a file")
-    before = list(kernelcache.read)
+    before = list(cache.read)
     with pytest.raises(OutputError) as caught:
         warmup.warm_up()
     assert str(caught.value) == (
         f"{kernel_folder}: {kernel_folder} is not a folder; 1 kernels are missing: name another folder by CKPTDIFF_CACHE_DIR, "
         "or run warmup as a user who may write this one"
     )
-    assert kernelcache.read == before
+    assert cache.read == before
     with pytest.raises(OutputError) as again:
         warmup.warm_up()
-    assert str(again.value) == str(caught.value) and len(kernelcache.read) == len(before) + 1
+    assert str(again.value) == str(caught.value) and len(cache.read) == len(before) + 1
 
 
 def test_no_folder_at_all_is_an_error(kernel_folder: Path, one_kernel: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CKPTDIFF_CACHE_DIR")
-    monkeypatch.setattr(kernelcache, "BESIDE", kernel_folder)
-    kernelcache.folders.cache_clear()
+    monkeypatch.setattr(cache, "BESIDE", kernel_folder)
+    cache.folders.cache_clear()
     kernel_folder.write_text("a file")
     (kernel_folder.parent / "own").write_text("a file")
     with pytest.raises(OutputError, match=r"own/ckptdiff: .*own is not a folder; 1 kernels are missing: name"):

@@ -10,7 +10,7 @@ import click  # noqa: F401
 import rich.console  # noqa: F401
 
 import ckptdiff
-import ckptdiff.cli
+import ckptdiff.cli.main
 from tests.checkpoints import bf16, write
 
 with tempfile.TemporaryDirectory() as _name:

@@ -42,6 +42,6 @@ def _command(arguments: list[str], folder: Path, environment: dict[str, str], st
         os.close(file)
     loaded = [name for name in ("huggingface_hub", "httpx", "requests") if name in sys.modules]
     assert not loaded, f"{loaded} would have read another environment"
-    from ckptdiff.cli import main
+    from ckptdiff.cli.main import main
 
     main(arguments)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ckptdiff.analysis.modules import KINDS
 from ckptdiff.analysis.sparsity import EXPONENT
-from ckptdiff.dtypes import DTYPES
+from ckptdiff.format.dtypes import DTYPES
 
 SAMPLE = 32
 """Matrices whose rank is taken with ``rank="sample"``, at most."""

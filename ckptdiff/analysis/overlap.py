@@ -10,24 +10,16 @@ did, in each tensor, but at random among them.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ckptdiff.analysis.source import Pair, named_base, open_source
+from ckptdiff.analysis.pairs import Pair
 from ckptdiff.analysis.sparsity import EXPONENT
-from ckptdiff.errors import CheckpointError
-from ckptdiff.pairing import check_globs
-from ckptdiff.parallel import Progress, default_threads, no_progress, run_ordered
-from ckptdiff.selection import Selection
-from ckptdiff.values import distances, element_bits, values_of
+from ckptdiff.analysis.values import distances, element_bits, values_of
 
 Counts = npt.NDArray[np.int64]
 
@@ -188,65 +180,7 @@ def ratio(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
 
 
-def overlap(
-    updates: Sequence[str | os.PathLike[str]],
-    base: str | os.PathLike[str] | None = None,
-    *,
-    atol: float = 0.0,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    follow_links: bool = False,
-    threads: int | None = None,
-    progress: Progress = no_progress,
-) -> OverlapResult:
-    """Compare which elements several updates of one base changed.
-
-    Args:
-        updates: patches from ``base``, or checkpoints; of one run in order of its steps.
-        base: the checkpoint that all started from, as positions in a patch can only be read with it; None: the repo on the Hub that the
-            first patch names as its base.
-        atol: count an element as changed where |d| exceeds this; 0: where its bits differ.
-        include, exclude, follow_links: of checkpoints, as :func:`ckptdiff.make` takes them.
-        threads: how many to use.
-        progress: called with how far it is.
-
-    Raises:
-        CheckpointError: a checkpoint cannot be read, or no tensor is in all of them.
-        FormatError, UnsupportedError, IntegrityError: a patch is broken.
-        BaseMismatchError: a patch has another base. HubError: there is no base given or named, or the named one cannot be read.
-    """
-    if isinstance(updates, (str, os.PathLike)):
-        raise CheckpointError(f"updates: expected several, found {os.fspath(updates)!r}: put it in a list")
-    if not updates:
-        raise CheckpointError("overlap needs at least one patch or checkpoint")
-    if base is None:
-        base = named_base(*updates)
-    with ExitStack() as stack:
-        chosen = Selection(include, exclude, follow_links)
-        sources = [stack.enter_context(open_source(base, update, selection=chosen)) for update in updates]
-        sides = [side for source in sources for side in source.sides]
-        if sides:  # together, as one of the updates may have a file that no other has
-            check_globs(chosen.globs, *sides)
-        tables = [{(pair.old.scope, pair.old.name): pair for pair in source.pairs} for source in sources]
-        keys = [key for key in tables[0] if all(key in table for table in tables)]
-        left_out = {name for table in tables for _, name in table.keys() - set(keys)}
-        left_out |= {name for source in sources for name in (*source.added, *source.removed, *source.unpaired)}
-        if not keys and left_out:
-            raise CheckpointError(f"no tensor of {base} is in all updates with one dtype and shape: is it their base?")
-        groups = [[table[key] for table in tables] for key in keys]
-        jobs = (partial(_count, group, start, atol) for group in groups for start in group[0].starts)
-        done, total = 0, sum(group[0].nbytes for group in groups)
-        rows = []
-        with closing(run_ordered(jobs, threads or default_threads())) as blocks:
-            for group in groups:
-                rows.append(_gather(group, blocks))
-                done += group[0].nbytes
-                progress("comparing", done, total)
-        names = tuple(Path(update).name or str(update) for update in updates)
-        return OverlapResult(sources[0].base, names, atol, tuple(rows), tuple(sorted(left_out)))
-
-
-def _gather(group: Sequence[Pair], blocks: Iterator[list[Counts]]) -> TensorOverlap:
+def gather(group: Sequence[Pair], blocks: Iterator[list[Counts]]) -> TensorOverlap:
     sums = [np.sum(part, axis=0) for part in zip(*(next(blocks) for _ in group[0].starts), strict=True)]
     for pair in group:
         pair.finish()
@@ -262,7 +196,7 @@ def _by_size(sizes: Counts) -> tuple[npt.NDArray[np.float64], float]:
     return (shares * elements) @ shares.T, float((shares.prod(axis=0) * elements).sum())
 
 
-def _count(group: Sequence[Pair], start: int, atol: float) -> list[Counts]:
+def count_block(group: Sequence[Pair], start: int, atol: float) -> list[Counts]:
     """Elements, then the counts of :class:`TensorOverlap` in its order, of one block."""
     dtype = "F32" if group[0].dtype == "C64" else group[0].dtype  # a complex number counts as its two parts
     masks, ups, last, sizes = [], [], [], []

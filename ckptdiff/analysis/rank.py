@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ckptdiff.devices import find_device
+from ckptdiff.device.choice import find_device
 from ckptdiff.errors import UnsupportedError
 
 Array = npt.NDArray[Any]
@@ -122,7 +122,7 @@ def _gram(matrix: Array, scale: float, threads: int) -> Array:
     counts = np.count_nonzero(matrix, axis=0) if len(matrix) > 1 else np.zeros(0)
     known = len(matrix) > 1 and matrix.dtype in (np.float32, np.float64)
     if known and float(np.square(counts, dtype=np.float64).sum()) * SPARSE < matrix.shape[1] * float(len(matrix)) ** 2:
-        from ckptdiff.analysis.gram import sparse_gram
+        from ckptdiff.kernels.gram import sparse_gram
 
         return sparse_gram(matrix, counts, scale, threads)
     gram, step = np.zeros((len(matrix), len(matrix))), max(1, CHUNK // len(matrix))

@@ -17,8 +17,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from ckptdiff.codecs import context, raw, sparse
-from ckptdiff.codecs.place import Place
-from ckptdiff.dtypes import Bytes, Changes, Dtype
+from ckptdiff.format.dtypes import Bytes, Changes, Dtype
+from ckptdiff.kernels.block_layout import Place
 
 
 class Codec(Protocol):

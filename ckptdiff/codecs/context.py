@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ckptdiff.codecs.place import NOWHERE, Place
 from ckptdiff.codecs.planes import Reader, write_varint
-from ckptdiff.dtypes import Bytes, Changes, Dtype, Units
+from ckptdiff.format.dtypes import Bytes, Changes, Dtype, Units
+from ckptdiff.kernels.block_layout import NOWHERE, Place
 
 ADAPTIVE, STATIC = 1, 2
 
@@ -24,7 +24,7 @@ FEW = 1 << 17
 
 def encode(base: Bytes, target: Bytes, dtype: Dtype, place: Place = NOWHERE, found: Changes | None = None) -> tuple[bytes, int]:
     """Code a block; see :mod:`ckptdiff.codecs`."""
-    from ckptdiff.codecs import changes
+    from ckptdiff.kernels import changes
 
     positions, zigzags = found or changes.changes_of(base, target, dtype)
     return pack(base, positions, zigzags, dtype, place), len(positions)
@@ -32,7 +32,7 @@ def encode(base: Bytes, target: Bytes, dtype: Dtype, place: Place = NOWHERE, fou
 
 def pack(base: Bytes, positions: Units, zigzags: Units, dtype: Dtype, place: Place = NOWHERE) -> bytes:
     """The coded form of a block's changes."""
-    from ckptdiff.codecs import adaptive, changes, static
+    from ckptdiff.kernels import adaptive, changes, static
 
     if len(positions) == 0:
         return b""
@@ -57,7 +57,7 @@ def decode(coded: memoryview, base: Bytes, size: int, dtype: Dtype) -> tuple[Byt
     """Decode a block; see :mod:`ckptdiff.codecs`."""
     if len(coded) == 0:
         return base, 0
-    from ckptdiff.codecs import changes
+    from ckptdiff.kernels import changes
 
     positions, zigzags = unpack(coded, base, dtype)
     changes.shift_units(base.view(dtype.unit), positions, zigzags, dtype, False)
@@ -68,7 +68,7 @@ def unpack(coded: memoryview, base: Bytes, dtype: Dtype) -> tuple[Units, Units]:
     """Positions of a block's changes, and the zigzag of their ulp distances, given its base; raises ValueError as :func:`decode`."""
     if len(coded) == 0:
         return np.empty(0, np.int32), np.empty(0, dtype.unit)
-    from ckptdiff.codecs import changes
+    from ckptdiff.kernels import changes
 
     units = base.view(dtype.unit)
     positions, distances, signs = _changes(coded, units, dtype)
@@ -80,7 +80,7 @@ def unpack(coded: memoryview, base: Bytes, dtype: Dtype) -> tuple[Units, Units]:
 
 def _changes(coded: memoryview, units: Units, dtype: Dtype) -> tuple[Units, Units, Bytes]:
     """Positions, distances and sides of a block's changes. Scratch."""
-    from ckptdiff.codecs import adaptive, changes, static
+    from ckptdiff.kernels import adaptive, changes, static
 
     reader, m = Reader(coded), 8 * dtype.carrier
     form = reader.take(1)[0]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import zstandard
 
-from ckptdiff.dtypes import Bytes, Units
+from ckptdiff.format.dtypes import Bytes, Units
 from ckptdiff.machine import machine_error
 
 MAGIC = b"\x28\xb5\x2f\xfd"

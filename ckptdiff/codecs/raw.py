@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ckptdiff.codecs.place import NOWHERE, Place
 from ckptdiff.codecs.planes import Reader, join, split, write_plane
-from ckptdiff.dtypes import Bytes, Changes, Dtype
+from ckptdiff.format.dtypes import Bytes, Changes, Dtype
+from ckptdiff.kernels.block_layout import NOWHERE, Place
 
 
 def encode(base: Bytes, target: Bytes, dtype: Dtype, place: Place = NOWHERE, found: Changes | None = None) -> tuple[bytes, int]:

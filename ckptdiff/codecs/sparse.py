@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ckptdiff.codecs.place import NOWHERE, Place
 from ckptdiff.codecs.planes import Reader, write_varint
-from ckptdiff.dtypes import Bytes, Changes, Dtype, Units
+from ckptdiff.format.dtypes import Bytes, Changes, Dtype, Units
+from ckptdiff.kernels.block_layout import NOWHERE, Place
 
 GAP_WIDTH = 3
 GAP_UNIT = np.dtype("<u4")
@@ -14,7 +14,7 @@ GAP_UNIT = np.dtype("<u4")
 
 def encode(base: Bytes, target: Bytes, dtype: Dtype, place: Place = NOWHERE, found: Changes | None = None) -> tuple[bytes, int]:
     """Code a block; see :mod:`ckptdiff.codecs`."""
-    from ckptdiff.codecs import changes
+    from ckptdiff.kernels import changes
 
     positions, zigzags = found or changes.changes_of(base, target, dtype)
     return pack(positions, zigzags, dtype), len(positions)
@@ -24,7 +24,7 @@ def pack(positions: Units, zigzags: Units, dtype: Dtype) -> bytes:
     """The coded form of a block's changes."""
     if len(positions) == 0:
         return b""
-    from ckptdiff.codecs.escapes import write_changes
+    from ckptdiff.codecs.escaped_values import write_changes
 
     g, w, planes = write_changes(positions, zigzags, GAP_WIDTH, dtype.carrier)
     return write_varint(len(positions)) + bytes([g | w << 4]) + planes
@@ -32,7 +32,7 @@ def pack(positions: Units, zigzags: Units, dtype: Dtype) -> bytes:
 
 def decode(coded: memoryview, base: Bytes, size: int, dtype: Dtype) -> tuple[Bytes, int]:
     """Decode a block; see :mod:`ckptdiff.codecs`."""
-    from ckptdiff.codecs import changes
+    from ckptdiff.kernels import changes
 
     units = base.view(dtype.unit)
     positions, zigzag = unpack(coded, len(units), dtype)
@@ -44,7 +44,7 @@ def unpack(coded: memoryview, size: int, dtype: Dtype) -> tuple[Units, Units]:
     """Inverse of :func:`pack` for a block of ``size`` units; raises ValueError with one line on a coded form that breaks the spec."""
     if len(coded) == 0:
         return np.empty(0, np.int32), np.empty(0, dtype.unit)
-    from ckptdiff.codecs.escapes import positions_of, read_escaped
+    from ckptdiff.codecs.escaped_values import positions_of, read_escaped
 
     reader = Reader(coded)
     count = reader.varint()

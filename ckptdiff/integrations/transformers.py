@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ckptdiff.errors import UnsupportedError
-from ckptdiff.targets import PathLike, Target, open_target
-from ckptdiff.workfolder import work_folder
+from ckptdiff.io.work_folder import work_folder
+from ckptdiff.live.target import PathLike, Target, open_target
 
 try:
     import torch

@@ -20,7 +20,7 @@ import numpy as np
 
 GUIDES = ["ckptdiff", "minimal_reader"]
 KERNELS = [f"ckptdiff.codecs.{name}" for name in "adaptive changes escapes groups leaves rangecoder rans static".split()]
-KERNELS += ["ckptdiff.masking", "ckptdiff.analysis.counting", "ckptdiff.analysis.gram"]
+KERNELS += ["ckptdiff.kernels.mask_ops", "ckptdiff.kernels.histogram", "ckptdiff.kernels.gram"]
 """Packages that guide atheris, and modules of kernels, which Numba must compile as they are: the minimal reader's loops stand for them."""
 EVERY = 10_000
 """Executions between two lines of sums."""

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import zstandard
 
-from ckptdiff.checkpoint import Tensor
+from ckptdiff.checkpoint.reader import Tensor
 from ckptdiff.errors import CkptdiffError
-from ckptdiff.layers import FromBase, FromPatch, check_result
-from ckptdiff.memory import BytesFile
-from ckptdiff.patchfile import PatchFile
+from ckptdiff.format.patch_file import PatchFile
+from ckptdiff.patching.memory import BytesFile
+from ckptdiff.patching.recipes import FromBase, FromPatch, check_result
 from tests.fuzz.engine import Disagreement, Outcome, Rng, Target
 from tests.fuzz.vectors import BUILD, READER, scenarios
 from tests.mutations import mutate

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import ckptdiff
-from ckptdiff.applier import check_stored
 from ckptdiff.errors import CkptdiffError
-from ckptdiff.patches import open_patch
+from ckptdiff.patching.patch import open_patch
+from ckptdiff.patching.rebuild import check_stored
 from tests.checkpoints import tree
 from tests.fuzz.engine import Disagreement, Outcome, Rng, Target
 from tests.fuzz.sealing import BROKEN, Opened, dump_in_order, listed, seal_identity

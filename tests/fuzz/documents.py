@@ -18,14 +18,14 @@ import numpy as np
 import xxhash
 
 import ckptdiff
-from ckptdiff import canonical
 from ckptdiff.analysis.modules import KINDS
-from ckptdiff.analysis.stored import unpack as unpack_report
+from ckptdiff.analysis.report_stored import unpack as unpack_report
+from ckptdiff.cli.render_report import reported
 from ckptdiff.errors import CkptdiffError
-from ckptdiff.masks import Mask
-from ckptdiff.memory import BytesFile
-from ckptdiff.render_report import reported
-from ckptdiff.stfile import read_header
+from ckptdiff.format import canonical
+from ckptdiff.format.safetensors import read_header
+from ckptdiff.patching.memory import BytesFile
+from ckptdiff.subnetwork.mask import Mask
 from tests.checkpoints import bf16, perturb, random_tensor, write
 from tests.fuzz.engine import Disagreement, Outcome, Rng, Target
 from tests.fuzz.trees import dump, mutate_text, mutate_tree

@@ -94,7 +94,7 @@ def _words(data: Any, at: int) -> list[int]:
 
 def adder(stripes: int) -> Any:
     """As ``leaves._adder``: stripes of XXH3 into the accumulators; 16 are a step, after which they are scrambled."""
-    from ckptdiff import xxh3
+    from ckptdiff.format import xxh3
 
     def add(acc: Any, data: Any, at: Any, secret: Any, key: Any) -> None:
         sums = [int(value) for value in acc]
@@ -113,15 +113,15 @@ def adder(stripes: int) -> Any:
 
 def install() -> None:
     """Put a module of plain functions where the kernels import theirs from."""
-    if any(name in sys.modules for name in ("ckptdiff.codecs.jit", "ckptdiff.codecs.leaves")):
+    if any(name in sys.modules for name in ("ckptdiff.kernels.jit", "ckptdiff.kernels.leaves")):
         raise RuntimeError("kernels are imported already")
-    plain: Any = types.ModuleType("ckptdiff.codecs.jit")
+    plain: Any = types.ModuleType("ckptdiff.kernels.jit")
     plain.ZERO, plain.ONE = np.uint64(0), np.uint64(1)
     plain.jit, plain.ask_for = jit, None
     for function in (zeros_below, zeros_above, unequal, below, prefetch):
         setattr(plain, function.__name__, function)
-    sys.modules["ckptdiff.codecs.jit"] = plain
-    import ckptdiff.codecs.leaves as leaves
+    sys.modules["ckptdiff.kernels.jit"] = plain
+    import ckptdiff.kernels.leaves as leaves
 
     module: Any = leaves
     module.fold, module.add_step, module.add_stripe = fold, adder(16), adder(1)

@@ -1,0 +1,151 @@
+"""What a report reads: tensors of a base and of a target, which is a checkpoint or a patch that need not be applied first."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckptdiff.checkpoint.pairing import Rename, check_renames, pair_all
+from ckptdiff.checkpoint.reader import Checkpoint, Tensor, open_checkpoint
+from ckptdiff.checkpoint.recognition import is_patch
+from ckptdiff.checkpoint.selection import Selection
+from ckptdiff.errors import BaseMismatchError, CheckpointError, FormatError, IntegrityError
+from ckptdiff.format.digests import BLOCK
+from ckptdiff.format.dtypes import DTYPES, Bytes
+from ckptdiff.io.parallel import no_progress
+from ckptdiff.patching.adapt import read_range
+from ckptdiff.patching.patch import OpenPatch, open_patch
+from ckptdiff.patching.provenance import recorded_base
+from ckptdiff.patching.rebuild import Applier, check_chain, check_stored, nodes_of, open_base
+from ckptdiff.patching.recipes import Node
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A tensor of one dtype and shape in base (``old``) and target. ``scope`` and ``name`` are the target's.
+
+    ``read(start, start + step)`` gives its bytes in both, from each of ``starts`` in any order, good until this thread reads again;
+    ``finish()`` checks, once all was read, what was read against the digests of a patch.
+    """
+
+    scope: str
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    old: Tensor
+    read: Callable[[int, int], tuple[Bytes, Bytes]]
+    finish: Callable[[], None]
+
+    @property
+    def step(self) -> int:
+        """Bytes to read at a time: whole blocks and whole elements, which three blocks are where an element has six bits."""
+        return BLOCK * (3 if DTYPES[self.dtype].bits == 6 else 1)
+
+    @property
+    def starts(self) -> range:
+        """Where to read from, in bytes."""
+        return range(0, max(self.nbytes, 1), self.step)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """All pairs, and the names of tensors that have none; ``sides`` are base and target where both are checkpoints."""
+
+    base: str
+    target: str
+    pairs: tuple[Pair, ...]
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    unpaired: tuple[str, ...]
+    sides: tuple[Checkpoint, ...] = ()
+
+
+def named_base(*updates: str | os.PathLike[str]) -> str:
+    """The base, on the Hub, that the first patch among these names.
+
+    Raises:
+        CheckpointError: one cannot be read, or none is a patch. HubError: the first names no base, or that cannot be read.
+    """
+    patches = [update for update in updates if is_patch(update)]
+    if not patches:
+        raise CheckpointError("checkpoints do not name their base: give it with --base")
+    return recorded_base(patches[0])
+
+
+@contextmanager
+def open_source(
+    base: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    selection: Selection | None = None,
+    renames: Sequence[Rename] = (),
+) -> Iterator[Source]:
+    """Open a base, and a target checkpoint or a patch from that base.
+
+    Tensors of two checkpoints pair by name, those of a patch as it says, so that renamed ones are found. ``selection`` is of
+    checkpoints, as of :func:`ckptdiff.checkpoint.reader.open_checkpoint`; whether its globs match a file is for the caller to check.
+
+    Raises:
+        CheckpointError: a checkpoint cannot be read, or is not one.
+        FormatError, UnsupportedError, IntegrityError: the patch is broken. BaseMismatchError: it has another base.
+    """
+    names = (Path(base).name or str(base), Path(target).name or str(target))
+    with ExitStack() as stack:
+        if is_patch(target):
+            patch = stack.enter_context(open_patch(target))
+            old = stack.enter_context(open_base(base, [patch], only_weights=True))
+            applier = Applier(old, [patch], 1, no_progress)
+            try:
+                yield _from_patch(applier, patch, *names)
+            except (FormatError, IntegrityError, BaseMismatchError):
+                applier.explain(nodes_of(applier.outputs()))
+                raise
+        else:
+            old, new = (stack.enter_context(open_checkpoint(path, selection=selection)) for path in (base, target))
+            check_renames(new, renames)
+            paired = pair_all(old, new, renames)
+            pairs = tuple(_pair(a, b) for a, b in paired.pairs)
+            yield Source(*names, pairs, paired.only_in_target, paired.only_in_base, paired.mismatched, (old, new))
+        old.check_unchanged()
+
+
+def _pair(old: Tensor, new: Tensor) -> Pair:
+    def read(start: int, stop: int) -> tuple[Bytes, Bytes]:
+        return read_range(old, start, stop, "base"), read_range(new, start, stop, "target")
+
+    return Pair(new.scope, new.name, new.dtype, new.shape, new.nbytes, old, read, lambda: None)
+
+
+def _from_patch(applier: Applier, patch: OpenPatch, base_name: str, target_name: str) -> Source:
+    check_chain([patch])
+    check_stored(patch)
+    base = applier.base
+    pairs: list[Pair] = []
+    added: list[str] = []
+    removed: list[str] = []
+    unpaired: list[str] = []
+    for file in patch.files:
+        tensors = base.scope(file.metadata.base_scope) or {} if file.metadata.base_scope is not None else {}
+        for entry in file.table.entries:
+            old = tensors.get(entry.base_name or entry.name)
+            if old is None:
+                added.append(entry.name)
+            elif (old.dtype, old.shape) != (entry.dtype, entry.shape):
+                unpaired.append(entry.name)
+            else:
+                node = applier.node(0, file, entry)
+                pairs.append(_built(applier, node, old, file.metadata.target_scope, entry.name))
+        removed += file.table.removed
+    return Source(base_name, target_name, tuple(pairs), tuple(added), tuple(removed), tuple(unpaired))
+
+
+def _built(applier: Applier, node: Node, old: Tensor, scope: str, name: str) -> Pair:
+    def read(start: int, stop: int) -> tuple[Bytes, Bytes]:
+        new = node.build(start, stop)
+        return read_range(old, start, stop, "base"), new
+
+    return Pair(scope, name, old.dtype, old.shape, old.nbytes, old, read, lambda: applier.check(node))

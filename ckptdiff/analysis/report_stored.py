@@ -1,0 +1,172 @@
+"""Reports inside patches (spec 5.4). Reading is strict, since patches come from strangers: all that is shown is checked."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, fields, replace
+from functools import partial
+from typing import Any, get_args
+
+from ckptdiff.analysis.modules import KINDS, MAX_LAYER
+from ckptdiff.analysis.rank import KEPT, TOP, Spectrum
+from ckptdiff.analysis.report_model import (
+    MAX_REPORT,
+    QUANTILES,
+    SCHEMA,
+    Bin,
+    ExponentRow,
+    MatrixRank,
+    Quantiles,
+    RankChoice,
+    Report,
+    TensorReport,
+    tensor_json,
+)
+from ckptdiff.analysis.sparsity import Counts, Tolerance
+from ckptdiff.errors import FormatError, UnsupportedError, cut
+from ckptdiff.format import canonical
+from ckptdiff.format.canonical import MAX_INTEGER, Fields, JsonObject, as_integer, as_text, quoted
+from ckptdiff.format.dtypes import DTYPES
+from ckptdiff.format.table import decompress
+from ckptdiff.patching.patch import MAX_ALL_TENSORS
+
+MAX_ROW_DEPTH = 6
+MAX_ROW_NODES = 1 << 18
+"""Braces, brackets and commas of one tensor's row, whose matrices have some 80 each."""
+OPEN = 1 << 52
+"""Where the bin of ulp distances begins that has no end."""
+
+MEMBERS = "schema base target settings totals layers modules moves rank sample tensors added removed unpaired without_rank"
+COUNTS = tuple(field.name for field in fields(Counts))
+TENSOR = ("scope", "name", "dtype", "shape", "layer", "module", "rows", "columns", "spectra", *COUNTS)
+SPECTRUM = ("index", *(field.name for field in fields(Spectrum)), "random_rank")
+
+
+def unpack(stored: bytes, where: str, target: str) -> Report:
+    """A stored report, with ``target`` as the target's name.
+
+    Raises:
+        FormatError: it is broken. UnsupportedError: a newer ckptdiff wrote it.
+    """
+    data = decompress(stored, MAX_REPORT, where)
+
+    def schema(value: JsonObject) -> None:
+        if value.get("schema") != SCHEMA:
+            raise UnsupportedError(f"{where}: its schema is {cut(value.get('schema'))!r}, expected {SCHEMA!r}: try to upgrade ckptdiff")
+
+    limits = {"most": MAX_ALL_TENSORS, "nodes": MAX_ROW_NODES, "depth": MAX_ROW_DEPTH}
+    f = canonical.load_divided(data, where, MEMBERS, {"tensors": _row}, **limits, exact=False, first=schema)
+    settings, moves = f.child("settings", "atol rtol rank"), f.child("moves", "ulp abs exponents")
+    report = Report(
+        base="",
+        target="",
+        tolerance=Tolerance(_number(settings, "atol"), _number(settings, "rtol")),
+        rank_choice=_rank_choice(settings),
+        tensors=tuple(f.items("tensors")),
+        ulps=moves.array("ulp", partial(_bin, kind=int)),
+        moves=moves.array("abs", partial(_bin, kind=float)),
+        exponents=moves.array("exponents", _exponent),
+        added=f.array("added", as_text),
+        removed=f.array("removed", as_text),
+        unpaired=f.array("unpaired", as_text),
+        without_rank=f.array("without_rank", as_text),
+    )
+    if {key: member for key, member in report.sums().items() if key in f.value or key != "sample"} != {  # which older reports lack
+        key: member for key, member in f.value.items() if key != "tensors"
+    }:
+        raise FormatError(f"{where}: its sums do not agree with its tensors: do not trust this patch")
+    return replace(report, target=target)
+
+
+def _rank_choice(settings: Fields) -> Any:
+    choice = settings.text("rank")
+    if choice not in get_args(RankChoice):
+        raise FormatError(f"{settings.where}.rank: expected one of {', '.join(get_args(RankChoice))}, found {quoted(choice)}")
+    return choice
+
+
+def _number(f: Fields, key: str, high: float = math.inf) -> float:
+    return as_number(f.value.get(key), f"{f.where}.{key}", high)
+
+
+def as_number(value: Any, where: str, high: float = math.inf) -> float:
+    """A finite number from 0 to ``high``; raises FormatError."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (0 <= value <= high and math.isfinite(value)):
+        raise FormatError(f"{where}: expected a number from 0 to {high:g}, found {cut(value)}")
+    return value
+
+
+def _bin(value: Any, where: str, kind: type[int] | type[float]) -> Bin:
+    f = Fields(value, where, "from to count")
+    if kind is int:
+        low = f.integer("from", high=MAX_INTEGER)
+        high = None if low == OPEN and f.value.get("to") is None else f.integer("to", high=MAX_INTEGER)
+        return Bin(low, high, f.integer("count"))
+    return Bin(_number(f, "from"), _number(f, "to"), f.integer("count"))
+
+
+def _exponent(value: Any, where: str) -> ExponentRow:
+    f = Fields(value, where, "exponent elements changed")
+    exponent = f.integer("exponent", low=-2000, high=2000) if f.value.get("exponent") is not None else None
+    elements = f.integer("elements")
+    return ExponentRow(exponent, elements, f.integer("changed", high=elements))
+
+
+def _row(value: Any, where: str) -> TensorReport:
+    tensor = _tensor(value, where)
+    if tensor_json(tensor) | asdict(tensor.counts) != value:
+        raise FormatError(f"{where}: holds a value in another form than its type has")
+    return tensor
+
+
+def _tensor(value: Any, where: str) -> TensorReport:
+    f = Fields(value, where, " ".join(TENSOR))
+    dtype, module = f.text("dtype"), f.text("module")
+    if dtype not in DTYPES or module not in KINDS:
+        raise UnsupportedError(f"{where}: unknown dtype {quoted(dtype)} or module {quoted(module)}: try to upgrade ckptdiff")
+    elements, shape = f.integer("elements"), f.array("shape", as_integer)
+    if elements != math.prod(shape) * (1 + (dtype == "C64")):
+        raise FormatError(f"{where}: has {elements} elements, but the shape {cut(list(shape))}: do not trust this patch")
+    return TensorReport(
+        scope=f.text("scope"),
+        name=f.text("name"),
+        dtype=dtype,
+        shape=shape,
+        layer=f.integer("layer", high=MAX_LAYER) if f.value.get("layer") is not None else None,
+        module=module,
+        counts=Counts(elements=elements, **{key: f.integer(key, high=elements) for key in COUNTS if key != "elements"}),
+        rows=_quantiles(f, "rows"),
+        columns=_quantiles(f, "columns"),
+        ranks=f.array("spectra", _rank) if f.value.get("spectra") is not None else None,
+    )
+
+
+def _quantiles(f: Fields, key: str) -> Quantiles | None:
+    if f.value.get(key) is None:
+        return None
+    return _numbers(f, key, len(QUANTILES), len(QUANTILES), 1.0)
+
+
+def _numbers(f: Fields, key: str, least: int, most: int, high: float = math.inf) -> tuple[float, ...]:
+    values = f.array(key, partial(as_number, high=high))
+    if not least <= len(values) <= most:
+        raise FormatError(f"{f.where}.{key}: expected {least} to {most} numbers, found {len(values)}")
+    return values
+
+
+def _rank(value: Any, where: str) -> MatrixRank:
+    f = Fields(value, where, " ".join(SPECTRUM))
+    rows, columns = f.integer("rows", low=1), f.integer("columns", low=1)
+    largest, values = min(rows, columns), _numbers(f, "singular_values", 1, KEPT)
+    if list(values) != sorted(values, reverse=True):
+        raise FormatError(f"{where}.singular_values: expected them from the largest on")
+    found = Spectrum(
+        rows,
+        columns,
+        rank=f.integer("rank", high=largest),
+        stable_rank=_number(f, "stable_rank", largest),
+        effective_rank=f.integer("effective_rank", high=largest),
+        top_energy=_numbers(f, "top_energy", len(TOP), len(TOP), 1.0),
+        singular_values=values,
+    )
+    return MatrixRank(f.integer("index"), found, _number(f, "random_rank", largest))

@@ -1,0 +1,111 @@
+"""``demo``: a small synthetic base and RL-like target, and every command run on them. Needs neither torch nor a network."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import tempfile
+from pathlib import Path
+
+import click
+import numpy as np
+import numpy.typing as npt
+
+from ckptdiff.errors import CkptdiffError, OutputError, visible
+from ckptdiff.format.dtypes import cast
+from ckptdiff.format.safetensors import predicted_header
+from ckptdiff.io.work_folder import work_folder
+
+WIDTH, LAYERS, VOCABULARY, HIDDEN = 512, 8, 8192, 1408
+STEP = 3e-6
+"""Standard deviation of the total update of one weight: about what some hundred Adam steps at a rate of 1e-6 add up to."""
+
+
+def shapes() -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a Llama-like model of 30 million parameters."""
+    layer = {
+        "input_layernorm": (WIDTH,),
+        "mlp.down_proj": (WIDTH, HIDDEN),
+        "mlp.gate_proj": (HIDDEN, WIDTH),
+        "mlp.up_proj": (HIDDEN, WIDTH),
+        "post_attention_layernorm": (WIDTH,),
+        **{f"self_attn.{name}_proj": (WIDTH, WIDTH) for name in "kqvo"},
+    }
+    names: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, WIDTH)}
+    for k in range(LAYERS):
+        names |= {f"model.layers.{k}.{name}.weight": shape for name, shape in layer.items()}
+    return names | {"model.norm.weight": (WIDTH,)}
+
+
+def to_bf16(weights: npt.NDArray[np.float32]) -> bytes:
+    return cast(weights.reshape(-1).view(np.uint8), "F32", "BF16").tobytes()
+
+
+def write_pair(folder: Path) -> tuple[Path, Path]:
+    """Write a base and a target checkpoint of bf16 weights; the same bytes every time.
+
+    fp32 master weights move by an Adam-sized update whose scale varies by row and column, and are rounded to bf16.
+    """
+    base, target = folder / "base", folder / "tuned"
+    rng = np.random.default_rng(0)
+    rows = [(name, "BF16", shape, 2 * int(np.prod(shape))) for name, shape in shapes().items()]
+    header = predicted_header(rows)
+    for path, tokens in ((base, 4096), (target, 2048)):
+        path.mkdir(parents=True)
+        config = {"architectures": ["LlamaForCausalLM"], "hidden_size": WIDTH, "max_position_embeddings": tokens, "vocab_size": VOCABULARY}
+        (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    with open(base / "model.safetensors", "xb") as old, open(target / "model.safetensors", "xb") as new:
+        for file in (old, new):
+            file.write(len(header).to_bytes(8, "little") + header)
+        for name, _, shape, _ in rows:
+            if name.endswith("norm.weight"):
+                weights = np.ones(shape, np.float32)
+                update = np.zeros(shape, np.float32)
+            else:
+                weights = rng.standard_normal(shape, np.float32) * np.float32(0.02)
+                scale = rng.lognormal(0, 0.5, (shape[0], 1)) * rng.lognormal(0, 0.5, (1, shape[1]))
+                update = rng.standard_normal(shape, np.float32) * (STEP * scale).astype(np.float32)
+            old.write(to_bf16(weights))
+            new.write(to_bf16(weights + update))
+    return base, target
+
+
+def run(folder: Path | None) -> None:
+    """Make the pair and run the commands on it, in ``folder`` or in one that is removed at the end."""
+    if folder is None:
+        with work_folder(Path(tempfile.gettempdir()), "ckptdiff-demo-") as work:
+            _run(work.path)
+        click.echo("\nThe files are gone again. To keep them: ckptdiff demo DIR")
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"{folder}: exists and is not an empty folder; choose another")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _run(folder)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written: {error.strerror}") from None
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{folder} holds what was done until then: remove it") from None
+    click.echo(f"\nThe files are in {visible(str(folder))}.")
+
+
+def _run(folder: Path) -> None:
+    from ckptdiff.cli.main import main
+
+    click.echo(f"A synthetic pair of checkpoints (random bf16 weights, one Adam-sized update; no real model), in {visible(str(folder))}:")
+    base, target = (os.fspath(path) for path in write_pair(folder))
+    patch, out = os.fspath(folder / "patch"), os.fspath(folder / "rebuilt")
+    for arguments in (
+        ["make", base, target, "-o", patch],
+        ["info", patch],
+        ["apply", base, patch, "-o", out],
+        ["verify", patch, "--base", base, "--target", out],
+        ["compare", base, out],
+    ):
+        click.echo(click.style(f"\n$ ckptdiff {visible(shlex.join(arguments))}", bold=True))
+        code = main(arguments, standalone_mode=False)
+        if code == 130:
+            raise KeyboardInterrupt
+        if code not in (None, 0) and (arguments[0], code) != ("compare", 1):  # base and target do differ
+            raise CkptdiffError(f"ckptdiff {arguments[0]} ended with {code}")

@@ -1,0 +1,1 @@
+"""Work on torch devices."""

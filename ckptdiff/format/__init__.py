@@ -1,0 +1,1 @@
+"""The bytes of the format (spec sections 2 to 6 and 9): read strictly, written canonically."""

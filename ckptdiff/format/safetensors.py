@@ -1,0 +1,143 @@
+"""safetensors bytes: the strict header parser (spec 5.3), the predicted header (5.2) and positioned reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ckptdiff.errors import cut
+from ckptdiff.format import canonical
+from ckptdiff.format.dtypes import DTYPES, MAX_FILE, MAX_SIZE
+from ckptdiff.format.wrong_file import HEAD, impostor
+from ckptdiff.io.source import ByteSource, read_bytes
+
+MAX_HEADER = 1 << 25
+MAX_TENSORS = 1 << 17
+MAX_MEMBER = 1 << 16
+"""Nodes of one member of a header: a tensor needs no more than 40, ``__metadata__`` one for each of its own members."""
+MAX_RANK = 32
+MAX_NAME = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor of a safetensors header; ``begin`` and ``end`` count from the start of the data."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.begin
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A parsed header. ``raw`` is its N bytes as stored; ``tensors`` are in the order of their data."""
+
+    raw: bytes
+    metadata: dict[str, str] | None
+    tensors: tuple[TensorInfo, ...]
+
+    @property
+    def data_start(self) -> int:
+        return 8 + len(self.raw)
+
+    @property
+    def data_size(self) -> int:
+        return self.tensors[-1].end if self.tensors else 0
+
+
+def parse_header(raw: bytes, data_size: int) -> Header:
+    """Parse the N header bytes of a file whose data has ``data_size`` bytes.
+
+    Raises:
+        ValueError: with one line that says which rule of spec 5.3 is broken.
+    """
+    if data_size > MAX_FILE:
+        raise ValueError(f"it has {data_size} bytes of data, more than {MAX_FILE}")
+    if not (raw.startswith(b"{") and raw.rstrip(b" ").endswith(b"}")):
+        raise ValueError("the header is not a JSON object and then spaces")
+    found: list[TensorInfo] = []
+    has_metadata, metadata = False, None
+    for _, name, value in canonical.members(raw.rstrip(b" "), {}, MAX_MEMBER, depth=3):
+        if name == "__metadata__":
+            has_metadata, metadata = True, value
+        elif len(found) == MAX_TENSORS:
+            raise ValueError(f"it holds more than {MAX_TENSORS} tensors")
+        else:
+            found.append(_parse_tensor(name, value))
+    if has_metadata and not (isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())):
+        raise ValueError("__metadata__ is not an object of strings")
+    tensors = sorted(found, key=lambda t: (t.begin, t.end))
+    position = 0
+    for tensor in tensors:
+        if tensor.begin != position:
+            raise ValueError(f"tensor {cut(tensor.name)}: its data begins at {tensor.begin}, expected {position} (a hole or an overlap)")
+        position = tensor.end
+    if position != data_size:
+        raise ValueError(f"its tensors end at byte {position} of the data, but the file holds {data_size}: truncated, or padded")
+    return Header(raw, metadata, tuple(tensors))
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_SIZE
+
+
+def _parse_tensor(name: str, entry: Any) -> TensorInfo:
+    if not 1 <= len(name.encode()) <= MAX_NAME:
+        raise ValueError(f"a tensor name has {len(name.encode())} bytes, expected 1 to {MAX_NAME}")
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"tensor {cut(name)}: expected an object of dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ValueError(f"tensor {cut(name)}: unknown dtype {cut(repr(dtype))}")
+    if not isinstance(shape, list) or len(shape) > MAX_RANK or not all(map(_is_count, shape)):
+        raise ValueError(f"tensor {cut(name)}: bad shape {cut(shape)}")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
+        raise ValueError(f"tensor {cut(name)}: bad data_offsets {cut(offsets)}")
+    nbytes = DTYPES[dtype].nbytes(tuple(shape))
+    if nbytes is None or offsets[1] - offsets[0] != nbytes:
+        raise ValueError(
+            f"tensor {cut(name)}: dtype {dtype} and shape {cut(shape)} need {nbytes} bytes, its offsets give {offsets[1] - offsets[0]}"
+        )
+    return TensorInfo(name, dtype, tuple(shape), offsets[0], offsets[1])
+
+
+def read_header(source: ByteSource) -> Header:
+    """Read and parse the header of a safetensors file.
+
+    Raises:
+        ValueError: with one line that says which rule of spec 5.3 is broken.
+    """
+    if source.size < 8:
+        raise ValueError(f"it has {source.size} bytes, too few for a safetensors file")
+    head = read_bytes(source, 0, min(source.size, HEAD))
+    n = int.from_bytes(head[:8], "little")
+    if n > MAX_HEADER or n > source.size - 8:
+        raise ValueError(
+            impostor(head)
+            or f"its header would have {n} bytes, but the file has {source.size} (limit {MAX_HEADER}): truncated, or not safetensors"
+        )
+    return parse_header(read_bytes(source, 8, n), source.size - 8 - n)
+
+
+def header_json(first: Iterable[tuple[str, str]], tensors: Iterable[tuple[str, str, Sequence[int], int]]) -> bytes:
+    """Header bytes in the order given: ``first`` are ready-made members, ``tensors`` are (name, dtype, shape, nbytes)."""
+    members, position = [f"{canonical.quote(key)}:{text}".encode() for key, text in first], 0
+    for name, dtype, shape, nbytes in tensors:
+        dims = ",".join(map(str, shape))
+        member = f'{canonical.quote(name)}:{{"dtype":"{dtype}","shape":[{dims}],"data_offsets":[{position},{position + nbytes}]}}'
+        members.append(member.encode())
+        position += nbytes
+    raw = b"{%s}" % b",".join(members)
+    return raw + b" " * (-len(raw) % 8)
+
+
+def predicted_header(tensors: Iterable[tuple[str, str, Sequence[int], int]]) -> bytes:
+    """The header that common writers would give these tensors (spec 5.2)."""
+    return header_json([("__metadata__", '{"format":"pt"}')], tensors)

@@ -1,0 +1,1 @@
+"""Repos on the Hugging Face Hub."""

@@ -1,0 +1,117 @@
+"""The huggingface_hub client: its token, and its errors as HubError. Only public functions are used, which 0.36, 1.x and 2.x share."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from ckptdiff.errors import HubError, RevisionError
+from ckptdiff.hub.ids import HubId
+from ckptdiff.machine import machine_error
+
+LIBRARY = "ckptdiff"
+NETWORK = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "hf_xet"}
+"""Packages whose errors the client lets through."""
+_token: ContextVar[str | None] = ContextVar("token", default=None)
+TOKEN = re.compile(r"hf_[A-Za-z0-9_]{4,}")
+
+
+@contextmanager
+def using(token: str | None) -> Iterator[None]:
+    """Use a token for what the Hub is asked inside, instead of ``HF_TOKEN`` or the one that `hf auth login` stored."""
+    before = _token.set(token)
+    try:
+        yield
+    finally:
+        _token.reset(before)
+
+
+def current_token() -> str | None:
+    """The token of :func:`using`."""
+    return _token.get()
+
+
+def client() -> Any:
+    """A ``huggingface_hub.HfApi``, which says who we are."""
+    from huggingface_hub import HfApi
+
+    from ckptdiff import __version__
+
+    return HfApi(token=current_token(), library_name=LIBRARY, library_version=__version__)
+
+
+def is_offline() -> bool:
+    """Whether the client is told to use its cache alone (``HF_HUB_OFFLINE=1``)."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+@contextmanager
+def translated(hub_id: HubId, first: str = "") -> Iterator[None]:
+    """Turn what the client raises into a HubError that says what to do, without a token in it.
+
+    ``first`` is what to say before that the Hub cannot be reached.
+    """
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise HubError(
+            f"{hub_id.repo}: is gated: ask for access at {endpoint()}/{hub_id.repo}, then log in with `hf auth login` or set HF_TOKEN"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise RevisionError(f"{hub_id.repo}: has no revision {hub_id.revision}") from None
+    except errors.RepositoryNotFoundError:
+        raise HubError(
+            f"{hub_id.repo}: no such file or folder here, and no such repo at {endpoint()}, or your token has no access to it "
+            "(log in with `hf auth login`, or set HF_TOKEN)"
+        ) from None
+    except errors.HfHubHTTPError as error:
+        raise HubError(f"{hub_id.repo}: {_said(error)}") from None
+    except Exception as error:
+        lacking = machine_error(error)
+        if lacking is not None:
+            raise lacking from None
+        if type(error).__module__.partition(".")[0] in NETWORK or isinstance(error, (ConnectionError, errors.OfflineModeIsEnabled)):
+            raise HubError(f"{hub_id.repo}: {first}{endpoint()} cannot be reached: {clean(str(error))}; try again") from None
+        if isinstance(error, (OSError, RuntimeError, ValueError)) and type(error).__module__ != "builtins":
+            raise HubError(f"{hub_id.repo}: {clean(str(error))}") from None
+        if isinstance(error, RuntimeError):  # hf_xet raises nothing else
+            raise HubError(f"{hub_id.repo}: {clean(str(error))}; for a Hub without Xet set HF_HUB_DISABLE_XET=1") from None
+        raise
+
+
+def endpoint() -> str:
+    """Where the Hub is: ``HF_ENDPOINT``."""
+    from huggingface_hub import constants
+
+    return str(constants.ENDPOINT)
+
+
+STATUS = {
+    401: "your token is not valid: log in with `hf auth login`, or set HF_TOKEN",
+    403: "your token may not do this: it needs write access to the repo, or the repo is gated",
+    404: "not found",
+    412: "the repo has changed meanwhile: run again",
+    429: "too many requests: wait, and run again",
+}
+
+
+def _said(error: Any) -> str:
+    status = getattr(error.response, "status_code", None)
+    said = error.server_message or ""
+    text = STATUS.get(int(status), f"the Hub answered {status}: run again") if status else str(error)
+    return clean(f"{text}{f' ({said})' if said else ''}")
+
+
+def clean(text: str) -> str:
+    """One line, without tokens."""
+    for secret in {current_token(), os.environ.get("HF_TOKEN")} - {None, ""}:
+        text = text.replace(str(secret), "***")
+    return TOKEN.sub("***", " ".join(text.split()))[:400]

@@ -1,0 +1,52 @@
+"""Ids of repos on the Hugging Face Hub: ``org/name``, ``org/name@revision``, ``hf://org/name@revision/subfolder``."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+from ckptdiff.errors import CheckpointError
+from ckptdiff.io.leftovers import if_gone
+
+NAME = r"[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?"
+REPO = rf"(?P<repo>{NAME}/{NAME})"
+PLAIN = re.compile(rf"{REPO}(?:@(?P<revision>[^@\s]+))?", re.ASCII)
+URL = re.compile(rf"hf:/{{1,2}}{REPO}(?:@(?P<revision>refs/(?:pr|convert)/[^/\s]+|[^@/\s]+))?(?:/(?P<subfolder>[^@\s]*))?", re.ASCII)
+"""A path object turns the two slashes of ``hf://`` into one."""
+
+
+@dataclass(frozen=True, slots=True)
+class HubId:
+    """A repo, a branch, tag or commit of it (None: its main branch), and a folder in it (empty: its root)."""
+
+    repo: str
+    revision: str | None = None
+    subfolder: str = ""
+
+    def __str__(self) -> str:
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"hf://{self.repo}{revision}/{self.subfolder}" if self.subfolder else self.repo + revision
+
+
+def parse_id(text: str | os.PathLike[str]) -> HubId | None:
+    """The id that a text is, or None for a local path: one that exists, that a killed run holds aside, or that cannot be an id.
+
+    Raises:
+        CheckpointError: it begins with ``hf:/`` and is not ``hf://org/name[@revision][/subfolder]``.
+    """
+    text = os.fspath(text)
+    if os.path.lexists(text) or if_gone(text):
+        return None
+    match = URL.fullmatch(text)
+    if text.startswith("hf:/") and not match:
+        raise CheckpointError(f"{text!r} is not hf://org/name, hf://org/name@revision or hf://org/name@revision/subfolder")
+    match = match or PLAIN.fullmatch(text)
+    if match is None or ".." in match["repo"] or "--" in match["repo"]:
+        return None
+    found = match.groupdict()
+    revision, subfolder = unquote(found["revision"] or ""), (found.get("subfolder") or "").strip("/")
+    if ".." in subfolder.split("/"):
+        raise CheckpointError(f"{text!r}: a subfolder cannot lie outside of its repo")
+    return HubId(found["repo"], revision or None, subfolder)

@@ -1,0 +1,1 @@
+"""Files, threads and signals of this machine. Nothing here knows the format."""

@@ -1,0 +1,1 @@
+"""Patches and models in memory."""

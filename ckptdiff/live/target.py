@@ -1,0 +1,113 @@
+"""A patch's target without a copy of it on the disk: its tensors in memory, its other files in a folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ckptdiff.errors import BaseMismatchError, FormatError, IntegrityError, cut
+from ckptdiff.io.parallel import default_threads, no_progress, run_ordered
+from ckptdiff.live.load import scope_of
+from ckptdiff.patching.patch import open_patch
+from ckptdiff.patching.provenance import recorded_base
+from ckptdiff.patching.rebuild import Applier, check_chain, check_stored, open_base
+from ckptdiff.patching.recipes import Node, ranges
+from ckptdiff.patching.torch_dtypes import flat_bytes, new_tensor
+
+if TYPE_CHECKING:
+    import torch
+
+PathLike = str | os.PathLike[str]
+
+
+def load_target(
+    base: PathLike | None, patches: PathLike | Sequence[PathLike], *, scope: str | None = None, threads: int | None = None
+) -> dict[str, torch.Tensor]:
+    """The tensors of a patch's target in memory, rebuilt and checked; nothing is written to the disk.
+
+    Args:
+        base: the checkpoint that the first patch was made from: a file, a folder or an id on the Hub. None: the repo that it names.
+        patches: a patch file, a folder or an id; or several in order.
+        scope: of a target with several (a pipeline of models), which one.
+        threads: how many to use.
+
+    Raises:
+        As :func:`ckptdiff.apply`. UnsupportedError: torch lacks a dtype, or there are several scopes.
+    """
+    with open_target(base, patches, threads=threads, with_files=False) as target:
+        return target.tensors(scope)
+
+
+class Target:
+    """An open base and an open chain of patches."""
+
+    def __init__(self, applier: Applier) -> None:
+        self._applier = applier
+
+    def tensors(self, scope: str | None = None) -> dict[str, torch.Tensor]:
+        """The target's tensors, under all their names; those of a chain's last patch."""
+        applier, last = self._applier, len(self._applier.chain) - 1
+        patch = applier.chain[last]
+        wanted = scope_of(patch, scope)
+        rows = [(entry, applier.node(last, file, entry)) for (found, _), (file, entry) in patch.entries.items() if found == wanted]
+        tensors = {entry.name: new_tensor(entry.dtype, entry.shape, f"{patch.path}: tensor {cut(entry.name)}") for entry, _ in rows}
+
+        def step(name: str, node: Node, start: int, stop: int, last: bool) -> tuple[Node, bool]:
+            out, data = np.asarray(flat_bytes(tensors[name], name)), node.build(start, stop)
+            out[start : start + len(data)] = data
+            return node, last
+
+        jobs = (partial(step, entry.name, node, start, stop, last) for entry, node in rows for start, stop, last in ranges(node))
+        try:
+            with closing(run_ordered(jobs, applier.threads)) as results:
+                for node, done in results:
+                    if done:
+                        applier.check(node)
+        except (FormatError, IntegrityError, BaseMismatchError):
+            applier.explain([node for _, node in rows])
+            raise
+        applier.base.check_unchanged()
+        return tensors | {name: tensors[kept] for name, kept in patch.tied.items() if kept in tensors and name not in tensors}
+
+    def write_files(self, folder: Path) -> list[str]:
+        """Write the target's files without weights, such as config and tokenizer, into a folder; returns their paths.
+
+        A lone patch file holds none: then these are the base's.
+        """
+        if self._applier.chain[-1].index is not None:
+            self._applier.write_others(folder)
+            return [other.path for other in self._applier.chain[-1].others]
+        base = self._applier.base
+        beside = {path.name: path for path in base.path.parent.iterdir() if path.is_file()} if base.is_file else base.others
+        found = {name: path for name, path in beside.items() if path.suffix in FILES and not name.startswith(".")}
+        for name, path in found.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(path.read_bytes())
+        return list(found)
+
+
+FILES = {".json", ".txt", ".model", ".jinja", ".py"}
+"""What config and tokenizer of a model consist of."""
+
+
+@contextmanager
+def open_target(
+    base: PathLike | None, patches: PathLike | Sequence[PathLike], *, threads: int | None = None, with_files: bool = True
+) -> Iterator[Target]:
+    """Open a base and patches, as :func:`load_target` takes them, and check the patches."""
+    names = [patches] if isinstance(patches, (str, os.PathLike)) else list(patches)
+    with ExitStack() as stack:
+        chain = [stack.enter_context(open_patch(name)) for name in names]
+        check_chain(chain)
+        for patch in chain:
+            check_stored(patch)
+        origin = base if base is not None else recorded_base(names[0])
+        of_base = with_files and chain[-1].index is None  # a lone patch file has none of its own
+        opened = open_base(origin, chain, only_weights=not with_files, with_files=of_base)
+        yield Target(Applier(stack.enter_context(opened), chain, threads or default_threads(), no_progress))

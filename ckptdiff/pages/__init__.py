@@ -1,0 +1,1 @@
+"""Reports and overlaps as charts and HTML pages."""

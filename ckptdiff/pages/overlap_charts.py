@@ -1,0 +1,189 @@
+"""Charts of an overlap: what every two updates share, against chance, and how a run's update grew."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from itertools import pairwise
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from ckptdiff.analysis.modules import layer_of, module_of
+from ckptdiff.analysis.overlap import OverlapResult, PairOverlap
+from ckptdiff.errors import visible
+from ckptdiff.pages.chart_data import Rows, place_cells
+from ckptdiff.pages.drawing import (
+    DASHES,
+    HUE,
+    LINE_COLOURS,
+    MOST_LABELS,
+    MOST_POINTS,
+    Chart,
+    Plan,
+    change_places,
+    heat_map,
+    made,
+    save_png,
+    unchanged_axis,
+)
+from ckptdiff.pages.report_prose import percent
+
+CHANCE = "a random update"
+TALL, LOW = 34, 14
+"""Height of a row of a matrix of updates: with numbers in the cells, and without."""
+MOST_TICKS = 12
+"""Axes of at most this many checkpoints have a tick at each."""
+Value = Callable[[PairOverlap], float]
+
+
+def labels(result: OverlapResult) -> list[str]:
+    """Names of the updates, told apart by their numbers."""
+    return [f"{k}  {visible(name)}" for k, name in enumerate(result.names, 1)]
+
+
+def cell(update: str, other: int, value: float) -> dict[str, Any]:
+    return {"update": update, "other": str(other + 1), "value": value, "label": percent(value).removesuffix(" %")}
+
+
+def matrix_cells(result: OverlapResult, value: Value, whole: Value) -> Rows:
+    """A cell for every two updates, both ways round, for which there is any of the ``whole`` that the value is a share of."""
+    names, numbers = labels(result), range(len(result.names))
+    pairs = [result.pair(i, j) for i in numbers for j in numbers if i != j and result.tensors]
+    return [cell(names[p.first], p.second, value(p)) for p in pairs if whole(p)]
+
+
+def matrix(altair: Any, result: OverlapResult, cells: Rows, what: str, top: float = 1, more: tuple[str, ...] = ()) -> Any | None:
+    """Updates from top to bottom against updates from left to right, these by number."""
+    if not cells:
+        return None
+    columns = ("other", [str(k + 1) for k in range(len(result.names))], "number of the other update")
+    rows = ("update", [*labels(result), *more], None)
+    return heat_map(altair, cells, columns, rows, top, what, height=TALL if len(result.names) <= MOST_LABELS else LOW)
+
+
+def changed_any(pair: PairOverlap) -> float:
+    """Share of all that the first changed."""
+    return pair.random_o2
+
+
+def o1_map(altair: Any, result: OverlapResult) -> Any | None:
+    """o1 of every two; in the last row its chance among all weights, the share that each column changed."""
+    cells = matrix_cells(result, lambda p: p.o1, changed_any)
+    chance = [cell(CHANCE, k, 1 - step.sparsity) for k, step in enumerate(result.steps) if cells]
+    return matrix(altair, result, [*cells, *chance], "share of the row's changes", more=(CHANCE,))
+
+
+def o1_size_map(altair: Any, result: OverlapResult) -> Any | None:
+    return matrix(altair, result, matrix_cells(result, lambda p: p.o1_by_size, changed_any), "by chance, by size")
+
+
+def jaccard_map(altair: Any, result: OverlapResult, field: str = "jaccard", what: str = "share of both's changes") -> Any | None:
+    """Jaccard index of every two, or its chance; the same colours for all three."""
+    top = max((max(p.jaccard, p.expected_jaccard, p.jaccard_by_size) for p in result.pairs), default=0) or 1
+    return matrix(altair, result, matrix_cells(result, attrgetter(field), lambda p: p.random_o1 + p.random_o2), what, top)
+
+
+def jaccard_random_map(altair: Any, result: OverlapResult) -> Any | None:
+    return jaccard_map(altair, result, "expected_jaccard", "by chance")
+
+
+def jaccard_size_map(altair: Any, result: OverlapResult) -> Any | None:
+    return jaccard_map(altair, result, "jaccard_by_size", "by chance, by size")
+
+
+def direction_map(altair: Any, result: OverlapResult) -> Any | None:
+    return matrix(altair, result, matrix_cells(result, lambda p: p.same_direction, lambda p: p.o1), "share of what both changed")
+
+
+def core_map(altair: Any, result: OverlapResult) -> Any | None:
+    """Share of elements that all updates changed, by layer and module."""
+    cells = place_cells((layer_of(t.name), module_of(t.name), t.elements, t.core) for t in result.tensors)
+    return change_places(altair, cells, "share changed by all") if result.core else None
+
+
+STEP = re.compile(r"(\d{1,12})\D*$")
+
+
+def step_numbers(result: OverlapResult) -> tuple[str, list[int]]:
+    """The axis's title, and where on it the checkpoints stand: at the last numbers in their names if these grow, or else in order."""
+    found = [STEP.search(name) for name in result.names]
+    steps = [int(match[1]) for match in found if match]
+    if len(steps) == len(found) and all(a < b for a, b in pairwise(steps)):
+        return "step, from the names", steps
+    return "checkpoint, in the order given", list(range(1, len(found) + 1))
+
+
+LINES = {"differs from the base": "differs", "ever changed": "ever", "changed since the last": "since_last", "changed and back": "back"}
+
+
+def step_rows(result: OverlapResult, lines: dict[str, str]) -> Rows:
+    """A point a line and checkpoint."""
+    places = step_numbers(result)[1]
+    return [
+        {"step": x, "name": visible(row.name), "line": line, "value": 1 - row.sparsity if field == "differs" else getattr(row, field)}
+        for x, row in zip(places, result.steps, strict=True)
+        for line, field in lines.items()
+    ]
+
+
+def step_lines(altair: Any, result: OverlapResult, rows: Rows, colour: dict[str, Any]) -> Any:
+    """Lines along the checkpoints, but for the other axis."""
+    title, places = step_numbers(result)
+    scale = altair.Scale(domain=[places[0], places[-1]], nice=False, padding=10)
+    ticks = {"values": places} if len(places) <= MOST_TICKS else {"tickMinStep": 1}
+    x = altair.X("step:Q", title=title, scale=scale, axis=altair.Axis(**ticks, format=",", labelOverlap=True))
+    tips = [altair.Tooltip("name:N"), altair.Tooltip("line:N"), altair.Tooltip("value:Q", format=".4~p")]
+    chart = altair.Chart(altair.Data(values=rows)).mark_line(point=len(places) <= MOST_POINTS, strokeWidth=2, **colour)
+    return chart.encode(x=x, tooltip=tips).properties(height=260)
+
+
+def sparsity_line(altair: Any, result: OverlapResult) -> Any | None:
+    """Share of elements that equal the base, by checkpoint."""
+    if len(result.names) < 2 or not result.elements:
+        return None
+    rows = step_rows(result, {"same as the base": "sparsity"})
+    return step_lines(altair, result, rows, {"color": HUE}).encode(y=unchanged_axis(altair, rows))
+
+
+def growth_lines(altair: Any, result: OverlapResult) -> Any | None:
+    """Shares that differ from the base, ever changed, changed since the last, and are back, by checkpoint."""
+    if len(result.names) < 2 or not result.elements:
+        return None
+    y = altair.Y("value:Q", title="share of elements", axis=altair.Axis(format=".2~p", tickCount=5))
+    scale = altair.Scale(domain=list(LINES), range=LINE_COLOURS[: len(LINES)])
+    legend = altair.Legend(orient="bottom", columns=2, title=None, symbolType="stroke")
+    colour = altair.Color("line:N", scale=scale, legend=legend)
+    dashes = altair.Scale(domain=list(LINES), range=[[1, 0], *DASHES])  # lines that cover each other stay visible
+    dash = altair.StrokeDash("line:N", scale=dashes, legend=legend)
+    return step_lines(altair, result, step_rows(result, LINES), {}).encode(y=y, color=colour, strokeDash=dash)
+
+
+SERIES: list[Plan] = [
+    ("sparsity", "Update sparsity along the run", "Share of weights equal to the base, by checkpoint.", sparsity_line),
+    ("growth", "How the update grew", "Shares of weights that differ, ever changed, and are back, by checkpoint.", growth_lines),
+]
+PAIRS: list[Plan] = [
+    ("o1", "Shared changes (o1)", "Share of one update's changes that another made too.", o1_map),
+    ("o1-by-size", "Shared changes by chance, by size", "The same for random updates among weights of the same size.", o1_size_map),
+    ("jaccard", "Jaccard index", "Shared changes over the changes of either, of every two updates.", jaccard_map),
+    (
+        "jaccard-by-size",
+        "Jaccard index by chance, by size",
+        "The same for random updates among weights of the same size.",
+        jaccard_size_map,
+    ),
+    ("jaccard-random", "Jaccard index by chance among all weights", "The same for random updates among all weights.", jaccard_random_map),
+    ("direction", "Same direction", "Share of what two updates changed that moved the same way.", direction_map),
+    ("core", "Changed by all", "Share of elements that all updates changed, by layer and kind of tensor.", core_map),
+]
+
+
+def charts(result: OverlapResult, series: bool) -> list[Chart]:
+    """All charts for which there are numbers; ``series``: also those of a run."""
+    return made([*(SERIES if series else []), *PAIRS], result)
+
+
+def write_png(result: OverlapResult, series: bool, folder: Path) -> list[Path]:
+    """Write one PNG a chart into a folder, made if missing; gives their paths."""
+    return save_png(charts(result, series), folder)

@@ -1,0 +1,30 @@
+"""Ranges of tensors, and the base adapted to its target (spec section 8)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ckptdiff.checkpoint.reader import Tensor
+from ckptdiff.format.digests import BLOCK
+from ckptdiff.format.dtypes import DTYPES, Bytes, cast
+from ckptdiff.io.scratch import scratch
+
+
+def adapt(data: Bytes, source: str, target: str, size: int) -> Bytes:
+    """Cast base bytes, then cut or extend them with zeros to ``size`` bytes (spec section 8)."""
+    data = cast(data, source, target)
+    if len(data) >= size:
+        return data[:size]
+    return np.concatenate([data, np.zeros(size - len(data), np.uint8)])
+
+
+def group_units(*dtypes: str) -> int:
+    """Units in the smallest run that is whole blocks in each of these dtypes."""
+    return BLOCK // min(DTYPES[dtype].carrier for dtype in dtypes)
+
+
+def read_range(tensor: Tensor, start: int, stop: int, name: str = "read") -> Bytes:
+    """Bytes ``start`` to ``stop`` of a tensor, or fewer where it ends before: :func:`scratch` of that name."""
+    out = scratch(name, max(min(stop, tensor.nbytes) - start, 0), np.uint8)
+    tensor.readinto(start, out)
+    return out

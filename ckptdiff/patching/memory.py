@@ -1,0 +1,133 @@
+"""Tensors in memory as a checkpoint of one file: what safetensors would write of them, read in place."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Collection, Mapping
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ckptdiff.checkpoint.reader import Checkpoint, WeightFile
+from ckptdiff.errors import CheckpointError, UnsupportedError
+from ckptdiff.format.dtypes import Bytes
+from ckptdiff.format.safetensors import MAX_NAME, MAX_RANK, Header, TensorInfo, predicted_header
+from ckptdiff.patching.torch_dtypes import Array, address, dtype_of, flat_bytes, shape_of
+
+if TYPE_CHECKING:
+    import torch
+
+FILE_NAME = "model.safetensors"
+SCOPE = "model"
+ORDER = "U64 I64 F64 C64 F32 U32 I32 BF16 F16 U16 I16 F8_E5M2FNUZ F8_E4M3FNUZ F8_E8M0 F8_E4M3 F8_E5M2 I8 U8 F6_E3M2 F6_E2M3 F4 BOOL".split()
+"""The safetensors library writes tensors in this order of their dtypes, those of one dtype by name."""
+
+State = Mapping[str, Array]
+"""Tensors by name: torch's, on any device, or numpy's."""
+
+
+class MemoryFile:
+    """A :class:`~ckptdiff.io.source.WeightSource`: a header, and then the tensors' memory, read where it is."""
+
+    def __init__(self, name: str, header: Header, parts: list[Bytes | torch.Tensor]) -> None:
+        self.name, self.path, self.parts = name, Path(name), parts
+        self.begins = [header.data_start + tensor.begin for tensor in header.tensors]
+        self.size = header.data_start + header.data_size
+
+    def readinto(self, offset: int, out: Bytes | memoryview) -> None:
+        """Fill ``out`` with the bytes at ``offset``, all of one tensor."""
+        if len(out) == 0:
+            return
+        data = self.view(offset, len(out))
+        if isinstance(data, np.ndarray):
+            out[:] = data
+        else:
+            import torch
+
+            torch.from_numpy(np.frombuffer(out, np.uint8)).copy_(data)
+
+    def view(self, offset: int, size: int) -> Bytes | torch.Tensor:
+        """The memory itself."""
+        k = bisect_right(self.begins, offset) - 1
+        start = offset - self.begins[k]
+        return self.parts[k][start : start + size]
+
+    def check_unchanged(self) -> None:
+        """Nobody could tell."""
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
+class BytesFile:
+    """A :class:`~ckptdiff.io.source.ByteSource` over bytes."""
+
+    def __init__(self, data: bytes, name: str) -> None:
+        self.data, self.name, self.size = memoryview(data), name, len(data)
+
+    def readinto(self, offset: int, out: Bytes | memoryview) -> None:
+        """Fill ``out``; raises CheckpointError if the bytes end before."""
+        view = memoryview(out)
+        if offset + len(view) > self.size:
+            raise CheckpointError(f"{self.name}: ends at byte {self.size}, expected {offset + len(view)} or more: truncated?")
+        view[:] = self.data[offset : offset + len(view)]
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
+def state_of(model: Any, where: str) -> dict[str, Array]:
+    """The tensors of a module or of a mapping by name.
+
+    Raises:
+        CheckpointError: it is neither, or holds something else.
+    """
+    state = model.state_dict() if hasattr(model, "state_dict") else model
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"{where}: expected a module or a state dict, found {type(model).__name__}")
+    for name, array in state.items():
+        if not isinstance(name, str) or name == "__metadata__" or not 1 <= len(name.encode(errors="replace")) <= MAX_NAME:
+            raise CheckpointError(f"{where}: expected names of 1 to {MAX_NAME} bytes, but not __metadata__, found {name!r:.80}")
+        if name.encode(errors="replace") != name.encode(errors="surrogatepass"):
+            raise CheckpointError(f"{where}: the name {name!r:.80} is not Unicode text")
+        kind = type(array).__name__
+        if not (isinstance(array, np.ndarray) or hasattr(type(array), "is_meta")) or kind.startswith("Uninitialized"):
+            raise CheckpointError(f"{where}: {name}: expected a tensor with content, found {kind}: give a dict of tensors without it")
+    return {name: local(array) for name, array in state.items()}
+
+
+def local(array: Array) -> Array:
+    """This rank's part of a DTensor; any other tensor as it is."""
+    return array.to_local() if hasattr(array, "to_local") else array
+
+
+def open_state(state: State, where: str, wanted: Collection[str] = ()) -> Checkpoint:
+    """Tensors in memory as a checkpoint.
+
+    Names of one tensor, that is of the same memory, dtype and shape, count once: under the first of them in the state's order, as in
+    torch's ``named_parameters`` and in the files of transformers; but those in ``wanted`` each for itself.
+
+    Raises:
+        UnsupportedError: a tensor has a dtype, layout or device that cannot be read in place, or too many dimensions.
+    """
+    rows, tied = [], dict[str, str]()
+    first: dict[tuple[object, ...], str] = {}
+    for name, array in sorted(state.items(), key=lambda row: row[0] not in wanted):
+        dtype = dtype_of(array, f"{where}: {name}")
+        shape, flat = shape_of(array, dtype), flat_bytes(array, f"{where}: {name}")
+        if len(shape) > MAX_RANK:
+            raise UnsupportedError(f"{where}: {name}: has {len(shape)} dimensions, a patch at most {MAX_RANK}: reshape it")
+        known = first.setdefault((*address(flat), dtype, shape), name) if len(flat) else name
+        if known != name and name not in wanted:
+            tied[name] = known
+            continue
+        rows.append((name, dtype, shape, flat))
+    rows.sort(key=lambda row: (ORDER.index(row[1]), row[0]))
+    ends = list(accumulate((len(flat) for *_, flat in rows), initial=0))
+    tensors = tuple(TensorInfo(*row[:3], begin, end) for row, (begin, end) in zip(rows, pairwise(ends), strict=True))
+    raw = predicted_header((name, dtype, shape, len(flat)) for name, dtype, shape, flat in rows)
+    header = Header(raw, {"format": "pt"}, tensors)
+    file = MemoryFile(where, header, [row[3] for row in rows])
+    return Checkpoint(Path(where), True, [WeightFile(FILE_NAME, SCOPE, file, header)], {}, in_memory=True, tied=tied)

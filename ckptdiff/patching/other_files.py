@@ -1,0 +1,203 @@
+"""The files of a checkpoint that hold no weights (spec section 9): which go in, and how they are coded."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import xxhash
+import zstandard
+
+from ckptdiff.codecs.planes import MAGIC
+from ckptdiff.errors import BaseMismatchError, CheckpointError, CkptdiffError, FormatError, IntegrityError
+from ckptdiff.format import safe_paths
+from ckptdiff.format.index import OtherFile
+from ckptdiff.format.sealed import MAX_PREFIX, MAX_WINDOW
+from ckptdiff.io.parallel import CHUNK, sha256_file
+from ckptdiff.io.source import LocalFile
+from ckptdiff.machine import machine_error
+from ckptdiff.patching.patch import OpenPatch
+
+LEVEL = 19
+LEVEL_LARGE = 3
+
+
+def check_paths(names: Sequence[str], weights: Sequence[str]) -> None:
+    """Raise CheckpointError for a path, of other files or of weight files, that a patch may not name."""
+    for name in (*names, *weights):
+        reason = safe_paths.unsafe_reason(name)
+        if reason:
+            raise CheckpointError(f"{name!r}: the path {reason}: rename the file, or leave it out with --exclude")
+    stored = safe_paths.clash(f"{name}.zst" for name in names)
+    if stored:
+        raise CheckpointError(f"{stored!r} would be a file and a folder in the patch: rename one, or leave it out with --exclude")
+
+
+def encode(path: str, target: Path, base: Path | None, folder: Path) -> OtherFile:
+    """Code one file into ``folder``/files, against the base's file of the same path if there is one."""
+    sha256, size = _hash(target)
+    base_sha256, base_size = _hash(base) if base else (None, 0)
+    if sha256 == base_sha256:
+        return OtherFile(path=path, size=size, sha256=sha256, kind="same")
+    delta = base is not None and 0 < base_size <= MAX_PREFIX and size <= MAX_PREFIX
+    entry = OtherFile(path=path, size=size, sha256=sha256, kind="delta" if delta else "new", base_sha256=base_sha256 if delta else None)
+    out = folder / entry.member
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if size <= MAX_PREFIX:
+        frame = _compressor(size, base.read_bytes() if base and delta else b"").compress(target.read_bytes())
+        out.write_bytes(frame)
+    else:
+        with open(target, "rb") as source, open(out, "wb") as sink:
+            zstandard.ZstdCompressor(level=LEVEL_LARGE).copy_stream(source, sink, size=size)
+    return OtherFile(
+        path=path, size=size, sha256=sha256, kind=entry.kind, base_sha256=entry.base_sha256, stored=out.stat().st_size, digest=_digest(out)
+    )
+
+
+def _compressor(size: int, prefix: bytes) -> zstandard.ZstdCompressor:
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        LEVEL if size + len(prefix) <= 1 << 23 else 9,
+        source_size=size,
+        dict_size=len(prefix),
+        window_log=min(27, max(10, (size + len(prefix)).bit_length())),
+        write_content_size=True,
+        write_dict_id=False,
+    )
+    dictionary = zstandard.ZstdCompressionDict(prefix, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if prefix else None
+    return zstandard.ZstdCompressor(dict_data=dictionary, compression_params=parameters)
+
+
+def _hash(path: Path) -> tuple[str, int]:
+    file = LocalFile(path)
+    try:
+        return sha256_file(file), file.size
+    finally:
+        file.close()
+
+
+def _digest(path: Path) -> bytes:
+    hasher = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK):
+            hasher.update(chunk)
+    return hasher.digest()
+
+
+def stored_error(patch: OpenPatch, other: OtherFile) -> IntegrityError | None:
+    """What is wrong with a stored frame, if it does not have its size and digest."""
+    path = patch.path / other.member
+    if other.kind == "same":
+        return None
+    try:
+        size, digest = path.stat().st_size, _digest(path)
+    except OSError as error:
+        return IntegrityError(f"{path}: cannot be read: {error.strerror}: fetch the patch again")
+    if (size, digest) == (other.stored, other.digest):
+        return None
+    return IntegrityError(f"{path}: has the digest {digest.hex()}, expected {other.digest.hex()}: corrupted? fetch the patch again")
+
+
+def rebuild(patch: OpenPatch, other: OtherFile, base: Path | None, out: Path) -> None:
+    """Write one file of the target to ``out``; ``base`` is the base's file of the same path.
+
+    Raises:
+        BaseMismatchError: the base's file is missing or another.
+        FormatError, IntegrityError: the stored frame is broken, or does not give the file that the index states.
+    """
+    error = base_error(other, base)
+    if error:
+        raise error
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with open(out, "xb") as sink:
+        for piece in decode(patch, other, base):
+            sink.write(piece)
+
+
+def base_error(other: OtherFile, base: Path | None) -> CkptdiffError | None:
+    """What is wrong with the base's file of the same path, if ``other`` needs one."""
+    wanted = other.sha256 if other.kind == "same" else other.base_sha256
+    if wanted is None:
+        return None
+    if base is None or not os.path.isfile(base):
+        return BaseMismatchError(f"{other.path}: the base has no such file, which the patch needs (SHA-256 {wanted})")
+    try:
+        found, size = _hash(base)
+    except CheckpointError as error:
+        return error
+    if other.kind == "delta" and size > MAX_PREFIX:
+        return FormatError(f"{other.path}: is coded against a base file of {size} bytes, more than {MAX_PREFIX}")
+    if found != wanted:
+        return BaseMismatchError(f"{base}: is not the file that the patch needs: its SHA-256 is {found}, expected {wanted}")
+    return None
+
+
+def decode(patch: OpenPatch, other: OtherFile, base: Path | None) -> Iterator[bytes]:
+    """The bytes of one file of the target, piece by piece; raises IntegrityError where they are not what the index states."""
+    sha, size = hashlib.sha256(), 0
+    for piece in _pieces(patch, other, base):
+        size += len(piece)
+        if size > other.size:
+            raise IntegrityError(
+                f"{other.path}: decodes to more than the {other.size} bytes that the index states: do not trust this patch"
+            )
+        sha.update(piece)
+        yield piece
+    if (size, sha.hexdigest()) != (other.size, other.sha256):
+        raise IntegrityError(
+            f"{other.path}: decodes to {size} bytes with SHA-256 {sha.hexdigest()}, expected {other.size} with {other.sha256}: "
+            "fetch the patch again"
+        )
+
+
+def decoding_error(patch: OpenPatch, other: OtherFile, base: Path | None) -> CkptdiffError | None:
+    """What is wrong with a stored file, if it does not decode to the file that the index states."""
+    try:
+        for _ in decode(patch, other, base):
+            pass
+    except (FormatError, IntegrityError) as error:
+        return error
+    except OSError as error:
+        return IntegrityError(f"{error.filename or patch.path / other.member}: cannot be read: {error.strerror}: fetch the patch again")
+    return None
+
+
+def _pieces(patch: OpenPatch, other: OtherFile, base: Path | None) -> Iterable[bytes]:
+    if other.kind == "same":
+        assert base is not None
+        with open(base, "rb") as file:
+            while chunk := file.read(CHUNK):
+                yield chunk
+        return
+    prefix = base.read_bytes() if other.kind == "delta" and base else b""
+    dictionary = zstandard.ZstdCompressionDict(prefix, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if prefix else None
+    path = patch.path / other.member
+    with open(path, "rb") as file:
+        _check_frame(file.read(18), str(path))
+        file.seek(0)
+        yield from _decompressed(file, dictionary, str(path))
+
+
+def _check_frame(head: bytes, where: str) -> None:
+    try:
+        stated = zstandard.get_frame_parameters(head)
+    except zstandard.ZstdError as error:
+        raise FormatError(f"{where}: bad zstd frame: {error}") from None
+    if not head.startswith(MAGIC) or stated.window_size > MAX_WINDOW or stated.dict_id:
+        raise FormatError(f"{where}: expected a zstd frame with a window of at most {MAX_WINDOW} bytes and no dictionary id")
+
+
+def _decompressed(file: BinaryIO, dictionary: zstandard.ZstdCompressionDict | None, where: str) -> Iterable[bytes]:
+    """Exactly one frame; a chunk of input can hold no more than a thousand blocks, which bounds the output of one step."""
+    decoder = zstandard.ZstdDecompressor(dict_data=dictionary, max_window_size=MAX_WINDOW).decompressobj()
+    try:
+        while chunk := file.read(1 << 12):
+            if decoder.eof:
+                raise FormatError(f"{where}: bytes behind its zstd frame")
+            yield decoder.decompress(chunk)
+    except zstandard.ZstdError as error:
+        raise machine_error(error) or FormatError(f"{where}: bad zstd frame: {error}") from None
+    if not decoder.eof or decoder.unused_data:
+        raise FormatError(f"{where}: expected one whole zstd frame")

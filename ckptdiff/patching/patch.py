@@ -1,0 +1,290 @@
+"""A patch (spec sections 5 and 9): one patch file, or a folder of them with an index."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from ckptdiff.checkpoint.recognition import check_there, patch_members, weights_below
+from ckptdiff.errors import FormatError, IntegrityError, cut
+from ckptdiff.format.canonical import quoted
+from ckptdiff.format.digests import identity
+from ckptdiff.format.index import INDEX_NAME, Index, OtherFile
+from ckptdiff.format.patch_file import PatchFile
+from ckptdiff.format.sealed import MAX_INDEX, FileRef
+from ckptdiff.format.table import Entry, Totals
+from ckptdiff.hub.ids import parse_id
+from ckptdiff.hub.repo import RemoteFolder, download, open_repo
+from ckptdiff.io.source import ByteSource, LocalFile, read_bytes
+
+MAX_ALL_TENSORS = 1 << 18
+MAX_ALL_DESCRIBED = 1 << 27
+MAX_ALL_BYTES = 1 << 42
+"""Limits of all patch files of a patch together (spec 11): tensors, and removed ones; decoded tables and headers; bytes to rebuild."""
+
+
+@dataclass(slots=True)
+class OpenPatch:
+    """An open patch: one file, or a folder with its ``index``; ``entries`` maps (scope, name) of target tensors,
+    which are in ``scopes``."""
+
+    path: Path
+    index: Index | None
+    files: list[PatchFile]
+    index_size: int = 0
+    entries: dict[tuple[str, str], tuple[PatchFile, Entry]] = field(init=False)
+    scopes: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.entries = {(file.metadata.target_scope, e.name): (file, e) for file in self.files for e in file.table.entries}
+        self.scopes = frozenset(scope for scope, _ in self.entries)
+        if len(self.entries) != sum(len(file.table.entries) for file in self.files):
+            raise FormatError(f"{self.path}: two of its shards hold the same tensor of one scope")
+        self._check_copies()
+        self._check_removed()
+        self._check_identity()
+        self._check_base_files()
+
+    def _check_copies(self) -> None:
+        for (scope, name), (file, entry) in self.entries.items():
+            if entry.kind == "copy":
+                found = self.entries.get((scope, entry.of or ""))
+                if not found or found[1].kind == "copy" or (found[1].dtype, found[1].shape) != (entry.dtype, entry.shape):
+                    raise FormatError(f"{file.source.name}: tensor {cut(name)}: it cannot be a copy of {quoted(entry.of)}")
+
+    def _check_removed(self) -> None:
+        seen: dict[str, str | None] = {}
+        for file in self.files:
+            scope, removed = file.metadata.target_scope, file.table.removed
+            if removed and scope in seen:
+                raise FormatError(f"{file.source.name}: only the first file of a scope may list removed tensors")
+            if seen.setdefault(scope, file.metadata.base_scope) != file.metadata.base_scope:
+                found = f"{cut(seen[scope])} and {cut(file.metadata.base_scope)}"
+                raise FormatError(f"{file.source.name}: its scope has two base scopes, {found}")
+        gone = {(file.metadata.target_scope, name) for file in self.files for name in file.table.removed}
+        for file in self.files if gone else ():
+            for name in (name for e in file.table.entries for name in (e.name, e.base_name)):
+                if (file.metadata.target_scope, name) in gone:
+                    raise FormatError(f"{file.source.name}: the tensor {cut(name)} is listed as removed, but is in the target, or a base")
+
+    def _check_identity(self) -> None:
+        """A file of a folder, opened alone, lacks what the identity is made of."""
+        if self.index is None and self.files[0].metadata.base_files is None:
+            return
+        made = {(scope, e.name): self.entries[scope, e.of][1] if e.of is not None else e for (scope, _), (_, e) in self.entries.items()}
+        found = identity((scope, name, e.dtype, e.shape, e.digest) for (scope, name), e in made.items())  # a copy is what it is of
+        if found != self.target_identity:
+            raise FormatError(f"{self.path}: its tensors have the identity {found.hex()}, but it states {self.target_identity.hex()}")
+
+    def _check_base_files(self) -> None:
+        """A patch of files that takes tensors from a base must say from which files (spec 5.1 and 9)."""
+        listed = self.index.base_files if self.index else self.files[0].metadata.base_files
+        if listed is not None and not listed:
+            for file in self.files:
+                needs_base = any(entry.kind in ("same", "delta") for entry in file.table.entries)
+                if needs_base and file.metadata.target_sha256 is not None:
+                    raise FormatError(f"{file.source.name}: its table needs a base, but the patch lists no file of it: make it again")
+
+    @property
+    def paths(self) -> list[Path]:
+        """The patch's own path and those of all its files."""
+        return [self.path, *(Path(file.source.name) for file in self.files), *(self.path / other.member for other in self.others)]
+
+    @property
+    def base_identity(self) -> bytes:
+        return self.index.base_identity if self.index else self.files[0].metadata.base_identity
+
+    @property
+    def target_identity(self) -> bytes:
+        return self.index.target_identity if self.index else self.files[0].metadata.target_identity
+
+    @property
+    def base_scopes(self) -> set[str]:
+        """The base scopes that the patch needs."""
+        return {file.metadata.base_scope for file in self.files if file.metadata.base_scope is not None}
+
+    @property
+    def base_files(self) -> tuple[FileRef, ...]:
+        return (self.index.base_files if self.index else self.files[0].metadata.base_files) or ()
+
+    @property
+    def others(self) -> tuple[OtherFile, ...]:
+        return self.index.files if self.index else ()
+
+    @property
+    def totals(self) -> Totals:
+        return sum((file.table.totals for file in self.files), Totals())
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What is recorded beside: repos and their commits (spec 5.1)."""
+        return self.index.info if self.index else self.files[0].metadata.info
+
+    @property
+    def tied(self) -> dict[str, str]:
+        """Further names of the target's tensors in memory (spec 5.1)."""
+        return dict(self.info.get("tied", {}))
+
+    @property
+    def report(self) -> bytes | None:
+        """The stored report (spec 5.4)."""
+        return self.files[0].report if self.files else None
+
+    @property
+    def output_size(self) -> int:
+        """Bytes of the rebuilt checkpoint."""
+        return sum(file.metadata.target_size for file in self.files) + sum(other.size for other in self.others)
+
+    @property
+    def stored_size(self) -> int:
+        """Bytes of the patch, all its files together."""
+        size = sum(file.source.size for file in self.files) + sum(other.stored for other in self.others)
+        return size + self.index_size
+
+
+class Closable(ByteSource, Protocol):
+    """A :class:`ByteSource` that holds something open."""
+
+    def close(self) -> None: ...
+
+
+class Folder(Protocol):
+    """Where the files of a patch folder lie: here, or on the Hub."""
+
+    name: str
+
+    def size(self, path: str) -> int | None:
+        """Bytes of a file; None if there is none."""
+
+    def open(self, path: str) -> Closable: ...
+
+
+class LocalFolder:
+    """A :class:`Folder` on this machine."""
+
+    def __init__(self, path: Path) -> None:
+        self.name, self._path = str(path), path
+
+    def size(self, path: str) -> int | None:
+        """Bytes of a file; None if there is none."""
+        found = self._path / path
+        return found.stat().st_size if os.path.isfile(found) else None
+
+    def open(self, path: str) -> LocalFile:
+        return LocalFile(self._path / path)
+
+
+@contextmanager
+def open_patch(path: str | os.PathLike[str], *, by_ranges: bool = False) -> Iterator[OpenPatch]:
+    """Open a patch file or folder, here or on the Hub, and check all but its payloads (spec 10, step 1).
+
+    ``by_ranges``: of a patch on the Hub read just what is asked for, instead of fetching its files first.
+
+    Raises:
+        CheckpointError: there is no such file, or it cannot be read. HubError: the same of the Hub.
+        FormatError, UnsupportedError, IntegrityError: it is not a whole and valid patch.
+    """
+    hub_id = parse_id(path)
+    with ExitStack() as stack:
+        folder: Folder
+        if hub_id is not None:
+            repo = open_repo(hub_id)
+            members, is_file = list(repo.files) if repo.is_file else patch_members(repo.files), repo.is_file
+            _check_members(members, str(repo.pinned), list(repo.files))
+            folder = RemoteFolder(repo) if by_ranges and not repo.cache else LocalFolder(download(repo, members))
+        elif os.path.isdir(path):
+            found = weights_below(Path(path))
+            members, is_file = patch_members(found), False
+            _check_members(members, str(path), found)
+            folder = LocalFolder(Path(path))
+        else:
+            check_there(path)
+            members, is_file = [Path(path).name], True
+            folder = LocalFolder(Path(path).parent)
+        is_folder = INDEX_NAME in members and not is_file
+        yield _open_folder(folder, stack) if is_folder else _open_file(folder, members[0], is_file, stack)
+
+
+def _check_members(members: list[str], where: str, paths: list[str]) -> None:
+    if not members:
+        swapped = "; are base and patch the wrong way round?" if any(path.endswith(".safetensors") for path in paths) else ""
+        raise FormatError(f"{where}: not a ckptdiff patch: it has no {INDEX_NAME}{swapped}")
+
+
+def _open_file(folder: Folder, path: str, is_named: bool, stack: ExitStack) -> OpenPatch:
+    """One patch file: one that was named, which may be any, or the lone one of a folder or repo."""
+    file = _open(folder, path, stack)
+    if file.metadata.base_files is None and not is_named:
+        raise FormatError(f"{file.source.name}: belongs to a patch folder, but its {INDEX_NAME} is missing: fetch the patch again")
+    return OpenPatch(Path(folder.name) / path, None, [file])
+
+
+def _open_folder(folder: Folder, stack: ExitStack) -> OpenPatch:
+    index, index_size = _open_index(folder, stack)
+    files: list[PatchFile] = []
+    sums: dict[str, int] = {}
+    for shard in index.shards:
+        where = f"{folder.name}/{shard.path}"
+        _check_member(folder, shard.path, shard.size)
+        file = _open(folder, shard.path, stack)
+        files.append(file)
+        _add(sums, file, where)
+        if file.digest != shard.digest:
+            raise IntegrityError(f"{where}: is not the file that {INDEX_NAME} lists: fetch the patch again")
+        found = file.metadata
+        identities = (index.base_identity, index.target_identity)
+        if (found.target_path, found.base_identity, found.target_identity, found.base_files) != (shard.target, *identities, None):
+            raise FormatError(f"{where}: its metadata does not agree with {INDEX_NAME}")
+        if file.report is not None and file is not files[0]:
+            raise FormatError(f"{where}: has a report, which only the first patch file of a folder may have")
+    patch = OpenPatch(Path(folder.name), index, files, index_size)
+    if patch.totals != index.totals:
+        raise FormatError(f"{folder.name}/{INDEX_NAME}: its totals do not agree with its shards")
+    for other in index.files:
+        if other.kind != "same":
+            _check_member(folder, other.member, other.stored)
+    return patch
+
+
+LIMITS = {
+    "tensors": MAX_ALL_TENSORS,
+    "removed tensors": MAX_ALL_TENSORS,
+    "bytes of tables and headers": MAX_ALL_DESCRIBED,
+    "bytes to rebuild": MAX_ALL_BYTES,
+}
+
+
+def _add(sums: dict[str, int], file: PatchFile, where: str) -> None:
+    """Add a patch file to the sums of a folder; raises FormatError where they are more than a patch may have (spec 11)."""
+    more = (len(file.table.entries), len(file.table.removed), file.described, file.metadata.target_size)
+    for (what, most), count in zip(LIMITS.items(), more, strict=True):
+        sums[what] = sums.get(what, 0) + count
+        if sums[what] > most:
+            raise FormatError(f"{where}: with the files before it there are {sums[what]} {what}, expected at most {most}")
+
+
+def _open(folder: Folder, path: str, stack: ExitStack) -> PatchFile:
+    file = folder.open(path)
+    stack.callback(file.close)
+    return PatchFile(file)
+
+
+def _open_index(folder: Folder, stack: ExitStack) -> tuple[Index, int]:
+    where = f"{folder.name}/{INDEX_NAME}"
+    file = folder.open(INDEX_NAME)
+    stack.callback(file.close)
+    if file.size > MAX_INDEX:
+        raise FormatError(f"{where}: has {file.size} bytes, expected at most {MAX_INDEX}")
+    return Index.from_bytes(read_bytes(file, 0, file.size), where), file.size
+
+
+def _check_member(folder: Folder, path: str, size: int) -> None:
+    found = folder.size(path)
+    if found is None:
+        raise FormatError(f"{folder.name}/{path}: is missing: fetch the patch again")
+    if found != size:
+        raise IntegrityError(f"{folder.name}/{path}: has {found} bytes, expected {size}: fetch the patch again")

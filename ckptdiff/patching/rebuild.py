@@ -1,0 +1,289 @@
+"""``apply``: rebuild the target from a base and patches (spec section 10)."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ckptdiff.checkpoint.reader import Checkpoint, Recorded, open_checkpoint
+from ckptdiff.checkpoint.selection import matches
+from ckptdiff.errors import BaseMismatchError, CkptdiffError, FormatError, OutputError, cut
+from ckptdiff.format.canonical import quoted
+from ckptdiff.format.dtypes import Bytes
+from ckptdiff.format.patch_file import PatchFile
+from ckptdiff.format.safetensors import header_json
+from ckptdiff.format.table import Entry
+from ckptdiff.io.parallel import Progress, no_progress, run_ordered
+from ckptdiff.patching import other_files
+from ckptdiff.patching.patch import OpenPatch
+from ckptdiff.patching.recipes import (
+    FromBase,
+    FromPatch,
+    Node,
+    Once,
+    check_result,
+    found_digest,
+    layers,
+    ranges,
+    tensor_differs,
+    whole_layers,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_CHAIN = 64
+
+
+def open_base(
+    base: str | os.PathLike[str], chain: Sequence[OpenPatch], *, only_weights: bool = False, with_files: bool = False
+) -> AbstractContextManager[Checkpoint]:
+    """Open the base of a chain: just the files that its first patch records, if they are all there.
+
+    ``only_weights``: of the Hub fetch no other files; ``with_files``: take all other files, not just those that the patches need.
+    """
+    wanted = [] if only_weights else [other.path for patch in chain for other in patch.others if other.kind != "new"]
+    recorded = Recorded({file.path: file.size for file in chain[0].base_files}, chain[0].base_scopes, wanted)
+    return open_checkpoint(base, needs_weights=bool(chain[0].files), with_files=with_files, recorded=recorded)
+
+
+def check_stored(patch: OpenPatch, only: Sequence[str] = (), progress: Progress = no_progress) -> None:
+    """Raise the first fault of a patch's payloads and stored files (spec 10, end of step 1)."""
+    done, total = 0, patch.stored_size
+    for file in patch.files:
+        for entry in file.table.entries:
+            if entry.has_payload and (not only or matches(entry.name, only)):
+                error = file.payload_error(entry)
+                if error:
+                    raise error
+                done += entry.payload_size
+                progress("checking the patch", done, total)
+    for other in () if only else patch.others:
+        error = other_files.stored_error(patch, other)
+        if error:
+            raise error
+
+
+def check_chain(chain: Sequence[OpenPatch]) -> None:
+    """Each patch must start from what the one before gives (spec 10, step 2)."""
+    if not 1 <= len(chain) <= MAX_CHAIN:
+        raise FormatError(f"a chain has 1 to {MAX_CHAIN} patches, found {len(chain)}")
+    for before, patch in itertools.pairwise(chain):
+        if patch.base_identity != before.target_identity:
+            if patch.path == before.path:
+                raise BaseMismatchError(f"{patch.path}: is listed twice in a row")
+            sibling = next((other for other in chain if other is not patch and other.base_identity == patch.base_identity), None)
+            if sibling is not None:
+                raise BaseMismatchError(
+                    f"{patch.path} and {sibling.path}: both are made from the same base, {patch.base_identity.hex()}, so that neither can "
+                    "follow the other: apply one of them"
+                )
+            raise BaseMismatchError(
+                f"{patch.path}: was made from a base with the identity {patch.base_identity.hex()}, but {before.path} gives "
+                f"{before.target_identity.hex()}: put the patches in the order in which they were made, none left out"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A file to write: its bytes before the tensors, and (offset, node) of each tensor."""
+
+    path: str
+    head: bytes
+    tensors: tuple[tuple[int, Node], ...]
+    size: int
+
+
+def nodes_of(outputs: Iterable[Output]) -> list[Node]:
+    """What builds the tensors of files."""
+    return [node for output in outputs for _, node in output.tensors]
+
+
+class Applier:
+    """The steps of one ``apply`` over a base and a checked chain."""
+
+    def __init__(
+        self, base: Checkpoint, chain: Sequence[OpenPatch], threads: int, progress: Progress, device: torch.device | None = None
+    ) -> None:
+        self.device = device
+        self.base, self.chain, self.threads, self.progress = base, chain, threads, progress
+        self.done = self.total = 0
+        self.other_files = [{other.path: other for other in patch.others} for patch in chain]
+        self.once = Once()
+
+    def node(self, depth: int, file: PatchFile, entry: Entry) -> Node:
+        """What builds an entry of patch ``depth`` of the chain; checks that its base tensor exists and fits (spec 10, step 3)."""
+        scope = file.metadata.target_scope
+        if entry.kind == "copy":
+            return self.node(depth, *self.chain[depth].entries[scope, entry.of or ""])
+        if entry.kind == "new":
+            return FromPatch(file, entry, None, self.device)
+        below = self._below(depth, file, entry)
+        return FromPatch(file, entry, below, self.device) if entry.kind == "delta" or entry.adapted else below
+
+    def _below(self, depth: int, file: PatchFile, entry: Entry) -> Node:
+        name, scope, patch = entry.base_name or "", file.metadata.base_scope, self.chain[depth]
+        node: Node
+        if depth == 0:
+            tensor = (self.base.scope(scope or "") or {}).get(name)
+            if tensor is None:
+                raise self.wrong_base(patch, f"it has no tensor {cut(name)}" + (f" in {cut(scope)}" if len(self.base.scopes) > 1 else ""))
+            if (tensor.dtype, tensor.shape) != (entry.base_dtype, entry.base_shape):
+                found, expected = cut(list(tensor.shape)), f"{entry.base_dtype} {cut(list(entry.base_shape or ()))}"
+                raise self.wrong_base(patch, f"its tensor {cut(name)} is {tensor.dtype} {found}, expected {expected}")
+            return FromBase(tensor, entry.base_digest)
+        before = self.chain[depth - 1]
+        source = before.entries.get((next(iter(before.scopes)) if len(before.scopes) == 1 else scope or "", name))
+        if source is None or (source[1].dtype, source[1].shape) != (entry.base_dtype, entry.base_shape):
+            raise BaseMismatchError(f"{patch.path}: needs the tensor {cut(name)}, which {before.path} does not give like that")
+        node = self.node(depth - 1, *source)
+        if node.digest != entry.base_digest:
+            raise BaseMismatchError(f"{patch.path}: tensor {cut(name)} is not the one that {before.path} gives")
+        return node
+
+    def outputs(self) -> list[Output]:
+        """Every weight file of the chain's target."""
+        last, outputs = len(self.chain) - 1, []
+        for file in self.chain[last].files:
+            start = file.header.data_start
+            nodes = zip((start + info.begin for info in file.header.tensors), file.table.entries, strict=True)
+            tensors = tuple((offset, self.node(last, file, entry)) for offset, entry in nodes)
+            head = len(file.header.raw).to_bytes(8, "little") + file.header.raw
+            outputs.append(Output(file.metadata.target_path, head, tensors, file.metadata.target_size))
+        return outputs
+
+    def subset(self, globs: Sequence[str]) -> Output:
+        """One new safetensors file of the target tensors whose names match."""
+        last = len(self.chain) - 1
+        found: dict[str, tuple[PatchFile, Entry]] = {}
+        for (_, name), (file, entry) in self.chain[last].entries.items():
+            if matches(name, globs):
+                if name in found:
+                    both = f"{cut(found[name][0].metadata.target_scope)} and {cut(file.metadata.target_scope)}"
+                    raise OutputError(f"--only matches {cut(name)} of two scopes, {both}: narrow it")
+                found[name] = file, entry
+        if not found:
+            raise OutputError(f"--only matches none of the {len(self.chain[last].entries)} tensors; ckptdiff info --tensors lists them")
+        rows = [(name, entry.dtype, entry.shape, entry.nbytes) for name, (_, entry) in found.items()]
+        raw = header_json([("__metadata__", '{"format":"pt"}')], rows)
+        tensors, position = [], 8 + len(raw)
+        for file, entry in found.values():
+            tensors.append((position, self.node(last, file, entry)))
+            position += entry.nbytes
+        return Output("", len(raw).to_bytes(8, "little") + raw, tuple(tensors), position)
+
+    # --- writing ---
+
+    def write(self, output: Output, path: Path) -> None:
+        """Build and check every tensor of a file, and write it (spec 10, steps 3 to 5)."""
+        self.total += output.size
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
+        try:
+            write_at(fd, output.head, 0)
+            with closing(run_ordered(self._jobs(output, fd), self.threads)) as results:
+                for node, nbytes, last in results:
+                    self.done += nbytes
+                    self.progress("rebuilding", self.done, self.total)
+                    if last:
+                        self.check(node)
+        finally:
+            os.close(fd)
+
+    def _jobs(self, output: Output, fd: int) -> Iterator[Callable[[], tuple[Node, int, bool]]]:
+        for offset, node in output.tensors:
+            for start, stop, last in ranges(node):
+                yield partial(self._step, node, fd, offset, start, stop, last)
+
+    def _step(self, node: Node, fd: int, offset: int, start: int, stop: int, last: bool) -> tuple[Node, int, bool]:
+        data = node.build(start, stop)
+        write_at(fd, data, offset + start)
+        return node, len(data), last
+
+    def check(self, node: Node) -> None:
+        """Compare the digests of a finished tensor and of all it was built from, the base's first."""
+        parts, longer = whole_layers(node)
+        if longer is not None:
+            self.once.check(longer, self.check)
+        for part in parts:
+            if isinstance(part, FromPatch):
+                check_result(part)
+            elif found_digest(part) != part.digest:
+                raise self.wrong_base(self.chain[0], tensor_differs(part, found_digest(part)))
+        for part in layers(node):
+            part.leaves.clear()
+
+    # --- what to say of a wrong base ---
+
+    def wrong_base(self, patch: OpenPatch, why: str) -> BaseMismatchError:
+        return BaseMismatchError(f"{self.base.path}: is not the base of {patch.path}: {why}. {wanted_base(patch)}")
+
+    def explain(self, nodes: Iterable[Node]) -> None:
+        """After a failure: raise the error of a wrong base if that is the cause, naming the first tensor that differs."""
+        first: CkptdiffError | None = None
+        deltas = at_target = 0
+        for node in nodes:
+            parts = layers(node)
+            if not isinstance(parts[0], FromBase):
+                continue
+            found = self.once.digest_of(parts[0].tensor)
+            if found != parts[0].digest and first is None:
+                first = self.wrong_base(self.chain[0], tensor_differs(parts[0], found))
+            if any(isinstance(part, FromPatch) and part.entry.kind == "delta" for part in parts):
+                deltas += 1
+                at_target += found == parts[-1].digest
+        if first and deltas and at_target == deltas:
+            raise BaseMismatchError(
+                f"{self.base.path}: is already the target of {self.chain[-1].path}; nothing to do: "
+                "give the checkpoint that the patch was made from, or use this one as it is",
+                "already_target",
+            )
+        if first:
+            raise first
+
+    def write_others(self, folder: Path) -> None:
+        """Write the target's other files; those of earlier patches of the chain are rebuilt in a scratch folder."""
+        if self.base.is_file and any(other.kind != "new" for other in self.chain[0].others):
+            raise BaseMismatchError(
+                f"{self.base.path}: is one file; give the folder that it lies in, since the patch needs other files too"
+            )
+        scratch = folder.with_name("scratch")
+        for k, other in enumerate(self.chain[-1].others):
+            other_files.rebuild(self.chain[-1], other, self._other(len(self.chain) - 1, other.path, scratch / str(k)), folder / other.path)
+
+    def _other(self, depth: int, path: str, scratch: Path) -> Path | None:
+        """Where the file ``path`` of the base of patch ``depth`` lies."""
+        if depth == 0:
+            return self.base.others.get(path)
+        before = self.chain[depth - 1]
+        other = self.other_files[depth - 1].get(path)
+        if other is None:
+            return None
+        out = scratch / str(depth)
+        other_files.rebuild(before, other, self._other(depth - 1, path, scratch), out)
+        return out
+
+
+def wanted_base(patch: OpenPatch) -> str:
+    """A sentence that says which base a patch wants."""
+    info = patch.index.info if patch.index else patch.files[0].metadata.info
+    if isinstance(info.get("base_repo"), str):
+        return f"It wants {cut(info['base_repo'])}@{cut(info.get('base_revision', 'main'))}"
+    if patch.base_files:
+        file, more = patch.base_files[0], len(patch.base_files) - 1
+        return f"It wants {quoted(file.path)} with the SHA-256 {file.sha256}" + (f" and {more} more" if more else "")
+    return f"It wants a base with the identity {patch.base_identity.hex()}"
+
+
+def write_at(fd: int, data: bytes | Bytes, offset: int) -> None:
+    """Write all of ``data`` at ``offset``."""
+    view = memoryview(data)
+    while len(view):
+        count = os.pwrite(fd, view, offset)
+        view, offset = view[count:], offset + count

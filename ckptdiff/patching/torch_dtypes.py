@@ -1,0 +1,127 @@
+"""One table of dtypes: safetensors, torch, numpy; and tensors of any library seen as their bytes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ckptdiff.errors import UnsupportedError
+from ckptdiff.format.dtypes import Bytes
+
+if TYPE_CHECKING:
+    import torch
+
+NAMES: dict[str, tuple[str | None, str | None]] = {
+    "BOOL": ("bool", "bool"),
+    "U8": ("uint8", "uint8"),
+    "I8": ("int8", "int8"),
+    "U16": ("uint16", "uint16"),
+    "I16": ("int16", "int16"),
+    "U32": ("uint32", "uint32"),
+    "I32": ("int32", "int32"),
+    "U64": ("uint64", "uint64"),
+    "I64": ("int64", "int64"),
+    "F16": ("float16", "float16"),
+    "BF16": ("bfloat16", "bfloat16"),
+    "F32": ("float32", "float32"),
+    "F64": ("float64", "float64"),
+    "C64": ("complex64", "complex64"),
+    "F8_E5M2": ("float8_e5m2", "float8_e5m2"),
+    "F8_E4M3": ("float8_e4m3fn", "float8_e4m3fn"),
+    "F8_E5M2FNUZ": ("float8_e5m2fnuz", "float8_e5m2fnuz"),
+    "F8_E4M3FNUZ": ("float8_e4m3fnuz", "float8_e4m3fnuz"),
+    "F8_E8M0": ("float8_e8m0fnu", "float8_e8m0fnu"),
+    "F4": ("float4_e2m1fn_x2", None),
+    "F6_E2M3": (None, None),
+    "F6_E3M2": (None, None),
+}
+"""Names of each safetensors dtype in torch and in numpy with ml_dtypes. An element of torch's F4 type is two of safetensors'."""
+
+_BY_NAME = {other: name for name, others in NAMES.items() for other in others if other is not None}
+
+Array = Any
+"""A torch tensor or a numpy array."""
+
+
+def dtype_of(array: Array, where: str) -> str:
+    """The safetensors dtype of a tensor.
+
+    Raises:
+        UnsupportedError: safetensors has none.
+    """
+    found = getattr(array.dtype, "name", str(array.dtype)).removeprefix("torch.")
+    if found not in _BY_NAME:
+        raise UnsupportedError(f"{where}: safetensors has no dtype for {found}: store it as another, or as the bytes of a uint8 tensor")
+    return _BY_NAME[found]
+
+
+def shape_of(array: Array, dtype: str) -> tuple[int, ...]:
+    """The shape of a tensor in elements of its safetensors dtype."""
+    shape = tuple(int(dim) for dim in array.shape)
+    if dtype != "F4":
+        return shape
+    return (*shape[:-1], 2 * shape[-1]) if shape else (2,)
+
+
+class _Memory:
+    """A torch tensor's bytes on the host, for numpy to see, which holds the tensor as long as it looks.
+
+    ``Tensor.numpy()`` would forbid torch to resize that memory ever after, as FSDP does and ``untyped_storage().resize_``.
+    """
+
+    def __init__(self, flat: torch.Tensor) -> None:
+        self.flat = flat
+        self.__array_interface__ = {"data": (flat.data_ptr(), False), "shape": (len(flat),), "typestr": "|u1", "version": 3}
+
+
+def address(flat: Bytes | torch.Tensor) -> tuple[str, int, int]:
+    """Where memory is: device, address and size."""
+    return ("cpu", flat.ctypes.data, len(flat)) if isinstance(flat, np.ndarray) else (str(flat.device), flat.data_ptr(), len(flat))
+
+
+def flat_bytes(array: Array, where: str) -> Bytes | torch.Tensor:
+    """A tensor's memory without a copy: a 1-D uint8 numpy array, or a torch tensor on another device.
+
+    Raises:
+        UnsupportedError: it has no memory of its own in plain order (meta, not contiguous, sparse, quantized, conjugated), or its memory
+            was freed.
+    """
+    if isinstance(array, np.ndarray):
+        if not array.flags.c_contiguous:
+            raise UnsupportedError(f"{where}: is not contiguous: give np.ascontiguousarray of it")
+        if array.dtype.byteorder == ">":
+            raise UnsupportedError(f"{where}: is big-endian: give a little-endian copy")
+        return array.reshape(-1).view(np.uint8)
+    import torch
+
+    if array.is_meta:
+        raise UnsupportedError(f"{where}: is a meta tensor, without content: load its weights first")
+    if array.layout != torch.strided or array.is_quantized or array.is_conj() or array.is_neg():
+        raise UnsupportedError(f"{where}: is sparse, quantized or a lazy view: give a dense copy of it")
+    if not array.is_contiguous():
+        raise UnsupportedError(f"{where}: is not contiguous (strides {tuple(array.stride())}): give its .contiguous() copy")
+    flat = array.detach().reshape(-1).view(torch.uint8)
+    if flat.untyped_storage().nbytes() < flat.storage_offset() + len(flat):
+        raise UnsupportedError(f"{where}: its memory was freed, as FSDP does between uses: gather the full parameters first")
+    if flat.device.type != "cpu":
+        return flat
+    return np.asarray(_Memory(flat)) if len(flat) else np.empty(0, np.uint8)
+
+
+def new_tensor(dtype: str, shape: tuple[int, ...], where: str) -> torch.Tensor:
+    """An empty torch tensor in host memory.
+
+    Raises:
+        UnsupportedError: this torch has no such dtype.
+    """
+    import torch
+
+    found = getattr(torch, NAMES[dtype][0] or "", None)
+    if found is None:
+        raise UnsupportedError(f"{where}: torch {torch.__version__} has no dtype for {dtype}; ckptdiff apply writes it to a file")
+    if dtype == "F4":
+        if not shape or shape[-1] % 2:
+            raise UnsupportedError(f"{where}: torch has two F4 elements in one, and cannot hold the shape {list(shape)}")
+        shape = (*shape[:-1], shape[-1] // 2)
+    return torch.empty(shape, dtype=found)

@@ -1,0 +1,94 @@
+"""``apply``: rebuild the target from a base and patches (spec section 10)."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckptdiff.device.choice import find_device
+from ckptdiff.errors import BaseMismatchError, FormatError, IntegrityError
+from ckptdiff.io.parallel import Progress, default_threads, no_progress
+from ckptdiff.patching.output import build_beside, check_output, check_space
+from ckptdiff.patching.patch import open_patch
+from ckptdiff.patching.rebuild import MAX_CHAIN, Applier, check_chain, check_stored, nodes_of, open_base
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyResult:
+    """What :func:`apply` did: ``files`` written below (or as) ``out``, their ``size`` in bytes, seconds of wall time."""
+
+    out: Path
+    files: tuple[str, ...]
+    tensors: int
+    size: int
+    seconds: float
+
+
+def apply(
+    base: str | os.PathLike[str],
+    patches: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    only: Sequence[str] = (),
+    threads: int | None = None,
+    device: str | None = None,
+    overwrite: bool = False,
+    progress: Progress = no_progress,
+) -> ApplyResult:
+    """Rebuild the target of one patch, or of a chain of them, byte for byte.
+
+    Patches, base and result are checked; ``out`` appears only when all of it is there and right.
+
+    Args:
+        base: the checkpoint that the first patch was made from.
+        patches: one patch, or several in order.
+        out: the file or folder to write.
+        only: globs of tensor names: rebuild just these, into one safetensors file.
+        threads: how many to use.
+        device: torch device that moves what ``sparse`` says moves, ``auto`` for the first accelerator; by default the host does. From
+            file to file the host is faster: all bytes come from it and go back to it.
+        overwrite: replace an existing ``out``.
+        progress: called with how far it is.
+
+    Raises:
+        FormatError, UnsupportedError, IntegrityError: a patch is broken.
+        BaseMismatchError: the base or the order of the chain is wrong, or the base is the target already.
+        CheckpointError: the base cannot be read. OutputError: ``out`` cannot be written. UnsupportedError: there is no such device.
+    """
+    started, out = time.perf_counter(), Path(out)
+    found = find_device(device) if device is not None else None
+    names = [patches] if isinstance(patches, (str, os.PathLike)) else list(patches)
+    if not names:
+        raise FormatError(f"a chain has 1 to {MAX_CHAIN} patches, found 0")
+    with ExitStack() as stack:
+        chain = [stack.enter_context(open_patch(name, by_ranges=bool(only))) for name in names]
+        old = stack.enter_context(open_base(base, chain, only_weights=bool(only)))
+        folder = chain[-1].index is not None and not only
+        inputs = [*old.paths, *(path for patch in chain for path in patch.paths)]
+        new = [file.metadata.target_path for file in chain[-1].files] + [other.path for other in chain[-1].others]
+        check_output(out, inputs, folder=folder, overwrite=overwrite, files=new)
+        for patch in chain:
+            check_stored(patch, only, progress)
+        check_chain(chain)
+        applier = Applier(old, chain, threads or default_threads(), progress, found)
+        outputs = [applier.subset(only)] if only else applier.outputs()
+        check_space(out, sum(output.size for output in outputs) + (0 if only else sum(o.size for o in chain[-1].others)))
+        with build_beside(out, overwrite=overwrite) as built:
+            if folder:
+                built.mkdir()  # it may stay empty
+            try:
+                for output in outputs:
+                    applier.write(output, built / output.path if folder else built)
+            except (FormatError, IntegrityError, BaseMismatchError):
+                applier.explain(nodes_of(outputs))
+                raise
+            if folder:
+                applier.write_others(built)
+            old.check_unchanged()
+        files = [output.path or out.name for output in outputs] + ([other.path for other in chain[-1].others] if folder else [])
+        size = sum(output.size for output in outputs) + (sum(other.size for other in chain[-1].others) if folder else 0)
+        return ApplyResult(out, tuple(files), sum(len(o.tensors) for o in outputs), size, time.perf_counter() - started)

@@ -1,0 +1,150 @@
+"""``make``: the difference between two checkpoints, as a patch."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckptdiff.checkpoint.other_formats import other_formats
+from ckptdiff.checkpoint.pairing import Rename, check_patterns
+from ckptdiff.checkpoint.reader import Checkpoint, open_checkpoint
+from ckptdiff.checkpoint.secrets import suspicious_name
+from ckptdiff.checkpoint.selection import Selection
+from ckptdiff.codecs import CODECS
+from ckptdiff.errors import CheckpointError
+from ckptdiff.format.index import INDEX_NAME, member_path, shard_path
+from ckptdiff.format.table import Totals
+from ckptdiff.hub.ids import parse_id
+from ckptdiff.hub.repo import Repo, open_repo
+from ckptdiff.io.parallel import Progress, default_threads, no_progress
+from ckptdiff.patching import other_files
+from ckptdiff.patching.encoders import choose_coder
+from ckptdiff.patching.output import build_beside, check_output
+from ckptdiff.patching.write import PatchMaker, Report
+
+
+@dataclass(frozen=True, slots=True)
+class MakeResult:
+    """What :func:`make` did. Sizes in bytes, ``seconds`` of wall time; ``files`` went in, ``left_out`` did not.
+
+    Attributes:
+        secrets: those of ``left_out`` whose names are those of keys and passwords.
+        other_formats: files that went in and may hold the weights once more, in another format, and how much of the patch they take.
+        followed: links that lead out of the base's or target's folder, and where to.
+    """
+
+    patch: Path
+    totals: Totals
+    patch_size: int
+    target_size: int
+    files: tuple[str, ...]
+    left_out: tuple[str, ...]
+    secrets: tuple[str, ...]
+    other_formats: dict[str, int]
+    followed: dict[str, Path]
+    removed_files: tuple[str, ...]
+    codecs: dict[str, int]
+    seconds: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller the patch is than the target."""
+        return self.target_size / self.patch_size
+
+
+def make(
+    base: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    patch: str | os.PathLike[str],
+    *,
+    codec: str | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    follow_links: bool = False,
+    rename: Sequence[str] = (),
+    report: Report | None = None,
+    base_repo: str | None = None,
+    target_repo: str | None = None,
+    threads: int | None = None,
+    device: str | None = None,
+    overwrite: bool = False,
+    progress: Progress = no_progress,
+) -> MakeResult:
+    """Write the exact difference between two checkpoints as a patch.
+
+    Args:
+        base: a safetensors file, or a checkpoint folder.
+        target: the same. A file gives a patch file, a folder a patch folder.
+        patch: where to write it.
+        codec: ``context``, ``sparse`` or ``raw`` for every changed tensor; by default the smallest of them, tensor by tensor.
+        include: globs of files to take although they are left out by default, of the base too.
+        exclude: globs of files to leave out, of the base too.
+        follow_links: take what links lead to that leave a checkpoint's folder; without it only weight files and indexes may be such
+            links, and files of the Hub's cache.
+        rename: ``REGEX=REPL`` rules that turn a target tensor's name into the base's.
+        base_repo, target_repo: ids of the repos on the Hub that hold these checkpoints, to record in the patch; an id given as ``base``
+            or ``target`` is recorded anyway. The SHA-256 of the weight files must be those that the Hub states.
+        report: of this pair, by :func:`ckptdiff.report`, to store in the patch for those who have no base.
+        threads: how many to use; the bytes do not depend on it.
+        device: torch device to compare on, ``auto`` for the first accelerator; by default the host compares. The same bytes on each.
+        overwrite: replace an existing patch.
+        progress: called with how far it is.
+
+    Raises:
+        CheckpointError: a checkpoint cannot be read, or is not one; the report is of other checkpoints.
+        UnsupportedError: torch is missing, or has no such device.
+        OutputError: the patch cannot be written there. HubError: a repo cannot be read.
+    """
+    started = time.perf_counter()
+    rules = [Rename.parse(text) for text in rename]
+    if codec is not None and codec not in CODECS:
+        raise CheckpointError(f"unknown codec {codec!r}: expected one of {', '.join(CODECS)}")
+    out = Path(patch)
+    with ExitStack() as stack:
+        chosen = Selection(include, exclude, follow_links)
+        old, new = (stack.enter_context(open_checkpoint(path, with_files=True, selection=chosen)) for path in (base, target))
+        kept = new.kept
+        check_patterns(old, new, rules, chosen.globs)
+        other_files.check_paths(kept, [file.path for file in (*old.weights, *new.weights)])
+        files = [INDEX_NAME, *(shard_path(file.path) for file in new.weights), *map(member_path, kept)]
+        check_output(out, [*old.paths, *new.paths], folder=not new.is_file, overwrite=overwrite, files=files)
+        with build_beside(out, overwrite=overwrite) as built, open(built.with_name("spool"), "w+b") as spool:
+            coder, groups = choose_coder(device)
+            maker = PatchMaker(old, new, codec, threads or default_threads(), rules, report, spool, progress, coder, groups)
+            maker.repos = {"base": _repo_of(old, base_repo), "target": _repo_of(new, target_repo)}
+            if new.is_file:
+                with open(built, "wb") as file:
+                    size = maker.write_file(file)
+            else:
+                size = maker.write_folder(built, kept)
+            old.check_unchanged()
+            new.check_unchanged()
+        target_size = sum(file.file.size for file in new.weights) + sum(new.others[name].stat().st_size for name in kept)
+        return MakeResult(
+            patch=out,
+            totals=maker.totals,
+            patch_size=size,
+            target_size=target_size,
+            files=tuple(kept),
+            left_out=new.left_out,
+            secrets=tuple(filter(suspicious_name, new.left_out)),
+            other_formats={name: maker.stored[name] for name in other_formats(kept) if maker.stored[name]},
+            followed={f"{side.path}/{name}": to for side in (old, new) for name, to in side.followed.items()},
+            removed_files=maker.removed_files,
+            codecs=maker.codecs,
+            seconds=time.perf_counter() - started,
+        )
+
+
+def _repo_of(checkpoint: Checkpoint, recorded: str | None) -> Repo | None:
+    """The repo that a checkpoint is from, or is said to be in."""
+    if recorded is None:
+        return open_repo(checkpoint.origin) if checkpoint.origin else None
+    hub_id = parse_id(recorded)
+    if hub_id is None:
+        raise CheckpointError(f"{recorded!r} is not an id on the Hub: expected org/name or org/name@revision")
+    return open_repo(hub_id)

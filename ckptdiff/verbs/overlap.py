@@ -1,0 +1,74 @@
+"""``overlap``: did several updates of one base change the same elements, and how does an update grow over a run?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from functools import partial
+from pathlib import Path
+
+from ckptdiff.analysis.overlap import OverlapResult, count_block, gather
+from ckptdiff.analysis.pairs import named_base, open_source
+from ckptdiff.checkpoint.pairing import check_globs
+from ckptdiff.checkpoint.selection import Selection
+from ckptdiff.errors import CheckpointError
+from ckptdiff.io.parallel import Progress, default_threads, no_progress, run_ordered
+
+
+def overlap(
+    updates: Sequence[str | os.PathLike[str]],
+    base: str | os.PathLike[str] | None = None,
+    *,
+    atol: float = 0.0,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    follow_links: bool = False,
+    threads: int | None = None,
+    progress: Progress = no_progress,
+) -> OverlapResult:
+    """Compare which elements several updates of one base changed.
+
+    Args:
+        updates: patches from ``base``, or checkpoints; of one run in order of its steps.
+        base: the checkpoint that all started from, as positions in a patch can only be read with it; None: the repo on the Hub that the
+            first patch names as its base.
+        atol: count an element as changed where |d| exceeds this; 0: where its bits differ.
+        include, exclude, follow_links: of checkpoints, as :func:`ckptdiff.make` takes them.
+        threads: how many to use.
+        progress: called with how far it is.
+
+    Raises:
+        CheckpointError: a checkpoint cannot be read, or no tensor is in all of them.
+        FormatError, UnsupportedError, IntegrityError: a patch is broken.
+        BaseMismatchError: a patch has another base. HubError: there is no base given or named, or the named one cannot be read.
+    """
+    if isinstance(updates, (str, os.PathLike)):
+        raise CheckpointError(f"updates: expected several, found {os.fspath(updates)!r}: put it in a list")
+    if not updates:
+        raise CheckpointError("overlap needs at least one patch or checkpoint")
+    if base is None:
+        base = named_base(*updates)
+    with ExitStack() as stack:
+        chosen = Selection(include, exclude, follow_links)
+        sources = [stack.enter_context(open_source(base, update, selection=chosen)) for update in updates]
+        sides = [side for source in sources for side in source.sides]
+        if sides:  # together, as one of the updates may have a file that no other has
+            check_globs(chosen.globs, *sides)
+        tables = [{(pair.old.scope, pair.old.name): pair for pair in source.pairs} for source in sources]
+        keys = [key for key in tables[0] if all(key in table for table in tables)]
+        left_out = {name for table in tables for _, name in table.keys() - set(keys)}
+        left_out |= {name for source in sources for name in (*source.added, *source.removed, *source.unpaired)}
+        if not keys and left_out:
+            raise CheckpointError(f"no tensor of {base} is in all updates with one dtype and shape: is it their base?")
+        groups = [[table[key] for table in tables] for key in keys]
+        jobs = (partial(count_block, group, start, atol) for group in groups for start in group[0].starts)
+        done, total = 0, sum(group[0].nbytes for group in groups)
+        rows = []
+        with closing(run_ordered(jobs, threads or default_threads())) as blocks:
+            for group in groups:
+                rows.append(gather(group, blocks))
+                done += group[0].nbytes
+                progress("comparing", done, total)
+        names = tuple(Path(update).name or str(update) for update in updates)
+        return OverlapResult(sources[0].base, names, atol, tuple(rows), tuple(sorted(left_out)))
