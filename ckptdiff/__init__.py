@@ -11,6 +11,8 @@ Names are imported when they are first used, so that ``import ckptdiff`` and ``c
 
 from __future__ import annotations
 
+from importlib import import_module
+
 TYPE_CHECKING = False  # as typing has it, which takes longer to import than all that is here
 if TYPE_CHECKING:
     from typing import Any
@@ -83,36 +85,34 @@ __all__ = [
 ]
 
 _MODULES = {
-    "ApplyResult": "applier",
-    "apply": "applier",
-    "CompareResult": "comparison",
-    "compare": "comparison",
     "OverlapResult": "analysis.overlap",
-    "overlap": "analysis.overlap",
-    "Report": "analysis.rows",
-    "report": "analysis.reporting",
-    "report_patch": "analysis.reporting",
-    "LoadedPatch": "loaded",
-    "Patch": "live",
-    "diff": "live",
-    "load_target": "targets",
-    "Mask": "masks",
-    "MakeResult": "maker",
-    "make": "maker",
-    "PushResult": "publishing",
-    "push": "publishing",
-    "PullResult": "pulling",
-    "pull": "pulling",
-    "PatchInfo": "patchinfo",
-    "info": "patchinfo",
-    "VerifyResult": "verifier",
-    "verify": "verifier",
+    "Report": "analysis.report_model",
+    "Patch": "live.patch",
+    "diff": "live.patch",
+    "LoadedPatch": "live.switch",
+    "load_target": "live.target",
+    "Mask": "subnetwork.mask",
+    "ApplyResult": "verbs.apply",
+    "apply": "verbs.apply",
+    "CompareResult": "verbs.compare",
+    "compare": "verbs.compare",
+    "PatchInfo": "verbs.info",
+    "info": "verbs.info",
+    "MakeResult": "verbs.make",
+    "make": "verbs.make",
+    "overlap": "verbs.overlap",
+    "PullResult": "verbs.pull",
+    "pull": "verbs.pull",
+    "PushResult": "verbs.push",
+    "push": "verbs.push",
+    "report": "verbs.report",
+    "report_patch": "verbs.report",
+    "VerifyResult": "verbs.verify",
+    "verify": "verbs.verify",
 }
 
 
 def __getattr__(name: str) -> Any:
-    from importlib import import_module
-
     if name not in __all__:
         raise AttributeError(f"module 'ckptdiff' has no attribute {name!r}")
     value = getattr(import_module(f"ckptdiff.{_MODULES.get(name, 'errors')}"), name)

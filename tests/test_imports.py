@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,55 +14,38 @@ import ckptdiff
 
 PACKAGE = Path(ckptdiff.__file__).parent
 ORDER = """
-errors machine interrupts aside quantities jsonscan canonical weightmap dtypes digests xxh3 openfiles impostors stfile
-hubid hubclient hub hubwrite paths scratch parallel recognition private selection folder foreign scopes checkpoint adapt pairing values
-codecs.place codecs.planes codecs.raw codecs.sparse
-codecs.kernelcache codecs.jit
-codecs.leaves codecs.escapes codecs.changes codecs.rangecoder codecs.rans codecs.groups codecs.adaptive codecs.static
-codecs.context codecs
-table manifest patchfile patches others durable workfolder overwriting output
-devices torchtypes memory coding device devicekernels deviceleaves devicecoder coders
-patchmaker maker layers applier verifier comparison patchinfo pulling
-loaded loading live targets integrations integrations.transformers
-analysis analysis.modules analysis.gram analysis.rank analysis.sparsity analysis.counting analysis.matrices analysis.rows
-analysis.stored analysis.source analysis.reporting analysis.overlap
-analysis.series analysis.words analysis.drawing analysis.markup analysis.charts analysis.page
-analysis.overlap_words analysis.overlap_charts analysis.overlap_page
-maskrows masks masking freezing tracking subnetwork integrations.trainer
-warmup card publishing render render_report render_hub demo cli_common cli_report cli_hub cli __main__
-""".split()
-LAZY = {"hub", "hubclient", "hubwrite", "publishing", "cli", "cli_hub", "cli_common", "cli_report", "demo"}
-LAZY |= {
-    "codecs.context",
-    "codecs.sparse",
-    "torchtypes",
-    "memory",
-    "loaded",
-    "loading",
-    "devices",
-    "coders",
-    "layers",
-    "freezing",
-    "deviceleaves",
-}
-LAZY |= {"coding", "durable", "__main__"}
-LAZY |= {f"analysis.{name}" for name in ("sparsity", "rows", "rank", "drawing", "markup")}
-"""Modules that may import inside functions: to start fast, to run the first, and not to load Numba or torch before they are needed."""
+lazy errors machine units
+io: leftovers signals durable work_folder scratch open_files source parallel folder
+format: json_scan canonical dtypes digests xxh3 wrong_file safetensors safe_paths table sealed metadata index patch_file
+kernels: bins block_layout cache jit leaves changes escapes range_coder rans context_groups adaptive static histogram gram mask_ops
+codecs: planes raw escaped_values sparse context
+hub: ids client repo commit
+checkpoint: weight_map secrets selection recognition other_formats scopes reader pairing
+device: choice ops xxh3_triton leaves
+patching: torch_dtypes memory adapt encode encode_on_device encoders patch other_files overwrite output write recipes rebuild provenance
+live: switch load patch target
+analysis: modules values sparsity matrices rank report_model report_stored pairs overlap
+subnetwork: mask_rows mask freeze track
+pages: chart_data report_prose drawing html report_charts report_page overlap_prose overlap_charts overlap_page
+verbs: info make apply verify compare report overlap pull card push
+integrations: transformers trainer
+cli: render render_hub render_report options report_commands hub_commands demo warmup main
+__main__
+"""
+"""Packages, lowest first, and their modules: each imports only from those above it."""
 
 
-def imports(tree: ast.AST) -> set[str]:
-    """Modules of the package that a piece of code imports, without ``ckptdiff.``."""
-    found: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module == "ckptdiff":
-            found |= {f"ckptdiff.{alias.name}" for alias in node.names if (PACKAGE / f"{alias.name}.py").exists() or alias.name == "codecs"}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "relative import"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names if node.module == "ckptdiff.codecs" and alias.name.islower()}
-            found.add(node.module or "")
-    return {name.removeprefix("ckptdiff.") for name in found if name.startswith("ckptdiff.")}
+def _names() -> Iterator[str]:
+    for line in ORDER.strip().splitlines():
+        package, _, modules = line.rpartition(":")
+        if package:
+            yield package
+        yield from (f"{package}.{name}".lstrip(".") for name in modules.split())
+
+
+MODULES = list(_names())
+TABLES = {"codecs"}
+"""Packages whose ``__init__`` imports their modules; that of any other imports them when they are asked for."""
 
 
 def module_path(name: str) -> Path:
@@ -69,26 +53,61 @@ def module_path(name: str) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
+def imports(tree: ast.AST) -> set[str]:
+    """Modules of the package that a piece of code imports, at once or (``from ckptdiff import kernels``) when it first names them."""
+    found, packages = set[str](), set[str]()
+    for node in ast.walk(tree):
+        assert not isinstance(node, ast.Import) or not any(alias.name.startswith("ckptdiff.") for alias in node.names)
+        if isinstance(node, ast.ImportFrom) and node.module == "ckptdiff":
+            packages |= {alias.name for alias in node.names if (PACKAGE / alias.name).is_dir()}
+            found |= {alias.name for alias in node.names if alias.name in MODULES} - packages
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ckptdiff."):
+            module = (node.module or "").removeprefix("ckptdiff.")
+            inner = {f"{module}.{alias.name}" for alias in node.names} & set(MODULES)
+            found |= inner or {module}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in packages:
+            found |= {f"{node.value.id}.{node.attr}"} & set(MODULES)
+    return found
+
+
 def test_every_module_has_its_place() -> None:
     modules = {".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__") for path in PACKAGE.rglob("*.py")}
-    assert modules - {"__init__"} == set(ORDER)
+    assert modules - {"__init__"} == set(MODULES)
 
 
-@pytest.mark.parametrize("name", ORDER)
+def test_the_house_is_small_enough_to_look_round() -> None:
+    top = [path for path in PACKAGE.iterdir() if path.name != "__pycache__"]
+    assert len(top) <= 22 and sum(path.suffix == ".py" for path in top) <= 6
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if module_path(name).name != "__init__.py"])
 def test_modules_import_only_from_those_above(name: str) -> None:
-    tree = ast.parse(module_path(name).read_text())
-    if name in LAZY:
-        tree.body = [node for node in tree.body if not isinstance(node, (ast.FunctionDef, ast.If))]
-    below = imports(tree) - set(ORDER[: ORDER.index(name)])
-    assert not below - {name}, f"{name} imports {below}"
+    below = imports(ast.parse(module_path(name).read_text())) - set(MODULES[: MODULES.index(name)])
+    assert not below, f"{name} imports {below}"
 
 
-@pytest.mark.parametrize("name", [name for name in ORDER if name not in LAZY])
+@pytest.mark.parametrize("name", [name for name in MODULES if name not in ("lazy", "__main__")])
 def test_no_imports_inside_functions(name: str) -> None:
-    for node in ast.walk(ast.parse(module_path(name).read_text())):
-        if isinstance(node, ast.FunctionDef):
-            inside = [n.lineno for n in ast.walk(node) if isinstance(n, (ast.Import, ast.ImportFrom))]
-            assert not inside, f"{name}:{inside}"
+    """What must not be imported at once comes by ``ckptdiff.lazy``; ``__main__`` first takes the signals."""
+    tree = ast.parse(module_path(name).read_text())
+    inside = [node for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) for node in ast.walk(function)]
+    assert not [node.lineno for node in inside if isinstance(node, (ast.Import, ast.ImportFrom))]
+    assert "import_module" not in ast.dump(tree)
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if module_path(name).name == "__init__.py" and name not in TABLES])
+def test_a_package_imports_its_modules_when_they_are_asked_for(name: str) -> None:
+    loads = [node for node in ast.parse(module_path(name).read_text()).body if isinstance(node, ast.ImportFrom)]
+    assert {node.module for node in loads} <= {"__future__", "ckptdiff.lazy", "ckptdiff.errors"}
+
+
+def test_numba_is_imported_by_kernels_alone() -> None:
+    for name in MODULES:
+        tree = ast.parse(module_path(name).read_text())
+        named = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+        named += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        assert name.startswith("kernels.") or not [found for found in named if found.split(".")[0] in ("numba", "llvmlite")], name
 
 
 @pytest.mark.parametrize(
@@ -117,10 +136,10 @@ def test_all_names_exist_and_are_documented() -> None:
 
 
 def test_every_module_and_public_function_has_a_docstring() -> None:
-    for name in ORDER:
+    for name in MODULES:
         tree = ast.parse(module_path(name).read_text())
         assert ast.get_docstring(tree), name
-        if name.startswith("codecs"):
+        if name.startswith("kernels"):
             continue
         for node in tree.body:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_") and len(node.body) > 3:

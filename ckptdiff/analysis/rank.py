@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ckptdiff import kernels
 from ckptdiff.device.choice import find_device
 from ckptdiff.errors import UnsupportedError
+from ckptdiff.lazy import torch
 
 Array = npt.NDArray[Any]
 
@@ -122,9 +124,7 @@ def _gram(matrix: Array, scale: float, threads: int) -> Array:
     counts = np.count_nonzero(matrix, axis=0) if len(matrix) > 1 else np.zeros(0)
     known = len(matrix) > 1 and matrix.dtype in (np.float32, np.float64)
     if known and float(np.square(counts, dtype=np.float64).sum()) * SPARSE < matrix.shape[1] * float(len(matrix)) ** 2:
-        from ckptdiff.kernels.gram import sparse_gram
-
-        return sparse_gram(matrix, counts, scale, threads)
+        return kernels.gram.sparse_gram(matrix, counts, scale, threads)
     gram, step = np.zeros((len(matrix), len(matrix))), max(1, CHUNK // len(matrix))
     for start in range(0, matrix.shape[1], step):
         part = matrix[:, start : start + step].astype(np.float64) / scale
@@ -134,7 +134,6 @@ def _gram(matrix: Array, scale: float, threads: int) -> Array:
 
 def _eigenvalues(matrix: Array, scale: float, device: str) -> Array:
     """Eigenvalues of the Gram matrix, from the least, by torch on a device."""
-    import torch
 
     part = torch.from_numpy(np.ascontiguousarray(matrix)).to(device, torch.float64) / scale
     return np.asarray(torch.linalg.eigvalsh(part @ part.T).cpu().numpy())
@@ -144,8 +143,6 @@ def check_device(device: str) -> str:
     """The torch device of that name; raises UnsupportedError unless torch is there and can count in float64 on it."""
     found = find_device(device)
     try:
-        import torch
-
         one = torch.ones(1, 1, dtype=torch.float64, device=found)
         torch.linalg.eigvalsh(one @ one.T)  # what the library sets up when it is first used it must not set up in several threads
     except (RuntimeError, TypeError) as error:

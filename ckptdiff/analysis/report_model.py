@@ -16,6 +16,7 @@ from ckptdiff.analysis.sparsity import Counts, Tolerance
 from ckptdiff.errors import CheckpointError
 from ckptdiff.format import canonical
 from ckptdiff.format.patch_file import MAX_STORED_REPORT
+from ckptdiff.lazy import pandas
 
 SCHEMA = "ckptdiff-report/1"
 LEVEL = 19
@@ -244,8 +245,6 @@ class Report:
         Raises:
             ImportError: pandas is not installed.
         """
-        import pandas
-
         keep = ("scope", "name", "dtype", "shape", "layer", "module")
         return pandas.DataFrame(
             [

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ckptdiff import kernels
 from ckptdiff.analysis.values import SMALL_FLOATS, element_bits, values_of
 from ckptdiff.format.dtypes import DTYPES, Bytes, cast
 from ckptdiff.io.scratch import scratch
@@ -145,13 +146,12 @@ class Counter:
             width: elements in a row of the tensor, 0 if it has no rows.
             first: number in the tensor of the block's first element.
         """
-        from ckptdiff.kernels import changes, histogram
 
         width, first = self._parts * width, self._parts * first
         a, b = element_bits(old, self._dtype), element_bits(new, self._dtype)
-        positions = changes.differing(a, b)
+        positions = kernels.changes.differing(a, b)
         if self._dtype in EXPONENT:
-            histogram.count_exponents(a, self._layout, self._exponents)
+            kernels.histogram.count_exponents(a, self._layout, self._exponents)
         row, start = divmod(first, width) if width else (0, 0)
         rows = np.zeros(-(-(start + len(a)) // width) if width else 0, np.int64)
         columns = np.zeros(min(width, len(a)), np.int64)
@@ -160,22 +160,21 @@ class Counter:
         if len(positions):
             self._count_changes(a, b, positions, numbers)
             if width:
-                histogram.count_lines(positions, width, start, rows, columns)
+                kernels.histogram.count_lines(positions, width, start, rows, columns)
         return Block(numbers, row, rows, start, columns)
 
     def _count_changes(self, a: Array, b: Array, positions: Array, numbers: Array) -> None:
-        from ckptdiff.kernels import histogram
 
         old, new = (scratch(name, len(positions), a.dtype) for name in ("old", "new"))
         times = scratch("times", len(positions), np.uint32)
         if self._dtype in ("BF16", "F16") and len(positions) >= MANY:
-            n = histogram.gather_distinct(a, b, positions, scratch("table", 8 << 16, np.uint32), old, new, times)
+            n = kernels.histogram.gather_distinct(a, b, positions, scratch("table", 8 << 16, np.uint32), old, new, times)
             old, new, times = old[:n], new[:n], times[:n]
         else:
-            histogram.gather(a, b, positions, old, new, times)
+            kernels.histogram.gather(a, b, positions, old, new, times)
         values = _values(old, self._dtype, "old values"), _values(new, self._dtype, "new values")
-        between = scratch("distances", histogram.SLICE, np.uint64), scratch("moves", histogram.SLICE, np.float64)
-        histogram.count_changes(old, new, times, *values, self._layout, self._tolerances, *between, numbers, *self._bins)
+        between = scratch("distances", kernels.histogram.SLICE, np.uint64), scratch("moves", kernels.histogram.SLICE, np.float64)
+        kernels.histogram.count_changes(old, new, times, *values, self._layout, self._tolerances, *between, numbers, *self._bins)
 
     def tally(self) -> Tally:
         """Bins of all blocks so far."""

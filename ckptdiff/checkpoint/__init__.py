@@ -1,1 +1,16 @@
 """Checkpoints (spec section 3.1): which files belong to one, and which tensors stand against each other."""
+
+from __future__ import annotations
+
+from ckptdiff.lazy import submodules
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ckptdiff.checkpoint import pairing as pairing
+    from ckptdiff.checkpoint import reader as reader
+    from ckptdiff.checkpoint import recognition as recognition
+    from ckptdiff.checkpoint import scopes as scopes
+    from ckptdiff.checkpoint import secrets as secrets
+    from ckptdiff.checkpoint import selection as selection
+else:
+    __getattr__ = submodules(__name__)

@@ -71,18 +71,18 @@ def write_pair(folder: Path) -> tuple[Path, Path]:
     return base, target
 
 
-def run(folder: Path | None) -> None:
-    """Make the pair and run the commands on it, in ``folder`` or in one that is removed at the end."""
+def run(folder: Path | None, command: click.Command) -> None:
+    """Make the pair and run subcommands of ``command``, ckptdiff's own, on it, in ``folder`` or in one that is removed at the end."""
     if folder is None:
         with work_folder(Path(tempfile.gettempdir()), "ckptdiff-demo-") as work:
-            _run(work.path)
+            _run(work.path, command)
         click.echo("\nThe files are gone again. To keep them: ckptdiff demo DIR")
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder}: exists and is not an empty folder; choose another")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _run(folder)
+        _run(folder, command)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {error.strerror}") from None
     except KeyboardInterrupt:
@@ -90,9 +90,7 @@ def run(folder: Path | None) -> None:
     click.echo(f"\nThe files are in {visible(str(folder))}.")
 
 
-def _run(folder: Path) -> None:
-    from ckptdiff.cli.main import main
-
+def _run(folder: Path, command: click.Command) -> None:
     click.echo(f"A synthetic pair of checkpoints (random bf16 weights, one Adam-sized update; no real model), in {visible(str(folder))}:")
     base, target = (os.fspath(path) for path in write_pair(folder))
     patch, out = os.fspath(folder / "patch"), os.fspath(folder / "rebuilt")
@@ -104,7 +102,7 @@ def _run(folder: Path) -> None:
         ["compare", base, out],
     ):
         click.echo(click.style(f"\n$ ckptdiff {visible(shlex.join(arguments))}", bold=True))
-        code = main(arguments, standalone_mode=False)
+        code = command.main(arguments, standalone_mode=False)
         if code == 130:
             raise KeyboardInterrupt
         if code not in (None, 0) and (arguments[0], code) != ("compare", 1):  # base and target do differ

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ckptdiff import cli, verbs
 from ckptdiff.cli.options import PATH, as_json, overwrite_option, print_json, progress_bar, say, threads_option, to_json
 
 token_option = click.option("--token", metavar="TOKEN", help="Instead of HF_TOKEN, or the one that `hf auth login` stored.")
@@ -36,19 +37,17 @@ def push(patch: Path, repo_id: str, revision: str | None, json_output: bool, **o
       ckptdiff make org/base my-model -o patch --report
       ckptdiff push patch me/my-model-ckptdiff
     """
-    from ckptdiff.cli import render_hub
-    from ckptdiff.verbs.push import push as run
 
     if revision is not None:
         if "@" in repo_id:
             raise click.UsageError("give the branch once: as --revision, or behind an @")
         repo_id = f"{repo_id}@{revision}"
     with progress_bar() as progress:
-        result = run(patch, repo_id, progress=progress, **options)
+        result = verbs.push.push(patch, repo_id, progress=progress, **options)
     if json_output:
         print_json({**to_json(result), "size": result.size})
     else:
-        render_hub.pushed(result)
+        cli.render_hub.pushed(result)
 
 
 @click.command()
@@ -70,14 +69,12 @@ def pull(repo_id: str, out: Path, json_output: bool, **options: Any) -> None:
     \b
       ckptdiff pull me/my-model-ckptdiff -o my-model
     """
-    from ckptdiff.cli import render_hub
-    from ckptdiff.verbs.pull import pull as run
 
     with progress_bar() as progress:
-        result = run(repo_id, out, progress=progress, **options)
+        result = verbs.pull.pull(repo_id, out, progress=progress, **options)
     for note in result.notes:
         say(note)
     if json_output:
         print_json(to_json(result))
     else:
-        render_hub.pulled(result)
+        cli.render_hub.pulled(result)

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from ckptdiff import __version__
+from ckptdiff import __version__, checkpoint, cli, verbs
 from ckptdiff.cli.hub_commands import pull, push
 from ckptdiff.cli.options import (
     PATH,
@@ -117,21 +117,19 @@ def make(base: Path, target: Path, patch: Path, codec: str, with_report: bool, j
       ckptdiff make base.safetensors tuned.safetensors -o tuned-patch.safetensors
       ckptdiff make Llama-3-8B Llama-3-8B-GRPO -o grpo-patch
     """
-    from ckptdiff.cli import render
-    from ckptdiff.verbs.make import make as run
 
     with progress_bar() as progress:
         measured = None
         if with_report:
-            from ckptdiff.verbs.report import report as measure
-
             same = {key: options[key] for key in ("include", "exclude", "follow_links", "rename", "threads")}
-            measured = measure(base, target, progress=progress, **same)
-        result = run(base, target, patch, codec=None if codec == "auto" else codec, report=measured, progress=progress, **options)
+            measured = verbs.report.report(base, target, progress=progress, **same)
+        result = verbs.make.make(
+            base, target, patch, codec=None if codec == "auto" else codec, report=measured, progress=progress, **options
+        )
     if json_output:
         print_json({**to_json(result), "ratio": result.ratio})
     else:
-        render.made(result)
+        cli.render.made(result)
 
 
 @main.command()
@@ -152,19 +150,16 @@ def apply(base: Path, patches: tuple[Path, ...], out: Path, json_output: bool, *
       ckptdiff apply base step1 step2 step3 -o model
       ckptdiff apply base patch -o heads.safetensors --only '*lm_head*'
     """
-    from ckptdiff.cli import render
-    from ckptdiff.verbs.apply import apply as run
-    from ckptdiff.verbs.info import info as look
 
-    code = "" if options["only"] else render.may_run(look(patches[-1]))
+    code = "" if options["only"] else cli.render.may_run(verbs.info.info(patches[-1]))
     if code:  # before anything is written (spec 14)
         say(f"the patch gives files that other tools may run, read them before you use them: {code}")
     with progress_bar() as progress:
-        result = run(base, patches, out, progress=progress, **options)
+        result = verbs.apply.apply(base, patches, out, progress=progress, **options)
     if json_output:
         print_json(to_json(result))
     else:
-        render.applied(result)
+        cli.render.applied(result)
 
 
 @main.command()
@@ -173,14 +168,12 @@ def apply(base: Path, patches: tuple[Path, ...], out: Path, json_output: bool, *
 @as_json
 def info(patch: Path, tensors: bool, json_output: bool) -> None:
     """Show what a patch holds, without reading its payloads."""
-    from ckptdiff.cli import render
-    from ckptdiff.verbs.info import info as run
 
-    result = run(patch)
+    result = verbs.info.info(patch)
     if json_output:
         print_json(to_json(result))
     else:
-        render.described(result, tensors)
+        cli.render.described(result, tensors)
 
 
 @main.command()
@@ -196,18 +189,19 @@ def verify(patch: Path, hub: str | None, json_output: bool, **options: Any) -> N
     Lists the problems found (of more than ten of one kind the first; --json lists all), and exits with 1 if there is one. Changes are
     decoded where --base is given.
     """
-    from ckptdiff.cli import render
-    from ckptdiff.verbs.verify import verify as run
-    from ckptdiff.verbs.verify import verify_against_hub
 
     if hub is not None and (options["base"] or options["target"]):
         raise click.UsageError("--hub compares a checkpoint with a repo: give no --base and no --target.")
     with progress_bar() as progress:
-        result = run(patch, progress=progress, **options) if hub is None else verify_against_hub(patch, hub, threads=options["threads"])
+        result = (
+            verbs.verify.verify(patch, progress=progress, **options)
+            if hub is None
+            else verbs.verify.verify_against_hub(patch, hub, threads=options["threads"])
+        )
     if json_output:
         print_json({**to_json(result), "ok": result.ok})
     else:
-        render.verified(result)
+        cli.render.verified(result)
     click.get_current_context().exit(0 if result.ok else 1)
 
 
@@ -235,20 +229,15 @@ def compare(a: Path, b: Path, base: Path | None, tensors: bool, json_output: boo
 
     Exits with 1 if any bit of a tensor differs.
     """
-    from ckptdiff.checkpoint.recognition import check_there
-    from ckptdiff.cli import render
-    from ckptdiff.verbs.compare import compare as run
 
     if base is not None:
-        check_there(base)
+        checkpoint.recognition.check_there(base)
     with progress_bar() as progress:
-        result = run(a, b, progress=progress, **options)
+        result = verbs.compare.compare(a, b, progress=progress, **options)
         changed = None
         if base is not None:
-            from ckptdiff.verbs.overlap import overlap as find_overlap
-
             same = {key: options[key] for key in ("include", "exclude", "follow_links", "threads")}
-            changed = find_overlap([a, b], base, **same, progress=progress)
+            changed = verbs.overlap.overlap([a, b], base, **same, progress=progress)
     if json_output:
         totals = {"elements": result.elements, "identical": result.identical, "within": result.within, "same": result.same}
         rows = to_json(result)
@@ -256,11 +245,9 @@ def compare(a: Path, b: Path, base: Path | None, tensors: bool, json_output: boo
             del rows["tensors"]
         print_json({**totals, **rows, **({"overlap": changed.to_json()} if changed else {})})
     else:
-        render.compared(result, tensors)
+        cli.render.compared(result, tensors)
         if changed:
-            from ckptdiff.cli.render_report import overlapped
-
-            overlapped(changed, series=False, tensors=False)
+            cli.render_report.overlapped(changed, series=False, tensors=False)
     click.get_current_context().exit(0 if result.same else 1)
 
 
@@ -278,9 +265,8 @@ def demo(folder: Path | None) -> None:
 
     Files are kept in DIR if you name one.
     """
-    from ckptdiff.cli.demo import run
 
-    run(folder)
+    cli.demo.run(folder, main)
 
 
 @main.command()
@@ -291,10 +277,9 @@ def warmup(json_output: bool) -> None:
     They are compiled when they are first needed otherwise. CKPTDIFF_CACHE_DIR names the folder that they are kept in; without it
     that is in the package's own folder, or in the user's cache where that cannot be written. The folder is printed.
     """
-    from ckptdiff.cli.warmup import warm_up
 
     with progress_bar(sizes=False) as progress:
-        result = warm_up(progress)
+        result = cli.warmup.warm_up(progress)
     if json_output:
         print_json(to_json(result))
     else:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from ckptdiff import io
 from ckptdiff.errors import visible
+from ckptdiff.lazy import rich
 
 if TYPE_CHECKING:
     from ckptdiff.io.parallel import Progress
@@ -112,17 +114,14 @@ def to_json(value: Any) -> Any:
 @contextmanager
 def progress_bar(sizes: bool = True) -> Iterator[Progress]:
     """A progress bar on stderr where a person watches, else nothing; ``sizes``: of bytes, so with a speed."""
-    from ckptdiff.io.parallel import no_progress
 
     if not sys.stderr.isatty():
-        yield no_progress
+        yield io.parallel.no_progress
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    speed = (TransferSpeedColumn(),) if sizes else ()
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), *speed, TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    shown = rich.progress
+    speed = (shown.TransferSpeedColumn(),) if sizes else ()
+    columns = (shown.TextColumn("{task.description}"), shown.BarColumn(), shown.TaskProgressColumn(), *speed, shown.TimeRemainingColumn())
+    with shown.Progress(*columns, console=rich.console.Console(stderr=True), transient=True) as bar:
         tasks: dict[str, Any] = {}
 
         def progress(what: str, done: int, total: int) -> None:

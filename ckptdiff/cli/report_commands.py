@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ckptdiff import checkpoint, cli, pages, patching, subnetwork, verbs
 from ckptdiff.cli.options import (
     PATH,
     as_json,
@@ -53,38 +54,29 @@ def report(
     TARGET is a checkpoint or a patch from BASE, which need not be applied. A patch alone shows the report that make --report stored in it,
     or how many elements changed.
     """
-    from ckptdiff.checkpoint.recognition import is_patch
-    from ckptdiff.verbs.report import report as run
-    from ckptdiff.verbs.report import report_patch
 
     if target is None:
-        _check_alone(base, is_patch(base))
-    elif is_patch(base) and not is_patch(target):
+        _check_alone(base, checkpoint.recognition.is_patch(base))
+    elif checkpoint.recognition.is_patch(base) and not checkpoint.recognition.is_patch(target):
         raise click.UsageError(f"{base} is a patch: give the base first, ckptdiff report BASE PATCH")
     _check_outputs(html, png, (base, *([target] if target else [])), overwrite)
     if target is None:
-        result = report_patch(base)
+        result = verbs.report.report_patch(base)
         if not result.complete and (html or png):
             raise click.UsageError("--html and --png need BASE too: ckptdiff report BASE PATCH --html FILE")
     else:
         with progress_bar() as progress:
-            result = run(base, target, progress=progress, **options)
+            result = verbs.report.report(base, target, progress=progress, **options)
     value = result.to_json()
     if html:
-        from ckptdiff.pages.report_page import render_page
-
-        _write_page(html, render_page(value), overwrite)
+        _write_page(html, pages.report_page.render_page(value), overwrite)
     if png:
-        from ckptdiff.pages.report_charts import write_png
-
-        write_png(value, png)
+        pages.report_charts.write_png(value, png)
     if json_output:
         print_json(value)
     else:
-        from ckptdiff.cli.render_report import reported, written
-
-        reported(result, tensors)
-        written(html, png)
+        cli.render_report.reported(result, tensors)
+        cli.render_report.written(html, png)
 
 
 def _check_alone(path: Path, patch: bool) -> None:
@@ -101,21 +93,17 @@ def _check_alone(path: Path, patch: bool) -> None:
 
 def _check_outputs(html: Path | None, png: Path | None, inputs: Sequence[Path], overwrite: bool) -> None:
     """Say before the work, not after, why pictures cannot be written."""
-    from ckptdiff.patching.output import check_beside
 
     for path in filter(None, (html, png)):
-        check_beside(path, inputs, folder=path is png, overwrite=overwrite)
+        patching.output.check_beside(path, inputs, folder=path is png, overwrite=overwrite)
     if html or png:
-        from ckptdiff.pages.drawing import libraries
-
-        libraries()
+        pages.drawing.libraries()
 
 
 def _write_page(path: Path, page: str, overwrite: bool) -> None:
     """Whole, or not at all; in bytes, as the page admits its scripts by digest."""
-    from ckptdiff.patching.output import build_beside
 
-    with build_beside(path, overwrite=overwrite) as built:
+    with patching.output.build_beside(path, overwrite=overwrite) as built:
         built.write_bytes(page.encode())
 
 
@@ -148,26 +136,19 @@ def overlap(
     chance at random. Jaccard: of what either changed, what both did; expected: the same at random within each tensor; by size: at random
     among weights of the same tensor and binary exponent. Same direction: of what both changed, what moved the same way.
     """
-    from ckptdiff.verbs.overlap import overlap as run
 
     _check_outputs(html, png, (*updates, *([base] if base else [])), overwrite)
     with progress_bar() as progress:
-        result = run(updates, base, progress=progress, **options)
+        result = verbs.overlap.overlap(updates, base, progress=progress, **options)
     if html:
-        from ckptdiff.pages.overlap_page import render_overlap
-
-        _write_page(html, render_overlap(result, series), overwrite)
+        _write_page(html, pages.overlap_page.render_overlap(result, series), overwrite)
     if png:
-        from ckptdiff.pages.overlap_charts import write_png
-
-        write_png(result, series, png)
+        pages.overlap_charts.write_png(result, series, png)
     if json_output:
         print_json(result.to_json())
     else:
-        from ckptdiff.cli.render_report import overlapped, written
-
-        overlapped(result, series, tensors)
-        written(html, png)
+        cli.render_report.overlapped(result, series, tensors)
+        cli.render_report.written(html, png)
 
 
 @click.command()
@@ -180,16 +161,12 @@ def overlap(
 @as_json
 def mask(patch: Path, base: Path | None, out: Path, overwrite: bool, json_output: bool, **options: Any) -> None:
     """Store which weights a patch changes, to train only these: ckptdiff.subnetwork.freeze_outside."""
-    from ckptdiff.patching.output import check_beside
-    from ckptdiff.subnetwork.mask import Mask
 
-    check_beside(out, (patch, *([base] if base else [])), folder=False, overwrite=overwrite)
+    patching.output.check_beside(out, (patch, *([base] if base else [])), folder=False, overwrite=overwrite)
     with progress_bar() as progress:
-        made = Mask.from_patch(patch, base, progress=progress, **options)
+        made = subnetwork.mask.Mask.from_patch(patch, base, progress=progress, **options)
     size = made.save(out, overwrite=overwrite)
     if json_output:
         print_json({"mask": str(out), "elements": made.total, "tensors": made.counts, "size": size})
     else:
-        from ckptdiff.cli.render_report import masked
-
-        masked(out, made, size)
+        cli.render_report.masked(out, made, size)

@@ -19,6 +19,13 @@ from typing import Protocol
 from ckptdiff.codecs import context, raw, sparse
 from ckptdiff.format.dtypes import Bytes, Changes, Dtype
 from ckptdiff.kernels.block_layout import Place
+from ckptdiff.lazy import submodules
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ckptdiff.codecs import escaped_values as escaped_values
+else:
+    __getattr__ = submodules(__name__)
 
 
 class Codec(Protocol):

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ckptdiff import kernels
 from ckptdiff.codecs.planes import Reader, write_varint
 from ckptdiff.format.dtypes import Bytes, Changes, Dtype, Units
 from ckptdiff.kernels.block_layout import NOWHERE, Place
@@ -24,27 +25,25 @@ FEW = 1 << 17
 
 def encode(base: Bytes, target: Bytes, dtype: Dtype, place: Place = NOWHERE, found: Changes | None = None) -> tuple[bytes, int]:
     """Code a block; see :mod:`ckptdiff.codecs`."""
-    from ckptdiff.kernels import changes
 
-    positions, zigzags = found or changes.changes_of(base, target, dtype)
+    positions, zigzags = found or kernels.changes.changes_of(base, target, dtype)
     return pack(base, positions, zigzags, dtype, place), len(positions)
 
 
 def pack(base: Bytes, positions: Units, zigzags: Units, dtype: Dtype, place: Place = NOWHERE) -> bytes:
     """The coded form of a block's changes."""
-    from ckptdiff.kernels import adaptive, changes, static
 
     if len(positions) == 0:
         return b""
     old = base.view(dtype.unit)
-    distances, signs = changes.distances_of(old, positions, zigzags, dtype)
-    classes, m = changes.classes_of(old, dtype), 8 * dtype.carrier
+    distances, signs = kernels.changes.distances_of(old, positions, zigzags, dtype)
+    classes, m = kernels.changes.classes_of(old, dtype), 8 * dtype.carrier
     dense = dtype.carrier < 8 and len(positions) > DENSE * len(old)
     forms = []
     if dense:
-        forms.append(_join(STATIC, *static.encode(classes, positions, distances, signs, m, place, len(old) < SMALL)))
+        forms.append(_join(STATIC, *kernels.static.encode(classes, positions, distances, signs, m, place, len(old) < SMALL)))
     if not dense or min(len(old), 3 * len(positions)) < FEW:
-        forms.append(_join(ADAPTIVE, *adaptive.encode(classes, positions, distances, signs, m)))
+        forms.append(_join(ADAPTIVE, *kernels.adaptive.encode(classes, positions, distances, signs, m)))
     return min(forms, key=len)
 
 
@@ -57,10 +56,9 @@ def decode(coded: memoryview, base: Bytes, size: int, dtype: Dtype) -> tuple[Byt
     """Decode a block; see :mod:`ckptdiff.codecs`."""
     if len(coded) == 0:
         return base, 0
-    from ckptdiff.kernels import changes
 
     positions, zigzags = unpack(coded, base, dtype)
-    changes.shift_units(base.view(dtype.unit), positions, zigzags, dtype, False)
+    kernels.changes.shift_units(base.view(dtype.unit), positions, zigzags, dtype, False)
     return base, len(positions)
 
 
@@ -68,19 +66,17 @@ def unpack(coded: memoryview, base: Bytes, dtype: Dtype) -> tuple[Units, Units]:
     """Positions of a block's changes, and the zigzag of their ulp distances, given its base; raises ValueError as :func:`decode`."""
     if len(coded) == 0:
         return np.empty(0, np.int32), np.empty(0, dtype.unit)
-    from ckptdiff.kernels import changes
 
     units = base.view(dtype.unit)
     positions, distances, signs = _changes(coded, units, dtype)
     zigzags = np.empty(len(positions), dtype.unit)
-    if not changes.zigzags_of_distances(units, positions, distances, signs, dtype, zigzags):
+    if not kernels.changes.zigzags_of_distances(units, positions, distances, signs, dtype, zigzags):
         raise ValueError("an ulp distance is too large")
     return positions, zigzags
 
 
 def _changes(coded: memoryview, units: Units, dtype: Dtype) -> tuple[Units, Units, Bytes]:
     """Positions, distances and sides of a block's changes. Scratch."""
-    from ckptdiff.kernels import adaptive, changes, static
 
     reader, m = Reader(coded), 8 * dtype.carrier
     form = reader.take(1)[0]
@@ -88,11 +84,11 @@ def _changes(coded: memoryview, units: Units, dtype: Dtype) -> tuple[Units, Unit
         raise ValueError(f"it has the form {form}, expected 1 or 2, and 1 for units of 8 bytes")
     raw_bytes = bytes(reader.take(reader.varint()))
     raw = np.frombuffer(raw_bytes + bytes(-len(raw_bytes) % 4 + 8), "<u4").astype(np.uint32)
-    classes = changes.classes_of(units, dtype)
+    classes = kernels.changes.classes_of(units, dtype)
     if form == ADAPTIVE:
-        positions, distances, signs, bits = adaptive.decode(classes, bytes(reader.take(len(coded) - reader.position)), raw, m)
+        positions, distances, signs, bits = kernels.adaptive.decode(classes, bytes(reader.take(len(coded) - reader.position)), raw, m)
     else:
-        positions, distances, signs, bits = static.decode(classes, bytes(reader.take(len(coded) - reader.position)), raw, m)
+        positions, distances, signs, bits = kernels.static.decode(classes, bytes(reader.take(len(coded) - reader.position)), raw, m)
     if (bits + 7) // 8 != len(raw_bytes) or (bits % 8 and raw_bytes[-1] >> bits % 8):
         raise ValueError(f"it takes {bits} raw bits, but has {len(raw_bytes)} bytes of them")
     if len(positions) == 0:

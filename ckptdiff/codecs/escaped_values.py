@@ -1,5 +1,7 @@
 """Escaped values (spec section 7.1), and gaps between positions (7.4), as planes."""
 
+# mypy: allow-untyped-calls
+
 from __future__ import annotations
 
 import itertools

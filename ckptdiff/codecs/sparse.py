@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ckptdiff import codecs, kernels
 from ckptdiff.codecs.planes import Reader, write_varint
 from ckptdiff.format.dtypes import Bytes, Changes, Dtype, Units
 from ckptdiff.kernels.block_layout import NOWHERE, Place
@@ -14,9 +15,8 @@ GAP_UNIT = np.dtype("<u4")
 
 def encode(base: Bytes, target: Bytes, dtype: Dtype, place: Place = NOWHERE, found: Changes | None = None) -> tuple[bytes, int]:
     """Code a block; see :mod:`ckptdiff.codecs`."""
-    from ckptdiff.kernels import changes
 
-    positions, zigzags = found or changes.changes_of(base, target, dtype)
+    positions, zigzags = found or kernels.changes.changes_of(base, target, dtype)
     return pack(positions, zigzags, dtype), len(positions)
 
 
@@ -24,19 +24,17 @@ def pack(positions: Units, zigzags: Units, dtype: Dtype) -> bytes:
     """The coded form of a block's changes."""
     if len(positions) == 0:
         return b""
-    from ckptdiff.codecs.escaped_values import write_changes
 
-    g, w, planes = write_changes(positions, zigzags, GAP_WIDTH, dtype.carrier)
+    g, w, planes = codecs.escaped_values.write_changes(positions, zigzags, GAP_WIDTH, dtype.carrier)
     return write_varint(len(positions)) + bytes([g | w << 4]) + planes
 
 
 def decode(coded: memoryview, base: Bytes, size: int, dtype: Dtype) -> tuple[Bytes, int]:
     """Decode a block; see :mod:`ckptdiff.codecs`."""
-    from ckptdiff.kernels import changes
 
     units = base.view(dtype.unit)
     positions, zigzag = unpack(coded, len(units), dtype)
-    changes.shift_units(units, positions, zigzag, dtype, False)
+    kernels.changes.shift_units(units, positions, zigzag, dtype, False)
     return base, len(positions)
 
 
@@ -44,7 +42,6 @@ def unpack(coded: memoryview, size: int, dtype: Dtype) -> tuple[Units, Units]:
     """Inverse of :func:`pack` for a block of ``size`` units; raises ValueError with one line on a coded form that breaks the spec."""
     if len(coded) == 0:
         return np.empty(0, np.int32), np.empty(0, dtype.unit)
-    from ckptdiff.codecs.escaped_values import positions_of, read_escaped
 
     reader = Reader(coded)
     count = reader.varint()
@@ -54,8 +51,8 @@ def unpack(coded: memoryview, size: int, dtype: Dtype) -> tuple[Units, Units]:
     g, w = widths & 15, widths >> 4
     if not (1 <= g <= GAP_WIDTH and 1 <= w <= dtype.carrier):
         raise ValueError(f"bad widths: {g} planes of gaps, {w} of values")
-    positions = positions_of(read_escaped(reader, count, GAP_WIDTH, g, GAP_UNIT), size)
-    values = read_escaped(reader, count, dtype.carrier, w, dtype.unit)
+    positions = codecs.escaped_values.positions_of(codecs.escaped_values.read_escaped(reader, count, GAP_WIDTH, g, GAP_UNIT), size)
+    values = codecs.escaped_values.read_escaped(reader, count, dtype.carrier, w, dtype.unit)
     reader.end()
     if int(values.max()) == (1 << 8 * dtype.carrier) - 1:
         raise ValueError("an ulp distance is too large")

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ckptdiff.errors import UnsupportedError
-
-if TYPE_CHECKING:
-    import torch
+from ckptdiff.lazy import require, torch
 
 
 def find_device(name: str) -> torch.device:
@@ -17,7 +13,7 @@ def find_device(name: str) -> torch.device:
         UnsupportedError: torch is missing, or has no such device here.
     """
     try:
-        import torch
+        require("torch")
     except ModuleNotFoundError:
         raise UnsupportedError(f"the device {name} needs torch: pip install 'ckptdiff[torch]'") from None
     if name == "auto":

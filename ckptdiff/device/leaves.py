@@ -12,6 +12,7 @@ from functools import lru_cache
 
 import torch
 
+from ckptdiff import device
 from ckptdiff.format.digests import BLOCK, xxh128
 from ckptdiff.format.xxh3 import KEY_LAST, KEY_STEP, KEY_STRIPE, P32, START, words
 from ckptdiff.kernels.leaves import leaves_of_sums
@@ -64,14 +65,13 @@ def _words(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
 
 
 @lru_cache
-def _kernels(device: torch.device) -> Accumulate | None:
+def _kernels(where: torch.device) -> Accumulate | None:
     """Triton's kernels, if they run there and give the library's digest of a block; Triton comes with torch for CUDA and ROCm on Linux."""
     try:
-        from ckptdiff.device.xxh3_triton import LEAVES, accumulate
-
-        data = torch.arange((LEAVES + 1) * BLOCK // 8, device=device).mul_(P32[0]).view(torch.uint8)
-        blocks = [data[k * BLOCK + k % 2 :][:BLOCK] for k in range(LEAVES + 1)]  # for two programs, every other at an odd address
-        found = leaves_of_sums(accumulate(blocks, *_words(device)).cpu().numpy())
+        accumulate, count = device.xxh3_triton.accumulate, device.xxh3_triton.LEAVES + 1
+        data = torch.arange(count * BLOCK // 8, device=where).mul_(P32[0]).view(torch.uint8)
+        blocks = [data[k * BLOCK + k % 2 :][:BLOCK] for k in range(count)]  # for two programs, every other at an odd address
+        found = leaves_of_sums(accumulate(blocks, *_words(where)).cpu().numpy())
         if found == [xxh128(block.cpu().numpy()) for block in blocks]:
             return accumulate
         reason = "they give another digest than the library"
@@ -79,7 +79,7 @@ def _kernels(device: torch.device) -> Accumulate | None:
         raise
     except Exception as error:  # it compiles: a compiler may be missing, or a driver that it knows
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-    warnings.warn(f"Triton's kernels do not run on {device} ({reason}): torch's operations hash there instead, slower", stacklevel=2)
+    warnings.warn(f"Triton's kernels do not run on {where} ({reason}): torch's operations hash there instead, slower", stacklevel=2)
     return None
 
 

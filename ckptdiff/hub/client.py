@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from ckptdiff import __version__
 from ckptdiff.errors import HubError, RevisionError
 from ckptdiff.hub.ids import HubId
+from ckptdiff.lazy import huggingface_hub
 from ckptdiff.machine import machine_error
 
 LIBRARY = "ckptdiff"
@@ -37,18 +39,12 @@ def current_token() -> str | None:
 
 def client() -> Any:
     """A ``huggingface_hub.HfApi``, which says who we are."""
-    from huggingface_hub import HfApi
-
-    from ckptdiff import __version__
-
-    return HfApi(token=current_token(), library_name=LIBRARY, library_version=__version__)
+    return huggingface_hub.HfApi(token=current_token(), library_name=LIBRARY, library_version=__version__)
 
 
 def is_offline() -> bool:
     """Whether the client is told to use its cache alone (``HF_HUB_OFFLINE=1``)."""
-    from huggingface_hub import constants
-
-    return bool(constants.HF_HUB_OFFLINE)
+    return bool(huggingface_hub.constants.HF_HUB_OFFLINE)
 
 
 @contextmanager
@@ -57,8 +53,7 @@ def translated(hub_id: HubId, first: str = "") -> Iterator[None]:
 
     ``first`` is what to say before that the Hub cannot be reached.
     """
-    from huggingface_hub import errors
-
+    errors = huggingface_hub.errors
     try:
         yield
     except errors.GatedRepoError:
@@ -89,9 +84,7 @@ def translated(hub_id: HubId, first: str = "") -> Iterator[None]:
 
 def endpoint() -> str:
     """Where the Hub is: ``HF_ENDPOINT``."""
-    from huggingface_hub import constants
-
-    return str(constants.ENDPOINT)
+    return str(huggingface_hub.constants.ENDPOINT)
 
 
 STATUS = {

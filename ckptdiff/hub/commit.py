@@ -12,6 +12,7 @@ from ckptdiff.errors import HubError
 from ckptdiff.hub.client import clean, client, translated
 from ckptdiff.hub.ids import HubId
 from ckptdiff.hub.repo import Repo, open_repo
+from ckptdiff.lazy import huggingface_hub
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +26,7 @@ class Commit:
 
 def find_repo(hub_id: HubId) -> Repo | None:
     """The repo, or None if it, or its revision, is not there yet (or holds nothing)."""
-    from huggingface_hub import errors
-
+    errors = huggingface_hub.errors
     api = client()
     with translated(hub_id):
         try:
@@ -57,16 +57,16 @@ def publish(
     Raises:
         HubError: the token may not, somebody else committed meanwhile, or the Hub cannot be reached. Then the repo is as before.
     """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
     api = client()
     with translated(hub_id):
         api.create_repo(hub_id.repo, private=private, exist_ok=True)
         if hub_id.revision is not None and not pull_request:
             api.create_branch(hub_id.repo, branch=hub_id.revision, exist_ok=True)
         parent = api.model_info(hub_id.repo, revision=hub_id.revision).sha
-        operations: list[Any] = [CommitOperationDelete(path) for path in gone]
-        operations += [CommitOperationAdd(path, data if isinstance(data, bytes) else str(data)) for path, data in files.items()]
+        operations: list[Any] = [huggingface_hub.CommitOperationDelete(path) for path in gone]
+        operations += [
+            huggingface_hub.CommitOperationAdd(path, data if isinstance(data, bytes) else str(data)) for path, data in files.items()
+        ]
         done = api.create_commit(
             hub_id.repo, operations, commit_message=message, revision=hub_id.revision, parent_commit=parent, create_pr=pull_request
         )
@@ -79,12 +79,10 @@ def with_metadata(text: str, members: Mapping[str, Any]) -> str:
     Raises:
         HubError: its YAML is broken.
     """
-    from huggingface_hub import ModelCard
-
     if not re.match(r"\s*---\r?\n", text):
         text = "---\nlibrary_name: ckptdiff\n---\n" + text
     try:
-        card = ModelCard(text, ignore_metadata_errors=False)
+        card = huggingface_hub.ModelCard(text, ignore_metadata_errors=False)
     except ValueError as error:
         raise HubError(f"README.md: its metadata cannot be read: {clean(str(error))}") from None
     for key, value in members.items():

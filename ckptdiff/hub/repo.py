@@ -14,6 +14,7 @@ from ckptdiff.errors import CheckpointError, HubError
 from ckptdiff.format.dtypes import Bytes
 from ckptdiff.hub.client import LIBRARY, client, current_token, is_offline, translated
 from ckptdiff.hub.ids import HubId
+from ckptdiff.lazy import huggingface_hub
 
 NOT_HERE = "no such file or folder here"
 """An id is looked up on the Hub only where no local path has its name: who mistyped a path must be told."""
@@ -62,8 +63,6 @@ def open_repo(hub_id: HubId) -> Repo:
     """
     if is_offline():
         return _cached(hub_id)
-    from huggingface_hub.hf_api import RepoFile
-
     api = client()
     with translated(hub_id, first=f"{NOT_HERE}, and "):
         found = api.model_info(hub_id.repo, revision=hub_id.revision)
@@ -71,7 +70,7 @@ def open_repo(hub_id: HubId) -> Repo:
     rows = [
         RemoteFile(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else None, None if entry.lfs else entry.blob_id)
         for entry in entries
-        if isinstance(entry, RepoFile)
+        if isinstance(entry, huggingface_hub.hf_api.RepoFile)
     ]
     return _repo(hub_id, found.id, found.sha, rows)
 
@@ -91,12 +90,9 @@ def _repo(hub_id: HubId, name: str, commit: str, rows: Iterable[RemoteFile], cac
 
 def _cached(hub_id: HubId) -> Repo:
     """What the cache has of a repo: of the commit or branch that is asked for, else of the commit that was fetched last."""
-    from huggingface_hub import scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
-
     try:
-        repos = [repo for repo in scan_cache_dir().repos if (repo.repo_id, repo.repo_type) == (hub_id.repo, "model")]
-    except CacheNotFound:
+        repos = [repo for repo in huggingface_hub.scan_cache_dir().repos if (repo.repo_id, repo.repo_type) == (hub_id.repo, "model")]
+    except huggingface_hub.errors.CacheNotFound:
         repos = []
     revisions = sorted((row for repo in repos for row in repo.revisions), key=lambda row: row.last_modified)
     wanted = hub_id.revision
@@ -123,13 +119,10 @@ def download(repo: Repo, paths: Iterable[str]) -> Path:
             raise HubError(f"{repo.pinned}: has no file {path}" + (" in the cache, and HF_HUB_OFFLINE is set" if repo.cache else ""))
     if repo.cache is not None:
         return repo.cache
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-
     if not sys.stderr.isatty():
-        disable_progress_bars()
+        huggingface_hub.utils.disable_progress_bars()  # type: ignore[attr-defined]
     with translated(repo.pinned):
-        folder = snapshot_download(
+        folder = huggingface_hub.snapshot_download(
             repo.name,
             revision=repo.commit,
             allow_patterns=_patterns(repo, wanted),
@@ -187,12 +180,11 @@ class RemoteSource:
     """A :class:`~ckptdiff.io.source.ByteSource` over a file of a repo: each read is one request of just these bytes."""
 
     def __init__(self, repo: Repo, path: str) -> None:
-        from huggingface_hub import HfFileSystem
-
         self.name = f"{repo.pinned}: {path}"
         self._id, self._lock = repo.pinned, threading.Lock()
         with translated(self._id):
-            self._file = HfFileSystem(token=current_token()).open(f"{repo.name}@{repo.commit}/{repo.inside(path)}", "rb", cache_type="none")
+            files = huggingface_hub.HfFileSystem(token=current_token())
+            self._file = files.open(f"{repo.name}@{repo.commit}/{repo.inside(path)}", "rb", cache_type="none")
         self.size = repo.files[path].size
 
     def readinto(self, offset: int, out: Bytes | memoryview) -> None:

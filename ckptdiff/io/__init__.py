@@ -1,1 +1,19 @@
 """Files, threads and signals of this machine. Nothing here knows the format."""
+
+from __future__ import annotations
+
+from ckptdiff.lazy import submodules
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ckptdiff.io import durable as durable
+    from ckptdiff.io import folder as folder
+    from ckptdiff.io import leftovers as leftovers
+    from ckptdiff.io import open_files as open_files
+    from ckptdiff.io import parallel as parallel
+    from ckptdiff.io import scratch as scratch
+    from ckptdiff.io import signals as signals
+    from ckptdiff.io import source as source
+    from ckptdiff.io import work_folder as work_folder
+else:
+    __getattr__ = submodules(__name__)

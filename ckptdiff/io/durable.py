@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 from pathlib import Path
@@ -76,8 +77,6 @@ def replace_folder(source: Path, target: Path, aside: Path) -> None:
 
 def _renameat2(source: Path, target: Path, flags: int) -> bool:
     """False if this kind of rename is not known here; raises OSError."""
-    import ctypes
-
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if call is None:
         return False

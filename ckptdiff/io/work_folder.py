@@ -1,4 +1,4 @@
-"""Work folders: made, locked and removed, and what killed runs have left of them is mended. :mod:`ckptdiff.io.leftovers`: what they hold."""
+"""Work folders: made, locked and removed; those that killed runs have left are mended. :mod:`ckptdiff.io.leftovers`: what they hold."""
 
 from __future__ import annotations
 

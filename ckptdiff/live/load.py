@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from ckptdiff import device, kernels
 from ckptdiff.checkpoint.pairing import strip_prefixes
 from ckptdiff.checkpoint.reader import Tensor
 from ckptdiff.codecs import context, sparse
@@ -19,6 +20,7 @@ from ckptdiff.format.digests import BLOCK, tensor_digest, xxh128
 from ckptdiff.format.dtypes import DTYPES, Bytes, Changes, Dtype, Units
 from ckptdiff.format.table import Entry
 from ckptdiff.io.parallel import no_progress, run_ordered
+from ckptdiff.lazy import torch
 from ckptdiff.live.switch import MODEL, RUN, LoadedPatch, Moves, Part, hashing, leaves_in_memory
 from ckptdiff.patching.encode import look
 from ckptdiff.patching.memory import MemoryFile, State, open_state, state_of
@@ -26,9 +28,6 @@ from ckptdiff.patching.patch import OpenPatch
 from ckptdiff.patching.rebuild import Applier, check_chain
 from ckptdiff.patching.recipes import FromBase, FromPatch, Node, check_changed, ranges, tensor_differs
 from ckptdiff.patching.torch_dtypes import address
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,13 +185,12 @@ class Loader:
 
     def _changes(self, place: Place, start: int, stop: int, last: bool) -> tuple[Place, Part | None, bool]:
         """What the patch moves in a range of a tensor."""
-        from ckptdiff.kernels import changes
 
         dtype, stop = DTYPES[place.entry.dtype], min(stop, place.tensor.nbytes)
         new = place.node.build(start, stop)
         if isinstance(place.node, FromBase) and place.node.tensor is place.tensor:
             return place, None, last
-        positions, zigzags = changes.changes_of(look(place.tensor, start, stop, "old"), new, dtype)
+        positions, zigzags = kernels.changes.changes_of(look(place.tensor, start, stop, "old"), new, dtype)
         return place, _part(start, stop, positions.copy(), zigzags.copy(), dtype), last
 
     def _row(self, place: Place, found: Sequence[Part | None], before: list[bytes]) -> Moves:
@@ -228,14 +226,11 @@ def _part(start: int, stop: int, positions: Units, zigzags: Units, dtype: Dtype)
 
 def _on_device(flat: torch.Tensor, parts: Sequence[Part], dtype: Dtype) -> Part:
     """Moves of blocks as moves of the whole tensor."""
-    import torch
-
-    from ckptdiff.device.ops import SIGNED
 
     units, total = len(flat) // dtype.carrier, sum(len(part.zigzags) for part in parts)
     wide = np.int32 if units < 1 << 31 else np.int64
     dense = any(part.positions is None for part in parts) or total * (np.dtype(wide).itemsize + dtype.carrier) > len(flat)
-    every = torch.zeros(units if dense else total, dtype=SIGNED[dtype.carrier], device=flat.device)
+    every = torch.zeros(units if dense else total, dtype=device.ops.SIGNED[dtype.carrier], device=flat.device)
     positions = None if dense else torch.empty(total, dtype=torch.int32 if wide is np.int32 else torch.int64, device=flat.device)
     done = 0
     for part in parts:
@@ -261,10 +256,10 @@ def _check_overlaps(places: Mapping[tuple[str, int, int], Place]) -> None:
     """Raise UnsupportedError for two tensors that share a part of their memory: writing one would change the other."""
     rows = sorted(places.items(), key=lambda row: row[0])
     end, last = ("", 0), ""
-    for (device, begin, size), place in rows:
-        if size and end > (device, begin) and end[0] == device:
+    for (where, begin, size), place in rows:
+        if size and end > (where, begin) and end[0] == where:
             raise UnsupportedError(f"{MODEL}: {last} and {place.tensor.name} share a part of their memory: give a copy of one")
-        end, last = max(end, (device, begin + size)), place.tensor.name
+        end, last = max(end, (where, begin + size)), place.tensor.name
 
 
 def scope_of(patch: OpenPatch, wanted: str | None) -> str:

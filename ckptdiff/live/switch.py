@@ -9,18 +9,17 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from ckptdiff import device, kernels
 from ckptdiff.errors import BaseMismatchError, IntegrityError, cut
 from ckptdiff.format.digests import BLOCK, block_count, tensor_digest
 from ckptdiff.format.dtypes import Bytes, Dtype
 from ckptdiff.io.parallel import run_ordered
+from ckptdiff.lazy import torch
 from ckptdiff.patching.torch_dtypes import address, flat_bytes
-
-if TYPE_CHECKING:
-    import torch
 
 MODEL = "the model"
 """What messages call tensors in memory."""
@@ -141,8 +140,6 @@ class LoadedPatch:
         finally:
             for array in arrays:
                 if not isinstance(array, np.ndarray):  # so that a backward pass through the old values fails, as after torch's own writes
-                    import torch
-
                     torch.autograd.graph.increment_version(array)
         self.applied = not back
 
@@ -190,12 +187,9 @@ class LoadedPatch:
 def _shift(row: Moves, part: Part, back: bool, hashed: bool) -> list[bytes]:
     flat = row.flat[part.start : part.stop]
     if isinstance(flat, np.ndarray):
-        from ckptdiff.kernels.changes import move_run
+        return kernels.changes.move_run(flat, part.positions, part.zigzags, row.dtype, back, hashed)
 
-        return move_run(flat, part.positions, part.zigzags, row.dtype, back, hashed)
-    from ckptdiff.device.ops import move, units_of
-
-    move(units_of(flat, row.dtype), part.positions, part.zigzags, row.dtype, back)
+    device.ops.move(device.ops.units_of(flat, row.dtype), part.positions, part.zigzags, row.dtype, back)
     return []
 
 
@@ -208,13 +202,12 @@ def leaves_in_memory(parts: Sequence[Bytes | torch.Tensor], threads: int) -> lis
 @contextmanager
 def hashing(parts: Sequence[Bytes | torch.Tensor], threads: int) -> Iterator[Callable[[], list[list[bytes]]]]:
     """While threads hash tensors in memory; gives a function that waits for all leaves."""
-    from ckptdiff.kernels.leaves import leaves_of_all
 
     here = [part for part in parts if isinstance(part, np.ndarray)]
     there = [part for part in parts if not isinstance(part, np.ndarray)]
     pool = ThreadPoolExecutor(threads, thread_name_prefix="ckptdiff")
     try:
-        found = [pool.submit(leaves_of_all, batch) for batch in _batches(here)]
+        found = [pool.submit(kernels.leaves.leaves_of_all, batch) for batch in _batches(here)]
 
         def leaves() -> list[list[bytes]]:
             rows = iter(_leaves_elsewhere(there))
@@ -242,9 +235,7 @@ def _batches(parts: Iterable[Bytes]) -> Iterator[list[Bytes]]:
 def _leaves_elsewhere(parts: Sequence[torch.Tensor]) -> list[list[bytes]]:
     """Leaves of tensors on devices."""
     found: dict[int, list[bytes]] = {}
-    for device in {part.device for part in parts}:
-        from ckptdiff.device.leaves import leaf_digests
-
-        numbers = [k for k, part in enumerate(parts) if part.device == device]
-        found |= dict(zip(numbers, leaf_digests([parts[k] for k in numbers]), strict=True))
+    for where in {part.device for part in parts}:
+        numbers = [k for k, part in enumerate(parts) if part.device == where]
+        found |= dict(zip(numbers, device.leaves.leaf_digests([parts[k] for k in numbers]), strict=True))
     return [found[k] for k in range(len(parts))]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptdiff.errors import OutputError
+from ckptdiff.lazy import require
 from ckptdiff.pages.chart_data import NO_LAYER, Rows, in_order, layer_order
 from ckptdiff.patching.output import build_beside, writing
 
@@ -44,11 +45,9 @@ class Chart:
 def libraries() -> tuple[Any, Any]:
     """Altair and vl-convert, or an error that says how to get them."""
     try:
-        import altair
-        import vl_convert
+        return require("altair"), require("vl_convert")
     except ModuleNotFoundError as error:
         raise OutputError(f"pictures need Altair and vl-convert ({error}): pip install 'ckptdiff[report]'") from error
-    return altair, vl_convert
 
 
 def vega_lite_version(altair: Any, vl_convert: Any) -> str | None:

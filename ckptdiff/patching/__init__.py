@@ -1,1 +1,24 @@
 """How a patch is made and how its target is rebuilt (spec sections 8 and 10)."""
+
+from __future__ import annotations
+
+from ckptdiff.lazy import submodules
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ckptdiff.patching import adapt as adapt
+    from ckptdiff.patching import encode as encode
+    from ckptdiff.patching import encode_on_device as encode_on_device
+    from ckptdiff.patching import encoders as encoders
+    from ckptdiff.patching import memory as memory
+    from ckptdiff.patching import other_files as other_files
+    from ckptdiff.patching import output as output
+    from ckptdiff.patching import overwrite as overwrite
+    from ckptdiff.patching import patch as patch
+    from ckptdiff.patching import provenance as provenance
+    from ckptdiff.patching import rebuild as rebuild
+    from ckptdiff.patching import recipes as recipes
+    from ckptdiff.patching import torch_dtypes as torch_dtypes
+    from ckptdiff.patching import write as write
+else:
+    __getattr__ = submodules(__name__)

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 import xxhash
 
+from ckptdiff import kernels
 from ckptdiff.checkpoint.reader import Tensor
 from ckptdiff.codecs import CODECS
 from ckptdiff.format.digests import BLOCK, block_count, leaves_of, tensor_digest
@@ -53,9 +54,7 @@ def code(base: Tensor | None, target: Tensor, codec: str, first: int, stop: int)
     if base is None:
         coded.leaves = leaves_of(new)
     else:
-        from ckptdiff.kernels.changes import compared
-
-        found, coded.base_leaves, coded.leaves = compared(old, new, dtype)
+        found, coded.base_leaves, coded.leaves = kernels.changes.compared(old, new, dtype)
         if base.dtype != target.dtype or len(read) != len(old):
             coded.base_leaves = leaves_of(read)
     for k, changes in enumerate(found):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ckptdiff import patching
 from ckptdiff.checkpoint.reader import Tensor
 from ckptdiff.device.choice import find_device
 from ckptdiff.patching.encode import Coder, code
@@ -26,7 +27,6 @@ def choose_coder(device: str | None, tensors: Sequence[Tensor] = (), codec: str 
     if device is None and len(there) != 1:
         return code, IN_MEMORY if tensors and codec == "sparse" else 1
     found = find_device(device or there.pop())
-    from ckptdiff.patching.encode_on_device import DeviceCoder
 
-    coder = DeviceCoder(found, tensors)
+    coder = patching.encode_on_device.DeviceCoder(found, tensors)
     return coder, coder.groups

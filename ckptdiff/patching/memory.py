@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Collection, Mapping
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,10 +14,8 @@ from ckptdiff.checkpoint.reader import Checkpoint, WeightFile
 from ckptdiff.errors import CheckpointError, UnsupportedError
 from ckptdiff.format.dtypes import Bytes
 from ckptdiff.format.safetensors import MAX_NAME, MAX_RANK, Header, TensorInfo, predicted_header
+from ckptdiff.lazy import torch
 from ckptdiff.patching.torch_dtypes import Array, address, dtype_of, flat_bytes, shape_of
-
-if TYPE_CHECKING:
-    import torch
 
 FILE_NAME = "model.safetensors"
 SCOPE = "model"
@@ -44,8 +42,6 @@ class MemoryFile:
         if isinstance(data, np.ndarray):
             out[:] = data
         else:
-            import torch
-
             torch.from_numpy(np.frombuffer(out, np.uint8)).copy_(data)
 
     def view(self, offset: int, size: int) -> Bytes | torch.Tensor:

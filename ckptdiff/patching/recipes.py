@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ckptdiff import device
 from ckptdiff.checkpoint.reader import Tensor
 from ckptdiff.codecs import CODECS, sparse
 from ckptdiff.errors import CkptdiffError, FormatError, IntegrityError, cut
@@ -101,11 +102,10 @@ class FromPatch:
 
     def _move(self, coded: memoryview, block: Bytes, dtype: Dtype) -> tuple[Bytes, int]:
         """What ``sparse.decode`` gives, by way of a device."""
-        from ckptdiff.device.ops import moved
 
         positions, zigzags = sparse.unpack(coded, len(block) // dtype.carrier, dtype)
         assert self.device is not None
-        return moved(block, positions, zigzags, dtype, self.device), len(positions)
+        return device.ops.moved(block, positions, zigzags, dtype, self.device), len(positions)
 
 
 Node = FromBase | FromPatch

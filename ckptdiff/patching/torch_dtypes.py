@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ckptdiff.errors import UnsupportedError
 from ckptdiff.format.dtypes import Bytes
-
-if TYPE_CHECKING:
-    import torch
+from ckptdiff.lazy import torch
 
 NAMES: dict[str, tuple[str | None, str | None]] = {
     "BOOL": ("bool", "bool"),
@@ -93,7 +91,6 @@ def flat_bytes(array: Array, where: str) -> Bytes | torch.Tensor:
         if array.dtype.byteorder == ">":
             raise UnsupportedError(f"{where}: is big-endian: give a little-endian copy")
         return array.reshape(-1).view(np.uint8)
-    import torch
 
     if array.is_meta:
         raise UnsupportedError(f"{where}: is a meta tensor, without content: load its weights first")
@@ -115,7 +112,6 @@ def new_tensor(dtype: str, shape: tuple[int, ...], where: str) -> torch.Tensor:
     Raises:
         UnsupportedError: this torch has no such dtype.
     """
-    import torch
 
     found = getattr(torch, NAMES[dtype][0] or "", None)
     if found is None:

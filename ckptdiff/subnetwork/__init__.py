@@ -4,15 +4,40 @@ Mukherjee, Yuan, Hakkani-Tur, Peng (arXiv 2505.11711) claim that fine-tuning onl
 A patch is that mask.
 """
 
+from __future__ import annotations
+
 from ckptdiff.errors import UnsupportedError
+from ckptdiff.lazy import require, submodules
 
-try:
-    import torch  # noqa: F401
-except ImportError:
-    raise UnsupportedError("training within a mask needs torch: pip install 'ckptdiff[torch]'") from None
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
-from ckptdiff.subnetwork.freeze import Frozen, freeze_outside
-from ckptdiff.subnetwork.mask import Mask, smallest_weights
-from ckptdiff.subnetwork.track import UpdateRecord, UpdateTracker
+    from ckptdiff.subnetwork import mask as mask
+    from ckptdiff.subnetwork.freeze import Frozen, freeze_outside
+    from ckptdiff.subnetwork.mask import Mask, smallest_weights
+    from ckptdiff.subnetwork.track import UpdateRecord, UpdateTracker
 
 __all__ = ["Frozen", "Mask", "UpdateRecord", "UpdateTracker", "freeze_outside", "smallest_weights"]
+
+_MODULES = {
+    "Frozen": "freeze",
+    "Mask": "mask",
+    "UpdateRecord": "track",
+    "UpdateTracker": "track",
+    "freeze_outside": "freeze",
+    "smallest_weights": "mask",
+}
+_submodule = submodules(__name__)
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULES:
+            return _submodule(name)
+        try:
+            require("torch")
+        except ModuleNotFoundError:
+            raise UnsupportedError("training within a mask needs torch: pip install 'ckptdiff[torch]'") from None
+        return getattr(_submodule(_MODULES[name]), name)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.optim
 
+from ckptdiff import kernels
 from ckptdiff.checkpoint.pairing import strip_prefixes
 from ckptdiff.device.ops import SIGNED
 from ckptdiff.errors import CheckpointError, UnsupportedError
@@ -90,19 +91,19 @@ class _Part:
         here = self.here(tensor)
         units = here.view(SIGNED[here.element_size()])
         if _on_host(units):
-            from ckptdiff.kernels.mask_ops import keep, slices
-
-            return [partial(keep, *row) for row in slices(_numbers(units), _numbers(self.bits))]
+            return [partial(kernels.mask_ops.keep, *row) for row in kernels.mask_ops.slices(_numbers(units), _numbers(self.bits))]
         units &= self.spread(_table(units.dtype, units.device))
         return []
 
     def lift(self, tensor: torch.Tensor) -> list[Job]:
         """Put ones outside. Gives what is left to do."""
-        from ckptdiff.kernels.mask_ops import put, slices
 
         numbers = _numbers(self.here(tensor))
         units = numbers.view(f"i{numbers.itemsize}")
-        return [partial(put, *row, np.ones(1, numbers.dtype).view(units.dtype)[0]) for row in slices(units, _numbers(self.bits))]
+        return [
+            partial(kernels.mask_ops.put, *row, np.ones(1, numbers.dtype).view(units.dtype)[0])
+            for row in kernels.mask_ops.slices(units, _numbers(self.bits))
+        ]
 
     def decay(self, factor: Any) -> list[Job]:
         """Multiply what is inside. Gives what is left to do."""
@@ -110,9 +111,10 @@ class _Part:
         kind = torch.float64 if weights.dtype == torch.float64 else torch.float32  # a product with a number is taken in these
         number = torch.as_tensor(factor, dtype=kind, device=weights.device)
         if _on_host(weights) and weights.dtype == kind:
-            from ckptdiff.kernels.mask_ops import scale, slices
-
-            return [partial(scale, *row, number.numpy()[()]) for row in slices(_numbers(weights), _numbers(self.bits))]
+            return [
+                partial(kernels.mask_ops.scale, *row, number.numpy()[()])
+                for row in kernels.mask_ops.slices(_numbers(weights), _numbers(self.bits))
+            ]
         inside = _table(torch.int8, weights.device).bool()
         weights.mul_(self.spread(torch.where(inside, number, torch.ones_like(number))))
         return []

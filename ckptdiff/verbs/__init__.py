@@ -1,1 +1,20 @@
 """One module for each verb of the command line and the API."""
+
+from __future__ import annotations
+
+from ckptdiff.lazy import submodules
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ckptdiff.verbs import apply as apply
+    from ckptdiff.verbs import card as card
+    from ckptdiff.verbs import compare as compare
+    from ckptdiff.verbs import info as info
+    from ckptdiff.verbs import make as make
+    from ckptdiff.verbs import overlap as overlap
+    from ckptdiff.verbs import pull as pull
+    from ckptdiff.verbs import push as push
+    from ckptdiff.verbs import report as report
+    from ckptdiff.verbs import verify as verify
+else:
+    __getattr__ = submodules(__name__)

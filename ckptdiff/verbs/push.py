@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ckptdiff import pages
 from ckptdiff.analysis.report_model import Report
 from ckptdiff.checkpoint.recognition import is_patch_repo
 from ckptdiff.checkpoint.secrets import suspicious_content, suspicious_name
@@ -258,10 +259,10 @@ def _picture(report: Report) -> bytes | None:
     """The chart of where weights changed, if the patch has a report and the libraries are there."""
     if not report.complete:
         return None
-    from ckptdiff.pages.drawing import png
-    from ckptdiff.pages.report_charts import charts
 
     try:
-        return next((png(chart, scale=1) for chart in charts(report.to_json()) if chart.name == "changed"), None)
+        return next(
+            (pages.drawing.png(chart, scale=1) for chart in pages.report_charts.charts(report.to_json()) if chart.name == "changed"), None
+        )
     except OutputError:
         return None

@@ -1,0 +1,64 @@
+"""Modules that are imported when they are first used, since they take long to import or may be missing.
+
+Libraries come from here: ``from ckptdiff.lazy import torch``. Modules of this package come from their package, whose ``__init__`` gives
+its ``__getattr__`` to :func:`submodules`: after ``from ckptdiff import kernels`` the first ``kernels.changes`` imports that module.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+TYPE_CHECKING = False  # as typing has it, which takes longer to import than all that is here
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+    from typing import Any
+
+    import altair as altair
+    import huggingface_hub as huggingface_hub
+    import pandas as pandas
+    import rich as rich
+    import torch as torch
+    import transformers as transformers
+    from huggingface_hub import constants, errors, hf_api  # noqa: F401
+    from rich import console, progress  # noqa: F401
+else:
+    LIBRARIES = ("altair", "huggingface_hub", "pandas", "rich", "torch", "transformers")
+
+    class _Library:
+        """Stands for a library and its submodules; where it is missing, to ask for anything of it raises ModuleNotFoundError."""
+
+        def __init__(self, name: str) -> None:
+            self._name = name
+
+        def __getattr__(self, attribute: str) -> Any:
+            library = import_module(self._name)
+            return getattr(library, attribute) if hasattr(library, attribute) else import_module(f"{self._name}.{attribute}")
+
+    def __getattr__(name: str) -> Any:
+        if name not in LIBRARIES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return _Library(name)
+
+
+def require(library: str) -> ModuleType:
+    """Import a library now.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
+    return import_module(library)
+
+
+def submodules(package: str) -> Callable[[str], ModuleType]:
+    """A ``__getattr__`` for a package, which imports the submodule that is asked for."""
+
+    def load(name: str) -> ModuleType:
+        try:
+            return import_module(f"{package}.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"{package}.{name}":  # a library is missing
+                raise
+            raise AttributeError(f"module {package!r} has no attribute {name!r}") from None
+
+    return load
