@@ -9,7 +9,7 @@ INTERRUPTED = 130
 def main() -> None:
     """Run the command line, as ``ckptdiff`` and ``python -m ckptdiff`` do."""
     try:
-        from ckptdiff.io.signals import install
+        from ckptdiff.io.signals import block, install
 
         install(_leave)
     except KeyboardInterrupt:
@@ -24,6 +24,11 @@ def main() -> None:
                 sys.stdout.flush()
             finally:
                 os._exit(INTERRUPTED)
+        try:
+            sys.stdout.flush()
+        except OSError:
+            pass  # Python tries again, and says so
+        block()
         raise
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import ckptdiff
+from ckptdiff.codecs import CODECS
+from ckptdiff.format.table import CODEC_NAMES
 
 PACKAGE = Path(ckptdiff.__file__).parent
 ORDER = """
@@ -149,3 +151,7 @@ def test_every_module_and_public_function_has_a_docstring() -> None:
 def test_every_error_is_public() -> None:
     tree = ast.parse(module_path("errors").read_text())
     assert {node.name for node in tree.body if isinstance(node, ast.ClassDef)} <= set(ckptdiff.__all__)
+
+
+def test_the_format_names_the_codecs_that_there_are() -> None:
+    assert tuple(CODECS) == CODEC_NAMES

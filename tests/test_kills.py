@@ -97,7 +97,7 @@ def test_a_signal_while_the_command_line_starts(signum: str, tmp_path: Path) -> 
     """From the first line of ours on, at some of the files that are opened. At 687b727 a traceback of whatever was being imported."""
     traced(tmp_path / "log", "openat", [], "info", tmp_path / "none")
     opened = [line for line in (tmp_path / "log").read_text().splitlines() if " openat(" in line]
-    first = next(k for k, line in enumerate(opened) if "/ckptdiff/__pycache__/interrupts" in line) + 1
+    first = next(k for k, line in enumerate(opened) if "/ckptdiff/io/__pycache__/signals" in line) + 1
     moments = range(first, len(opened), max((len(opened) - first) // 6, 1))
     assert len(opened) - first > 100
     for nth in moments:
@@ -112,12 +112,13 @@ def test_an_interrupt_within_an_exec_ends_with_130_too(tmp_path: Path) -> None:
     """Run by ``-m``, Python would end itself by SIGINT: so did one that came while dataclasses made a class, when it had long been told."""
     code = """
 import sys
-from ckptdiff import __main__, patchinfo
+from ckptdiff import __main__
+from ckptdiff.verbs import info as verb
 
 def info(patch):
     exec("raise KeyboardInterrupt")
 
-patchinfo.info = info
+verb.info = info
 sys.argv = ["ckptdiff", "info", "patch"]
 __main__.main()
 """

@@ -33,6 +33,7 @@ _local = _Local()
 
 
 def write_varint(value: int) -> bytes:
+    """A number as a varint (spec section 2): seven bits a byte, the lowest first."""
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
@@ -95,6 +96,7 @@ def _decompress(frame: bytes, length: int) -> bytes:
 
 
 def write_plane(plane: Bytes) -> bytes:
+    """A plane (spec section 7.1): compressed where that makes it shorter."""
     if len(plane) == 0:
         return b""
     if len(plane) >= WORTH:

@@ -1,4 +1,4 @@
-"""Metadata of a patch file (spec 5.1) and index of a patch folder (9): frozen dataclasses and their canonical JSON.
+"""Metadata of a patch file (spec section 5.1): a frozen dataclass and its canonical JSON.
 
 Reading is strict: every fault is one FormatError, UnsupportedError or IntegrityError that says where it is.
 """
@@ -13,8 +13,6 @@ from ckptdiff.format.dtypes import MAX_FILE
 from ckptdiff.format.safe_paths import safe_path
 from ckptdiff.format.sealed import VERSION, FileRef, open_sealed, read_files, seal, short_text
 from ckptdiff.format.table import Totals
-
-# --- metadata of a patch file --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +87,3 @@ class Metadata:
             totals=Totals.read(f),
             info=f.object("info"),
         )
-
-
-# --- index of a patch folder ---------------------------------------------------------------------------------------

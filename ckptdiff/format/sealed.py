@@ -103,6 +103,7 @@ class FileRef:
 
 
 def read_files(parent: Fields) -> tuple[FileRef, ...]:
+    """The member ``files`` of an object: sorted by path, at most :data:`MAX_FILES`."""
     files = parent.array("files", FileRef.read)
     if len(files) > MAX_FILES:
         raise FormatError(f"{parent.where}.files: names {len(files)} files, expected at most {MAX_FILES}")

@@ -12,7 +12,6 @@ from typing import Any, Literal, TypeAlias
 
 import zstandard
 
-from ckptdiff.codecs import CODECS
 from ckptdiff.errors import CheckpointError, FormatError, UnsupportedError, cut
 from ckptdiff.format import canonical
 from ckptdiff.format.canonical import Fields, JsonObject, quoted
@@ -28,6 +27,9 @@ MAX_ENTRY_DEPTH = 5
 """The shape in the base of an entry in the array in the table."""
 MAX_CODED_BLOCK = 1 << 24
 TABLE_LEVEL = 6
+
+CODEC_NAMES = ("raw", "sparse", "context")
+"""The closed table of codecs (spec section 7), which :mod:`ckptdiff.codecs` fills."""
 
 Kind: TypeAlias = Literal["same", "delta", "new", "copy"]
 KINDS: tuple[Kind, ...] = ("same", "delta", "new", "copy")
@@ -205,7 +207,7 @@ def _shape(f: Fields) -> tuple[int, ...]:
 
 def _codec(f: Fields, kind: str) -> str:
     codec = f.text("codec")
-    if codec not in CODECS:
+    if codec not in CODEC_NAMES:
         raise UnsupportedError(f"{f.where}.codec: unknown codec {quoted(codec)}: upgrade ckptdiff")
     if kind == "new" and codec != "raw":
         raise FormatError(f'{f.where}.codec: expected "raw" for a new tensor, found {quoted(codec)}')

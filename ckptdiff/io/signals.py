@@ -35,6 +35,11 @@ def _set(handlers: Mapping[signal.Signals, Any]) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
+def block() -> None:
+    """From here to the end of the process: all is done, and Python takes the handlers away before it ends."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
 @contextmanager
 def raised() -> Iterator[None]:
     """Every signal raises KeyboardInterrupt, so that all is cleaned up on the way out."""

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-import ckptdiff.kernels.rans as rans
 from ckptdiff.io.scratch import scratch
+from ckptdiff.kernels import rans
 from ckptdiff.kernels.block_layout import NOWHERE, Place
 from ckptdiff.kernels.changes import LARGE, count, differing, scaled, units_of
 from ckptdiff.kernels.context_groups import MAX_GROUPS, group, put_map, take_map

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptdiff.checkpoint.pairing import Rename
-from ckptdiff.codecs import CODECS
 from ckptdiff.errors import CheckpointError
 from ckptdiff.format.patch_file import PatchFile
-from ckptdiff.format.table import Totals
+from ckptdiff.format.table import CODEC_NAMES, Totals
 from ckptdiff.io.parallel import default_threads, no_progress
 from ckptdiff.io.source import read_bytes
 from ckptdiff.live.load import Loader
@@ -49,8 +48,8 @@ def diff(
     Raises:
         UnsupportedError: a tensor is not contiguous, meta, sparse or of a dtype that safetensors lacks. CheckpointError: not tensors.
     """
-    if codec is not None and codec not in CODECS:
-        raise CheckpointError(f"unknown codec {codec!r}: expected one of {', '.join(CODECS)}")
+    if codec is not None and codec not in CODEC_NAMES:
+        raise CheckpointError(f"unknown codec {codec!r}: expected one of {', '.join(CODEC_NAMES)}")
     base, target = (open_state(state_of(state, where), where) for state, where in ((old, "the old tensors"), (new, "the new tensors")))
     rules, out = [Rename.parse(text) for text in rename], io.BytesIO()
     tensors = [tensor for side in (base, target) for file in side.weights for tensor in file.tensors]

@@ -20,6 +20,7 @@ from ckptdiff.checkpoint.pairing import strip_prefixes
 from ckptdiff.device.ops import SIGNED
 from ckptdiff.errors import CheckpointError, UnsupportedError
 from ckptdiff.io.parallel import run_ordered
+from ckptdiff.lazy import require
 from ckptdiff.patching.torch_dtypes import flat_bytes
 from ckptdiff.subnetwork.mask import Mask
 
@@ -322,9 +323,8 @@ def _bits(mask: Mask, key: str, parameter: torch.Tensor, name: str) -> torch.Ten
     here = _local(parameter)
     if here is parameter:
         return torch.from_numpy(mask.bits[key].copy()).to(parameter.device)
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    shape, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)  # type: ignore[attr-defined]
+    layout = require("torch.distributed.tensor._utils")  # what has no public name
+    shape, offset = layout.compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)  # type: ignore[attr-defined]
     if tuple(shape) != tuple(here.shape):
         raise UnsupportedError(
             f"parameter {name}: its part on this rank is {list(here.shape)}, expected {list(shape)}: not an even sharding"

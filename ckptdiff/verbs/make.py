@@ -14,10 +14,9 @@ from ckptdiff.checkpoint.pairing import Rename, check_patterns
 from ckptdiff.checkpoint.reader import Checkpoint, open_checkpoint
 from ckptdiff.checkpoint.secrets import suspicious_name
 from ckptdiff.checkpoint.selection import Selection
-from ckptdiff.codecs import CODECS
 from ckptdiff.errors import CheckpointError
 from ckptdiff.format.index import INDEX_NAME, member_path, shard_path
-from ckptdiff.format.table import Totals
+from ckptdiff.format.table import CODEC_NAMES, Totals
 from ckptdiff.hub.ids import parse_id
 from ckptdiff.hub.repo import Repo, open_repo
 from ckptdiff.io.parallel import Progress, default_threads, no_progress
@@ -101,8 +100,8 @@ def make(
     """
     started = time.perf_counter()
     rules = [Rename.parse(text) for text in rename]
-    if codec is not None and codec not in CODECS:
-        raise CheckpointError(f"unknown codec {codec!r}: expected one of {', '.join(CODECS)}")
+    if codec is not None and codec not in CODEC_NAMES:
+        raise CheckpointError(f"unknown codec {codec!r}: expected one of {', '.join(CODEC_NAMES)}")
     out = Path(patch)
     with ExitStack() as stack:
         chosen = Selection(include, exclude, follow_links)
