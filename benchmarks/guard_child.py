@@ -1,7 +1,7 @@
 """Runs inside one of the trees that ``guard.py`` compares, with that tree's ckptdiff; prints one JSON object.
 
 facts                           where the package lies, and the versions of all that is installed
-pairs FOLDER COUNT              write random pairs (of tests/random_pairs.py; no ckptdiff)
+pairs FOLDER COUNT              write random pairs (of tests/support/random_pairs.py; no ckptdiff)
 make CASES, apply CASES         for each case of a JSON file, in one process; why each failed, or null
 memory BASE TARGET CODEC CALLS  ``diff``, ``from_bytes`` and ``apply_`` of NumPy arrays, warm: medians of some calls
 """
@@ -37,7 +37,7 @@ def pairs(folder: str, count: str) -> dict[str, Any]:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     import numpy as np
 
-    from tests.random_pairs import random_pair
+    from tests.support.random_pairs import random_pair
 
     found = []
     for k in range(int(count)):

@@ -16,7 +16,7 @@ import pytest
 
 import ckptdiff
 from ckptdiff.kernels import cache
-from tests.checkpoints import bf16, perturb, random_tensor, write, write_sharded
+from tests.support.checkpoints import bf16, perturb, random_tensor, write, write_sharded
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads wait for each other by spinning: many times slower on busy cores
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from ckptdiff.subnetwork.mask import Mask
-from tests.checkpoints import perturb, tensor, tree, write
 from tests.conftest import tensors
+from tests.support.checkpoints import perturb, tensor, tree, write
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"

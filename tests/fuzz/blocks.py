@@ -20,7 +20,7 @@ from ckptdiff.patching.memory import BytesFile
 from ckptdiff.patching.recipes import FromBase, FromPatch, check_result
 from tests.fuzz.engine import Disagreement, Outcome, Rng, Target
 from tests.fuzz.vectors import BUILD, READER, scenarios
-from tests.mutations import mutate
+from tests.support.mutations import mutate
 
 DTYPES = list(READER.DTYPES)
 SHIFTS = {"F16": 10, "BF16": 7, "F32": 23, "C64": 23, "F64": 52}

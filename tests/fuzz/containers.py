@@ -18,12 +18,12 @@ import ckptdiff
 from ckptdiff.errors import CkptdiffError
 from ckptdiff.patching.patch import open_patch
 from ckptdiff.patching.rebuild import check_stored
-from tests.checkpoints import tree
 from tests.fuzz.engine import Disagreement, Outcome, Rng, Target
 from tests.fuzz.sealing import BROKEN, Opened, dump_in_order, listed, seal_identity
 from tests.fuzz.trees import dump, mutate_text, mutate_tree
 from tests.fuzz.vectors import BUILD, READER, Parts, pack, scenarios, unpack
-from tests.mutations import mutate
+from tests.support.checkpoints import tree
+from tests.support.mutations import mutate
 
 LARGEST = 1 << 16
 """A target larger than this is not built."""

@@ -26,12 +26,12 @@ from ckptdiff.format import canonical
 from ckptdiff.format.safetensors import read_header
 from ckptdiff.patching.memory import BytesFile
 from ckptdiff.subnetwork.mask import Mask
-from tests.checkpoints import bf16, perturb, random_tensor, write
 from tests.fuzz.engine import Disagreement, Outcome, Rng, Target
 from tests.fuzz.trees import dump, mutate_text, mutate_tree
 from tests.fuzz.vectors import BUILD, READER, SPEC, scenarios
-from tests.mutations import mutate
-from tests.sample_reports import grouped, total
+from tests.support.checkpoints import bf16, perturb, random_tensor, write
+from tests.support.mutations import mutate
+from tests.support.sample_reports import grouped, total
 
 LARGEST = 1 << 20
 """Elements of a mask that are looked at one by one."""

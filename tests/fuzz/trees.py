@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from tests.fuzz.engine import Rng
-from tests.mutations import mutate
+from tests.support.mutations import mutate
 
 NUMBERS = [0, 1, 2, -1, 7, 8, 255, 256, 1 << 16, 1 << 21, (1 << 21) + 1, 1 << 26, (1 << 26) + 1, 1 << 31, 1 << 32, 1 << 48, (1 << 48) + 1]
 NUMBERS += [(1 << 63) - 1, 1 << 63, (1 << 64) - 1, 1 << 64, 99999999999999999999, -(1 << 63), -(1 << 63) - 1]

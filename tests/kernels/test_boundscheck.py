@@ -1,0 +1,34 @@
+"""Run with NUMBA_BOUNDSCHECK=1: every index that a kernel forms is looked at, as in plain Python, but that negative ones pass.
+
+    NUMBA_BOUNDSCHECK=1 pytest tests/kernels/test_boundscheck.py tests/format/test_vectors.py tests/codecs/test_context.py ...
+
+These tests fail where kernels are not checked after all, as by a cache that does not tell such kernels from others. What intrinsics read
+(``unequal``, ``below``, the stripes of XXH3) is not checked so, but by tests/fuzz/plain_kernels.py, where they are Python; ``prefetch``
+may point behind an array, and reads nothing.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+import pytest
+
+from ckptdiff.kernels.changes import fill_classes, shift
+from ckptdiff.kernels.mask_ops import keep
+
+pytestmark = pytest.mark.skipif(not numba.config.BOUNDSCHECK, reason="NUMBA_BOUNDSCHECK=1 is not set")
+
+
+def test_a_write_behind_an_array_is_refused() -> None:
+    with pytest.raises(IndexError, match=r"^index is out of bounds$"):
+        fill_classes(np.zeros(4, "<u2"), np.uint64(7), np.uint64(255), np.zeros(8, np.uint8)[:3])
+
+
+def test_a_position_behind_the_units_is_refused() -> None:
+    with pytest.raises(IndexError, match=r"^index is out of bounds$"):
+        shift(np.zeros(8, "<u2")[:4], np.array([4], np.int32), np.ones(1, "<u2"), np.uint64(15), True, False)
+
+
+def test_a_read_behind_a_mask_is_refused() -> None:
+    with pytest.raises(IndexError, match=r"^index is out of bounds$"):
+        keep(np.ones(16, np.int32), np.ones(8, np.uint8)[:1])

@@ -1,0 +1,325 @@
+"""The report's pictures: the page in a real browser, the PNG files, the sentences."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import hashlib
+import html
+import json
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ckptdiff.errors import OutputError
+from ckptdiff.pages.report_prose import definitions, headline, key_figures, number, percent
+from tests.support import sample_reports
+from tests.support.sample_reports import assemble, many_tensors, without_names
+
+altair = pytest.importorskip("altair", reason="needs ckptdiff[report]")
+pytest.importorskip("vl_convert", reason="needs ckptdiff[report]")
+
+from ckptdiff.pages import chart_data, drawing, report_charts, report_page  # noqa: E402
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
+--disable-component-update --disable-sync --disable-dev-shm-usage
+--enable-logging=stderr --v=0 --virtual-time-budget=20000 --dump-dom""".split()
+ATTACK = "</script><img src=x onerror=\"document.title='owned'\">{{7*7}}\u202e'&\ud800"
+EVERY = {"changed", "layers", "rank", "random-rank", "spectra", "ulps", "sizes", "exponents"}
+NO_RANK = EVERY - {"rank", "random-rank", "spectra"}
+
+PROBE = """
+(async () => {
+  const violations = [];
+  document.addEventListener("securitypolicyviolation", (e) => violations.push(e.violatedDirective));
+  while (document.documentElement.dataset.drawn !== "yes") await new Promise((done) => setTimeout(done, 50));
+  const table = document.getElementById("tensors");
+  const column = (i) => Array.from(table.tBodies[0].rows).map((row) => row.cells[i].textContent);
+  const heads = Array.from(table.tHead.rows[0].cells);
+  const sorts = () => heads.map((head) => head.getAttribute("aria-sort"));
+  const found = { title: document.title, images: document.images.length, charts: {}, sorted: [], names: column(0), sortable: heads.length };
+  for (const place of document.querySelectorAll(".chart")) {
+    const svg = place.querySelector("svg");
+    const box = svg?.getBoundingClientRect();
+    const marks = svg?.querySelectorAll(".mark-rect path, .mark-line path, .mark-symbol path").length;
+    found.charts[place.id.slice(6)] = { marks, width: box?.width, height: box?.height, label: place.getAttribute("aria-label") };
+  }
+  heads.forEach((head, i) => {
+    const button = head.querySelector("button");
+    button.click(); const first = column(i), way = sorts()[i];
+    button.click(); const second = column(i), back = sorts()[i];
+    found.sorted.push({ first, second, way, back, others: sorts().filter((s) => s !== "none").length, keyboard: button.tabIndex === 0 });
+  });
+  const input = document.getElementById("filter");
+  const type = (text) => { input.value = text; input.dispatchEvent(new Event("input")); };
+  type(".0.SELF_attn q_proj");
+  found.filtered = Array.from(table.tBodies[0].rows).filter((row) => row.offsetParent).map((row) => row.cells[0].textContent);
+  found.shown = document.getElementById("shown").textContent;
+  type("");
+  found.first = Array.from(table.tBodies[0].rows).filter((row) => row.offsetParent).length;
+  document.getElementById("more").click();
+  found.unfiltered = Array.from(table.tBodies[0].rows).filter((row) => row.offsetParent).length;
+  found.overflow = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+  found.background = getComputedStyle(document.body).backgroundColor;
+  found.inks = ["p", "td", "dd", ".soft", "thead th"].map((s) => getComputedStyle(document.querySelector(s)).color);
+  found.ink = document.querySelector(".chart svg .role-axis-label text")?.getAttribute("fill");
+  found.headline = document.querySelector(".headline").textContent;
+  found.requests = performance.getEntriesByType("resource").map((entry) => entry.name);
+  found.violations = violations;
+  const result = document.createElement("pre");
+  result.id = "result";
+  result.textContent = JSON.stringify(found);
+  document.body.append(result);
+})();
+"""
+
+
+@cache
+def made(update: str = "rl_update", rank: str = "all") -> dict[str, Any]:
+    """A sample report, made once; copy before changing it."""
+    return sample_reports.sample_report(getattr(sample_reports, update), rank=rank)
+
+
+def sample(update: str = "rl_update", rank: str = "all") -> dict[str, Any]:
+    return copy.deepcopy(made(update, rank))
+
+
+def browse(text: str, folder: Path, *flags: str) -> dict[str, Any]:
+    """Open a page with the probe added, and give what the probe found; nothing may be said on the console."""
+    digest = base64.b64encode(hashlib.sha256(PROBE.encode()).digest()).decode()
+    text = text.replace("script-src ", f"script-src 'sha256-{digest}' ", 1)
+    before, end, after = text.rpartition("</body>")
+    text = f"{before}<script>{PROBE}</script>{end}{after}"
+    path = folder / "page.html"
+    path.write_text(text, encoding="utf-8")
+    command = [str(BROWSER), *FLAGS, f"--user-data-dir={folder / 'profile'}", *flags, path.as_uri()]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    said = [line for line in result.stderr.splitlines() if "CONSOLE" in line]
+    assert not said, said
+    found = re.search(r'<pre id="result">(.*?)</pre>', result.stdout, re.DOTALL)
+    assert found, result.stdout[-2000:] + result.stderr[-2000:]
+    return json.loads(html.unescape(found[1]))
+
+
+def one_tensor() -> dict[str, Any]:
+    report = sample()
+    return assemble(report["tensors"][1:2], report["moves"])
+
+
+def attacked() -> dict[str, Any]:
+    """Every text that comes from files, hostile."""
+    report = sample()
+    report["tensors"][1]["name"] = report["tensors"][10]["scope"] = report["base"] = ATTACK
+    report["added"] = report["unpaired"] = [ATTACK, "a.weight"]
+    for tensor in report["tensors"]:
+        tensor["name"] += "</script><img src=x onerror=alert(1)>" if tensor["module"] == "k" else ""
+    return report
+
+
+PAGES: dict[str, tuple[Callable[[], dict[str, Any]], set[str]]] = {
+    "attacked": (attacked, EVERY),
+    "low-rank": (lambda: sample("low_rank_update"), EVERY),
+    "without-rank": (lambda: sample(rank="none"), NO_RANK),
+    "without-names": (lambda: without_names(sample()), EVERY - {"changed", "layers"}),
+    "one-tensor": (one_tensor, EVERY - {"layers"}),
+    "nothing-changed": (lambda: sample("no_update"), {"changed", "layers"}),
+    "2000-tensors": (lambda: many_tensors(sample()), EVERY),
+}
+
+
+def value(text: str) -> float:
+    """What a cell of numbers shows, its first number; missing ones below all."""
+    return float(re.match(r"[\d.]+", text)[0]) if text[0].isdigit() else -1.0  # type: ignore[index]
+
+
+def check_sorting(found: dict[str, Any]) -> None:
+    """Every column sorts both ways; missing values come last both ways."""
+    for i, (name, kind) in enumerate(report_page.COLUMNS):
+        column = found["sorted"][i]
+        ways = ("ascending", "descending") if kind == "text" else ("descending", "ascending")
+        assert (column["way"], column["back"]) == ways and column["others"] == 1 and column["keyboard"], name
+        if name in ("layer", "changed", "one ulp", "grew", "rank", "stable rank"):
+            numbers = [[value(text) for text in column[turn]] for turn in ("first", "second")]
+            present = [[n for n in side if n >= 0] for side in numbers]
+            assert present[0] == sorted(present[0], reverse=True) and present[1] == sorted(present[1]), name
+            assert all(side[: len(kept)] == kept for side, kept in zip(numbers, present, strict=True)), name
+    assert found["sorted"][2]["first"] == sorted(found["sorted"][2]["first"])
+
+
+@needs_browser
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PAGES)
+def test_the_page_in_a_browser(name: str, tmp_path: Path) -> None:
+    make, drawn = PAGES[name]
+    report = make()
+    found = browse(report_page.render_page(report), tmp_path, "--window-size=1600,1200")
+    assert set(found["charts"]) == drawn
+    for chart in found["charts"].values():
+        assert chart["marks"] and chart["width"] > 400 and chart["height"] > 60 and chart["label"], found["charts"]
+    assert (found["requests"], found["violations"], found["images"]) == ([], [], 0)
+    assert len(found["names"]) == len(report["tensors"]) == found["unfiltered"]
+    assert found["first"] == min(len(report["tensors"]), 200) and found["overflow"] <= 0
+    assert found["headline"].replace("\xa0", " ") == headline(report)
+    check_sorting(found)
+    if name == "attacked":
+        shown = ATTACK.replace("\u202e", "\\u202e").replace("\ud800", "\\ud800")
+        assert found["title"].startswith(shown) and shown in found["names"]
+        assert any(text.startswith(f"{shown}/model.") for text in found["names"])
+    if name in ("without-rank", "2000-tensors"):
+        assert found["filtered"] == ["model.layers.0.self_attn.q_proj.weight"]
+        assert found["shown"] == f"1 of {len(report['tensors']):,} tensors"
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance (WCAG 2.2) of ``#rrggbb`` or ``rgb(r, g, b)``."""
+    parts = [int(p, 16) for p in re.findall("..", colour[1:])] if colour[0] == "#" else [int(p) for p in re.findall(r"\d+", colour)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (p / 255 for p in parts[:3])]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@needs_browser
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_light_and_dark_and_narrow(dark: bool, tmp_path: Path) -> None:
+    text = report_page.render_page(sample())
+    found = browse(text, tmp_path, f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--window-size=400,900")
+    ground = luminance(found["background"])
+    assert (ground < 0.1) is dark and found["overflow"] <= 0
+    for ink in [*found["inks"], found["ink"]]:
+        low, high = sorted((ground, luminance(ink)))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, ink
+
+
+def test_the_page_forbids_requests_and_holds_no_addresses_to_load() -> None:
+    text = report_page.render_page(attacked())
+    assert "default-src 'none'; script-src 'sha256-" in html.unescape(text)
+    assert not re.search(r"<(link|img|iframe|object|embed)\b", text.split("<script>")[0])
+    assert not re.search(r"<script[^>]*\bsrc=", text) and text.count("<script") == text.count("</script") == 3
+    assert not re.search(r"@import|url\(", text.split("</style>")[0])
+    text.encode()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_charts_are_few_and_valid(name: str) -> None:
+    make, drawn = PAGES[name]
+    found = report_charts.charts(make())
+    assert {chart.name for chart in found} == drawn
+    assert all(re.fullmatch("[a-z-]+", chart.name) and chart.description for chart in found)
+    assert {name for name, *_ in report_charts.CHARTS} == EVERY
+
+
+def png_bytes(data: bytes) -> tuple[int, int, bytes]:
+    """Width, height and unpacked rows of a PNG; checks every chunk's CRC."""
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    position, packed, size = 8, b"", (0, 0)
+    while position < len(data):
+        length, kind = struct.unpack(">I4s", data[position : position + 8])
+        body = data[position + 8 : position + 8 + length]
+        assert struct.unpack(">I", data[position + 8 + length : position + 12 + length])[0] == zlib.crc32(kind + body)
+        size = struct.unpack(">II", body[:8]) if kind == b"IHDR" else size
+        packed += body if kind == b"IDAT" else b""
+        position += 12 + length
+    return *size, zlib.decompress(packed)
+
+
+@pytest.mark.parametrize("update", ["rl_update", "low_rank_update"])
+def test_png_files(update: str, tmp_path: Path) -> None:
+    paths = report_charts.write_png(sample(update), tmp_path / "new" / "folder")
+    assert {path.name for path in paths} == {f"{name}.png" for name in EVERY} == {p.name for p in (tmp_path / "new" / "folder").iterdir()}
+    for path in paths:
+        width, height, rows = png_bytes(path.read_bytes())
+        assert width >= 2 * drawing.PNG_WIDTH and height > 200
+        assert len(set(rows)) > 40, path.name  # not blank
+
+
+def test_png_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be written"):
+        report_charts.write_png(one_tensor(), tmp_path / "file")
+
+
+@pytest.mark.parametrize("missing", ["altair", "vl_convert"])
+def test_missing_libraries_say_what_to_install(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(OutputError, match=r"pip install 'ckptdiff\[report\]'"):
+        report_page.render_page(one_tensor())
+
+
+def test_importing_loads_no_pictures() -> None:
+    code = "import sys, ckptdiff.pages.report_page; print([m for m in ('altair', 'vl_convert') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_headlines() -> None:
+    rl = headline(sample())
+    assert re.fullmatch(
+        r"2\.\d\d % of 227,904 weights changed, most by one ulp; layer norms did not change; the update is scattered and of .*rank.*\.",
+        rl,
+    )
+    assert "of low rank (" in headline(sample("low_rank_update"))
+    assert headline(sample("no_update")) == "No weight changed: all 227,904 are the same, bit for bit."
+    assert headline(assemble([], {"ulp": [], "abs": [], "exponents": []})) == "There are no weights to compare."
+    assert headline(sample(rank="none")).endswith("the update is scattered.")
+
+
+def test_missing_and_endless_numbers_are_shown_as_missing() -> None:
+    report = sample()
+    for tensor in report["tensors"]:
+        for spectrum in tensor["spectra"] or ():
+            spectrum.update(stable_rank=float("nan"), random_rank=None, singular_values=[])
+    report["rank"].update(stable_rank=None, random_rank_share=None, rank_share=None, effective_share=None)
+    assert {chart.name for chart in report_charts.charts(report)} == EVERY - {"random-rank", "spectra"}
+    assert "NaN" not in report_page.render_page(report).split('id="data">')[1].split("</script>")[0]
+
+
+def test_headline_names_concentrated_updates_and_norms() -> None:
+    report = sample(rank="none")
+    for tensor in report["tensors"]:
+        if tensor["rows"]:
+            tensor["rows"] = [0, 0, 0, 0, 0, 0.5, 1]
+    norm = next(m for m in report["modules"] if m["module"] == "norm")
+    norm["bit_identical"] -= 144
+    assert "25.0 % of the layer norms' weights changed; the update is concentrated in some rows or columns." in headline(report)
+
+
+def test_an_empty_report_still_makes_a_page(tmp_path: Path) -> None:
+    text = report_page.render_page({**assemble([], {"ulp": [], "abs": [], "exponents": []}), "added": ["only.one"]})
+    assert "There are no weights to compare." in text and "<li>only.one</li>" in text
+    assert report_charts.write_png(assemble([], {"ulp": [], "abs": [], "exponents": []}), tmp_path) == []
+
+
+def test_numbers_in_words() -> None:
+    values = (None, 0, 1, 0.0154, 0.5, 0.999987, 0.00001234, 0.25)
+    shown = "\u2013|0 %|100 %|1.54 %|50.0 %|99.9987 %|0.00123 %|25.0 %"
+    assert [percent(v) for v in values] == shown.split("|")
+    assert [number(n) for n in (999_999, 5_200_000, 7_620_000_000)] == ["999,999", "5.2 million", "7.62 billion"]
+
+
+def test_figures_and_definitions_use_the_settings() -> None:
+    report = sample()
+    report["settings"]["atol"] = 2e-6
+    assert "sparsity at 2e-6" in {name for name, _, _ in key_figures(report)}
+    assert any("2e-6" in text for _, text in definitions(report))
+
+
+def test_random_spectrum_is_that_of_random_matrices() -> None:
+    np = pytest.importorskip("numpy")
+    for shape in ((300, 300), (200, 600)):
+        values = np.linalg.svd(np.random.default_rng(1).normal(size=shape), compute_uv=False)
+        law = chart_data.random_spectrum(*shape, points=shape[0])
+        assert np.max(np.abs(values / values[0] - law)) < 0.05
+
+
+def test_updates_used_here_are_what_they_say() -> None:
+    assert made("low_rank_update")["rank"]["rank_share"] < 0.2 < 0.7 < made()["rank"]["rank_share"]
+    assert made("no_update")["rank"] is None

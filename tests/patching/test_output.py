@@ -1,0 +1,388 @@
+"""Outputs: exchanged in one step, mended after a crash, and never at the cost of what is not ours."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import resource
+import shutil
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ckptdiff
+from ckptdiff.hub.ids import parse_id
+from ckptdiff.io import durable
+from ckptdiff.io.work_folder import work_folder
+from ckptdiff.patching.output import build_beside
+from tests.conftest import Pair, tensors
+from tests.format.test_refusals import refused
+from tests.support.checkpoints import bf16, tree, write, write_sharded
+
+WORK = ".out.ckptdiff-abcdefgh"
+
+
+def left_by_a_killed_run(parent: Path, name: str = WORK, **content: str) -> Path:
+    """A work folder whose run is gone, as :mod:`ckptdiff.io.leftovers` says what it holds."""
+    folder = parent / name
+    folder.mkdir(mode=0o700)
+    (folder / "ckptdiff-work").touch()
+    for member, text in content.items():
+        (folder / member).mkdir()
+        (folder / member / "file").write_text(text)
+    return folder
+
+
+def beside(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name not in ("base", "target", "patch"))
+
+
+@pytest.fixture
+def old(folders: Pair, tmp_path: Path) -> Path:
+    """An output of an earlier run: the same weights in one file."""
+    base, _ = tensors()
+    write_sharded(tmp_path / "earlier", {"model.safetensors": base}, index=None)
+    (tmp_path / "earlier" / "config.json").write_text("{}")
+    ckptdiff.make(folders.base, tmp_path / "earlier", tmp_path / "earlier-patch")
+    ckptdiff.apply(folders.base, tmp_path / "earlier-patch", tmp_path / "out")
+    shutil.rmtree(tmp_path / "earlier")
+    shutil.rmtree(tmp_path / "earlier-patch")
+    return tmp_path / "out"
+
+
+@pytest.fixture(params=["exchange", "two renames"])
+def each_rename(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A file system that can exchange, and one that cannot."""
+    if request.param != "exchange":
+        monkeypatch.setattr(durable, "_renameat2", lambda *_: False)
+    return request.param
+
+
+def overwrite(folders: Pair, out: Path) -> None:
+    ckptdiff.apply(folders.base, folders.patch, out, overwrite=True)
+
+
+# --- in one step, or mended ---
+
+
+def test_an_output_of_other_shards_is_replaced(folders: Pair, old: Path, each_rename: str) -> None:
+    overwrite(folders, old)
+    assert tree(old) == tree(folders.target) and beside(old.parent) == ["out"]
+
+
+def fail_nth(monkeypatch: pytest.MonkeyPatch, name: str, nth: int, code: int, only: Callable[[object], bool] = lambda _: True) -> list[int]:
+    """Let the ``nth`` call of a function of ``os`` (counted from 1; 0: all) fail; returns a list that counts the calls."""
+    real, calls = getattr(os, name), [0]
+
+    def call(*arguments: object) -> object:
+        if only(arguments[0]):
+            calls[0] += 1
+            if nth in (0, calls[0]):
+                raise OSError(code, os.strerror(code))
+        return real(*arguments)
+
+    monkeypatch.setattr(os, name, call)
+    return calls
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+def test_an_error_of_any_flush_leaves_the_old_or_the_new_and_says_which(
+    code: int, folders: Pair, old: Path, each_rename: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 687b727 the one after the second rename moved the old output onto the new one, and both stayed."""
+    after = tree(folders.target)
+    with monkeypatch.context() as patched:
+        calls = fail_nth(patched, "fsync", -1, code)
+        overwrite(folders, old)
+    ends = []
+    for nth in range(1, calls[0] + 1):
+        shutil.rmtree(old)
+        shutil.copytree(folders.base, old)
+        (old / "README.md").write_text("old")
+        before = tree(old)
+        with monkeypatch.context() as patched, pytest.raises(ckptdiff.OutputError) as raised:
+            fail_nth(patched, "fsync", nth, code)
+            overwrite(folders, old)
+        written = f"{old} is written, and whole, but {old.parent} could not be flushed to the disk ({os.strerror(code)})" in str(
+            raised.value
+        )
+        assert tree(old) == (after if written else before) and beside(old.parent) == ["out"], (nth, str(raised.value))
+        assert written or "cannot be written: Input" in str(raised.value) or "the disk is full" in str(raised.value)
+        ends.append(written)
+    assert ends == [False] * (len(ends) - 1) + [True]
+
+
+def test_an_error_of_either_rename_leaves_the_old_output(folders: Pair, old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(durable, "_renameat2", lambda *_: False)
+    for nth in (1, 2):
+        with monkeypatch.context() as patched, refused(ckptdiff.OutputError, "cannot be written: Input/output error", old.parent):
+            fail_nth(patched, "rename", nth, errno.EIO)
+            overwrite(folders, old)
+
+
+def test_where_the_old_output_cannot_be_moved_back_it_is_said_where_it_is(
+    folders: Pair, old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(durable, "_renameat2", lambda *_: False)
+    real, calls, before = os.rename, [0], tree(old)
+
+    def rename(source: Path, target: Path) -> None:
+        calls[0] += 1
+        if calls[0] > 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(source, target)
+
+    with monkeypatch.context() as patched, pytest.raises(ckptdiff.OutputError) as raised:
+        patched.setattr(os, "rename", rename)
+        overwrite(folders, old)
+    (work,) = (path for path in old.parent.iterdir() if path.name.startswith(".out"))
+    assert f"{work / 'old'}, the old output, could not be moved back (Input/output error)" in str(raised.value)
+    assert tree(work / "old") == before
+    with pytest.raises(ckptdiff.OutputError, match="out: exists"):  # the next run that writes it mends that
+        ckptdiff.apply(folders.base, folders.patch, old)
+    assert tree(old) == before and beside(old.parent) == ["out"]
+
+
+def test_readers_say_where_a_killed_run_left_the_old_output_and_touch_nothing(folders: Pair, tmp_path: Path) -> None:
+    for name in ("patch", "base"):
+        work = left_by_a_killed_run(tmp_path, f".{name}.ckptdiff-abcdefgh", result="half")
+        os.rename(tmp_path / name, work / "old")
+    for name, read in (
+        ("patch", lambda path: ckptdiff.info(path)),
+        ("patch", lambda path: ckptdiff.verify(path)),
+        ("patch", lambda path: ckptdiff.report_patch(path)),
+        ("base", lambda path: ckptdiff.apply(path, tmp_path / ".patch.ckptdiff-abcdefgh" / "old", tmp_path / "new")),
+        ("base", lambda path: ckptdiff.compare(path, folders.target)),
+        ("base", lambda path: ckptdiff.report(path, folders.target)),
+        ("base", lambda path: ckptdiff.compare(path / "model.safetensors", folders.target)),
+    ):
+        aside = tmp_path / f".{name}.ckptdiff-abcdefgh" / "old"
+        text = (
+            f"a command that was killed while it replaced {tmp_path / name} left the old one in {aside}: run it again, or put it back: mv "
+        )
+        with refused(ckptdiff.CheckpointError, text, tmp_path):
+            read(tmp_path / name)
+
+
+def test_what_a_killed_run_left_is_no_id_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    assert parse_id("models/out") is not None
+    left_by_a_killed_run(tmp_path / "models", old="mine")
+    assert parse_id("models/out") is None
+
+
+@pytest.mark.parametrize("there", ["nothing", "the new output", "something else"])
+def test_a_writer_mends_what_a_killed_run_left(there: str, folders: Pair, tmp_path: Path) -> None:
+    """Killed before the second rename, after it, and before it with something else in its place since."""
+    out = tmp_path / "out"
+    content = {"old": "mine", "result": "new"} if there != "the new output" else {"old": "mine"}
+    work = left_by_a_killed_run(tmp_path, **content)
+    if there != "nothing":
+        shutil.copytree(folders.target, out)
+    if there == "something else":
+        with refused(ckptdiff.OutputError, f"out: the old one is in {work / 'old'}, as something else came into its place", tmp_path):
+            overwrite(folders, out)
+        return
+    with pytest.raises(ckptdiff.OutputError, match="out: exists"):
+        ckptdiff.apply(folders.base, folders.patch, out)
+    assert beside(tmp_path) == ["out"]
+    assert (out / "file").read_text() == "mine" if there == "nothing" else tree(out) == tree(folders.target)
+
+
+def test_an_old_output_that_is_half_removed_is_never_put_back(folders: Pair, old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run is killed while it removes what it has replaced; then somebody moves the new output away."""
+
+    class Killed(BaseException): ...
+
+    def killed(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        raise Killed
+
+    monkeypatch.setattr(durable, "_renameat2", lambda *_: False)
+    monkeypatch.setattr(fcntl, "flock", lambda *_: None)  # that of a killed run is gone
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(shutil, "rmtree", killed)
+        overwrite(folders, old)
+    assert tree(old) == tree(folders.target)
+    os.rename(old, old.parent / "mine")
+    with pytest.raises(ckptdiff.CheckpointError, match=r"out: no such file or folder$"):
+        ckptdiff.compare(old, folders.target)
+    ckptdiff.apply(folders.base, folders.patch, old)
+    assert tree(old) == tree(folders.target) and beside(old.parent) == ["mine", "out"]
+
+
+# --- what is not ours ---
+
+
+def test_a_work_folder_is_removed_by_its_form_its_marker_and_its_lock(files: Pair, tmp_path: Path) -> None:
+    """At 687b727 the prefix alone decided, and the second of these, another output's only old copy, was deleted."""
+    kept = [
+        tmp_path / f".out.ckptdiff-{name}" for name in ("backup", "v2.ckptdiff-old", "abcdefgh", "abcdefghi", "ABCDEFGH", "running1", "a")
+    ]
+    for folder in kept:
+        folder.mkdir(mode=0o700)
+        (folder / "mine").write_text("mine")
+        os.utime(folder, (1, 1))
+    for folder in (kept[1], kept[3], kept[4], kept[5], kept[6]):
+        (folder / "ckptdiff-work").touch()
+    (tmp_path / ".out.ckptdiff-linked01").symlink_to(kept[2])
+    (tmp_path / ".out.ckptdiff-file0001").write_text("mine")
+    (tmp_path / ".out.ckptdiff-emptydir").mkdir(mode=0o755)
+    other = left_by_a_killed_run(tmp_path, ".out.ckptdiff-v2.ckptdiff-abcdefgh", old="mine")
+    gone = [left_by_a_killed_run(tmp_path, f".out.ckptdiff-gone000{k}", result="half") for k in range(2)]
+    (tmp_path / ".out.ckptdiff-new00000").mkdir(mode=0o700)  # killed before it was marked
+    lock = os.open(kept[5] / "ckptdiff-work", os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    ckptdiff.apply(files.base, files.patch, tmp_path / "out")
+    os.close(lock)
+    assert all((folder / "mine").exists() for folder in kept) and (other / "old" / "file").exists()
+    assert not any(folder.exists() for folder in gone) and not (tmp_path / ".out.ckptdiff-new00000").exists()
+    for name in ("linked01", "file0001", "emptydir"):
+        assert os.path.lexists(tmp_path / f".out.ckptdiff-{name}")
+    with pytest.raises(ckptdiff.CheckpointError, match=r"put it back: mv .*\.out\.ckptdiff-v2\.ckptdiff-abcdefgh/old .*out\.ckptdiff-v2"):
+        ckptdiff.info(tmp_path / "out.ckptdiff-v2")
+
+
+def test_in_a_folder_that_is_everybodys_only_ours_is_removed(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("making a folder of another user needs root")
+    tmp_path.chmod(0o1777)
+    ours, theirs = (left_by_a_killed_run(tmp_path, f"ckptdiff-demo-{name}", result="half") for name in ("ours0000", "theirs00"))
+    os.chown(theirs, 65534, 65534)
+    with work_folder(tmp_path, "ckptdiff-demo-") as work:
+        assert not ours.exists() and theirs.exists() and work.path.parent == tmp_path
+    assert beside(tmp_path) == ["ckptdiff-demo-theirs00"]
+
+
+def test_long_names_that_share_their_beginning_have_their_own_work_folders(files: Pair, tmp_path: Path) -> None:
+    first, second = (tmp_path / ("ü" * 60 + str(k)) for k in range(2))
+    with build_beside(first) as built, build_beside(second) as other:
+        names = [path.parent.name.rpartition("-")[0] for path in (built, other)]
+        assert names[0] != names[1] and all(100 < len(os.fsencode(name)) < 143 for name in names)
+        built.write_text("a")
+        other.write_text("b")
+
+
+FOREIGN = ["notes.txt", "lora.safetensors", "README.md", "optimizer.pt", ".git/HEAD", "sub/model.safetensors", "sub/config.json"]
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_overwrite_names_what_it_would_lose(name: str, folders: Pair, old: Path) -> None:
+    """At 687b727 they were deleted."""
+    if name == "README.md":  # the target has one: take another patch
+        (folders.target / name).unlink()
+        shutil.rmtree(folders.patch)
+        ckptdiff.make(folders.base, folders.target, folders.patch)
+    (old / name).parent.mkdir(exist_ok=True)
+    (old / name).write_text("mine")
+    with refused(ckptdiff.OutputError, f'out: --overwrite would delete "{name}", which the new output does not have, nor did', old.parent):
+        overwrite(folders, old)
+    assert (old / name).read_text() == "mine"
+
+
+def test_overwrite_counts_links_to_folders_and_names_five(folders: Pair, old: Path, tmp_path: Path) -> None:
+    for k in range(6):
+        (old / f"{k}.txt").write_text("mine")
+    (old / "a-link").symlink_to(tmp_path)
+    with refused(ckptdiff.OutputError, '"0.txt", "1.txt", "2.txt", "3.txt", "4.txt" and 2 more, which', tmp_path):
+        overwrite(folders, old)
+
+
+def test_overwrite_of_a_home_is_refused_before_it_is_listed(folders: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "home" / "sub").mkdir(parents=True)
+    monkeypatch.setattr("ckptdiff.patching.overwrite._names", lambda _: pytest.fail("listed"))
+    with refused(ckptdiff.OutputError, "home: is neither a checkpoint nor a patch", tmp_path):
+        overwrite(folders, tmp_path / "home")
+
+
+def test_overwrite_of_what_came_meanwhile(folders: Pair, old: Path) -> None:
+    def appear(what: str, done: int, total: int) -> None:
+        (old / "late.txt").write_text("mine")
+
+    with pytest.raises(ckptdiff.OutputError, match="would delete"):
+        ckptdiff.apply(folders.base, folders.patch, old, overwrite=True, progress=appear)
+    assert (old / "late.txt").read_text() == "mine" and beside(old.parent) == ["out"]
+
+
+def test_a_patch_takes_the_place_of_a_patch_and_not_of_a_checkpoint(folders: Pair, tmp_path: Path) -> None:
+    with refused(ckptdiff.OutputError, 'would delete "model.safetensors"', tmp_path):
+        ckptdiff.make(folders.target, folders.target, tmp_path / "base", overwrite=True)
+    (folders.target / "README.md").unlink()  # the old patch has files/README.md.zst, the new one has not
+    ckptdiff.make(folders.base, folders.target, folders.patch, overwrite=True)
+    assert not (folders.patch / "files" / "README.md.zst").exists()
+    (folders.patch / "files" / "mine.zst").write_text("mine")
+    with refused(ckptdiff.OutputError, 'would delete "files/mine.zst"', tmp_path):
+        ckptdiff.make(folders.base, folders.target, folders.patch, overwrite=True)
+    (folders.patch / "files" / "mine.zst").unlink()
+    (folders.patch / "ckptdiff.json").write_text("{}")  # broken: now it does not tell what is ours
+    (folders.target / "config.json").unlink()
+    with refused(ckptdiff.OutputError, 'would delete "files/config.json.zst"', tmp_path):
+        ckptdiff.make(folders.base, folders.target, folders.patch, overwrite=True)
+
+
+def test_a_pipeline_keeps_its_models_apart(tmp_path: Path) -> None:
+    for side, rows in (("base", 1), ("target", 2)):
+        for part in ("unet", "vae"):
+            weights = {f"w{k}": bf16(np.full(9, k + rows)) for k in range(rows)}
+            shards = {f"model-{k + 1:05}-of-{rows:05}.safetensors": {f"w{k}": weights[f"w{k}"]} for k in range(rows)}
+            write_sharded(tmp_path / side / part, shards)
+            (tmp_path / side / part / "config.json").write_text(side)
+        (tmp_path / side / "model_index.json").write_text("{}")
+    ckptdiff.make(tmp_path / "base", tmp_path / "target", tmp_path / "patch")
+    shutil.copytree(tmp_path / "base", tmp_path / "out")
+    overwrite(Pair(tmp_path / "base", tmp_path / "target", tmp_path / "patch"), tmp_path / "out")
+    assert tree(tmp_path / "out") == tree(tmp_path / "target")
+    write(tmp_path / "out" / "text" / "model.safetensors", {"w": bf16([1.0])})
+    with refused(ckptdiff.OutputError, 'would delete "text/model.safetensors"', tmp_path):
+        overwrite(Pair(tmp_path / "base", tmp_path / "target", tmp_path / "patch"), tmp_path / "out")
+
+
+# --- file systems that flush files only; exhausted open files ---
+
+
+def is_folder(fd: object) -> bool:
+    return stat.S_ISDIR(os.fstat(fd).st_mode)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.ENOSYS])
+def test_a_folder_that_cannot_be_flushed_is_no_error_and_a_file_is(
+    code: int, folders: Pair, old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        calls = fail_nth(patched, "fsync", 0, code, is_folder)
+        overwrite(folders, old)
+        ckptdiff.make(folders.base, folders.target, tmp_path / "new")
+    assert calls[0] > 2 and tree(old) == tree(folders.target) and tree(tmp_path / "new") == tree(folders.patch)
+    with monkeypatch.context() as patched, refused(ckptdiff.OutputError, f"cannot be written: {os.strerror(code)}", tmp_path):
+        fail_nth(patched, "fsync", 0, code, lambda fd: not is_folder(fd))
+        overwrite(folders, old)
+
+
+def test_exhausted_open_files_leave_nothing(folders: Pair, old: Path, tmp_path: Path) -> None:
+    overwrite(folders, old)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = [max(map(int, os.listdir("/proc/self/fd")))]
+    while len(taken) == 1 or taken[-1] < taken[0]:
+        taken.append(os.open("/dev/null", os.O_RDONLY))  # the limit is one of numbers, so that it counts with none of them free
+    before, ends = sorted(tmp_path.rglob("*")), []
+    try:
+        for more in range(40):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(taken) + 1 + more, hard))
+            try:
+                overwrite(folders, old)
+                ends.append("")
+            except ckptdiff.CkptdiffError as error:
+                ends.append(str(error))
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            assert sorted(tmp_path.rglob("*")) == before, more
+    finally:
+        for fd in taken[1:]:
+            os.close(fd)
+    failed = sum(map(bool, ends))
+    assert 9 < failed < 39 and all(ends[:failed]) and all("Too many open files" in text for text in ends[:failed]), ends

@@ -1,0 +1,22 @@
+"""Imported before commands are forked (``tests/support/warm_process.py``): makes and applies a small patch, so that kernels are loaded."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import altair  # noqa: F401
+import click  # noqa: F401
+import rich.console  # noqa: F401
+
+import ckptdiff
+import ckptdiff.cli.main
+from tests.support.checkpoints import bf16, write
+
+with tempfile.TemporaryDirectory() as _name:
+    _folder = Path(_name)
+    _base = write(_folder / "base.safetensors", {"w": bf16([1.0] * 256)})
+    _target = write(_folder / "target.safetensors", {"w": bf16([1.0] * 250 + [1.5] * 6)})
+    for _codec in ("context", "sparse"):
+        ckptdiff.make(_base, _target, _folder / _codec, codec=_codec, threads=1)
+        ckptdiff.apply(_base, _folder / _codec, _folder / f"{_codec}.out", threads=1)
