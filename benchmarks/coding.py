@@ -23,18 +23,18 @@ from ckptdiff.checkpoint.reader import Tensor, open_checkpoint
 from ckptdiff.codecs import context
 from ckptdiff.format.digests import BLOCK
 from ckptdiff.format.dtypes import DTYPES, Bytes, Dtype
-from ckptdiff.kernels.block_layout import NOWHERE, Place
+from ckptdiff.kernels.block_layout import WITHOUT_ROWS, BlockLayout
 from ckptdiff.patching.adapt import read_range
 from ckptdiff.patching.encode import row_width
 
-Job = tuple[Bytes, Bytes, Dtype, Place]
+Job = tuple[Bytes, Bytes, Dtype, BlockLayout]
 
 
 def jobs_of(base: Tensor, target: Tensor) -> list[Job]:
     """Base, target, dtype and place of each block."""
     dtype, width = DTYPES[target.dtype], row_width(target)
     both = [(read_range(t, 0, t.nbytes, "whole").copy()) for t in (base, target)]
-    places = (Place(width, s // dtype.carrier % width) if width else NOWHERE for s in range(0, target.nbytes, BLOCK))
+    places = (BlockLayout(width, s // dtype.carrier % width) if width else WITHOUT_ROWS for s in range(0, target.nbytes, BLOCK))
     return [(*(x[k * BLOCK : (k + 1) * BLOCK] for x in both), dtype, place) for k, place in enumerate(places)]
 
 

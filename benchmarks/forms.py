@@ -16,7 +16,7 @@ from ckptdiff.checkpoint.reader import Tensor, open_checkpoint
 from ckptdiff.codecs import context
 from ckptdiff.format.digests import BLOCK
 from ckptdiff.format.dtypes import DTYPES
-from ckptdiff.kernels.block_layout import NOWHERE, Place
+from ckptdiff.kernels.block_layout import WITHOUT_ROWS, BlockLayout
 from ckptdiff.patching.adapt import read_range
 from ckptdiff.patching.encode import row_width
 
@@ -39,7 +39,7 @@ def payload(base: Tensor, target: Tensor, rows: bool) -> int:
     width = row_width(target) if rows else 0
     for start in range(0, target.nbytes, BLOCK):
         old, new = read_range(base, start, start + BLOCK, "base"), read_range(target, start, start + BLOCK, "target")
-        place = Place(width, start // dtype.carrier % width) if width else NOWHERE
+        place = BlockLayout(width, start // dtype.carrier % width) if width else WITHOUT_ROWS
         coded, _ = context.encode(old, new, dtype, place)
         if context.decode(memoryview(coded), old, len(old), dtype)[0].tobytes() != new.tobytes():
             raise AssertionError(f"{target.name}: a block does not come back")

@@ -21,7 +21,7 @@ from ckptdiff.analysis.pairs import Pair
 from ckptdiff.analysis.sparsity import EXPONENT
 from ckptdiff.analysis.values import distances, element_bits, values_of
 
-Counts = npt.NDArray[np.int64]
+CountArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +42,13 @@ class TensorOverlap:
     scope: str
     name: str
     elements: int
-    changed: Counts
-    both: Counts
-    same_direction: Counts
+    changed: CountArray
+    both: CountArray
+    same_direction: CountArray
     core: int
-    since_last: Counts
-    ever: Counts
-    back: Counts
+    since_last: CountArray
+    ever: CountArray
+    back: CountArray
     both_by_size: npt.NDArray[np.float64]
     core_by_size: float
 
@@ -180,7 +180,7 @@ def ratio(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
 
 
-def gather(group: Sequence[Pair], blocks: Iterator[list[Counts]]) -> TensorOverlap:
+def gather(group: Sequence[Pair], blocks: Iterator[list[CountArray]]) -> TensorOverlap:
     sums = [np.sum(part, axis=0) for part in zip(*(next(blocks) for _ in group[0].starts), strict=True)]
     for pair in group:
         pair.finish()
@@ -189,14 +189,14 @@ def gather(group: Sequence[Pair], blocks: Iterator[list[Counts]]) -> TensorOverl
     return TensorOverlap(group[0].old.scope, group[0].old.name, *counts, *_by_size(sizes))
 
 
-def _by_size(sizes: Counts) -> tuple[npt.NDArray[np.float64], float]:
+def _by_size(sizes: CountArray) -> tuple[npt.NDArray[np.float64], float]:
     """Expected numbers of elements that two, and that all updates change, from a row of elements and one of changes of each update."""
     elements = np.maximum(sizes[0], 1)
     shares = sizes[1:] / elements
     return (shares * elements) @ shares.T, float((shares.prod(axis=0) * elements).sum())
 
 
-def count_block(group: Sequence[Pair], start: int, atol: float) -> list[Counts]:
+def count_block(group: Sequence[Pair], start: int, atol: float) -> list[CountArray]:
     """Elements, then the counts of :class:`TensorOverlap` in its order, of one block."""
     dtype = "F32" if group[0].dtype == "C64" else group[0].dtype  # a complex number counts as its two parts
     masks, ups, last, sizes = [], [], [], []
@@ -222,7 +222,7 @@ def count_block(group: Sequence[Pair], start: int, atol: float) -> list[Counts]:
     return [np.array(count, np.int64) for count in counts]
 
 
-def _sizes(bits: npt.NDArray[Any], dtype: str) -> Counts:
+def _sizes(bits: npt.NDArray[Any], dtype: str) -> CountArray:
     """How many elements have each binary exponent; integers count as of one."""
     shift, mask, _ = EXPONENT.get(dtype, (0, 0, 0))
     return np.bincount(((bits >> shift) & mask).astype(np.intp), minlength=mask + 1)

@@ -19,8 +19,8 @@ from ckptdiff.io.parallel import no_progress
 from ckptdiff.patching.adapt import read_range
 from ckptdiff.patching.patch import OpenPatch, open_patch
 from ckptdiff.patching.provenance import recorded_base
-from ckptdiff.patching.rebuild import Applier, check_chain, check_stored, nodes_of, open_base
-from ckptdiff.patching.recipes import Node
+from ckptdiff.patching.rebuild import Rebuilder, check_chain, check_stored, open_base, recipes_of
+from ckptdiff.patching.recipes import Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +98,11 @@ def open_source(
         if is_patch(target):
             patch = stack.enter_context(open_patch(target))
             old = stack.enter_context(open_base(base, [patch], only_weights=True))
-            applier = Applier(old, [patch], 1, no_progress)
+            rebuilder = Rebuilder(old, [patch], 1, no_progress)
             try:
-                yield _from_patch(applier, patch, *names)
+                yield _from_patch(rebuilder, patch, *names)
             except (FormatError, IntegrityError, BaseMismatchError):
-                applier.explain(nodes_of(applier.outputs()))
+                rebuilder.explain(recipes_of(rebuilder.outputs()))
                 raise
         else:
             old, new = (stack.enter_context(open_checkpoint(path, selection=selection)) for path in (base, target))
@@ -120,10 +120,10 @@ def _pair(old: Tensor, new: Tensor) -> Pair:
     return Pair(new.scope, new.name, new.dtype, new.shape, new.nbytes, old, read, lambda: None)
 
 
-def _from_patch(applier: Applier, patch: OpenPatch, base_name: str, target_name: str) -> Source:
+def _from_patch(rebuilder: Rebuilder, patch: OpenPatch, base_name: str, target_name: str) -> Source:
     check_chain([patch])
     check_stored(patch)
-    base = applier.base
+    base = rebuilder.base
     pairs: list[Pair] = []
     added: list[str] = []
     removed: list[str] = []
@@ -137,15 +137,15 @@ def _from_patch(applier: Applier, patch: OpenPatch, base_name: str, target_name:
             elif (old.dtype, old.shape) != (entry.dtype, entry.shape):
                 unpaired.append(entry.name)
             else:
-                node = applier.node(0, file, entry)
-                pairs.append(_built(applier, node, old, file.metadata.target_scope, entry.name))
+                recipe = rebuilder.recipe(0, file, entry)
+                pairs.append(_built(rebuilder, recipe, old, file.metadata.target_scope, entry.name))
         removed += file.table.removed
     return Source(base_name, target_name, tuple(pairs), tuple(added), tuple(removed), tuple(unpaired))
 
 
-def _built(applier: Applier, node: Node, old: Tensor, scope: str, name: str) -> Pair:
+def _built(rebuilder: Rebuilder, recipe: Recipe, old: Tensor, scope: str, name: str) -> Pair:
     def read(start: int, stop: int) -> tuple[Bytes, Bytes]:
-        new = node.build(start, stop)
+        new = recipe.build(start, stop)
         return read_range(old, start, stop, "base"), new
 
-    return Pair(scope, name, old.dtype, old.shape, old.nbytes, old, read, lambda: applier.check(node))
+    return Pair(scope, name, old.dtype, old.shape, old.nbytes, old, read, lambda: rebuilder.check(recipe))

@@ -86,7 +86,7 @@ EXPONENTS, ZERO_EXPONENT = 2400, 1100
 
 
 @dataclass(slots=True)
-class Tally:
+class Histograms:
     """Bins of what was counted so far, of a tensor or of many."""
 
     ulps: Array
@@ -95,10 +95,10 @@ class Tally:
     changed_exponents: Array
 
     @classmethod
-    def empty(cls) -> Tally:
+    def empty(cls) -> Histograms:
         return cls(*(np.zeros(n, np.int64) for n in (ULP_OCTAVES, HIGHEST - LOWEST + 1, EXPONENTS, EXPONENTS)))
 
-    def add(self, other: Tally) -> None:
+    def add(self, other: Histograms) -> None:
         for name in ("ulps", "moves", "exponents", "changed_exponents"):
             getattr(self, name)[:] += getattr(other, name)
 
@@ -112,7 +112,7 @@ class Tolerance:
 
 
 @dataclass(slots=True)
-class Block:
+class BlockCounts:
     """A block's numbers, as in :class:`Counts`, and how many elements changed in each of its rows, from ``first_row`` on, and columns.
 
     Columns are those that the block reaches: from ``first_column`` on, behind the last one those from the first.
@@ -125,7 +125,7 @@ class Block:
     columns: Array
 
 
-class Counter:
+class BlockCounter:
     """Counts blocks of one dtype, by one thread. What does not go by tensor adds up in bins: two or four rows of each, see ``counting``."""
 
     def __init__(self, dtype: str, tolerance: Tolerance) -> None:
@@ -138,7 +138,7 @@ class Counter:
         self._exponents = np.zeros((4, mask + 1), np.int64)
         self._bins = tuple(np.zeros((2, n), np.int64) for n in (ULP_OCTAVES, HIGHEST - LOWEST + 1, mask + 1))
 
-    def count(self, old: Bytes, new: Bytes, width: int, first: int) -> Block:
+    def count(self, old: Bytes, new: Bytes, width: int, first: int) -> BlockCounts:
         """Count one block.
 
         Args:
@@ -161,7 +161,7 @@ class Counter:
             self._count_changes(a, b, positions, numbers)
             if width:
                 kernels.histogram.count_lines(positions, width, start, rows, columns)
-        return Block(numbers, row, rows, start, columns)
+        return BlockCounts(numbers, row, rows, start, columns)
 
     def _count_changes(self, a: Array, b: Array, positions: Array, numbers: Array) -> None:
 
@@ -176,9 +176,9 @@ class Counter:
         between = scratch("distances", kernels.histogram.SLICE, np.uint64), scratch("moves", kernels.histogram.SLICE, np.float64)
         kernels.histogram.count_changes(old, new, times, *values, self._layout, self._tolerances, *between, numbers, *self._bins)
 
-    def tally(self) -> Tally:
+    def tally(self) -> Histograms:
         """Bins of all blocks so far."""
-        tally = Tally.empty()
+        tally = Histograms.empty()
         tally.ulps, tally.moves, changed = (bins.sum(0) for bins in self._bins)
         if self._dtype in EXPONENT:
             _, mask, bias = EXPONENT[self._dtype]

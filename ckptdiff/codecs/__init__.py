@@ -2,8 +2,8 @@
 
 A codec is a module with two functions over one block:
 
-``encode(base, target, dtype, place, found) -> (coded, changed)``
-    the coded bytes, and how many units differ; ``place`` says how the block lies in its tensor, ``found`` are the block's changes,
+``encode(base, target, dtype, layout, found) -> (coded, changed)``
+    the coded bytes, and how many units differ; ``layout`` says how the block lies in its tensor, ``found`` are the block's changes,
     if they are known already;
 ``decode(coded, base, size, dtype) -> (target, changed)``
     the target's bytes and how many units differ; raises ValueError with one line on a coded form that breaks the spec.
@@ -18,7 +18,7 @@ from typing import Protocol
 
 from ckptdiff.codecs import context, raw, sparse
 from ckptdiff.format.dtypes import Bytes, Changes, Dtype
-from ckptdiff.kernels.block_layout import Place
+from ckptdiff.kernels.block_layout import BlockLayout
 from ckptdiff.lazy import submodules
 
 TYPE_CHECKING = False
@@ -31,7 +31,7 @@ else:
 class Codec(Protocol):
     """What a codec module offers."""
 
-    def encode(self, base: Bytes, target: Bytes, dtype: Dtype, place: Place, found: Changes | None) -> tuple[bytes, int]: ...
+    def encode(self, base: Bytes, target: Bytes, dtype: Dtype, layout: BlockLayout, found: Changes | None) -> tuple[bytes, int]: ...
 
     def decode(self, coded: memoryview, base: Bytes, size: int, dtype: Dtype) -> tuple[Bytes, int]: ...
 

@@ -9,7 +9,7 @@ import numpy as np
 from ckptdiff import kernels
 from ckptdiff.codecs.planes import Reader, write_varint
 from ckptdiff.format.dtypes import Bytes, Changes, Dtype, Units
-from ckptdiff.kernels.block_layout import NOWHERE, Place
+from ckptdiff.kernels.block_layout import WITHOUT_ROWS, BlockLayout
 
 ADAPTIVE, STATIC = 1, 2
 
@@ -23,14 +23,14 @@ FEW = 1 << 17
 """Below this many units, or a third as many changes, the adaptive form is tried too where a block is dense."""
 
 
-def encode(base: Bytes, target: Bytes, dtype: Dtype, place: Place = NOWHERE, found: Changes | None = None) -> tuple[bytes, int]:
+def encode(base: Bytes, target: Bytes, dtype: Dtype, layout: BlockLayout = WITHOUT_ROWS, found: Changes | None = None) -> tuple[bytes, int]:
     """Code a block; see :mod:`ckptdiff.codecs`."""
 
     positions, zigzags = found or kernels.changes.changes_of(base, target, dtype)
-    return pack(base, positions, zigzags, dtype, place), len(positions)
+    return pack(base, positions, zigzags, dtype, layout), len(positions)
 
 
-def pack(base: Bytes, positions: Units, zigzags: Units, dtype: Dtype, place: Place = NOWHERE) -> bytes:
+def pack(base: Bytes, positions: Units, zigzags: Units, dtype: Dtype, layout: BlockLayout = WITHOUT_ROWS) -> bytes:
     """The coded form of a block's changes."""
 
     if len(positions) == 0:
@@ -41,7 +41,7 @@ def pack(base: Bytes, positions: Units, zigzags: Units, dtype: Dtype, place: Pla
     dense = dtype.carrier < 8 and len(positions) > DENSE * len(old)
     forms = []
     if dense:
-        forms.append(_join(STATIC, *kernels.static.encode(classes, positions, distances, signs, m, place, len(old) < SMALL)))
+        forms.append(_join(STATIC, *kernels.static.encode(classes, positions, distances, signs, m, layout, len(old) < SMALL)))
     if not dense or min(len(old), 3 * len(positions)) < FEW:
         forms.append(_join(ADAPTIVE, *kernels.adaptive.encode(classes, positions, distances, signs, m)))
     return min(forms, key=len)

@@ -6,10 +6,10 @@ import numpy as np
 
 from ckptdiff.codecs.planes import Reader, join, split, write_plane
 from ckptdiff.format.dtypes import Bytes, Changes, Dtype
-from ckptdiff.kernels.block_layout import NOWHERE, Place
+from ckptdiff.kernels.block_layout import WITHOUT_ROWS, BlockLayout
 
 
-def encode(base: Bytes, target: Bytes, dtype: Dtype, place: Place = NOWHERE, found: Changes | None = None) -> tuple[bytes, int]:
+def encode(base: Bytes, target: Bytes, dtype: Dtype, layout: BlockLayout = WITHOUT_ROWS, found: Changes | None = None) -> tuple[bytes, int]:
     """Code a block; see :mod:`ckptdiff.codecs`."""
     units = target.view(dtype.unit)
     coded = b"".join(map(write_plane, split(units, dtype.carrier)))

@@ -7,13 +7,13 @@ import numpy as np
 from ckptdiff import codecs, kernels
 from ckptdiff.codecs.planes import Reader, write_varint
 from ckptdiff.format.dtypes import Bytes, Changes, Dtype, Units
-from ckptdiff.kernels.block_layout import NOWHERE, Place
+from ckptdiff.kernels.block_layout import WITHOUT_ROWS, BlockLayout
 
 GAP_WIDTH = 3
 GAP_UNIT = np.dtype("<u4")
 
 
-def encode(base: Bytes, target: Bytes, dtype: Dtype, place: Place = NOWHERE, found: Changes | None = None) -> tuple[bytes, int]:
+def encode(base: Bytes, target: Bytes, dtype: Dtype, layout: BlockLayout = WITHOUT_ROWS, found: Changes | None = None) -> tuple[bytes, int]:
     """Code a block; see :mod:`ckptdiff.codecs`."""
 
     positions, zigzags = found or kernels.changes.changes_of(base, target, dtype)

@@ -167,7 +167,7 @@ BATCH_BYTES = 1 << 18
 
 
 def _batches(
-    parts: Iterable[json_scan.Part], arrays: Mapping[str, int], nodes: int, exact: bool
+    parts: Iterable[json_scan.Span], arrays: Mapping[str, int], nodes: int, exact: bool
 ) -> Iterator[tuple[str, str, int, int, int]]:
     """Neighbouring parts of one kind together: kind, key of the array, begin, end, and how many parts."""
     kind, array, begin, end, size, total = "", "", 0, 0, 0, 0

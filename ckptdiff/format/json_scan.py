@@ -25,7 +25,7 @@ _STEPS = np.zeros(COLON + 1, np.int64)
 _STEPS[OPEN], _STEPS[CLOSE] = 1, -1
 
 
-class Part(NamedTuple):
+class Span(NamedTuple):
     """A part of an object, bytes ``begin`` to ``end`` of its JSON, with ``nodes`` braces, brackets and commas that open or divide.
 
     ``kind``: a ``member`` (``"key":value``), the opening of a member that is an ``array`` (``"key":[``), or an ``item`` of that array.
@@ -47,7 +47,7 @@ def count_nodes(data: bytes) -> int:
     return sum(int(np.count_nonzero(kinds & (OPEN | COMMA))) for _, kinds, _ in _marks(data, MAX_DEPTH))
 
 
-def parts(data: bytes, arrays: Collection[str] = (), exact: bool = False, depth: int = MAX_DEPTH) -> Iterator[Part]:
+def parts(data: bytes, arrays: Collection[str] = (), exact: bool = False, depth: int = MAX_DEPTH) -> Iterator[Span]:
     """The members of the object that ``data`` is, and of those whose key is one of ``arrays`` each item by itself.
 
     ``exact``: nothing stands between the parts, as in canonical JSON; else white space may. ``depth``: how deep it may nest.
@@ -67,7 +67,7 @@ class _Splitter:
         self.nodes = self.item_nodes = 0
         self.key, self.ended, self.divided, self.several = "", False, False, False
 
-    def parts(self, depth: int) -> Iterator[Part]:
+    def parts(self, depth: int) -> Iterator[Span]:
         """The parts in order."""
         total, end = 0, 0
         for places, kinds, levels in _marks(self.data, depth):
@@ -89,7 +89,7 @@ class _Splitter:
         if between and (self.exact or between.strip(SPACE)):
             raise ValueError("it is not in canonical form" if self.exact else f"something stands between its members at byte {begin}")
 
-    def _top(self, at: int, kind: int, nodes: int) -> Iterator[Part]:
+    def _top(self, at: int, kind: int, nodes: int) -> Iterator[Span]:
         """A mark of the object itself."""
         if kind == OPEN:
             self._nothing(0, at)
@@ -103,7 +103,7 @@ class _Splitter:
         elif self.closed >= 0:
             self._nothing(self.closed, at)
         elif kind == COMMA or self.divided or self.data[self.begin : at].strip(SPACE):
-            yield Part("member", "", self.begin, at, nodes - self.nodes - (kind == COMMA))
+            yield Span("member", "", self.begin, at, nodes - self.nodes - (kind == COMMA))
         elif self.exact:
             self._nothing(self.begin, at)
         if kind == CLOSE:
@@ -113,7 +113,7 @@ class _Splitter:
         self.divided = kind == COMMA
         self.begin, self.colon, self.closed, self.key, self.nodes = at + 1, -1, -1, "", nodes
 
-    def _below(self, at: int, kind: int, nodes: int) -> Iterator[Part]:
+    def _below(self, at: int, kind: int, nodes: int) -> Iterator[Span]:
         """A mark of a member's value."""
         if not self.key or kind == COLON:
             return
@@ -121,10 +121,10 @@ class _Splitter:
             if self.item < 0 and self.closed < 0 and self.data[at : at + 1] == b"[":
                 self._nothing(self.colon + 1, at)
                 self.item, self.item_nodes, self.several = at + 1, nodes, False
-                yield Part("array", self.key, self.begin, at + 1, 1)
+                yield Span("array", self.key, self.begin, at + 1, 1)
         elif self.item >= 0:
             if kind == COMMA or self.several or self.data[self.item : at].strip(SPACE):
-                yield Part("item", self.key, self.item, at, nodes - self.item_nodes - (kind == COMMA))
+                yield Span("item", self.key, self.item, at, nodes - self.item_nodes - (kind == COMMA))
             elif self.exact:
                 self._nothing(self.item, at)
             self.item, self.item_nodes, self.several = at + 1, nodes, True

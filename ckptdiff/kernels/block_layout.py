@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class BlockLayout:
     """``width`` units in a row of the tensor (0: it has no rows); the block's first unit is at ``phase`` of a row."""
 
     width: int = 0
@@ -17,4 +17,4 @@ class Place:
         return -(-(self.phase + units) // self.width)
 
 
-NOWHERE = Place()
+WITHOUT_ROWS = BlockLayout()

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ckptdiff.io.scratch import scratch
 from ckptdiff.kernels import rans
-from ckptdiff.kernels.block_layout import NOWHERE, Place
+from ckptdiff.kernels.block_layout import WITHOUT_ROWS, BlockLayout
 from ckptdiff.kernels.changes import LARGE, count, differing, scaled, units_of
 from ckptdiff.kernels.context_groups import MAX_GROUPS, group, put_map, take_map
 from ckptdiff.kernels.jit import ONE, ZERO, jit
@@ -155,7 +155,9 @@ class _Plan:
         return self.tokens_cost + self.bits * (len(self.row_levels) + len(self.column_levels))
 
 
-def encode(classes: Array, positions: Array, distances: Array, signs: Array, m: int, place: Place, best: bool) -> tuple[bytes, Array, int]:
+def encode(
+    classes: Array, positions: Array, distances: Array, signs: Array, m: int, layout: BlockLayout, best: bool
+) -> tuple[bytes, Array, int]:
     """The states and words of rANS; the raw words, which hold the tables too, and how many bits of them count.
 
     ``best``: try levels of rows and columns of two sizes, not of one.
@@ -164,10 +166,10 @@ def encode(classes: Array, positions: Array, distances: Array, signs: Array, m: 
     tokens[:] = 0
     held, count, filled = make_tokens(positions, distances, signs, tokens, values, ZERO, 0, 0)
     values[filled] = np.uint32(held)
-    plan = min(_plans(classes, positions, tokens, int(tokens.max()) + 1, place, best), key=lambda plan: plan.cost)
+    plan = min(_plans(classes, positions, tokens, int(tokens.max()) + 1, layout, best), key=lambda plan: plan.cost)
     room = 16 + len(plan.row_levels) + len(plan.column_levels) + len(plan.groups) + MAX_GROUPS * TOKENS // 2
     raw = scratch("raw", room + filled + 1, np.uint32)
-    state = _put_head(raw, place, plan)
+    state = _put_head(raw, layout, plan)
     codes = np.zeros(plan.counts.shape, np.uint32)
     for g, counts in enumerate(plan.counts):
         common = rans.normalise(counts, codes[g])
@@ -176,19 +178,19 @@ def encode(classes: Array, positions: Array, distances: Array, signs: Array, m: 
     codes |= (np.cumsum(codes, 1, dtype=np.uint32) - codes) << np.uint32(16)
     tables = np.multiply(plan.groups, plan.counts.shape[1], dtype=np.uint16)
     words = scratch("words", len(classes) + 4, np.uint16)
-    contexts = _contexts(classes, plan.lo, plan.hi, plan.bits, plan.bits, place, plan.row_levels, plan.column_levels)
+    contexts = _contexts(classes, plan.lo, plan.hi, plan.bits, plan.bits, layout, plan.row_levels, plan.column_levels)
     at, *states = rans.encode_kernel(contexts, tables, tokens, codes.reshape(-1), reciprocals.reshape(-1), words)
     coded = np.array(states, "<u4").tobytes() + words[at:].astype("<u2").tobytes()
     return coded, raw, append(raw, np.uint64(state[0]), *state[1:], values, 32 * filled + count)
 
 
-def _contexts(classes: Array, lo: int, hi: int, row_bits: int, column_bits: int, place: Place, rows: Array, columns: Array) -> Array:
+def _contexts(classes: Array, lo: int, hi: int, row_bits: int, column_bits: int, layout: BlockLayout, rows: Array, columns: Array) -> Array:
     """Context of each unit."""
     contexts = scratch("contexts", len(classes), np.uint16)
     if not (row_bits or column_bits):
-        place = Place(1 << 12)
-        rows, columns = np.zeros(place.rows(len(classes)), np.uint16), np.zeros(place.width, np.uint16)
-    find_contexts(classes, lo, hi, _levels_of(row_bits, column_bits), place.width, place.phase, rows, columns, contexts)
+        layout = BlockLayout(1 << 12)
+        rows, columns = np.zeros(layout.rows(len(classes)), np.uint16), np.zeros(layout.width, np.uint16)
+    find_contexts(classes, lo, hi, _levels_of(row_bits, column_bits), layout.width, layout.phase, rows, columns, contexts)
     return contexts
 
 
@@ -210,18 +212,18 @@ def append(raw, held, count, filled, values, size):
     return 32 * filled + count
 
 
-def _plans(classes: Array, positions: Array, tokens: Array, kinds: int, place: Place, best: bool) -> Iterator[_Plan]:
+def _plans(classes: Array, positions: Array, tokens: Array, kinds: int, layout: BlockLayout, best: bool) -> Iterator[_Plan]:
     lo, hi, activity, none = int(classes.min()), int(classes.max()), ACTIVITY[:kinds], np.zeros(0, np.uint16)
     sizes: tuple[int, ...] = (0,)
-    if 16 <= place.width <= len(classes) // 16:
-        rows, columns = np.zeros(place.rows(len(classes)), np.int64), np.zeros(place.width, np.int64)
+    if 16 <= layout.width <= len(classes) // 16:
+        rows, columns = np.zeros(layout.rows(len(classes)), np.int64), np.zeros(layout.width, np.int64)
         mean = np.zeros(256, np.int64)
         find_mean(classes, positions, tokens, units_of(classes), mean)
-        score(positions, classes, tokens, mean, place.width, place.phase, rows, columns)
+        score(positions, classes, tokens, mean, layout.width, layout.phase, rows, columns)
         sizes = (3, 2) if best else (3,)
     for bits in sizes:
         row_levels, column_levels = (_levels(rows, bits), _levels(columns, bits)) if bits else (none, none)
-        contexts = _contexts(classes, lo, hi, bits, bits, place, row_levels, column_levels)
+        contexts = _contexts(classes, lo, hi, bits, bits, layout, row_levels, column_levels)
         counts = np.zeros(((hi - lo + 1) * _levels_of(bits, bits), kinds), np.uint32)
         count_tokens(contexts, positions, tokens, np.zeros((3, len(counts)), np.int32), counts)
         yield _Plan(lo, hi, bits, row_levels, column_levels, *group(counts, activity))
@@ -237,9 +239,9 @@ def _levels(scores: Array, bits: int) -> Array:
     return levels
 
 
-def _put_head(raw: Array, place: Place, plan: _Plan) -> tuple[Any, int, int]:
+def _put_head(raw: Array, layout: BlockLayout, plan: _Plan) -> tuple[Any, int, int]:
     state = (ZERO, 0, 0)
-    fields = [(plan.lo, 8), (plan.hi, 8), (plan.bits, 3), (plan.bits, 3)] + [(place.width, 22), (place.phase, 22)] * bool(plan.bits)
+    fields = [(plan.lo, 8), (plan.hi, 8), (plan.bits, 3), (plan.bits, 3)] + [(layout.width, 22), (layout.phase, 22)] * bool(plan.bits)
     for value, size in fields:
         state = put_raw(np.uint64(value), size, raw, np.uint64(state[0]), *state[1:])
     for levels in (plan.row_levels, plan.column_levels):
@@ -287,15 +289,15 @@ def _take_head(classes: Array, raw: Array, m: int) -> tuple[Array, Array, Array,
     lo, hi, row_bits, column_bits = take(8), take(8), take(3), take(3)
     if lo > hi:
         raise ValueError(f"its lowest class is {lo}, its highest {hi}")
-    place, row_levels, column_levels = NOWHERE, np.zeros(0, np.uint16), np.zeros(0, np.uint16)
+    layout, row_levels, column_levels = WITHOUT_ROWS, np.zeros(0, np.uint16), np.zeros(0, np.uint16)
     if row_bits or column_bits:
-        place = Place(take(22), take(22))
-        if not place.phase < place.width <= len(classes):
-            raise ValueError(f"rows of {place.width} units, from {place.phase} on, in {len(classes)}")
-        row_levels, column_levels = np.zeros(place.rows(len(classes)), np.uint16), np.zeros(place.width, np.uint16)
+        layout = BlockLayout(take(22), take(22))
+        if not layout.phase < layout.width <= len(classes):
+            raise ValueError(f"rows of {layout.width} units, from {layout.phase} on, in {len(classes)}")
+        row_levels, column_levels = np.zeros(layout.rows(len(classes)), np.uint16), np.zeros(layout.width, np.uint16)
         bits = take_levels(row_levels, row_bits, raw, bits)
         bits = take_levels(column_levels, column_bits, raw, bits)
-    contexts = _contexts(classes, lo, hi, row_bits, column_bits, place, row_levels, column_levels)
+    contexts = _contexts(classes, lo, hi, row_bits, column_bits, layout, row_levels, column_levels)
     groups = np.empty((hi - lo + 1) * _levels_of(row_bits, column_bits), np.uint8)
     n, bits = take_map(groups, raw, bits)
     if n < 0:

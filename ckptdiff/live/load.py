@@ -21,24 +21,24 @@ from ckptdiff.format.dtypes import DTYPES, Bytes, Changes, Dtype, Units
 from ckptdiff.format.table import Entry
 from ckptdiff.io.parallel import no_progress, run_ordered
 from ckptdiff.lazy import torch
-from ckptdiff.live.switch import MODEL, RUN, LoadedPatch, Moves, Part, hashing, leaves_in_memory
+from ckptdiff.live.switch import MODEL, RUN, LoadedPatch, Part, TensorUpdate, hashing, leaves_in_memory
 from ckptdiff.patching.encode import look
 from ckptdiff.patching.memory import MemoryFile, State, open_state, state_of
 from ckptdiff.patching.patch import OpenPatch
-from ckptdiff.patching.rebuild import Applier, check_chain
-from ckptdiff.patching.recipes import FromBase, FromPatch, Node, check_changed, ranges, tensor_differs
+from ckptdiff.patching.rebuild import Rebuilder, check_chain
+from ckptdiff.patching.recipes import BaseTensor, PatchedTensor, Recipe, check_changed, ranges, tensor_differs
 from ckptdiff.patching.torch_dtypes import address
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Destination:
     """A target tensor, what builds it, and the tensor in memory that it goes to.
 
     ``codec`` is that of a difference from what is there, None where the whole content must be built.
     """
 
     entry: Entry
-    node: Node
+    recipe: Recipe
     tensor: Tensor
     codec: str | None
 
@@ -56,7 +56,7 @@ class Loader:
         self.tied = {name: kept for name, kept in patch.tied.items() if kept in entries and name not in entries}
         self.find = partial(_find, base, names, self.tied)
         self.base = open_state(self.find(), MODEL, set(names))
-        self.applier = Applier(self.base, [patch], threads, no_progress)
+        self.rebuilder = Rebuilder(self.base, [patch], threads, no_progress)
         self.tensors = next(iter(self.base.scopes.values()), {})
 
     def load(self) -> LoadedPatch:
@@ -64,19 +64,19 @@ class Loader:
         try:
             moves = self._moves(places)
         except (FormatError, IntegrityError, BaseMismatchError):
-            self.applier.explain([place.node for place in places])
+            self.rebuilder.explain([place.recipe for place in places])
             raise
         return LoadedPatch(str(self.patch.path), moves, self.threads, self.find)
 
-    def _places(self) -> list[Place]:
+    def _places(self) -> list[Destination]:
         """Where every target tensor goes; those that share memory once, those of further names that do not to each of them."""
         rows = [(name, file, entry) for (scope, name), (file, entry) in self.patch.entries.items() if scope == self.scope]
         uses = Counter(entry.base_name for _, _, entry in rows)
         names = {entry.name for _, _, entry in rows}
         rows += [(name, *self.patch.entries[self.scope, kept]) for name, kept in self.tied.items() if name in self.tensors]
-        found: dict[tuple[str, int, int], Place] = {}
+        found: dict[tuple[str, int, int], Destination] = {}
         for name, file, entry in rows:
-            node = self.applier.node(0, file, entry)
+            recipe = self.rebuilder.recipe(0, file, entry)
             old = entry.base_name
             alone = old is not None and uses[old] == 1 and old not in names
             tensor = self.tensors.get(name) or (self.tensors[old] if alone and old is not None else None)
@@ -86,10 +86,10 @@ class Loader:
                     f"{self.patch.path}: its target has the tensor {cut(name)}, {entry.dtype} {cut(list(entry.shape))}; {is_there}: "
                     "it cannot be written in place; rebuild the target with ckptdiff.load_target or ckptdiff apply"
                 )
-            simple = isinstance(node, FromPatch) and entry.kind == "delta" and not entry.adapted and tensor.name == old
-            place = Place(entry, node, tensor, entry.codec if simple and entry.codec != "raw" else None)
+            simple = isinstance(recipe, PatchedTensor) and entry.kind == "delta" and not entry.adapted and tensor.name == old
+            place = Destination(entry, recipe, tensor, entry.codec if simple and entry.codec != "raw" else None)
             first = found.setdefault(_memory(tensor), place)
-            if first.tensor.name != tensor.name and first.node.digest != node.digest:
+            if first.tensor.name != tensor.name and first.recipe.digest != recipe.digest:
                 raise UnsupportedError(
                     f"{MODEL}: {cut(first.tensor.name)} and {cut(tensor.name)} share memory, but the target of {self.patch.path} has two "
                     "contents for them: untie them first"
@@ -97,13 +97,13 @@ class Loader:
         _check_overlaps(found)
         return list(found.values())
 
-    def _moves(self, places: Sequence[Place]) -> list[Moves]:
-        by_codec: dict[str | None, list[Place]] = {"sparse": [], "context": [], None: []}
+    def _moves(self, places: Sequence[Destination]) -> list[TensorUpdate]:
+        by_codec: dict[str | None, list[Destination]] = {"sparse": [], "context": [], None: []}
         for place in places:
             by_codec[place.codec].append(place)
         return [*self._from_sparse(by_codec["sparse"]), *self._from_context(by_codec["context"]), *self._from_rest(by_codec[None])]
 
-    def _from_sparse(self, places: Sequence[Place]) -> list[Moves]:
+    def _from_sparse(self, places: Sequence[Destination]) -> list[TensorUpdate]:
         """Other threads hash while this one unpacks: unpacking is many small steps, which threads would take from each other."""
         with hashing([self._memory(place) for place in places], max(self.threads - 1, 1)) as leaves:
             found = [[self._unpack(place, start) for start in range(0, place.tensor.nbytes, BLOCK)] for place in places]
@@ -112,10 +112,10 @@ class Loader:
             self._check_base(place, row)
         return [self._finish(place, blocks, row) for place, blocks, row in zip(places, found, before, strict=True)]
 
-    def _from_context(self, places: Sequence[Place]) -> Iterator[Moves]:
+    def _from_context(self, places: Sequence[Destination]) -> Iterator[TensorUpdate]:
         """Each block is hashed and unpacked by one thread."""
 
-        def job(place: Place, start: int) -> tuple[bytes, Changes | None, str]:
+        def job(place: Destination, start: int) -> tuple[bytes, Changes | None, str]:
             data = look(place.tensor, start, start + BLOCK, "base")
             try:
                 return xxh128(data), self._unpack(place, start), ""
@@ -133,36 +133,36 @@ class Loader:
                         raise FormatError(error)
                 yield self._finish(place, [changes for _, changes, _ in rows if changes], before)
 
-    def _from_rest(self, places: Sequence[Place]) -> Iterator[Moves]:
+    def _from_rest(self, places: Sequence[Destination]) -> Iterator[TensorUpdate]:
         """Tensors of which the whole content is built, and compared with what is there."""
-        jobs = (partial(self._changes, place, start, stop, last) for place in places for start, stop, last in ranges(place.node))
+        jobs = (partial(self._changes, place, start, stop, last) for place in places for start, stop, last in ranges(place.recipe))
         parts: list[Part | None] = []
         before = iter(leaves_in_memory([self._memory(place) for place in places], self.threads))
         with closing(run_ordered(jobs, self.threads)) as results:
             for place, part, last in results:
                 parts.append(part)
                 if last:
-                    self.applier.check(place.node)
+                    self.rebuilder.check(place.recipe)
                     yield self._row(place, parts, next(before))
                     parts = []
 
-    def _memory(self, place: Place) -> Bytes | torch.Tensor:
+    def _memory(self, place: Destination) -> Bytes | torch.Tensor:
         source = place.tensor.source
         assert isinstance(source, MemoryFile)
         return source.view(place.tensor.offset, place.tensor.nbytes)
 
-    def _check_base(self, place: Place, leaves: list[bytes]) -> None:
-        node, found = place.node, tensor_digest(leaves)
-        assert isinstance(node, FromPatch) and isinstance(node.below, FromBase)
-        if found != node.below.digest:
-            raise self.applier.wrong_base(self.patch, tensor_differs(node.below, found))
+    def _check_base(self, place: Destination, leaves: list[bytes]) -> None:
+        recipe, found = place.recipe, tensor_digest(leaves)
+        assert isinstance(recipe, PatchedTensor) and isinstance(recipe.below, BaseTensor)
+        if found != recipe.below.digest:
+            raise self.rebuilder.wrong_base(self.patch, tensor_differs(recipe.below, found))
 
-    def _unpack(self, place: Place, start: int) -> Changes:
+    def _unpack(self, place: Destination, start: int) -> Changes:
         """The changes of a block."""
-        node, entry, block = place.node, place.entry, start // BLOCK
-        assert isinstance(node, FromPatch)
+        recipe, entry, block = place.recipe, place.entry, start // BLOCK
+        assert isinstance(recipe, PatchedTensor)
         dtype, stop = DTYPES[entry.dtype], min(start + BLOCK, place.tensor.nbytes)
-        (coded,) = node.file.read_blocks(entry, block, block + 1)
+        (coded,) = recipe.file.read_blocks(entry, block, block + 1)
         try:
             if place.codec == "sparse":
                 positions, zigzags = sparse.unpack(coded, (stop - start) // dtype.carrier, dtype)
@@ -170,30 +170,30 @@ class Loader:
                 positions, zigzags = context.unpack(coded, look(place.tensor, start, stop, "base"), dtype)
                 positions = positions.copy()  # scratch
         except ValueError as error:
-            raise FormatError(f"{node.file.source.name}: tensor {cut(entry.name)}, block {block}: {error}") from None
-        node.changed[block] = len(positions)
+            raise FormatError(f"{recipe.file.source.name}: tensor {cut(entry.name)}, block {block}: {error}") from None
+        recipe.changed[block] = len(positions)
         return positions, zigzags
 
-    def _finish(self, place: Place, blocks: Sequence[Changes], before: list[bytes]) -> Moves:
-        assert isinstance(place.node, FromPatch)
-        check_changed(place.node)
+    def _finish(self, place: Destination, blocks: Sequence[Changes], before: list[bytes]) -> TensorUpdate:
+        assert isinstance(place.recipe, PatchedTensor)
+        check_changed(place.recipe)
         dtype, size = DTYPES[place.entry.dtype], place.tensor.nbytes
         parts = [
             _run(start, min(start + RUN, size), blocks[start // BLOCK : (start + RUN) // BLOCK], dtype) for start in range(0, size, RUN)
         ]
         return self._row(place, parts, before)
 
-    def _changes(self, place: Place, start: int, stop: int, last: bool) -> tuple[Place, Part | None, bool]:
+    def _changes(self, place: Destination, start: int, stop: int, last: bool) -> tuple[Destination, Part | None, bool]:
         """What the patch moves in a range of a tensor."""
 
         dtype, stop = DTYPES[place.entry.dtype], min(stop, place.tensor.nbytes)
-        new = place.node.build(start, stop)
-        if isinstance(place.node, FromBase) and place.node.tensor is place.tensor:
+        new = place.recipe.build(start, stop)
+        if isinstance(place.recipe, BaseTensor) and place.recipe.tensor is place.tensor:
             return place, None, last
         positions, zigzags = kernels.changes.changes_of(look(place.tensor, start, stop, "old"), new, dtype)
         return place, _part(start, stop, positions.copy(), zigzags.copy(), dtype), last
 
-    def _row(self, place: Place, found: Sequence[Part | None], before: list[bytes]) -> Moves:
+    def _row(self, place: Destination, found: Sequence[Part | None], before: list[bytes]) -> TensorUpdate:
         """A tensor's moves, on its device."""
         flat, dtype, name = self._memory(place), DTYPES[place.entry.dtype], place.tensor.name
         parts = [part for part in found if part is not None]
@@ -202,7 +202,7 @@ class Loader:
                 raise UnsupportedError(f"{MODEL}: {name}: is read-only memory: give a copy of it")
         elif parts:
             parts = [_on_device(flat, parts, dtype)]
-        return Moves(name, dtype, flat, parts, before, place.node.digest)
+        return TensorUpdate(name, dtype, flat, parts, before, place.recipe.digest)
 
 
 def _run(start: int, stop: int, blocks: Sequence[Changes], dtype: Dtype) -> Part | None:
@@ -252,7 +252,7 @@ def _memory(tensor: Tensor) -> tuple[str, int, int]:
     return address(tensor.source.view(tensor.offset, tensor.nbytes)) if tensor.nbytes else (tensor.name, 0, 0)
 
 
-def _check_overlaps(places: Mapping[tuple[str, int, int], Place]) -> None:
+def _check_overlaps(places: Mapping[tuple[str, int, int], Destination]) -> None:
     """Raise UnsupportedError for two tensors that share a part of their memory: writing one would change the other."""
     rows = sorted(places.items(), key=lambda row: row[0])
     end, last = ("", 0), ""

@@ -50,7 +50,7 @@ class Part:
 
 
 @dataclass(slots=True)
-class Moves:
+class TensorUpdate:
     """What happens to one tensor in memory, if anything does.
 
     ``flat`` are its bytes, ``before`` the leaves without the patch, ``digest`` the tensor digest with it.
@@ -74,7 +74,7 @@ class LoadedPatch:
     ``find`` gives the model's tensors as they are now, by the names of ``moves``.
     """
 
-    def __init__(self, name: str, moves: Sequence[Moves], threads: int, find: Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(self, name: str, moves: Sequence[TensorUpdate], threads: int, find: Callable[[], Mapping[str, Any]]) -> None:
         self._name, self._moves, self._threads, self._find = name, moves, threads, find
         self.applied = False
 
@@ -157,9 +157,9 @@ class LoadedPatch:
                 arrays.append(array)
         return arrays
 
-    def _move(self, back: bool, check: bool) -> Iterator[tuple[Moves, list[bytes]]]:
+    def _move(self, back: bool, check: bool) -> Iterator[tuple[TensorUpdate, list[bytes]]]:
         """Move all tensors; yields each with its leaves afterwards, if they are to be checked."""
-        self._done: list[tuple[Moves, Part]] = []
+        self._done: list[tuple[TensorUpdate, Part]] = []
         jobs = (partial(self._move_part, row, part, back, check) for row in self._moves for part in row.parts)
         threads = max(self._threads, 2)  # Ctrl-C stops the calling thread: between jobs, not in one
         with closing(run_ordered(jobs, threads)) as results:
@@ -177,14 +177,14 @@ class LoadedPatch:
         if check:  # all at once: a device hashes a thousand leaves in the time of one
             yield from zip(elsewhere, leaves_in_memory([row.flat for row in elsewhere], self._threads), strict=True)
 
-    def _move_part(self, row: Moves, part: Part, back: bool, check: bool) -> list[bytes]:
+    def _move_part(self, row: TensorUpdate, part: Part, back: bool, check: bool) -> list[bytes]:
         """Move one run; returns its leaves on the host."""
         leaves = _shift(row, part, back, check)
         self._done.append((row, part))
         return leaves
 
 
-def _shift(row: Moves, part: Part, back: bool, hashed: bool) -> list[bytes]:
+def _shift(row: TensorUpdate, part: Part, back: bool, hashed: bool) -> list[bytes]:
     flat = row.flat[part.start : part.stop]
     if isinstance(flat, np.ndarray):
         return kernels.changes.move_run(flat, part.positions, part.zigzags, row.dtype, back, hashed)

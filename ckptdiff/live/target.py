@@ -16,8 +16,8 @@ from ckptdiff.io.parallel import default_threads, no_progress, run_ordered
 from ckptdiff.live.load import scope_of
 from ckptdiff.patching.patch import open_patch
 from ckptdiff.patching.provenance import recorded_base
-from ckptdiff.patching.rebuild import Applier, check_chain, check_stored, open_base
-from ckptdiff.patching.recipes import Node, ranges
+from ckptdiff.patching.rebuild import Rebuilder, check_chain, check_stored, open_base
+from ckptdiff.patching.recipes import Recipe, ranges
 from ckptdiff.patching.torch_dtypes import flat_bytes, new_tensor
 
 if TYPE_CHECKING:
@@ -47,32 +47,32 @@ def load_target(
 class Target:
     """An open base and an open chain of patches."""
 
-    def __init__(self, applier: Applier) -> None:
-        self._applier = applier
+    def __init__(self, rebuilder: Rebuilder) -> None:
+        self._rebuilder = rebuilder
 
     def tensors(self, scope: str | None = None) -> dict[str, torch.Tensor]:
         """The target's tensors, under all their names; those of a chain's last patch."""
-        applier, last = self._applier, len(self._applier.chain) - 1
-        patch = applier.chain[last]
+        rebuilder, last = self._rebuilder, len(self._rebuilder.chain) - 1
+        patch = rebuilder.chain[last]
         wanted = scope_of(patch, scope)
-        rows = [(entry, applier.node(last, file, entry)) for (found, _), (file, entry) in patch.entries.items() if found == wanted]
+        rows = [(entry, rebuilder.recipe(last, file, entry)) for (found, _), (file, entry) in patch.entries.items() if found == wanted]
         tensors = {entry.name: new_tensor(entry.dtype, entry.shape, f"{patch.path}: tensor {cut(entry.name)}") for entry, _ in rows}
 
-        def step(name: str, node: Node, start: int, stop: int, last: bool) -> tuple[Node, bool]:
-            out, data = np.asarray(flat_bytes(tensors[name], name)), node.build(start, stop)
+        def step(name: str, recipe: Recipe, start: int, stop: int, last: bool) -> tuple[Recipe, bool]:
+            out, data = np.asarray(flat_bytes(tensors[name], name)), recipe.build(start, stop)
             out[start : start + len(data)] = data
-            return node, last
+            return recipe, last
 
-        jobs = (partial(step, entry.name, node, start, stop, last) for entry, node in rows for start, stop, last in ranges(node))
+        jobs = (partial(step, entry.name, recipe, start, stop, last) for entry, recipe in rows for start, stop, last in ranges(recipe))
         try:
-            with closing(run_ordered(jobs, applier.threads)) as results:
-                for node, done in results:
+            with closing(run_ordered(jobs, rebuilder.threads)) as results:
+                for recipe, done in results:
                     if done:
-                        applier.check(node)
+                        rebuilder.check(recipe)
         except (FormatError, IntegrityError, BaseMismatchError):
-            applier.explain([node for _, node in rows])
+            rebuilder.explain([recipe for _, recipe in rows])
             raise
-        applier.base.check_unchanged()
+        rebuilder.base.check_unchanged()
         return tensors | {name: tensors[kept] for name, kept in patch.tied.items() if kept in tensors and name not in tensors}
 
     def write_files(self, folder: Path) -> list[str]:
@@ -80,10 +80,10 @@ class Target:
 
         A lone patch file holds none: then these are the base's.
         """
-        if self._applier.chain[-1].index is not None:
-            self._applier.write_others(folder)
-            return [other.path for other in self._applier.chain[-1].others]
-        base = self._applier.base
+        if self._rebuilder.chain[-1].index is not None:
+            self._rebuilder.write_others(folder)
+            return [other.path for other in self._rebuilder.chain[-1].others]
+        base = self._rebuilder.base
         beside = {path.name: path for path in base.path.parent.iterdir() if path.is_file()} if base.is_file else base.others
         found = {name: path for name, path in beside.items() if path.suffix in FILES and not name.startswith(".")}
         for name, path in found.items():
@@ -110,4 +110,4 @@ def open_target(
         origin = base if base is not None else recorded_base(names[0])
         of_base = with_files and chain[-1].index is None  # a lone patch file has none of its own
         opened = open_base(origin, chain, only_weights=not with_files, with_files=of_base)
-        yield Target(Applier(stack.enter_context(opened), chain, threads or default_threads(), no_progress))
+        yield Target(Rebuilder(stack.enter_context(opened), chain, threads or default_threads(), no_progress))

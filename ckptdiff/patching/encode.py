@@ -16,7 +16,7 @@ from ckptdiff.codecs import CODECS
 from ckptdiff.format.digests import BLOCK, block_count, leaves_of, tensor_digest
 from ckptdiff.format.dtypes import DTYPES, Bytes, Changes
 from ckptdiff.format.table import Entry
-from ckptdiff.kernels.block_layout import NOWHERE, Place
+from ckptdiff.kernels.block_layout import WITHOUT_ROWS, BlockLayout
 from ckptdiff.patching.adapt import adapt, group_units, read_range
 from ckptdiff.patching.memory import MemoryFile
 
@@ -29,7 +29,7 @@ FEW = 32
 
 
 @dataclass(slots=True)
-class Coded:
+class EncodedBlocks:
     """One group of blocks of a target tensor and its base: coded forms, and leaves of both."""
 
     blocks: list[bytes]
@@ -39,17 +39,17 @@ class Coded:
     nbytes: int
 
 
-class Coder(Protocol):
+class TensorEncoder(Protocol):
     """:func:`code`, or what does the same on a device."""
 
-    def __call__(self, base: Tensor | None, target: Tensor, codec: str, first: int, stop: int) -> Coded: ...
+    def __call__(self, base: Tensor | None, target: Tensor, codec: str, first: int, stop: int) -> EncodedBlocks: ...
 
 
-def code(base: Tensor | None, target: Tensor, codec: str, first: int, stop: int) -> Coded:
+def code(base: Tensor | None, target: Tensor, codec: str, first: int, stop: int) -> EncodedBlocks:
     """Code units ``first`` to ``stop`` of a target tensor; units past its end only hash the base."""
     dtype, width = DTYPES[target.dtype], row_width(target)
     read, old, new = _read(base, target, first, stop)
-    coded = Coded([], 0, [], [], len(new))
+    coded = EncodedBlocks([], 0, [], [], len(new))
     found: Sequence[Changes | None] = [None] * block_count(len(new))
     if base is None:
         coded.leaves = leaves_of(new)
@@ -59,8 +59,8 @@ def code(base: Tensor | None, target: Tensor, codec: str, first: int, stop: int)
             coded.base_leaves = leaves_of(read)
     for k, changes in enumerate(found):
         i = k * BLOCK
-        place = Place(width, (first + i // dtype.carrier) % width) if width else NOWHERE
-        block, count = CODECS[codec].encode(old[i : i + BLOCK], new[i : i + BLOCK], dtype, place, changes)
+        layout = BlockLayout(width, (first + i // dtype.carrier) % width) if width else WITHOUT_ROWS
+        block, count = CODECS[codec].encode(old[i : i + BLOCK], new[i : i + BLOCK], dtype, layout, changes)
         coded.blocks.append(block)
         coded.changed += count
     return coded
@@ -94,7 +94,7 @@ def row_width(tensor: Tensor) -> int:
     return units // rows if units % rows == 0 else 0
 
 
-def smallest(base: Tensor, target: Tensor, first: int, stop: int) -> dict[str, Coded]:
+def smallest(base: Tensor, target: Tensor, first: int, stop: int) -> dict[str, EncodedBlocks]:
     """``context``, and another codec where that may be smaller: the smallest first."""
     trials = {"context": code(base, target, "context", first, stop)}
     if trials["context"].changed <= FEW:
@@ -137,7 +137,7 @@ class OpenTensor:
     base_leaves: list[bytes] = field(default_factory=list)
     payload: xxhash.xxh3_64 = field(default_factory=xxhash.xxh3_64)
 
-    def add(self, coded: Coded, spool: BinaryIO) -> None:
+    def add(self, coded: EncodedBlocks, spool: BinaryIO) -> None:
         if self.start < 0:
             self.start = spool.tell()
         for block in coded.blocks:

@@ -17,8 +17,8 @@ from ckptdiff.device.ops import changes as find_changes
 from ckptdiff.device.ops import units_of, zigzag
 from ckptdiff.format.digests import BLOCK, leaves_of
 from ckptdiff.format.dtypes import DTYPES, Bytes
-from ckptdiff.kernels.block_layout import NOWHERE, Place
-from ckptdiff.patching.encode import Coded, code, look, row_width
+from ckptdiff.kernels.block_layout import WITHOUT_ROWS, BlockLayout
+from ckptdiff.patching.encode import EncodedBlocks, code, look, row_width
 from ckptdiff.patching.memory import MemoryFile
 
 STAGED, RESIDENT = 4, 32
@@ -33,8 +33,8 @@ class _Mine(threading.local):
         self.pinned: dict[str, torch.Tensor] = {}
 
 
-class DeviceCoder:
-    """A :class:`~ckptdiff.patching.encode.Coder` on a device. Adapted bases, new and empty tensors and ``raw`` go to the host's."""
+class DeviceEncoder:
+    """A :class:`~ckptdiff.patching.encode.TensorEncoder` on a device. Adapted bases, new and empty tensors and ``raw`` go to the host's."""
 
     def __init__(self, device: torch.device, tensors: Iterable[Tensor] = ()) -> None:
         self.device, self._mine = device, _Mine()
@@ -45,7 +45,7 @@ class DeviceCoder:
         leaves = leaf_digests([flat for tensor in there if (flat := self._there(tensor)) is not None])
         self._leaves = {(id(tensor.source), tensor.offset): row for tensor, row in zip(there, leaves, strict=True) if tensor.nbytes}
 
-    def __call__(self, base: Tensor | None, target: Tensor, codec: str, first: int, stop: int) -> Coded:
+    def __call__(self, base: Tensor | None, target: Tensor, codec: str, first: int, stop: int) -> EncodedBlocks:
         if base is None or codec == "raw" or not target.nbytes or (base.dtype, base.shape) != (target.dtype, target.shape):
             return code(base, target, codec, first, stop)
         dtype = DTYPES[target.dtype]
@@ -58,7 +58,7 @@ class DeviceCoder:
             where, zigzags = positions.int().cpu().numpy(), zigzag(distances).cpu().numpy().view(dtype.unit)
         coded = self._code(host_old, where, zigzags, target, codec, first, stop - start)
         base_leaves, leaves = self._leaves_of(base, host_old, start, stop), self._leaves_of(target, host_new, start, stop)
-        return Coded(coded, len(where), leaves, base_leaves, stop - start)
+        return EncodedBlocks(coded, len(where), leaves, base_leaves, stop - start)
 
     def _code(self, old: Bytes | None, where: Any, zigzags: Any, target: Tensor, codec: str, first: int, nbytes: int) -> list[bytes]:
         """The coded blocks, from changes of all of them."""
@@ -71,8 +71,8 @@ class DeviceCoder:
             if codec == "sparse" or old is None:
                 coded.append(sparse.pack(positions, zigzags[here], dtype))
             else:
-                place = Place(width, (first + k * per_block) % width) if width else NOWHERE
-                coded.append(context.pack(old[k * BLOCK : (k + 1) * BLOCK], positions, zigzags[here], dtype, place))
+                layout = BlockLayout(width, (first + k * per_block) % width) if width else WITHOUT_ROWS
+                coded.append(context.pack(old[k * BLOCK : (k + 1) * BLOCK], positions, zigzags[here], dtype, layout))
         return coded
 
     def _there(self, tensor: Tensor) -> torch.Tensor | None:

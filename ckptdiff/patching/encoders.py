@@ -9,14 +9,14 @@ import numpy as np
 from ckptdiff import patching
 from ckptdiff.checkpoint.reader import Tensor
 from ckptdiff.device.choice import find_device
-from ckptdiff.patching.encode import Coder, code
+from ckptdiff.patching.encode import TensorEncoder, code
 from ckptdiff.patching.memory import MemoryFile
 
 IN_MEMORY = 8
 """Groups that the host takes at once of tensors in memory for ``sparse``: fewer hand Python's lock over more often."""
 
 
-def choose_coder(device: str | None, tensors: Sequence[Tensor] = (), codec: str | None = None) -> tuple[Coder, int]:
+def choose_coder(device: str | None, tensors: Sequence[Tensor] = (), codec: str | None = None) -> tuple[TensorEncoder, int]:
     """The coder of a device, by default of the one that tensors in memory are on; and how many groups it takes at once.
 
     Raises:
@@ -28,5 +28,5 @@ def choose_coder(device: str | None, tensors: Sequence[Tensor] = (), codec: str 
         return code, IN_MEMORY if tensors and codec == "sparse" else 1
     found = find_device(device or there.pop())
 
-    coder = patching.encode_on_device.DeviceCoder(found, tensors)
+    coder = patching.encode_on_device.DeviceEncoder(found, tensors)
     return coder, coder.groups

@@ -23,10 +23,10 @@ from ckptdiff.io.parallel import Progress, no_progress, run_ordered
 from ckptdiff.patching import other_files
 from ckptdiff.patching.patch import OpenPatch
 from ckptdiff.patching.recipes import (
-    FromBase,
-    FromPatch,
-    Node,
+    BaseTensor,
     Once,
+    PatchedTensor,
+    Recipe,
     check_result,
     found_digest,
     layers,
@@ -91,21 +91,21 @@ def check_chain(chain: Sequence[OpenPatch]) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
-    """A file to write: its bytes before the tensors, and (offset, node) of each tensor."""
+class OutputFile:
+    """A file to write: its bytes before the tensors, and (offset, recipe) of each tensor."""
 
     path: str
     head: bytes
-    tensors: tuple[tuple[int, Node], ...]
+    tensors: tuple[tuple[int, Recipe], ...]
     size: int
 
 
-def nodes_of(outputs: Iterable[Output]) -> list[Node]:
+def recipes_of(outputs: Iterable[OutputFile]) -> list[Recipe]:
     """What builds the tensors of files."""
-    return [node for output in outputs for _, node in output.tensors]
+    return [recipe for output in outputs for _, recipe in output.tensors]
 
 
-class Applier:
+class Rebuilder:
     """The steps of one ``apply`` over a base and a checked chain."""
 
     def __init__(
@@ -117,19 +117,19 @@ class Applier:
         self.other_files = [{other.path: other for other in patch.others} for patch in chain]
         self.once = Once()
 
-    def node(self, depth: int, file: PatchFile, entry: Entry) -> Node:
+    def recipe(self, depth: int, file: PatchFile, entry: Entry) -> Recipe:
         """What builds an entry of patch ``depth`` of the chain; checks that its base tensor exists and fits (spec 10, step 3)."""
         scope = file.metadata.target_scope
         if entry.kind == "copy":
-            return self.node(depth, *self.chain[depth].entries[scope, entry.of or ""])
+            return self.recipe(depth, *self.chain[depth].entries[scope, entry.of or ""])
         if entry.kind == "new":
-            return FromPatch(file, entry, None, self.device)
+            return PatchedTensor(file, entry, None, self.device)
         below = self._below(depth, file, entry)
-        return FromPatch(file, entry, below, self.device) if entry.kind == "delta" or entry.adapted else below
+        return PatchedTensor(file, entry, below, self.device) if entry.kind == "delta" or entry.adapted else below
 
-    def _below(self, depth: int, file: PatchFile, entry: Entry) -> Node:
+    def _below(self, depth: int, file: PatchFile, entry: Entry) -> Recipe:
         name, scope, patch = entry.base_name or "", file.metadata.base_scope, self.chain[depth]
-        node: Node
+        recipe: Recipe
         if depth == 0:
             tensor = (self.base.scope(scope or "") or {}).get(name)
             if tensor is None:
@@ -137,28 +137,28 @@ class Applier:
             if (tensor.dtype, tensor.shape) != (entry.base_dtype, entry.base_shape):
                 found, expected = cut(list(tensor.shape)), f"{entry.base_dtype} {cut(list(entry.base_shape or ()))}"
                 raise self.wrong_base(patch, f"its tensor {cut(name)} is {tensor.dtype} {found}, expected {expected}")
-            return FromBase(tensor, entry.base_digest)
+            return BaseTensor(tensor, entry.base_digest)
         before = self.chain[depth - 1]
         source = before.entries.get((next(iter(before.scopes)) if len(before.scopes) == 1 else scope or "", name))
         if source is None or (source[1].dtype, source[1].shape) != (entry.base_dtype, entry.base_shape):
             raise BaseMismatchError(f"{patch.path}: needs the tensor {cut(name)}, which {before.path} does not give like that")
-        node = self.node(depth - 1, *source)
-        if node.digest != entry.base_digest:
+        recipe = self.recipe(depth - 1, *source)
+        if recipe.digest != entry.base_digest:
             raise BaseMismatchError(f"{patch.path}: tensor {cut(name)} is not the one that {before.path} gives")
-        return node
+        return recipe
 
-    def outputs(self) -> list[Output]:
+    def outputs(self) -> list[OutputFile]:
         """Every weight file of the chain's target."""
         last, outputs = len(self.chain) - 1, []
         for file in self.chain[last].files:
             start = file.header.data_start
-            nodes = zip((start + info.begin for info in file.header.tensors), file.table.entries, strict=True)
-            tensors = tuple((offset, self.node(last, file, entry)) for offset, entry in nodes)
+            recipes = zip((start + info.begin for info in file.header.tensors), file.table.entries, strict=True)
+            tensors = tuple((offset, self.recipe(last, file, entry)) for offset, entry in recipes)
             head = len(file.header.raw).to_bytes(8, "little") + file.header.raw
-            outputs.append(Output(file.metadata.target_path, head, tensors, file.metadata.target_size))
+            outputs.append(OutputFile(file.metadata.target_path, head, tensors, file.metadata.target_size))
         return outputs
 
-    def subset(self, globs: Sequence[str]) -> Output:
+    def subset(self, globs: Sequence[str]) -> OutputFile:
         """One new safetensors file of the target tensors whose names match."""
         last = len(self.chain) - 1
         found: dict[str, tuple[PatchFile, Entry]] = {}
@@ -174,13 +174,13 @@ class Applier:
         raw = header_json([("__metadata__", '{"format":"pt"}')], rows)
         tensors, position = [], 8 + len(raw)
         for file, entry in found.values():
-            tensors.append((position, self.node(last, file, entry)))
+            tensors.append((position, self.recipe(last, file, entry)))
             position += entry.nbytes
-        return Output("", len(raw).to_bytes(8, "little") + raw, tuple(tensors), position)
+        return OutputFile("", len(raw).to_bytes(8, "little") + raw, tuple(tensors), position)
 
     # --- writing ---
 
-    def write(self, output: Output, path: Path) -> None:
+    def write(self, output: OutputFile, path: Path) -> None:
         """Build and check every tensor of a file, and write it (spec 10, steps 3 to 5)."""
         self.total += output.size
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -188,35 +188,35 @@ class Applier:
         try:
             write_at(fd, output.head, 0)
             with closing(run_ordered(self._jobs(output, fd), self.threads)) as results:
-                for node, nbytes, last in results:
+                for recipe, nbytes, last in results:
                     self.done += nbytes
                     self.progress("rebuilding", self.done, self.total)
                     if last:
-                        self.check(node)
+                        self.check(recipe)
         finally:
             os.close(fd)
 
-    def _jobs(self, output: Output, fd: int) -> Iterator[Callable[[], tuple[Node, int, bool]]]:
-        for offset, node in output.tensors:
-            for start, stop, last in ranges(node):
-                yield partial(self._step, node, fd, offset, start, stop, last)
+    def _jobs(self, output: OutputFile, fd: int) -> Iterator[Callable[[], tuple[Recipe, int, bool]]]:
+        for offset, recipe in output.tensors:
+            for start, stop, last in ranges(recipe):
+                yield partial(self._step, recipe, fd, offset, start, stop, last)
 
-    def _step(self, node: Node, fd: int, offset: int, start: int, stop: int, last: bool) -> tuple[Node, int, bool]:
-        data = node.build(start, stop)
+    def _step(self, recipe: Recipe, fd: int, offset: int, start: int, stop: int, last: bool) -> tuple[Recipe, int, bool]:
+        data = recipe.build(start, stop)
         write_at(fd, data, offset + start)
-        return node, len(data), last
+        return recipe, len(data), last
 
-    def check(self, node: Node) -> None:
+    def check(self, recipe: Recipe) -> None:
         """Compare the digests of a finished tensor and of all it was built from, the base's first."""
-        parts, longer = whole_layers(node)
+        parts, longer = whole_layers(recipe)
         if longer is not None:
             self.once.check(longer, self.check)
         for part in parts:
-            if isinstance(part, FromPatch):
+            if isinstance(part, PatchedTensor):
                 check_result(part)
             elif found_digest(part) != part.digest:
                 raise self.wrong_base(self.chain[0], tensor_differs(part, found_digest(part)))
-        for part in layers(node):
+        for part in layers(recipe):
             part.leaves.clear()
 
     # --- what to say of a wrong base ---
@@ -224,18 +224,18 @@ class Applier:
     def wrong_base(self, patch: OpenPatch, why: str) -> BaseMismatchError:
         return BaseMismatchError(f"{self.base.path}: is not the base of {patch.path}: {why}. {wanted_base(patch)}")
 
-    def explain(self, nodes: Iterable[Node]) -> None:
+    def explain(self, recipes: Iterable[Recipe]) -> None:
         """After a failure: raise the error of a wrong base if that is the cause, naming the first tensor that differs."""
         first: CkptdiffError | None = None
         deltas = at_target = 0
-        for node in nodes:
-            parts = layers(node)
-            if not isinstance(parts[0], FromBase):
+        for recipe in recipes:
+            parts = layers(recipe)
+            if not isinstance(parts[0], BaseTensor):
                 continue
             found = self.once.digest_of(parts[0].tensor)
             if found != parts[0].digest and first is None:
                 first = self.wrong_base(self.chain[0], tensor_differs(parts[0], found))
-            if any(isinstance(part, FromPatch) and part.entry.kind == "delta" for part in parts):
+            if any(isinstance(part, PatchedTensor) and part.entry.kind == "delta" for part in parts):
                 deltas += 1
                 at_target += found == parts[-1].digest
         if first and deltas and at_target == deltas:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class FromBase:
+class BaseTensor:
     """A tensor of the base, which must have ``digest``."""
 
     tensor: Tensor
@@ -46,12 +46,12 @@ class FromBase:
 
 
 @dataclass(slots=True)
-class FromPatch:
+class PatchedTensor:
     """A tensor that a patch's entry makes out of ``below``, if it has a base; ``device``: where to move what ``sparse`` says moves."""
 
     file: PatchFile
     entry: Entry
-    below: FromBase | FromPatch | None
+    below: BaseTensor | PatchedTensor | None
     device: torch.device | None = None
     changed: dict[int, int] = field(default_factory=dict)
     leaves: dict[int, list[bytes]] = field(default_factory=dict)
@@ -75,7 +75,7 @@ class FromPatch:
             base = np.zeros(size, np.uint8)
         else:
             width = DTYPES[self.below.dtype].carrier
-            if isinstance(self.below, FromBase) and units_of(self.below) > units_of(self):
+            if isinstance(self.below, BaseTensor) and units_of(self.below) > units_of(self):
                 stop = start + size  # no more than is kept of it
             base = self.below.build(start // dtype.carrier * width, stop // dtype.carrier * width)
             base = adapt(base, self.below.dtype, entry.dtype, size)
@@ -108,44 +108,44 @@ class FromPatch:
         return device.ops.moved(block, positions, zigzags, dtype, self.device), len(positions)
 
 
-Node = FromBase | FromPatch
+Recipe = BaseTensor | PatchedTensor
 
 
-def layers(node: Node | None) -> list[Node]:
+def layers(node: Recipe | None) -> list[Recipe]:
     """A node and all below it, lowest first."""
-    found: list[Node] = []
+    found: list[Recipe] = []
     while node is not None:
         found.append(node)
-        node = node.below if isinstance(node, FromPatch) else None
+        node = node.below if isinstance(node, PatchedTensor) else None
     return found[::-1]
 
 
-def units_of(node: Node) -> int:
+def units_of(node: Recipe) -> int:
     """Units of what a node builds."""
     return node.nbytes // DTYPES[node.dtype].carrier
 
 
-def whole_layers(node: Node) -> tuple[list[Node], Node | None]:
+def whole_layers(node: Recipe) -> tuple[list[Recipe], Recipe | None]:
     """A node and those below it that are built whole with it, lowest first; and the next one below, of which only a part is needed.
 
     That one, and what it is built from, must be checked by itself: a patch may cut one long tensor into very many.
     """
     found = [node]
-    while isinstance(found[-1], FromPatch) and (below := found[-1].below) is not None:
+    while isinstance(found[-1], PatchedTensor) and (below := found[-1].below) is not None:
         if units_of(below) > units_of(found[-1]):
             return found[::-1], below
         found.append(below)
     return found[::-1], None
 
 
-def anew(node: Node) -> Node:
+def anew(node: Recipe) -> Recipe:
     """The same node, of which nothing is built yet."""
-    if isinstance(node, FromBase):
-        return FromBase(node.tensor, node.digest)
-    return FromPatch(node.file, node.entry, anew(node.below) if node.below is not None else None, node.device)
+    if isinstance(node, BaseTensor):
+        return BaseTensor(node.tensor, node.digest)
+    return PatchedTensor(node.file, node.entry, anew(node.below) if node.below is not None else None, node.device)
 
 
-def ranges(node: Node) -> Iterator[tuple[int, int, bool]]:
+def ranges(node: Recipe) -> Iterator[tuple[int, int, bool]]:
     """What to build a node in: start and stop in bytes of the target, whole blocks of all layers, and whether it is the last."""
     parts, width = whole_layers(node)[0], DTYPES[node.dtype].carrier
     group = group_units(*(part.dtype for part in layers(node)))
@@ -154,12 +154,12 @@ def ranges(node: Node) -> Iterator[tuple[int, int, bool]]:
         yield first * width, (first + group) * width, first + group >= units
 
 
-def found_digest(node: Node) -> bytes:
+def found_digest(node: Recipe) -> bytes:
     """The tensor digest of what a node has built."""
     return tensor_digest(leaf for start in sorted(node.leaves) for leaf in node.leaves[start])
 
 
-def check_result(node: FromPatch) -> None:
+def check_result(node: PatchedTensor) -> None:
     """Raise FormatError or IntegrityError unless an entry has changed as many units, and gives the digest, as it says."""
     check_changed(node)
     where, digest = f"{node.file.source.name}: tensor {cut(node.entry.name)}", found_digest(node)
@@ -167,7 +167,7 @@ def check_result(node: FromPatch) -> None:
         raise IntegrityError(f"{where}: rebuilt with the digest {digest.hex()}, expected {node.digest.hex()}: fetch the patch again")
 
 
-def check_changed(node: FromPatch) -> None:
+def check_changed(node: PatchedTensor) -> None:
     """Raise FormatError unless an entry has changed as many units as it says."""
     changed = sum(node.changed.values())
     if node.entry.kind == "delta" and changed != node.entry.changed:
@@ -175,7 +175,7 @@ def check_changed(node: FromPatch) -> None:
         raise FormatError(f"{where}: its blocks change {changed} units, expected {node.entry.changed}")
 
 
-def tensor_differs(node: FromBase, found: bytes) -> str:
+def tensor_differs(node: BaseTensor, found: bytes) -> str:
     """Words for a base tensor of another digest."""
     return f"its tensor {cut(node.tensor.name)} has the digest {found.hex()}, expected {node.digest.hex()}"
 
@@ -200,9 +200,9 @@ class Once:
                 self._digests[id(tensor)] = digest_of(tensor)
             return self._digests[id(tensor)]
 
-    def check(self, node: Node, check: Callable[[Node], None]) -> None:
+    def check(self, node: Recipe, check: Callable[[Recipe], None]) -> None:
         """Build a node whole and check it; raises what ``check`` raises, each time."""
-        key = (id(node.file), node.entry.name) if isinstance(node, FromPatch) else (id(node.tensor), node.digest.hex())
+        key = (id(node.file), node.entry.name) if isinstance(node, PatchedTensor) else (id(node.tensor), node.digest.hex())
         with self._lock:
             if key not in self._errors:
                 self._errors[key] = _error(anew(node), check)
@@ -211,7 +211,7 @@ class Once:
             raise error
 
 
-def _error(node: Node, check: Callable[[Node], None]) -> CkptdiffError | None:
+def _error(node: Recipe, check: Callable[[Recipe], None]) -> CkptdiffError | None:
     try:
         for start, stop, _ in ranges(node):
             node.build(start, stop)

@@ -28,7 +28,7 @@ from ckptdiff.hub.repo import Repo, check_files
 from ckptdiff.io.parallel import FileHasher, Progress, run_ordered
 from ckptdiff.patching import other_files
 from ckptdiff.patching.adapt import group_units, read_range
-from ckptdiff.patching.encode import Coded, Coder, OpenTensor, choose_codec, code, smallest
+from ckptdiff.patching.encode import EncodedBlocks, OpenTensor, TensorEncoder, choose_codec, code, smallest
 from ckptdiff.patching.patch import MAX_ALL_BYTES, MAX_ALL_DESCRIBED, MAX_ALL_TENSORS, open_patch
 
 Step = tuple[OpenTensor, int, int, bool]
@@ -68,7 +68,7 @@ class PatchMaker:
         report: Report | None,
         spool: BinaryIO,
         progress: Progress,
-        coder: Coder = code,
+        coder: TensorEncoder = code,
         groups: int = 1,
     ) -> None:
         self.base, self.target, self.codec, self.threads, self.renames = base, target, codec, threads, renames
@@ -174,10 +174,10 @@ class PatchMaker:
         if batch:
             yield batch
 
-    def _steps(self, batch: Iterable[Step]) -> list[tuple[OpenTensor, Coded, bool]]:
+    def _steps(self, batch: Iterable[Step]) -> list[tuple[OpenTensor, EncodedBlocks, bool]]:
         return [self._step(*step) for step in batch]
 
-    def _step(self, tensor: OpenTensor, first: int, stop: int, last: bool) -> tuple[OpenTensor, Coded, bool]:
+    def _step(self, tensor: OpenTensor, first: int, stop: int, last: bool) -> tuple[OpenTensor, EncodedBlocks, bool]:
         base, target = tensor.base, tensor.target
         if tensor.codec is None and base is not None:
             tensor.codec, coded = next(iter(smallest(base, target, first, stop).items()))

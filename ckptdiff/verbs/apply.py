@@ -14,7 +14,7 @@ from ckptdiff.errors import BaseMismatchError, FormatError, IntegrityError
 from ckptdiff.io.parallel import Progress, default_threads, no_progress
 from ckptdiff.patching.output import build_beside, check_output, check_space
 from ckptdiff.patching.patch import open_patch
-from ckptdiff.patching.rebuild import MAX_CHAIN, Applier, check_chain, check_stored, nodes_of, open_base
+from ckptdiff.patching.rebuild import MAX_CHAIN, Rebuilder, check_chain, check_stored, open_base, recipes_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,20 +74,20 @@ def apply(
         for patch in chain:
             check_stored(patch, only, progress)
         check_chain(chain)
-        applier = Applier(old, chain, threads or default_threads(), progress, found)
-        outputs = [applier.subset(only)] if only else applier.outputs()
+        rebuilder = Rebuilder(old, chain, threads or default_threads(), progress, found)
+        outputs = [rebuilder.subset(only)] if only else rebuilder.outputs()
         check_space(out, sum(output.size for output in outputs) + (0 if only else sum(o.size for o in chain[-1].others)))
         with build_beside(out, overwrite=overwrite) as built:
             if folder:
                 built.mkdir()  # it may stay empty
             try:
                 for output in outputs:
-                    applier.write(output, built / output.path if folder else built)
+                    rebuilder.write(output, built / output.path if folder else built)
             except (FormatError, IntegrityError, BaseMismatchError):
-                applier.explain(nodes_of(outputs))
+                rebuilder.explain(recipes_of(outputs))
                 raise
             if folder:
-                applier.write_others(built)
+                rebuilder.write_others(built)
             old.check_unchanged()
         files = [output.path or out.name for output in outputs] + ([other.path for other in chain[-1].others] if folder else [])
         size = sum(output.size for output in outputs) + (sum(other.size for other in chain[-1].others) if folder else 0)

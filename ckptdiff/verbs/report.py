@@ -19,7 +19,7 @@ from ckptdiff.analysis.pairs import Pair, open_source
 from ckptdiff.analysis.rank import check_device, expected_random_rank, spectrum
 from ckptdiff.analysis.report_model import QUANTILES, Bin, ExponentRow, MatrixRank, Quantiles, RankChoice, Report, TensorReport
 from ckptdiff.analysis.report_stored import unpack
-from ckptdiff.analysis.sparsity import NUMBERS, ZERO_EXPONENT, Block, Counter, Counts, Tally, Tolerance, subtract
+from ckptdiff.analysis.sparsity import NUMBERS, ZERO_EXPONENT, BlockCounter, BlockCounts, Counts, Histograms, Tolerance, subtract
 from ckptdiff.analysis.values import element_bits, values_of
 from ckptdiff.checkpoint.pairing import Rename, check_globs
 from ckptdiff.checkpoint.selection import Selection
@@ -84,7 +84,7 @@ def report(
             check_globs(chosen.globs, *source.sides)
         if not source.pairs and not source.unpaired and source.added and source.removed:
             raise CheckpointError(f"{base} and {target} have no tensor of the same name: are they of one model?")
-        total, tensors = Tally.empty(), []
+        total, tensors = Histograms.empty(), []
         without: tuple[str, ...] = ()
         jobs = (partial(_count, group, Tolerance(atol, rtol)) for group in _groups(source.pairs))
         done, nbytes = 0, sum(pair.nbytes for pair in source.pairs)
@@ -140,9 +140,9 @@ def _groups(pairs: Sequence[Pair]) -> Iterator[list[tuple[Pair, int]]]:
         yield group
 
 
-def _count(group: list[tuple[Pair, int]], tolerance: Tolerance) -> tuple[list[Block], Tally]:
+def _count(group: list[tuple[Pair, int]], tolerance: Tolerance) -> tuple[list[BlockCounts], Histograms]:
     dtype = group[0][0].dtype
-    counter = Counter(dtype, tolerance)
+    counter = BlockCounter(dtype, tolerance)
     blocks = []
     for pair, start in group:
         old, new = pair.read(start, start + pair.step)
@@ -150,14 +150,14 @@ def _count(group: list[tuple[Pair, int]], tolerance: Tolerance) -> tuple[list[Bl
     return blocks, counter.tally()
 
 
-def _blocks(results: Iterator[tuple[list[Block], Tally]], total: Tally) -> Iterator[Block]:
+def _blocks(results: Iterator[tuple[list[BlockCounts], Histograms]], total: Histograms) -> Iterator[BlockCounts]:
     """The blocks of all jobs; adds up their bins."""
     for blocks, tally in results:
         total.add(tally)
         yield from blocks
 
 
-def _gather(pair: Pair, blocks: Iterator[Block]) -> TensorReport:
+def _gather(pair: Pair, blocks: Iterator[BlockCounts]) -> TensorReport:
     """Add up a tensor's blocks."""
     numbers, (height, width) = np.zeros(len(NUMBERS), np.int64), counted_lines(pair.shape)
     rows, columns = np.zeros(height, np.int64), np.zeros(width * (1 + (pair.dtype == "C64")), np.int64)
@@ -184,7 +184,7 @@ def _quantiles(changed: npt.NDArray[np.int64], length: int) -> Quantiles:
     return tuple(found)
 
 
-def _bins(total: Tally) -> tuple[tuple[Bin, ...], tuple[Bin, ...], tuple[ExponentRow, ...]]:
+def _bins(total: Histograms) -> tuple[tuple[Bin, ...], tuple[Bin, ...], tuple[ExponentRow, ...]]:
     counts = [*total.ulps[:WIDEST], int(total.ulps[WIDEST:].sum())]
     ulps = tuple(Bin(2.0**k, 2.0 ** (k + 1) - 1 if k < WIDEST else None, int(n)) for k, n in enumerate(counts) if n)
     moves = tuple(Bin(2.0 ** (k + LOWEST), 2.0 ** (k + LOWEST + 1), int(n)) for k, n in enumerate(total.moves) if n)

@@ -27,8 +27,8 @@ from ckptdiff.io.parallel import Progress, default_threads, no_progress, run_ord
 from ckptdiff.io.source import LocalFile
 from ckptdiff.patching import other_files
 from ckptdiff.patching.patch import OpenPatch, open_patch
-from ckptdiff.patching.rebuild import Applier, nodes_of, open_base
-from ckptdiff.patching.recipes import FromBase, FromPatch, check_result, digest_of, layers, ranges, tensor_differs
+from ckptdiff.patching.rebuild import Rebuilder, open_base, recipes_of
+from ckptdiff.patching.recipes import BaseTensor, PatchedTensor, check_result, digest_of, layers, ranges, tensor_differs
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +82,9 @@ def verify(
                 found += _run(checks, threads, progress)
             else:
                 with open_base(base, [opened]) as checkpoint:
-                    applier = Applier(checkpoint, [opened], 1, no_progress)
-                    checks += base_checks(applier, opened)
-                    found += _told_apart(applier, list(_run(checks, threads, progress)))
+                    rebuilder = Rebuilder(checkpoint, [opened], 1, no_progress)
+                    checks += base_checks(rebuilder, opened)
+                    found += _told_apart(rebuilder, list(_run(checks, threads, progress)))
     except CheckpointError:
         raise
     except CkptdiffError as error:  # the container itself is broken: nothing more can be checked
@@ -101,12 +101,12 @@ def _run(checks: list[Callable[[], CkptdiffError | None]], threads: int | None, 
                 yield error
 
 
-def _told_apart(applier: Applier, found: list[CkptdiffError]) -> list[CkptdiffError]:
+def _told_apart(rebuilder: Rebuilder, found: list[CkptdiffError]) -> list[CkptdiffError]:
     """One problem instead of one for each tensor where the base is the target already."""
     wrong = [error for error in found if error.kind == "wrong_base"]
     if wrong:
         try:
-            applier.explain(nodes_of(applier.outputs()))
+            rebuilder.explain(recipes_of(rebuilder.outputs()))
         except CkptdiffError as error:
             if error.kind == "already_target":
                 return [*(error for error in found if error not in wrong), error]
@@ -127,11 +127,11 @@ def _payload_error(file: PatchFile, entry: Entry) -> CkptdiffError | None:
     error = file.payload_error(entry)
     if error or entry.kind != "new":
         return error
-    node = FromPatch(file, entry, None)
+    recipe = PatchedTensor(file, entry, None)
     try:
         for start in range(0, entry.nbytes, BLOCK):
-            node.build(start, start + BLOCK)
-        check_result(node)
+            recipe.build(start, start + BLOCK)
+        check_result(recipe)
     except (FormatError, IntegrityError) as error:
         return error
     return None
@@ -234,34 +234,34 @@ def _file_error(path: Path, size: int, sha256: str) -> CkptdiffError | None:
         file.close()
 
 
-def base_checks(applier: Applier, patch: OpenPatch) -> list[Callable[[], CkptdiffError | None]]:
+def base_checks(rebuilder: Rebuilder, patch: OpenPatch) -> list[Callable[[], CkptdiffError | None]]:
     """Checks that the base's tensors and files are those that the patch needs, and that the changes to them give what it states."""
     checks: list[Callable[[], CkptdiffError | None]] = [
-        partial(_tensor_error, applier, file, entry)
+        partial(_tensor_error, rebuilder, file, entry)
         for file in patch.files
         for entry in file.table.entries
         if entry.kind in ("same", "delta")
     ]
-    return checks + [partial(_base_file_error, applier, patch, other) for other in patch.others if other.kind != "new"]
+    return checks + [partial(_base_file_error, rebuilder, patch, other) for other in patch.others if other.kind != "new"]
 
 
-def _tensor_error(applier: Applier, file: PatchFile, entry: Entry) -> CkptdiffError | None:
+def _tensor_error(rebuilder: Rebuilder, file: PatchFile, entry: Entry) -> CkptdiffError | None:
     try:
-        node = applier.node(0, file, entry)
-        base = layers(node)[0]
+        recipe = rebuilder.recipe(0, file, entry)
+        base = layers(recipe)[0]
         try:
-            for start, stop, _ in ranges(node):
-                node.build(start, stop)
-            applier.check(node)
+            for start, stop, _ in ranges(recipe):
+                recipe.build(start, stop)
+            rebuilder.check(recipe)
         except (FormatError, IntegrityError) as error:
-            if isinstance(base, FromBase) and (found := applier.once.digest_of(base.tensor)) != base.digest:
-                return applier.wrong_base(applier.chain[0], tensor_differs(base, found))
+            if isinstance(base, BaseTensor) and (found := rebuilder.once.digest_of(base.tensor)) != base.digest:
+                return rebuilder.wrong_base(rebuilder.chain[0], tensor_differs(base, found))
             return error
     except CkptdiffError as error:
         return error
     return None
 
 
-def _base_file_error(applier: Applier, patch: OpenPatch, other: OtherFile) -> CkptdiffError | None:
-    base = applier.base.others.get(other.path)
+def _base_file_error(rebuilder: Rebuilder, patch: OpenPatch, other: OtherFile) -> CkptdiffError | None:
+    base = rebuilder.base.others.get(other.path)
     return other_files.base_error(other, base) or (_decoding_error(patch, other, base) if other.kind == "delta" else None)

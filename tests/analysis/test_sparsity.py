@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import ckptdiff
-from ckptdiff.analysis.sparsity import NUMBERS, Counter, Counts, Tolerance
+from ckptdiff.analysis.sparsity import NUMBERS, BlockCounter, Counts, Tolerance
 from ckptdiff.analysis.values import element_bits, values_of
 from ckptdiff.checkpoint.recognition import is_patch
 from ckptdiff.format.dtypes import DTYPES
@@ -74,7 +74,7 @@ def test_every_dtype_is_counted(name: str) -> None:
     old = rng.integers(0, 256, nbytes).astype(np.uint8) & (1 if name == "BOOL" else 255)
     new = np.where(rng.random(nbytes) < 0.1, rng.integers(0, 256, nbytes), old).astype(np.uint8) & (1 if name == "BOOL" else 255)
     elements = nbytes * 8 // row.bits
-    counter = Counter(name, Tolerance(0.5, 0.01))
+    counter = BlockCounter(name, Tolerance(0.5, 0.01))
     found = counter.count(old, new, elements // 64, 0)
     counts, tally = Counts.of(found.numbers), counter.tally()
     kind = "F32" if name == "C64" else name
@@ -103,7 +103,7 @@ def test_moves_that_are_gathered(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     found = []
     for many in (0, 0, len(units) + 1):
         monkeypatch.setattr("ckptdiff.analysis.sparsity.MANY", many)
-        counter = Counter(name, Tolerance())
+        counter = BlockCounter(name, Tolerance())
         block = counter.count(old, new, 1 << 10, 0)
         tally = counter.tally()
         found.append([x.tolist() for x in (block.numbers, block.rows, block.columns, tally.ulps, tally.moves, tally.changed_exponents)])
@@ -114,7 +114,7 @@ def test_moves_that_are_gathered(name: str, monkeypatch: pytest.MonkeyPatch) -> 
 def test_nan_equals_itself_only_by_bits() -> None:
     old = np.array([0x7FC0, 0x7FC0, 0x7FC1, 0x3F80], "<u2").view(np.uint8)
     new = np.array([0x7FC0, 0x7FC1, 0x3F80, 0x7FC0], "<u2").view(np.uint8)
-    counts = Counts.of(Counter("BF16", Tolerance()).count(old, new, 0, 0).numbers)
+    counts = Counts.of(BlockCounter("BF16", Tolerance()).count(old, new, 0, 0).numbers)
     assert counts == Counts(elements=4, bit_identical=1, equal=1, within_atol=1, within_rtol=1, within_atol_rounded=1, one_ulp=1)
 
 

@@ -13,7 +13,7 @@ from ckptdiff.codecs import context
 from ckptdiff.codecs.planes import write_varint
 from ckptdiff.format.dtypes import DTYPES, Dtype
 from ckptdiff.kernels import adaptive, changes
-from ckptdiff.kernels.block_layout import NOWHERE, Place
+from ckptdiff.kernels.block_layout import WITHOUT_ROWS, BlockLayout
 from tests.format.test_vectors import READER
 from tests.support.mutations import mutate
 
@@ -45,7 +45,7 @@ def minimal(coded: bytes, base: np.ndarray, dtype: Dtype) -> tuple[bytes, int]:
     return READER.decode_context(coded, base.tobytes(), dtype.name)
 
 
-def check(base: np.ndarray, target: np.ndarray, dtype: Dtype, place: Place = NOWHERE) -> bytes:
+def check(base: np.ndarray, target: np.ndarray, dtype: Dtype, place: BlockLayout = WITHOUT_ROWS) -> bytes:
     """Code a block; decode it with both readers; returns the coded form."""
     coded, changed = context.encode(base, target, dtype, place)
     out, found = context.decode(memoryview(coded), base.copy(), len(base), dtype)
@@ -64,8 +64,8 @@ def test_every_dtype(dtype: Dtype, how: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["BF16", "F32", "U8", "F16", "I32", "C64"])
-@pytest.mark.parametrize("place", [NOWHERE, Place(100, 0), Place(64, 63), Place(1000, 17)], ids=str)
-def test_dense_blocks_in_rows(name: str, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("place", [WITHOUT_ROWS, BlockLayout(100, 0), BlockLayout(64, 63), BlockLayout(1000, 17)], ids=str)
+def test_dense_blocks_in_rows(name: str, place: BlockLayout, monkeypatch: pytest.MonkeyPatch) -> None:
     """The static form alone, with rows and columns that are active to different degrees."""
     monkeypatch.setattr(context, "FEW", 0)
     dtype, rng, n = DTYPES[name], np.random.default_rng(3), 20_000
@@ -76,7 +76,7 @@ def test_dense_blocks_in_rows(name: str, place: Place, monkeypatch: pytest.Monke
     target = base.view(dtype.unit) + (active * rng.geometric(0.4, n)).astype(dtype.unit)
     coded = check(base, target.view(np.uint8), dtype, place)
     assert coded[0] == context.STATIC
-    if (name, place) == ("BF16", Place(64, 63)):
+    if (name, place) == ("BF16", BlockLayout(64, 63)):
         assert words_of(coded)[0][2] & 63 > 0, "level bits of rows and columns"
 
 
@@ -148,7 +148,7 @@ def test_classes_that_a_sample_misses(hidden: str, share: float) -> None:
     base = np.where(rare, 0x4400, 0x3C00).astype("<u2")
     target = base ^ (rng.random(n) < share) * (~rare)
     target[np.flatnonzero(rare)[5]] ^= 1
-    coded, _ = context.encode(base.view(np.uint8), target.astype("<u2").view(np.uint8), dtype, Place(1024, 0))
+    coded, _ = context.encode(base.view(np.uint8), target.astype("<u2").view(np.uint8), dtype, BlockLayout(1024, 0))
     assert coded[0] == (context.ADAPTIVE if share < 0.1 else context.STATIC) and len(coded) < n // 8
     out, _ = context.decode(memoryview(coded), base.view(np.uint8).copy(), 2 * n, dtype)
     assert out.tobytes() == target.astype("<u2").tobytes()
@@ -159,8 +159,8 @@ def test_classes_that_a_sample_misses(hidden: str, share: float) -> None:
 @given(seed=st.integers(0, 2**32), n=st.integers(1, 3000), name=st.sampled_from(sorted(DTYPES)))
 def test_any_block(few: int, seed: int, n: int, name: str) -> None:
     rng = np.random.default_rng(seed)
-    place = Place(int(rng.integers(1, n + 1)), 0)
-    place = Place(place.width, int(rng.integers(place.width)))
+    place = BlockLayout(int(rng.integers(1, n + 1)), 0)
+    place = BlockLayout(place.width, int(rng.integers(place.width)))
     how = str(rng.choice(["weights", "noise", "top bit"]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(context, "FEW", few)  # 0: dense blocks take the static form, however small
@@ -174,7 +174,7 @@ def test_damaged_blocks(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(seed)
     dtype = DTYPES[["BF16", "F32", "U8", "I16", "F64"][seed % 5]]
     base, target = block(rng, dtype, 2000, SHARES[seed % 4], "weights")
-    coded, _ = context.encode(base, target, dtype, Place(50, 3))
+    coded, _ = context.encode(base, target, dtype, BlockLayout(50, 3))
     for _ in range(40):
         damaged = mutate(rng, coded)
         try:

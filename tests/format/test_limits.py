@@ -67,7 +67,7 @@ def test_nesting() -> None:
 
 def test_nodes_are_counted_outside_strings_before_anything_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     both_sides(
-        lambda n: canonical.loads(b"[" + b"0," * (n - 1) + b"0]", nodes=n - n % 2), 100, "101 braces, brackets and commas", ValueError
+        lambda n: canonical.loads(b"[" + b"0," * (n - 1) + b"0]", recipes=n - n % 2), 100, "101 braces, brackets and commas", ValueError
     )
     quiet = b'{"a\\\\":"{[,\\"{[,","\\\\\\"[":[{}]}'
     assert json_scan.count_nodes(quiet) == 4
@@ -345,11 +345,11 @@ def test_indexes_of_shards(tmp_path: Path) -> None:
 
     both_sides(padded, 1 << 25, "an index of 33554433 bytes is too large", CheckpointError)
 
-    def nodes(n: int) -> list[str]:
+    def recipes(n: int) -> list[str]:
         path.write_bytes(b'{"weight_map":{"a":"m.safetensors"},"x":[' + b"0," * (n - 4) + b"0]}")
         return shards_of_index(path)
 
-    both_sides(nodes, 1 << 19, "an index with 524289 braces, brackets and commas is too large", CheckpointError)
+    both_sides(recipes, 1 << 19, "an index with 524289 braces, brackets and commas is too large", CheckpointError)
 
 
 def test_make_refuses_what_no_reader_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from ckptdiff.checkpoint.reader import Tensor
 from ckptdiff.errors import CkptdiffError
 from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.patching.memory import BytesFile
-from ckptdiff.patching.recipes import FromBase, FromPatch, check_result
+from ckptdiff.patching.recipes import BaseTensor, PatchedTensor, check_result
 from tests.fuzz.engine import Disagreement, Outcome, Rng, Target
 from tests.fuzz.vectors import BUILD, READER, scenarios
 from tests.support.mutations import mutate
@@ -91,10 +91,10 @@ def run(codec: str, data: bytes) -> Outcome:
     if error:
         raise Disagreement(f"the builder's seal is not right: {error}")
     tensor = Tensor("", "t", dtype, entry.shape, len(base), BytesFile(base, "base"), 0)
-    node = FromPatch(file, entry, FromBase(tensor, entry.base_digest))
+    recipe = PatchedTensor(file, entry, BaseTensor(tensor, entry.base_digest))
     try:
-        found = node.build(0, len(base)).tobytes()
-        check_result(node)
+        found = recipe.build(0, len(base)).tobytes()
+        check_result(recipe)
     except CkptdiffError as refused:
         if refused.kind != "format" or changed:
             raise Disagreement(f"{dtype}, {len(base)} bytes: the minimal reader changes {changed} units") from refused

@@ -24,7 +24,7 @@ safetensors_torch = pytest.importorskip("safetensors.torch")
 from ckptdiff.device.leaves import leaf_digests  # noqa: E402
 from ckptdiff.format.digests import BLOCK, leaves_of  # noqa: E402
 from ckptdiff.format.dtypes import DTYPES  # noqa: E402
-from ckptdiff.patching.encode_on_device import DeviceCoder  # noqa: E402
+from ckptdiff.patching.encode_on_device import DeviceEncoder  # noqa: E402
 from ckptdiff.patching.torch_dtypes import NAMES  # noqa: E402
 
 State = dict[str, Any]
@@ -529,6 +529,6 @@ def test_a_device_coder_reads_what_it_must(monkeypatch: pytest.MonkeyPatch) -> N
     rng = np.random.default_rng(8)
     old = {"cast": tensor(rng, "BF16", (30, 4)), "rows": tensor(rng, "F32", (30, 4))}
     new = {"cast": old["cast"].float() * 1.01, "rows": tensor(rng, "F32", (33, 4)), "new": tensor(rng, "U8", (9,))}
-    coder = DeviceCoder(torch.device("cpu"))
+    coder = DeviceEncoder(torch.device("cpu"))
     assert coder.groups > 1
     assert ckptdiff.diff(old, new, codec="context", device="cpu").to_bytes() == ckptdiff.diff(old, new, codec="context").to_bytes()
