@@ -153,7 +153,7 @@ def page_html(
         "shown": SHOWN,
         "rows": [[value for _, value in row] for row in rows],
     }
-    folder = files("ckptdiff.analysis")
+    folder = files("ckptdiff.pages")
     scripts = [bundled(), folder.joinpath("page.js").read_text("utf-8")]
     return PAGE.format(
         policy=escape(policy(scripts)),
