@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 
 import ckptdiff
 from ckptdiff.cli.main import main
@@ -28,23 +26,14 @@ from ckptdiff.format.patch_file import Spooled, write_patch_file
 from ckptdiff.format.table import Table
 from ckptdiff.io.source import read_bytes
 from ckptdiff.patching.patch import open_patch
-from tests.conftest import Pair
-from tests.format.test_refusals import reseal
 from tests.support.checkpoints import bf16, perturb, tree, write
-
-CKPTDIFF = [sys.executable, "-c", "from ckptdiff.cli.main import main; main()"]
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+from tests.support.commands import CKPTDIFF, error_of, run
+from tests.support.refusals import reseal
+from tests.support.small_pair import Pair
 
 
 def process(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*CKPTDIFF, *map(str, arguments)], capture_output=True, text=True, **options)  # type: ignore[call-overload]
-
-
-def error_of(result: Result) -> dict[str, str]:
-    return json.loads(result.stdout)["error"]
 
 
 def test_every_command_has_help_and_h() -> None:

@@ -17,31 +17,10 @@ from ckptdiff.analysis.values import element_bits
 from ckptdiff.errors import CheckpointError
 from ckptdiff.format.dtypes import DTYPES
 from ckptdiff.verbs.report import QUANTILES, report
-from tests.cli.test_main import run
-from tests.patching.test_real_data import BASE, SHARED_DATA, TARGETS
-from tests.support.checkpoints import tensor, write
-
-SCHEMA = json.loads((Path(__file__).parents[2] / "spec" / "report.schema.json").read_text())
-
-
-@pytest.fixture
-def pair(tmp_path: Path) -> tuple[Path, Path]:
-    """A model of two layers: a stack of experts, matrices, a norm that stays, a bias, a tensor that only one side has."""
-    rng = np.random.default_rng(2)
-    shapes = {
-        "model.embed_tokens.weight": (90, 32),
-        **{f"model.layers.{i}.self_attn.q_proj.weight": (32, 32) for i in (0, 1)},
-        **{f"model.layers.{i}.mlp.experts.gate_up_proj": (3, 32, 48) for i in (0, 1)},
-        **{f"model.layers.{i}.input_layernorm.weight": (32,) for i in (0, 1)},
-        "model.layers.1.mlp.up_proj.bias": (48,),
-    }
-    sides: list[dict[str, object]] = [{"old": tensor("F32", (1,), bytes(4))}, {}]
-    for name, shape in shapes.items():
-        units = (rng.normal(0, 0.02, shape).astype("<f4").view("<u4") >> 16).astype("<u2")
-        moved = units + (0 if "norm" in name else (rng.random(shape) < 0.2).astype("<u2"))
-        for side, values in zip(sides, (units, moved), strict=True):
-            side[name] = tensor("BF16", shape, values)
-    return write(tmp_path / "base.safetensors", sides[0]), write(tmp_path / "a target.safetensors", sides[1])  # type: ignore[arg-type]
+from tests.support.checkpoints import SHARED_DATA, tensor, write
+from tests.support.commands import run
+from tests.support.real_pairs import BASE, TARGETS
+from tests.support.reports import SCHEMA
 
 
 @pytest.mark.parametrize("rank", ["none", "sample", "all"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import shutil
 import subprocess
@@ -19,7 +18,6 @@ import ckptdiff
 from ckptdiff.kernels import cache, mask_ops
 from ckptdiff.kernels.jit import jit
 from tests.support.processes import AS_NOBODY, NOBODY, needs_root, result_of, start
-from tests.test_imports import MODULES, imports, module_path
 
 PACKAGE = Path(ckptdiff.__file__).parent
 KEEP = """
@@ -223,19 +221,3 @@ def test_a_package_without_its_sources_compiles_for_the_process_alone(tmp_path: 
         path.unlink()
     result = keep(site=site, cache=tmp_path / "cache")
     assert (result["read"], result["compiled"], result["unkept"]) == (0, 1, 1) and result["why"][0].endswith("No such file or directory")
-
-
-KERNELS = [name for name in MODULES if module_path(name).exists() and "@jit\n" in module_path(name).read_text()]
-
-
-@pytest.mark.parametrize("name", KERNELS)
-def test_sources_are_all_that_a_module_imports_when_it_is_loaded(name: str) -> None:
-    """As Python's own parser sees it."""
-    found, left = {name}, [name]
-    while left:
-        tree = ast.parse(module_path(left.pop()).read_text())
-        tree.body = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
-        new = {module for module in imports(tree) if module in MODULES and module_path(module).name != "__init__.py"} - found
-        found |= new
-        left += new
-    assert cache.sources(module_path(name)) == sorted(map(module_path, found))

@@ -19,9 +19,9 @@ from ckptdiff.hub.ids import parse_id
 from ckptdiff.io import durable
 from ckptdiff.io.work_folder import work_folder
 from ckptdiff.patching.output import build_beside
-from tests.conftest import Pair, tensors
-from tests.format.test_refusals import refused
 from tests.support.checkpoints import bf16, tree, write, write_sharded
+from tests.support.refusals import refused
+from tests.support.small_pair import Pair, tensors
 
 WORK = ".out.ckptdiff-abcdefgh"
 
