@@ -41,6 +41,11 @@ def clone(folder: Path) -> Path:
     return folder
 
 
+def change(path: Path) -> None:
+    """Add a comment to a source file, which must be there."""
+    path.write_text(path.read_text() + "# changed\n")
+
+
 def keep(kind: str = "u1", **options: Any) -> dict[str, Any]:
     """Run one kernel in a process of its own: how many kernels it read, compiled, and could not keep."""
     return result_of(start(KEEP, kind, **options))
@@ -70,12 +75,10 @@ def test_clones_of_one_source_share_their_kernels(kernel_folder: Path, tmp_path:
     assert keep_here() == "compiled"
     kept = set(kernel_folder.iterdir())
     assert keep(site=other, cache=kernel_folder) == READ
-    with open(other / "ckptdiff" / "dtypes.py", "a") as file:  # which the kernel's module imports
-        file.write("# changed\n")
+    change(other / "ckptdiff" / "format" / "dtypes.py")  # which the kernel's module imports
     assert keep(site=other, cache=kernel_folder) == COMPILED
     assert len(kept) == 1 and kept < set(kernel_folder.iterdir()) and keep_here() == "read", "other versions use the folder beside it"
-    with open(other / "ckptdiff" / "cli.py", "a") as file:
-        file.write("# changed\n")
+    change(other / "ckptdiff" / "cli" / "main.py")
     assert keep(site=other, cache=kernel_folder) == READ
 
 
@@ -85,8 +88,7 @@ def test_beside_the_package_kernels_of_older_sources_go(tmp_path: Path) -> None:
     (old,) = (site / "ckptdiff" / "__pycache__" / "kernels").iterdir()
     (abandoned := old.with_name(f"{old.name}.x.part")).touch()
     os.utime(abandoned, (1, 1))
-    with open(site / "ckptdiff" / "masking.py", "a") as file:
-        file.write("# changed\n")
+    change(site / "ckptdiff" / "kernels" / "mask_ops.py")
     assert keep(site=site) == COMPILED
     (new,) = old.parent.iterdir()
     assert new != old
