@@ -13,6 +13,7 @@ import ckptdiff
 from ckptdiff.format.index import Index
 from ckptdiff.format.metadata import Metadata
 from ckptdiff.format.safetensors import header_json
+from ckptdiff.format.sealed import seal
 from ckptdiff.format.table import Totals
 from ckptdiff.patching.patch import open_patch
 from tests.support.checkpoints import tree
@@ -59,22 +60,18 @@ def test_file_names_that_escape(folders: Pair, tmp_path: Path) -> None:
     for name in ("../evil", "/etc/evil", "a/../../evil", "a\\..\\evil", "C:evil"):
         value = json.loads(index.to_bytes())
         value["files"][0]["path"] = name
-        from ckptdiff.format.metadata import _sealed
-
         del value["digest"]
-        path.write_bytes(_sealed(value))
+        path.write_bytes(seal(value))
         with refused(ckptdiff.FormatError, "do not trust this patch", tmp_path):
             ckptdiff.apply(folders.base, folders.patch, tmp_path / "out")
 
 
 def test_a_newer_format_version(files: Pair) -> None:
-    from ckptdiff.format.metadata import _sealed
-
     with open_patch(files.patch) as patch:
         value = json.loads(patch.files[0].metadata.to_bytes())
     value["version"] = 2
     with pytest.raises(ckptdiff.UnsupportedError, match="format version 2, this ckptdiff reads 1: upgrade ckptdiff"):
-        Metadata.from_bytes(_sealed({k: v for k, v in value.items() if k != "digest"}), "patch")
+        Metadata.from_bytes(seal({k: v for k, v in value.items() if k != "digest"}), "patch")
 
 
 def test_a_missing_patch(files: Pair, tmp_path: Path) -> None:
