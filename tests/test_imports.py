@@ -23,8 +23,8 @@ kernels: bins block_layout cache jit leaves changes escapes range_coder rans con
 codecs: planes raw escaped_values sparse context
 hub: ids client repo commit
 checkpoint: weight_map secrets selection recognition other_formats scopes reader pairing
-device: choice ops xxh3_triton leaves
-patching: torch_dtypes memory adapt encode encode_on_device encoders patch other_files overwrite output write recipes rebuild provenance
+device: resolve ops xxh3_triton leaves
+patching: torch_dtypes memory adapt encode encode_on_device choose_encoder patch other_files overwrite output write recipes rebuild provenance
 live: switch load patch target
 analysis: modules values sparsity matrices rank report_model report_stored pairs overlap
 subnetwork: mask_rows mask freeze track

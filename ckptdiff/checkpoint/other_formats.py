@@ -18,18 +18,18 @@ OTHER_FORMATS = {
 }  # fmt: skip
 """Endings of files that beside safetensors mostly hold the weights once more, in another format."""
 
-LOAD = "load it with torch.load(weights_only=True) and write it with safetensors.torch.save_file"
+LOAD_WITH_TORCH = "load it with torch.load(weights_only=True) and write it with safetensors.torch.save_file"
 CONVERTERS = {
     ".bin": "load it with transformers and save_pretrained(..., safe_serialization=True)",
-    ".pt": LOAD,
-    ".pth": LOAD,
-    ".ckpt": LOAD,
+    ".pt": LOAD_WITH_TORCH,
+    ".pth": LOAD_WITH_TORCH,
+    ".ckpt": LOAD_WITH_TORCH,
     ".gguf": "load it with transformers from_pretrained(..., gguf_file=NAME) and save_pretrained",
     ".nemo": "export it with NeMo (nemo llm export, or the model's convert_*_nemo_to_hf.py)",
     ".distcp": "convert it with python -m torch.distributed.checkpoint.format_utils dcp_to_torch, then safetensors.torch.save_file",
 }
 
-TRAINERS = (
+MERGE_TOOLS = (
     ("verl", "model_world_size_*_rank_*.pt", "python -m verl.model_merger merge --backend fsdp --local_dir {folder} --target_dir OUT"),
     ("verl with Megatron", "dist_ckpt/*", "python -m verl.model_merger merge --backend megatron --local_dir {folder} --target_dir OUT"),
     ("accelerate (FSDP)", "pytorch_model_fsdp_[0-9]*/*.distcp", "accelerate merge-weights {folder}/pytorch_model_fsdp_0 OUT"),
@@ -39,7 +39,7 @@ TRAINERS = (
 )
 """Who writes weights of these names, in parts of a kind of their own, and what makes these one model."""
 
-STATE_ONLY = re.compile(
+TRAINING_STATE = re.compile(
     r"(optim|distrib_optim|dist_optim|scheduler|scaler|rng_|random_states|sampler|extra_state|trainer_state|training_args|latest)"
 )
 
@@ -49,7 +49,7 @@ def other_formats(names: Iterable[str]) -> list[str]:
     return [name for name in names if os.path.splitext(name)[1].lower() in OTHER_FORMATS]
 
 
-def refuse_weights(path: Path | HubId, names: Sequence[str], left_out: Collection[str], can_include: bool) -> None:
+def refuse_without_safetensors(path: Path | HubId, names: Sequence[str], left_out: Collection[str], can_include: bool) -> None:
     """Say what a checkpoint without safetensors holds, and what to do.
 
     Args:
@@ -66,7 +66,7 @@ def refuse_weights(path: Path | HubId, names: Sequence[str], left_out: Collectio
         more = f" (and {len(inside) - 1} more)" if len(inside) > 1 else ""
         take = ", or take files in with --include" if can_include else ""
         raise CheckpointError(f"{path}: holds no weights itself, but {inside[-1]} does{more}: give {_inside(path, inside[-1])}{take}")
-    for who, pattern, tool in TRAINERS:
+    for who, pattern, tool in MERGE_TOOLS:
         found = next((name for name in names if fnmatchcase(name, pattern) or fnmatchcase(name, f"*/{pattern}")), None)
         if found is not None:
             folder = path.parent if isinstance(path, Path) and path.is_file() else _inside(path, _holder(found, pattern))
@@ -98,7 +98,7 @@ def _inside(path: Path | HubId, folder: str) -> Path | HubId:
 def _is_state(name: str) -> bool:
     """By its name; configurations, such as a diffusion model's scheduler has, are none."""
     last = name.rpartition("/")[2]
-    return STATE_ONLY.match(last) is not None and not last.endswith("config.json")
+    return TRAINING_STATE.match(last) is not None and not last.endswith("config.json")
 
 
 def _holder(name: str, pattern: str) -> str:

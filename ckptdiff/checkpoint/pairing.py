@@ -11,7 +11,7 @@ from ckptdiff.checkpoint.selection import matches_path
 from ckptdiff.errors import CheckpointError
 from ckptdiff.format.dtypes import CASTS
 
-PREFIXES = ("module.", "_orig_mod.", "model.")
+WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def pair_scopes(base: Checkpoint, target: Checkpoint) -> dict[str, str | None]:
     return {scope: scope if scope in base.scopes else None for scope in target.scopes}
 
 
-def can_stand(base: Tensor, target: Tensor) -> bool:
+def is_adaptable(base: Tensor, target: Tensor) -> bool:
     """Whether the base tensor can be adapted to the target: a known cast, rows cut or added, or neither."""
     if base.dtype != target.dtype and (base.dtype, target.dtype) not in CASTS:
         return False
@@ -97,14 +97,14 @@ def pair_names(base: dict[str, Tensor], target: Iterable[Tensor], renames: Seque
     pairs: dict[str, Tensor] = {}
     for tensor in targets:
         wanted, _ = rename_all(tensor.name, renames)
-        if wanted in base and can_stand(base[wanted], tensor):
+        if wanted in base and is_adaptable(base[wanted], tensor):
             pairs[tensor.name] = base[wanted]
     used = {tensor.name for tensor in pairs.values()}
     free_base = _by_stem(tensor for tensor in base.values() if tensor.name not in used)
     free_target = _by_stem(tensor for tensor in targets if tensor.name not in pairs)
     for stem, candidates in free_target.items():
         others = free_base.get(stem, [])
-        if len(candidates) == len(others) == 1 and can_stand(others[0], candidates[0]):
+        if len(candidates) == len(others) == 1 and is_adaptable(others[0], candidates[0]):
             pairs[candidates[0].name] = others[0]
     return pairs
 
@@ -117,7 +117,7 @@ def pair_tied(
     known = {name: base[kept] for name, kept in base_tied.items()} | base
     for tensor in target if base_tied or tied else ():
         names = (tensor.name, *(name for name, kept in tied.items() if kept == tensor.name))
-        found = [known[name] for name in names if name in known and can_stand(known[name], tensor)]
+        found = [known[name] for name in names if name in known and is_adaptable(known[name], tensor)]
         if tensor.name not in pairs and found:
             pairs[tensor.name] = found[0]
     return pairs
@@ -134,7 +134,7 @@ def strip_prefixes(name: str) -> str:
     """The name without the prefixes that wrappers add (DataParallel, torch.compile, a head model)."""
     while True:
         stripped = name
-        for prefix in PREFIXES:
+        for prefix in WRAPPER_PREFIXES:
             stripped = stripped.removeprefix(prefix)
         if stripped == name or not stripped:
             return name
@@ -142,7 +142,7 @@ def strip_prefixes(name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Paired:
+class PairedTensors:
     """``pairs`` of one dtype and shape; names only in base or target; names whose dtype or shape differ."""
 
     pairs: tuple[tuple[Tensor, Tensor], ...]
@@ -151,7 +151,7 @@ class Paired:
     mismatched: tuple[str, ...]
 
 
-def pair_all(base: Checkpoint, target: Checkpoint, renames: Sequence[Rename] = ()) -> Paired:
+def pair_all(base: Checkpoint, target: Checkpoint, renames: Sequence[Rename] = ()) -> PairedTensors:
     """Every tensor of two checkpoints that has a counterpart of the same dtype and shape, and those that have none."""
     pairs: list[tuple[Tensor, Tensor]] = []
     only_in_base, only_in_target, mismatched = [], [], []
@@ -162,18 +162,18 @@ def pair_all(base: Checkpoint, target: Checkpoint, renames: Sequence[Rename] = (
         for tensor in tensors.values():
             other = names.get(tensor.name) or others.get(tensor.name)
             if other is None:
-                only_in_target.append(label(tensor, target))
+                only_in_target.append(display_name(tensor, target))
             elif (other.dtype, other.shape) != (tensor.dtype, tensor.shape):
-                mismatched.append(label(tensor, target))
+                mismatched.append(display_name(tensor, target))
             else:
                 pairs.append((other, tensor))
         used = {tensor.name for tensor in names.values()} | set(tensors)
-        only_in_base += [label(tensor, base) for name, tensor in others.items() if name not in used]
+        only_in_base += [display_name(tensor, base) for name, tensor in others.items() if name not in used]
     paired = set(scopes.values())
-    only_in_base += [label(t, base) for scope, tensors in base.scopes.items() if scope not in paired for t in tensors.values()]
-    return Paired(tuple(pairs), tuple(only_in_base), tuple(only_in_target), tuple(mismatched))
+    only_in_base += [display_name(t, base) for scope, tensors in base.scopes.items() if scope not in paired for t in tensors.values()]
+    return PairedTensors(tuple(pairs), tuple(only_in_base), tuple(only_in_target), tuple(mismatched))
 
 
-def label(tensor: Tensor, checkpoint: Checkpoint) -> str:
+def display_name(tensor: Tensor, checkpoint: Checkpoint) -> str:
     """A tensor's name, with its scope before it where there are several."""
     return tensor.name if len(checkpoint.scopes) == 1 else f"{tensor.scope}: {tensor.name}"

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from ckptdiff.checkpoint.other_formats import CONVERTERS, other_formats, refuse_weights
+from ckptdiff.checkpoint.other_formats import CONVERTERS, other_formats, refuse_without_safetensors
 from ckptdiff.checkpoint.recognition import is_patch_folder, is_patch_repo
 from ckptdiff.checkpoint.scopes import is_index, scope_of_name, scopes_of, scopes_of_recorded
 from ckptdiff.checkpoint.selection import Selection, exclude_option, matches, select
@@ -123,7 +123,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
+class RecordedBase:
     """What a patch records of its base: sizes of its weight files by path, the scopes and the paths of other files that it needs."""
 
     weights: Mapping[str, int]
@@ -138,7 +138,7 @@ def open_checkpoint(
     needs_weights: bool = True,
     with_files: bool = False,
     selection: Selection | None = None,
-    recorded: Recorded | None = None,
+    recorded: RecordedBase | None = None,
 ) -> Iterator[Checkpoint]:
     """Open one safetensors file, or a folder of them with or without index, here or on the Hub, and read its headers.
 
@@ -155,7 +155,7 @@ def open_checkpoint(
         HubError: it cannot be fetched.
     """
     hub_id = parse_id(path)
-    opener = _Opener(needs_weights, with_files, selection or Selection(), selection is not None, recorded or Recorded({}))
+    opener = _Opener(needs_weights, with_files, selection or Selection(), selection is not None, recorded or RecordedBase({}))
     checkpoint = opener.read(Path(path)) if hub_id is None else opener.fetch(hub_id)
     try:
         yield checkpoint
@@ -171,7 +171,7 @@ class _Opener:
     with_files: bool
     selection: Selection
     can_exclude: bool
-    recorded: Recorded
+    recorded: RecordedBase
 
     # --- on this machine ---
 
@@ -187,7 +187,7 @@ class _Opener:
 
     def _read_file(self, path: Path) -> Checkpoint:
         if path.suffix in CONVERTERS:
-            refuse_weights(path, [path.name], (), can_include=False)
+            refuse_without_safetensors(path, [path.name], (), can_include=False)
         return Checkpoint(path, True, _open_weights({path.name: path}, {path.name: scope_of_name(path.name)}), {})
 
     def _read_folder(self, path: Path) -> Checkpoint:
@@ -264,7 +264,7 @@ class _Opener:
             others |= {name for name in kept if matches(name, self.selection.include)}
         names = [name for name in repo.files if name in weights or name in others]
         if self.needs_weights and not any(name.endswith(".safetensors") for name in names):
-            refuse_weights(hub_id, list(repo.files), left_out, self.can_exclude)
+            refuse_without_safetensors(hub_id, list(repo.files), left_out, self.can_exclude)
         folder = download(repo, names)
         if repo.is_file:
             checkpoint = self._read_file(folder / names[0])
@@ -296,7 +296,7 @@ class _Opener:
     def _open_files(self, path: Path, files: Mapping[str, Path], kept: Iterable[str]) -> Checkpoint:
         weights = {name: files[name] for name in kept if name.endswith(".safetensors")}
         if not weights and self.needs_weights:
-            refuse_weights(path, sorted(files), set(files) - set(kept), self.can_exclude)
+            refuse_without_safetensors(path, sorted(files), set(files) - set(kept), self.can_exclude)
         scope_of = scopes_of(weights, {name: files[name] for name in kept if is_index(name)}, self.can_exclude)
         others = {name: file for name, file in files.items() if not name.endswith(".safetensors")}
         others |= {name: path / name for name in self.recorded.others if name not in others}

@@ -60,18 +60,18 @@ def is_patch(path: str | os.PathLike[str]) -> bool:
     if hub_id is not None:
         return is_patch_repo(open_repo(hub_id))
     here = Path(path)
-    check_there(here)
-    return is_patch_folder(here, weights_below(here)) if here.is_dir() else _is_patch_source(LocalFile(here))
+    check_exists(here)
+    return is_patch_folder(here, files_to_examine(here)) if here.is_dir() else _is_patch_source(LocalFile(here))
 
 
-def weights_below(folder: Path) -> list[str]:
+def files_to_examine(folder: Path) -> list[str]:
     """What :func:`patch_members` asks of a folder here: its index alone if it has one, else all its weight files."""
     if (folder / INDEX_NAME).is_file():
         return [INDEX_NAME]
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors"))
 
 
-def check_there(path: str | os.PathLike[str]) -> None:
+def check_exists(path: str | os.PathLike[str]) -> None:
     """Raise CheckpointError for a path at which there is nothing; ids on the Hub are looked up by those who open them."""
     if parse_id(path) is None and not os.path.exists(path):
         raise CheckpointError(f"{path}: no such file or folder{if_gone(path)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fnmatch import translate
 
-NAMES = (
+SECRET_NAMES = (
     ".env*",
     "*.env",
     "*.pem",
@@ -45,10 +45,10 @@ NAMES = (
     "kaggle.json",
     "kubeconfig",
 )
-FOLDERS = {".ssh", ".aws", ".gnupg", ".kube", ".docker"}
+SECRET_FOLDERS = {".ssh", ".aws", ".gnupg", ".kube", ".docker"}
 """All that lies in these is taken for a secret."""
 
-CONTENTS = (
+SECRET_CONTENTS = (
     ("a Hugging Face token", rb"\bhf_[A-Za-z0-9]{30,}"),
     ("a private key", rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY-----"),
     ("an AWS key", rb"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"),
@@ -58,16 +58,16 @@ CONTENTS = (
     ("a Slack token", rb"\bxox[abprs]-[A-Za-z0-9-]{10,}"),
     ("a Weights & Biases key", rb"(?i)wandb[_-]?api[_-]?key\W{1,4}[a-f0-9]{40}"),
 )
-_NAMES = re.compile("|".join(map(translate, NAMES)))
-PATTERNS = [(what, re.compile(pattern)) for what, pattern in CONTENTS]
+_NAME_PATTERN = re.compile("|".join(map(translate, SECRET_NAMES)))
+_CONTENT_PATTERNS = [(what, re.compile(pattern)) for what, pattern in SECRET_CONTENTS]
 
 
 def suspicious_name(path: str) -> bool:
     """Whether a file's name is one that keys and passwords are kept under."""
     *folders, name = path.lower().removesuffix("/").split("/")
-    return bool(FOLDERS.intersection((*folders, name))) or _NAMES.match(name) is not None
+    return bool(SECRET_FOLDERS.intersection((*folders, name))) or _NAME_PATTERN.match(name) is not None
 
 
 def suspicious_content(data: bytes) -> str | None:
     """What a file's bytes seem to hold that is secret, or None."""
-    return next((what for what, pattern in PATTERNS if pattern.search(data)), None)
+    return next((what for what, pattern in _CONTENT_PATTERNS if pattern.search(data)), None)

@@ -41,13 +41,13 @@ LOGS = (
 )
 """What trainers, batch systems and trackers write down."""
 
-ENDS = (".pt", ".pth", ".bin", ".pkl", ".ckpt", ".npz", ".safetensors", ".safetensors.index.json")
-STATE = (
+OPTIMIZER_ENDINGS = (".pt", ".pth", ".bin", ".pkl", ".ckpt", ".npz", ".safetensors", ".safetensors.index.json")
+TRAINING_STATE = (
     "trainer_state.json",
     "training_args.bin",
     # the HF Trainer, accelerate (a number for each object), MLX, PyTorch
-    *(f"optimizer*{end}" for end in ENDS),
-    *(f"optim{end}" for end in ENDS),
+    *(f"optimizer*{end}" for end in OPTIMIZER_ENDINGS),
+    *(f"optim{end}" for end in OPTIMIZER_ENDINGS),
     "scheduler*.pt",
     "scheduler*.bin",
     "lr_scheduler*.pt",
@@ -84,7 +84,7 @@ STATE = (
 )
 """Optimizer and trainer state, and weights that only the trainer which wrote them can read, by their file names."""
 
-AT_THE_ROOT = (
+ROOT_FOLDERS = (
     "checkpoint-*/*",
     "global_step*/*",
     "logs/*",
@@ -95,25 +95,27 @@ AT_THE_ROOT = (
 """Folders whose names mean this at the root of a checkpoint only: other checkpoints of the run, logs, TRL's samples."""
 
 DEEPSPEED = ("zero_to_fp32.py", "global_step*/*", "*[_-]model_states.pt", "*[_-]optim_states.pt")
-BESIDE = {
+AMBIGUOUS_NAMES = {
     "latest": DEEPSPEED,
     "latest_universal": DEEPSPEED,
-    "data.pt": STATE,  # the place in the data, by verl; a model alone may have a file of this name
+    "data.pt": TRAINING_STATE,  # the place in the data, by verl; a model alone may have a file of this name
     ".metadata": ("*.distcp",),
     "common.pt": ("*.distcp",),
     "metadata.json": ("*.distcp",),
 }
 """Names that say little alone: state where a file of these names lies in their folder, or below it."""
 
-ANYWHERE = (*HOUSEKEEPING, *LOGS, *STATE)
+ANYWHERE = (*HOUSEKEEPING, *LOGS, *TRAINING_STATE)
 
 
 def _compiled(patterns: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(translate, patterns)))
 
 
-EXCLUDED = _compiled((*ANYWHERE, *(f"*/{pattern}" for pattern in ANYWHERE), *AT_THE_ROOT))
-TELLING = {name: _compiled((*patterns, *(f"*/{pattern}" for pattern in patterns))) for name, patterns in BESIDE.items()}
+_EXCLUDED_PATTERN = _compiled((*ANYWHERE, *(f"*/{pattern}" for pattern in ANYWHERE), *ROOT_FOLDERS))
+_AMBIGUOUS_PATTERNS = {
+    name: _compiled((*patterns, *(f"*/{pattern}" for pattern in patterns))) for name, patterns in AMBIGUOUS_NAMES.items()
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,18 +141,20 @@ def select(names: Iterable[str], include: Sequence[str] = (), exclude: Sequence[
     left: list[str] = []
     names = list(names)
     for name in names:
-        wanted = matches_path(name, include) or not _by_default(name, names)
+        wanted = matches_path(name, include) or not _is_left_out_by_default(name, names)
         (kept if wanted and not matches_path(name, exclude) else left).append(name)
     return kept, left
 
 
-def _by_default(name: str, names: Sequence[str]) -> bool:
+def _is_left_out_by_default(name: str, names: Sequence[str]) -> bool:
     """Whether a file is left out where nobody asks for it."""
-    if EXCLUDED.match(name) or suspicious_name(name):
+    if _EXCLUDED_PATTERN.match(name) or suspicious_name(name):
         return True
     folder, slash, last = name.rpartition("/")
     start = len(folder + slash)
-    return last in TELLING and any(other.startswith(folder + slash) and TELLING[last].match(other, start) for other in names)
+    return last in _AMBIGUOUS_PATTERNS and any(
+        other.startswith(folder + slash) and _AMBIGUOUS_PATTERNS[last].match(other, start) for other in names
+    )
 
 
 def exclude_option(*names: str) -> str:

@@ -6,7 +6,7 @@ from ckptdiff.lazy import submodules
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ckptdiff.device import choice as choice
+    from ckptdiff.device import resolve as resolve
     from ckptdiff.device import leaves as leaves
     from ckptdiff.device import ops as ops
     from ckptdiff.device import xxh3_triton as xxh3_triton

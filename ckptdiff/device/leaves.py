@@ -19,16 +19,20 @@ from ckptdiff.kernels.leaves import leaves_of_sums
 
 Accumulate = Callable[[Sequence[torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 STRIPES, LANES = 16, 8
-CHUNK = 32
+LEAVES_PER_SUM = 32
 """Leaves whose sums torch takes at once: 64 MiB of data, and about five times as much for temporaries."""
-BATCH = 2048
+LEAVES_PER_BATCH = 2048
 """Leaves that go through the steps side by side: 4 GiB of data, whose sums take 256 MiB."""
 
 
 def leaf_digests(parts: Sequence[torch.Tensor]) -> list[list[bytes]]:
     """Leaves of tensors given as bytes on one device: of whole blocks there, of the last short ones on the host."""
     whole = [part[k : k + BLOCK] for part in parts for k in range(0, len(part) // BLOCK * BLOCK, BLOCK)]
-    found = (leaf for k in range(0, len(whole), BATCH) for leaf in leaves_of_sums(_accumulate(whole[k : k + BATCH]).cpu().numpy()))
+    found = (
+        leaf
+        for k in range(0, len(whole), LEAVES_PER_BATCH)
+        for leaf in leaves_of_sums(_accumulate(whole[k : k + LEAVES_PER_BATCH]).cpu().numpy())
+    )
     leaves = []
     for part in parts:
         row = [next(found) for _ in range(len(part) // BLOCK)]
@@ -44,9 +48,9 @@ def _accumulate(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
     start, step, keys = _words(device)
     kernels = _kernels(device) if device.type == "cuda" else None
     if kernels is not None:
-        few = CHUNK if any(block.data_ptr() % 8 for block in blocks) else len(blocks)  # those of odd addresses are copied
+        few = LEAVES_PER_SUM if any(block.data_ptr() % 8 for block in blocks) else len(blocks)  # those of odd addresses are copied
         return torch.cat([kernels(blocks[k : k + few], start, step, keys) for k in range(0, len(blocks), few)])
-    sums = torch.cat([_sums(blocks[k : k + CHUNK], keys) for k in range(0, len(blocks), CHUNK)], dim=1)
+    sums = torch.cat([_sums(blocks[k : k + LEAVES_PER_SUM], keys) for k in range(0, len(blocks), LEAVES_PER_SUM)], dim=1)
     acc = start.expand(len(blocks), LANES).clone()
     for row in sums[:-1]:
         acc += row
@@ -68,7 +72,7 @@ def _words(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
 def _kernels(where: torch.device) -> Accumulate | None:
     """Triton's kernels, if they run there and give the library's digest of a block; Triton comes with torch for CUDA and ROCm on Linux."""
     try:
-        accumulate, count = device.xxh3_triton.accumulate, device.xxh3_triton.LEAVES + 1
+        accumulate, count = device.xxh3_triton.accumulate, device.xxh3_triton.LEAVES_PER_PROGRAM + 1
         data = torch.arange(count * BLOCK // 8, device=where).mul_(P32[0]).view(torch.uint8)
         blocks = [data[k * BLOCK + k % 2 :][:BLOCK] for k in range(count)]  # for two programs, every other at an odd address
         found = leaves_of_sums(accumulate(blocks, *_words(where)).cpu().numpy())

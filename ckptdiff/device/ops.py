@@ -10,14 +10,14 @@ import torch
 
 from ckptdiff.format.dtypes import Bytes, Dtype, Units
 
-SIGNED = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-SLICE = 1 << 22
+SIGNED_DTYPES = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+CHANGES_PER_STEP = 1 << 22
 """Changes that are moved at once: what bounds the memory of temporaries."""
 
 
 def units_of(flat: torch.Tensor, dtype: Dtype) -> torch.Tensor:
     """Bytes as the signed integers of a unit's width."""
-    return flat.view(SIGNED[dtype.carrier])
+    return flat.view(SIGNED_DTYPES[dtype.carrier])
 
 
 def _order(units: torch.Tensor, dtype: Dtype) -> torch.Tensor:
@@ -28,7 +28,7 @@ def _order(units: torch.Tensor, dtype: Dtype) -> torch.Tensor:
     return units ^ ((units >> top) & ((1 << top) - 1))
 
 
-def changes(old: torch.Tensor, new: torch.Tensor, dtype: Dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def find_changes(old: torch.Tensor, new: torch.Tensor, dtype: Dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Positions of the units that differ (int64, rising), and their ulp distances modulo 2^m as signed integers."""
     positions = torch.nonzero(old != new).view(-1)
     return positions, _order(new[positions], dtype) - _order(old[positions], dtype)
@@ -45,18 +45,18 @@ def from_zigzag(values: torch.Tensor) -> torch.Tensor:
     return ((values >> 1) & ((1 << top) - 1)) ^ -(values & 1)
 
 
-def move(units: torch.Tensor, positions: torch.Tensor | None, zigzags: torch.Tensor, dtype: Dtype, back: bool) -> None:
+def apply_changes(units: torch.Tensor, positions: torch.Tensor | None, zigzags: torch.Tensor, dtype: Dtype, back: bool) -> None:
     """Move units in place by the zigzag of ulp distances, or back: those at ``positions``, or all."""
-    for start in range(0, len(zigzags), SLICE):
-        step = from_zigzag(zigzags[start : start + SLICE])
-        where = positions[start : start + SLICE] if positions is not None else slice(start, start + SLICE)
+    for start in range(0, len(zigzags), CHANGES_PER_STEP):
+        step = from_zigzag(zigzags[start : start + CHANGES_PER_STEP])
+        where = positions[start : start + CHANGES_PER_STEP] if positions is not None else slice(start, start + CHANGES_PER_STEP)
         found = _order(units[where], dtype)
         units[where] = _order(found - step if back else found + step, dtype)
 
 
-def moved(block: Bytes, positions: Units, zigzags: Units, dtype: Dtype, device: torch.device) -> Bytes:
+def apply_changes_to_block(block: Bytes, positions: Units, zigzags: Units, dtype: Dtype, device: torch.device) -> Bytes:
     """A block of the host with units moved on a device; ``block`` itself on the CPU."""
     flat = torch.from_numpy(block).to(device)
     signed = torch.from_numpy(zigzags.view(f"i{dtype.carrier}")).to(device)
-    move(units_of(flat, dtype), torch.from_numpy(positions).to(device), signed, dtype, False)
+    apply_changes(units_of(flat, dtype), torch.from_numpy(positions).to(device), signed, dtype, False)
     return flat.cpu().numpy()

@@ -18,10 +18,10 @@ import triton.language as tl  # type: ignore[import-not-found,import-untyped,unu
 from ckptdiff.format import xxh3
 from ckptdiff.format.digests import BLOCK
 
-STEPS = BLOCK // xxh3.STEP
-TOGETHER = 8
+STEPS_PER_LEAF = BLOCK // xxh3.STEP
+STEPS_PER_PROGRAM = 8
 """Steps that one program adds up."""
-LEAVES = 4
+LEAVES_PER_PROGRAM = 4
 """Leaves of one program: their accumulators are a warp's 32 threads."""
 PRIME: tl.constexpr = tl.constexpr(xxh3.P32[0])
 
@@ -71,9 +71,9 @@ def accumulate(blocks: Sequence[torch.Tensor], start: torch.Tensor, step: torch.
     device, count = blocks[0].device, len(blocks)
     aligned = [block if block.data_ptr() % 8 == 0 else block.clone() for block in blocks]
     addresses = torch.tensor([block.data_ptr() for block in aligned], device=device)
-    sums = torch.empty(count, STEPS, 8, dtype=torch.int64, device=device)
+    sums = torch.empty(count, STEPS_PER_LEAF, 8, dtype=torch.int64, device=device)
     found = torch.empty(count, 8, dtype=torch.int64, device=device)
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # the interpreter has the host's memory
-        add_stripes[(count, STEPS // TOGETHER)](addresses, keys, sums, STEPS, TOGETHER)
-        scramble[(-(-count // LEAVES),)](sums, start, step, found, count, STEPS, LEAVES, num_warps=1)
+        add_stripes[(count, STEPS_PER_LEAF // STEPS_PER_PROGRAM)](addresses, keys, sums, STEPS_PER_LEAF, STEPS_PER_PROGRAM)
+        scramble[(-(-count // LEAVES_PER_PROGRAM),)](sums, start, step, found, count, STEPS_PER_LEAF, LEAVES_PER_PROGRAM, num_warps=1)
     return found

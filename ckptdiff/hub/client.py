@@ -15,15 +15,15 @@ from ckptdiff.hub.ids import HubId
 from ckptdiff.lazy import huggingface_hub
 from ckptdiff.machine import machine_error
 
-LIBRARY = "ckptdiff"
-NETWORK = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "hf_xet"}
+LIBRARY_NAME = "ckptdiff"
+NETWORK_PACKAGES = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "hf_xet"}
 """Packages whose errors the client lets through."""
 _token: ContextVar[str | None] = ContextVar("token", default=None)
-TOKEN = re.compile(r"hf_[A-Za-z0-9_]{4,}")
+TOKEN_PATTERN = re.compile(r"hf_[A-Za-z0-9_]{4,}")
 
 
 @contextmanager
-def using(token: str | None) -> Iterator[None]:
+def use_token(token: str | None) -> Iterator[None]:
     """Use a token for what the Hub is asked inside, instead of ``HF_TOKEN`` or the one that `hf auth login` stored."""
     before = _token.set(token)
     try:
@@ -33,13 +33,13 @@ def using(token: str | None) -> Iterator[None]:
 
 
 def current_token() -> str | None:
-    """The token of :func:`using`."""
+    """The token of :func:`use_token`."""
     return _token.get()
 
 
 def client() -> Any:
     """A ``huggingface_hub.HfApi``, which says who we are."""
-    return huggingface_hub.HfApi(token=current_token(), library_name=LIBRARY, library_version=__version__)
+    return huggingface_hub.HfApi(token=current_token(), library_name=LIBRARY_NAME, library_version=__version__)
 
 
 def is_offline() -> bool:
@@ -48,7 +48,7 @@ def is_offline() -> bool:
 
 
 @contextmanager
-def translated(hub_id: HubId, first: str = "") -> Iterator[None]:
+def translate_errors(hub_id: HubId, first: str = "") -> Iterator[None]:
     """Turn what the client raises into a HubError that says what to do, without a token in it.
 
     ``first`` is what to say before that the Hub cannot be reached.
@@ -68,17 +68,19 @@ def translated(hub_id: HubId, first: str = "") -> Iterator[None]:
             "(log in with `hf auth login`, or set HF_TOKEN)"
         ) from None
     except errors.HfHubHTTPError as error:
-        raise HubError(f"{hub_id.repo}: {_said(error)}") from None
+        raise HubError(f"{hub_id.repo}: {_describe_http_error(error)}") from None
     except Exception as error:
         lacking = machine_error(error)
         if lacking is not None:
             raise lacking from None
-        if type(error).__module__.partition(".")[0] in NETWORK or isinstance(error, (ConnectionError, errors.OfflineModeIsEnabled)):
-            raise HubError(f"{hub_id.repo}: {first}{endpoint()} cannot be reached: {clean(str(error))}; try again") from None
+        if type(error).__module__.partition(".")[0] in NETWORK_PACKAGES or isinstance(
+            error, (ConnectionError, errors.OfflineModeIsEnabled)
+        ):
+            raise HubError(f"{hub_id.repo}: {first}{endpoint()} cannot be reached: {redact(str(error))}; try again") from None
         if isinstance(error, (OSError, RuntimeError, ValueError)) and type(error).__module__ != "builtins":
-            raise HubError(f"{hub_id.repo}: {clean(str(error))}") from None
+            raise HubError(f"{hub_id.repo}: {redact(str(error))}") from None
         if isinstance(error, RuntimeError):  # hf_xet raises nothing else
-            raise HubError(f"{hub_id.repo}: {clean(str(error))}; for a Hub without Xet set HF_HUB_DISABLE_XET=1") from None
+            raise HubError(f"{hub_id.repo}: {redact(str(error))}; for a Hub without Xet set HF_HUB_DISABLE_XET=1") from None
         raise
 
 
@@ -87,7 +89,7 @@ def endpoint() -> str:
     return str(huggingface_hub.constants.ENDPOINT)
 
 
-STATUS = {
+STATUS_ADVICE = {
     401: "your token is not valid: log in with `hf auth login`, or set HF_TOKEN",
     403: "your token may not do this: it needs write access to the repo, or the repo is gated",
     404: "not found",
@@ -96,15 +98,15 @@ STATUS = {
 }
 
 
-def _said(error: Any) -> str:
+def _describe_http_error(error: Any) -> str:
     status = getattr(error.response, "status_code", None)
     said = error.server_message or ""
-    text = STATUS.get(int(status), f"the Hub answered {status}: run again") if status else str(error)
-    return clean(f"{text}{f' ({said})' if said else ''}")
+    text = STATUS_ADVICE.get(int(status), f"the Hub answered {status}: run again") if status else str(error)
+    return redact(f"{text}{f' ({said})' if said else ''}")
 
 
-def clean(text: str) -> str:
+def redact(text: str) -> str:
     """One line, without tokens."""
     for secret in {current_token(), os.environ.get("HF_TOKEN")} - {None, ""}:
         text = text.replace(str(secret), "***")
-    return TOKEN.sub("***", " ".join(text.split()))[:400]
+    return TOKEN_PATTERN.sub("***", " ".join(text.split()))[:400]

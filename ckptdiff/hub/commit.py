@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptdiff.errors import HubError
-from ckptdiff.hub.client import clean, client, translated
+from ckptdiff.hub.client import redact, client, translate_errors
 from ckptdiff.hub.ids import HubId
 from ckptdiff.hub.repo import Repo, open_repo
 from ckptdiff.lazy import huggingface_hub
@@ -28,7 +28,7 @@ def find_repo(hub_id: HubId) -> Repo | None:
     """The repo, or None if it, or its revision, is not there yet (or holds nothing)."""
     errors = huggingface_hub.errors
     api = client()
-    with translated(hub_id):
+    with translate_errors(hub_id):
         try:
             if not api.model_info(hub_id.repo, revision=hub_id.revision).siblings:
                 return None
@@ -41,7 +41,7 @@ def find_repo(hub_id: HubId) -> Repo | None:
 
 def licence_of(hub_id: HubId) -> dict[str, str]:
     """The members of a repo's card that state its licence."""
-    with translated(hub_id):
+    with translate_errors(hub_id):
         data = client().model_info(hub_id.repo, revision=hub_id.revision).card_data
     found = data.to_dict() if data is not None else {}
     return {key: str(found[key]) for key in ("license", "license_name", "license_link") if found.get(key)}
@@ -58,7 +58,7 @@ def publish(
         HubError: the token may not, somebody else committed meanwhile, or the Hub cannot be reached. Then the repo is as before.
     """
     api = client()
-    with translated(hub_id):
+    with translate_errors(hub_id):
         api.create_repo(hub_id.repo, private=private, exist_ok=True)
         if hub_id.revision is not None and not pull_request:
             api.create_branch(hub_id.repo, branch=hub_id.revision, exist_ok=True)
@@ -73,7 +73,7 @@ def publish(
     return Commit(done.oid, done.commit_url, done.pr_url)
 
 
-def with_metadata(text: str, members: Mapping[str, Any]) -> str:
+def update_card(text: str, members: Mapping[str, Any]) -> str:
     """A model card with members of its YAML set; others, and its text, stay. ``tags`` are added to.
 
     Raises:
@@ -84,7 +84,7 @@ def with_metadata(text: str, members: Mapping[str, Any]) -> str:
     try:
         card = huggingface_hub.ModelCard(text, ignore_metadata_errors=False)
     except ValueError as error:
-        raise HubError(f"README.md: its metadata cannot be read: {clean(str(error))}") from None
+        raise HubError(f"README.md: its metadata cannot be read: {redact(str(error))}") from None
     for key, value in members.items():
         card.data[key] = sorted({*(card.data.get("tags") or []), *value}) if key == "tags" else value
     return str(card)

@@ -10,10 +10,12 @@ from urllib.parse import unquote
 from ckptdiff.errors import CheckpointError
 from ckptdiff.io.leftovers import if_gone
 
-NAME = r"[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?"
-REPO = rf"(?P<repo>{NAME}/{NAME})"
-PLAIN = re.compile(rf"{REPO}(?:@(?P<revision>[^@\s]+))?", re.ASCII)
-URL = re.compile(rf"hf:/{{1,2}}{REPO}(?:@(?P<revision>refs/(?:pr|convert)/[^/\s]+|[^@/\s]+))?(?:/(?P<subfolder>[^@\s]*))?", re.ASCII)
+NAME_PATTERN = r"[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?"
+REPO_PATTERN = rf"(?P<repo>{NAME_PATTERN}/{NAME_PATTERN})"
+SHORT_ID = re.compile(rf"{REPO_PATTERN}(?:@(?P<revision>[^@\s]+))?", re.ASCII)
+HF_URL = re.compile(
+    rf"hf:/{{1,2}}{REPO_PATTERN}(?:@(?P<revision>refs/(?:pr|convert)/[^/\s]+|[^@/\s]+))?(?:/(?P<subfolder>[^@\s]*))?", re.ASCII
+)
 """A path object turns the two slashes of ``hf://`` into one."""
 
 
@@ -39,10 +41,10 @@ def parse_id(text: str | os.PathLike[str]) -> HubId | None:
     text = os.fspath(text)
     if os.path.lexists(text) or if_gone(text):
         return None
-    match = URL.fullmatch(text)
+    match = HF_URL.fullmatch(text)
     if text.startswith("hf:/") and not match:
         raise CheckpointError(f"{text!r} is not hf://org/name, hf://org/name@revision or hf://org/name@revision/subfolder")
-    match = match or PLAIN.fullmatch(text)
+    match = match or SHORT_ID.fullmatch(text)
     if match is None or ".." in match["repo"] or "--" in match["repo"]:
         return None
     found = match.groupdict()

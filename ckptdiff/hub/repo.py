@@ -12,11 +12,11 @@ from pathlib import Path
 
 from ckptdiff.errors import CheckpointError, HubError
 from ckptdiff.format.dtypes import Bytes
-from ckptdiff.hub.client import LIBRARY, client, current_token, is_offline, translated
+from ckptdiff.hub.client import LIBRARY_NAME, client, current_token, is_offline, translate_errors
 from ckptdiff.hub.ids import HubId
 from ckptdiff.lazy import huggingface_hub
 
-NOT_HERE = "no such file or folder here"
+NO_LOCAL_PATH = "no such file or folder here"
 """An id is looked up on the Hub only where no local path has its name: who mistyped a path must be told."""
 
 
@@ -62,9 +62,9 @@ def open_repo(hub_id: HubId) -> Repo:
         HubError: there is no such repo or revision, or no access to it, or the Hub cannot be reached.
     """
     if is_offline():
-        return _cached(hub_id)
+        return _open_cached(hub_id)
     api = client()
-    with translated(hub_id, first=f"{NOT_HERE}, and "):
+    with translate_errors(hub_id, first=f"{NO_LOCAL_PATH}, and "):
         found = api.model_info(hub_id.repo, revision=hub_id.revision)
         entries = list(api.list_repo_tree(found.id, recursive=True, revision=found.sha))
     rows = [
@@ -72,10 +72,10 @@ def open_repo(hub_id: HubId) -> Repo:
         for entry in entries
         if isinstance(entry, huggingface_hub.hf_api.RepoFile)
     ]
-    return _repo(hub_id, found.id, found.sha, rows)
+    return _narrowed(hub_id, found.id, found.sha, rows)
 
 
-def _repo(hub_id: HubId, name: str, commit: str, rows: Iterable[RemoteFile], cache: Path | None = None) -> Repo:
+def _narrowed(hub_id: HubId, name: str, commit: str, rows: Iterable[RemoteFile], cache: Path | None = None) -> Repo:
     """The part of a repo that an id names: all of it, a folder, or one file."""
     whole = {row.path: row for row in sorted(rows, key=lambda row: row.path.encode())}
     is_file = hub_id.subfolder in whole
@@ -88,7 +88,7 @@ def _repo(hub_id: HubId, name: str, commit: str, rows: Iterable[RemoteFile], cac
     return Repo(hub_id, name, commit, folder, files, is_file, cache / folder if cache else None)
 
 
-def _cached(hub_id: HubId) -> Repo:
+def _open_cached(hub_id: HubId) -> Repo:
     """What the cache has of a repo: of the commit or branch that is asked for, else of the commit that was fetched last."""
     try:
         repos = [repo for repo in huggingface_hub.scan_cache_dir().repos if (repo.repo_id, repo.repo_type) == (hub_id.repo, "model")]
@@ -100,11 +100,11 @@ def _cached(hub_id: HubId) -> Repo:
     if not matching:
         at = f" at {wanted}" if wanted else ""
         raise HubError(
-            f"{hub_id.repo}: {NOT_HERE}, HF_HUB_OFFLINE is set, and the cache has no files of it{at}: fetch it once while online"
+            f"{hub_id.repo}: {NO_LOCAL_PATH}, HF_HUB_OFFLINE is set, and the cache has no files of it{at}: fetch it once while online"
         )
     root = matching[-1].snapshot_path
     rows = [RemoteFile(p.relative_to(root).as_posix(), p.stat().st_size) for p in root.rglob("*") if p.is_file()]
-    return _repo(hub_id, hub_id.repo, matching[-1].commit_hash, rows, root)
+    return _narrowed(hub_id, hub_id.repo, matching[-1].commit_hash, rows, root)
 
 
 def download(repo: Repo, paths: Iterable[str]) -> Path:
@@ -121,35 +121,35 @@ def download(repo: Repo, paths: Iterable[str]) -> Path:
         return repo.cache
     if not sys.stderr.isatty():
         huggingface_hub.utils.disable_progress_bars()  # type: ignore[attr-defined]
-    with translated(repo.pinned):
+    with translate_errors(repo.pinned):
         folder = huggingface_hub.snapshot_download(
             repo.name,
             revision=repo.commit,
-            allow_patterns=_patterns(repo, wanted),
+            allow_patterns=_glob_patterns(repo, wanted),
             token=current_token(),
-            library_name=LIBRARY,
+            library_name=LIBRARY_NAME,
         )
     return Path(folder) / repo.folder
 
 
-FEW = 100
+MAX_GLOBS = 100
 """Globs that the client may try on each file of a repo: with thirty thousand of both that takes minutes."""
 
 
-def _patterns(repo: Repo, wanted: Sequence[str]) -> list[str]:
+def _glob_patterns(repo: Repo, wanted: Sequence[str]) -> list[str]:
     """Globs of just these files: each by name where they are few, else one for all of an ending, in the whole repo or in one of its
     folders, where none of these is to stay behind."""
-    if repo.is_file or len(wanted) <= FEW:
+    if repo.is_file or len(wanted) <= MAX_GLOBS:
         return [glob.escape(repo.inside(path)) for path in wanted]
-    of, found = (Counter(kind for path in paths for kind in _kinds(path)) for paths in (repo.files, wanted))
+    of, found = (Counter(kind for path in paths for kind in _glob_candidates(path)) for paths in (repo.files, wanted))
     patterns = set()
     for path in wanted:
-        whole = next((kind for kind in _kinds(path) if found[kind] == of[kind]), None)
+        whole = next((kind for kind in _glob_candidates(path) if found[kind] == of[kind]), None)
         patterns.add(glob.escape(repo.inside(path)) if whole is None else f"{glob.escape(repo.inside(whole[0]))}*{glob.escape(whole[1])}")
     return sorted(patterns)
 
 
-def _kinds(path: str) -> tuple[tuple[str, str], ...]:
+def _glob_candidates(path: str) -> tuple[tuple[str, str], ...]:
     """Folders that a path is in, each with a slash at its end, the whole repo first, and the path's ending; a file without has none."""
     folder, _, name = path.rpartition("/")
     ending = name[name.rfind(".") :] if "." in name else ""
@@ -182,7 +182,7 @@ class RemoteSource:
     def __init__(self, repo: Repo, path: str) -> None:
         self.name = f"{repo.pinned}: {path}"
         self._id, self._lock = repo.pinned, threading.Lock()
-        with translated(self._id):
+        with translate_errors(self._id):
             files = huggingface_hub.HfFileSystem(token=current_token())
             self._file = files.open(f"{repo.name}@{repo.commit}/{repo.inside(path)}", "rb", cache_type="none")
         self.size = repo.files[path].size
@@ -192,7 +192,7 @@ class RemoteSource:
         view = memoryview(out).cast("B")
         if not len(view):
             return
-        with self._lock, translated(self._id):
+        with self._lock, translate_errors(self._id):
             self._file.seek(offset)
             data = self._file.read(len(view))
         if len(data) != len(view):

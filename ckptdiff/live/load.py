@@ -21,13 +21,13 @@ from ckptdiff.format.dtypes import DTYPES, Bytes, Changes, Dtype, Units
 from ckptdiff.format.table import Entry
 from ckptdiff.io.parallel import no_progress, run_ordered
 from ckptdiff.lazy import torch
-from ckptdiff.live.switch import MODEL, RUN, LoadedPatch, Part, TensorUpdate, hashing, leaves_in_memory
-from ckptdiff.patching.encode import look
+from ckptdiff.live.switch import MODEL, BYTES_PER_MOVE_JOB, LoadedPatch, RangeUpdate, TensorUpdate, hash_in_background, leaves_in_memory
+from ckptdiff.patching.encode import view_range
 from ckptdiff.patching.memory import MemoryFile, State, open_state, state_of
 from ckptdiff.patching.patch import OpenPatch
 from ckptdiff.patching.rebuild import Rebuilder, check_chain
-from ckptdiff.patching.recipes import BaseTensor, PatchedTensor, Recipe, check_changed, ranges, tensor_differs
-from ckptdiff.patching.torch_dtypes import address
+from ckptdiff.patching.recipes import BaseTensor, PatchedTensor, Recipe, check_changed, ranges, describe_mismatch
+from ckptdiff.patching.torch_dtypes import memory_range
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Loader:
         names = [*wanted, *(name for _, name in patch.entries)]
         entries = {name for found, name in patch.entries if found == self.scope}
         self.tied = {name: kept for name, kept in patch.tied.items() if kept in entries and name not in entries}
-        self.find = partial(_find, base, names, self.tied)
+        self.find = partial(_find_tensors, base, names, self.tied)
         self.base = open_state(self.find(), MODEL, set(names))
         self.rebuilder = Rebuilder(self.base, [patch], threads, no_progress)
         self.tensors = next(iter(self.base.scopes.values()), {})
@@ -105,7 +105,7 @@ class Loader:
 
     def _from_sparse(self, places: Sequence[Destination]) -> list[TensorUpdate]:
         """Other threads hash while this one unpacks: unpacking is many small steps, which threads would take from each other."""
-        with hashing([self._memory(place) for place in places], max(self.threads - 1, 1)) as leaves:
+        with hash_in_background([self._memory(place) for place in places], max(self.threads - 1, 1)) as leaves:
             found = [[self._unpack(place, start) for start in range(0, place.tensor.nbytes, BLOCK)] for place in places]
             before = leaves()
         for place, row in zip(places, before, strict=True):
@@ -116,7 +116,7 @@ class Loader:
         """Each block is hashed and unpacked by one thread."""
 
         def job(place: Destination, start: int) -> tuple[bytes, Changes | None, str]:
-            data = look(place.tensor, start, start + BLOCK, "base")
+            data = view_range(place.tensor, start, start + BLOCK, "base")
             try:
                 return xxh128(data), self._unpack(place, start), ""
             except FormatError as error:
@@ -136,7 +136,7 @@ class Loader:
     def _from_rest(self, places: Sequence[Destination]) -> Iterator[TensorUpdate]:
         """Tensors of which the whole content is built, and compared with what is there."""
         jobs = (partial(self._changes, place, start, stop, last) for place in places for start, stop, last in ranges(place.recipe))
-        parts: list[Part | None] = []
+        parts: list[RangeUpdate | None] = []
         before = iter(leaves_in_memory([self._memory(place) for place in places], self.threads))
         with closing(run_ordered(jobs, self.threads)) as results:
             for place, part, last in results:
@@ -155,7 +155,7 @@ class Loader:
         recipe, found = place.recipe, tensor_digest(leaves)
         assert isinstance(recipe, PatchedTensor) and isinstance(recipe.below, BaseTensor)
         if found != recipe.below.digest:
-            raise self.rebuilder.wrong_base(self.patch, tensor_differs(recipe.below, found))
+            raise self.rebuilder.wrong_base(self.patch, describe_mismatch(recipe.below, found))
 
     def _unpack(self, place: Destination, start: int) -> Changes:
         """The changes of a block."""
@@ -167,7 +167,7 @@ class Loader:
             if place.codec == "sparse":
                 positions, zigzags = sparse.unpack(coded, (stop - start) // dtype.carrier, dtype)
             else:
-                positions, zigzags = context.unpack(coded, look(place.tensor, start, stop, "base"), dtype)
+                positions, zigzags = context.unpack(coded, view_range(place.tensor, start, stop, "base"), dtype)
                 positions = positions.copy()  # scratch
         except ValueError as error:
             raise FormatError(f"{recipe.file.source.name}: tensor {cut(entry.name)}, block {block}: {error}") from None
@@ -179,21 +179,24 @@ class Loader:
         check_changed(place.recipe)
         dtype, size = DTYPES[place.entry.dtype], place.tensor.nbytes
         parts = [
-            _run(start, min(start + RUN, size), blocks[start // BLOCK : (start + RUN) // BLOCK], dtype) for start in range(0, size, RUN)
+            _merge_blocks(
+                start, min(start + BYTES_PER_MOVE_JOB, size), blocks[start // BLOCK : (start + BYTES_PER_MOVE_JOB) // BLOCK], dtype
+            )
+            for start in range(0, size, BYTES_PER_MOVE_JOB)
         ]
         return self._row(place, parts, before)
 
-    def _changes(self, place: Destination, start: int, stop: int, last: bool) -> tuple[Destination, Part | None, bool]:
+    def _changes(self, place: Destination, start: int, stop: int, last: bool) -> tuple[Destination, RangeUpdate | None, bool]:
         """What the patch moves in a range of a tensor."""
 
         dtype, stop = DTYPES[place.entry.dtype], min(stop, place.tensor.nbytes)
         new = place.recipe.build(start, stop)
         if isinstance(place.recipe, BaseTensor) and place.recipe.tensor is place.tensor:
             return place, None, last
-        positions, zigzags = kernels.changes.changes_of(look(place.tensor, start, stop, "old"), new, dtype)
-        return place, _part(start, stop, positions.copy(), zigzags.copy(), dtype), last
+        positions, zigzags = kernels.changes.changes_of(view_range(place.tensor, start, stop, "old"), new, dtype)
+        return place, _range_update(start, stop, positions.copy(), zigzags.copy(), dtype), last
 
-    def _row(self, place: Destination, found: Sequence[Part | None], before: list[bytes]) -> TensorUpdate:
+    def _row(self, place: Destination, found: Sequence[RangeUpdate | None], before: list[bytes]) -> TensorUpdate:
         """A tensor's moves, on its device."""
         flat, dtype, name = self._memory(place), DTYPES[place.entry.dtype], place.tensor.name
         parts = [part for part in found if part is not None]
@@ -205,32 +208,32 @@ class Loader:
         return TensorUpdate(name, dtype, flat, parts, before, place.recipe.digest)
 
 
-def _run(start: int, stop: int, blocks: Sequence[Changes], dtype: Dtype) -> Part | None:
+def _merge_blocks(start: int, stop: int, blocks: Sequence[Changes], dtype: Dtype) -> RangeUpdate | None:
     """Moves of a run of blocks, bytes ``start`` to ``stop``, from their changes."""
     zigzags = np.concatenate([zigzags for _, zigzags in blocks])
     positions, done = np.empty(len(zigzags), np.int32), 0
     for k, (found, _) in enumerate(blocks):
         np.add(found, np.int32(k * (BLOCK // dtype.carrier)), out=positions[done : done + len(found)])
         done += len(found)
-    return _part(start, stop, positions, zigzags, dtype)
+    return _range_update(start, stop, positions, zigzags, dtype)
 
 
-def _part(start: int, stop: int, positions: Units, zigzags: Units, dtype: Dtype) -> Part | None:
+def _range_update(start: int, stop: int, positions: Units, zigzags: Units, dtype: Dtype) -> RangeUpdate | None:
     """Moves of bytes ``start`` to ``stop``, in whichever form is smaller; None if there are none."""
     if len(positions) * 4 <= stop - start:
-        return Part(start, stop, positions, zigzags) if len(positions) else None
+        return RangeUpdate(start, stop, positions, zigzags) if len(positions) else None
     every = np.zeros((stop - start) // dtype.carrier, dtype.unit)
     every[positions] = zigzags
-    return Part(start, stop, None, every)
+    return RangeUpdate(start, stop, None, every)
 
 
-def _on_device(flat: torch.Tensor, parts: Sequence[Part], dtype: Dtype) -> Part:
+def _on_device(flat: torch.Tensor, parts: Sequence[RangeUpdate], dtype: Dtype) -> RangeUpdate:
     """Moves of blocks as moves of the whole tensor."""
 
     units, total = len(flat) // dtype.carrier, sum(len(part.zigzags) for part in parts)
     wide = np.int32 if units < 1 << 31 else np.int64
     dense = any(part.positions is None for part in parts) or total * (np.dtype(wide).itemsize + dtype.carrier) > len(flat)
-    every = torch.zeros(units if dense else total, dtype=device.ops.SIGNED[dtype.carrier], device=flat.device)
+    every = torch.zeros(units if dense else total, dtype=device.ops.SIGNED_DTYPES[dtype.carrier], device=flat.device)
     positions = None if dense else torch.empty(total, dtype=torch.int32 if wide is np.int32 else torch.int64, device=flat.device)
     done = 0
     for part in parts:
@@ -243,13 +246,13 @@ def _on_device(flat: torch.Tensor, parts: Sequence[Part], dtype: Dtype) -> Part:
         else:
             every[torch.from_numpy(part.positions.astype(np.int64) + first).to(flat.device)] = zigzags
         done += len(zigzags)
-    return Part(0, len(flat), positions, every)
+    return RangeUpdate(0, len(flat), positions, every)
 
 
 def _memory(tensor: Tensor) -> tuple[str, int, int]:
     """What two tensors that are one have in common: device, address and size."""
     assert isinstance(tensor.source, MemoryFile)
-    return address(tensor.source.view(tensor.offset, tensor.nbytes)) if tensor.nbytes else (tensor.name, 0, 0)
+    return memory_range(tensor.source.view(tensor.offset, tensor.nbytes)) if tensor.nbytes else (tensor.name, 0, 0)
 
 
 def _check_overlaps(places: Mapping[tuple[str, int, int], Destination]) -> None:
@@ -272,9 +275,9 @@ def scope_of(patch: OpenPatch, wanted: str | None) -> str:
     return wanted
 
 
-def _find(base: Any, names: Sequence[str], tied: Mapping[str, str]) -> dict[str, Any]:
+def _find_tensors(base: Any, names: Sequence[str], tied: Mapping[str, str]) -> dict[str, Any]:
     """The model's tensors, also under the names that the patch has for them where the model has another of their names."""
-    state = _align(state_of(base, MODEL), [*names, *tied])
+    state = _align_names(state_of(base, MODEL), [*names, *tied])
     for name, kept in tied.items():
         if kept not in state and name in state:
             state[kept] = state[name]
@@ -283,7 +286,7 @@ def _find(base: Any, names: Sequence[str], tied: Mapping[str, str]) -> dict[str,
     return state
 
 
-def _align(state: State, names: Sequence[str]) -> dict[str, Any]:
+def _align_names(state: State, names: Sequence[str]) -> dict[str, Any]:
     """The tensors under the names that a patch has for them: wrappers (DDP, torch.compile, a head model) put prefixes before them."""
     state = dict(state)
     stems = Counter(map(strip_prefixes, state))

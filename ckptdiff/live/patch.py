@@ -17,8 +17,8 @@ from ckptdiff.format.table import CODEC_NAMES, Totals
 from ckptdiff.io.parallel import default_threads, no_progress
 from ckptdiff.io.source import read_bytes
 from ckptdiff.live.load import Loader
-from ckptdiff.live.switch import WRITING, LoadedPatch
-from ckptdiff.patching.encoders import choose_coder
+from ckptdiff.live.switch import WRITE_LOCK, LoadedPatch
+from ckptdiff.patching.choose_encoder import choose_encoder
 from ckptdiff.patching.memory import BytesFile, open_state, state_of
 from ckptdiff.patching.patch import OpenPatch, open_patch
 from ckptdiff.patching.rebuild import check_stored
@@ -53,7 +53,7 @@ def diff(
     base, target = (open_state(state_of(state, where), where) for state, where in ((old, "the old tensors"), (new, "the new tensors")))
     rules, out = [Rename.parse(text) for text in rename], io.BytesIO()
     tensors = [tensor for side in (base, target) for file in side.weights for tensor in file.tensors]
-    coder, groups = choose_coder(device, tensors, codec)
+    coder, groups = choose_encoder(device, tensors, codec)
     maker = PatchMaker(base, target, codec, threads or default_threads(), rules, None, io.BytesIO(), no_progress, coder, groups)
     maker.write_file(out)
     return Patch(out.getvalue())
@@ -161,7 +161,7 @@ class Patch:
 
         Args and errors: as of :meth:`load`.
         """
-        with WRITING:
+        with WRITE_LOCK:
             self.load(model, scope=scope, threads=threads).write(False, True)
 
     def close(self) -> None:

@@ -19,23 +19,23 @@ from ckptdiff.format.digests import BLOCK, block_count, tensor_digest
 from ckptdiff.format.dtypes import Bytes, Dtype
 from ckptdiff.io.parallel import run_ordered
 from ckptdiff.lazy import torch
-from ckptdiff.patching.torch_dtypes import address, flat_bytes
+from ckptdiff.patching.torch_dtypes import memory_range, flat_bytes
 
 MODEL = "the model"
 """What messages call tensors in memory."""
 
-RUN = 8 * BLOCK
+BYTES_PER_MOVE_JOB = 8 * BLOCK
 """Bytes that one job moves: threads hand Python's lock over between jobs, and may wait for it longer than they work."""
 
-HASHED = 16 * BLOCK
+BYTES_PER_HASH_JOB = 16 * BLOCK
 """Bytes that one job hashes."""
 
 
 @dataclass(slots=True)
-class Part:
+class RangeUpdate:
     """Moves of a run of a tensor's units: ``positions`` in it, None if every unit has a move, and the zigzag of ulp distances.
 
-    On the host a run is whole blocks, at most about :data:`RUN` bytes, ``start`` to ``stop``, and these are numpy's; elsewhere it is all
+    On the host a run is whole blocks, at most about :data:`BYTES_PER_MOVE_JOB` bytes, ``start`` to ``stop``, and these are numpy's; elsewhere it is all
     of the tensor, and they are torch's.
     """
 
@@ -59,12 +59,12 @@ class TensorUpdate:
     name: str
     dtype: Dtype
     flat: Bytes | torch.Tensor
-    parts: list[Part]
+    parts: list[RangeUpdate]
     before: list[bytes]
     digest: bytes
 
 
-WRITING = threading.RLock()
+WRITE_LOCK = threading.RLock()
 """One thread at a time writes to models: two that switch patches of one would mix them."""
 
 
@@ -93,7 +93,7 @@ class LoadedPatch:
             BaseMismatchError: the model does not have the base's content, or its tensors are others than when the patch was loaded; nothing
                 was written. IntegrityError: the result is not the target; it was taken back.
         """
-        with WRITING:
+        with WRITE_LOCK:
             if self.applied:
                 raise BaseMismatchError(f"{self._name}: is applied already: revert it first", "already_target")
             self._arrays()
@@ -103,7 +103,7 @@ class LoadedPatch:
 
     def revert_(self, *, check: bool = True) -> None:
         """Turn target into base in place; args and errors as of :meth:`apply_`."""
-        with WRITING:
+        with WRITE_LOCK:
             if not self.applied:
                 raise BaseMismatchError(f"{self._name}: is not applied, there is nothing to revert")
             self._arrays()
@@ -135,7 +135,7 @@ class LoadedPatch:
                     )
         except BaseException:
             for row, part in self._done:
-                _shift(row, part, not back, False)
+                _switch_range(row, part, not back, False)
             raise
         finally:
             for array in arrays:
@@ -148,7 +148,7 @@ class LoadedPatch:
         now, arrays = self._find(), []
         for row in self._moves:
             array = now.get(row.name)
-            if array is None or (len(row.flat) and address(flat_bytes(array, f"{MODEL}: {cut(row.name)}")) != address(row.flat)):
+            if array is None or (len(row.flat) and memory_range(flat_bytes(array, f"{MODEL}: {cut(row.name)}")) != memory_range(row.flat)):
                 raise BaseMismatchError(
                     f"{MODEL}: tensor {cut(row.name)} is not the one that {self._name} was loaded for: was the model cast, moved or loaded "
                     "anew? Load the patch again; nothing was written"
@@ -159,7 +159,7 @@ class LoadedPatch:
 
     def _move(self, back: bool, check: bool) -> Iterator[tuple[TensorUpdate, list[bytes]]]:
         """Move all tensors; yields each with its leaves afterwards, if they are to be checked."""
-        self._done: list[tuple[TensorUpdate, Part]] = []
+        self._done: list[tuple[TensorUpdate, RangeUpdate]] = []
         jobs = (partial(self._move_part, row, part, back, check) for row in self._moves for part in row.parts)
         threads = max(self._threads, 2)  # Ctrl-C stops the calling thread: between jobs, not in one
         with closing(run_ordered(jobs, threads)) as results:
@@ -177,30 +177,30 @@ class LoadedPatch:
         if check:  # all at once: a device hashes a thousand leaves in the time of one
             yield from zip(elsewhere, leaves_in_memory([row.flat for row in elsewhere], self._threads), strict=True)
 
-    def _move_part(self, row: TensorUpdate, part: Part, back: bool, check: bool) -> list[bytes]:
+    def _move_part(self, row: TensorUpdate, part: RangeUpdate, back: bool, check: bool) -> list[bytes]:
         """Move one run; returns its leaves on the host."""
-        leaves = _shift(row, part, back, check)
+        leaves = _switch_range(row, part, back, check)
         self._done.append((row, part))
         return leaves
 
 
-def _shift(row: TensorUpdate, part: Part, back: bool, hashed: bool) -> list[bytes]:
+def _switch_range(row: TensorUpdate, part: RangeUpdate, back: bool, hashed: bool) -> list[bytes]:
     flat = row.flat[part.start : part.stop]
     if isinstance(flat, np.ndarray):
         return kernels.changes.move_run(flat, part.positions, part.zigzags, row.dtype, back, hashed)
 
-    device.ops.move(device.ops.units_of(flat, row.dtype), part.positions, part.zigzags, row.dtype, back)
+    device.ops.apply_changes(device.ops.units_of(flat, row.dtype), part.positions, part.zigzags, row.dtype, back)
     return []
 
 
 def leaves_in_memory(parts: Sequence[Bytes | torch.Tensor], threads: int) -> list[list[bytes]]:
     """Leaves of tensors in memory."""
-    with hashing(parts, threads) as leaves:
+    with hash_in_background(parts, threads) as leaves:
         return leaves()
 
 
 @contextmanager
-def hashing(parts: Sequence[Bytes | torch.Tensor], threads: int) -> Iterator[Callable[[], list[list[bytes]]]]:
+def hash_in_background(parts: Sequence[Bytes | torch.Tensor], threads: int) -> Iterator[Callable[[], list[list[bytes]]]]:
     """While threads hash tensors in memory; gives a function that waits for all leaves."""
 
     here = [part for part in parts if isinstance(part, np.ndarray)]
@@ -223,9 +223,9 @@ def _batches(parts: Iterable[Bytes]) -> Iterator[list[Bytes]]:
     """Tensors cut and gathered to what one job hashes."""
     batch: list[Bytes] = []
     for part in parts:
-        for start in range(0, len(part), HASHED):
-            batch.append(part[start : start + HASHED])
-            if sum(map(len, batch)) >= HASHED:
+        for start in range(0, len(part), BYTES_PER_HASH_JOB):
+            batch.append(part[start : start + BYTES_PER_HASH_JOB])
+            if sum(map(len, batch)) >= BYTES_PER_HASH_JOB:
                 yield batch
                 batch = []
     if batch:

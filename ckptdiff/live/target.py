@@ -85,14 +85,14 @@ class Target:
             return [other.path for other in self._rebuilder.chain[-1].others]
         base = self._rebuilder.base
         beside = {path.name: path for path in base.path.parent.iterdir() if path.is_file()} if base.is_file else base.others
-        found = {name: path for name, path in beside.items() if path.suffix in FILES and not name.startswith(".")}
+        found = {name: path for name, path in beside.items() if path.suffix in COMPANION_SUFFIXES and not name.startswith(".")}
         for name, path in found.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(path.read_bytes())
         return list(found)
 
 
-FILES = {".json", ".txt", ".model", ".jinja", ".py"}
+COMPANION_SUFFIXES = {".json", ".txt", ".model", ".jinja", ".py"}
 """What config and tokenizer of a model consist of."""
 
 

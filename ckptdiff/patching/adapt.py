@@ -18,7 +18,7 @@ def adapt(data: Bytes, source: str, target: str, size: int) -> Bytes:
     return np.concatenate([data, np.zeros(size - len(data), np.uint8)])
 
 
-def group_units(*dtypes: str) -> int:
+def units_per_group(*dtypes: str) -> int:
     """Units in the smallest run that is whole blocks in each of these dtypes."""
     return BLOCK // min(DTYPES[dtype].carrier for dtype in dtypes)
 

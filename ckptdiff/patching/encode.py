@@ -17,14 +17,14 @@ from ckptdiff.format.digests import BLOCK, block_count, leaves_of, tensor_digest
 from ckptdiff.format.dtypes import DTYPES, Bytes, Changes
 from ckptdiff.format.table import Entry
 from ckptdiff.kernels.block_layout import WITHOUT_ROWS, BlockLayout
-from ckptdiff.patching.adapt import adapt, group_units, read_range
+from ckptdiff.patching.adapt import adapt, units_per_group, read_range
 from ckptdiff.patching.memory import MemoryFile
 
-DENSE = 0.5
+RAW_TRIAL_SHARE = 0.5
 """Where ``context`` needs more than this share of the target's bytes ``raw`` may be smaller, and a sample decides."""
-SPARSE = 0.4
-"""Up to this share of changed units ``context`` is taken untried: it needs about :data:`DENSE` at most, less for wide units."""
-FEW = 32
+CONTEXT_SHARE = 0.4
+"""Up to this share of changed units ``context`` is taken untried: it needs about :data:`RAW_TRIAL_SHARE` at most, less for wide units."""
+SPARSE_TRIAL_CHANGES = 32
 """Up to so many changed units ``sparse`` may be smaller than ``context``."""
 
 
@@ -40,12 +40,12 @@ class EncodedBlocks:
 
 
 class TensorEncoder(Protocol):
-    """:func:`code`, or what does the same on a device."""
+    """:func:`encode_blocks`, or what does the same on a device."""
 
     def __call__(self, base: Tensor | None, target: Tensor, codec: str, first: int, stop: int) -> EncodedBlocks: ...
 
 
-def code(base: Tensor | None, target: Tensor, codec: str, first: int, stop: int) -> EncodedBlocks:
+def encode_blocks(base: Tensor | None, target: Tensor, codec: str, first: int, stop: int) -> EncodedBlocks:
     """Code units ``first`` to ``stop`` of a target tensor; units past its end only hash the base."""
     dtype, width = DTYPES[target.dtype], row_width(target)
     read, old, new = _read(base, target, first, stop)
@@ -69,15 +69,15 @@ def code(base: Tensor | None, target: Tensor, codec: str, first: int, stop: int)
 def _read(base: Tensor | None, target: Tensor, first: int, stop: int) -> tuple[Bytes, Bytes, Bytes]:
     """The base's bytes of these units, the same adapted to the target, and the target's; scratch."""
     dtype = DTYPES[target.dtype]
-    new = look(target, first * dtype.carrier, stop * dtype.carrier, "target")
+    new = view_range(target, first * dtype.carrier, stop * dtype.carrier, "target")
     if base is None:
         return new, np.zeros(len(new), np.uint8), new
     width = DTYPES[base.dtype].carrier
-    found = look(base, first * width, stop * width, "base")
+    found = view_range(base, first * width, stop * width, "base")
     return found, adapt(found, base.dtype, target.dtype, len(new)), new
 
 
-def look(tensor: Tensor, start: int, stop: int, name: str) -> Bytes:
+def view_range(tensor: Tensor, start: int, stop: int, name: str) -> Bytes:
     """Bytes of a tensor, to read only: where they lie, if they are in memory."""
     if isinstance(tensor.source, MemoryFile):
         data = tensor.source.view(tensor.offset + start, max(min(stop, tensor.nbytes) - start, 0))
@@ -94,28 +94,28 @@ def row_width(tensor: Tensor) -> int:
     return units // rows if units % rows == 0 else 0
 
 
-def smallest(base: Tensor, target: Tensor, first: int, stop: int) -> dict[str, EncodedBlocks]:
+def encode_trials(base: Tensor, target: Tensor, first: int, stop: int) -> dict[str, EncodedBlocks]:
     """``context``, and another codec where that may be smaller: the smallest first."""
-    trials = {"context": code(base, target, "context", first, stop)}
-    if trials["context"].changed <= FEW:
-        trials["sparse"] = code(base, target, "sparse", first, stop)
-    elif sum(map(len, trials["context"].blocks)) > DENSE * trials["context"].nbytes:
-        trials["raw"] = code(base, target, "raw", first, stop)
+    trials = {"context": encode_blocks(base, target, "context", first, stop)}
+    if trials["context"].changed <= SPARSE_TRIAL_CHANGES:
+        trials["sparse"] = encode_blocks(base, target, "sparse", first, stop)
+    elif sum(map(len, trials["context"].blocks)) > RAW_TRIAL_SHARE * trials["context"].nbytes:
+        trials["raw"] = encode_blocks(base, target, "raw", first, stop)
     return dict(sorted(trials.items(), key=lambda trial: sum(map(len, trial[1].blocks))))
 
 
 def choose_codec(base: Tensor, target: Tensor) -> str:
     """The codec of a tensor of several groups: by the share of units that changed in the first, or by coding up to three."""
-    units, group = target.nbytes // DTYPES[target.dtype].carrier, group_units(base.dtype, target.dtype)
+    units, group = target.nbytes // DTYPES[target.dtype].carrier, units_per_group(base.dtype, target.dtype)
     if units == 0:
         return "context"
     _, old, new = _read(base, target, 0, min(group, units))
     unit = DTYPES[target.dtype].unit
-    if np.count_nonzero(old.view(unit) != new.view(unit)) <= SPARSE * (len(new) // unit.itemsize):
+    if np.count_nonzero(old.view(unit) != new.view(unit)) <= CONTEXT_SHARE * (len(new) // unit.itemsize):
         return "context"
     sizes = {"context": 0, "raw": 0}
     for start in sorted({0, units // 2 // group * group, (units - 1) // group * group}):
-        trials = smallest(base, target, start, min(start + group, units))
+        trials = encode_trials(base, target, start, min(start + group, units))
         if "raw" not in trials:
             return "context"
         for codec in sizes:
@@ -124,7 +124,7 @@ def choose_codec(base: Tensor, target: Tensor) -> str:
 
 
 @dataclass(slots=True)
-class OpenTensor:
+class PendingTensor:
     """A tensor under way: what its groups gave so far, and where its payload begins in the spool."""
 
     base: Tensor | None

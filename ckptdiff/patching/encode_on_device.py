@@ -1,4 +1,4 @@
-"""Groups of blocks compared on a torch device and coded on the host: what :func:`ckptdiff.patching.encode.code` gives, bit for bit."""
+"""Groups of blocks compared on a torch device and coded on the host: what :func:`ckptdiff.patching.encode.encode_blocks` gives, bit for bit."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ckptdiff.device.ops import units_of, zigzag
 from ckptdiff.format.digests import BLOCK, leaves_of
 from ckptdiff.format.dtypes import DTYPES, Bytes
 from ckptdiff.kernels.block_layout import WITHOUT_ROWS, BlockLayout
-from ckptdiff.patching.encode import EncodedBlocks, code, look, row_width
+from ckptdiff.patching.encode import EncodedBlocks, encode_blocks, view_range, row_width
 from ckptdiff.patching.memory import MemoryFile
 
-STAGED, RESIDENT = 4, 32
+GROUPS_FROM_HOST, GROUPS_ON_DEVICE = 4, 32
 """Groups compared at once, from the host's memory and in the device's: many, as starting a kernel takes as long as comparing 1 MB."""
 
 
-class _Mine(threading.local):
+class _ThreadState(threading.local):
     """A thread's stream, and its pinned buffers, which a device reads while the next block is read from the disk."""
 
     def __init__(self) -> None:
@@ -37,17 +37,17 @@ class DeviceEncoder:
     """A :class:`~ckptdiff.patching.encode.TensorEncoder` on a device. Adapted bases, new and empty tensors and ``raw`` go to the host's."""
 
     def __init__(self, device: torch.device, tensors: Iterable[Tensor] = ()) -> None:
-        self.device, self._mine = device, _Mine()
-        self.groups = STAGED
+        self.device, self._mine = device, _ThreadState()
+        self.groups = GROUPS_FROM_HOST
         there = [tensor for tensor in tensors if self._there(tensor) is not None]
         if there:
-            self.groups = RESIDENT
+            self.groups = GROUPS_ON_DEVICE
         leaves = leaf_digests([flat for tensor in there if (flat := self._there(tensor)) is not None])
         self._leaves = {(id(tensor.source), tensor.offset): row for tensor, row in zip(there, leaves, strict=True) if tensor.nbytes}
 
     def __call__(self, base: Tensor | None, target: Tensor, codec: str, first: int, stop: int) -> EncodedBlocks:
         if base is None or codec == "raw" or not target.nbytes or (base.dtype, base.shape) != (target.dtype, target.shape):
-            return code(base, target, codec, first, stop)
+            return encode_blocks(base, target, codec, first, stop)
         dtype = DTYPES[target.dtype]
         start, stop = first * dtype.carrier, min(stop * dtype.carrier, target.nbytes)
         with self._stream():
@@ -88,7 +88,7 @@ class DeviceEncoder:
         if there is not None:
             return there[start:stop], None
         if self.device.type == "cpu":
-            data = look(tensor, start, stop, name)
+            data = view_range(tensor, start, stop, name)
             return torch.from_numpy(data), data
         buffer = self._pinned(name, stop - start)
         tensor.readinto(start, buffer.numpy())

@@ -15,11 +15,13 @@ from ckptdiff.errors import CheckpointError, UnsupportedError
 from ckptdiff.format.dtypes import Bytes
 from ckptdiff.format.safetensors import MAX_NAME, MAX_RANK, Header, TensorInfo, predicted_header
 from ckptdiff.lazy import torch
-from ckptdiff.patching.torch_dtypes import Array, address, dtype_of, flat_bytes, shape_of
+from ckptdiff.patching.torch_dtypes import Array, memory_range, dtype_of, flat_bytes, shape_of
 
-FILE_NAME = "model.safetensors"
-SCOPE = "model"
-ORDER = "U64 I64 F64 C64 F32 U32 I32 BF16 F16 U16 I16 F8_E5M2FNUZ F8_E4M3FNUZ F8_E8M0 F8_E4M3 F8_E5M2 I8 U8 F6_E3M2 F6_E2M3 F4 BOOL".split()
+MEMORY_FILE_NAME = "model.safetensors"
+MEMORY_SCOPE = "model"
+DTYPE_ORDER = (
+    "U64 I64 F64 C64 F32 U32 I32 BF16 F16 U16 I16 F8_E5M2FNUZ F8_E4M3FNUZ F8_E8M0 F8_E4M3 F8_E5M2 I8 U8 F6_E3M2 F6_E2M3 F4 BOOL".split()
+)
 """The safetensors library writes tensors in this order of their dtypes, those of one dtype by name."""
 
 State = Mapping[str, Array]
@@ -91,10 +93,10 @@ def state_of(model: Any, where: str) -> dict[str, Array]:
         kind = type(array).__name__
         if not (isinstance(array, np.ndarray) or hasattr(type(array), "is_meta")) or kind.startswith("Uninitialized"):
             raise CheckpointError(f"{where}: {name}: expected a tensor with content, found {kind}: give a dict of tensors without it")
-    return {name: local(array) for name, array in state.items()}
+    return {name: local_part(array) for name, array in state.items()}
 
 
-def local(array: Array) -> Array:
+def local_part(array: Array) -> Array:
     """This rank's part of a DTensor; any other tensor as it is."""
     return array.to_local() if hasattr(array, "to_local") else array
 
@@ -115,15 +117,15 @@ def open_state(state: State, where: str, wanted: Collection[str] = ()) -> Checkp
         shape, flat = shape_of(array, dtype), flat_bytes(array, f"{where}: {name}")
         if len(shape) > MAX_RANK:
             raise UnsupportedError(f"{where}: {name}: has {len(shape)} dimensions, a patch at most {MAX_RANK}: reshape it")
-        known = first.setdefault((*address(flat), dtype, shape), name) if len(flat) else name
+        known = first.setdefault((*memory_range(flat), dtype, shape), name) if len(flat) else name
         if known != name and name not in wanted:
             tied[name] = known
             continue
         rows.append((name, dtype, shape, flat))
-    rows.sort(key=lambda row: (ORDER.index(row[1]), row[0]))
+    rows.sort(key=lambda row: (DTYPE_ORDER.index(row[1]), row[0]))
     ends = list(accumulate((len(flat) for *_, flat in rows), initial=0))
     tensors = tuple(TensorInfo(*row[:3], begin, end) for row, (begin, end) in zip(rows, pairwise(ends), strict=True))
     raw = predicted_header((name, dtype, shape, len(flat)) for name, dtype, shape, flat in rows)
     header = Header(raw, {"format": "pt"}, tensors)
     file = MemoryFile(where, header, [row[3] for row in rows])
-    return Checkpoint(Path(where), True, [WeightFile(FILE_NAME, SCOPE, file, header)], {}, in_memory=True, tied=tied)
+    return Checkpoint(Path(where), True, [WeightFile(MEMORY_FILE_NAME, MEMORY_SCOPE, file, header)], {}, in_memory=True, tied=tied)

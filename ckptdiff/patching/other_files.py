@@ -21,8 +21,8 @@ from ckptdiff.io.source import LocalFile
 from ckptdiff.machine import machine_error
 from ckptdiff.patching.patch import OpenPatch
 
-LEVEL = 19
-LEVEL_LARGE = 3
+ZSTD_LEVEL = 19
+ZSTD_LEVEL_LARGE_FILES = 3
 
 
 def check_paths(names: Sequence[str], weights: Sequence[str]) -> None:
@@ -51,7 +51,7 @@ def encode(path: str, target: Path, base: Path | None, folder: Path) -> OtherFil
         out.write_bytes(frame)
     else:
         with open(target, "rb") as source, open(out, "wb") as sink:
-            zstandard.ZstdCompressor(level=LEVEL_LARGE).copy_stream(source, sink, size=size)
+            zstandard.ZstdCompressor(level=ZSTD_LEVEL_LARGE_FILES).copy_stream(source, sink, size=size)
     return OtherFile(
         path=path, size=size, sha256=sha256, kind=entry.kind, base_sha256=entry.base_sha256, stored=out.stat().st_size, digest=_digest(out)
     )
@@ -59,7 +59,7 @@ def encode(path: str, target: Path, base: Path | None, folder: Path) -> OtherFil
 
 def _compressor(size: int, prefix: bytes) -> zstandard.ZstdCompressor:
     parameters = zstandard.ZstdCompressionParameters.from_level(
-        LEVEL if size + len(prefix) <= 1 << 23 else 9,
+        ZSTD_LEVEL if size + len(prefix) <= 1 << 23 else 9,
         source_size=size,
         dict_size=len(prefix),
         window_log=min(27, max(10, (size + len(prefix)).bit_length())),

@@ -32,13 +32,13 @@ def check_output(out: Path, inputs: Iterable[Path], *, folder: bool, overwrite: 
     out = Path(os.path.abspath(out))
     if not out.parent.is_dir():
         raise OutputError(f"{out.parent}: no such folder; create it first")
-    with writing(out):
+    with explain_write_errors(out):
         mend(out.parent, work_prefix(out), out)
         _refuse_inputs(out, inputs)
         refuse_existing(out, folder, overwrite, files)
 
 
-def check_beside(out: Path, inputs: Iterable[str | os.PathLike[str]], *, folder: bool, overwrite: bool) -> None:
+def check_plain_output(out: Path, inputs: Iterable[str | os.PathLike[str]], *, folder: bool, overwrite: bool) -> None:
     """Refuse, before any work is done, an output such as a page of charts that cannot be written, or would replace what is read.
 
     Raises:
@@ -47,7 +47,7 @@ def check_beside(out: Path, inputs: Iterable[str | os.PathLike[str]], *, folder:
     there = [Path(path) for path in inputs if os.path.exists(path)]  # others are on the Hub
     if not out.absolute().parent.is_dir():
         raise OutputError(f"{out}: there is no folder {out.absolute().parent} to write it in")
-    with writing(out):
+    with explain_write_errors(out):
         _refuse_inputs(out, [*there, *(file for path in there if out.is_file() for file in path.rglob("*") if file.is_file())])
         if os.path.lexists(out):
             if not overwrite:
@@ -67,14 +67,14 @@ def build_beside(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
         OutputError: it cannot be written, or may not replace what is there.
     """
     out = Path(os.path.abspath(out))
-    with writing(out), work_folder(out.parent, work_prefix(out), out) as work:
+    with explain_write_errors(out), work_folder(out.parent, work_prefix(out), out) as work:
         yield work.path / RESULT
         sync_tree(work.path / RESULT)
-        _put(work, out, overwrite)
+        _move_into_place(work, out, overwrite)
 
 
 @contextmanager
-def writing(out: Path) -> Iterator[None]:
+def explain_write_errors(out: Path) -> Iterator[None]:
     """Turn the OSErrors of writing into one OutputError that says what to do; those of this machine become a ResourceError."""
     try:
         yield
@@ -91,7 +91,7 @@ def writing(out: Path) -> Iterator[None]:
 
 def check_space(out: Path, needed: int) -> None:
     """Raise OutputError unless the disk of ``out`` has ``needed`` bytes free."""
-    with writing(out):
+    with explain_write_errors(out):
         free = shutil.disk_usage(Path(os.path.abspath(out)).parent).free
     if free < needed:
         raise OutputError(f"{out}: {needed:,} bytes are needed, {free:,} are free; free some space, or write elsewhere")
@@ -101,7 +101,7 @@ def _refuse_inputs(out: Path, inputs: Iterable[Path]) -> None:
     for path in inputs:
         if out.exists() and path.exists() and os.path.samefile(out, path):
             raise OutputError(f"{out}: the output is the input {path}; choose another output")
-        for here, other in product(_names(out), _names(path)):
+        for here, other in product(_path_and_target(out), _path_and_target(path)):
             if here == other:
                 raise OutputError(f"{out}: the output is the input {path}; choose another output")
             if other in here.parents:
@@ -110,12 +110,12 @@ def _refuse_inputs(out: Path, inputs: Iterable[Path]) -> None:
                 raise OutputError(f"{out}: the output holds the input {path}; choose another output")
 
 
-def _names(path: Path) -> set[Path]:
+def _path_and_target(path: Path) -> set[Path]:
     """What a path is, with links followed and without."""
     return {Path(os.path.abspath(path)), Path(os.path.realpath(path))}
 
 
-def _put(work: Work, out: Path, overwrite: bool) -> None:
+def _move_into_place(work: Work, out: Path, overwrite: bool) -> None:
     """Move what was built to its place, and make that durable."""
     built, old = work.path / RESULT, work.path / OLD
     replaced = overwrite and os.path.lexists(out)

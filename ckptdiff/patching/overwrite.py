@@ -6,16 +6,16 @@ import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from ckptdiff.checkpoint.scopes import INDEX, scope_of_name
+from ckptdiff.checkpoint.scopes import INDEX_FILE, scope_of_name
 from ckptdiff.errors import CkptdiffError, OutputError
 from ckptdiff.format.canonical import quote
 from ckptdiff.format.index import INDEX_NAME, Index
 from ckptdiff.format.sealed import MAX_INDEX
 
-MARKS = ("config.json", "model_index.json")
+CONFIG_NAMES = ("config.json", "model_index.json")
 """Files that, beside weights, show that a folder is a checkpoint."""
 
-SAVED = {
+COMPANION_NAMES = {
     *("config.json", "generation_config.json", "model_index.json", "adapter_config.json", "scheduler_config.json"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model"),
     *("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja", "chat_template.json"),
@@ -55,8 +55,8 @@ def refuse_existing(out: Path, folder: bool, overwrite: bool, new: Collection[st
         return
     if any(out.iterdir()) and not _is_ours(out):
         raise OutputError(f"{out}: is neither a checkpoint nor a patch, and --overwrite replaces nothing else; choose another output")
-    names = list(_names(out))  # now, as a home or a disk would take minutes
-    foreign = sorted(set(names) - _accounted(out, names, set(new)), key=os.fsencode)
+    names = list(_files_below(out))  # now, as a home or a disk would take minutes
+    foreign = sorted(set(names) - _replaceable(out, names, set(new)), key=os.fsencode)
     if foreign:
         more = f" and {len(foreign) - 5:,} more" if len(foreign) > 5 else ""
         raise OutputError(
@@ -73,10 +73,10 @@ def _is_ours(folder: Path) -> bool:
     """Whether a folder is a patch, or holds weights at its root, or below it beside a configuration."""
     if (folder / INDEX_NAME).exists() or any(folder.glob("*.safetensors")):
         return True
-    return any((folder / name).exists() for name in MARKS) and any(folder.rglob("*.safetensors"))
+    return any((folder / name).exists() for name in CONFIG_NAMES) and any(folder.rglob("*.safetensors"))
 
 
-def _names(folder: Path) -> Iterator[str]:
+def _files_below(folder: Path) -> Iterator[str]:
     """All that is below a folder and is no folder itself; links are not followed."""
 
     def fail(error: OSError) -> None:
@@ -87,26 +87,28 @@ def _names(folder: Path) -> Iterator[str]:
             yield os.path.relpath(os.path.join(root, name), folder)
 
 
-def _accounted(out: Path, names: list[str], new: set[str]) -> set[str]:
+def _replaceable(out: Path, names: list[str], new: set[str]) -> set[str]:
     """Those of the names that the new output has, or the old one can be shown to have had."""
     scopes = {scope_of_name(name) for name in new if name.endswith(".safetensors")}
     folders = {os.path.dirname(name) for name in new}
-    return {name for name in names if _scope(name) in scopes or (os.path.dirname(name) in folders and os.path.basename(name) in SAVED)} | (
-        new | _listed(out)
-    )
+    return {
+        name
+        for name in names
+        if _scope_of_weights(name) in scopes or (os.path.dirname(name) in folders and os.path.basename(name) in COMPANION_NAMES)
+    } | (new | _members_of_old_patch(out))
 
 
-def _scope(name: str) -> str | None:
+def _scope_of_weights(name: str) -> str | None:
     """Scope of weights by their name, or by that of their index (spec 3.1)."""
     folder, _, base = name.rpartition("/")
-    index = INDEX.fullmatch(base)
+    index = INDEX_FILE.fullmatch(base)
     if index is None:
         return scope_of_name(name) if name.endswith(".safetensors") else None
     stem = index["stem"] + (index["variant"] or "")
     return f"{folder}/{stem}" if folder else stem
 
 
-def _listed(out: Path) -> set[str]:
+def _members_of_old_patch(out: Path) -> set[str]:
     """What the index of an old patch folder says that it consists of; nothing if there is none, or it is broken."""
     try:
         if (out / INDEX_NAME).stat().st_size > MAX_INDEX:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from ckptdiff.checkpoint.recognition import check_there, patch_members, weights_below
+from ckptdiff.checkpoint.recognition import check_exists, patch_members, files_to_examine
 from ckptdiff.errors import FormatError, IntegrityError, cut
 from ckptdiff.format.canonical import quoted
 from ckptdiff.format.digests import identity
@@ -146,13 +146,13 @@ class OpenPatch:
         return size + self.index_size
 
 
-class Closable(ByteSource, Protocol):
+class ClosableSource(ByteSource, Protocol):
     """A :class:`ByteSource` that holds something open."""
 
     def close(self) -> None: ...
 
 
-class Folder(Protocol):
+class SourceFolder(Protocol):
     """Where the files of a patch folder lie: here, or on the Hub."""
 
     name: str
@@ -160,11 +160,11 @@ class Folder(Protocol):
     def size(self, path: str) -> int | None:
         """Bytes of a file; None if there is none."""
 
-    def open(self, path: str) -> Closable: ...
+    def open(self, path: str) -> ClosableSource: ...
 
 
 class LocalFolder:
-    """A :class:`Folder` on this machine."""
+    """A :class:`SourceFolder` on this machine."""
 
     def __init__(self, path: Path) -> None:
         self.name, self._path = str(path), path
@@ -190,19 +190,19 @@ def open_patch(path: str | os.PathLike[str], *, by_ranges: bool = False) -> Iter
     """
     hub_id = parse_id(path)
     with ExitStack() as stack:
-        folder: Folder
+        folder: SourceFolder
         if hub_id is not None:
             repo = open_repo(hub_id)
             members, is_file = list(repo.files) if repo.is_file else patch_members(repo.files), repo.is_file
             _check_members(members, str(repo.pinned), list(repo.files))
             folder = RemoteFolder(repo) if by_ranges and not repo.cache else LocalFolder(download(repo, members))
         elif os.path.isdir(path):
-            found = weights_below(Path(path))
+            found = files_to_examine(Path(path))
             members, is_file = patch_members(found), False
             _check_members(members, str(path), found)
             folder = LocalFolder(Path(path))
         else:
-            check_there(path)
+            check_exists(path)
             members, is_file = [Path(path).name], True
             folder = LocalFolder(Path(path).parent)
         is_folder = INDEX_NAME in members and not is_file
@@ -215,7 +215,7 @@ def _check_members(members: list[str], where: str, paths: list[str]) -> None:
         raise FormatError(f"{where}: not a ckptdiff patch: it has no {INDEX_NAME}{swapped}")
 
 
-def _open_file(folder: Folder, path: str, is_named: bool, stack: ExitStack) -> OpenPatch:
+def _open_file(folder: SourceFolder, path: str, is_named: bool, stack: ExitStack) -> OpenPatch:
     """One patch file: one that was named, which may be any, or the lone one of a folder or repo."""
     file = _open(folder, path, stack)
     if file.metadata.base_files is None and not is_named:
@@ -223,7 +223,7 @@ def _open_file(folder: Folder, path: str, is_named: bool, stack: ExitStack) -> O
     return OpenPatch(Path(folder.name) / path, None, [file])
 
 
-def _open_folder(folder: Folder, stack: ExitStack) -> OpenPatch:
+def _open_folder(folder: SourceFolder, stack: ExitStack) -> OpenPatch:
     index, index_size = _open_index(folder, stack)
     files: list[PatchFile] = []
     sums: dict[str, int] = {}
@@ -232,7 +232,7 @@ def _open_folder(folder: Folder, stack: ExitStack) -> OpenPatch:
         _check_member(folder, shard.path, shard.size)
         file = _open(folder, shard.path, stack)
         files.append(file)
-        _add(sums, file, where)
+        _add_to_sums(sums, file, where)
         if file.digest != shard.digest:
             raise IntegrityError(f"{where}: is not the file that {INDEX_NAME} lists: fetch the patch again")
         found = file.metadata
@@ -250,7 +250,7 @@ def _open_folder(folder: Folder, stack: ExitStack) -> OpenPatch:
     return patch
 
 
-LIMITS = {
+FOLDER_LIMITS = {
     "tensors": MAX_ALL_TENSORS,
     "removed tensors": MAX_ALL_TENSORS,
     "bytes of tables and headers": MAX_ALL_DESCRIBED,
@@ -258,22 +258,22 @@ LIMITS = {
 }
 
 
-def _add(sums: dict[str, int], file: PatchFile, where: str) -> None:
+def _add_to_sums(sums: dict[str, int], file: PatchFile, where: str) -> None:
     """Add a patch file to the sums of a folder; raises FormatError where they are more than a patch may have (spec 11)."""
     more = (len(file.table.entries), len(file.table.removed), file.described, file.metadata.target_size)
-    for (what, most), count in zip(LIMITS.items(), more, strict=True):
+    for (what, most), count in zip(FOLDER_LIMITS.items(), more, strict=True):
         sums[what] = sums.get(what, 0) + count
         if sums[what] > most:
             raise FormatError(f"{where}: with the files before it there are {sums[what]} {what}, expected at most {most}")
 
 
-def _open(folder: Folder, path: str, stack: ExitStack) -> PatchFile:
+def _open(folder: SourceFolder, path: str, stack: ExitStack) -> PatchFile:
     file = folder.open(path)
     stack.callback(file.close)
     return PatchFile(file)
 
 
-def _open_index(folder: Folder, stack: ExitStack) -> tuple[Index, int]:
+def _open_index(folder: SourceFolder, stack: ExitStack) -> tuple[Index, int]:
     where = f"{folder.name}/{INDEX_NAME}"
     file = folder.open(INDEX_NAME)
     stack.callback(file.close)
@@ -282,7 +282,7 @@ def _open_index(folder: Folder, stack: ExitStack) -> tuple[Index, int]:
     return Index.from_bytes(read_bytes(file, 0, file.size), where), file.size
 
 
-def _check_member(folder: Folder, path: str, size: int) -> None:
+def _check_member(folder: SourceFolder, path: str, size: int) -> None:
     found = folder.size(path)
     if found is None:
         raise FormatError(f"{folder.name}/{path}: is missing: fetch the patch again")

@@ -14,7 +14,7 @@ from ckptdiff.patching.rebuild import MAX_CHAIN
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class PatchRecord:
     """A patch of the chain: where it is, and what it says of its base."""
 
     name: str
@@ -26,7 +26,7 @@ class Link:
     states_sha256: bool
 
     @classmethod
-    def of(cls, name: str, patch: OpenPatch) -> Link:
+    def of(cls, name: str, patch: OpenPatch) -> PatchRecord:
         recorded = patch.info
         sha256 = {file.path: file.sha256 for file in patch.base_files}
         states = all(file.metadata.target_sha256 is not None for file in patch.files)
@@ -42,15 +42,15 @@ def recorded_base(patch: str | os.PathLike[str]) -> str:
     """
     name = os.fspath(patch)
     with open_patch(patch, by_ranges=True) as opened:
-        repo, is_patch = _base_of(Link.of(name, opened), [])
+        repo, is_patch = _base_of(PatchRecord.of(name, opened), [])
     if is_patch:
         raise HubError(f"{name}: its base {repo.pinned} is itself a patch: rebuild that with ckptdiff pull, and give it with --base")
     return str(repo.pinned)
 
 
-def resolve(repo: Repo, with_base: bool, notes: list[str]) -> tuple[list[Link], str | None]:
+def resolve_chain(repo: Repo, with_base: bool, notes: list[str]) -> tuple[list[PatchRecord], str | None]:
     """The chain of patches that ends in a repo, first one first, and the checkpoint that it begins with (None: not looked for)."""
-    links: list[Link] = []
+    links: list[PatchRecord] = []
     seen: set[tuple[str, str]] = set()
     while True:
         if (repo.name, repo.commit) in seen:
@@ -59,7 +59,7 @@ def resolve(repo: Repo, with_base: bool, notes: list[str]) -> tuple[list[Link], 
         if len(links) == MAX_CHAIN:
             raise HubError(f"{links[-1].name}: begins with more than {MAX_CHAIN} patches: pull one of them, and give it with --base")
         with open_patch(str(repo.pinned), by_ranges=True) as patch:
-            link = Link.of(str(repo.pinned), patch)
+            link = PatchRecord.of(str(repo.pinned), patch)
         if links and link.target_identity != links[0].base_identity:
             raise BaseMismatchError(f"{links[0].name}: was not made from what {link.name} gives")
         links.insert(0, link)
@@ -70,7 +70,7 @@ def resolve(repo: Repo, with_base: bool, notes: list[str]) -> tuple[list[Link], 
             return links, str(repo.pinned)
 
 
-def _base_of(link: Link, notes: list[str]) -> tuple[Repo, bool]:
+def _base_of(link: PatchRecord, notes: list[str]) -> tuple[Repo, bool]:
     """The repo of a patch's base, and whether that is a patch itself; if not, it has the very files that the patch was made from.
 
     Where the commit is gone (a squashed history) the main branch may still have the same weights.

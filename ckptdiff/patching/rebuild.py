@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckptdiff.checkpoint.reader import Checkpoint, Recorded, open_checkpoint
+from ckptdiff.checkpoint.reader import Checkpoint, RecordedBase, open_checkpoint
 from ckptdiff.checkpoint.selection import matches
 from ckptdiff.errors import BaseMismatchError, CkptdiffError, FormatError, OutputError, cut
 from ckptdiff.format.canonical import quoted
@@ -24,15 +24,15 @@ from ckptdiff.patching import other_files
 from ckptdiff.patching.patch import OpenPatch
 from ckptdiff.patching.recipes import (
     BaseTensor,
-    Once,
+    CheckCache,
     PatchedTensor,
     Recipe,
     check_result,
-    found_digest,
-    layers,
+    built_digest,
+    steps_of,
     ranges,
-    tensor_differs,
-    whole_layers,
+    describe_mismatch,
+    steps_built_whole,
 )
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def open_base(
     ``only_weights``: of the Hub fetch no other files; ``with_files``: take all other files, not just those that the patches need.
     """
     wanted = [] if only_weights else [other.path for patch in chain for other in patch.others if other.kind != "new"]
-    recorded = Recorded({file.path: file.size for file in chain[0].base_files}, chain[0].base_scopes, wanted)
+    recorded = RecordedBase({file.path: file.size for file in chain[0].base_files}, chain[0].base_scopes, wanted)
     return open_checkpoint(base, needs_weights=bool(chain[0].files), with_files=with_files, recorded=recorded)
 
 
@@ -115,7 +115,7 @@ class Rebuilder:
         self.base, self.chain, self.threads, self.progress = base, chain, threads, progress
         self.done = self.total = 0
         self.other_files = [{other.path: other for other in patch.others} for patch in chain]
-        self.once = Once()
+        self.once = CheckCache()
 
     def recipe(self, depth: int, file: PatchFile, entry: Entry) -> Recipe:
         """What builds an entry of patch ``depth`` of the chain; checks that its base tensor exists and fits (spec 10, step 3)."""
@@ -208,33 +208,33 @@ class Rebuilder:
 
     def check(self, recipe: Recipe) -> None:
         """Compare the digests of a finished tensor and of all it was built from, the base's first."""
-        parts, longer = whole_layers(recipe)
+        parts, longer = steps_built_whole(recipe)
         if longer is not None:
             self.once.check(longer, self.check)
         for part in parts:
             if isinstance(part, PatchedTensor):
                 check_result(part)
-            elif found_digest(part) != part.digest:
-                raise self.wrong_base(self.chain[0], tensor_differs(part, found_digest(part)))
-        for part in layers(recipe):
+            elif built_digest(part) != part.digest:
+                raise self.wrong_base(self.chain[0], describe_mismatch(part, built_digest(part)))
+        for part in steps_of(recipe):
             part.leaves.clear()
 
     # --- what to say of a wrong base ---
 
     def wrong_base(self, patch: OpenPatch, why: str) -> BaseMismatchError:
-        return BaseMismatchError(f"{self.base.path}: is not the base of {patch.path}: {why}. {wanted_base(patch)}")
+        return BaseMismatchError(f"{self.base.path}: is not the base of {patch.path}: {why}. {describe_base(patch)}")
 
     def explain(self, recipes: Iterable[Recipe]) -> None:
         """After a failure: raise the error of a wrong base if that is the cause, naming the first tensor that differs."""
         first: CkptdiffError | None = None
         deltas = at_target = 0
         for recipe in recipes:
-            parts = layers(recipe)
+            parts = steps_of(recipe)
             if not isinstance(parts[0], BaseTensor):
                 continue
             found = self.once.digest_of(parts[0].tensor)
             if found != parts[0].digest and first is None:
-                first = self.wrong_base(self.chain[0], tensor_differs(parts[0], found))
+                first = self.wrong_base(self.chain[0], describe_mismatch(parts[0], found))
             if any(isinstance(part, PatchedTensor) and part.entry.kind == "delta" for part in parts):
                 deltas += 1
                 at_target += found == parts[-1].digest
@@ -270,7 +270,7 @@ class Rebuilder:
         return out
 
 
-def wanted_base(patch: OpenPatch) -> str:
+def describe_base(patch: OpenPatch) -> str:
     """A sentence that says which base a patch wants."""
     info = patch.index.info if patch.index else patch.files[0].metadata.info
     if isinstance(info.get("base_repo"), str):

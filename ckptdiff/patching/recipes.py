@@ -17,7 +17,7 @@ from ckptdiff.format.digests import BLOCK, block_count, leaves_of, tensor_digest
 from ckptdiff.format.dtypes import DTYPES, Bytes, Dtype
 from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.format.table import Entry
-from ckptdiff.patching.adapt import adapt, group_units, read_range
+from ckptdiff.patching.adapt import adapt, units_per_group, read_range
 
 if TYPE_CHECKING:
     import torch
@@ -105,13 +105,13 @@ class PatchedTensor:
 
         positions, zigzags = sparse.unpack(coded, len(block) // dtype.carrier, dtype)
         assert self.device is not None
-        return device.ops.moved(block, positions, zigzags, dtype, self.device), len(positions)
+        return device.ops.apply_changes_to_block(block, positions, zigzags, dtype, self.device), len(positions)
 
 
 Recipe = BaseTensor | PatchedTensor
 
 
-def layers(node: Recipe | None) -> list[Recipe]:
+def steps_of(node: Recipe | None) -> list[Recipe]:
     """A node and all below it, lowest first."""
     found: list[Recipe] = []
     while node is not None:
@@ -125,7 +125,7 @@ def units_of(node: Recipe) -> int:
     return node.nbytes // DTYPES[node.dtype].carrier
 
 
-def whole_layers(node: Recipe) -> tuple[list[Recipe], Recipe | None]:
+def steps_built_whole(node: Recipe) -> tuple[list[Recipe], Recipe | None]:
     """A node and those below it that are built whole with it, lowest first; and the next one below, of which only a part is needed.
 
     That one, and what it is built from, must be checked by itself: a patch may cut one long tensor into very many.
@@ -138,23 +138,23 @@ def whole_layers(node: Recipe) -> tuple[list[Recipe], Recipe | None]:
     return found[::-1], None
 
 
-def anew(node: Recipe) -> Recipe:
+def unbuilt_copy(node: Recipe) -> Recipe:
     """The same node, of which nothing is built yet."""
     if isinstance(node, BaseTensor):
         return BaseTensor(node.tensor, node.digest)
-    return PatchedTensor(node.file, node.entry, anew(node.below) if node.below is not None else None, node.device)
+    return PatchedTensor(node.file, node.entry, unbuilt_copy(node.below) if node.below is not None else None, node.device)
 
 
 def ranges(node: Recipe) -> Iterator[tuple[int, int, bool]]:
     """What to build a node in: start and stop in bytes of the target, whole blocks of all layers, and whether it is the last."""
-    parts, width = whole_layers(node)[0], DTYPES[node.dtype].carrier
-    group = group_units(*(part.dtype for part in layers(node)))
+    parts, width = steps_built_whole(node)[0], DTYPES[node.dtype].carrier
+    group = units_per_group(*(part.dtype for part in steps_of(node)))
     units = max(units_of(part) for part in parts)
     for first in range(0, max(units, 1), group):
         yield first * width, (first + group) * width, first + group >= units
 
 
-def found_digest(node: Recipe) -> bytes:
+def built_digest(node: Recipe) -> bytes:
     """The tensor digest of what a node has built."""
     return tensor_digest(leaf for start in sorted(node.leaves) for leaf in node.leaves[start])
 
@@ -162,7 +162,7 @@ def found_digest(node: Recipe) -> bytes:
 def check_result(node: PatchedTensor) -> None:
     """Raise FormatError or IntegrityError unless an entry has changed as many units, and gives the digest, as it says."""
     check_changed(node)
-    where, digest = f"{node.file.source.name}: tensor {cut(node.entry.name)}", found_digest(node)
+    where, digest = f"{node.file.source.name}: tensor {cut(node.entry.name)}", built_digest(node)
     if digest != node.digest:
         raise IntegrityError(f"{where}: rebuilt with the digest {digest.hex()}, expected {node.digest.hex()}: fetch the patch again")
 
@@ -175,7 +175,7 @@ def check_changed(node: PatchedTensor) -> None:
         raise FormatError(f"{where}: its blocks change {changed} units, expected {node.entry.changed}")
 
 
-def tensor_differs(node: BaseTensor, found: bytes) -> str:
+def describe_mismatch(node: BaseTensor, found: bytes) -> str:
     """Words for a base tensor of another digest."""
     return f"its tensor {cut(node.tensor.name)} has the digest {found.hex()}, expected {node.digest.hex()}"
 
@@ -185,7 +185,7 @@ def digest_of(tensor: Tensor) -> bytes:
     return tensor_digest(leaf for start in range(0, tensor.nbytes, BLOCK) for leaf in leaves_of(read_range(tensor, start, start + BLOCK)))
 
 
-class Once:
+class CheckCache:
     """What is found out once, however many entries are made of one tensor: a patch may cut a long one into a hundred thousand."""
 
     def __init__(self) -> None:
@@ -205,7 +205,7 @@ class Once:
         key = (id(node.file), node.entry.name) if isinstance(node, PatchedTensor) else (id(node.tensor), node.digest.hex())
         with self._lock:
             if key not in self._errors:
-                self._errors[key] = _error(anew(node), check)
+                self._errors[key] = _error(unbuilt_copy(node), check)
             error = self._errors[key]
         if error is not None:
             raise error

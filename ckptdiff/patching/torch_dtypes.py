@@ -10,7 +10,7 @@ from ckptdiff.errors import UnsupportedError
 from ckptdiff.format.dtypes import Bytes
 from ckptdiff.lazy import torch
 
-NAMES: dict[str, tuple[str | None, str | None]] = {
+LIBRARY_NAMES: dict[str, tuple[str | None, str | None]] = {
     "BOOL": ("bool", "bool"),
     "U8": ("uint8", "uint8"),
     "I8": ("int8", "int8"),
@@ -36,7 +36,7 @@ NAMES: dict[str, tuple[str | None, str | None]] = {
 }
 """Names of each safetensors dtype in torch and in numpy with ml_dtypes. An element of torch's F4 type is two of safetensors'."""
 
-_BY_NAME = {other: name for name, others in NAMES.items() for other in others if other is not None}
+_BY_NAME = {other: name for name, others in LIBRARY_NAMES.items() for other in others if other is not None}
 
 Array = Any
 """A torch tensor or a numpy array."""
@@ -62,7 +62,7 @@ def shape_of(array: Array, dtype: str) -> tuple[int, ...]:
     return (*shape[:-1], 2 * shape[-1]) if shape else (2,)
 
 
-class _Memory:
+class _ArrayInterface:
     """A torch tensor's bytes on the host, for numpy to see, which holds the tensor as long as it looks.
 
     ``Tensor.numpy()`` would forbid torch to resize that memory ever after, as FSDP does and ``untyped_storage().resize_``.
@@ -73,7 +73,7 @@ class _Memory:
         self.__array_interface__ = {"data": (flat.data_ptr(), False), "shape": (len(flat),), "typestr": "|u1", "version": 3}
 
 
-def address(flat: Bytes | torch.Tensor) -> tuple[str, int, int]:
+def memory_range(flat: Bytes | torch.Tensor) -> tuple[str, int, int]:
     """Where memory is: device, address and size."""
     return ("cpu", flat.ctypes.data, len(flat)) if isinstance(flat, np.ndarray) else (str(flat.device), flat.data_ptr(), len(flat))
 
@@ -103,7 +103,7 @@ def flat_bytes(array: Array, where: str) -> Bytes | torch.Tensor:
         raise UnsupportedError(f"{where}: its memory was freed, as FSDP does between uses: gather the full parameters first")
     if flat.device.type != "cpu":
         return flat
-    return np.asarray(_Memory(flat)) if len(flat) else np.empty(0, np.uint8)
+    return np.asarray(_ArrayInterface(flat)) if len(flat) else np.empty(0, np.uint8)
 
 
 def new_tensor(dtype: str, shape: tuple[int, ...], where: str) -> torch.Tensor:
@@ -113,7 +113,7 @@ def new_tensor(dtype: str, shape: tuple[int, ...], where: str) -> torch.Tensor:
         UnsupportedError: this torch has no such dtype.
     """
 
-    found = getattr(torch, NAMES[dtype][0] or "", None)
+    found = getattr(torch, LIBRARY_NAMES[dtype][0] or "", None)
     if found is None:
         raise UnsupportedError(f"{where}: torch {torch.__version__} has no dtype for {dtype}; ckptdiff apply writes it to a file")
     if dtype == "F4":

@@ -27,15 +27,15 @@ from ckptdiff.format.table import Entry, Table, Totals
 from ckptdiff.hub.repo import Repo, check_files
 from ckptdiff.io.parallel import FileHasher, Progress, run_ordered
 from ckptdiff.patching import other_files
-from ckptdiff.patching.adapt import group_units, read_range
-from ckptdiff.patching.encode import EncodedBlocks, OpenTensor, TensorEncoder, choose_codec, code, smallest
+from ckptdiff.patching.adapt import units_per_group, read_range
+from ckptdiff.patching.encode import EncodedBlocks, PendingTensor, TensorEncoder, choose_codec, encode_blocks, encode_trials
 from ckptdiff.patching.patch import MAX_ALL_BYTES, MAX_ALL_DESCRIBED, MAX_ALL_TENSORS, open_patch
 
-Step = tuple[OpenTensor, int, int, bool]
+EncodingStep = tuple[PendingTensor, int, int, bool]
 """Units of a tensor to code, from and to, and whether they are its last."""
 
 
-class Report(Protocol):
+class StorableReport(Protocol):
     """What ``make`` stores of a report, see :func:`ckptdiff.report`: its bytes (spec 5.4), and the pair that it is of."""
 
     def to_bytes(self) -> bytes: ...
@@ -65,10 +65,10 @@ class PatchMaker:
         codec: str | None,
         threads: int,
         renames: Sequence[Rename],
-        report: Report | None,
+        report: StorableReport | None,
         spool: BinaryIO,
         progress: Progress,
-        coder: TensorEncoder = code,
+        coder: TensorEncoder = encode_blocks,
         groups: int = 1,
     ) -> None:
         self.base, self.target, self.codec, self.threads, self.renames = base, target, codec, threads, renames
@@ -101,7 +101,7 @@ class PatchMaker:
 
     # --- coding ---
 
-    def code(self) -> None:
+    def encode_blocks(self) -> None:
         """Fill the scopes' entries, the base digests and the spool."""
         matched: list[tuple[Tensor | None, Tensor]] = []
         unmatched: list[Tensor] = []
@@ -119,7 +119,7 @@ class PatchMaker:
         for scope in self.scopes.values():
             _use_copies(scope.entries)
 
-    def _check_report(self, report: Report) -> None:
+    def _check_report(self, report: StorableReport) -> None:
         """Raise CheckpointError for a report of other checkpoints. Elements of less than a byte are not counted here."""
         for (scope, name), (elements, changed) in report.changes.items():
             entry = self.scopes[scope].entries.get(name) if scope in self.scopes else None
@@ -140,14 +140,14 @@ class PatchMaker:
     def _code_all(self, pairs: Sequence[tuple[Tensor | None, Tensor]]) -> None:
         """Code tensors group by group; results come in order, so the spool does not depend on the threads."""
 
-        def steps() -> Iterator[Step]:
+        def steps() -> Iterator[EncodingStep]:
             for base, target in pairs:
-                group = group_units(target.dtype, base.dtype if base else target.dtype)
+                group = units_per_group(target.dtype, base.dtype if base else target.dtype)
                 units = max(t.nbytes // DTYPES[t.dtype].carrier for t in (target, base or target))
                 codec = "raw" if base is None else self.codec
                 if codec is None and base is not None and units > group:
                     codec = choose_codec(base, target)
-                tensor = OpenTensor(base, target, codec)
+                tensor = PendingTensor(base, target, codec)
                 step = group * self.groups
                 for start in range(0, max(units, 1), step):
                     yield tensor, start, start + step, start + step >= units
@@ -160,9 +160,9 @@ class PatchMaker:
                 if last:
                     self._finish(tensor)
 
-    def _batches(self, steps: Iterable[Step]) -> Iterator[list[Step]]:
+    def _batches(self, steps: Iterable[EncodingStep]) -> Iterator[list[EncodingStep]]:
         """One step a job; where several groups are taken at once, as many steps as make so much: small tensors are many."""
-        limit, batch, size = min((self.groups - 1) * BLOCK, self.total // (4 * self.threads)), list[Step](), 0
+        limit, batch, size = min((self.groups - 1) * BLOCK, self.total // (4 * self.threads)), list[EncodingStep](), 0
         for step in steps:
             batch.append(step)
             tensor, first, stop, _ = step
@@ -174,13 +174,13 @@ class PatchMaker:
         if batch:
             yield batch
 
-    def _steps(self, batch: Iterable[Step]) -> list[tuple[OpenTensor, EncodedBlocks, bool]]:
+    def _steps(self, batch: Iterable[EncodingStep]) -> list[tuple[PendingTensor, EncodedBlocks, bool]]:
         return [self._step(*step) for step in batch]
 
-    def _step(self, tensor: OpenTensor, first: int, stop: int, last: bool) -> tuple[OpenTensor, EncodedBlocks, bool]:
+    def _step(self, tensor: PendingTensor, first: int, stop: int, last: bool) -> tuple[PendingTensor, EncodedBlocks, bool]:
         base, target = tensor.base, tensor.target
         if tensor.codec is None and base is not None:
-            tensor.codec, coded = next(iter(smallest(base, target, first, stop).items()))
+            tensor.codec, coded = next(iter(encode_trials(base, target, first, stop).items()))
         else:
             coded = self.coder(base, target, tensor.codec or "raw", first, stop)
         for read in (target, base or target):
@@ -189,7 +189,7 @@ class PatchMaker:
                 hasher.advance(read.offset + min(stop * DTYPES[read.dtype].carrier, read.nbytes))
         return tensor, coded, last
 
-    def _finish(self, tensor: OpenTensor) -> None:
+    def _finish(self, tensor: PendingTensor) -> None:
         entry, target = tensor.entry(), tensor.target
         if entry.kind == "same":
             self.spool.seek(tensor.start)

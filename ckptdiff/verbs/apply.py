@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptdiff.device.choice import find_device
+from ckptdiff.device.resolve import resolve_device
 from ckptdiff.errors import BaseMismatchError, FormatError, IntegrityError
 from ckptdiff.io.parallel import Progress, default_threads, no_progress
 from ckptdiff.patching.output import build_beside, check_output, check_space
@@ -60,7 +60,7 @@ def apply(
         CheckpointError: the base cannot be read. OutputError: ``out`` cannot be written. UnsupportedError: there is no such device.
     """
     started, out = time.perf_counter(), Path(out)
-    found = find_device(device) if device is not None else None
+    found = resolve_device(device) if device is not None else None
     names = [patches] if isinstance(patches, (str, os.PathLike)) else list(patches)
     if not names:
         raise FormatError(f"a chain has 1 to {MAX_CHAIN} patches, found 0")

@@ -21,9 +21,9 @@ from ckptdiff.hub.ids import parse_id
 from ckptdiff.hub.repo import Repo, open_repo
 from ckptdiff.io.parallel import Progress, default_threads, no_progress
 from ckptdiff.patching import other_files
-from ckptdiff.patching.encoders import choose_coder
+from ckptdiff.patching.choose_encoder import choose_encoder
 from ckptdiff.patching.output import build_beside, check_output
-from ckptdiff.patching.write import PatchMaker, Report
+from ckptdiff.patching.write import PatchMaker, StorableReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def make(
     exclude: Sequence[str] = (),
     follow_links: bool = False,
     rename: Sequence[str] = (),
-    report: Report | None = None,
+    report: StorableReport | None = None,
     base_repo: str | None = None,
     target_repo: str | None = None,
     threads: int | None = None,
@@ -112,7 +112,7 @@ def make(
         files = [INDEX_NAME, *(shard_path(file.path) for file in new.weights), *map(member_path, kept)]
         check_output(out, [*old.paths, *new.paths], folder=not new.is_file, overwrite=overwrite, files=files)
         with build_beside(out, overwrite=overwrite) as built, open(built.with_name("spool"), "w+b") as spool:
-            coder, groups = choose_coder(device)
+            coder, groups = choose_encoder(device)
             maker = PatchMaker(old, new, codec, threads or default_threads(), rules, report, spool, progress, coder, groups)
             maker.repos = {"base": _repo_of(old, base_repo), "target": _repo_of(new, target_repo)}
             if new.is_file:

@@ -14,8 +14,8 @@ from ckptdiff.checkpoint.recognition import is_patch_repo
 from ckptdiff.checkpoint.secrets import suspicious_content, suspicious_name
 from ckptdiff.errors import CheckpointError, CkptdiffError, FormatError, HubError, IntegrityError, OutputError
 from ckptdiff.format.index import INDEX_NAME, OtherFile
-from ckptdiff.hub.client import endpoint, using
-from ckptdiff.hub.commit import Commit, find_repo, licence_of, publish, with_metadata
+from ckptdiff.hub.client import endpoint, use_token
+from ckptdiff.hub.commit import Commit, find_repo, licence_of, publish, update_card
 from ckptdiff.hub.ids import HubId, parse_id
 from ckptdiff.hub.repo import Repo, check_files, download, open_repo
 from ckptdiff.io.parallel import Progress, no_progress
@@ -96,7 +96,7 @@ def push(
         raise CheckpointError(f"{repo_id!r}: expected org/name, or org/name@branch")
     if parse_id(patch) is not None:
         raise CheckpointError(f"{patch}: there is no such file or folder: push sends a patch from this machine")
-    with using(token), ExitStack() as stack:
+    with use_token(token), ExitStack() as stack:
         opened = stack.enter_context(open_patch(patch))
         _check(patch, threads, progress)
         parts = "the index, tables, headers and all payloads" if opened.index else "its table, header and all payloads"
@@ -252,7 +252,7 @@ def _add_card(patch: OpenPatch, hub_id: HubId, base: Repo, there: Repo | None, p
         "library_name": "ckptdiff",
         "tags": list(TAGS),
     }
-    plan.files[CARD] = with_metadata(card_text(facts, own), metadata).encode()
+    plan.files[CARD] = update_card(card_text(facts, own), metadata).encode()
 
 
 def _picture(report: Report) -> bytes | None:

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 import ckptdiff
-from ckptdiff.checkpoint.other_formats import refuse_weights
+from ckptdiff.checkpoint.other_formats import refuse_without_safetensors
 from ckptdiff.checkpoint.secrets import suspicious_name
 from ckptdiff.checkpoint.selection import select
 from ckptdiff.cli.main import main
@@ -186,7 +186,7 @@ def test_a_folder_of_checkpoints_names_the_last(inside: str, folders: Pair, tmp_
 def test_a_repo_of_checkpoints_names_an_id(repo: HubId, given: HubId) -> None:
     for name in ("model.safetensors", "optimizer.pt"):
         with pytest.raises(ckptdiff.CheckpointError) as caught:
-            refuse_weights(repo, [f"checkpoint-5/{name}"], (), can_include=False)
+            refuse_without_safetensors(repo, [f"checkpoint-5/{name}"], (), can_include=False)
         assert re.search(r"(give|is) (\S+)( meant\?)?$", str(caught.value))[2] == str(given)  # type: ignore[index]
     assert parse_id(str(given)) == given
 

@@ -43,8 +43,8 @@ def test_they_compile(target: tuple[str, int | str, int]) -> None:
 
     kinds = {"addresses": "*i64", "keys": "*i64", "sums": "*i64", "start": "*i64", "secret": "*i64", "accumulators": "*i64", "count": "i32"}
     for kernel, constants in (
-        (xxh3_triton.add_stripes, {"steps": xxh3_triton.STEPS, "together": xxh3_triton.TOGETHER}),
-        (xxh3_triton.scramble, {"steps": xxh3_triton.STEPS, "leaves": xxh3_triton.LEAVES}),
+        (xxh3_triton.add_stripes, {"steps": xxh3_triton.STEPS_PER_LEAF, "together": xxh3_triton.STEPS_PER_PROGRAM}),
+        (xxh3_triton.scramble, {"steps": xxh3_triton.STEPS_PER_LEAF, "leaves": xxh3_triton.LEAVES_PER_PROGRAM}),
     ):
         signature = {name: kinds.get(name, "constexpr") for name in kernel.arg_names}
         source = ASTSource(kernel, signature, {(kernel.arg_names.index(name),): value for name, value in constants.items()})

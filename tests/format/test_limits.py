@@ -289,13 +289,13 @@ def test_sums_of_all_patch_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     content = 4 + len(text) + 16 + len(header)
     sums = {"tensors": 2, "removed tensors": 2, "bytes of tables and headers": 2 * content, "bytes to rebuild": 2 * (8 + len(header))}
     for what, found in sums.items():
-        monkeypatch.setitem(patch.LIMITS, what, found)
+        monkeypatch.setitem(patch.FOLDER_LIMITS, what, found)
         with pytest.raises(FormatError, match="hold the same tensor of one scope"):
             ckptdiff.info(folder)
-        monkeypatch.setitem(patch.LIMITS, what, found - 1)
+        monkeypatch.setitem(patch.FOLDER_LIMITS, what, found - 1)
         with pytest.raises(FormatError, match=rf"b.safetensors: with the files before it there are {found} {what}, expected at most"):
             ckptdiff.info(folder)
-        monkeypatch.setitem(patch.LIMITS, what, found)
+        monkeypatch.setitem(patch.FOLDER_LIMITS, what, found)
 
 
 def test_paths() -> None:

@@ -295,7 +295,7 @@ def test_overwrite_counts_links_to_folders_and_names_five(folders: Pair, old: Pa
 
 def test_overwrite_of_a_home_is_refused_before_it_is_listed(folders: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "home" / "sub").mkdir(parents=True)
-    monkeypatch.setattr("ckptdiff.patching.overwrite._names", lambda _: pytest.fail("listed"))
+    monkeypatch.setattr("ckptdiff.patching.overwrite._files_below", lambda _: pytest.fail("listed"))
     with refused(ckptdiff.OutputError, "home: is neither a checkpoint nor a patch", tmp_path):
         overwrite(folders, tmp_path / "home")
 

@@ -6,7 +6,7 @@ from ckptdiff.errors import UnsupportedError
 from ckptdiff.lazy import require, torch
 
 
-def find_device(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
     """A torch device by name; ``auto`` is the first accelerator, or the CPU.
 
     Raises:
