@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 import ckptdiff
-from ckptdiff.device.resolve import resolve_device
 from ckptdiff.device.leaves import leaf_digests
-from ckptdiff.device.ops import find_changes, apply_changes, units_of, zigzag
+from ckptdiff.device.ops import apply_changes, find_changes, units_of, zigzag
+from ckptdiff.device.resolve import resolve_device
 from ckptdiff.format.dtypes import DTYPES
 
 BF16 = DTYPES["BF16"]

@@ -22,9 +22,10 @@ format: json_scan canonical dtypes digests xxh3 wrong_file safetensors safe_path
 kernels: bins block_layout cache jit leaves changes escapes range_coder rans context_groups adaptive static histogram gram mask_ops
 codecs: planes raw escaped_values sparse context
 hub: ids client repo commit
-checkpoint: weight_map secrets selection recognition other_formats scopes reader pairing
+checkpoint: weight_map secrets selection recognition other_formats scopes contents reader pairing
 device: resolve ops xxh3_triton leaves
-patching: torch_dtypes memory adapt encode encode_on_device choose_encoder patch other_files overwrite output write recipes rebuild provenance
+patching: torch_dtypes memory adapt encode encode_on_device choose_encoder encode_pair patch chain \
+other_files overwrite output write recipes rebuild provenance
 live: switch load patch target
 analysis: modules values sparsity matrices rank report_model report_stored pairs overlap
 subnetwork: mask_rows mask freeze track

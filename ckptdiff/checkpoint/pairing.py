@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ckptdiff.checkpoint.reader import Checkpoint, Tensor
+from ckptdiff.checkpoint.contents import Checkpoint, Tensor
 from ckptdiff.checkpoint.selection import matches_path
 from ckptdiff.errors import CheckpointError
 from ckptdiff.format.dtypes import CASTS

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptdiff.errors import HubError
-from ckptdiff.hub.client import redact, client, translate_errors
+from ckptdiff.hub.client import client, redact, translate_errors
 from ckptdiff.hub.ids import HubId
 from ckptdiff.hub.repo import Repo, open_repo
 from ckptdiff.lazy import huggingface_hub

@@ -1,4 +1,4 @@
-"""Tensors in memory as a checkpoint of one file: what safetensors would write of them, read in place."""
+"""Tensors in memory as a checkpoint of one file: the file that safetensors would write of them, read in place."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from ckptdiff.checkpoint.reader import Checkpoint, WeightFile
+from ckptdiff.checkpoint.contents import Checkpoint, WeightFile
 from ckptdiff.errors import CheckpointError, UnsupportedError
 from ckptdiff.format.dtypes import Bytes
 from ckptdiff.format.safetensors import MAX_NAME, MAX_RANK, Header, TensorInfo, predicted_header
 from ckptdiff.lazy import torch
-from ckptdiff.patching.torch_dtypes import Array, memory_range, dtype_of, flat_bytes, shape_of
+from ckptdiff.patching.torch_dtypes import Array, dtype_of, flat_bytes, memory_range, shape_of
 
 MEMORY_FILE_NAME = "model.safetensors"
 MEMORY_SCOPE = "model"
@@ -29,7 +29,13 @@ State = Mapping[str, Array]
 
 
 class MemoryFile:
-    """A :class:`~ckptdiff.io.source.WeightSource`: a header, and then the tensors' memory, read where it is."""
+    """A :class:`~ckptdiff.io.source.WeightSource` over tensors in memory, which are read in place: a file of a header and their bytes.
+
+    Args:
+        name: what messages call it.
+        header: its offsets are those of the file that is not written.
+        parts: the memory of each tensor, in the order of the header.
+    """
 
     def __init__(self, name: str, header: Header, parts: list[Bytes | torch.Tensor]) -> None:
         self.name, self.path, self.parts = name, Path(name), parts
@@ -37,7 +43,7 @@ class MemoryFile:
         self.size = header.data_start + header.data_size
 
     def readinto(self, offset: int, out: Bytes | memoryview) -> None:
-        """Fill ``out`` with the bytes at ``offset``, all of one tensor."""
+        """Fill ``out`` with the bytes at ``offset``, which must lie in one tensor."""
         if len(out) == 0:
             return
         data = self.view(offset, len(out))
@@ -47,20 +53,20 @@ class MemoryFile:
             torch.from_numpy(np.frombuffer(out, np.uint8)).copy_(data)
 
     def view(self, offset: int, size: int) -> Bytes | torch.Tensor:
-        """The memory itself."""
+        """Memory at ``offset``, without a copy: numpy's on the host, torch's on another device. It must lie in one tensor."""
         k = bisect_right(self.begins, offset) - 1
         start = offset - self.begins[k]
         return self.parts[k][start : start + size]
 
     def check_unchanged(self) -> None:
-        """Nobody could tell."""
+        """Do nothing: changes of memory leave no trace, as a file's do in its modification time."""
 
     def close(self) -> None:
-        """There is nothing to close."""
+        """Do nothing: nothing was opened."""
 
 
 class BytesFile:
-    """A :class:`~ckptdiff.io.source.ByteSource` over bytes."""
+    """A :class:`~ckptdiff.io.source.ByteSource` over a bytes object."""
 
     def __init__(self, data: bytes, name: str) -> None:
         self.data, self.name, self.size = memoryview(data), name, len(data)
@@ -73,14 +79,14 @@ class BytesFile:
         view[:] = self.data[offset : offset + len(view)]
 
     def close(self) -> None:
-        """There is nothing to close."""
+        """Do nothing: nothing was opened."""
 
 
 def state_of(model: Any, where: str) -> dict[str, Array]:
-    """The tensors of a module or of a mapping by name.
+    """The tensors of a module, or of a state dict, by name.
 
     Raises:
-        CheckpointError: it is neither, or holds something else.
+        CheckpointError: it is neither, or it holds something that is not a tensor with content.
     """
     state = model.state_dict() if hasattr(model, "state_dict") else model
     if not isinstance(state, Mapping):
@@ -97,15 +103,20 @@ def state_of(model: Any, where: str) -> dict[str, Array]:
 
 
 def local_part(array: Array) -> Array:
-    """This rank's part of a DTensor; any other tensor as it is."""
+    """This rank's part of a DTensor; any other tensor unchanged."""
     return array.to_local() if hasattr(array, "to_local") else array
 
 
 def open_state(state: State, where: str, wanted: Collection[str] = ()) -> Checkpoint:
     """Tensors in memory as a checkpoint.
 
-    Names of one tensor, that is of the same memory, dtype and shape, count once: under the first of them in the state's order, as in
-    torch's ``named_parameters`` and in the files of transformers; but those in ``wanted`` each for itself.
+    Several names of one tensor, that is of the same memory, dtype and shape, count once: under the first name in the state's order, as in
+    torch's ``named_parameters`` and in the files of transformers.
+
+    Args:
+        state: the tensors by name.
+        where: what messages call them.
+        wanted: names that count each for itself, even if they name one tensor.
 
     Raises:
         UnsupportedError: a tensor has a dtype, layout or device that cannot be read in place, or too many dimensions.

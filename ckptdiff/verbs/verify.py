@@ -28,7 +28,7 @@ from ckptdiff.io.source import LocalFile
 from ckptdiff.patching import other_files
 from ckptdiff.patching.patch import OpenPatch, open_patch
 from ckptdiff.patching.rebuild import Rebuilder, open_base, recipes_of
-from ckptdiff.patching.recipes import BaseTensor, PatchedTensor, check_result, digest_of, steps_of, ranges, describe_mismatch
+from ckptdiff.patching.recipes import BaseTensor, PatchedTensor, check_result, describe_mismatch, digest_of, ranges, steps_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def _told_apart(rebuilder: Rebuilder, found: list[CkptdiffError]) -> list[Ckptdi
     wrong = [error for error in found if error.kind == "wrong_base"]
     if wrong:
         try:
-            rebuilder.explain(recipes_of(rebuilder.outputs()))
+            rebuilder.raise_if_wrong_base(recipes_of(rebuilder.outputs()))
         except CkptdiffError as error:
             if error.kind == "already_target":
                 return [*(error for error in found if error not in wrong), error]
@@ -254,7 +254,7 @@ def _tensor_error(rebuilder: Rebuilder, file: PatchFile, entry: Entry) -> Ckptdi
                 recipe.build(start, stop)
             rebuilder.check(recipe)
         except (FormatError, IntegrityError) as error:
-            if isinstance(base, BaseTensor) and (found := rebuilder.once.digest_of(base.tensor)) != base.digest:
+            if isinstance(base, BaseTensor) and (found := rebuilder.checked.digest_of(base.tensor)) != base.digest:
                 return rebuilder.wrong_base(rebuilder.chain[0], describe_mismatch(base, found))
             return error
     except CkptdiffError as error:

@@ -23,8 +23,8 @@ from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.format.table import Entry, Table, decompress
 from ckptdiff.patching import patch
 from ckptdiff.patching import write as writer
+from ckptdiff.patching.chain import check_chain
 from ckptdiff.patching.memory import BytesFile
-from ckptdiff.patching.rebuild import check_chain
 from tests.format.test_vectors import READER
 from tests.support import hostile_files as made
 from tests.support.checkpoints import tensor, write
