@@ -1,4 +1,4 @@
-"""Checkpoints (spec section 3.1): which files belong to one, and which tensors stand against each other."""
+"""Checkpoints (spec section 3.1): the files that belong to one, and the pairs of tensors of two."""
 
 from __future__ import annotations
 

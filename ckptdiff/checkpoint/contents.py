@@ -15,15 +15,18 @@ from ckptdiff.io.source import ByteSource, WeightSource
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One tensor of a checkpoint: ``shape`` in elements, ``nbytes`` of data at ``offset`` of ``source``."""
+    """One tensor of a checkpoint."""
 
     scope: str
     name: str
     dtype: str
     shape: tuple[int, ...]
+    """Its dimensions, in elements."""
     nbytes: int
+    """Size of its data in bytes."""
     source: ByteSource
     offset: int
+    """Where its data begins in ``source``, in bytes."""
 
     def readinto(self, start: int, out: Bytes) -> None:
         """Fill ``out`` with the tensor's bytes from ``start`` on."""
@@ -32,9 +35,10 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class WeightFile:
-    """One safetensors file; ``path`` is relative to the checkpoint, with ``/``."""
+    """One safetensors file of a checkpoint."""
 
     path: str
+    """Relative to the checkpoint, with ``/``."""
     scope: str
     file: WeightSource
     header: Header
@@ -48,26 +52,28 @@ class WeightFile:
 
 @dataclass(slots=True)
 class Checkpoint:
-    """A checkpoint whose headers are read.
-
-    ``scopes`` maps scope and name to a tensor, ``others`` the path of each file without weights to a local file;
-    ``left_out`` are the paths that do not belong to it by default, or as the caller asked; ``followed`` says where links lead that leave
-    its folder; ``origin`` is the repo and commit that it is from; ``in_memory`` says that its weights are no files; ``tied`` then maps
-    further names of a tensor to the one that it counts under; ``can_exclude`` says that the caller has an option to leave files out, which
-    messages may advise.
-    """
+    """An open checkpoint, whose headers are read."""
 
     path: Path
     is_file: bool
+    """Whether it is one safetensors file, not a folder."""
     weights: list[WeightFile]
     others: dict[str, Path]
+    """The local file of each file without weights, by its path in the checkpoint."""
     left_out: tuple[str, ...] = ()
+    """Paths of the files that do not belong to it, by default or because the caller said so."""
     followed: dict[str, Path] = field(default_factory=dict)
+    """Where links lead that leave its folder and were followed, by the path of the link."""
     can_exclude: bool = False
+    """Whether the caller has an option to leave files out, which messages may advise."""
     origin: HubId | None = None
+    """The repo and commit that it is from."""
     in_memory: bool = False
+    """Whether its weights are tensors in memory, not files."""
     tied: dict[str, str] = field(default_factory=dict)
+    """Further names of tensors in memory, and the name that each tensor counts under."""
     scopes: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    """The tensors by scope and name."""
 
     def __post_init__(self) -> None:
         for file in self.weights:
@@ -90,7 +96,7 @@ class Checkpoint:
 
     @property
     def kept(self) -> list[str]:
-        """Paths of the other files that belong to it."""
+        """Paths of the files without weights that belong to it."""
         left_out = set(self.left_out)
         return [name for name in self.others if name not in left_out]
 
@@ -100,9 +106,11 @@ class Checkpoint:
         return [self.path, *(file.file.path for file in self.weights), *self.others.values()]
 
     def check_unchanged(self) -> None:
+        """Raise CheckpointError if a weight file was written to since it was opened."""
         for file in self.weights:
             file.file.check_unchanged()
 
     def close(self) -> None:
+        """Close all weight files."""
         for file in self.weights:
             file.file.close()

@@ -1,4 +1,4 @@
-"""Scopes (spec 3.1): which weight files share their tensors' names, by indexes and by the names of shards."""
+"""Scopes (spec 3.1): groups of weight files in which tensor names are unique, told by indexes and by the names of shards."""
 
 from __future__ import annotations
 
@@ -28,10 +28,15 @@ def scope_of_name(path: str) -> str:
 
 
 def scopes_of(weights: Collection[str], indexes: Mapping[str, Path], can_exclude: bool) -> dict[str, str]:
-    """Scope of every weight file; ``indexes`` are the indexes that count, by path. Checks that no shard is missing.
+    """Scope of every weight file, by its path.
+
+    Args:
+        weights: paths of all weight files.
+        indexes: local files of the indexes to use, by path.
+        can_exclude: whether the caller has an option to leave files out, which messages may advise.
 
     Raises:
-        CheckpointError: an index is broken, or lists a file that is not there; or a shard's sibling is missing.
+        CheckpointError: an index is broken, or lists a file that does not exist; or not all shards of a set exist.
     """
     indexed = _scopes_by_index(indexes, weights, can_exclude)
     _check_siblings([name for name in weights if name not in indexed], set(weights), can_exclude)
@@ -39,20 +44,23 @@ def scopes_of(weights: Collection[str], indexes: Mapping[str, Path], can_exclude
 
 
 def scopes_of_recorded(weights: Collection[str], indexes: Mapping[str, Path], wanted: Collection[str]) -> dict[str, str]:
-    """Scope of every weight file of a base whose files a patch records. Which indexes counted is not recorded: those count whose files
-    are all recorded, or none where the patch names scopes that these do not give."""
+    """Scope of every weight file of a base, of which a patch records the files and scopes, but not which indexes were used.
+
+    Those indexes are used whose shards are all recorded; but none of them if they do not give the scopes that the patch wants.
+    """
     usable: dict[str, str] = {}
     for name, path in indexes.items():
         try:
             usable = {**_scopes_by_index({name: path}, weights, False), **usable}
         except CheckpointError:
-            continue  # stale, or broken: make was told to leave it out
+            continue  # it is stale or broken, so that make was told to leave it out
     scopes = _all_scopes(weights, usable)
-    found = set(scopes.values())
-    return scopes if len(found) == 1 or found.issuperset(wanted) else _all_scopes(weights, {})
+    given = set(scopes.values())
+    return scopes if len(given) == 1 or given.issuperset(wanted) else _all_scopes(weights, {})
 
 
 def _all_scopes(weights: Collection[str], indexed: Mapping[str, str]) -> dict[str, str]:
+    """Scopes of all weight files, given those of indexed ones; a single file whose scope is taken is a scope of its own path."""
     scopes = {name: indexed.get(name) or scope_of_name(name) for name in weights}
     alone = {name for name in weights if name not in indexed and not SHARD_FILE.fullmatch(name)}
     taken = {scope for name, scope in scopes.items() if name not in alone}
@@ -60,6 +68,7 @@ def _all_scopes(weights: Collection[str], indexed: Mapping[str, str]) -> dict[st
 
 
 def _scopes_by_index(indexes: Mapping[str, Path], weights: Collection[str], can_exclude: bool) -> dict[str, str]:
+    """Scopes of the weight files that indexes list; raises CheckpointError if one of these is missing."""
     indexed: dict[str, str] = {}
     for name, path in indexes.items():
         folder, _, file_name = name.rpartition("/")
@@ -78,7 +87,7 @@ def _scopes_by_index(indexes: Mapping[str, Path], weights: Collection[str], can_
 
 
 def _check_siblings(names: list[str], present: set[str], can_exclude: bool) -> None:
-    """A file called K-of-N that no index lists needs its N - 1 siblings."""
+    """Raise CheckpointError if a file called K-of-N, which no index lists, lacks one of its N - 1 siblings."""
     for name in names:
         match = SHARD_FILE.fullmatch(name)
         if match:
