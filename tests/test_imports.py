@@ -26,7 +26,7 @@ checkpoint: weight_map secrets selection recognition other_formats scopes conten
 device: resolve ops xxh3_triton leaves
 patching: torch_dtypes memory adapt encode encode_on_device choose_encoder encode_pair patch chain \
 other_files overwrite output write recipes rebuild provenance
-live: switch load patch target
+live: names updates hashing switch load patch target
 analysis: modules values sparsity matrices rank report_model report_stored pairs overlap
 subnetwork: mask_rows mask freeze track
 pages: chart_data report_prose drawing html report_charts report_page overlap_prose overlap_charts overlap_page

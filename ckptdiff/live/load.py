@@ -11,20 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from ckptdiff import device, kernels
+from ckptdiff import kernels
 from ckptdiff.checkpoint.contents import Tensor
-from ckptdiff.checkpoint.pairing import strip_prefixes
 from ckptdiff.codecs import context, sparse
 from ckptdiff.errors import BaseMismatchError, FormatError, IntegrityError, UnsupportedError, cut
 from ckptdiff.format.digests import BLOCK, tensor_digest, xxh128
-from ckptdiff.format.dtypes import DTYPES, Bytes, Changes, Dtype, Units
+from ckptdiff.format.dtypes import DTYPES, Bytes, Changes
 from ckptdiff.format.table import Entry
 from ckptdiff.io.parallel import no_progress, run_ordered
 from ckptdiff.lazy import torch
-from ckptdiff.live.switch import BYTES_PER_UPDATE_JOB, MODEL, LoadedPatch, RangeUpdate, TensorUpdate, hash_in_background, leaves_in_memory
+from ckptdiff.live.hashing import hash_in_background, leaves_in_memory
+from ckptdiff.live.names import MODEL, find_tensors, scope_of
+from ckptdiff.live.switch import LoadedPatch
+from ckptdiff.live.updates import BYTES_PER_UPDATE_JOB, RangeUpdate, TensorUpdate, merge_blocks, on_device, range_update
 from ckptdiff.patching.chain import check_chain
 from ckptdiff.patching.encode import view_range
-from ckptdiff.patching.memory import MemoryFile, State, open_state, state_of
+from ckptdiff.patching.memory import MemoryFile, open_state
 from ckptdiff.patching.patch import OpenPatch
 from ckptdiff.patching.rebuild import Rebuilder
 from ckptdiff.patching.recipes import BaseTensor, PatchedTensor, Recipe, check_changed, describe_mismatch, ranges
@@ -55,7 +57,7 @@ class Loader:
         names = [*base_names, *(name for _, name in patch.entries)]
         entries = {name for scope_id, name in patch.entries if scope_id == self.scope}
         self.tied = {name: kept for name, kept in patch.tied.items() if kept in entries and name not in entries}
-        self.find_tensors = partial(_find_tensors, base, names, self.tied)
+        self.find_tensors = partial(find_tensors, base, names, self.tied)
         self.base = open_state(self.find_tensors(), MODEL, set(names))
         self.rebuilder = Rebuilder(self.base, [patch], threads, no_progress)
         self.tensors = next(iter(self.base.scopes.values()), {})
@@ -197,7 +199,7 @@ class Loader:
         check_changed(destination.recipe)
         dtype, size = DTYPES[destination.entry.dtype], destination.tensor.nbytes
         parts = [
-            _merge_blocks(
+            merge_blocks(
                 start, min(start + BYTES_PER_UPDATE_JOB, size), blocks[start // BLOCK : (start + BYTES_PER_UPDATE_JOB) // BLOCK], dtype
             )
             for start in range(0, size, BYTES_PER_UPDATE_JOB)
@@ -211,7 +213,7 @@ class Loader:
         if isinstance(destination.recipe, BaseTensor) and destination.recipe.tensor is destination.tensor:
             return destination, None, last
         positions, zigzags = kernels.changes.changes_of(view_range(destination.tensor, start, stop, "old"), new, dtype)
-        return destination, _range_update(start, stop, positions.copy(), zigzags.copy(), dtype), last
+        return destination, range_update(start, stop, positions.copy(), zigzags.copy(), dtype), last
 
     def _tensor_update(self, destination: Destination, updates: Sequence[RangeUpdate | None], before: list[bytes]) -> TensorUpdate:
         """A tensor's update, with its changes on the tensor's device."""
@@ -221,48 +223,8 @@ class Loader:
             if parts and not flat.flags.writeable:
                 raise UnsupportedError(f"{MODEL}: {name}: is read-only memory: give a copy of it")
         elif parts:
-            parts = [_on_device(flat, parts, dtype)]
+            parts = [on_device(flat, parts, dtype)]
         return TensorUpdate(name, dtype, flat, parts, before, destination.recipe.digest)
-
-
-def _merge_blocks(start: int, stop: int, blocks: Sequence[Changes], dtype: Dtype) -> RangeUpdate | None:
-    """The update of bytes ``start`` to ``stop``, from the changes of its blocks."""
-    zigzags = np.concatenate([zigzags for _, zigzags in blocks])
-    positions, done = np.empty(len(zigzags), np.int32), 0
-    for k, (in_block, _) in enumerate(blocks):
-        np.add(in_block, np.int32(k * (BLOCK // dtype.carrier)), out=positions[done : done + len(in_block)])
-        done += len(in_block)
-    return _range_update(start, stop, positions, zigzags, dtype)
-
-
-def _range_update(start: int, stop: int, positions: Units, zigzags: Units, dtype: Dtype) -> RangeUpdate | None:
-    """The update of bytes ``start`` to ``stop``, in the smaller of its two forms; None if nothing changes."""
-    if len(positions) * 4 <= stop - start:
-        return RangeUpdate(start, stop, positions, zigzags) if len(positions) else None
-    every = np.zeros((stop - start) // dtype.carrier, dtype.unit)
-    every[positions] = zigzags
-    return RangeUpdate(start, stop, None, every)
-
-
-def _on_device(flat: torch.Tensor, parts: Sequence[RangeUpdate], dtype: Dtype) -> RangeUpdate:
-    """Put the updates of ranges on the host together to one of the whole tensor on its device."""
-    units, total = len(flat) // dtype.carrier, sum(len(part.zigzags) for part in parts)
-    wide = np.int32 if units < 1 << 31 else np.int64
-    dense = any(part.positions is None for part in parts) or total * (np.dtype(wide).itemsize + dtype.carrier) > len(flat)
-    every = torch.zeros(units if dense else total, dtype=device.ops.SIGNED_DTYPES[dtype.carrier], device=flat.device)
-    positions = None if dense else torch.empty(total, dtype=torch.int32 if wide is np.int32 else torch.int64, device=flat.device)
-    done = 0
-    for part in parts:
-        first, zigzags = part.start // dtype.carrier, torch.from_numpy(part.zigzags.view(f"i{dtype.carrier}")).to(flat.device)
-        if positions is not None:
-            positions[done : done + len(zigzags)] = torch.from_numpy(part.positions.astype(wide) + wide(first)).to(flat.device)
-            every[done : done + len(zigzags)] = zigzags
-        elif part.positions is None:
-            every[first : first + len(zigzags)] = zigzags
-        else:
-            every[torch.from_numpy(part.positions.astype(np.int64) + first).to(flat.device)] = zigzags
-        done += len(zigzags)
-    return RangeUpdate(0, len(flat), positions, every)
 
 
 def _memory_key(tensor: Tensor) -> tuple[str, int, int]:
@@ -279,40 +241,3 @@ def _check_overlaps(destinations: Mapping[tuple[str, int, int], Destination]) ->
         if size and end > (where, begin) and end[0] == where:
             raise UnsupportedError(f"{MODEL}: {last} and {destination.tensor.name} share a part of their memory: give a copy of one")
         end, last = max(end, (where, begin + size)), destination.tensor.name
-
-
-def scope_of(patch: OpenPatch, wanted: str | None) -> str:
-    """The target scope that was asked for, or the only one.
-
-    Raises:
-        UnsupportedError: there is no such scope, or there are several and none was asked for.
-    """
-    scopes = list(dict.fromkeys(file.metadata.target_scope for file in patch.files))
-    if wanted is None and len(scopes) == 1:
-        return scopes[0]
-    if wanted not in scopes:
-        raise UnsupportedError(f"{patch.path}: has the scopes {cut(', '.join(scopes))}: load them one by one, with scope=...")
-    return wanted
-
-
-def _find_tensors(base: Any, names: Sequence[str], tied: Mapping[str, str]) -> dict[str, Any]:
-    """The model's tensors by name; tied ones also under the name that the patch has for them, if the model has another of their names."""
-    state = _align_names(state_of(base, MODEL), [*names, *tied])
-    for name, kept in tied.items():
-        if kept not in state and name in state:
-            state[kept] = state[name]
-        elif name in names and name not in state and kept in state:
-            state[name] = state[kept]
-    return state
-
-
-def _align_names(state: State, names: Sequence[str]) -> dict[str, Any]:
-    """Rename tensors as a patch calls them, where the names differ in prefixes of wrappers (DDP, torch.compile, a head model)."""
-    state = dict(state)
-    stems = Counter(map(strip_prefixes, state))
-    by_stem = {strip_prefixes(name): name for name in state if stems[strip_prefixes(name)] == 1}
-    missing: Mapping[str, str | None] = {name: by_stem.get(strip_prefixes(name)) for name in names if name not in state}
-    for name, own in missing.items():
-        if own is not None and own not in names and own in state:
-            state[name] = state.pop(own)
-    return state

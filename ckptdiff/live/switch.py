@@ -3,70 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from ckptdiff import device, kernels
 from ckptdiff.errors import BaseMismatchError, IntegrityError, cut
-from ckptdiff.format.digests import BLOCK, block_count, tensor_digest
-from ckptdiff.format.dtypes import Bytes, Dtype
+from ckptdiff.format.digests import BLOCK, tensor_digest
 from ckptdiff.io.parallel import run_ordered
 from ckptdiff.lazy import torch
+from ckptdiff.live.hashing import leaves_in_memory
+from ckptdiff.live.names import MODEL
+from ckptdiff.live.updates import RangeUpdate, TensorUpdate
 from ckptdiff.patching.torch_dtypes import flat_bytes, memory_range
-
-MODEL = "the model"
-"""How messages call the tensors in memory."""
-
-BYTES_PER_UPDATE_JOB = 8 * BLOCK
-"""Bytes of a tensor that one job updates. Threads wait for Python's lock between jobs, longer than short jobs would take."""
-
-BYTES_PER_HASH_JOB = 16 * BLOCK
-"""Bytes of tensors that one job hashes."""
-
-
-@dataclass(slots=True)
-class RangeUpdate:
-    """Changes of a range of a tensor's bytes.
-
-    On the host a range is whole blocks, of about :data:`BYTES_PER_UPDATE_JOB` at most, and its arrays are numpy's. On another device it is
-    the whole tensor, and they are torch's.
-    """
-
-    start: int
-    stop: int
-    """The range, in bytes of the tensor."""
-    positions: Any
-    """The units that change, counted from ``start``; None if every unit of the range has a distance."""
-    zigzags: Any
-    """Zigzag of their ulp distances."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the arrays take."""
-        return (0 if self.positions is None else self.positions.nbytes) + self.zigzags.nbytes
-
-
-@dataclass(slots=True)
-class TensorUpdate:
-    """The changes of one tensor in memory, if it has any."""
-
-    name: str
-    dtype: Dtype
-    flat: Bytes | torch.Tensor
-    """The tensor's memory as bytes."""
-    parts: list[RangeUpdate]
-    before: list[bytes]
-    """Leaves of the tensor without the patch."""
-    digest: bytes
-    """Tensor digest with the patch."""
-
 
 WRITE_LOCK = threading.RLock()
 """Held while a model is written to: two threads that apply patches to one model would mix them."""
@@ -202,52 +154,3 @@ def _update_range(update: TensorUpdate, part: RangeUpdate, back: bool, hashed: b
         return kernels.changes.move_run(flat, part.positions, part.zigzags, update.dtype, back, hashed)
     device.ops.apply_changes(device.ops.units_of(flat, update.dtype), part.positions, part.zigzags, update.dtype, back)
     return []
-
-
-def leaves_in_memory(parts: Sequence[Bytes | torch.Tensor], threads: int) -> list[list[bytes]]:
-    """Leaves of tensors in memory."""
-    with hash_in_background(parts, threads) as leaves:
-        return leaves()
-
-
-@contextmanager
-def hash_in_background(parts: Sequence[Bytes | torch.Tensor], threads: int) -> Iterator[Callable[[], list[list[bytes]]]]:
-    """Hash tensors in memory on other threads; gives a function that waits for the leaves of all of them."""
-    on_host = [part for part in parts if isinstance(part, np.ndarray)]
-    on_devices = [part for part in parts if not isinstance(part, np.ndarray)]
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="ckptdiff")
-    try:
-        futures = [pool.submit(kernels.leaves.leaves_of_all, batch) for batch in _batches(on_host)]
-
-        def leaves() -> list[list[bytes]]:
-            device_leaves = iter(_leaves_on_devices(on_devices))
-            host_leaves = (leaf for future in futures for leaf in future.result())
-            return [
-                list(islice(host_leaves, block_count(len(part)))) if isinstance(part, np.ndarray) else next(device_leaves) for part in parts
-            ]
-
-        yield leaves
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _batches(parts: Iterable[Bytes]) -> Iterator[list[Bytes]]:
-    """Tensors cut, or put together, to as many bytes as one job hashes."""
-    batch: list[Bytes] = []
-    for part in parts:
-        for start in range(0, len(part), BYTES_PER_HASH_JOB):
-            batch.append(part[start : start + BYTES_PER_HASH_JOB])
-            if sum(map(len, batch)) >= BYTES_PER_HASH_JOB:
-                yield batch
-                batch = []
-    if batch:
-        yield batch
-
-
-def _leaves_on_devices(parts: Sequence[torch.Tensor]) -> list[list[bytes]]:
-    """Leaves of tensors that are not on the host."""
-    leaves: dict[int, list[bytes]] = {}
-    for where in {part.device for part in parts}:
-        numbers = [k for k, part in enumerate(parts) if part.device == where]
-        leaves |= dict(zip(numbers, device.leaves.leaf_digests([parts[k] for k in numbers]), strict=True))
-    return [leaves[k] for k in range(len(parts))]

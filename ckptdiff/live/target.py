@@ -13,7 +13,7 @@ import numpy as np
 
 from ckptdiff.errors import BaseMismatchError, FormatError, IntegrityError, cut
 from ckptdiff.io.parallel import default_threads, no_progress, run_ordered
-from ckptdiff.live.load import scope_of
+from ckptdiff.live.names import scope_of
 from ckptdiff.patching.chain import check_chain
 from ckptdiff.patching.patch import open_patch
 from ckptdiff.patching.provenance import recorded_base
