@@ -34,5 +34,6 @@ def choose_encoder(device: str | None, tensors: Sequence[Tensor] = (), codec: st
     devices = {str(part.device) for part in parts if not isinstance(part, np.ndarray)}
     if device is None and len(devices) != 1:
         return encode_blocks, GROUPS_IN_MEMORY if tensors and codec == "sparse" else 1
-    encoder = patching.encode_on_device.DeviceEncoder(resolve_device(device or devices.pop()), tensors)
+    resolved = resolve_device(device or devices.pop())  # before the encoder's module, which needs torch
+    encoder = patching.encode_on_device.DeviceEncoder(resolved, tensors)
     return encoder, encoder.groups
