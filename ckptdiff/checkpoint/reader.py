@@ -24,8 +24,6 @@ from ckptdiff.io.folder import Listing, list_folder
 from ckptdiff.io.leftovers import if_gone
 from ckptdiff.io.source import LocalFile
 
-PATCH_INSTEAD = "{path}: is a ckptdiff patch, not a checkpoint; rebuild that with: ckptdiff apply BASE {path} -o OUT"
-
 
 @dataclass(frozen=True, slots=True)
 class RecordedBase:
@@ -104,16 +102,16 @@ class _Opener:
     def _read_folder(self, path: Path) -> Checkpoint:
         _refuse_hub_root(path)
         if os.path.lexists(path / INDEX_NAME):
-            raise CheckpointError(PATCH_INSTEAD.format(path=path))
+            raise _patch_error(path, f"apply BASE {path}")
         sizes = {name: file.stat().st_size for name in self.recorded.weights if os.path.isfile(file := path / name)}
         if self._has_recorded(sizes) and not self.with_files:
             return self._open_recorded(path, _indexes_above(path, sizes))
         listing = list_folder(path, follow_links=self.selection.follow_links)
-        found, out = self._select([*listing.files, *(name for name in listing.outside if name.endswith("/"))])
-        if is_patch_folder(path, found):
-            raise CheckpointError(PATCH_INSTEAD.format(path=path))
+        chosen, out = self._select([*listing.files, *(name for name in listing.outside if name.endswith("/"))])
+        if is_patch_folder(path, chosen):
+            raise _patch_error(path, f"apply BASE {path}")
         left_out = set(out)
-        kept = self._without_links(path, [name for name in found if self._is_wanted(listing.again.get(name), name, left_out)], listing)
+        kept = self._without_links(path, [name for name in chosen if self._is_wanted(listing.again.get(name), name, left_out)], listing)
         files = {name: file for name, file in listing.files.items() if name in kept or name not in listing.outside}
         if self._has_recorded(sizes):
             return self._open_recorded(path, [name for name in files if is_index(name)], kept)
@@ -168,7 +166,9 @@ class _Opener:
         """Fetch the files that belong to a checkpoint on the Hub into its cache, and open them."""
         repo = open_repo(hub_id)
         if is_patch_repo(repo):
-            raise CheckpointError(f"{hub_id}: is a ckptdiff patch, not a checkpoint; rebuild that with: ckptdiff pull {hub_id} -o OUT")
+            raise CheckpointError(
+                f"{hub_id}: is a ckptdiff patch, not a checkpoint; rebuild its target with: ckptdiff pull {hub_id} -o OUT"
+            )
         kept, left_out = self._select(repo.files)
         sizes = {name: repo.files[name].size for name in self.recorded.weights if name in repo.files}
         whole = not self._has_recorded(sizes)
@@ -220,6 +220,10 @@ class _Opener:
         return Checkpoint(path, False, _open_weights(weights, scope_of), others, can_exclude=self.can_exclude)
 
 
+def _patch_error(source: Path | HubId, command: str) -> CheckpointError:
+    return CheckpointError(f"{source}: is a ckptdiff patch, not a checkpoint; rebuild its target with: ckptdiff {command} -o OUT")
+
+
 def _is_weights(name: str) -> bool:
     return name.endswith(".safetensors") or is_index(name)
 
@@ -254,7 +258,7 @@ def _open_weights(files: dict[str, Path], scopes: dict[str, str]) -> list[Weight
             try:
                 header = read_header(file)
                 if is_patch_header(header):
-                    raise CheckpointError(PATCH_INSTEAD.format(path=path))
+                    raise _patch_error(path, f"apply BASE {path}")
                 opened.append(WeightFile(name, scopes[name], file, header))
             except ValueError as error:
                 file.close()

@@ -98,5 +98,5 @@ def _check_siblings(names: list[str], present: set[str], can_exclude: bool) -> N
                     siblings = [
                         other for other in names if (m := SHARD_FILE.fullmatch(other)) and m.group("stem", "count", "variant") == alike
                     ]
-                    way_on = f", or leave out what there is of them with {exclude_option(*siblings[:3])}" if can_exclude else ""
+                    way_on = f", or leave the others out with {exclude_option(*siblings[:3])}" if can_exclude else ""
                     raise CheckpointError(f"{name}: its sibling {sibling} is missing: fetch it{way_on}")

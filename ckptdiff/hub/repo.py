@@ -89,7 +89,7 @@ def _narrowed(hub_id: HubId, name: str, commit: str, all_files: Iterable[RemoteF
     chosen = [file for path, file in by_path.items() if (path == hub_id.subfolder if is_file else path.startswith(prefix))]
     files = {file.path.removeprefix(prefix): replace(file, path=file.path.removeprefix(prefix)) for file in chosen}
     if not files:
-        raise HubError(f"{hub_id}: there are no files" + (f" in {hub_id.subfolder}" if hub_id.subfolder else " in it"))
+        raise HubError(f"{hub_id}: has no files" + (f" in {hub_id.subfolder}" if hub_id.subfolder else ""))
     return Repo(hub_id, name, commit, folder, files, is_file, cache / folder if cache else None)
 
 

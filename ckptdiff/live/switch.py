@@ -67,7 +67,7 @@ class LoadedPatch:
         """Turn target into base in place, with the arguments and errors of :meth:`apply_`."""
         with WRITE_LOCK:
             if not self.applied:
-                raise BaseMismatchError(f"{self._name}: is not applied, there is nothing to revert")
+                raise BaseMismatchError(f"{self._name}: is not applied: there is nothing to revert")
             self._changed_tensors()
             if check:
                 self._check(True)

@@ -139,7 +139,7 @@ def base_error(other: OtherFile, base: Path | None) -> CkptdiffError | None:
     except CheckpointError as error:
         return error
     if other.kind == "delta" and size > MAX_PREFIX:
-        return FormatError(f"{other.path}: is coded against a base file of {size} bytes, more than {MAX_PREFIX}")
+        return FormatError(f"{other.path}: is encoded against a base file of {size} bytes, more than {MAX_PREFIX}")
     if found != wanted:
         return BaseMismatchError(f"{base}: is not the file that the patch needs: its SHA-256 is {found}, expected {wanted}")
     return None
@@ -211,7 +211,7 @@ def _decompressed(file: BinaryIO, dictionary: zstandard.ZstdCompressionDict | No
     try:
         while chunk := file.read(1 << 12):
             if decoder.eof:
-                raise FormatError(f"{where}: bytes behind its zstd frame")
+                raise FormatError(f"{where}: bytes after its zstd frame")
             yield decoder.decompress(chunk)
     except zstandard.ZstdError as error:
         raise machine_error(error) or FormatError(f"{where}: bad zstd frame: {error}") from None

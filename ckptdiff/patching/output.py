@@ -149,4 +149,4 @@ def _move_new(built: Path, out: Path) -> None:
     try:
         move_new(built, out)
     except FileExistsError:
-        raise OutputError(f"{out}: came into being while the output was built, and was left as it is; run again") from None
+        raise OutputError(f"{out}: was created while the output was built, and was left as it is; run again") from None

@@ -45,7 +45,7 @@ def recorded_base(patch: str | os.PathLike[str]) -> str:
     with open_patch(patch, by_ranges=True) as opened:
         repo, is_patch = _base_of(PatchRecord.of(name, opened), [])
     if is_patch:
-        raise HubError(f"{name}: its base {repo.pinned} is itself a patch: rebuild that with ckptdiff pull, and give it with --base")
+        raise HubError(f"{name}: its base {repo.pinned} is itself a patch: rebuild its target with ckptdiff pull, and give it with --base")
     return str(repo.pinned)
 
 
@@ -106,6 +106,6 @@ def _base_of(record: PatchRecord, notes: list[str]) -> tuple[Repo, bool]:
     compared = 0 if is_patch or repo.cache is not None else check_files(repo, record.base_sha256, where)
     if gone:
         same = compared and compared == len(record.base_sha256)
-        what = f"{repo.commit} has the same weights, by SHA-256" if same else f"{repo.commit} is taken: digests are compared as it is read"
-        notes.append(f"the base's commit {wanted.revision} is gone from {wanted.repo}; {what}")
+        found = "has the same weights, by SHA-256" if same else "is used instead: digests are compared as it is read"
+        notes.append(f"the base's commit {wanted.revision} is gone from {wanted.repo}; {repo.commit} {found}")
     return repo, is_patch

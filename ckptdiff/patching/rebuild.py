@@ -134,7 +134,7 @@ class Rebuilder:
         before = self.chain[depth - 1]
         source = before.entries.get((next(iter(before.scopes)) if len(before.scopes) == 1 else scope or "", name))
         if source is None or (source[1].dtype, source[1].shape) != (entry.base_dtype, entry.base_shape):
-            raise BaseMismatchError(f"{patch.path}: needs the tensor {cut(name)}, which {before.path} does not give like that")
+            raise BaseMismatchError(f"{patch.path}: needs the tensor {cut(name)}, which {before.path} does not give in that form")
         recipe = self.recipe(depth - 1, *source)
         if recipe.digest != entry.base_digest:
             raise BaseMismatchError(f"{patch.path}: tensor {cut(name)} is not the one that {before.path} gives")

@@ -10,7 +10,7 @@ from ckptdiff.errors import UnsupportedError
 from ckptdiff.format.dtypes import Bytes
 from ckptdiff.lazy import torch
 
-LIBRARY_NAMES: dict[str, tuple[str | None, str | None]] = {
+DTYPE_NAMES: dict[str, tuple[str | None, str | None]] = {
     "BOOL": ("bool", "bool"),
     "U8": ("uint8", "uint8"),
     "I8": ("int8", "int8"),
@@ -36,7 +36,7 @@ LIBRARY_NAMES: dict[str, tuple[str | None, str | None]] = {
 }
 """Names of each safetensors dtype in torch and in numpy with ml_dtypes. An element of torch's F4 type is two of safetensors'."""
 
-_BY_NAME = {other: name for name, others in LIBRARY_NAMES.items() for other in others if other is not None}
+_BY_NAME = {other: name for name, others in DTYPE_NAMES.items() for other in others if other is not None}
 
 Array = Any
 """A torch tensor or a numpy array."""
@@ -112,7 +112,7 @@ def new_tensor(dtype: str, shape: tuple[int, ...], where: str) -> torch.Tensor:
     Raises:
         UnsupportedError: this torch has no such dtype.
     """
-    torch_dtype = getattr(torch, LIBRARY_NAMES[dtype][0] or "", None)
+    torch_dtype = getattr(torch, DTYPE_NAMES[dtype][0] or "", None)
     if torch_dtype is None:
         raise UnsupportedError(f"{where}: torch {torch.__version__} has no dtype for {dtype}; ckptdiff apply writes it to a file")
     if dtype == "F4":

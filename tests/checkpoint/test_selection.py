@@ -197,4 +197,4 @@ def test_an_incomplete_set_of_shards_names_no_others(folders: Pair, tmp_path: Pa
         write(tmp_path / "shards" / f"{name}.safetensors", {name: bf16([1.0])})
     with pytest.raises(ckptdiff.CheckpointError) as caught:
         ckptdiff.make(folders.base, tmp_path / "shards", tmp_path / "out")
-    assert str(caught.value).endswith("leave out what there is of them with --exclude model-00001-of-00002.safetensors")
+    assert str(caught.value).endswith("leave the others out with --exclude model-00001-of-00002.safetensors")

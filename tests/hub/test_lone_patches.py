@@ -122,7 +122,7 @@ def test_every_command_reads_a_lone_patch_on_the_hub(hub: Hub, models: list[Path
     assert (tmp_path / "a" / "out.safetensors").read_bytes() == models[1].read_bytes()
     for result in refused:
         assert result.code == 3
-        assert "is a ckptdiff patch, not a checkpoint; rebuild that with: ckptdiff pull me/lone" in result.stderr
+        assert "is a ckptdiff patch, not a checkpoint; rebuild its target with: ckptdiff pull me/lone" in result.stderr
 
 
 @pytest.mark.slow
@@ -145,7 +145,7 @@ def test_a_lone_patch_is_a_base(hub: Hub, models: list[Path], tmp_path: Path) ->
     assert (tmp_path / "a" / "out.safetensors").read_bytes() == models[2].read_bytes()
     done = json.loads(pull.stdout)
     assert [patch.split("@")[0] for patch in done["patches"]] == ["me/one", "me/two"] and done["verified"] is True
-    assert overlap.code == 3 and "is itself a patch: rebuild that with ckptdiff pull" in overlap.stderr
+    assert overlap.code == 3 and "is itself a patch: rebuild its target with ckptdiff pull" in overlap.stderr
 
 
 @pytest.mark.slow
@@ -269,7 +269,7 @@ def test_pull_says_the_same_weights_only_where_it_compared(hub: Hub, models: lis
     )
     assert "is gone from org/base; " in whole.stderr and "has the same weights, by SHA-256" in whole.stderr
     assert "SHA-256 as the patch states" in whole.stdout
-    assert "is taken: digests are compared as it is read" in unlisted.stderr and "same weights" not in unlisted.stderr
+    assert "is used instead: digests are compared as it is read" in unlisted.stderr and "same weights" not in unlisted.stderr
     assert "digests as the patch states" in unlisted.stdout and "SHA-256" not in unlisted.stdout
     for name in ("whole", "memory"):
         assert (tmp_path / "a" / f"{name}.safetensors").read_bytes() == models[1].read_bytes()
