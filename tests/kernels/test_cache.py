@@ -87,7 +87,7 @@ def test_beside_the_package_kernels_of_older_sources_go(tmp_path: Path) -> None:
     (old,) = (site / "ckptdiff" / "__pycache__" / "kernels").iterdir()
     (abandoned := old.with_name(f"{old.name}.x.part")).touch()
     os.utime(abandoned, (1, 1))
-    with open(site / "ckptdiff" / "masking.py", "a") as file:
+    with open(site / "ckptdiff" / "kernels" / "mask_ops.py", "a") as file:
         file.write("# changed\n")
     assert keep(site=site) == COMPILED
     (new,) = old.parent.iterdir()
