@@ -93,8 +93,8 @@ class Loader:
             first = by_memory.setdefault(_memory_key(tensor), destination)
             if first.tensor.name != tensor.name and first.recipe.digest != recipe.digest:
                 raise UnsupportedError(
-                    f"{MODEL}: {cut(first.tensor.name)} and {cut(tensor.name)} share memory, but the target of {self.patch.path} has two "
-                    "contents for them: untie them first"
+                    f"{MODEL}: {cut(first.tensor.name)} and {cut(tensor.name)} share memory, but the target of {self.patch.path} gives "
+                    "them different contents: untie them first"
                 )
         _check_overlaps(by_memory)
         return list(by_memory.values())

@@ -63,8 +63,8 @@ def refuse_existing(out: Path, folder: bool, overwrite: bool, new: Collection[st
     if foreign:
         more = f" and {len(foreign) - 5:,} more" if len(foreign) > 5 else ""
         raise OutputError(
-            f"{out}: --overwrite would delete {', '.join(map(quote, foreign[:5]))}{more}, which are not part of the new output, nor, as "
-            "far as ckptdiff can tell, of the old one: move them away, or choose another output"
+            f"{out}: --overwrite would delete {', '.join(map(quote, foreign[:5]))}{more}, which neither the new output "
+            "has nor, as far as can be told, the old one had: move them away, or choose another output"
         )
     if out in (Path.cwd(), *Path.cwd().parents):
         raise OutputError(f"{out}: holds the current folder, so --overwrite does not replace it; choose another output")
