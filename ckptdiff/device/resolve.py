@@ -1,4 +1,4 @@
-"""A torch device by its name. Torch is imported only here, as that takes seconds, and it may be missing."""
+"""A torch device by its name. Torch is imported when one is asked for: that takes seconds, and it may be missing."""
 
 from __future__ import annotations
 

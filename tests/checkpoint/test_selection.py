@@ -114,7 +114,7 @@ def test_make_names_what_stays_out(folders: Pair, tmp_path: Path) -> None:
 
 
 def test_make_names_weights_in_other_formats(folders: Pair, tmp_path: Path) -> None:
-    """What is equal in the base costs nothing, and is not named."""
+    """Files that are equal in the base take no space in the patch, and are not named."""
     noise = np.random.default_rng(1).bytes(5000)
     for side in (folders.base, folders.target):
         (side / "same.gguf").write_bytes(noise)
@@ -192,7 +192,7 @@ def test_a_repo_of_checkpoints_names_an_id(repo: HubId, given: HubId) -> None:
 
 
 def test_an_incomplete_set_of_shards_names_no_others(folders: Pair, tmp_path: Path) -> None:
-    """Those of another precision are whole."""
+    """The set of another precision is complete, and is not named."""
     for name in ("model-00001-of-00002", "model-00001-of-00002.fp16", "model-00002-of-00002.fp16"):
         write(tmp_path / "shards" / f"{name}.safetensors", {name: bf16([1.0])})
     with pytest.raises(ckptdiff.CheckpointError) as caught:

@@ -14,7 +14,7 @@ from tests.support.torch_states import CODECS, copy_of, equal, pair  # noqa: E40
 
 
 def test_moves_on_a_device() -> None:
-    """What tensors on an accelerator go through, on torch's CPU device: every dtype, few changes and many, there and back."""
+    """Changes are found, applied and taken back by torch's operations on its CPU device: every dtype, few changes and many."""
     from ckptdiff.device.ops import apply_changes, find_changes, units_of, zigzag
 
     rng = np.random.default_rng(5)
@@ -37,7 +37,7 @@ def test_moves_on_a_device() -> None:
 
 
 def test_tensors_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tensors that the host cannot see, as on an accelerator: torch tensors stand for them that numpy is kept from."""
+    """Tensors on an accelerator, whose memory the host cannot read: torch tensors stand in for them, which numpy must not touch."""
     import ckptdiff.patching.torch_dtypes as types
 
     plain = types.flat_bytes

@@ -37,7 +37,7 @@ def test_xxh3() -> None:
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 @pytest.mark.parametrize("target", [("cuda", 80, 32), ("cuda", 90, 32), ("cuda", 100, 32), ("hip", "gfx942", 64)], ids=str)
 def test_they_compile(target: tuple[str, int | str, int]) -> None:
-    """To machine code, as for an A100, H100, B200 and MI300X, without one."""
+    """They compile to the machine code of an A100, H100, B200 and MI300X on a machine without any of these."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
@@ -52,7 +52,7 @@ def test_they_compile(target: tuple[str, int | str, int]) -> None:
 
 
 def test_where_they_do_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Elsewhere, and where Triton cannot compile, torch hashes."""
+    """On other devices, and where Triton cannot compile, torch's operations hash."""
     monkeypatch.setattr(xxh3_triton, "accumulate", lambda *_: torch.zeros(1, 8, dtype=torch.int64))
     with pytest.warns(
         UserWarning, match=r"kernels do not run on cpu \(they give another digest than the library\): torch's operations hash"

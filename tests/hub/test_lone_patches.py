@@ -70,7 +70,7 @@ def lone_patch(hub: Hub, models: list[Path], folder: Path) -> Path:
 
 
 def rewritten(patch: Path, out: Path, **changes: object) -> Path:
-    """A patch file with other metadata, sealed anew; the payloads stay."""
+    """A patch file with other metadata, sealed again; the payloads stay."""
     with open_patch(patch) as opened:
         file = opened.files[0]
         offsets = {entry.name: file.offsets[entry.name] for entry in file.table.entries if entry.has_payload}
@@ -143,7 +143,7 @@ def test_a_lone_patch_is_a_base(hub: Hub, models: list[Path], tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_a_lone_patch_that_was_uploaded_by_hand(hub: Hub, models: list[Path], tmp_path: Path) -> None:
-    """Under any name; and a model whose only weight file lies in a folder called patch is none."""
+    """It may have any name; but a model whose only weight file lies in a folder called ``patch`` is not a patch."""
     client = Client(hub, tmp_path / "a")
     base_repo(hub, models[0])
     patch = lone_patch(hub, models, tmp_path)
@@ -173,7 +173,7 @@ def test_a_lone_patch_that_was_uploaded_by_hand(hub: Hub, models: list[Path], tm
 
 
 def test_a_folder_with_a_lone_patch(models: list[Path], tmp_path: Path) -> None:
-    """What fetching such a repo gives."""
+    """The folder that one gets by fetching a repo with a lone patch file is a patch too."""
     folder = tmp_path / "snapshot"
     (folder / "patch").mkdir(parents=True)
     ckptdiff.make(models[0], models[1], folder / "patch" / "model.safetensors")
@@ -186,7 +186,7 @@ def test_a_folder_with_a_lone_patch(models: list[Path], tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_named_is_what_it_is(models: list[Path], tmp_path: Path) -> None:
-    """Whatever its name; a shard of a patch folder too."""
+    """A file is recognized whatever its name, and so is a shard of a patch folder."""
     for name in ("ckptdiff.json", "update"):
         ckptdiff.make(models[0], models[1], tmp_path / name)
         assert is_patch(tmp_path / name) and not ckptdiff.info(tmp_path / name).is_folder

@@ -76,7 +76,7 @@ def test_patches_are_not_stacked() -> None:
 
 
 def test_threads() -> None:
-    """Two threads that switch one patch: one does, the other hears that it is done."""
+    """Of several threads that apply one patch, one does, and the others get an error that says so."""
     old, new = pair()
     for _ in range(5):
         model, errors = copy_of(old), []
@@ -108,7 +108,7 @@ def test_backward_through_a_switch_fails() -> None:
 
 @pytest.mark.parametrize("codec", ["sparse", "context"])
 def test_all_or_nothing(codec: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wrong result, an error in the middle, Ctrl-C: the base is as it was."""
+    """After a wrong result, an error in the middle or Ctrl-C, the model is as it was."""
     old, new = pair()
     model = copy_of(old)
     loaded = ckptdiff.diff(old, new, codec=codec).load(model)

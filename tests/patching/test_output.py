@@ -71,7 +71,7 @@ def fail_nth(monkeypatch: pytest.MonkeyPatch, name: str, nth: int, code: int, on
 def test_an_error_of_any_flush_leaves_the_old_or_the_new_and_says_which(
     code: int, folders: Pair, old: Path, each_rename: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At 687b727 the one after the second rename moved the old output onto the new one, and both stayed."""
+    """An error of the flush after the second rename once moved the old output onto the new one, and both stayed."""
     after = tree(folders.target)
     with monkeypatch.context() as patched:
         calls = fail_nth(patched, "fsync", -1, code)
@@ -170,7 +170,7 @@ FOREIGN = ["notes.txt", "lora.safetensors", "README.md", "optimizer.pt", ".git/H
 
 @pytest.mark.parametrize("name", FOREIGN)
 def test_overwrite_names_what_it_would_lose(name: str, folders: Pair, old: Path) -> None:
-    """At 687b727 they were deleted."""
+    """Such files were once deleted."""
     if name == "README.md":  # the target has one: take another patch
         (folders.target / name).unlink()
         shutil.rmtree(folders.patch)
