@@ -67,7 +67,7 @@ def test_nesting() -> None:
 
 def test_nodes_are_counted_outside_strings_before_anything_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     both_sides(
-        lambda n: canonical.loads(b"[" + b"0," * (n - 1) + b"0]", recipes=n - n % 2), 100, "101 braces, brackets and commas", ValueError
+        lambda n: canonical.loads(b"[" + b"0," * (n - 1) + b"0]", nodes=n - n % 2), 100, "101 braces, brackets and commas", ValueError
     )
     quiet = b'{"a\\\\":"{[,\\"{[,","\\\\\\"[":[{}]}'
     assert json_scan.count_nodes(quiet) == 4

@@ -22,6 +22,7 @@ from ckptdiff.checkpoint.weight_map import shards_of_index
 from ckptdiff.format import canonical, table
 from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.format.table import Entry, Table
+from ckptdiff.hub import repo as hub_repo
 from ckptdiff.hub.ids import HubId
 from ckptdiff.hub.repo import RemoteFile, Repo
 from ckptdiff.io import source
@@ -251,12 +252,14 @@ def test_few_globs_name_many_files_of_a_repo() -> None:
     others = ["ckptdiff.json", "[a].safetensors", "files/b.txt", "patches/c.safetensors", "README.md", "files/zst", "x/.zst", "patch/d.zst"]
     for wanted in (patch, [*patch, "ckptdiff.json"], patch[:90], [*patch, *others]):
         for folder in ("", "some [folder]"):
-            found = repo._glob_patterns(repo([*patch, *others], folder), sorted(wanted))
+            found = hub_repo._glob_patterns(repo([*patch, *others], folder), sorted(wanted))
             inside = [f"{folder}/{path}" if folder else path for path in [*patch, *others]]
             kept = [path for path in [*inside, "elsewhere/a.zst"] if any(fnmatch.fnmatch(path, glob) for glob in found)]
-            assert {path.removeprefix(f"{folder}/") for path in kept} - {"elsewhere/a.zst"} == set(wanted) and len(found) <= repo.MAX_GLOBS
+            assert {path.removeprefix(f"{folder}/") for path in kept} - {"elsewhere/a.zst"} == set(wanted) and len(
+                found
+            ) <= hub_repo.MAX_GLOBS
             assert "elsewhere/a.zst" not in kept or not folder
-    assert repo._glob_patterns(repo(["a.zst"], "files", is_file=True), ["a.zst"]) == ["files/a.zst"]
+    assert hub_repo._glob_patterns(repo(["a.zst"], "files", is_file=True), ["a.zst"]) == ["files/a.zst"]
 
 
 # --- what we write, others can read --------------------------------------------------------------------------------
