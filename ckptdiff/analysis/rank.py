@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckptdiff import kernels
-from ckptdiff.device.choice import find_device
+from ckptdiff.device.resolve import resolve_device
 from ckptdiff.errors import UnsupportedError
 from ckptdiff.lazy import torch
 
@@ -141,7 +141,7 @@ def _eigenvalues(matrix: Array, scale: float, device: str) -> Array:
 
 def check_device(device: str) -> str:
     """The torch device of that name; raises UnsupportedError unless torch is there and can count in float64 on it."""
-    found = find_device(device)
+    found = resolve_device(device)
     try:
         one = torch.ones(1, 1, dtype=torch.float64, device=found)
         torch.linalg.eigvalsh(one @ one.T)  # what the library sets up when it is first used it must not set up in several threads

@@ -95,7 +95,7 @@ def _check_outputs(html: Path | None, png: Path | None, inputs: Sequence[Path], 
     """Say before the work, not after, why pictures cannot be written."""
 
     for path in filter(None, (html, png)):
-        patching.output.check_beside(path, inputs, folder=path is png, overwrite=overwrite)
+        patching.output.check_plain_output(path, inputs, folder=path is png, overwrite=overwrite)
     if html or png:
         pages.drawing.libraries()
 
@@ -162,7 +162,7 @@ def overlap(
 def mask(patch: Path, base: Path | None, out: Path, overwrite: bool, json_output: bool, **options: Any) -> None:
     """Store which weights a patch changes, to train only these: ckptdiff.subnetwork.freeze_outside."""
 
-    patching.output.check_beside(out, (patch, *([base] if base else [])), folder=False, overwrite=overwrite)
+    patching.output.check_plain_output(out, (patch, *([base] if base else [])), folder=False, overwrite=overwrite)
     with progress_bar() as progress:
         made = subnetwork.mask.Mask.from_patch(patch, base, progress=progress, **options)
     size = made.save(out, overwrite=overwrite)

@@ -15,7 +15,7 @@ from typing import Any
 from ckptdiff.errors import OutputError
 from ckptdiff.lazy import require
 from ckptdiff.pages.chart_data import NO_LAYER, Rows, in_order, layer_order
-from ckptdiff.patching.output import build_beside, writing
+from ckptdiff.patching.output import build_beside, explain_write_errors
 
 MOST_LABELS = 9
 """Heat maps with at most this many columns show their numbers in the cells."""
@@ -160,7 +160,7 @@ def save_png(charts: Sequence[Chart], folder: Path) -> list[Path]:
     paths = []
     for chart in charts:
         image, path = png(chart), folder / f"{chart.name}.png"
-        with writing(path):
+        with explain_write_errors(path):
             folder.mkdir(parents=True, exist_ok=True)
         with build_beside(path, overwrite=True) as built:
             built.write_bytes(image)

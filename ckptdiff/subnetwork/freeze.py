@@ -17,7 +17,7 @@ import torch.optim
 
 from ckptdiff import kernels
 from ckptdiff.checkpoint.pairing import strip_prefixes
-from ckptdiff.device.ops import SIGNED
+from ckptdiff.device.ops import SIGNED_DTYPES
 from ckptdiff.errors import CheckpointError, UnsupportedError
 from ckptdiff.io.parallel import run_ordered
 from ckptdiff.lazy import require
@@ -90,7 +90,7 @@ class _Part:
     def mask(self, tensor: torch.Tensor) -> list[Job]:
         """Zero what is outside, by bits: a product would make NaN of a GradScaler's infinities. Gives what is left to do."""
         here = self.here(tensor)
-        units = here.view(SIGNED[here.element_size()])
+        units = here.view(SIGNED_DTYPES[here.element_size()])
         if _on_host(units):
             jobs = kernels.mask_ops.split_jobs(_numbers(units), _numbers(self.bits))
             return [partial(kernels.mask_ops.zero_unmasked, *job) for job in jobs]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.optim
 
-from ckptdiff.device.ops import SIGNED
+from ckptdiff.device.ops import SIGNED_DTYPES
 from ckptdiff.errors import CheckpointError
 
 
@@ -91,7 +91,7 @@ class UpdateTracker:
     def _bits(self, parameter: torch.Tensor) -> torch.Tensor:
         part = self._part(parameter)
         part = part if self.dtype is None else part.to(self.dtype)
-        return part.view(SIGNED[part.element_size()])
+        return part.view(SIGNED_DTYPES[part.element_size()])
 
     @property
     def _due(self) -> bool:

@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 
 def on_gpu(state: State) -> State:
-    """Copies on the device; what is tied stays tied."""
+    """Copies on the device; tied tensors stay tied."""
     seen: dict[int, Any] = {}
     return {name: seen.setdefault(id(array), array.cuda()) for name, array in state.items()}
 

@@ -25,8 +25,8 @@ from ckptdiff.format.table import Table
 from ckptdiff.format.zstd_frame import decompress
 from ckptdiff.patching import patch
 from ckptdiff.patching import write as writer
+from ckptdiff.patching.chain import check_chain
 from ckptdiff.patching.memory import BytesFile
-from ckptdiff.patching.rebuild import check_chain
 from tests.support import hostile_files as made
 from tests.support.checkpoints import tensor, write
 from tests.support.vectors import READER
@@ -291,13 +291,13 @@ def test_sums_of_all_patch_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     content = 4 + len(text) + 16 + len(header)
     sums = {"tensors": 2, "removed tensors": 2, "bytes of tables and headers": 2 * content, "bytes to rebuild": 2 * (8 + len(header))}
     for what, found in sums.items():
-        monkeypatch.setitem(patch.LIMITS, what, found)
+        monkeypatch.setitem(patch.FOLDER_LIMITS, what, found)
         with pytest.raises(FormatError, match="hold the same tensor of one scope"):
             ckptdiff.info(folder)
-        monkeypatch.setitem(patch.LIMITS, what, found - 1)
+        monkeypatch.setitem(patch.FOLDER_LIMITS, what, found - 1)
         with pytest.raises(FormatError, match=rf"b.safetensors: with the files before it there are {found} {what}, expected at most"):
             ckptdiff.info(folder)
-        monkeypatch.setitem(patch.LIMITS, what, found)
+        monkeypatch.setitem(patch.FOLDER_LIMITS, what, found)
 
 
 def test_paths() -> None:

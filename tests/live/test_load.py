@@ -50,7 +50,7 @@ def test_what_cannot_be_done_in_place() -> None:
     tied = {"a": old["a"], "b": old["a"]}
     untied = {"a": old["a"].clone(), "b": nudge(rng, old["a"], 0.5)}
     with pytest.raises(
-        UnsupportedError, match="a and b share memory, but the target of the patch has two contents for them: untie them first"
+        UnsupportedError, match="a and b share memory, but the target of the patch gives them different contents: untie them first"
     ):
         ckptdiff.diff({"a": old["a"], "b": old["a"].clone()}, untied).load(tied)
     storage = torch.zeros(100)

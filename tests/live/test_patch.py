@@ -18,13 +18,13 @@ from tests.support.checkpoints import SHARED_DATA
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
-from ckptdiff.patching.torch_dtypes import NAMES  # noqa: E402
+from ckptdiff.patching.torch_dtypes import DTYPE_NAMES  # noqa: E402
 from tests.support.torch_states import CODECS, copy_of, equal, nudge, pair, tensor  # noqa: E402
 
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_the_bytes_do_not_depend_on_threads_or_device(codec: str | None) -> None:
-    """E1: the host's kernels, and torch's operations on its CPU device."""
+    """The host's kernels and torch's operations on its CPU device give the same bytes."""
     old, new = pair(0.01)
     expected = ckptdiff.diff(old, new, codec=codec, threads=1).to_bytes()
     assert ckptdiff.diff(old, new, codec=codec, threads=3).to_bytes() == expected
@@ -64,7 +64,7 @@ def test_files_and_memory_and_devices_agree(tmp_path: Path, codec: str) -> None:
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.001, 0.05, 0.5, 1.0]), st.sampled_from(CODECS))
 def test_any_pair(seed: int, share: float, codec: str | None) -> None:
     rng = np.random.default_rng(seed)
-    names = [name for name, (torch_name, _) in NAMES.items() if hasattr(torch, torch_name or "-")]
+    names = [name for name, (torch_name, _) in DTYPE_NAMES.items() if hasattr(torch, torch_name or "-")]
     old = {
         f"{k}.{name}": tensor(rng, name, tuple(rng.integers(0, 30, rng.integers(0, 4)).tolist()))
         for k, name in enumerate(rng.choice(names, 4))
@@ -163,7 +163,7 @@ except ckptdiff.UnsupportedError as error: print(error)
 @pytest.mark.skipif(not SHARED_DATA.exists(), reason="the real pairs of ../shared/data are not there")
 @pytest.mark.parametrize("name", ["grpo-lr1e-6", "grpo-fp32master-lr1e-6", "sft-lr1e-5"])
 def test_real_pairs(name: str) -> None:
-    """E1 on the real pairs: the same bytes by both ways, and the target's weights in place."""
+    """Real pairs give the same bytes from files and from memory, and the target's weights in place."""
     base, target = SHARED_DATA / "tiny6m-base" / "model.safetensors", SHARED_DATA / f"tiny6m-{name}" / "model.safetensors"
     old, new = safetensors_torch.load_file(base), safetensors_torch.load_file(target)
     for codec in ("sparse", "context"):

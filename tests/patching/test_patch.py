@@ -111,5 +111,5 @@ def test_a_delta_against_a_base_file_beyond_the_limit(folders: Pair, tmp_path: P
         file.truncate((1 << 26) + 1)
     sha256 = tree(folders.base / "config.json")["."]
     reseal(folders.patch, lambda file: replace(file, base_sha256=sha256) if file.kind == "delta" else file)
-    with refused(ckptdiff.FormatError, "is coded against a base file of 67108865 bytes, more than 67108864", tmp_path):
+    with refused(ckptdiff.FormatError, "is encoded against a base file of 67108865 bytes, more than 67108864", tmp_path):
         ckptdiff.apply(folders.base, folders.patch, tmp_path / "out")
