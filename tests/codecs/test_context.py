@@ -14,7 +14,9 @@ from ckptdiff.codecs.planes import write_varint
 from ckptdiff.format.dtypes import DTYPES, Dtype
 from ckptdiff.kernels import adaptive, changes
 from ckptdiff.kernels.block_layout import WITHOUT_ROWS, BlockLayout
+from tests.support.codec_checks import Case, check_a_whole_block, check_any_bytes, check_damage, check_that_decoding_undoes_encoding
 from tests.support.mutations import mutate
+from tests.support.strategies import DAMAGE, DTYPE_NAMES, blocks, quick
 from tests.support.vectors import READER
 
 SHARES = (0.003, 0.04, 0.3, 1.0)
@@ -53,6 +55,29 @@ def check(base: np.ndarray, target: np.ndarray, dtype: Dtype, place: BlockLayout
     assert found == changed == np.count_nonzero(base.view(dtype.unit) != target.view(dtype.unit))
     assert minimal(coded, base, dtype) == (target.tobytes(), changed)
     return coded
+
+
+@quick(150)
+@given(case=blocks())
+def test_decoding_undoes_encoding(case: Case) -> None:
+    check_that_decoding_undoes_encoding("context", case)
+
+
+@pytest.mark.parametrize("name", ["BF16", "U8", "F64"])
+def test_whole_blocks_come_back(name: str) -> None:
+    check_a_whole_block("context", name)
+
+
+@quick(200)
+@given(coded=st.binary(max_size=80), name=DTYPE_NAMES, count=st.sampled_from([0, 1, 3, 40]))
+def test_any_bytes_are_refused_or_give_a_block(coded: bytes, name: str, count: int) -> None:
+    check_any_bytes("context", coded, name, count)
+
+
+@quick(200)
+@given(case=blocks(), damage=DAMAGE)
+def test_damaged_blocks_are_refused_or_give_a_block(case: Case, damage: tuple[list[tuple[int, int]], float]) -> None:
+    check_damage("context", case, *damage)
 
 
 @pytest.mark.parametrize("how", ["weights", "noise", "top bit"])
