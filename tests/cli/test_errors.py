@@ -1,4 +1,4 @@
-"""Errors as a user or a script meets them: one JSON object always, no control characters, and the cause that is the cause."""
+"""Errors as users and scripts meet them: always one JSON object, no control characters, and the true cause."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def test_damaged_blocks_are_refused_or_give_a_block(case: Case, damage: tuple[li
 
 @pytest.mark.parametrize("how", ["weights", "noise", "top bit"])
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-def test_every_dtype(dtype: Dtype, how: str) -> None:
+def test_every_dtype_comes_back(dtype: Dtype, how: str) -> None:
     for n in (1, 2, 5, 700):
         for k, share in enumerate(SHARES):
             check(*block(np.random.default_rng([n, k]), dtype, n, share, how), dtype)
@@ -105,7 +105,7 @@ def test_dense_blocks_in_rows(name: str, place: BlockLayout, monkeypatch: pytest
         assert words_of(coded)[0][2] & 63 > 0, "level bits of rows and columns"
 
 
-def test_extremes() -> None:
+def test_extremes_come_back() -> None:
     """Zeros of both signs, infinities, NaN payloads, and the largest distance there is, up and down."""
     dtype = DTYPES["BF16"]
     units = np.array([0, 0x8000, 0x7F80, 0xFF80, 0x7FC1, 0xFFFF, 0x0001, 0x8001, 0x3F80], "<u2")
@@ -144,7 +144,7 @@ def test_shares_are_as_the_spec_has_them() -> None:
 
 @pytest.mark.parametrize("size", [1000, changes.LARGE - 1, changes.LARGE, changes.LARGE + 77])
 @pytest.mark.parametrize("kind", ["uniform", "normal", "one class"])
-def test_units_of_classes(size: int, kind: str) -> None:
+def test_units_of_classes_are_counted_well_enough(size: int, kind: str) -> None:
     """Exact of small blocks and of rare classes below the common ones, else near; a uniform block has none that is common."""
     rng = np.random.default_rng(5)
     draw = {
@@ -182,7 +182,7 @@ def test_classes_that_a_sample_misses(hidden: str, share: float) -> None:
 @pytest.mark.parametrize("few", [0, context.FEW])
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32), n=st.integers(1, 3000), name=st.sampled_from(sorted(DTYPES)))
-def test_any_block(few: int, seed: int, n: int, name: str) -> None:
+def test_any_block_comes_back(few: int, seed: int, n: int, name: str) -> None:
     rng = np.random.default_rng(seed)
     place = BlockLayout(int(rng.integers(1, n + 1)), 0)
     place = BlockLayout(place.width, int(rng.integers(place.width)))
@@ -193,7 +193,7 @@ def test_any_block(few: int, seed: int, n: int, name: str) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_damaged_blocks(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_readers_say_the_same_of_damaged_blocks(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both readers refuse a damaged block, or both give the same units; nothing else happens."""
     monkeypatch.setattr(context, "FEW", 0)
     rng = np.random.default_rng(seed)

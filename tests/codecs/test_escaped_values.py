@@ -18,7 +18,7 @@ from tests.support.strategies import SEEDS, quick
 @pytest.mark.parametrize(("width", "low"), [(width, low) for width in range(1, 9) for low in range(1, width + 1)])
 @quick(12)
 @given(data=st.data(), count=st.sampled_from([0, 1, 15, 16, 100, 700]))
-def test_escaped_values(width: int, low: int, data: Any, count: int) -> None:
+def test_escaped_values_come_back(width: int, low: int, data: Any, count: int) -> None:
     """Escaped values of every width in every number of low planes come back, and nothing is left over."""
     unit = np.dtype("<u4") if width == 3 else np.dtype(f"<u{1 << (width - 1).bit_length()}")
     near = data.draw(st.sampled_from([(1 << 8 * low) - 1, 256, 1 << 8 * width]))

@@ -13,7 +13,7 @@ from tests.support.strategies import quick
 
 @quick(100)
 @given(plane=st.binary(max_size=300) | st.builds(lambda byte, n: bytes([byte]) * n, st.integers(0, 255), st.integers(0, 3000)))
-def test_planes(plane: bytes) -> None:
+def test_planes_come_back(plane: bytes) -> None:
     """Planes come back; none is stored in more than its bytes and one."""
     coded = write_plane(np.frombuffer(plane, np.uint8))
     assert len(coded) <= len(plane) + 1
@@ -29,7 +29,7 @@ def test_planes(plane: bytes) -> None:
 
 @quick(200)
 @given(value=st.integers(0, 2**32 - 1) | st.sampled_from([0, 127, 128, 16383, 16384, 2**21 - 1, 2**21, 2**28 - 1, 2**28, 2**32 - 1]))
-def test_varints(value: int) -> None:
+def test_varints_come_back(value: int) -> None:
     """Varints come back, are minimal, and are refused when padded, cut off, or followed by nothing."""
     coded = write_varint(value)
     assert len(coded) == max(1, -(-value.bit_length() // 7)) and int("".join(f"{b & 127:07b}" for b in reversed(coded)), 2) == value
@@ -44,7 +44,7 @@ def test_varints(value: int) -> None:
 @pytest.mark.parametrize(
     "coded", [b"\x80\x80\x80\x80\x10", b"\xff\xff\xff\xff\x7f", b"\xff\xff\xff\xff\xff\x01", b"\x80\x80\x80\x80\x80\x00"]
 )
-def test_varints_too_large(coded: bytes) -> None:
+def test_varints_too_large_are_refused(coded: bytes) -> None:
     """2^32 and above, and varints of six bytes, are refused."""
     with pytest.raises(ValueError):
         Reader(memoryview(coded)).varint()
