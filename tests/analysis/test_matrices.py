@@ -50,7 +50,7 @@ def test_a_sample_is_spread_over_modules_and_layers(layers: int) -> None:
 
 
 @pytest.mark.parametrize(("count", "expected"), [(0, 0), (1, 1), (5, 5), (32, 32), (33, 32), (5000, 32)])
-def test_matrices_of_one_kind_are_spread_over_the_layers(count: int, expected: int) -> None:
+def test_one_kind_alone(count: int, expected: int) -> None:
     found = spread([("experts", k // 64) for k in range(count)])
     assert len(found) == expected and (count <= 32 or max(np.diff(found)) - min(np.diff(found)) <= 1)
 

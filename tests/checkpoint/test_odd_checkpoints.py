@@ -127,7 +127,7 @@ def both(folder: Path, old: dict[str, TensorData], new: dict[str, TensorData]) -
     return [write(folder / f"{name}.safetensors", side) for name, side in (("base", old), ("target", new))]
 
 
-def test_a_checkpoint_of_empty_tensors_alone_is_measured(tmp_path: Path) -> None:
+def test_only_empty_tensors(tmp_path: Path) -> None:
     """B4: the largest share of no groups."""
     empty = {f"model.layers.{k}.mlp.up_proj.weight": tensor("BF16", (0, 3), b"") for k in range(3)}
     result = run("report", *both(tmp_path, empty, empty))

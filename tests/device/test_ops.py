@@ -13,7 +13,7 @@ from ckptdiff.format.dtypes import DTYPES  # noqa: E402
 from tests.support.torch_states import CODECS, copy_of, equal, pair  # noqa: E402
 
 
-def test_moves_on_a_device_go_there_and_back() -> None:
+def test_moves_on_a_device() -> None:
     """What tensors on an accelerator go through, on torch's CPU device: every dtype, few changes and many, there and back."""
     from ckptdiff.device.ops import changes, move, units_of, zigzag
 
@@ -36,7 +36,7 @@ def test_moves_on_a_device_go_there_and_back() -> None:
             assert torch.equal(state, expected), name
 
 
-def test_patches_of_tensors_on_a_device_are_those_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors that the host cannot see, as on an accelerator: torch tensors stand for them that numpy is kept from."""
     import ckptdiff.patching.torch_dtypes as types
 

@@ -24,7 +24,7 @@ from tests.support.torch_states import CODECS, copy_of, equal, nudge, pair, tens
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_the_bytes_do_not_depend_on_threads_or_device(codec: str | None) -> None:
-    """By the host's kernels, and by torch's operations on its CPU device."""
+    """E1: the host's kernels, and torch's operations on its CPU device."""
     old, new = pair(0.01)
     expected = ckptdiff.diff(old, new, codec=codec, threads=1).to_bytes()
     assert ckptdiff.diff(old, new, codec=codec, threads=3).to_bytes() == expected
@@ -162,8 +162,8 @@ except ckptdiff.UnsupportedError as error: print(error)
 
 @pytest.mark.skipif(not SHARED_DATA.exists(), reason="the real pairs of ../shared/data are not there")
 @pytest.mark.parametrize("name", ["grpo-lr1e-6", "grpo-fp32master-lr1e-6", "sft-lr1e-5"])
-def test_real_pairs_are_patched_alike_by_both_ways(name: str) -> None:
-    """The same bytes by both ways, and the target's weights in place."""
+def test_real_pairs(name: str) -> None:
+    """E1 on the real pairs: the same bytes by both ways, and the target's weights in place."""
     base, target = SHARED_DATA / "tiny6m-base" / "model.safetensors", SHARED_DATA / f"tiny6m-{name}" / "model.safetensors"
     old, new = safetensors_torch.load_file(base), safetensors_torch.load_file(target)
     for codec in ("sparse", "context"):

@@ -69,7 +69,7 @@ os._exit(0)
 
 
 def test_ranks_diff_their_shards(tmp_path: Path) -> None:
-    """The ranks' patches together are the patch that one process makes."""
+    """E4: the ranks' patches together are the patch that one process makes."""
     (tmp_path / "rank.py").write_text(RANK)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "rank.py")]
     done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=300)

@@ -75,7 +75,7 @@ def test_patches_are_not_stacked() -> None:
     assert old["a"].eq(1).all() and old["b"].eq(0).all()
 
 
-def test_of_threads_that_switch_one_patch_one_does() -> None:
+def test_threads() -> None:
     """Two threads that switch one patch: one does, the other hears that it is done."""
     old, new = pair()
     for _ in range(5):
@@ -107,7 +107,7 @@ def test_backward_through_a_switch_fails() -> None:
 
 
 @pytest.mark.parametrize("codec", ["sparse", "context"])
-def test_a_switch_that_fails_leaves_the_base(codec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_or_nothing(codec: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrong result, an error in the middle, Ctrl-C: the base is as it was."""
     old, new = pair()
     model = copy_of(old)
