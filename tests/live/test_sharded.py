@@ -62,8 +62,8 @@ model.load_state_dict(old)
 patch.apply_(model)               # the module itself, in place
 assert all(torch.equal(v.to_local(), expected[k]) for k, v in model.state_dict().items())
 dist.barrier(); dist.destroy_process_group()
-# DTensor's caches hold the mesh, and by it the process group: gloo's threads outlive destroy_process_group, and one of them that asks
-# for the interpreter while it ends aborts the process ("terminate called without an active exception").
+# What DTensor and FSDP2 keep holds the process group, so that gloo's threads outlive destroy_process_group; and one of them that needs
+# the interpreter while it ends aborts the process: "terminate called without an active exception".
 os._exit(0)
 """
 

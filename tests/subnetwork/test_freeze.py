@@ -237,8 +237,8 @@ for dtype in (torch.bfloat16, torch.float32):
     assert int(both) == mask.total
     assert len(tracker.records) == 4 and abs(tracker.records[-1].sparsity - (1 - moved / total)) < 1e-12, tracker.records
 dist.barrier(); dist.destroy_process_group()
-# DTensor's caches hold the mesh, and by it the process group: gloo's threads outlive destroy_process_group, and one of them that asks
-# for the interpreter while it ends aborts the process ("terminate called without an active exception").
+# What DTensor and FSDP2 keep holds the process group, so that gloo's threads outlive destroy_process_group; and one of them that needs
+# the interpreter while it ends aborts the process: "terminate called without an active exception".
 os._exit(0)
 """
 
