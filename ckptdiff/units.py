@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def size(nbytes: int) -> str:
-    """A size in decimal units, as the Hub shows it."""
+    """A size in bytes, as text in decimal units, as the Hub shows it."""
     value = float(nbytes)
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1000:
@@ -14,7 +14,7 @@ def size(nbytes: int) -> str:
 
 
 def share(part: float, whole: float) -> str:
-    """A percentage that never rounds to 0 or 100 unless it is."""
+    """A share as a percentage, which is never rounded to 0 or 100 unless it is that."""
     if whole == 0:
         return "-"
     percent = 100 * part / whole
@@ -26,7 +26,7 @@ def share(part: float, whole: float) -> str:
 
 
 def times(larger: int, smaller: int) -> str:
-    """How a size relates to another, in words that are true both ways."""
+    """By how many times the second of two sizes is smaller, or larger, than the first."""
     if smaller <= larger:
         return f"{larger / max(smaller, 1):.1f} times smaller"
     return f"{smaller / max(larger, 1):.1f} times larger"

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ckptdiff.errors import visible
-from ckptdiff.format.table import Totals
+from ckptdiff.format.entry import Totals
 from ckptdiff.units import share, size, times
 from ckptdiff.verbs.apply import ApplyResult
 from ckptdiff.verbs.compare import CompareResult

@@ -92,7 +92,8 @@ class _Part:
         here = self.here(tensor)
         units = here.view(SIGNED[here.element_size()])
         if _on_host(units):
-            return [partial(kernels.mask_ops.keep, *row) for row in kernels.mask_ops.slices(_numbers(units), _numbers(self.bits))]
+            jobs = kernels.mask_ops.split_jobs(_numbers(units), _numbers(self.bits))
+            return [partial(kernels.mask_ops.zero_unmasked, *job) for job in jobs]
         units &= self.spread(_table(units.dtype, units.device))
         return []
 
@@ -102,8 +103,8 @@ class _Part:
         numbers = _numbers(self.here(tensor))
         units = numbers.view(f"i{numbers.itemsize}")
         return [
-            partial(kernels.mask_ops.put, *row, np.ones(1, numbers.dtype).view(units.dtype)[0])
-            for row in kernels.mask_ops.slices(units, _numbers(self.bits))
+            partial(kernels.mask_ops.fill_unmasked, *row, np.ones(1, numbers.dtype).view(units.dtype)[0])
+            for row in kernels.mask_ops.split_jobs(units, _numbers(self.bits))
         ]
 
     def decay(self, factor: Any) -> list[Job]:
@@ -113,8 +114,8 @@ class _Part:
         number = torch.as_tensor(factor, dtype=kind, device=weights.device)
         if _on_host(weights) and weights.dtype == kind:
             return [
-                partial(kernels.mask_ops.scale, *row, number.numpy()[()])
-                for row in kernels.mask_ops.slices(_numbers(weights), _numbers(self.bits))
+                partial(kernels.mask_ops.scale_masked, *row, number.numpy()[()])
+                for row in kernels.mask_ops.split_jobs(_numbers(weights), _numbers(self.bits))
             ]
         inside = _table(torch.int8, weights.device).bool()
         weights.mul_(self.spread(torch.where(inside, number, torch.ones_like(number))))

@@ -21,10 +21,10 @@ from ckptdiff.analysis.pairs import Pair, named_base, open_source
 from ckptdiff.analysis.values import distances, element_bits
 from ckptdiff.errors import CheckpointError, FormatError, IntegrityError, UnsupportedError, cut
 from ckptdiff.format import canonical
-from ckptdiff.format.canonical import Fields
 from ckptdiff.format.dtypes import DTYPES, MAX_SIZE, Bytes
+from ckptdiff.format.entry import as_name
+from ckptdiff.format.fields import Fields, as_integer
 from ckptdiff.format.safetensors import MAX_HEADER, MAX_RANK, MAX_TENSORS, header_json, read_header
-from ckptdiff.format.table import as_name
 from ckptdiff.io.parallel import Progress, default_threads, no_progress, run_ordered
 from ckptdiff.io.source import LocalFile
 from ckptdiff.patching.output import build_beside, check_output
@@ -305,7 +305,7 @@ class _Packed(Mapping[str, Bits]):
 def _shape(value: Any, where: str) -> tuple[int, ...]:
     if not isinstance(value, list) or len(value) > MAX_RANK:
         raise FormatError(f"{where}: expected a list of at most {MAX_RANK} integers")
-    shape = tuple(canonical.as_integer(dim, where) for dim in value)
+    shape = tuple(as_integer(dim, where) for dim in value)
     if math.prod(shape) > MAX_SIZE:
         raise FormatError(f"{where}: {cut(list(shape))} has more than {MAX_SIZE} elements")
     return shape
