@@ -1,4 +1,4 @@
-"""One direction of imports, and a cheap start."""
+"""Modules import in one direction only, and starting is cheap."""
 
 from __future__ import annotations
 

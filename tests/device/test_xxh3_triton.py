@@ -1,4 +1,4 @@
-"""Triton's kernels, by its interpreter on a CPU: ``tests/device/test_gpu.py`` runs them on a GPU."""
+"""Triton's kernels, run on a CPU by Triton's interpreter; ``tests/device/test_gpu.py`` runs them on a GPU."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ assert leaves.leaf_digests([torch.from_numpy(part) for part in parts]) == [leave
 
 
 @pytest.mark.slow
-def test_xxh3() -> None:
+def test_xxh3_of_triton_is_xxhash() -> None:
     subprocess.run([sys.executable, "-W", "error", "-c", CODE], check=True, timeout=300, env={**os.environ, "TRITON_INTERPRET": "1"})
 
 

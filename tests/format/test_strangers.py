@@ -1,4 +1,4 @@
-"""What a stranger could send that cost time out of proportion, or ended in a traceback; and what we wrote that nobody could read."""
+"""Input from strangers that once took far too much time or memory, or ended in a traceback; and output of ours that no reader accepted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One rule says what a patch is: a lone patch file on the Hub is one for every command, as a base too; cards say what was compared."""
+"""A patch file that lies alone in a repo of the Hub is a patch for every command, and a base too; cards claim only what was compared."""
 
 from __future__ import annotations
 

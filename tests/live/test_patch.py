@@ -62,7 +62,7 @@ def test_files_and_memory_and_devices_agree(tmp_path: Path, codec: str) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.001, 0.05, 0.5, 1.0]), st.sampled_from(CODECS))
-def test_any_pair(seed: int, share: float, codec: str | None) -> None:
+def test_any_pair_switches_there_and_back(seed: int, share: float, codec: str | None) -> None:
     rng = np.random.default_rng(seed)
     names = [name for name, (torch_name, _) in DTYPE_NAMES.items() if hasattr(torch, torch_name or "-")]
     old = {
@@ -80,7 +80,7 @@ def test_any_pair(seed: int, share: float, codec: str | None) -> None:
     assert equal(model, old)
 
 
-def test_broken_patches() -> None:
+def test_broken_patches_are_refused() -> None:
     old, new = pair()
     data = ckptdiff.diff(old, new).to_bytes()
     for cut in (0, 7, 100, len(data) - 1):
@@ -92,7 +92,7 @@ def test_broken_patches() -> None:
         ckptdiff.Patch.from_bytes(bytes(broken))
 
 
-def test_tensors_that_cannot_be_read_in_place() -> None:
+def test_tensors_that_cannot_be_read_in_place_are_refused() -> None:
     good = {"w": torch.zeros(4, 6)}
     for wrong, text in (
         (torch.zeros(4, 6).T, r"the new tensors: w: is not contiguous \(strides \(1, 6\)\): give its .contiguous\(\) copy"),
@@ -123,7 +123,7 @@ def test_tensors_that_cannot_be_read_in_place() -> None:
         ckptdiff.diff(good, good, device="meta")
 
 
-def test_modules_and_numpy(tmp_path: Path) -> None:
+def test_modules_and_numpy_arrays_are_patched(tmp_path: Path) -> None:
     rng = np.random.default_rng(4)
     module = torch.nn.Sequential(torch.nn.Linear(8, 5), torch.nn.Linear(5, 8)).to(torch.bfloat16)
     before = copy_of(module.state_dict())
@@ -146,7 +146,7 @@ def test_modules_and_numpy(tmp_path: Path) -> None:
         assert again.nbytes == len(arrays.to_bytes())
 
 
-def test_without_torch(tmp_path: Path) -> None:
+def test_numpy_arrays_are_patched_without_torch(tmp_path: Path) -> None:
     code = """
 import sys; sys.modules["torch"] = None
 import numpy as np, ckptdiff

@@ -20,7 +20,7 @@ from tests.support.torch_states import CODECS, copy_of, equal, nudge, pair, raw 
 
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("share", [0.002, 0.6])
-def test_there_and_back(codec: str | None, share: float) -> None:
+def test_a_model_switches_there_and_back(codec: str | None, share: float) -> None:
     old, new = pair(share)
     patch = ckptdiff.Patch.from_bytes(ckptdiff.diff(old, new, codec=codec).to_bytes())
     model = copy_of(old)

@@ -1,4 +1,4 @@
-"""Outputs: exchanged in one step, mended after a crash, and never at the cost of what is not ours."""
+"""Outputs are put in place in one step, are mended after a crash, and never replace what is not ours."""
 
 from __future__ import annotations
 
