@@ -17,6 +17,7 @@ from ckptdiff.errors import OutputError
 from ckptdiff.io.durable import move_new, sync
 from ckptdiff.io.leftovers import MARKER, OLD, RESULT, is_marked, work_folders
 from ckptdiff.io.signals import held
+from ckptdiff.machine import machine_error
 
 RESERVED_DESCRIPTORS = 8
 """File descriptors kept back to remove a work folder with when the process may open no more: one for each level of it, and one."""
@@ -65,7 +66,9 @@ def work_folder(parent: Path, prefix: str, out: Path | None = None) -> Iterator[
         raise KeyboardInterrupt("; ".join(filter(None, (work.done, left)))) from None
     except Exception as error:
         if left:
-            raise OutputError(f"{getattr(error, 'strerror', None) or error}; {left}") from error
+            lacking = machine_error(error)
+            kind, cause = (type(lacking), str(lacking)) if lacking else (OutputError, getattr(error, "strerror", None) or str(error))
+            raise kind(f"{cause or type(error).__name__}; {left}") from error
         raise
     if left:
         raise OutputError("; ".join(filter(None, (work.done, left))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import ckptdiff
+from ckptdiff.errors import OutputError, ResourceError
+from ckptdiff.io import work_folder as work_folder_module
 from ckptdiff.io.work_folder import work_folder
 from ckptdiff.patching.output import build_beside
 from tests.support.killed_runs import beside, left_by_a_killed_run
@@ -62,3 +65,26 @@ def test_long_names_that_share_their_beginning_have_their_own_work_folders(files
         assert names[0] != names[1] and all(100 < len(os.fsencode(name)) < 143 for name in names)
         built.write_text("a")
         other.write_text("b")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "cause"),
+    [
+        (MemoryError(), ResourceError, r"out of memory.*: free some, raise the limit, or give --threads 1"),
+        (RuntimeError(), OutputError, "RuntimeError"),
+        (OSError(errno.EIO, "Input/output error"), OutputError, "Input/output error"),
+    ],
+)
+def test_a_folder_that_cannot_be_removed_is_told_beside_the_cause(
+    error: Exception, kind: type[Exception], cause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cause keeps its kind: a lack of memory is no fault of the output."""
+
+    def empty(folder: Path) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(work_folder_module, "_empty", empty)
+    with pytest.raises(kind, match=rf"^{cause}; .*could not be removed \(Cannot allocate memory\): do that by hand$") as caught:
+        with work_folder(tmp_path, ".out.ckptdiff-"):
+            raise error
+    assert type(caught.value) is kind
