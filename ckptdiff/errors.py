@@ -30,7 +30,7 @@ def cut(text: object) -> str:
 
 def visible(text: str) -> str:
     """Text for people, with what cannot be seen or could steer a terminal written out: names come from files that may be hostile."""
-    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
 
 
 class CkptdiffError(Exception):

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from ckptdiff.analysis.report_model import Report
 from ckptdiff.hub.ids import HubId
-from ckptdiff.pages.report_prose import headline, number, percent
-from ckptdiff.units import share, size, times
+from ckptdiff.pages.report_prose import headline
+from ckptdiff.units import byte_size, count_in_words, percent, percent_of, size_ratio
 from ckptdiff.verbs.info import PatchInfo
 
 BEGIN = "<!-- ckptdiff push writes what follows, up to the closing comment -->"
@@ -46,8 +46,8 @@ def _ours(facts: Facts) -> str:
     lines = [
         f"# {_cell(name)}",
         "",
-        f"What training changed in {base}, as a [ckptdiff](https://pypi.org/project/ckptdiff/) patch: {size(patch.patch_size)} "
-        f"for a model of {size(patch.target_size)}, {times(patch.target_size, patch.patch_size)}. "
+        f"What training changed in {base}, as a [ckptdiff](https://pypi.org/project/ckptdiff/) patch: {byte_size(patch.patch_size)} "
+        f"for a model of {byte_size(patch.target_size)}, {size_ratio(patch.target_size, patch.patch_size)}. "
         "These two lines rebuild the model, every file of it byte for byte:",
         "",
         "```sh",
@@ -67,10 +67,10 @@ def _sizes(facts: Facts) -> list[tuple[str, str]]:
     patch, totals = facts.patch, facts.patch.totals
     return [
         ("base", f"`{facts.base.repo}` at commit `{facts.base.revision}`"),
-        ("patch", f"{size(patch.patch_size)} ({patch.patch_size:,} bytes)"),
-        ("model", f"{size(patch.target_size)} ({patch.target_size:,} bytes) in {len(patch.files)} files"),
+        ("patch", f"{byte_size(patch.patch_size)} ({patch.patch_size:,} bytes)"),
+        ("model", f"{byte_size(patch.target_size)} ({patch.target_size:,} bytes) in {len(patch.files)} files"),
         ("tensors", f"{totals.delta:,} changed, {totals.same:,} the same, {totals.new + totals.copy:,} added, {totals.removed:,} removed"),
-        ("elements changed", f"{totals.changed:,} of {totals.units:,} ({share(totals.changed, totals.units)})"),
+        ("elements changed", f"{totals.changed:,} of {totals.units:,} ({percent_of(totals.changed, totals.units)})"),
     ]
 
 
@@ -86,7 +86,9 @@ def _report(report: Report, picture: str | None) -> list[str]:
         rows.append((f"mean rank of the update over full rank, {rank.matrices} matrices", percent(rank.rank_share)))
         rows.append(("the same of an update as sparse, scattered at random", percent(rank.random_rank_share)))
         rows.append(("mean stable rank", f"{rank.stable_rank:.1f}"))
-    kinds = [(_cell(kind), number(counts.elements), percent(counts.changed / counts.elements)) for kind, counts in report.modules.items()]
+    kinds = [
+        (_cell(kind), count_in_words(counts.elements), percent(counts.changed / counts.elements)) for kind, counts in report.modules.items()
+    ]
     first = headline(report.to_json()) if report.complete else f"{percent(1 - totals.sparsity)} of the weights changed."
     lines = [first, "", *_table(("", ""), rows), "", *_table(("kind", "weights", "changed"), kinds)]
     return lines + (["", f"![Where weights changed, by layer and kind]({picture})"] if picture else [])
