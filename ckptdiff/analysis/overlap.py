@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from ckptdiff.analysis.pairs import Pair
 from ckptdiff.analysis.sparsity import EXPONENT
-from ckptdiff.analysis.values import distances, element_bits, values_of
+from ckptdiff.analysis.values import count_ones, distances, element_bits, values_of
 
 CountArray = npt.NDArray[np.int64]
 
@@ -213,11 +213,11 @@ def count_block(group: Sequence[Pair], start: int, atol: float) -> list[CountArr
         last.append(int(np.count_nonzero(~_near(previous, new, dtype, atol) if atol else previous != new)))
         before = new.copy()
     changed, up = np.array(masks), np.array(ups)
-    both = [[_ones(a & b) for b in changed] for a in changed]
-    same = [[_ones(a & b & ~(u ^ v)) for b, v in zip(changed, up, strict=True)] for a, u in zip(changed, up, strict=True)]
+    both = [[count_ones(a & b) for b in changed] for a in changed]
+    same = [[count_ones(a & b & ~(u ^ v)) for b, v in zip(changed, up, strict=True)] for a, u in zip(changed, up, strict=True)]
     ever = np.bitwise_or.accumulate(changed, axis=0)
-    core = _ones(np.bitwise_and.reduce(changed, axis=0))
-    steps = [_ones(e) for e in ever], [_ones(e & ~c) for e, c in zip(ever, changed, strict=True)]
+    core = count_ones(np.bitwise_and.reduce(changed, axis=0))
+    steps = [count_ones(e) for e in ever], [count_ones(e & ~c) for e, c in zip(ever, changed, strict=True)]
     counts = (sizes[0].sum(), [row[k] for k, row in enumerate(both)], both, same, core, last, *steps, sizes)
     return [np.array(count, np.int64) for count in counts]
 
@@ -235,7 +235,3 @@ def _near(a: npt.NDArray[Any], b: npt.NDArray[Any], dtype: str, atol: float) -> 
 def _greater(a: npt.NDArray[Any], b: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.bool_]:
     with np.errstate(invalid="ignore"):
         return np.asarray(values_of(a, dtype) > values_of(b, dtype))
-
-
-def _ones(bits: npt.NDArray[np.uint8]) -> int:
-    return int(np.bitwise_count(bits).sum(dtype=np.int64))

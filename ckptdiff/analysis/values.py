@@ -47,6 +47,11 @@ def small_float_table(dtype: str) -> npt.NDArray[np.float64]:
     return table
 
 
+def count_ones(bits: npt.NDArray[np.uint8]) -> int:
+    """Number of bits that are 1."""
+    return int(np.bitwise_count(bits).sum(dtype=np.int64))
+
+
 def element_bits(data: Bytes, dtype: str) -> npt.NDArray[Any]:
     """One unsigned integer an element; sub-byte elements are taken from the low bits up."""
     row = DTYPES[dtype]
