@@ -1,4 +1,4 @@
-"""``apply``: rebuild the target from a base and patches (spec section 10)."""
+"""``apply`` rebuilds the target from a base and patches (spec section 10)."""
 
 from __future__ import annotations
 
@@ -19,13 +19,18 @@ from ckptdiff.patching.rebuild import MAX_CHAIN, Rebuilder, check_chain, check_s
 
 @dataclass(frozen=True, slots=True)
 class ApplyResult:
-    """What :func:`apply` did: ``files`` written below (or as) ``out``, their ``size`` in bytes, seconds of wall time."""
+    """The result of :func:`apply`."""
 
     out: Path
+    """The folder or file that was written."""
     files: tuple[str, ...]
+    """Paths of the files in that folder, or the name of the file."""
     tensors: int
+    """Number of tensors that were rebuilt."""
     size: int
+    """Bytes of all files."""
     seconds: float
+    """Wall time."""
 
 
 def apply(
@@ -41,18 +46,18 @@ def apply(
 ) -> ApplyResult:
     """Rebuild the target of one patch, or of a chain of them, byte for byte.
 
-    Patches, base and result are checked; ``out`` appears only when all of it is there and right.
+    The patches, the base and the result are checked; ``out`` appears only when it is whole and right.
 
     Args:
         base: the checkpoint that the first patch was made from.
         patches: one patch, or several in order.
         out: the file or folder to write.
-        only: globs of tensor names: rebuild just these, into one safetensors file.
-        threads: how many to use.
-        device: torch device that moves what ``sparse`` says moves, ``auto`` for the first accelerator; by default the host does. From
-            file to file the host is faster: all bytes come from it and go back to it.
+        only: globs of tensor names; only these tensors are rebuilt, into one safetensors file.
+        threads: number of threads.
+        device: torch device on which tensors coded by ``sparse`` are patched, ``auto`` for the first accelerator; by default the host. From
+            file to file the host is faster, as all bytes come from it and return to it.
         overwrite: replace an existing ``out``.
-        progress: called with how far it is.
+        progress: called with what is being done, how much is done, and how much there is.
 
     Raises:
         FormatError, UnsupportedError, IntegrityError: a patch is broken.
@@ -79,7 +84,7 @@ def apply(
         check_space(out, sum(output.size for output in outputs) + (0 if only else sum(o.size for o in chain[-1].others)))
         with build_beside(out, overwrite=overwrite) as built:
             if folder:
-                built.mkdir()  # it may stay empty
+                built.mkdir()  # a target without files is an empty folder
             try:
                 for output in outputs:
                     rebuilder.write(output, built / output.path if folder else built)

@@ -1,4 +1,4 @@
-"""``make``: the difference between two checkpoints, as a patch."""
+"""``make`` writes the difference between two checkpoints as a patch."""
 
 from __future__ import annotations
 
@@ -28,26 +28,30 @@ from ckptdiff.patching.write import PatchMaker, Report
 
 @dataclass(frozen=True, slots=True)
 class MakeResult:
-    """What :func:`make` did. Sizes in bytes, ``seconds`` of wall time; ``files`` went in, ``left_out`` did not.
-
-    Attributes:
-        secrets: those of ``left_out`` whose names are those of keys and passwords.
-        other_formats: files that went in and may hold the weights once more, in another format, and how much of the patch they take.
-        followed: links that lead out of the base's or target's folder, and where to.
-    """
+    """The result of :func:`make`. Sizes are in bytes."""
 
     patch: Path
+    """The patch that was written."""
     totals: Totals
+    """Counts of tensors and units."""
     patch_size: int
     target_size: int
     files: tuple[str, ...]
+    """Files without weights that went into the patch."""
     left_out: tuple[str, ...]
+    """Files of the target that did not go into the patch."""
     secrets: tuple[str, ...]
+    """Those of ``left_out`` that are named like keys and passwords."""
     other_formats: dict[str, int]
+    """Files that went in and may hold the weights once more in another format, and the bytes that they take in the patch."""
     followed: dict[str, Path]
+    """Links that lead out of the base's or the target's folder, and where they lead."""
     removed_files: tuple[str, ...]
+    """Files of the base that the target lacks."""
     codecs: dict[str, int]
+    """Number of tensors that each codec codes."""
     seconds: float
+    """Wall time."""
 
     @property
     def ratio(self) -> float:
@@ -77,24 +81,27 @@ def make(
 
     Args:
         base: a safetensors file, or a checkpoint folder.
-        target: the same. A file gives a patch file, a folder a patch folder.
-        patch: where to write it.
+        target: a safetensors file, which gives a patch file, or a checkpoint folder, which gives a patch folder.
+        patch: where to write the patch.
         codec: ``context``, ``sparse`` or ``raw`` for every changed tensor; by default the smallest of them, tensor by tensor.
         include: globs of files to take although they are left out by default, of the base too.
         exclude: globs of files to leave out, of the base too.
-        follow_links: take what links lead to that leave a checkpoint's folder; without it only weight files and indexes may be such
-            links, and files of the Hub's cache.
+        follow_links: follow links that lead out of a checkpoint's folder. Without it only weight files, indexes, and files of the Hub's
+            cache
+            may be such links.
         rename: ``REGEX=REPL`` rules that turn a target tensor's name into the base's.
+        report: the report of this pair, by :func:`ckptdiff.report`, to store in the patch for those who do not have the base.
         base_repo, target_repo: ids of the repos on the Hub that hold these checkpoints, to record in the patch; an id given as ``base``
-            or ``target`` is recorded anyway. The SHA-256 of the weight files must be those that the Hub states.
-        report: of this pair, by :func:`ckptdiff.report`, to store in the patch for those who have no base.
-        threads: how many to use; the bytes do not depend on it.
-        device: torch device to compare on, ``auto`` for the first accelerator; by default the host compares. The same bytes on each.
+            or ``target`` is recorded anyway. The weight files must have the SHA-256 that the Hub states.
+        threads: number of threads; the bytes of the patch do not depend on it.
+        device: torch device on which checkpoints are compared, ``auto`` for the first accelerator; by default the host. The bytes of the
+            patch
+            do not depend on it.
         overwrite: replace an existing patch.
-        progress: called with how far it is.
+        progress: called with what is being done, how much is done, and how much there is.
 
     Raises:
-        CheckpointError: a checkpoint cannot be read, or is not one; the report is of other checkpoints.
+        CheckpointError: a checkpoint cannot be read, or is not one, or the report is one of other checkpoints.
         UnsupportedError: torch is missing, or has no such device.
         OutputError: the patch cannot be written there. HubError: a repo cannot be read.
     """
@@ -140,7 +147,7 @@ def make(
 
 
 def _repo_of(checkpoint: Checkpoint, recorded: str | None) -> Repo | None:
-    """The repo that a checkpoint is from, or is said to be in."""
+    """The repo that a checkpoint was read from, or that is said to hold it."""
     if recorded is None:
         return open_repo(checkpoint.origin) if checkpoint.origin else None
     hub_id = parse_id(recorded)

@@ -13,7 +13,7 @@ import jsonschema
 import numpy as np
 import pytest
 
-from ckptdiff.analysis.matrices import counted_lines, ranked, spread
+from ckptdiff.analysis.matrices import choose_sample, count_ranked, counted_lines
 from ckptdiff.analysis.modules import layer_of, module_of
 from ckptdiff.analysis.report_stored import unpack
 from ckptdiff.pages.report_page import SAMPLE_COLUMNS, sample_table
@@ -36,7 +36,7 @@ def test_a_sample_is_spread_over_modules_and_layers(layers: int) -> None:
     """B15: every n-th matrix was lm_head and 28 times q, of 28 layers."""
     names = llama(layers)
     places = [(module_of(name), layer_of(name)) for name in names]
-    chosen = [places[k] for k in spread(places)]
+    chosen = [places[k] for k in choose_sample(places)]
     kinds = Counter(module for module, _ in chosen)
     assert len(chosen) == 32 == len(set(chosen)) and set(kinds) == {"lm_head", "embedding", "q", "k", "v", "o", "gate", "up", "down"}
     assert kinds["lm_head"] == kinds["embedding"] == 1 and {kinds[kind] for kind in ("q", "k", "v", "o", "gate", "up", "down")} == {4, 5}
@@ -46,19 +46,29 @@ def test_a_sample_is_spread_over_modules_and_layers(layers: int) -> None:
         at = [-1, *sorted(layer for module, layer in chosen if module == kind), layers]  # type: ignore[type-var]
         assert max(b - a for a, b in pairwise(at)) <= 2 * layers / kinds[kind] + 1  # type: ignore[operator]
     order = np.random.default_rng(0).permutation(len(places))
-    assert {places[order[k]] for k in spread([places[k] for k in order])} == set(chosen)
+    assert {places[order[k]] for k in choose_sample([places[k] for k in order])} == set(chosen)
 
 
 @pytest.mark.parametrize(("count", "expected"), [(0, 0), (1, 1), (5, 5), (32, 32), (33, 32), (5000, 32)])
 def test_one_kind_alone(count: int, expected: int) -> None:
-    found = spread([("experts", k // 64) for k in range(count)])
+    found = choose_sample([("experts", k // 64) for k in range(count)])
     assert len(found) == expected and (count <= 32 or max(np.diff(found)) - min(np.diff(found)) <= 1)
 
 
 def test_what_has_a_rank() -> None:
-    assert ranked("norm", "BF16", (4, 4)) == ranked("q", "C64", (4, 4)) == ranked("q", "I8", (4, 4)) == ranked("q", "F4", (4, 4)) == 0
-    assert (ranked("q", "BF16", (4,)), ranked("q", "BF16", (4, 5)), ranked("experts", "F8_E4M3", (3, 2, 4, 5))) == (0, 1, 6)
-    assert ranked("q", "F32", (3, 0, 4)) == 0
+    assert (
+        count_ranked("norm", "BF16", (4, 4))
+        == count_ranked("q", "C64", (4, 4))
+        == count_ranked("q", "I8", (4, 4))
+        == count_ranked("q", "F4", (4, 4))
+        == 0
+    )
+    assert (count_ranked("q", "BF16", (4,)), count_ranked("q", "BF16", (4, 5)), count_ranked("experts", "F8_E4M3", (3, 2, 4, 5))) == (
+        0,
+        1,
+        6,
+    )
+    assert count_ranked("q", "F32", (3, 0, 4)) == 0
 
 
 @pytest.fixture
