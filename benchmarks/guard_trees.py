@@ -43,7 +43,7 @@ class Tree:
         """The environment of its processes: nothing of the caller's Python, no Hub, its own caches or the empty folder ``cache``."""
         env = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "NUMBA_", "HF_", "CKPTDIFF_"))}
         env |= {"HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "XDG_CACHE_HOME": str(cache or self.folder / "cache")}
-        return env | {"NUMBA_CACHE_DIR": str(cache)} if cache else env
+        return env | dict.fromkeys(("NUMBA_CACHE_DIR", "CKPTDIFF_CACHE_DIR"), str(cache)) if cache else env
 
 
 def output(command: list[str], what: str, **options: Any) -> str:

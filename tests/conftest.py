@@ -8,15 +8,21 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
-import ckptdiff
-from ckptdiff.kernels import cache
-from tests.support.checkpoints import bf16, perturb, random_tensor, write, write_sharded
+pytest.register_assert_rewrite("tests.support")
+
+import ckptdiff  # noqa: E402
+from ckptdiff.kernels import cache  # noqa: E402
+from tests.support.checkpoints import perturb, random_tensor, tensor, write, write_sharded  # noqa: E402
+from tests.support.small_pair import Pair, tensors  # noqa: E402
+
+if TYPE_CHECKING:
+    from tests.support.hub_state import Hub
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads wait for each other by spinning: many times slower on busy cores
 
@@ -25,22 +31,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with most slow tests first, so that no worker is left alone with one at the end."""
     slow = Counter(item.path for item in items if "slow" in item.keywords)
     items.sort(key=lambda item: -slow[item.path])
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A base, a target made from it, and the patch between them."""
-
-    base: Path
-    target: Path
-    patch: Path
-
-
-def tensors() -> tuple[dict, dict]:
-    rng = np.random.default_rng(3)
-    base = {"a.weight": bf16(rng.normal(0, 0.02, (40, 64))), "b.weight": random_tensor(rng, "F32", (30,)), "c": bf16([1.0, 2.0])}
-    target = {**base, "a.weight": perturb(rng, base["a.weight"], 0.02), "b.weight": perturb(rng, base["b.weight"], 0.1)}
-    return base, target
 
 
 @pytest.fixture
@@ -73,6 +63,26 @@ def folders(tmp_path: Path) -> Pair:
 
 
 @pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path]:
+    """A model of two layers: a stack of experts, matrices, a norm that stays, a bias, a tensor that only one side has."""
+    rng = np.random.default_rng(2)
+    shapes = {
+        "model.embed_tokens.weight": (90, 32),
+        **{f"model.layers.{i}.self_attn.q_proj.weight": (32, 32) for i in (0, 1)},
+        **{f"model.layers.{i}.mlp.experts.gate_up_proj": (3, 32, 48) for i in (0, 1)},
+        **{f"model.layers.{i}.input_layernorm.weight": (32,) for i in (0, 1)},
+        "model.layers.1.mlp.up_proj.bias": (48,),
+    }
+    sides: list[dict[str, object]] = [{"old": tensor("F32", (1,), bytes(4))}, {}]
+    for name, shape in shapes.items():
+        units = (rng.normal(0, 0.02, shape).astype("<f4").view("<u4") >> 16).astype("<u2")
+        moved = units + (0 if "norm" in name else (rng.random(shape) < 0.2).astype("<u2"))
+        for side, values in zip(sides, (units, moved), strict=True):
+            side[name] = tensor("BF16", shape, values)
+    return write(tmp_path / "base.safetensors", sides[0]), write(tmp_path / "a target.safetensors", sides[1])  # type: ignore[arg-type]
+
+
+@pytest.fixture
 def open_folder() -> Iterator[Path]:
     """A folder that other users can get to, which pytest's are not."""
     folder = Path(tempfile.mkdtemp(prefix="ckptdiff-test-"))
@@ -89,3 +99,44 @@ def kernel_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
     cache.folders.cache_clear()
     yield tmp_path / "cache"
     cache.folders.cache_clear()
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Random numbers, the same in each run."""
+    return np.random.default_rng(7)
+
+
+@pytest.fixture
+def two_folders(tmp_path: Path, rng: np.random.Generator) -> tuple[Path, Path]:
+    """A base and a target folder, each with one weight file."""
+    w = random_tensor(rng, "BF16", [30, 10])
+    write(tmp_path / "base" / "model.safetensors", {"w": w})
+    write(tmp_path / "target" / "model.safetensors", {"w": perturb(rng, w, 0.1)})
+    return tmp_path / "base", tmp_path / "target"
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    """A Hugging Face Hub on this machine, whose large files are LFS objects."""
+    from tests.support.hub_server import running  # needs huggingface_hub, which not every environment has
+
+    with running(tmp_path / "hub") as hub:
+        yield hub
+
+
+@pytest.fixture(params=["lfs", "xet"])
+def any_hub(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Hub]:
+    """A Hub with LFS, and one with Xet."""
+    from tests.support.hub_server import running
+
+    with running(tmp_path / "hub", xet=request.param == "xet") as hub:
+        yield hub
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> list[Path]:
+    """Three steps of one model's training, for a Hub."""
+    from tests.support.hub_client import checkpoint
+
+    return [checkpoint(tmp_path / f"model{step}", step) for step in range(3)]

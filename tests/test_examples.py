@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from ckptdiff.subnetwork.mask import Mask
-from tests.conftest import tensors
 from tests.support.checkpoints import perturb, tensor, tree, write
+from tests.support.small_pair import tensors
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"

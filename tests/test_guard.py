@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 import ckptdiff
-from tests.conftest import Pair
 from tests.support.checkpoints import BITS
+from tests.support.small_pair import Pair
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.append(str(BENCHMARKS))  # the guard's modules import each other by their names, as scripts of one folder

@@ -13,6 +13,7 @@ import pytest
 import ckptdiff
 from ckptdiff.codecs import CODECS
 from ckptdiff.format.table import CODEC_NAMES
+from ckptdiff.kernels import cache
 
 PACKAGE = Path(ckptdiff.__file__).parent
 ORDER = """
@@ -155,3 +156,19 @@ def test_every_error_is_public() -> None:
 
 def test_the_format_names_the_codecs_that_there_are() -> None:
     assert tuple(CODECS) == CODEC_NAMES
+
+
+KERNELS = [name for name in MODULES if module_path(name).exists() and "@jit\n" in module_path(name).read_text()]
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_sources_are_all_that_a_module_imports_when_it_is_loaded(name: str) -> None:
+    """As Python's own parser sees it."""
+    found, left = {name}, [name]
+    while left:
+        tree = ast.parse(module_path(left.pop()).read_text())
+        tree.body = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        new = {module for module in imports(tree) if module in MODULES and module_path(module).name != "__init__.py"} - found
+        found |= new
+        left += new
+    assert cache.sources(module_path(name)) == sorted(map(module_path, found))

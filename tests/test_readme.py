@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_main import CKPTDIFF
-from tests.format.test_vectors import VECTORS
+from tests.support.commands import CKPTDIFF
+from tests.support.vectors import VECTORS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

@@ -18,9 +18,9 @@ from ckptdiff.analysis.modules import layer_of, module_of
 from ckptdiff.analysis.report_stored import unpack
 from ckptdiff.pages.report_page import SAMPLE_COLUMNS, sample_table
 from ckptdiff.verbs.report import QUANTILES, report
-from tests.cli.test_main import run
-from tests.cli.test_report_commands import SCHEMA
 from tests.support.checkpoints import tensor, write
+from tests.support.commands import run
+from tests.support.reports import SCHEMA
 
 KINDS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 

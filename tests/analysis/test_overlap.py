@@ -13,8 +13,8 @@ import pytest
 import ckptdiff
 from ckptdiff.errors import BaseMismatchError, CheckpointError, HubError
 from ckptdiff.verbs.overlap import overlap
-from tests.cli.test_main import run
 from tests.support.checkpoints import tensor, write
+from tests.support.commands import run
 
 SHAPES = {"model.layers.0.mlp.up_proj.weight": (1500, 900), "model.norm.weight": (37,)}
 

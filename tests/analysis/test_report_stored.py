@@ -20,10 +20,10 @@ from ckptdiff.analysis import report_stored
 from ckptdiff.analysis.report_stored import unpack
 from ckptdiff.format.dtypes import DTYPES
 from ckptdiff.patching.patch import open_patch
-from tests.cli.test_main import run
-from tests.cli.test_report_commands import SCHEMA, pair  # noqa: F401
-from tests.patching.test_real_data import BASE, SHARED_DATA, TARGETS
-from tests.support.checkpoints import tensor, write
+from tests.support.checkpoints import SHARED_DATA, tensor, write
+from tests.support.commands import run
+from tests.support.real_pairs import BASE, TARGETS
+from tests.support.reports import SCHEMA
 
 
 def packed(value: Any) -> bytes:
@@ -43,7 +43,7 @@ def nearly(found: Any, expected: Any) -> bool:
     return math.isclose(found, expected, rel_tol=1e-3) if isinstance(expected, float) else found == expected
 
 
-def test_make_stores_what_report_found(pair: tuple[Path, Path], tmp_path: Path) -> None:  # noqa: F811
+def test_make_stores_what_report_found(pair: tuple[Path, Path], tmp_path: Path) -> None:
     patch = tmp_path / "patch.safetensors"
     assert run("make", *pair, "-o", patch, "--report").exit_code == 0
     found = json.loads(run("report", patch, "--json").stdout)
@@ -57,7 +57,7 @@ def test_make_stores_what_report_found(pair: tuple[Path, Path], tmp_path: Path) 
     assert ckptdiff.verify(patch, base=pair[0]).ok
 
 
-def test_pictures_need_no_base_then(pair: tuple[Path, Path], tmp_path: Path) -> None:  # noqa: F811
+def test_pictures_need_no_base_then(pair: tuple[Path, Path], tmp_path: Path) -> None:
     pytest.importorskip("altair")
     patch, page = tmp_path / "patch.safetensors", tmp_path / "page.html"
     ckptdiff.make(*pair, patch, report=report(*pair))
@@ -65,7 +65,7 @@ def test_pictures_need_no_base_then(pair: tuple[Path, Path], tmp_path: Path) -> 
     assert "patch.safetensors" in page.read_text()
 
 
-def test_other_bytes_of_the_patch_stay(pair: tuple[Path, Path], tmp_path: Path) -> None:  # noqa: F811
+def test_other_bytes_of_the_patch_stay(pair: tuple[Path, Path], tmp_path: Path) -> None:
     sizes = []
     for name, measured in (("without", None), ("with", report(*pair))):
         ckptdiff.make(*pair, tmp_path / name, report=measured)
@@ -74,7 +74,7 @@ def test_other_bytes_of_the_patch_stay(pair: tuple[Path, Path], tmp_path: Path) 
     assert [has for *_, has in sizes] == [False, True] and sizes[0][:2] == sizes[1][:2]
 
 
-def test_stored_bytes_do_not_depend_on_the_place(pair: tuple[Path, Path], tmp_path: Path) -> None:  # noqa: F811
+def test_stored_bytes_do_not_depend_on_the_place(pair: tuple[Path, Path], tmp_path: Path) -> None:
     first = report(*pair).to_bytes()
     (tmp_path / "elsewhere").mkdir()
     assert report(*(path.rename(tmp_path / "elsewhere" / path.name) for path in pair), threads=3).to_bytes() == first
@@ -119,7 +119,7 @@ def test_ranks_stay_within_the_largest_possible(tmp_path: Path) -> None:
     assert ranks is not None and ranks[0].spectrum.stable_rank == ranks[0].spectrum.rank == 1001
 
 
-def test_a_report_of_other_checkpoints(pair: tuple[Path, Path], tmp_path: Path) -> None:  # noqa: F811
+def test_a_report_of_other_checkpoints(pair: tuple[Path, Path], tmp_path: Path) -> None:
     same = report(pair[1], pair[1])
     with pytest.raises(
         CheckpointError, match=r"tensor \S+: it says that 0 of [\d,]+ elements changed, found [\d,]+; make it with the same"
@@ -158,7 +158,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from places(item, (*path, key))
 
 
-def test_every_member_is_checked(pair: tuple[Path, Path]) -> None:  # noqa: F811
+def test_every_member_is_checked(pair: tuple[Path, Path]) -> None:
     """Any member dropped, or of a value that it cannot have, ends in one error; none escapes, and none is taken."""
     good = json_of(report(*pair, rank="all"))
     assert unpack(packed(good), "here", "").to_json() == good
@@ -206,7 +206,7 @@ def test_every_member_is_checked(pair: tuple[Path, Path]) -> None:  # noqa: F811
     ],
     ids=lambda value: ".".join(map(str, value)) if isinstance(value, tuple) else None,
 )
-def test_what_is_wrong_is_said(pair: tuple[Path, Path], path: Any, wrong: Any, kind: Any, text: str) -> None:  # noqa: F811
+def test_what_is_wrong_is_said(pair: tuple[Path, Path], path: Any, wrong: Any, kind: Any, text: str) -> None:
     value = json_of(report(*pair))
     value["added"] = ["x"]
     at = value

@@ -14,8 +14,8 @@ from ckptdiff.analysis.values import element_bits, values_of
 from ckptdiff.checkpoint.recognition import is_patch
 from ckptdiff.format.dtypes import DTYPES
 from ckptdiff.verbs.report import report, report_patch
-from tests.patching.test_real_data import BASE, SHARED_DATA, TARGETS
-from tests.support.checkpoints import tensor, write
+from tests.support.checkpoints import SHARED_DATA, tensor, write
+from tests.support.real_pairs import BASE, TARGETS
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
 load_file = pytest.importorskip("safetensors.torch").load_file

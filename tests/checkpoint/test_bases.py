@@ -14,8 +14,8 @@ from click.testing import CliRunner
 import ckptdiff
 from ckptdiff.cli.main import main
 from ckptdiff.patching.patch import open_patch
-from tests.format.test_vectors import READER
 from tests.support.checkpoints import TensorData, bf16, perturb, tree, write, write_sharded
+from tests.support.vectors import READER
 
 NAMES = [f"layers.{k}.w" for k in range(6)]
 

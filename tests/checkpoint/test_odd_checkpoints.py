@@ -23,9 +23,9 @@ from ckptdiff.pages.overlap_page import render_overlap
 from ckptdiff.pages.report_charts import charts
 from ckptdiff.pages.report_page import render_page
 from ckptdiff.verbs.report import report
-from tests.cli.test_main import run
-from tests.cli.test_report_commands import SCHEMA
 from tests.support.checkpoints import BITS, TensorData, perturb, tensor, write
+from tests.support.commands import run
+from tests.support.reports import SCHEMA
 
 OVERLAP_SCHEMA = json.loads((Path(__file__).parents[2] / "spec" / "overlap.schema.json").read_text())
 NAMES = [

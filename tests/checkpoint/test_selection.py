@@ -15,8 +15,8 @@ from ckptdiff.checkpoint.secrets import suspicious_name
 from ckptdiff.checkpoint.selection import select
 from ckptdiff.cli.main import main
 from ckptdiff.hub.ids import HubId, parse_id
-from tests.conftest import Pair
 from tests.support.checkpoints import bf16, tree, write
+from tests.support.small_pair import Pair
 
 STATE = {
     "HF Trainer": """optimizer.pt optimizer.bin optimizer-00001-of-00002.safetensors optimizer.safetensors.index.json

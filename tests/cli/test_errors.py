@@ -18,9 +18,9 @@ from ckptdiff.cli.main import main
 from ckptdiff.machine import machine_error
 from ckptdiff.patching import other_files, output
 from ckptdiff.patching.patch import open_patch
-from tests.cli.test_main import CKPTDIFF, error_of, run
-from tests.conftest import Pair, tensors
 from tests.support.checkpoints import bf16, perturb, write
+from tests.support.commands import CKPTDIFF, error_of, run
+from tests.support.small_pair import Pair, tensors
 
 WITH_JSON = [name for name, command in main.commands.items() if any(option.name == "json_output" for option in command.params)]
 STEERING = "\x7f\x85\x9b\u061c\u200e\u200f\u202a\u202e\u2066\u2069\u2028\x1b"

@@ -14,8 +14,8 @@ from ckptdiff.codecs.planes import write_varint
 from ckptdiff.format.dtypes import DTYPES, Dtype
 from ckptdiff.kernels import adaptive, changes
 from ckptdiff.kernels.block_layout import WITHOUT_ROWS, BlockLayout
-from tests.format.test_vectors import READER
 from tests.support.mutations import mutate
+from tests.support.vectors import READER
 
 SHARES = (0.003, 0.04, 0.3, 1.0)
 

@@ -21,8 +21,8 @@ safetensors_torch = pytest.importorskip("safetensors.torch")
 
 from ckptdiff.device.leaves import leaf_digests  # noqa: E402
 from ckptdiff.subnetwork import UpdateTracker, freeze_outside  # noqa: E402
-from tests.live.test_live import CODECS, State, copy_of, equal, pair  # noqa: E402
-from tests.subnetwork.test_freeze import OPTIMIZERS, bits_of, moved, network, some_mask  # noqa: E402
+from tests.support.networks import OPTIMIZERS, bits_of, moved, network, some_mask  # noqa: E402
+from tests.support.torch_states import CODECS, State, copy_of, equal, pair  # noqa: E402
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
 

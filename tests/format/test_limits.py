@@ -25,9 +25,9 @@ from ckptdiff.patching import patch
 from ckptdiff.patching import write as writer
 from ckptdiff.patching.memory import BytesFile
 from ckptdiff.patching.rebuild import check_chain
-from tests.format.test_vectors import READER
 from tests.support import hostile_files as made
 from tests.support.checkpoints import tensor, write
+from tests.support.vectors import READER
 
 EMPTY = b'{"removed":[],"tensors":[]}'
 

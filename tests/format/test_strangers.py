@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ import xxhash
 import ckptdiff
 from ckptdiff import CheckpointError, FormatError, Mask
 from ckptdiff.analysis import report_stored
-from ckptdiff.checkpoint import scopes
 from ckptdiff.checkpoint.weight_map import shards_of_index
 from ckptdiff.format import canonical, table
 from ckptdiff.format.patch_file import PatchFile
@@ -30,9 +28,9 @@ from ckptdiff.io import source
 from ckptdiff.patching import write as writer
 from ckptdiff.patching.patch import MAX_ALL_DESCRIBED, MAX_ALL_TENSORS, OpenPatch
 from ckptdiff.verbs import verify
-from tests.format.test_vectors import READER
 from tests.support import hostile_files as made
 from tests.support.checkpoints import bf16, tensor, tree, write, write_sharded
+from tests.support.vectors import READER
 
 # --- JSON ----------------------------------------------------------------------------------------------------------
 
@@ -334,69 +332,3 @@ def test_the_largest_models_fit(model: str) -> None:
     assert tensors < MAX_ALL_TENSORS and described < MAX_ALL_DESCRIBED
     if model == "DeepSeek-V3":
         assert rows < report_stored.MAX_REPORT
-
-
-# --- both readers --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["m-00001-of-00002.a.b", "m-0000\u0661-of-00002", "a\nm-00001-of-00002", "m-00001-of-00002.bf16", "m-00001-of-00002", "m-1-of-2"],
-)
-def test_both_readers_see_the_same_scopes(name: str, tmp_path: Path) -> None:
-    path = f"{name}.safetensors"
-    assert list(READER.group(str(tmp_path), [path], True, None)) == [scopes.scope_of_name(path)]
-
-
-@pytest.mark.parametrize(
-    "name", ["m.safetensors.index.json", "m.safetensors.index.fp16.json", "m.safetensors.index.a.b.json", "a\nm.safetensors.index.json"]
-)
-def test_both_readers_see_the_same_indexes(name: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_text('{"weight_map":{"w":"x.safetensors"}}')
-    found = READER.group(str(tmp_path), [name, "x.safetensors"], True, None)
-    assert list(found) == list(
-        scopes.scopes_of(["x.safetensors"], {name: tmp_path / name} if scopes.is_index(name) else {}, False).values()
-    )
-
-
-def test_limits_of_the_minimal_reader() -> None:
-    """Those of section 11 that no vector is small enough for, on both sides."""
-    limit = (1 << 16) - len('{"x":""}')
-    assert READER.info({"x": "k" * limit}) and not READER.info({"x": "k" * (limit + 1)})
-    with pytest.raises(READER.PatchError, match="not strict JSON"):
-        READER.document(b" " * (1 << 24), "ckptdiff", READER.METADATA)
-    with pytest.raises(READER.PatchError, match="this ckptdiff is too large"):
-        READER.document(b" " * ((1 << 24) + 1), "ckptdiff", READER.METADATA)
-    for key, most in (("entries", 1 << 18), ("removed", 1 << 18), ("described", MAX_ALL_DESCRIBED), ("size", 1 << 42)):
-        for more in (0, 1):
-            sums = dict.fromkeys(("entries", "removed", "described", "size"), 0) | {key: most // 2}
-            last = {**sums, key: most // 2 + more}
-            shards = [
-                SimpleNamespace(
-                    entries=range(row["entries"]),
-                    removed=range(row["removed"]),
-                    described=row["described"],
-                    metadata={"target": {"size": row["size"]}},
-                )
-                for row in (sums, last)
-            ]
-            refused = False
-            try:
-                READER.Patch.check_sums(SimpleNamespace(shards=shards))
-            except READER.PatchError as error:
-                refused = "too much in all patch files together" in error.message
-            assert refused == bool(more), key
-
-
-@pytest.mark.slow
-def test_files_of_the_minimal_reader() -> None:
-    def named(n: int) -> None:
-        base = {"identity": made.DIGEST, "files": [], "scope": None}
-        base["files"] = [made.file_row(f"{k:05}.safetensors") for k in range(n)]
-        value = {key: made.DIGEST for key in ("table", "header")} | {"format": "ckptdiff", "version": 1, "info": {}, "base": base}
-        target = {"identity": made.DIGEST, "scope": "t", "path": "t.safetensors", "size": 8}
-        READER.document(made.sealed({**value, "target": target, "totals": made.no_totals()}), "ckptdiff", READER.METADATA)
-
-    named(1 << 15)
-    with pytest.raises(READER.PatchError, match="this ckptdiff names too many files"):
-        named((1 << 15) + 1)

@@ -8,7 +8,7 @@ import pytest
 
 import ckptdiff
 from ckptdiff.format.wrong_file import impostor
-from tests.conftest import Pair
+from tests.support.small_pair import Pair
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345678\n"
 FETCH = "which a server sent instead of the file: fetch the file again, logged in where it is gated, for example with: hf download "

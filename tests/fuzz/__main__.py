@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 GUIDES = ["ckptdiff", "minimal_reader"]
-KERNELS = [f"ckptdiff.codecs.{name}" for name in "adaptive changes escapes groups leaves rangecoder rans static".split()]
-KERNELS += ["ckptdiff.kernels.mask_ops", "ckptdiff.kernels.histogram", "ckptdiff.kernels.gram"]
+NAMES = "adaptive changes context_groups escapes gram histogram leaves mask_ops range_coder rans static"
+KERNELS = [f"ckptdiff.kernels.{name}" for name in NAMES.split()]
 """Packages that guide atheris, and modules of kernels, which Numba must compile as they are: the minimal reader's loops stand for them."""
 EVERY = 10_000
 """Executions between two lines of sums."""

@@ -18,12 +18,13 @@ from tests.fuzz import plain_kernels
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = """
-canonical digests dtypes jsonscan layers manifest maskrows masks others patches patchfile paths stfile table analysis/stored
-codecs/planes codecs/raw codecs/sparse codecs/context codecs/adaptive codecs/changes codecs/escapes codecs/groups codecs/leaves
-codecs/rangecoder codecs/rans codecs/static
+format/canonical format/digests format/dtypes format/json_scan format/metadata format/index format/sealed format/patch_file
+format/safe_paths format/safetensors format/table patching/recipes patching/other_files patching/patch subnetwork/mask
+subnetwork/mask_rows analysis/report_stored codecs/planes codecs/raw codecs/sparse codecs/escaped_values codecs/context
+kernels/adaptive kernels/changes kernels/escapes kernels/context_groups kernels/leaves kernels/range_coder kernels/rans kernels/static
 """.split()
 WRITERS = r"""
-encode _join pack to_json to_bytes digests warm_up _sealed digest_of write_varint write_plane split write_changes write_planes
+encode _join pack to_json to_bytes digests warm_up seal digest_of write_varint write_plane split write_changes write_planes
 put_\w+ encode_\w+ choose_rates _step carry finish longest_run normalise rounded reciprocals push size_of meet_\w+ make_tokens
 find_mean score count_tokens _plans _levels _put_head append cost count scaled fill_units units_of changes_of compared
 distances_of measure_zigzags fill_changes fill_compared zigzag_of step move_run shift_and_hash leaves_of_\w+ as_leaves close_all

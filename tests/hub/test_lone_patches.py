@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,18 +18,12 @@ from ckptdiff.format.index import Index
 from ckptdiff.format.metadata import Metadata
 from ckptdiff.format.patch_file import Spooled, write_patch_file
 from ckptdiff.patching.patch import open_patch
-from tests.hub.test_hub import CARD, Client
 from tests.support.checkpoints import perturb, tensor, tree, write
-from tests.support.hub_server import Hub, running
+from tests.support.hub_client import CARD, Client
+from tests.support.hub_state import Hub
 
 pytest.importorskip("huggingface_hub")
 CONFIG = b'{"model_type": "llama"}\n'
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    with running(tmp_path / "hub") as hub:
-        yield hub
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import ckptdiff
 from ckptdiff.cli.main import main
 from ckptdiff.io.folder import list_folder
 from ckptdiff.live.target import open_target
-from tests.conftest import Pair
-from tests.patching.test_roundtrip import to_hub_cache
 from tests.support.checkpoints import bf16, tree, write
+from tests.support.layouts import to_hub_cache
+from tests.support.small_pair import Pair
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ import pytest
 
 import ckptdiff
 from ckptdiff.io.signals import held, raised
-from tests.conftest import Pair
 from tests.support.checkpoints import tree
 from tests.support.kills import BEFORE, NOTHING_LEFT, default_signals, kills
+from tests.support.small_pair import Pair
 
 needs_strace = pytest.mark.skipif(
     shutil.which("strace") is None or subprocess.run(["strace", "-f", "-o", "/dev/null", "true"], capture_output=True).returncode != 0,

@@ -15,8 +15,8 @@ import pytest
 from ckptdiff.analysis.overlap import OverlapResult, TensorOverlap
 from ckptdiff.errors import OutputError
 from ckptdiff.pages.overlap_prose import CAPTIONS, beyond_chance, headline
-from tests.cli.test_main import run
 from tests.support.checkpoints import tensor, write
+from tests.support.commands import run
 from tests.support.sample_reports import llama
 
 pytest.importorskip("altair", reason="needs ckptdiff[report]")
@@ -24,7 +24,7 @@ pytest.importorskip("vl_convert", reason="needs ckptdiff[report]")
 
 from ckptdiff.pages import drawing, overlap_charts
 from ckptdiff.pages.overlap_page import MAX_UPDATE_COLUMNS, render_overlap, tensor_columns
-from tests.pages.test_report_page import ATTACK, browse, needs_browser, png_bytes, value
+from tests.support.browser import ATTACK, browse, needs_browser, png_bytes, value
 
 RUN = {"sparsity", "growth"}
 PAIRS = {"o1", "o1-by-size", "jaccard", "jaccard-by-size", "jaccard-random", "direction", "core"}

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import copy
-import hashlib
 import html
-import json
 import re
-import shutil
-import struct
 import subprocess
 import sys
-import zlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -24,6 +18,7 @@ from ckptdiff.errors import OutputError
 from ckptdiff.pages.report_prose import definitions, headline, key_figures
 from ckptdiff.units import count_in_words, percent
 from tests.support import sample_reports
+from tests.support.browser import ATTACK, browse, needs_browser, png_bytes, value
 from tests.support.sample_reports import assemble, many_tensors, without_names
 
 altair = pytest.importorskip("altair", reason="needs ckptdiff[report]")
@@ -31,59 +26,8 @@ pytest.importorskip("vl_convert", reason="needs ckptdiff[report]")
 
 from ckptdiff.pages import chart_data, drawing, report_charts, report_page  # noqa: E402
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
-FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
---disable-component-update --disable-sync --disable-dev-shm-usage
---enable-logging=stderr --v=0 --virtual-time-budget=20000 --dump-dom""".split()
-ATTACK = "</script><img src=x onerror=\"document.title='owned'\">{{7*7}}\u202e'&\ud800"
 EVERY = {"changed", "layers", "rank", "random-rank", "spectra", "ulps", "sizes", "exponents"}
 NO_RANK = EVERY - {"rank", "random-rank", "spectra"}
-
-PROBE = """
-(async () => {
-  const violations = [];
-  document.addEventListener("securitypolicyviolation", (e) => violations.push(e.violatedDirective));
-  while (document.documentElement.dataset.drawn !== "yes") await new Promise((done) => setTimeout(done, 50));
-  const table = document.getElementById("tensors");
-  const column = (i) => Array.from(table.tBodies[0].rows).map((row) => row.cells[i].textContent);
-  const heads = Array.from(table.tHead.rows[0].cells);
-  const sorts = () => heads.map((head) => head.getAttribute("aria-sort"));
-  const found = { title: document.title, images: document.images.length, charts: {}, sorted: [], names: column(0), sortable: heads.length };
-  for (const place of document.querySelectorAll(".chart")) {
-    const svg = place.querySelector("svg");
-    const box = svg?.getBoundingClientRect();
-    const marks = svg?.querySelectorAll(".mark-rect path, .mark-line path, .mark-symbol path").length;
-    found.charts[place.id.slice(6)] = { marks, width: box?.width, height: box?.height, label: place.getAttribute("aria-label") };
-  }
-  heads.forEach((head, i) => {
-    const button = head.querySelector("button");
-    button.click(); const first = column(i), way = sorts()[i];
-    button.click(); const second = column(i), back = sorts()[i];
-    found.sorted.push({ first, second, way, back, others: sorts().filter((s) => s !== "none").length, keyboard: button.tabIndex === 0 });
-  });
-  const input = document.getElementById("filter");
-  const type = (text) => { input.value = text; input.dispatchEvent(new Event("input")); };
-  type(".0.SELF_attn q_proj");
-  found.filtered = Array.from(table.tBodies[0].rows).filter((row) => row.offsetParent).map((row) => row.cells[0].textContent);
-  found.shown = document.getElementById("shown").textContent;
-  type("");
-  found.first = Array.from(table.tBodies[0].rows).filter((row) => row.offsetParent).length;
-  document.getElementById("more").click();
-  found.unfiltered = Array.from(table.tBodies[0].rows).filter((row) => row.offsetParent).length;
-  found.overflow = document.documentElement.scrollWidth - document.documentElement.clientWidth;
-  found.background = getComputedStyle(document.body).backgroundColor;
-  found.inks = ["p", "td", "dd", ".soft", "thead th"].map((s) => getComputedStyle(document.querySelector(s)).color);
-  found.ink = document.querySelector(".chart svg .role-axis-label text")?.getAttribute("fill");
-  found.headline = document.querySelector(".headline").textContent;
-  found.requests = performance.getEntriesByType("resource").map((entry) => entry.name);
-  found.violations = violations;
-  const result = document.createElement("pre");
-  result.id = "result";
-  result.textContent = JSON.stringify(found);
-  document.body.append(result);
-})();
-"""
 
 
 @cache
@@ -94,23 +38,6 @@ def made(update: str = "rl_update", rank: str = "all") -> dict[str, Any]:
 
 def sample(update: str = "rl_update", rank: str = "all") -> dict[str, Any]:
     return copy.deepcopy(made(update, rank))
-
-
-def browse(text: str, folder: Path, *flags: str) -> dict[str, Any]:
-    """Open a page with the probe added, and give what the probe found; nothing may be said on the console."""
-    digest = base64.b64encode(hashlib.sha256(PROBE.encode()).digest()).decode()
-    text = text.replace("script-src ", f"script-src 'sha256-{digest}' ", 1)
-    before, end, after = text.rpartition("</body>")
-    text = f"{before}<script>{PROBE}</script>{end}{after}"
-    path = folder / "page.html"
-    path.write_text(text, encoding="utf-8")
-    command = [str(BROWSER), *FLAGS, f"--user-data-dir={folder / 'profile'}", *flags, path.as_uri()]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=100)
-    said = [line for line in result.stderr.splitlines() if "CONSOLE" in line]
-    assert not said, said
-    found = re.search(r'<pre id="result">(.*?)</pre>', result.stdout, re.DOTALL)
-    assert found, result.stdout[-2000:] + result.stderr[-2000:]
-    return json.loads(html.unescape(found[1]))
 
 
 def one_tensor() -> dict[str, Any]:
@@ -137,11 +64,6 @@ PAGES: dict[str, tuple[Callable[[], dict[str, Any]], set[str]]] = {
     "nothing-changed": (lambda: sample("no_update"), {"changed", "layers"}),
     "2000-tensors": (lambda: many_tensors(sample()), EVERY),
 }
-
-
-def value(text: str) -> float:
-    """What a cell of numbers shows, its first number; missing ones below all."""
-    return float(re.match(r"[\d.]+", text)[0]) if text[0].isdigit() else -1.0  # type: ignore[index]
 
 
 def check_sorting(found: dict[str, Any]) -> None:
@@ -217,20 +139,6 @@ def test_charts_are_few_and_valid(name: str) -> None:
     assert {chart.name for chart in found} == drawn
     assert all(re.fullmatch("[a-z-]+", chart.name) and chart.description for chart in found)
     assert {name for name, *_ in report_charts.CHARTS} == EVERY
-
-
-def png_bytes(data: bytes) -> tuple[int, int, bytes]:
-    """Width, height and unpacked rows of a PNG; checks every chunk's CRC."""
-    assert data[:8] == b"\x89PNG\r\n\x1a\n"
-    position, packed, size = 8, b"", (0, 0)
-    while position < len(data):
-        length, kind = struct.unpack(">I4s", data[position : position + 8])
-        body = data[position + 8 : position + 8 + length]
-        assert struct.unpack(">I", data[position + 8 + length : position + 12 + length])[0] == zlib.crc32(kind + body)
-        size = struct.unpack(">II", body[:8]) if kind == b"IHDR" else size
-        packed += body if kind == b"IDAT" else b""
-        position += 12 + length
-    return *size, zlib.decompress(packed)
 
 
 @pytest.mark.parametrize("update", ["rl_update", "low_rank_update"])

@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptdiff.format.dtypes import cast
-from tests.patching.test_properties import METADATA, NAMES, library_view, our_view, quick, tensors, zigzags
 from tests.support.checkpoints import BITS, TensorData
+from tests.support.safetensors_views import library_view, our_view
+from tests.support.strategies import METADATA, NAMES, quick, tensors
+from tests.support.ulp_distances import zigzags
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install torch, or its CPU build, to run these")
 safetensors_torch = pytest.importorskip("safetensors.torch")

@@ -15,30 +15,11 @@ import numpy as np
 import pytest
 
 import ckptdiff
-from ckptdiff.hub.ids import parse_id
 from ckptdiff.io import durable
-from ckptdiff.io.work_folder import work_folder
-from ckptdiff.patching.output import build_beside
-from tests.conftest import Pair, tensors
-from tests.format.test_refusals import refused
 from tests.support.checkpoints import bf16, tree, write, write_sharded
-
-WORK = ".out.ckptdiff-abcdefgh"
-
-
-def left_by_a_killed_run(parent: Path, name: str = WORK, **content: str) -> Path:
-    """A work folder whose run is gone, as :mod:`ckptdiff.io.leftovers` says what it holds."""
-    folder = parent / name
-    folder.mkdir(mode=0o700)
-    (folder / "ckptdiff-work").touch()
-    for member, text in content.items():
-        (folder / member).mkdir()
-        (folder / member / "file").write_text(text)
-    return folder
-
-
-def beside(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.name not in ("base", "target", "patch"))
+from tests.support.killed_runs import beside, left_by_a_killed_run
+from tests.support.refusals import refused
+from tests.support.small_pair import Pair, tensors
 
 
 @pytest.fixture
@@ -64,9 +45,6 @@ def each_rename(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 def overwrite(folders: Pair, out: Path) -> None:
     ckptdiff.apply(folders.base, folders.patch, out, overwrite=True)
-
-
-# --- in one step, or mended ---
 
 
 def test_an_output_of_other_shards_is_replaced(folders: Pair, old: Path, each_rename: str) -> None:
@@ -147,35 +125,6 @@ def test_where_the_old_output_cannot_be_moved_back_it_is_said_where_it_is(
     assert tree(old) == before and beside(old.parent) == ["out"]
 
 
-def test_readers_say_where_a_killed_run_left_the_old_output_and_touch_nothing(folders: Pair, tmp_path: Path) -> None:
-    for name in ("patch", "base"):
-        work = left_by_a_killed_run(tmp_path, f".{name}.ckptdiff-abcdefgh", result="half")
-        os.rename(tmp_path / name, work / "old")
-    for name, read in (
-        ("patch", lambda path: ckptdiff.info(path)),
-        ("patch", lambda path: ckptdiff.verify(path)),
-        ("patch", lambda path: ckptdiff.report_patch(path)),
-        ("base", lambda path: ckptdiff.apply(path, tmp_path / ".patch.ckptdiff-abcdefgh" / "old", tmp_path / "new")),
-        ("base", lambda path: ckptdiff.compare(path, folders.target)),
-        ("base", lambda path: ckptdiff.report(path, folders.target)),
-        ("base", lambda path: ckptdiff.compare(path / "model.safetensors", folders.target)),
-    ):
-        aside = tmp_path / f".{name}.ckptdiff-abcdefgh" / "old"
-        text = (
-            f"a command that was killed while it replaced {tmp_path / name} left the old one in {aside}: run it again, or put it back: mv "
-        )
-        with refused(ckptdiff.CheckpointError, text, tmp_path):
-            read(tmp_path / name)
-
-
-def test_what_a_killed_run_left_is_no_id_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "models").mkdir()
-    assert parse_id("models/out") is not None
-    left_by_a_killed_run(tmp_path / "models", old="mine")
-    assert parse_id("models/out") is None
-
-
 @pytest.mark.parametrize("there", ["nothing", "the new output", "something else"])
 def test_a_writer_mends_what_a_killed_run_left(there: str, folders: Pair, tmp_path: Path) -> None:
     """Killed before the second rename, after it, and before it with something else in its place since."""
@@ -214,58 +163,6 @@ def test_an_old_output_that_is_half_removed_is_never_put_back(folders: Pair, old
         ckptdiff.compare(old, folders.target)
     ckptdiff.apply(folders.base, folders.patch, old)
     assert tree(old) == tree(folders.target) and beside(old.parent) == ["mine", "out"]
-
-
-# --- what is not ours ---
-
-
-def test_a_work_folder_is_removed_by_its_form_its_marker_and_its_lock(files: Pair, tmp_path: Path) -> None:
-    """At 687b727 the prefix alone decided, and the second of these, another output's only old copy, was deleted."""
-    kept = [
-        tmp_path / f".out.ckptdiff-{name}" for name in ("backup", "v2.ckptdiff-old", "abcdefgh", "abcdefghi", "ABCDEFGH", "running1", "a")
-    ]
-    for folder in kept:
-        folder.mkdir(mode=0o700)
-        (folder / "mine").write_text("mine")
-        os.utime(folder, (1, 1))
-    for folder in (kept[1], kept[3], kept[4], kept[5], kept[6]):
-        (folder / "ckptdiff-work").touch()
-    (tmp_path / ".out.ckptdiff-linked01").symlink_to(kept[2])
-    (tmp_path / ".out.ckptdiff-file0001").write_text("mine")
-    (tmp_path / ".out.ckptdiff-emptydir").mkdir(mode=0o755)
-    other = left_by_a_killed_run(tmp_path, ".out.ckptdiff-v2.ckptdiff-abcdefgh", old="mine")
-    gone = [left_by_a_killed_run(tmp_path, f".out.ckptdiff-gone000{k}", result="half") for k in range(2)]
-    (tmp_path / ".out.ckptdiff-new00000").mkdir(mode=0o700)  # killed before it was marked
-    lock = os.open(kept[5] / "ckptdiff-work", os.O_RDWR)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    ckptdiff.apply(files.base, files.patch, tmp_path / "out")
-    os.close(lock)
-    assert all((folder / "mine").exists() for folder in kept) and (other / "old" / "file").exists()
-    assert not any(folder.exists() for folder in gone) and not (tmp_path / ".out.ckptdiff-new00000").exists()
-    for name in ("linked01", "file0001", "emptydir"):
-        assert os.path.lexists(tmp_path / f".out.ckptdiff-{name}")
-    with pytest.raises(ckptdiff.CheckpointError, match=r"put it back: mv .*\.out\.ckptdiff-v2\.ckptdiff-abcdefgh/old .*out\.ckptdiff-v2"):
-        ckptdiff.info(tmp_path / "out.ckptdiff-v2")
-
-
-def test_in_a_folder_that_is_everybodys_only_ours_is_removed(tmp_path: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("making a folder of another user needs root")
-    tmp_path.chmod(0o1777)
-    ours, theirs = (left_by_a_killed_run(tmp_path, f"ckptdiff-demo-{name}", result="half") for name in ("ours0000", "theirs00"))
-    os.chown(theirs, 65534, 65534)
-    with work_folder(tmp_path, "ckptdiff-demo-") as work:
-        assert not ours.exists() and theirs.exists() and work.path.parent == tmp_path
-    assert beside(tmp_path) == ["ckptdiff-demo-theirs00"]
-
-
-def test_long_names_that_share_their_beginning_have_their_own_work_folders(files: Pair, tmp_path: Path) -> None:
-    first, second = (tmp_path / ("ü" * 60 + str(k)) for k in range(2))
-    with build_beside(first) as built, build_beside(second) as other:
-        names = [path.parent.name.rpartition("-")[0] for path in (built, other)]
-        assert names[0] != names[1] and all(100 < len(os.fsencode(name)) < 143 for name in names)
-        built.write_text("a")
-        other.write_text("b")
 
 
 FOREIGN = ["notes.txt", "lora.safetensors", "README.md", "optimizer.pt", ".git/HEAD", "sub/model.safetensors", "sub/config.json"]
@@ -340,9 +237,6 @@ def test_a_pipeline_keeps_its_models_apart(tmp_path: Path) -> None:
     write(tmp_path / "out" / "text" / "model.safetensors", {"w": bf16([1.0])})
     with refused(ckptdiff.OutputError, 'would delete "text/model.safetensors"', tmp_path):
         overwrite(Pair(tmp_path / "base", tmp_path / "target", tmp_path / "patch"), tmp_path / "out")
-
-
-# --- file systems that flush files only; exhausted open files ---
 
 
 def is_folder(fd: object) -> bool:

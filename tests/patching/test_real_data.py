@@ -9,9 +9,8 @@ from safetensors import safe_open
 
 import ckptdiff
 from tests.support.checkpoints import SHARED_DATA, tree
+from tests.support.real_pairs import BASE, TARGETS
 
-BASE = SHARED_DATA / "tiny6m-base"
-TARGETS = ["tiny6m-grpo-lr1e-6", "tiny6m-grpo-fp32master-lr1e-6", "tiny6m-sft-lr1e-5"]
 CHANGED = {"tiny6m-grpo-lr1e-6": 80_953, "tiny6m-grpo-fp32master-lr1e-6": 2_014_290, "tiny6m-sft-lr1e-5": 670_238}
 
 pytestmark = pytest.mark.skipif(not BASE.is_dir(), reason=f"the real checkpoint pairs are not at {SHARED_DATA}")

@@ -1,10 +1,9 @@
-"""F1: outside a mask every bit stays, under every optimizer; what the tracker counts; the trainer's callbacks."""
+"""Outside a mask every bit of a model stays as it is, under every optimizer."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,51 +16,7 @@ from ckptdiff.subnetwork import freeze
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
 
 from ckptdiff.subnetwork import Mask, UpdateTracker, freeze_outside  # noqa: E402
-
-OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
-    "AdamW": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1),
-    "AdamW fused": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1, fused=True),
-    "AdamW foreach amsgrad": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1, foreach=True, amsgrad=True),
-    "AdamW maximize": lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=0.1, maximize=True),
-    "Adam": lambda p: torch.optim.Adam(p, lr=1e-2, weight_decay=0.1),
-    "SGD": lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9, weight_decay=0.1, nesterov=True),
-    "NAdam": lambda p: torch.optim.NAdam(p, lr=1e-2, weight_decay=0.1),
-    "RAdam": lambda p: torch.optim.RAdam(p, lr=1e-2, weight_decay=0.1),
-    "RMSprop": lambda p: torch.optim.RMSprop(p, lr=1e-3, momentum=0.9, weight_decay=0.1),
-    "Adagrad": lambda p: torch.optim.Adagrad(p, lr=1e-2, weight_decay=0.1),
-    "Adamax, put back": lambda p: torch.optim.Adamax(p, lr=1e-2, weight_decay=0.1),
-    "Rprop, put back": lambda p: torch.optim.Rprop(p),
-}
-
-
-def network(dtype: Any) -> Any:
-    torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.Linear(20, 30), torch.nn.GELU(), torch.nn.LayerNorm(30), torch.nn.Linear(30, 5)).to(dtype)
-
-
-def some_mask(model: Any, share: float = 0.2) -> Mask:
-    """Of all parameters but one, which is frozen wholly."""
-    torch.manual_seed(1)
-    flags = {name: (torch.rand(part.shape) < share).numpy() for name, part in model.named_parameters() if name != "0.bias"}
-    return Mask.from_arrays(flags)
-
-
-def backward(model: Any, dtype: Any, goal: float = 1.0) -> None:
-    (model(torch.randn(8, 20, dtype=dtype)).float() - goal).square().mean().backward()
-
-
-def bits_of(state: dict[str, Any]) -> dict[str, Any]:
-    return {name: part.detach().clone().view(torch.uint8).view(*part.shape, -1) for name, part in state.items()}
-
-
-def moved(before: dict[str, Any], after: dict[str, Any], mask: Mask) -> tuple[int, int]:
-    """Elements that moved in the mask, and outside."""
-    inside = outside = 0
-    for name, part in after.items():
-        changed = (part != before[name]).any(-1)
-        flags = torch.from_numpy(mask.flags(name).copy()) if name in mask.bits else torch.zeros(changed.shape, dtype=torch.bool)
-        inside, outside = inside + int((changed & flags).sum()), outside + int((changed & ~flags).sum())
-    return inside, outside
+from tests.support.networks import OPTIMIZERS, backward, bits_of, moved, network, some_mask  # noqa: E402
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
@@ -246,66 +201,6 @@ def test_names_with_prefixes() -> None:
     assert moved(before, bits_of(model.state_dict()), mask)[1] == 0
 
 
-def test_the_tracker_counts() -> None:
-    """Against plain counting of whole copies, every step and every third, and of each second row."""
-    for every, sample in ((1, 1), (3, 1), (1, 2)):
-        model = network(torch.bfloat16)
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-        tracker = UpdateTracker(model, optimizer, every=every, sample=sample)
-
-        def watched(model: Any = model, sample: int = sample) -> Any:
-            parts = (part.detach()[::sample] if part.ndim > 1 else part.detach() for part in model.parameters())
-            return torch.cat([part.reshape(-1) for part in parts]).view(torch.int16).clone()
-
-        start = last = watched()
-        ever = torch.zeros(len(start), dtype=torch.bool)
-        for step in range(1, 10):
-            backward(model, torch.bfloat16, goal=(-1.0) ** step)
-            grads = [p.grad[::sample] if p.ndim > 1 else p.grad for p in model.parameters()]
-            density = sum(int((g != 0).sum()) for g in grads) / len(start)
-            optimizer.step()
-            optimizer.zero_grad()
-            if step % every:
-                continue
-            now = watched()
-            changed = now != start
-            ever |= changed
-            record, n = tracker.records[-1], len(start)
-            expected = (step, 1 - int(changed.sum()) / n, int((now != last).sum()) / n, int(ever.sum()) / n)
-            assert (record.step, record.sparsity, record.since_last, record.ever) == expected
-            assert (record.cancelled, record.gradient_density) == (int((ever & ~changed).sum()) / n, density)
-            last = now
-        assert len(tracker.records) == 9 // every and 0 < tracker.records[-1].sparsity < 1
-        tracker.remove()
-        optimizer.step()
-        assert len(tracker.records) == 9 // every
-
-
-def test_the_tracker_of_masters() -> None:
-    """fp32 weights watched as bf16: what their checkpoints would differ by; as they are, every one differs."""
-    model = network(torch.float32)
-    with torch.no_grad():
-        for part in model.parameters():
-            part.copy_(part.bfloat16())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.01)
-    saved = UpdateTracker(model, optimizer, every=1, dtype=torch.bfloat16)
-    masters = UpdateTracker(model, optimizer, every=1)
-
-    def checkpoint() -> Any:
-        return torch.cat([part.detach().bfloat16().reshape(-1) for part in model.parameters()]).view(torch.int16)
-
-    start = last = checkpoint()
-    for _ in range(3):
-        backward(model, torch.float32)
-        optimizer.step()
-        optimizer.zero_grad()
-        now = checkpoint()
-        record, n = saved.records[-1], len(start)
-        assert (record.sparsity, record.since_last) == (1 - int((now != start).sum()) / n, int((now != last).sum()) / n)
-        last = now
-    assert 0.5 < saved.records[-1].sparsity < 1 and masters.records[-1].sparsity < 0.1
-
-
 RANK = """
 import os, sys, torch
 import torch.distributed as dist
@@ -354,39 +249,3 @@ def test_two_ranks(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "rank.py")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-
-
-@pytest.mark.slow
-def test_callbacks_of_a_trainer(tmp_path: Path) -> None:
-    """The real Trainer: the mask holds, records are in its log."""
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install 'ckptdiff[transformers]'")
-    pytest.importorskip("accelerate", reason="accelerate is not installed")
-    from ckptdiff.integrations.trainer import SubnetworkCallback, UpdateTrackerCallback
-
-    class Model(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = network(torch.float32)
-
-        def forward(self, x: Any, labels: Any) -> dict[str, Any]:
-            return {"loss": (self.layers(x) - labels).square().mean()}
-
-    model = Model()
-    mask = Mask.from_arrays({f"layers.{name}": some_mask(model.layers).flags(name) for name in some_mask(model.layers).bits})
-    data = [{"x": torch.randn(20), "labels": torch.ones(5)} for _ in range(64)]
-    arguments = transformers.TrainingArguments(
-        tmp_path, max_steps=12, per_device_train_batch_size=4, gradient_accumulation_steps=2, learning_rate=1e-2, weight_decay=0.1,
-        report_to=[], use_cpu=True, save_strategy="no", logging_steps=2,
-    )  # fmt: skip
-    callback = SubnetworkCallback(mask)
-    trainer = transformers.Trainer(model, arguments, train_dataset=data, callbacks=[callback])
-    tracking = UpdateTrackerCallback(trainer, every=4)
-    trainer.add_callback(tracking)
-    before = bits_of(model.state_dict())
-    trainer.train()
-    inside, outside = moved(before, bits_of(model.state_dict()), mask)
-    assert outside == 0 and inside > 0.9 * mask.total
-    logged = [row for row in trainer.state.log_history if "update/sparsity" in row]
-    assert [row["step"] for row in logged] == [4, 8, 12] == [record.step for record in tracking.records]
-    assert [row["step"] for row in trainer.state.log_history if "loss" in row] == [2, 4, 6, 8, 10, 12]  # the trainer's own rows
-    assert logged[-1]["update/sparsity"] == tracking.records[-1].sparsity == 1 - inside / sum(p.numel() for p in model.parameters())

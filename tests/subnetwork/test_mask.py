@@ -17,8 +17,8 @@ from ckptdiff.analysis.values import values_of
 from ckptdiff.errors import CheckpointError, FormatError, IntegrityError, OutputError, UnsupportedError
 from ckptdiff.format import canonical
 from ckptdiff.subnetwork.mask import smallest_weights
-from tests.cli.test_main import run
 from tests.support.checkpoints import BITS, SHARED_DATA, perturb, random_tensor, tensor, write
+from tests.support.commands import run
 
 
 def random_mask(rng: np.random.Generator, density: float = 0.3) -> Mask:

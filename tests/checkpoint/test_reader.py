@@ -1,0 +1,161 @@
+"""Checkpoints that cannot be read, or are none, are refused with the reason and the next step."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+import ckptdiff
+from tests.support.checkpoints import write, write_sharded
+from tests.support.refusals import refused
+from tests.support.small_pair import Pair, tensors
+
+
+def test_truncated_and_flipped_bases(files: Pair, tmp_path: Path) -> None:
+    whole = files.base.read_bytes()
+    files.base.write_bytes(whole[:-1])
+    with refused(ckptdiff.CheckpointError, "not a valid safetensors file: its tensors end at byte", tmp_path):
+        ckptdiff.apply(files.base, files.patch, tmp_path / "out.safetensors")
+    files.base.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with refused(ckptdiff.BaseMismatchError, "its tensor c has the digest", tmp_path):
+        ckptdiff.apply(files.base, files.patch, tmp_path / "out.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("pytorch_model.bin", "save_pretrained(..., safe_serialization=True)"),
+        ("model.pt", "torch.load(weights_only=True)"),
+        ("model.gguf", "gguf_file=NAME"),
+        ("weights.distcp", "dcp_to_torch"),
+    ],
+)
+def test_weights_that_are_not_safetensors(name: str, words: str, files: Pair, tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    folder.mkdir()
+    (folder / name).write_bytes(b"x")
+    for path in (folder, folder / name):
+        with refused(ckptdiff.CheckpointError, words, tmp_path):
+            ckptdiff.make(files.base, path, tmp_path / "out")
+
+
+def test_no_weights_at_all(files: Pair, tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    folder.mkdir()
+    (folder / "notes.txt").write_bytes(b"x")
+    with refused(ckptdiff.CheckpointError, "expected a .safetensors file or a folder that holds one, found none", tmp_path):
+        ckptdiff.make(files.base, folder, tmp_path / "out")
+    with refused(ckptdiff.CheckpointError, "notes.txt: not a valid safetensors file: it has 1 bytes, too few", tmp_path):
+        ckptdiff.make(files.base, folder / "notes.txt", tmp_path / "out")
+
+
+def test_a_hub_cache_repo_and_a_patch_are_no_checkpoints(files: Pair, folders: Pair, tmp_path: Path) -> None:
+    (tmp_path / "models--org--name" / "snapshots" / "abc").mkdir(parents=True)
+    (tmp_path / "models--org--name" / "blobs").mkdir()
+    with refused(ckptdiff.CheckpointError, "is a repo of the Hub cache; give one of its snapshots: abc", tmp_path):
+        ckptdiff.make(files.base, tmp_path / "models--org--name", tmp_path / "out")
+    with refused(ckptdiff.CheckpointError, "is a ckptdiff patch, not a checkpoint", tmp_path):
+        ckptdiff.make(files.patch, files.target, tmp_path / "out")
+
+
+def test_patterns_that_match_nothing(files: Pair, folders: Pair, tmp_path: Path) -> None:
+    with refused(ckptdiff.CheckpointError, "--rename '^transformer' matches no tensor of", tmp_path):
+        ckptdiff.make(files.base, files.target, tmp_path / "out", rename=["^transformer=model"])
+    for option in ("include", "exclude"):
+        with refused(ckptdiff.CheckpointError, "the glob '*.onnx' matches no file of", tmp_path):
+            ckptdiff.make(folders.base, folders.target, tmp_path / "out", **{option: ["*.onnx"]})
+
+
+def test_missing_shards(tmp_path: Path) -> None:
+    base, _ = tensors()
+    shards = {f"model-0000{k}-of-00003.safetensors": {n: base[n]} for k, n in enumerate(base, 1)}
+    folder = write_sharded(tmp_path / "sharded", shards)
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    with refused(ckptdiff.CheckpointError, "lists the shard model-00002-of-00003.safetensors, which is missing", tmp_path):
+        ckptdiff.compare(folder, folder)
+    (folder / "model.safetensors.index.json").unlink()
+    with refused(ckptdiff.CheckpointError, "its sibling model-00002-of-00003.safetensors is missing", tmp_path):
+        ckptdiff.compare(folder, folder)
+
+
+def test_the_same_name_in_two_shards(tmp_path: Path) -> None:
+    base, _ = tensors()
+    folder = write_sharded(tmp_path / "m", {"model-00001-of-00002.safetensors": base, "model-00002-of-00002.safetensors": base}, None)
+    before = len(os.listdir("/proc/self/fd"))
+    with refused(ckptdiff.CheckpointError, "two files of one index must not share names: remove the stale shard", tmp_path):
+        ckptdiff.compare(folder, folder)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{}", "expected a JSON object with a weight_map"),
+        ("[", "expected a JSON object with a weight_map"),
+        ('{"weight_map": {"a": "../x.safetensors"}}', "lists the shard ../x.safetensors, which is missing"),
+    ],
+)
+def test_broken_indexes(text: str, words: str, tmp_path: Path) -> None:
+    folder = write_sharded(tmp_path / "m", {"model.safetensors": tensors()[0]}, None)
+    (folder / "model.safetensors.index.json").write_text(text)
+    with refused(ckptdiff.CheckpointError, words, tmp_path):
+        ckptdiff.compare(folder, folder)
+
+
+def test_an_index_that_cannot_be_read(tmp_path: Path) -> None:
+    folder = write_sharded(tmp_path / "m", {"model.safetensors": tensors()[0]}, None)
+    (folder / "model.safetensors.index.json").symlink_to("/proc/self/mem")  # a regular file whose first bytes nobody can read
+    with refused(ckptdiff.CheckpointError, "model.safetensors.index.json: cannot be read: Input/output error", tmp_path):
+        ckptdiff.compare(folder, folder)
+
+
+def test_names_that_no_file_system_takes(files: Pair, tmp_path: Path) -> None:
+    name = tmp_path / ("x" * 300)
+    for call in (
+        lambda: ckptdiff.apply(files.base, name, tmp_path / "out"),
+        lambda: ckptdiff.apply(name, files.patch, tmp_path / "out"),
+        lambda: ckptdiff.verify(name),
+        lambda: ckptdiff.verify(files.patch, base=name),
+        lambda: ckptdiff.verify(files.patch, target=name),
+        lambda: ckptdiff.info(name),
+        lambda: ckptdiff.compare(name, name),
+    ):
+        with refused(ckptdiff.CheckpointError, "x" * 300, tmp_path):
+            call()
+    with refused(ckptdiff.OutputError, "File name too long", tmp_path):
+        ckptdiff.make(files.base, files.target, name)
+
+
+def test_odd_things_in_a_folder(files: Pair, tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    write(folder / "model.safetensors", tensors()[0])
+    (folder / "link").symlink_to(tmp_path / "nowhere")
+    with refused(ckptdiff.CheckpointError, "link: a link to a file that does not exist", tmp_path):
+        ckptdiff.make(files.base, folder, tmp_path / "out")
+    (folder / "link").unlink()
+    os.mkfifo(folder / "pipe")
+    with refused(ckptdiff.CheckpointError, "pipe: not a regular file", tmp_path):
+        ckptdiff.make(files.base, folder, tmp_path / "out")
+    (folder / "pipe").unlink()
+    (folder / "a:b.txt").write_text("x")
+    with refused(ckptdiff.CheckpointError, "holds a backslash, a colon or a control character: rename the file", tmp_path):
+        ckptdiff.make(files.base, folder, tmp_path / "out")
+    ckptdiff.make(files.base, folder, tmp_path / "out", exclude=["a:*"])
+
+
+def test_a_checkpoint_that_changes_while_it_is_read(files: Pair, tmp_path: Path) -> None:
+    def touch(what: str, done: int, total: int) -> None:
+        os.utime(files.target, ns=(1, done))
+
+    with refused(ckptdiff.CheckpointError, "was changed by another program while it was read", tmp_path):
+        ckptdiff.make(files.base, files.target, tmp_path / "out.safetensors", progress=touch)
+
+
+def test_fifos_are_refused_and_not_waited_for(files: Pair, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with refused(ckptdiff.CheckpointError, "pipe: not a regular file", tmp_path):
+        ckptdiff.info(tmp_path / "pipe")
+    found = ckptdiff.verify(files.patch, target=tmp_path / "pipe")
+    assert [problem.message for problem in found.problems] == [f"{tmp_path / 'pipe'}: not a regular file"]
