@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+MISSING = "\u2013"
+"""A dash, which stands for a number that is not known."""
+
 
 def byte_size(nbytes: int) -> str:
     """A size in decimal units, as the Hub shows it."""
@@ -37,7 +40,7 @@ def percent_of(part: float, whole: float) -> str:
 def percent(share: float | None) -> str:
     """A percentage for sentences and pages: three digits, near 100 % as many as tell it from 100 %; a dash for a missing number."""
     if share is None or not math.isfinite(share):
-        return "–"
+        return MISSING
     if share == 0:
         return "0 %"
     if 0.99 < share < 1:
@@ -49,7 +52,7 @@ def percent(share: float | None) -> str:
 
 def three_digits(value: float | None) -> str:
     """A number in three digits; a dash for a missing one."""
-    return "–" if value is None or not math.isfinite(value) else f"{value:.3g}"
+    return MISSING if value is None or not math.isfinite(value) else f"{value:.3g}"
 
 
 def short_number(value: float) -> str:

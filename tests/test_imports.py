@@ -28,7 +28,7 @@ device: choice ops xxh3_triton leaves
 patching: torch_dtypes memory adapt encode encode_on_device encoders patch other_files overwrite output write recipes rebuild provenance
 live: switch load patch target
 analysis: modules values sparsity matrices rank report_model report_stored pairs overlap
-subnetwork: mask_rows mask_file mask freeze track
+subnetwork: mask_rows mask_file mask masked_parameter freeze track
 pages: chart_data report_prose drawing templating report_charts report_page overlap_prose overlap_charts overlap_page
 verbs: info make apply verify compare report overlap pull card push
 integrations: transformers trainer

@@ -169,7 +169,8 @@ def definitions(result: OverlapResult) -> list[tuple[str, str]]:
     return [
         (
             "Changed",
-            f"Weights whose {differ}. I₁, I₂: the sets that two updates changed; s₁, s₂: the shares of all weights that they did not change.",
+            f"Weights whose {differ}. I₁, I₂: the sets that two updates changed; s₁, s₂: the shares of all weights that they left "
+            "unchanged.",
         ),
         ("o1, o2", f"|I₁ ∩ I₂| / |I₁| and |I₁ ∩ I₂| / |I₂| ({PAPER}, section 5)."),
         (

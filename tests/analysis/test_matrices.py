@@ -148,7 +148,7 @@ def test_rows_and_columns_across_blocks(tmp_path: Path, monkeypatch: pytest.Monk
 def test_matrices_of_very_many_rows_or_columns_are_not_counted_by_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert counted_lines((1, 1 << 22)) == (1, 1 << 22) and counted_lines((2, 1 << 21, 3)) == (1 << 22, 3)
     assert counted_lines((1, (1 << 22) + 1)) == counted_lines(((1 << 22) + 1, 1)) == counted_lines((5,)) == (0, 0)
-    monkeypatch.setattr("ckptdiff.analysis.matrices.LINES", 100)
+    monkeypatch.setattr("ckptdiff.analysis.matrices.MAX_COUNTED_LINES", 100)
     for shape in ((2, 101), (101, 2)):
         old, new = (tensor("U8", shape, np.full(202, x, np.uint8)) for x in (1, 2))
         paths = [write(tmp_path / f"{k}.safetensors", {"w": side}) for k, side in enumerate((old, new))]
