@@ -68,8 +68,7 @@ def spectrum(update: Array, device: str | None = None, threads: int = 1) -> Spec
     """Spectrum of a matrix of floats, computed in float64.
 
     The rank counts singular values of the matrix as it is given. torch rounds them to float32, so that one close to the tolerance may end
-    on
-    its other side: this was seen for values within 0.1 % of it, and not from 0.3 % on (160 to 1024 rows, ten matrices each). Where the
+    on its other side: this was seen for values within 0.1 % of it, and not from 0.3 % on (160 to 1024 rows, ten matrices each). Where the
     largest singular value exceeds float32's range, torch's rank is 0.
 
     Args:
@@ -145,14 +144,14 @@ def _eigenvalues(matrix: Array, scale: float, device: str) -> Array:
 
 def check_device(device: str) -> str:
     """The torch device of that name; raises UnsupportedError if torch is missing or cannot compute in float64 on it."""
-    found = find_device(device)
+    torch_device = find_device(device)
     try:
-        one = torch.ones(1, 1, dtype=torch.float64, device=found)
+        one = torch.ones(1, 1, dtype=torch.float64, device=torch_device)
         torch.linalg.eigvalsh(one @ one.T)  # the library initializes itself now, as it must not do that in several threads at once
     except (RuntimeError, TypeError) as error:
         reason = str(error).partition("\n")[0]
         raise UnsupportedError(f"torch cannot use the device {device} for float64 here: {reason}; leave --device out for NumPy") from None
-    return str(found)
+    return str(torch_device)
 
 
 def expected_random_rank(rows: int, columns: int, density: float) -> float:

@@ -165,17 +165,17 @@ class Report:
     @property
     def layers(self) -> dict[int, Counts]:
         """Sums by layer."""
-        found: dict[int, Counts] = {}
+        sums: dict[int, Counts] = {}
         for tensor in self.tensors:
             if tensor.layer is not None:
-                found[tensor.layer] = found.get(tensor.layer, Counts()) + tensor.counts
-        return dict(sorted(found.items()))
+                sums[tensor.layer] = sums.get(tensor.layer, Counts()) + tensor.counts
+        return dict(sorted(sums.items()))
 
     @property
     def modules(self) -> dict[str, Counts]:
         """Sums by kind of module, in the order of :data:`KINDS`."""
-        found = {kind: sum((t.counts for t in self.tensors if t.module == kind), Counts()) for kind in KINDS}
-        return {kind: counts for kind, counts in found.items() if counts.elements}
+        sums = {kind: sum((t.counts for t in self.tensors if t.module == kind), Counts()) for kind in KINDS}
+        return {kind: counts for kind, counts in sums.items() if counts.elements}
 
     @property
     def apart(self) -> dict[str, Counts]:
@@ -199,13 +199,13 @@ class Report:
         """With ``rank="sample"``, the matrices whose rank was taken, by kind of module; else None."""
         if self.rank_choice != "sample":
             return None
-        found = []
+        samples = []
         for kind in KINDS:
             tensors = [t for t in self.tensors if t.module == kind]
             matrices, taken = sum(count_ranked(kind, t.dtype, t.shape) for t in tensors), sum(len(t.ranks or ()) for t in tensors)
             layers = sorted({t.layer for t in tensors if t.ranks and t.layer is not None})
-            found += [ModuleSample(kind, matrices, taken, tuple(layers))] * bool(matrices)
-        return tuple(found)
+            samples += [ModuleSample(kind, matrices, taken, tuple(layers))] * bool(matrices)
+        return tuple(samples)
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON values, as ``spec/report.schema.json`` describes them."""
@@ -294,8 +294,8 @@ def tensor_json(tensor: TensorReport) -> dict[str, Any]:
     return row | {"spectra": spectra}
 
 
-def _spectrum_json(found: Spectrum) -> dict[str, Any]:
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(found).items()}
+def _spectrum_json(spectrum: Spectrum) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(spectrum).items()}
 
 
 def _rounded(tensor: TensorReport) -> TensorReport:
@@ -310,9 +310,9 @@ def _rounded(tensor: TensorReport) -> TensorReport:
     return replace(tensor, rows=quantiles(tensor.rows), columns=quantiles(tensor.columns), ranks=ranks)
 
 
-def _rounded_spectrum(found: Spectrum) -> Spectrum:
-    top_energy, singular_values = (tuple(map(_round, values)) for values in (found.top_energy, found.singular_values))
-    return replace(found, stable_rank=round(found.stable_rank, STORED_DIGITS), top_energy=top_energy, singular_values=singular_values)
+def _rounded_spectrum(spectrum: Spectrum) -> Spectrum:
+    top_energy, singular_values = (tuple(map(_round, values)) for values in (spectrum.top_energy, spectrum.singular_values))
+    return replace(spectrum, stable_rank=round(spectrum.stable_rank, STORED_DIGITS), top_energy=top_energy, singular_values=singular_values)
 
 
 def _round(value: float) -> float:

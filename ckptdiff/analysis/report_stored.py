@@ -165,7 +165,7 @@ def _rank(value: Any, where: str) -> MatrixRank:
     largest, values = min(rows, columns), _numbers(f, "singular_values", 1, MAX_SINGULAR_VALUES)
     if list(values) != sorted(values, reverse=True):
         raise FormatError(f"{where}.singular_values: expected them from the largest on")
-    found = Spectrum(
+    spectrum = Spectrum(
         rows,
         columns,
         rank=f.integer("rank", high=largest),
@@ -174,4 +174,4 @@ def _rank(value: Any, where: str) -> MatrixRank:
         top_energy=_numbers(f, "top_energy", len(ENERGY_RANKS), len(ENERGY_RANKS), 1.0),
         singular_values=values,
     )
-    return MatrixRank(f.integer("index"), found, _number(f, "random_rank", largest))
+    return MatrixRank(f.integer("index"), spectrum, _number(f, "random_rank", largest))

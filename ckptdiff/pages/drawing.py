@@ -106,7 +106,7 @@ def heat_map(
     decimals = min(max(2 - math.floor(math.log10(100 * top)), 1), 6)
     cells = [{"label": f"{100 * cell['value']:.{decimals}f}" if cell["value"] else "0", **cell} for cell in cells]
     x_axis = altair.Axis(labelAngle=0, labelOverlap="greedy", labelSeparation=4)
-    scales = [altair.Scale(domain=list(values)) for values in (columns, rows)]  # also those that have no cell
+    scales = [altair.Scale(domain=list(values)) for values in (columns, rows)]  # a domain also holds values that have no cell
     places = {
         "x": altair.X(f"{column}:O", scale=scales[0], title=below, axis=x_axis),
         "y": altair.Y(f"{row}:O", scale=scales[1], title=beside, axis=altair.Axis(labelLimit=220)),

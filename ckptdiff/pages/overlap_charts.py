@@ -38,7 +38,7 @@ PairValue = Callable[[PairOverlap], float]
 
 
 def update_labels(result: OverlapResult) -> list[str]:
-    """Names of the updates behind their numbers, which tell updates of the same name apart."""
+    """Names of the updates, each after its number, which tells updates of the same name apart."""
     return [f"{k}  {visible(name)}" for k, name in enumerate(result.names, 1)]
 
 

@@ -44,15 +44,15 @@ def headline(result: OverlapResult, series: bool) -> str:
     """What the updates share, or how a run's update grew, in one sentence."""
     if not result.elements:
         return "There are no weights to compare."
-    found = changed_shares(result)
-    if not any(found):
+    shares = changed_shares(result)
+    if not any(shares):
         same = f"within {short_number(result.atol)}" if result.atol else "bit for bit"
         return f"No weight changed: all {count_in_words(result.elements)} are the same, {same}."
-    if len(found) == 1:
-        return f"{percent(found[0])} of {count_in_words(result.elements)} weights changed."
+    if len(shares) == 1:
+        return f"{percent(shares[0])} of {count_in_words(result.elements)} weights changed."
     if series:
         return series_words(result)
-    return pair_words(result) if len(found) == 2 else many_words(result)
+    return pair_words(result) if len(shares) == 2 else many_words(result)
 
 
 def series_words(result: OverlapResult) -> str:
@@ -67,12 +67,12 @@ def series_words(result: OverlapResult) -> str:
 
 def pair_words(result: OverlapResult) -> str:
     """How much of the update that changed less lies in the other one, and whether chance would give as much."""
-    found, pairs = changed_shares(result), smaller_first(result)
+    shares, pairs = changed_shares(result), smaller_first(result)
     if not pairs:
-        idle = 0 if not found[0] else 1
-        return f"{result.names[idle]} changed no weight, {result.names[1 - idle]} {percent(found[1 - idle])}."
+        idle = 0 if not shares[0] else 1
+        return f"{result.names[idle]} changed no weight, {result.names[1 - idle]} {percent(shares[1 - idle])}."
     pair = pairs[0]
-    less, more = (f"{result.names[k]} changed ({percent(found[k])} of all)" for k in (pair.first, pair.second))
+    less, more = (f"{result.names[k]} changed ({percent(shares[k])} of all)" for k in (pair.first, pair.second))
     same = f"; {percent(pair.same_direction)} of these moved the same way" if pair.o1 else ""
     return f"Of the weights that {less}, {more.replace(' changed', '', 1)} changed {percent(pair.o1)} too, {verdict(result, pairs)}{same}."
 
@@ -93,25 +93,25 @@ def many_words(result: OverlapResult) -> str:
 
 def verdict(result: OverlapResult, pairs: Sequence[PairOverlap]) -> str:
     """How overlaps compare with what chance gives among weights of the same size, and among all weights."""
-    found = changed_shares(result)
-    sides = [beyond_chance(p.o1, p.o1_by_size, found[p.first] * result.elements) for p in pairs]
+    shares = changed_shares(result)
+    sides = [beyond_chance(p.o1, p.o1_by_size, shares[p.first] * result.elements) for p in pairs]
     chance = f"({span([p.o1_by_size for p in pairs])}; among all weights: {span([p.random_o1 for p in pairs])})"
     if len(set(sides)) == 1:
         return f"{('about what', 'more than', 'less than')[sides[0]]} {CHANCE_BY_SIZE} gives {chance}"
     return f"for {sides.count(1)} of {len(sides)} pairs more than {CHANCE_BY_SIZE} gives {chance}"
 
 
-def beyond_chance(found: float, chance: float, count: float) -> int:
+def beyond_chance(overlap: float, chance: float, count: float) -> int:
     """1 for an overlap of more than chance gives, -1 for one of less, 0 for one that chance explains.
 
     Chance explains what is within :data:`MIN_EXCESS`, or within four standard deviations.
 
     Args:
-        found, chance: the share of one update's changes that the other one made too, and the share that chance gives.
+        overlap, chance: the share of one update's changes that the other one made too, and the share that chance gives.
         count: number of that update's changes.
     """
     margin = max(MIN_EXCESS * min(chance, 1 - chance), 4 * math.sqrt(max(chance * (1 - chance), 0) / count))
-    return (found - chance > margin) - (chance - found > margin)
+    return (overlap - chance > margin) - (chance - overlap > margin)
 
 
 def key_figures(result: OverlapResult, series: bool) -> list[tuple[str, str, str]]:

@@ -14,7 +14,7 @@ from ckptdiff.errors import BaseMismatchError, FormatError, IntegrityError
 from ckptdiff.io.parallel import Progress, default_threads, no_progress
 from ckptdiff.patching.output import build_beside, check_output, check_space
 from ckptdiff.patching.patch import open_patch
-from ckptdiff.patching.rebuild import MAX_CHAIN, Rebuilder, check_chain, check_stored, open_base, recipes_of
+from ckptdiff.patching.rebuild import MAX_CHAIN, OutputFile, Rebuilder, check_chain, check_stored, open_base, recipes_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,35 +65,41 @@ def apply(
         CheckpointError: the base cannot be read. OutputError: ``out`` cannot be written. UnsupportedError: there is no such device.
     """
     started, out = time.perf_counter(), Path(out)
-    found = find_device(device) if device is not None else None
+    torch_device = find_device(device) if device is not None else None
     names = [patches] if isinstance(patches, (str, os.PathLike)) else list(patches)
     if not names:
         raise FormatError(f"a chain has 1 to {MAX_CHAIN} patches, found 0")
     with ExitStack() as stack:
         chain = [stack.enter_context(open_patch(name, by_ranges=bool(only))) for name in names]
         old = stack.enter_context(open_base(base, chain, only_weights=bool(only)))
-        folder = chain[-1].index is not None and not only
+        last, folder = chain[-1], chain[-1].index is not None and not only
+        others = last.others if folder else ()
         inputs = [*old.paths, *(path for patch in chain for path in patch.paths)]
-        new = [file.metadata.target_path for file in chain[-1].files] + [other.path for other in chain[-1].others]
+        new = [file.metadata.target_path for file in last.files] + [other.path for other in last.others]
         check_output(out, inputs, folder=folder, overwrite=overwrite, files=new)
         for patch in chain:
             check_stored(patch, only, progress)
         check_chain(chain)
-        rebuilder = Rebuilder(old, chain, threads or default_threads(), progress, found)
+        rebuilder = Rebuilder(old, chain, threads or default_threads(), progress, torch_device)
         outputs = [rebuilder.subset(only)] if only else rebuilder.outputs()
         check_space(out, sum(output.size for output in outputs) + (0 if only else sum(o.size for o in chain[-1].others)))
         with build_beside(out, overwrite=overwrite) as built:
-            if folder:
-                built.mkdir()  # a target without files is an empty folder
-            try:
-                for output in outputs:
-                    rebuilder.write(output, built / output.path if folder else built)
-            except (FormatError, IntegrityError, BaseMismatchError):
-                rebuilder.explain(recipes_of(outputs))
-                raise
-            if folder:
-                rebuilder.write_others(built)
+            _write(rebuilder, outputs, built, folder)
             old.check_unchanged()
-        files = [output.path or out.name for output in outputs] + ([other.path for other in chain[-1].others] if folder else [])
-        size = sum(output.size for output in outputs) + (sum(other.size for other in chain[-1].others) if folder else 0)
+        files = [output.path or out.name for output in outputs] + [other.path for other in others]
+        size = sum(output.size for output in outputs) + sum(other.size for other in others)
         return ApplyResult(out, tuple(files), sum(len(o.tensors) for o in outputs), size, time.perf_counter() - started)
+
+
+def _write(rebuilder: Rebuilder, outputs: Sequence[OutputFile], built: Path, folder: bool) -> None:
+    """Write the rebuilt files below ``built``, or a single one as ``built``."""
+    if folder:
+        built.mkdir()  # a target without files is an empty folder
+    try:
+        for output in outputs:
+            rebuilder.write(output, built / output.path if folder else built)
+    except (FormatError, IntegrityError, BaseMismatchError):
+        rebuilder.explain(recipes_of(outputs))
+        raise
+    if folder:
+        rebuilder.write_others(built)

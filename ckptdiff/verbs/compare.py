@@ -87,7 +87,7 @@ def compare(
     """Count the elements of two checkpoints that are bit-identical, and those within absolute tolerances.
 
     Differences of floats are taken in float64, those of integers exactly. An element that is a NaN on one side only is within no tolerance.
-    Tensors are paired by name, also behind a wrapper's prefix.
+    Tensors are paired by name; the prefixes that wrappers add do not count.
 
     Args:
         a, b: the checkpoints.

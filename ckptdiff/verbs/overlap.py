@@ -32,8 +32,7 @@ def overlap(
     Args:
         updates: patches from ``base``, or checkpoints; those of one run in the order of its steps.
         base: the checkpoint that all updates started from, without which positions in a patch cannot be read; None: the repo on the Hub
-            that
-            the first patch names as its base.
+            that the first patch names as its base.
         atol: count an element as changed if |d| exceeds this; at 0, if its bits differ.
         include, exclude, follow_links: choose the files of checkpoints, as in :func:`ckptdiff.make`.
         threads: number of threads.

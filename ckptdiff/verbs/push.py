@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -104,21 +103,9 @@ def push(
         raise CheckpointError(f"{repo_id!r}: expected org/name, or org/name@branch")
     if parse_id(patch) is not None:
         raise CheckpointError(f"{patch}: there is no such file or folder: push sends a patch from this machine")
-    with using(token), ExitStack() as stack:
-        opened = stack.enter_context(open_patch(patch))
+    with using(token), open_patch(patch) as opened:
         _check(patch, threads, progress)
-        parts = "the index, tables, headers and all payloads" if opened.index else "its table, header and all payloads"
-        plan = _Plan(checked=[f"`ckptdiff verify`: digests of {parts}"])
-        base = _find_base(opened, base_repo, plan)
-        _add_patch(opened, base, plan, relabel=base_repo is not None)
-        config = _config(opened, base)
-        if config is not None:
-            plan.files[CONFIG_PATH] = config
-        if not allow_secrets:
-            _refuse_secrets(opened, plan)
-        existing = find_repo(hub_id)
-        _add_card(opened, hub_id, base, existing, plan, licence, report_patch(patch))
-        plan.deleted = [path for path in existing.files if _is_written_by_push(path) and path not in plan.files] if existing else []
+        plan, base = _make_plan(opened, hub_id, base_repo, licence, allow_secrets)
         sizes = {path: len(data) if isinstance(data, bytes) else data.stat().st_size for path, data in plan.files.items()}
         commit = None
         if not dry_run:
@@ -127,6 +114,23 @@ def push(
         card = plan.files[CARD_PATH]
         assert isinstance(card, bytes)
         return PushResult(str(hub_id), sizes, tuple(plan.deleted), card.decode(), commit)
+
+
+def _make_plan(patch: OpenPatch, hub_id: HubId, base_repo: str | None, licence: str | None, allow_secrets: bool) -> tuple[_Plan, Repo]:
+    """What goes into the commit, and the repo of the base."""
+    parts = "the index, tables, headers and all payloads" if patch.index else "its table, header and all payloads"
+    plan = _Plan(checked=[f"`ckptdiff verify`: digests of {parts}"])
+    base = _find_base(patch, base_repo, plan)
+    _add_patch(patch, base, plan, relabel=base_repo is not None)
+    config = _config(patch, base)
+    if config is not None:
+        plan.files[CONFIG_PATH] = config
+    if not allow_secrets:
+        _refuse_secrets(patch, plan)
+    existing = find_repo(hub_id)
+    _add_card(patch, hub_id, base, existing, plan, licence)
+    plan.deleted = [path for path in existing.files if _is_written_by_push(path) and path not in plan.files] if existing else []
+    return plan, base
 
 
 def _is_written_by_push(path: str) -> bool:
@@ -237,7 +241,7 @@ def _content(patch: OpenPatch, other: OtherFile) -> bytes:
         return b""
 
 
-def _add_card(patch: OpenPatch, hub_id: HubId, base: Repo, existing: Repo | None, plan: _Plan, licence: str | None, report: Report) -> None:
+def _add_card(patch: OpenPatch, hub_id: HubId, base: Repo, existing: Repo | None, plan: _Plan, licence: str | None) -> None:
     """Add the model card, and the picture that it shows; what the owner of the repo wrote in the card stays."""
     card = None
     if existing is not None and CARD_PATH in existing.files:
@@ -245,6 +249,7 @@ def _add_card(patch: OpenPatch, hub_id: HubId, base: Repo, existing: Repo | None
     stated = {"license": licence} if licence else licence_of(base.pinned)
     if not stated and not (card and "\nlicense:" in card):
         raise HubError(f"{base.name}: states no licence that the card could carry on: push with --license")
+    report = report_patch(patch.path)
     picture = _picture(report)
     if picture is not None:
         plan.files[PICTURE_PATH] = picture

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ckptdiff.analysis.matrices import choose_sample, count_ranked, counted_lines, matrix_shape
 from ckptdiff.analysis.modules import layer_of, module_of
-from ckptdiff.analysis.pairs import Pair, open_source
+from ckptdiff.analysis.pairs import Pair, Source, open_source
 from ckptdiff.analysis.rank import check_device, expected_random_rank, spectrum
 from ckptdiff.analysis.report_model import QUANTILES, Bin, ExponentRow, MatrixRank, Quantiles, RankChoice, Report, TensorReport
 from ckptdiff.analysis.report_stored import unpack
@@ -61,8 +61,7 @@ def report(
         base: the base checkpoint.
         target: the target checkpoint, or a patch from the base, which is not written out.
         include, exclude, follow_links, rename: choose the files and tensors of checkpoints, as in :func:`ckptdiff.make`; a patch says
-            itself
-            what is in it.
+            itself what is in it.
         atol, rtol: the tolerances at which elements count as unchanged, see :class:`Counts`.
         rank: take the rank of no matrix, of a sample of 32 spread over kinds of modules and over layers (:attr:`Report.sample` says which),
             or of all matrices.
@@ -81,28 +80,31 @@ def report(
         raise CheckpointError(f"unknown choice of ranks {rank!r}: expected one of {', '.join(get_args(RankChoice))}")
     if device is not None:
         device = check_device(device)
-    count = threads or default_threads()
     chosen, renames = Selection(include, exclude, follow_links), [Rename.parse(text) for text in rename]
     with open_source(base, target, selection=chosen, renames=renames) as source:
         if source.checkpoints:
             check_globs(chosen.globs, *source.checkpoints)
         if not source.pairs and not source.unpaired and source.added and source.removed:
             raise CheckpointError(f"{base} and {target} have no tensor of the same name: are they of one model?")
-        total, tensors = Histograms.empty(), []
-        without: tuple[str, ...] = ()
-        jobs = (partial(_count_blocks, group, Tolerance(atol, rtol)) for group in _block_groups(source.pairs))
-        done, nbytes = 0, sum(pair.nbytes for pair in source.pairs)
-        with closing(run_ordered(jobs, count)) as results:
-            blocks = _counted_blocks(results, total)
-            for pair in source.pairs:
-                tensors.append(_tensor_report(pair, blocks))
-                done += pair.nbytes
-                progress("counting", done, nbytes)
-        if rank != "none":
-            tensors, without = _take_ranks(source.pairs, tensors, rank, device, count, progress)
-        ulps, moves, exponents = _histogram_rows(total)
-        names = (source.added, source.removed, source.unpaired)
-        return Report(source.base, source.target, Tolerance(atol, rtol), rank, tuple(tensors), ulps, moves, exponents, *names, without)
+        return _measure(source, Tolerance(atol, rtol), rank, device, threads or default_threads(), progress)
+
+
+def _measure(source: Source, tolerance: Tolerance, rank: RankChoice, device: str | None, threads: int, progress: Progress) -> Report:
+    """Count the changes of all pairs of tensors, then take ranks."""
+    total, tensors = Histograms.empty(), []
+    without_rank: tuple[str, ...] = ()
+    jobs = (partial(_count_blocks, group, tolerance) for group in _block_groups(source.pairs))
+    done, nbytes = 0, sum(pair.nbytes for pair in source.pairs)
+    with closing(run_ordered(jobs, threads)) as results:
+        blocks = _counted_blocks(results, total)
+        for pair in source.pairs:
+            tensors.append(_tensor_report(pair, blocks))
+            done += pair.nbytes
+            progress("counting", done, nbytes)
+    if rank != "none":
+        tensors, without_rank = _take_ranks(source.pairs, tensors, rank, device, threads, progress)
+    names = (source.added, source.removed, source.unpaired)
+    return Report(source.base, source.target, tolerance, rank, tuple(tensors), *_histogram_rows(total), *names, without_rank)
 
 
 def report_patch(patch: str | os.PathLike[str]) -> Report:
@@ -218,7 +220,7 @@ def _take_ranks(
     if choice == "sample":
         chosen = [chosen[number] for number in choose_sample([(tensors[k].module, tensors[k].layer) for k, _ in chosen])]
     small, large = ([(k, i) for k, i in chosen if (min(tensors[k].shape[-2:]) <= MAX_PARALLEL_SIDE) == wanted] for wanted in (True, False))
-    found: dict[int, list[MatrixRank]] = {}
+    ranks: dict[int, list[MatrixRank]] = {}
     without: dict[str, None] = {}
     done = 0
     for group, workers in ((small, threads), (large, 1)):
@@ -230,10 +232,10 @@ def _take_ranks(
                 done += 1
                 progress("taking ranks", done, len(chosen))
                 if row is not None:
-                    found.setdefault(k, []).append(row)
+                    ranks.setdefault(k, []).append(row)
                 else:
                     without[tensors[k].name] = None
-    return [replace(t, ranks=tuple(found[k])) if k in found else t for k, t in enumerate(tensors)], tuple(without)
+    return [replace(t, ranks=tuple(ranks[k])) if k in ranks else t for k, t in enumerate(tensors)], tuple(without)
 
 
 def _matrix_rank(pair: Pair, index: int, device: str | None, threads: int) -> MatrixRank | None:
@@ -255,7 +257,7 @@ def _matrix_rank(pair: Pair, index: int, device: str | None, threads: int) -> Ma
     if not np.isfinite([update.max(initial=0.0), update.min(initial=0.0)]).all():
         return None
     with np.errstate(over="ignore"):
-        found = spectrum(update.reshape(height, width), device, threads)
-    if not math.isfinite(found.singular_values[0]):
+        matrix_spectrum = spectrum(update.reshape(height, width), device, threads)
+    if not math.isfinite(matrix_spectrum.singular_values[0]):
         return None
-    return MatrixRank(index, found, expected_random_rank(height, width, changed / len(update)))
+    return MatrixRank(index, matrix_spectrum, expected_random_rank(height, width, changed / len(update)))

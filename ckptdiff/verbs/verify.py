@@ -85,24 +85,24 @@ def verify(
         if path is not None:
             check_there(path)
     checks: list[Callable[[], CkptdiffError | None]] = []
-    found: list[CkptdiffError] = []
+    errors: list[CkptdiffError] = []
     try:
         with open_patch(patch) as opened:
             checks += patch_checks(opened)
             if target is not None:
                 checks += target_checks(opened, Path(target))
             if base is None:
-                found += _run(checks, threads, progress)
+                errors += _run(checks, threads, progress)
             else:
                 with open_base(base, [opened]) as checkpoint:
                     rebuilder = Rebuilder(checkpoint, [opened], 1, no_progress)
                     checks += base_checks(rebuilder, opened)
-                    found += _merge_already_target(rebuilder, list(_run(checks, threads, progress)))
+                    errors += _merge_already_target(rebuilder, list(_run(checks, threads, progress)))
     except CheckpointError:
         raise
     except CkptdiffError as error:  # the container itself is broken: nothing more can be checked
-        found.append(error)
-    problems = tuple(Problem(error.kind, str(error)) for error in found)
+        errors.append(error)
+    problems = tuple(Problem(error.kind, str(error)) for error in errors)
     return VerifyResult(problems, max(len(checks), 1), base is not None, target is not None)
 
 
@@ -115,16 +115,16 @@ def _run(checks: list[Callable[[], CkptdiffError | None]], threads: int | None, 
                 yield error
 
 
-def _merge_already_target(rebuilder: Rebuilder, found: list[CkptdiffError]) -> list[CkptdiffError]:
+def _merge_already_target(rebuilder: Rebuilder, errors: list[CkptdiffError]) -> list[CkptdiffError]:
     """Where the base is the target already, one problem instead of one for each tensor."""
-    wrong = [error for error in found if error.kind == "wrong_base"]
+    wrong = [error for error in errors if error.kind == "wrong_base"]
     if wrong:
         try:
             rebuilder.explain(recipes_of(rebuilder.outputs()))
         except CkptdiffError as error:
             if error.kind == "already_target":
-                return [*(error for error in found if error not in wrong), error]
-    return found
+                return [*(error for error in errors if error not in wrong), error]
+    return errors
 
 
 def patch_checks(patch: OpenPatch) -> list[Callable[[], CkptdiffError | None]]:
@@ -187,9 +187,9 @@ def _weights_error(patch: OpenPatch, file: PatchFile, path: Path) -> CkptdiffErr
             if weights.header.raw != file.header.raw:
                 return IntegrityError(f"{path}: its header is not the one that {patch.path} gives")
             for tensor, entry in zip(weights.tensors, file.table.entries, strict=True):
-                found, expected = digest_of(tensor), patch.entries[metadata.target_scope, entry.of or entry.name][1].digest
-                if found != expected:
-                    return IntegrityError(f"{path}: tensor {cut(tensor.name)} has the digest {found.hex()}, expected {expected.hex()}")
+                digest, expected = digest_of(tensor), patch.entries[metadata.target_scope, entry.of or entry.name][1].digest
+                if digest != expected:
+                    return IntegrityError(f"{path}: tensor {cut(tensor.name)} has the digest {digest.hex()}, expected {expected.hex()}")
     except CheckpointError as error:
         return error
     return None
@@ -219,11 +219,11 @@ def verify_against_hub(checkpoint: str | os.PathLike[str], hub_id: str, *, threa
     checks: list[Callable[[], CkptdiffError | None]] = [
         partial(_hub_error, path / name if os.path.isdir(path) else path, name, repo) for name in files
     ]
-    found = list(_run(checks, threads, no_progress))
+    errors = list(_run(checks, threads, no_progress))
     for name in repo.files:
         if os.path.isdir(path) and name.endswith(".safetensors") and name not in files:
-            found.append(CheckpointError(f"{path / name}: is missing, {repo.pinned} has it"))
-    return VerifyResult(tuple(Problem(error.kind, str(error)) for error in found), len(checks), False, True)
+            errors.append(CheckpointError(f"{path / name}: is missing, {repo.pinned} has it"))
+    return VerifyResult(tuple(Problem(error.kind, str(error)) for error in errors), len(checks), False, True)
 
 
 def _hub_error(path: Path, name: str, repo: Repo) -> CkptdiffError | None:
@@ -234,10 +234,10 @@ def _hub_error(path: Path, name: str, repo: Repo) -> CkptdiffError | None:
     if row.sha256 is not None:
         return _file_error(path, row.size, row.sha256)
     data = path.read_bytes()
-    found = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-    if found == row.blob_id:
+    sha1 = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    if sha1 == row.blob_id:
         return None
-    return IntegrityError(f"{path}: its SHA-1, as git computes it, is {found}, expected {row.blob_id}: not the file in {repo.pinned}")
+    return IntegrityError(f"{path}: its SHA-1, as git computes it, is {sha1}, expected {row.blob_id}: not the file in {repo.pinned}")
 
 
 def _file_error(path: Path, size: int, sha256: str) -> CkptdiffError | None:
@@ -249,8 +249,8 @@ def _file_error(path: Path, size: int, sha256: str) -> CkptdiffError | None:
     try:
         if file.size != size:
             return IntegrityError(f"{path}: has {file.size} bytes, expected {size}")
-        found = sha256_file(file)
-        return None if found == sha256 else IntegrityError(f"{path}: its SHA-256 is {found}, expected {sha256}")
+        computed = sha256_file(file)
+        return None if computed == sha256 else IntegrityError(f"{path}: its SHA-256 is {computed}, expected {sha256}")
     except CheckpointError as error:
         return error
     finally:
@@ -277,8 +277,8 @@ def _tensor_error(rebuilder: Rebuilder, file: PatchFile, entry: Entry) -> Ckptdi
                 recipe.build(start, stop)
             rebuilder.check(recipe)
         except (FormatError, IntegrityError) as error:
-            if isinstance(base, BaseTensor) and (found := rebuilder.once.digest_of(base.tensor)) != base.digest:
-                return rebuilder.wrong_base(rebuilder.chain[0], tensor_differs(base, found))
+            if isinstance(base, BaseTensor) and (digest := rebuilder.once.digest_of(base.tensor)) != base.digest:
+                return rebuilder.wrong_base(rebuilder.chain[0], tensor_differs(base, digest))
             return error
     except CkptdiffError as error:
         return error
