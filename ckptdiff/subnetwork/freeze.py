@@ -77,10 +77,10 @@ class Frozen:
 
     def _before(self, *_: Any) -> None:
         """Before a step: mask gradients, do weight decay in the mask alone, and switch the optimizer's own off."""
-        for part in self._parts:  # check the shapes of all before anything is written
-            part.local(part.parameter)
-            if part.parameter.grad is not None:
-                part.local(part.parameter.grad)
+        for each in self._parts:  # check the shapes of all before anything is written
+            each.local(each.parameter)
+            if each.parameter.grad is not None:
+                each.local(each.parameter.grad)
         if not self._clean:
             self._mask_state()
             self._clean = True
@@ -130,7 +130,7 @@ class Frozen:
         return [state for state in states if state is not None and part.can_lift(state)]
 
     def _decay_inside(self, part: MaskedParameter, decay: Any, rate: Any, group: dict[str, Any]) -> list[Job]:
-        """Do the optimizer's weight decay in the mask alone; its own is off during the step. Returns jobs that are left."""
+        """Do the optimizer's weight decay in the mask alone; its own is off during the step. Returns the jobs that remain."""
         if self._decay == "decoupled" or group.get("decoupled_weight_decay"):
             return part.decay(1 - rate * decay)
         assert part.parameter.grad is not None

@@ -72,8 +72,10 @@ class MaskedParameter:
         return self.spread(_table(torch.int8, self.bits.device)).bool()
 
     def mask(self, tensor: torch.Tensor) -> list[Job]:
-        """Zero the elements outside the mask, by bits: a product would turn a GradScaler's infinities into NaNs. Returns jobs that are
-        left."""
+        """Zero the elements outside the mask. Returns the jobs that remain.
+
+        That is done by bits, as a product would turn a GradScaler's infinities into NaNs.
+        """
         here = self.local(tensor)
         units = here.view(SIGNED[here.element_size()])
         if _on_host(units):
@@ -82,7 +84,7 @@ class MaskedParameter:
         return []
 
     def lift(self, tensor: torch.Tensor) -> list[Job]:
-        """Set the elements outside the mask to one. Returns jobs that are left."""
+        """Set the elements outside the mask to one. Returns the jobs that remain."""
         numbers = _numbers(self.local(tensor))
         units = numbers.view(f"i{numbers.itemsize}")
         return [
@@ -96,7 +98,7 @@ class MaskedParameter:
         return local.shape == self.shape and local.dtype in (torch.float32, torch.float64) and _on_host(local)
 
     def decay(self, factor: Any) -> list[Job]:
-        """Multiply the weights in the mask by a factor. Returns jobs that are left."""
+        """Multiply the weights in the mask by a factor. Returns the jobs that remain."""
         weights = self.local(self.parameter)
         kind = torch.float64 if weights.dtype == torch.float64 else torch.float32  # torch computes a product with a number in these
         number = torch.as_tensor(factor, dtype=kind, device=weights.device)

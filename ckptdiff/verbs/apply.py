@@ -82,7 +82,7 @@ def apply(
         check_chain(chain)
         rebuilder = Rebuilder(old, chain, threads or default_threads(), progress, torch_device)
         outputs = [rebuilder.subset(only)] if only else rebuilder.outputs()
-        check_space(out, sum(output.size for output in outputs) + (0 if only else sum(o.size for o in chain[-1].others)))
+        check_space(out, sum(output.size for output in outputs) + (0 if only else sum(o.size for o in last.others)))
         with build_beside(out, overwrite=overwrite) as built:
             _write(rebuilder, outputs, built, folder)
             old.check_unchanged()
