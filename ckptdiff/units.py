@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 MISSING = "\u2013"
 """A dash, which stands for a number that is not known."""
@@ -66,3 +67,8 @@ def count_in_words(count: int) -> str:
         if count >= unit:
             return f"{count / unit:.3g} {name}"
     return f"{count:,}"
+
+
+def shape_text(shape: Sequence[int], sign: str = "x") -> str:
+    """A tensor's shape, such as 64x32."""
+    return sign.join(map(str, shape)) or "scalar"

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ckptdiff.errors import visible
 from ckptdiff.format.table import Totals
-from ckptdiff.units import byte_size, percent_of, size_ratio
+from ckptdiff.units import byte_size, percent_of, shape_text, size_ratio
 from ckptdiff.verbs.apply import ApplyResult
 from ckptdiff.verbs.compare import CompareResult
 from ckptdiff.verbs.info import PatchInfo
@@ -151,9 +151,8 @@ def print_info(result: PatchInfo, tensors: bool) -> None:
         table = plain_table("tensor", "dtype", "shape", "kind", "codec", "changed", "payload", "base")
         for row in result.tensors:
             base = row.base if row.base not in (None, row.name) else ""
-            shape = "x".join(map(str, row.shape)) or "scalar"
             changed = percent_of(row.changed, row.units) if row.kind == "delta" else ""
-            cells = (row.dtype, shape, row.kind, row.codec or "", changed, byte_size(row.payload), escaped(base or ""))
+            cells = (row.dtype, shape_text(row.shape), row.kind, row.codec or "", changed, byte_size(row.payload), escaped(base or ""))
             table.add_row(escaped(row.name), *cells)
         out.print()
         out.print(table)
@@ -196,6 +195,6 @@ def print_compare(result: CompareResult, tensors: bool) -> None:
         table = plain_table("tensor", "dtype", "shape", "elements", "bit-identical", *within)
         for row in result.tensors:
             shares = (percent_of(n, row.elements) for n in (row.identical, *row.within))
-            table.add_row(escaped(row.name), row.dtype, "x".join(map(str, row.shape)) or "scalar", f"{row.elements:,}", *shares)
+            table.add_row(escaped(row.name), row.dtype, shape_text(row.shape), f"{row.elements:,}", *shares)
         out.print()
         out.print(table)

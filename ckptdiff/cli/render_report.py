@@ -16,7 +16,7 @@ from ckptdiff.analysis.sparsity import Counts
 from ckptdiff.cli.render import console, escaped, first_names, plain_table, print_grid
 from ckptdiff.pages.report_prose import sample_words
 from ckptdiff.subnetwork.mask import Mask
-from ckptdiff.units import byte_size, percent_of
+from ckptdiff.units import byte_size, percent_of, shape_text
 
 BAR_WIDTH = 20
 """Characters of a full bar."""
@@ -102,7 +102,7 @@ def _tensor_table(result: Report) -> Table:
     table = plain_table("tensor", "dtype", "shape", "changed", "one ulp", "rank", "stable rank", "99 % energy", "at random")
     for row in result.tensors:
         c = row.counts
-        cells = [row.dtype, "x".join(map(str, row.shape)) or "scalar", percent_of(c.changed, c.elements)]
+        cells = [row.dtype, shape_text(row.shape), percent_of(c.changed, c.elements)]
         table.add_row(escaped(row.name), *cells, percent_of(c.one_ulp, c.changed) if result.complete else "", *_rank_cells(row.ranks or ()))
     return table
 

@@ -7,7 +7,7 @@ from ckptdiff.analysis.overlap import OverlapResult, TensorOverlap, ratio
 from ckptdiff.pages.chart_data import mean_of_known
 from ckptdiff.pages.overlap_charts import charts, update_labels
 from ckptdiff.pages.overlap_prose import CAPTIONS, definitions, headline, key_figures, smaller_first, title
-from ckptdiff.pages.templating import Cell, Columns, Page, Table, TensorTable, render, share_cell
+from ckptdiff.pages.templating import Cell, Columns, Page, Table, TensorTable, label_cells, render, share_cell
 from ckptdiff.units import percent
 
 MAX_UPDATE_COLUMNS = 6
@@ -56,8 +56,7 @@ def tensor_columns(result: OverlapResult) -> Columns:
 
 def overlap_row(result: OverlapResult, tensor: TensorOverlap) -> list[Cell]:
     """One row of the table of tensors; figures of two updates are means over the pairs that have any."""
-    name, layer, module = "/".join(filter(None, (tensor.scope, tensor.name))), layer_of(tensor.name), module_of(tensor.name)
-    labels: list[Cell] = [(name, name), ("–" if layer is None else str(layer), layer), (module, module)]
+    labels = label_cells(tensor.scope, tensor.name, layer_of(tensor.name), module_of(tensor.name))
     changes = [ratio(int(n), tensor.elements) for n in tensor.changed]
     values: list[float | None] = [*(changes if len(changes) <= MAX_UPDATE_COLUMNS else (min(changes), max(changes)))]
     if len(changes) > 1:

@@ -7,8 +7,8 @@ from typing import Any
 from ckptdiff.pages.chart_data import JsonReport, changed_share, mean_of_known, rank_shares, share_of_changed
 from ckptdiff.pages.report_charts import charts
 from ckptdiff.pages.report_prose import captions, definitions, headline, key_figures
-from ckptdiff.pages.templating import Cell, Columns, Page, Table, TensorTable, render, share_cell
-from ckptdiff.units import percent, three_digits
+from ckptdiff.pages.templating import Cell, Columns, Page, Table, TensorTable, label_cells, render, share_cell
+from ckptdiff.units import MISSING, percent, shape_text, three_digits
 
 COLUMNS: Columns = [
     ("name", "text"),
@@ -42,16 +42,12 @@ def span_cell(quantiles: list[float] | None) -> Cell:
 
 def report_row(tensor: dict[str, Any]) -> list[Cell]:
     """One row of the table of tensors, in the order of COLUMNS."""
-    name = "/".join(filter(None, (tensor["scope"], tensor["name"])))
-    shape = " × ".join(map(str, tensor["shape"])) or "scalar"
     stable = mean_of_known(s["stable_rank"] for s in tensor["spectra"] or ())
-    layer, elements = tensor["layer"], tensor["elements"]
+    elements = tensor["elements"]
     return [
-        (name, name),
-        ("–" if layer is None else str(layer), layer),
-        (tensor["module"], tensor["module"]),
+        *label_cells(tensor["scope"], tensor["name"], tensor["layer"], tensor["module"]),
         (tensor["dtype"], tensor["dtype"]),
-        (shape, elements),
+        (shape_text(tensor["shape"], " × "), elements),
         share_cell(changed_share(tensor)),
         share_cell(share_of_changed(tensor, "one_ulp")),
         share_cell(share_of_changed(tensor, "up")),
@@ -81,7 +77,7 @@ def module_table(report: JsonReport) -> Table:
 def sample_table(report: JsonReport) -> Table:
     """The matrices whose rank was taken, where that is a sample."""
     rows = [
-        [row["module"], f"{row['matrices']:,}", f"{row['taken']:,}", ", ".join(map(str, row["layers"])) or "–"]
+        [row["module"], f"{row['matrices']:,}", f"{row['taken']:,}", ", ".join(map(str, row["layers"])) or MISSING]
         for row in report.get("sample") or ()
     ]
     note = "Ranks are those of a sample, spread over kinds and layers; --rank all takes every one."

@@ -8,7 +8,7 @@ from typing import Any
 
 from ckptdiff.analysis.modules import APART
 from ckptdiff.pages.chart_data import MAX_SPECTRA, JsonReport, changed_count, changed_share
-from ckptdiff.units import count_in_words, percent, short_number, three_digits
+from ckptdiff.units import MISSING, count_in_words, percent, short_number, three_digits
 
 PAPER = "arXiv 2505.11711"
 NEARLY_FULL_RANK, LOW_RANK = 0.95, 0.5
@@ -174,7 +174,7 @@ def captions(report: JsonReport) -> dict[str, str]:
     """What the numbers of each chart mean, and what to expect of them, by the chart's name."""
     rank = report["rank"] or {"rank_share": None, "random_rank_share": None}
     tolerance = short_number(report["settings"]["atol"])
-    hidden = hidden_by_tolerance(report) if changed_count(report["totals"]) else "–"
+    hidden = hidden_by_tolerance(report) if changed_count(report["totals"]) else MISSING
     empty = [e for e in report["moves"]["exponents"] if e["exponent"] is None and e["elements"]]
     zeros = f" Zeros and subnormals are not shown: {empty[0]['changed']:,} of {empty[0]['elements']:,} changed." if empty else ""
     return {

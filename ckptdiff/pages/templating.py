@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ckptdiff.errors import visible
 from ckptdiff.lazy import jinja2, markupsafe
 from ckptdiff.pages.drawing import Chart, libraries, theme, vega_lite_version
-from ckptdiff.units import percent
+from ckptdiff.units import MISSING, percent
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -97,6 +97,12 @@ class Page:
 def share_cell(value: float | None) -> Cell:
     """A cell that shows a share in percent, and is sorted by it."""
     return percent(value), value
+
+
+def label_cells(scope: str, name: str, layer: int | None, module: str) -> list[Cell]:
+    """The first cells of a tensor's row: its name, its layer and the kind of its module."""
+    path = "/".join(filter(None, (scope, name)))
+    return [(path, path), (MISSING if layer is None else str(layer), layer), (module, module)]
 
 
 @cache
