@@ -45,7 +45,7 @@ def base_repo(hub: Hub, model: Path) -> None:
 SESSION = """
 import json, sys
 from click.testing import CliRunner
-from ckptdiff.cli import main
+from ckptdiff.cli.main import main
 done = [CliRunner().invoke(main, arguments) for arguments in json.load(sys.stdin)]
 json.dump([{"code": r.exit_code, "stdout": r.stdout, "stderr": r.stderr} for r in done], sys.stdout)
 """
