@@ -24,9 +24,9 @@ NEVER = 2.0
 FORMS = {
     "adaptive": (NEVER, 0, True),
     "static": (0.0, 0, True),
-    "as made": (context.DENSE, context.FEW, True),
+    "as made": (context.STATIC_SHARE, context.BOTH_BELOW, True),
     "static, no rows": (0.0, 0, False),
-    "as made, no rows": (context.DENSE, context.FEW, False),
+    "as made, no rows": (context.STATIC_SHARE, context.BOTH_BELOW, False),
 }
 """Above which share of changes the static form is taken, below how many units (or a third as many changes) both are tried,
 and whether rows are known.
@@ -58,7 +58,7 @@ def main() -> None:
         with open_checkpoint(base) as old, open_checkpoint(target) as new:
             (before,), (after,) = old.scopes.values(), new.scopes.values()
             for dense, few, rows in FORMS.values():
-                with patch.object(context, "DENSE", dense), patch.object(context, "FEW", few):
+                with patch.object(context, "STATIC_SHARE", dense), patch.object(context, "BOTH_BELOW", few):
                     cells.append(f"{sum(payload(before[key], tensor, rows) for key, tensor in after.items()):,}")
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 

@@ -1,10 +1,10 @@
 """Exact, sparse differences between model checkpoints.
 
-The verbs are the command line's: :func:`make` a patch from a base and a target, :func:`apply` it to rebuild the target byte
-for byte, read its :func:`info`, :func:`verify` it, :func:`compare` two checkpoints, :func:`report` what training changed, or
-what a patch says of that (:func:`report_patch`), and the :func:`overlap` of several updates, :func:`push` a patch to the Hugging
-Face Hub, and :func:`pull` a model from there. Checkpoints and patches may be ids on the Hub (``org/name@revision``). Every error
-is a :class:`CkptdiffError`. The format: ``spec/ckptdiff-v1.md``.
+The verbs are those of the command line: :func:`make` a patch from a base and a target, :func:`apply` it to rebuild the target byte
+for byte, read its :func:`info`, :func:`verify` it, and :func:`compare` two checkpoints. :func:`report` measures what training changed,
+:func:`report_patch` reads such a report from a patch, and :func:`overlap` compares several updates. :func:`push` publishes a patch on the
+Hugging Face Hub, and :func:`pull` fetches a model from there. Checkpoints and patches may be ids on the Hub (``org/name@revision``). Every
+error is a :class:`CkptdiffError`. The format is specified in ``spec/ckptdiff-v1.md``.
 
 Names are imported when they are first used, so that ``import ckptdiff`` and ``ckptdiff --help`` stay fast.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-TYPE_CHECKING = False  # as typing has it, which takes longer to import than all that is here
+TYPE_CHECKING = False  # not from typing, which takes longer to import than this module
 if TYPE_CHECKING:
     from typing import Any
 

@@ -1,9 +1,10 @@
-"""Where the command line begins: from here on a signal ends it with one line, also while all the rest is still imported."""
+"""The start of the command line. From here on a signal ends it with one line, also while the rest is still being imported."""
 
 import os
 import sys
 
 INTERRUPTED = 130
+"""The exit code of a command that a signal ended."""
 
 
 def main() -> None:
@@ -19,7 +20,7 @@ def main() -> None:
     try:
         run()
     except SystemExit as end:
-        if end.code == INTERRUPTED:  # run by -m, Python would end itself by SIGINT if that came within an exec(), as imports use it
+        if end.code == INTERRUPTED:  # if a SIGINT came within an exec(), as imports use it, Python -m would kill itself by it
             try:
                 sys.stdout.flush()
             finally:
@@ -27,13 +28,13 @@ def main() -> None:
         try:
             sys.stdout.flush()
         except OSError:
-            pass  # Python tries again, and says so
+            pass  # Python tries again when it ends, and says what failed
         block()
         raise
 
 
 def _leave(*_: object) -> None:
-    """Before and after a command: nothing is under way, and an exception would come out of whatever Python is just importing."""
+    """End the process. Before a command nothing is under way, and an exception would break whatever Python is importing."""
     try:
         os.write(2, b"ckptdiff: interrupted\n")
     finally:  # stderr may be closed

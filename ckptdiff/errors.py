@@ -6,10 +6,10 @@ CkptdiffError            base of all; ``except ckptdiff.CkptdiffError`` catches 
 ├── IntegrityError       a stored digest or size does not agree with the bytes it covers
 ├── BaseMismatchError    the base is not the one the patch was made from
 ├── CheckpointError      a checkpoint cannot be read, or is not one
-├── OutputError          the output cannot be written there
-├── ResourceError        this machine lacks memory or threads, or a library that cannot be loaded
+├── OutputError          the output cannot be written where it is wanted
+├── ResourceError        this machine lacks memory or threads, or a library cannot be loaded
 └── HubError             the Hub refuses, lacks something, or cannot be reached
-    └── RevisionError    a repo is there, but not the revision of it that was asked for
+    └── RevisionError    a repo exists, but not the revision of it that was asked for
 
 Each has ``kind``, a short stable word (spec section 13 for the first four) that scripts can branch on.
 """
@@ -19,17 +19,17 @@ from __future__ import annotations
 from typing import Literal
 
 SHOWN = 80
-"""Characters of a name, or of other text out of a file, that a message shows."""
+"""How many characters of a name, or of other text out of a file, a message shows."""
 
 
 def cut(text: object) -> str:
-    """Text out of a file as a message shows it: no more than :data:`SHOWN` characters, since a stranger may have written it."""
+    """Text out of a file, for messages: at most :data:`SHOWN` characters of it, since anybody may have written the file."""
     text = str(text)
     return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
 
 
 def visible(text: str) -> str:
-    """Text for people, with what cannot be seen or could steer a terminal written out: names come from files that may be hostile."""
+    """Text for a terminal: characters that cannot be seen, or that a terminal would obey, are written as escapes."""
     return text if text.isprintable() else "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
 
 
@@ -66,19 +66,19 @@ class BaseMismatchError(CkptdiffError):
 
 
 class CheckpointError(CkptdiffError):
-    """A checkpoint (or a patch's file) cannot be read, or is not what it should be."""
+    """A checkpoint (or a file of a patch) cannot be read, or is not what it should be."""
 
     kind = "checkpoint"
 
 
 class OutputError(CkptdiffError):
-    """The output cannot be written there."""
+    """The output cannot be written where it is wanted."""
 
     kind = "output"
 
 
 class ResourceError(CkptdiffError):
-    """This machine lacks memory or threads, or a library that cannot be loaded."""
+    """This machine lacks memory or threads, or a library cannot be loaded."""
 
     kind = "resources"
 
@@ -90,4 +90,4 @@ class HubError(CkptdiffError):
 
 
 class RevisionError(HubError):
-    """A repo on the Hub is there, but not the revision of it that was asked for."""
+    """A repo exists on the Hub, but not the revision of it that was asked for."""

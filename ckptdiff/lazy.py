@@ -1,14 +1,15 @@
-"""Modules that are imported when they are first used, since they take long to import or may be missing.
+"""Modules that are imported when they are first used, since they take long to import, or may not be installed.
 
-Libraries come from here: ``from ckptdiff.lazy import torch``. Modules of this package come from their package, whose ``__init__`` gives
-its ``__getattr__`` to :func:`submodules`: after ``from ckptdiff import kernels`` the first ``kernels.changes`` imports that module.
+Libraries are imported from here: ``from ckptdiff.lazy import torch``. Modules of ckptdiff are attributes of their package, whose
+``__init__`` has its ``__getattr__`` from :func:`submodules`: after ``from ckptdiff import kernels`` the first ``kernels.changes`` imports
+that module.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 
-TYPE_CHECKING = False  # as typing has it, which takes longer to import than all that is here
+TYPE_CHECKING = False  # not from typing, which takes longer to import than this module
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
@@ -28,7 +29,7 @@ else:
     LIBRARIES = ("altair", "huggingface_hub", "jinja2", "markupsafe", "pandas", "rich", "torch", "transformers")
 
     class _Library:
-        """Stands for a library and its submodules; where it is missing, to ask for anything of it raises ModuleNotFoundError."""
+        """Stands for a library and its submodules. Where the library is missing, every attribute raises ModuleNotFoundError."""
 
         def __init__(self, name: str) -> None:
             self._name = name
@@ -53,13 +54,13 @@ def require(library: str) -> ModuleType:
 
 
 def submodules(package: str) -> Callable[[str], ModuleType]:
-    """A ``__getattr__`` for a package, which imports the submodule that is asked for."""
+    """A ``__getattr__`` for a package, which imports a submodule when it is first used."""
 
     def load(name: str) -> ModuleType:
         try:
             return import_module(f"{package}.{name}")
         except ModuleNotFoundError as error:
-            if error.name != f"{package}.{name}":  # a library is missing
+            if error.name != f"{package}.{name}":  # a library that the submodule imports is missing
                 raise
             raise AttributeError(f"module {package!r} has no attribute {name!r}") from None
 

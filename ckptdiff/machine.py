@@ -1,4 +1,4 @@
-"""Errors of this machine: out of memory, no more threads, a library that cannot be loaded. They say nothing about an input or output."""
+"""Errors that come of this machine, not of an input or output: no memory, no more threads, a library that cannot be loaded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ckptdiff.errors import ResourceError
 
 
 def machine_error(error: BaseException) -> ResourceError | None:
-    """What this machine lacks, if that is what an error comes of; None for any other."""
+    """The error to raise in place of one that says what this machine lacks; None for any other error."""
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM or _is_zstd_memory(error):
         return ResourceError(f"out of memory{_limit(', under a limit of {} (ulimit -v)')}: free some, raise the limit, or give --threads 1")
     if isinstance(error, RuntimeError) and str(error) == "can't start new thread":
@@ -22,7 +22,7 @@ def machine_error(error: BaseException) -> ResourceError | None:
 
 
 def _is_zstd_memory(error: BaseException) -> bool:
-    """zstandard has one class of errors and no codes."""
+    """Whether zstandard had no memory; it has one class of errors, without codes."""
     return type(error).__name__ == "ZstdError" and "not enough memory" in str(error)
 
 
@@ -37,7 +37,7 @@ def _was_importing(error: BaseException) -> bool:
 
 
 def _cause(error: BaseException) -> str:
-    """The first sentence of the first error, which names the library; those that follow from it guess."""
+    """The first sentence of the first error, which names the library; the errors that follow from it only guess."""
     before = error.__cause__ or error.__context__
     while isinstance(before, (ImportError, OSError)):
         error, before = before, before.__cause__ or before.__context__

@@ -12,15 +12,17 @@ import pytest
 
 import ckptdiff
 from ckptdiff.codecs import CODECS
-from ckptdiff.format.table import CODEC_NAMES
+from ckptdiff.format.entry import CODEC_NAMES
 from ckptdiff.kernels import cache
 
 PACKAGE = Path(ckptdiff.__file__).parent
 ORDER = """
 lazy errors machine units
 io: leftovers signals durable work_folder scratch open_files source parallel folder
-format: json_scan canonical dtypes digests xxh3 wrong_file safetensors safe_paths table sealed metadata index patch_file
-kernels: bins block_layout cache jit leaves changes escapes range_coder rans context_groups adaptive static histogram gram mask_ops
+format: json_scan canonical fields dtypes digests xxh3 wrong_file safetensors safe_paths zstd_frame entry table sealed metadata
+format: index patch_file
+kernels: bins block_layout cache arrays jit leaves classes ulps changes moves escapes histogram gram mask_ops
+kernels: raw_bits range_coder pace adaptive rans context_groups context_map tokens static
 codecs: planes raw escaped_values sparse context
 hub: ids client repo commit
 checkpoint: weight_map secrets selection recognition other_formats scopes reader pairing
@@ -39,9 +41,11 @@ __main__
 
 
 def _names() -> Iterator[str]:
+    seen = set[str]()
     for line in ORDER.strip().splitlines():
         package, _, modules = line.rpartition(":")
-        if package:
+        if package and package not in seen:
+            seen.add(package)
             yield package
         yield from (f"{package}.{name}".lstrip(".") for name in modules.split())
 

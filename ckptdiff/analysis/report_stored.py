@@ -25,10 +25,10 @@ from ckptdiff.analysis.report_model import (
 )
 from ckptdiff.analysis.sparsity import COUNT_FIELDS, Counts, Tolerance
 from ckptdiff.errors import FormatError, UnsupportedError, cut
-from ckptdiff.format import canonical
-from ckptdiff.format.canonical import MAX_INTEGER, Fields, JsonObject, as_integer, as_text, quoted
+from ckptdiff.format.canonical import MAX_INTEGER, JsonObject, quoted
 from ckptdiff.format.dtypes import DTYPES
-from ckptdiff.format.table import decompress
+from ckptdiff.format.fields import Fields, as_integer, as_text, load_divided
+from ckptdiff.format.zstd_frame import decompress
 from ckptdiff.patching.patch import MAX_ALL_TENSORS
 
 MAX_ROW_DEPTH = 6
@@ -60,7 +60,7 @@ def unpack(stored: bytes, where: str, target: str) -> Report:
             raise UnsupportedError(f"{where}: its schema is {cut(value.get('schema'))!r}, expected {SCHEMA!r}: try to upgrade ckptdiff")
 
     limits = {"most": MAX_ALL_TENSORS, "nodes": MAX_ROW_NODES, "depth": MAX_ROW_DEPTH}
-    f = canonical.load_divided(data, where, REPORT_FIELDS, {"tensors": _row}, **limits, exact=False, first=schema)
+    f = load_divided(data, where, REPORT_FIELDS, {"tensors": _row}, **limits, exact=False, first=schema)
     settings, moves = f.child("settings", "atol rtol rank"), f.child("moves", "ulp abs exponents")
     report = Report(
         base="",

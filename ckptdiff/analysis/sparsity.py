@@ -145,10 +145,12 @@ class BlockCounter:
         self._dtype = dtype = "F32" if dtype == "C64" else dtype
         row, (shift, mask, _) = DTYPES[dtype], EXPONENT_FIELDS.get(dtype, (0, 0, 0))
         unused = 8 - row.bits if row.bits < 8 else 0  # elements of less than a byte are shifted to its highest bits
-        self._layout = np.array([shift, mask, unused, 8 * row.carrier - 1, row.is_float or unused > 0], np.uint64)
-        self._tolerances = np.array([tolerance.atol, tolerance.rtol, _largest_within(tolerance.atol, dtype)])
+        order = kernels.ulps.order_of(row)._replace(is_float=row.is_float or unused > 0)
+        self._layout = kernels.histogram.ElementLayout(np.uint64(shift), np.uint64(mask), np.uint64(unused), order)
+        largest = _largest_within(tolerance.atol, dtype)
+        self._tolerances = kernels.histogram.Tolerances(float(tolerance.atol), float(tolerance.rtol), largest)
         self._exponents = np.zeros((4, mask + 1), np.int64)
-        self._bins = tuple(np.zeros((2, n), np.int64) for n in (ULP_OCTAVES, HIGHEST - LOWEST + 1, mask + 1))
+        self._bins = kernels.histogram.MoveBins(*(np.zeros((2, n), np.int64) for n in (ULP_OCTAVES, HIGHEST - LOWEST + 1, mask + 1)))
 
     def count(self, old: Bytes, new: Bytes, width: int, first: int) -> BlockCounts:
         """Count one block.
@@ -184,8 +186,9 @@ class BlockCounter:
         else:
             kernels.histogram.gather(a, b, positions, old, new, times)
         values = _values(old, self._dtype, "old values"), _values(new, self._dtype, "new values")
-        between = scratch("distances", kernels.histogram.SLICE, np.uint64), scratch("moves", kernels.histogram.SLICE, np.float64)
-        kernels.histogram.count_changes(old, new, times, *values, self._layout, self._tolerances, *between, numbers, *self._bins)
+        moves, batch = kernels.histogram.Moves(old, new, times, *values), kernels.histogram.BATCH
+        distances, sizes = scratch("distances", batch, np.uint64), scratch("moves", batch, np.float64)
+        kernels.histogram.count_moves(moves, self._layout, self._tolerances, distances, sizes, numbers, self._bins)
 
     def histograms(self) -> Histograms:
         """Histograms over all blocks that were counted so far."""

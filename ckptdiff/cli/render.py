@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ckptdiff.errors import visible
-from ckptdiff.format.table import Totals
+from ckptdiff.format.entry import Totals
 from ckptdiff.units import byte_size, percent_of, shape_text, size_ratio
 from ckptdiff.verbs.apply import ApplyResult
 from ckptdiff.verbs.compare import CompareResult

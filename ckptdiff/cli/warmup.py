@@ -63,7 +63,7 @@ def warm_up(progress: Progress = no_progress) -> WarmUp:
     Raises:
         OutputError: kernels cannot be kept in the folder that ``CKPTDIFF_CACHE_DIR`` names, or, if it names none, in any folder.
     """
-    before = len(cache.read), len(cache.compiled), len(cache.unkept)
+    before = len(cache.read_files), len(cache.compiled_kernels), len(cache.save_failures)
     try:
         with tempfile.TemporaryDirectory(prefix="ckptdiff-warmup-") as folder:
             steps = _steps(Path(folder))
@@ -74,14 +74,14 @@ def warm_up(progress: Progress = no_progress) -> WarmUp:
     except OSError as error:
         raise OutputError(f"{tempfile.gettempdir()}: a small pair of checkpoints cannot be written there: {error.strerror}") from None
     first, last = cache.folders()[0], cache.folders()[-1]
-    elsewhere = [path for path in cache.read[before[0] :] if path.parent != first]
-    read, compiled = len(cache.read) - before[0], len(cache.compiled) - before[1]
-    missing, unkept = compiled + len(elsewhere), cache.unkept[before[2] :]
-    if missing and first != last and os.environ.get(cache.VARIABLE):
-        unkept = [f"{first}: {cache.why_not(first)}"]
+    elsewhere = [path for path in cache.read_files[before[0] :] if path.parent != first]
+    read, compiled = len(cache.read_files) - before[0], len(cache.compiled_kernels) - before[1]
+    missing, unkept = compiled + len(elsewhere), cache.save_failures[before[2] :]
+    if missing and first != last and os.environ.get(cache.ENVIRONMENT_VARIABLE):
+        unkept = [f"{first}: {cache.why_unusable(first)}"]
     if unkept:
         raise OutputError(
-            f"{unkept[0]}; {missing} kernels are missing: name another folder by {cache.VARIABLE}, "
+            f"{unkept[0]}; {missing} kernels are missing: name another folder by {cache.ENVIRONMENT_VARIABLE}, "
             "or run warmup as a user who may write this one"
         )
     return WarmUp(last if missing else first, read, compiled)
@@ -167,8 +167,8 @@ def _run_mask_kernels() -> None:
     bits = np.zeros(1, np.uint8)
     for size in (1, 2, 4, 8):
         units = np.zeros(8, f"i{size}")
-        mask_ops.keep(units, bits)
-        mask_ops.put(units, bits, units[0])
+        mask_ops.zero_unmasked(units, bits)
+        mask_ops.fill_unmasked(units, bits, units[0])
     for size in (4, 8):
         floats = np.zeros(8, f"f{size}")
-        mask_ops.scale(floats, bits, floats[0])
+        mask_ops.scale_masked(floats, bits, floats[0])

@@ -1,16 +1,4 @@
-"""The closed table of codecs (spec section 7).
-
-A codec is a module with two functions over one block:
-
-``encode(base, target, dtype, layout, found) -> (coded, changed)``
-    the coded bytes, and how many units differ; ``layout`` says how the block lies in its tensor, ``found`` are the block's changes,
-    if they are known already;
-``decode(coded, base, size, dtype) -> (target, changed)``
-    the target's bytes and how many units differ; raises ValueError with one line on a coded form that breaks the spec.
-
-``base`` and ``target`` are uint8 arrays of the same length, a whole number of units. ``decode`` may turn ``base`` itself into
-the target: a copy of each block would cost more than the rest of ``sparse``.
-"""
+"""The closed table of codecs (spec section 7): a codec is a module with the two functions of :class:`Codec`, over one block."""
 
 from __future__ import annotations
 
@@ -31,9 +19,35 @@ else:
 class Codec(Protocol):
     """What a codec module offers."""
 
-    def encode(self, base: Bytes, target: Bytes, dtype: Dtype, layout: BlockLayout, found: Changes | None) -> tuple[bytes, int]: ...
+    def encode(self, base: Bytes, target: Bytes, dtype: Dtype, layout: BlockLayout, changes: Changes | None) -> tuple[bytes, int]:
+        """Code a block.
 
-    def decode(self, coded: memoryview, base: Bytes, size: int, dtype: Dtype) -> tuple[Bytes, int]: ...
+        Args:
+            base, target: its bytes on both sides: as many, and whole units.
+            dtype: of the target.
+            layout: how the block lies in its tensor.
+            changes: those of the block, if they are known already.
+
+        Returns:
+            The coded bytes, and how many units changed.
+        """
+
+    def decode(self, coded: memoryview, base: Bytes, size: int, dtype: Dtype) -> tuple[Bytes, int]:
+        """Decode a block.
+
+        Args:
+            coded: the coded bytes.
+            base: the block's bytes in the base. They may be turned into the target in place: a copy of each block would cost more
+                than the rest of ``sparse``.
+            size: bytes of the block.
+            dtype: of the target.
+
+        Returns:
+            The target's bytes, and how many units changed.
+
+        Raises:
+            ValueError: with one line that says which rule of the spec the coded bytes break.
+        """
 
 
 CODECS: dict[str, Codec] = {"raw": raw, "sparse": sparse, "context": context}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,86 +11,90 @@ from ckptdiff.codecs.planes import Reader, write_varint
 from ckptdiff.format.dtypes import Bytes, Changes, Dtype, Units
 from ckptdiff.kernels.block_layout import WITHOUT_ROWS, BlockLayout
 
-ADAPTIVE, STATIC = 1, 2
+if TYPE_CHECKING:
+    from ckptdiff.kernels.ulps import SizedChanges
 
-DENSE = 1 / 16
+ADAPTIVE, STATIC = 1, 2
+"""The forms of a block: its first byte."""
+
+STATIC_SHARE = 1 / 16
 """Above this share of changed units a block is coded by the static form, which takes the same time however many change."""
 
-SMALL = 1 << 18
-"""Below this many units levels of two sizes are tried in the static form."""
+THOROUGH_BELOW = 1 << 18
+"""In a block of fewer units the static form tries levels of rows and columns of two sizes."""
 
-FEW = 1 << 17
-"""Below this many units, or a third as many changes, the adaptive form is tried too where a block is dense."""
+BOTH_BELOW = 1 << 17
+"""In a dense block of fewer units, or of fewer changes than a third of this, the adaptive form is tried too."""
 
 
-def encode(base: Bytes, target: Bytes, dtype: Dtype, layout: BlockLayout = WITHOUT_ROWS, found: Changes | None = None) -> tuple[bytes, int]:
-    """Code a block; see :mod:`ckptdiff.codecs`."""
-
-    positions, zigzags = found or kernels.changes.changes_of(base, target, dtype)
+def encode(
+    base: Bytes, target: Bytes, dtype: Dtype, layout: BlockLayout = WITHOUT_ROWS, changes: Changes | None = None
+) -> tuple[bytes, int]:
+    """Code a block; see :class:`ckptdiff.codecs.Codec`."""
+    positions, zigzags = changes or kernels.changes.changes_of(base, target, dtype)
     return pack(base, positions, zigzags, dtype, layout), len(positions)
 
 
 def pack(base: Bytes, positions: Units, zigzags: Units, dtype: Dtype, layout: BlockLayout = WITHOUT_ROWS) -> bytes:
-    """The coded form of a block's changes."""
-
+    """The coded form of a block's changes: the smaller one where both forms are tried."""
     if len(positions) == 0:
         return b""
     old = base.view(dtype.unit)
-    distances, signs = kernels.changes.distances_of(old, positions, zigzags, dtype)
-    classes, m = kernels.changes.classes_of(old, dtype), 8 * dtype.carrier
-    dense = dtype.carrier < 8 and len(positions) > DENSE * len(old)
+    changes = kernels.ulps.sized_changes(old, positions, zigzags, dtype)
+    classes, m = kernels.classes.classes_of(old, dtype), 8 * dtype.carrier
+    dense = dtype.carrier < 8 and len(positions) > STATIC_SHARE * len(old)
     forms = []
     if dense:
-        forms.append(_join(STATIC, *kernels.static.encode(classes, positions, distances, signs, m, layout, len(old) < SMALL)))
-    if not dense or min(len(old), 3 * len(positions)) < FEW:
-        forms.append(_join(ADAPTIVE, *kernels.adaptive.encode(classes, positions, distances, signs, m)))
+        forms.append(_join(STATIC, *kernels.static.encode(classes, changes, m, layout, len(old) < THOROUGH_BELOW)))
+    if not dense or min(len(old), 3 * len(positions)) < BOTH_BELOW:
+        forms.append(_join(ADAPTIVE, *kernels.adaptive.encode(classes, changes, m)))
     return min(forms, key=len)
 
 
 def _join(form: int, coded: bytes, raw: np.ndarray[Any, Any], bits: int) -> bytes:
+    """A coded block: its form, so many raw bits, and the rest."""
     size = (bits + 7) // 8
     return bytes([form]) + write_varint(size) + raw.astype("<u4").tobytes()[:size] + coded
 
 
 def decode(coded: memoryview, base: Bytes, size: int, dtype: Dtype) -> tuple[Bytes, int]:
-    """Decode a block; see :mod:`ckptdiff.codecs`."""
+    """Decode a block; see :class:`ckptdiff.codecs.Codec`."""
     if len(coded) == 0:
         return base, 0
-
     positions, zigzags = unpack(coded, base, dtype)
-    kernels.changes.shift_units(base.view(dtype.unit), positions, zigzags, dtype, False)
+    kernels.moves.move_units(base.view(dtype.unit), positions, zigzags, dtype, False)
     return base, len(positions)
 
 
-def unpack(coded: memoryview, base: Bytes, dtype: Dtype) -> tuple[Units, Units]:
-    """Positions of a block's changes, and the zigzag of their ulp distances, given its base; raises ValueError as :func:`decode`."""
+def unpack(coded: memoryview, base: Bytes, dtype: Dtype) -> Changes:
+    """The changes of a block, given its base.
+
+    Raises:
+        ValueError: with one line that says which rule of the spec the coded bytes break.
+    """
     if len(coded) == 0:
         return np.empty(0, np.int32), np.empty(0, dtype.unit)
-
     units = base.view(dtype.unit)
-    positions, distances, signs = _changes(coded, units, dtype)
-    zigzags = np.empty(len(positions), dtype.unit)
-    if not kernels.changes.zigzags_of_distances(units, positions, distances, signs, dtype, zigzags):
+    changes = _read_changes(coded, units, dtype)
+    zigzags = np.empty(len(changes.positions), dtype.unit)
+    if not kernels.ulps.zigzags_of(units, changes, dtype, zigzags):
         raise ValueError("an ulp distance is too large")
-    return positions, zigzags
+    return changes.positions, zigzags
 
 
-def _changes(coded: memoryview, units: Units, dtype: Dtype) -> tuple[Units, Units, Bytes]:
-    """Positions, distances and sides of a block's changes. Scratch."""
-
+def _read_changes(coded: memoryview, units: Units, dtype: Dtype) -> SizedChanges:
+    """The changes of a block as they are coded. Scratch."""
     reader, m = Reader(coded), 8 * dtype.carrier
     form = reader.take(1)[0]
     if form not in (ADAPTIVE, STATIC) or (form == STATIC and dtype.carrier == 8):
         raise ValueError(f"it has the form {form}, expected 1 or 2, and 1 for units of 8 bytes")
     raw_bytes = bytes(reader.take(reader.varint()))
     raw = np.frombuffer(raw_bytes + bytes(-len(raw_bytes) % 4 + 8), "<u4").astype(np.uint32)
-    classes = kernels.changes.classes_of(units, dtype)
-    if form == ADAPTIVE:
-        positions, distances, signs, bits = kernels.adaptive.decode(classes, bytes(reader.take(len(coded) - reader.position)), raw, m)
-    else:
-        positions, distances, signs, bits = kernels.static.decode(classes, bytes(reader.take(len(coded) - reader.position)), raw, m)
+    rest, classes = bytes(reader.take(len(coded) - reader.position)), kernels.classes.classes_of(units, dtype)
+    decode_form = kernels.adaptive.decode if form == ADAPTIVE else kernels.static.decode
+    changes, bits = decode_form(classes, rest, raw, m)
     if (bits + 7) // 8 != len(raw_bytes) or (bits % 8 and raw_bytes[-1] >> bits % 8):
         raise ValueError(f"it takes {bits} raw bits, but has {len(raw_bytes)} bytes of them")
-    if len(positions) == 0:
+    if len(changes.positions) == 0:
         raise ValueError("it changes nothing")
-    return positions, distances, signs
+    return changes

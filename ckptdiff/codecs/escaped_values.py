@@ -19,7 +19,11 @@ Array = npt.NDArray[Any]
 
 
 def positions_of(gaps: Array, size: int) -> Array:
-    """The positions that have these gaps before them; raises ValueError for a position that is not below ``size``."""
+    """The positions that have these gaps before them.
+
+    Raises:
+        ValueError: a position is not below ``size``.
+    """
     positions = np.empty(len(gaps), np.int32)
     last = escapes.fill_positions(gaps, size, positions)
     if last >= size:
@@ -28,38 +32,55 @@ def positions_of(gaps: Array, size: int) -> Array:
 
 
 def write_changes(positions: Array, zigzags: Units, gap_width: int, width: int) -> tuple[int, int, bytes]:
-    """Gaps of positions and zigzags less one, as escaped values; how many low planes each have, and the planes."""
+    """The gaps before positions, and the zigzags less one, as escaped values.
+
+    Args:
+        positions, zigzags: the changes of a block.
+        gap_width, width: bytes of a gap, and of a zigzag.
+
+    Returns:
+        How many low planes gaps have, how many values have, and the planes of both.
+    """
     n = len(positions)
     gaps, values = scratch("gaps", n, np.uint32), scratch("values", n, zigzags.dtype)
     planes = scratch("low", gap_width * n, np.uint8), scratch("high", width * n, np.uint8)
-    g, gap_escapes, w, value_escapes = escapes.split_changes(positions, zigzags, gap_width, width, gaps, values, *planes)
-    return g, w, write_planes(planes[0], n, gap_width, g, gap_escapes) + write_planes(planes[1], n, width, w, value_escapes)
+    low_gaps, gap_escapes, low_values, value_escapes = escapes.split_changes(positions, zigzags, gap_width, width, gaps, values, *planes)
+    coded = write_planes(planes[0], n, gap_width, low_gaps, gap_escapes) + write_planes(planes[1], n, width, low_values, value_escapes)
+    return low_gaps, low_values, coded
 
 
-def write_planes(planes: Bytes, count: int, width: int, low: int, escapes: int) -> bytes:
-    """What :func:`split_escaped` made of ``count`` values."""
-    ends = [count * k for k in range(low + 1)] + [count * low + escapes * k for k in range(1, width + 1) if escapes]
+def write_planes(planes: Bytes, count: int, width: int, low: int, escaped: int) -> bytes:
+    """The planes of ``count`` values that a kernel has split, of which ``escaped`` have high planes."""
+    ends = [count * k for k in range(low + 1)] + [count * low + escaped * k for k in range(1, width + 1) if escaped]
     return b"".join([write_plane(planes[i:j]) for i, j in itertools.pairwise(ends)])
 
 
-def _planes(name: str, rows: int, count: int) -> Array:
-    return scratch(name, rows * count, np.uint8).reshape(rows, count)
-
-
 def read_escaped(reader: Reader, count: int, width: int, low: int, unit: np.dtype[Any]) -> Units:
-    """Inverse of :func:`write_planes`; values come as ``unit``, whose size is at least ``width``."""
+    """Read ``count`` values of ``width`` bytes that have ``low`` low planes.
+
+    Args:
+        reader: stands before the planes.
+        count: how many values there are.
+        width: bytes of a value.
+        low: how many low planes there are.
+        unit: the type of the result, of at least ``width`` bytes.
+
+    Raises:
+        ValueError: with one line that says which rule of spec 7.1 the planes break.
+    """
     values = np.empty(count, unit)
-    escapes.join_planes(_read(reader, "low", low, count), values)
+    escapes.join_planes(_read_planes(reader, "low", low, count), values)
     if low < width:
         escape = np.uint64((1 << 8 * low) - 1)
-        high = _read(reader, "high", width, escapes.count_equal(values, escape))
+        high = _read_planes(reader, "high", width, escapes.count_equal(values, escape))
         if not escapes.add_escaped(values, escape, high, np.uint64((1 << 8 * width) - 1)):
             raise ValueError("an escaped value is too large")
     return values
 
 
-def _read(reader: Reader, name: str, rows: int, count: int) -> Array:
-    planes = _planes(name, rows, count)
+def _read_planes(reader: Reader, name: str, rows: int, count: int) -> Array:
+    """The next planes, one in a row. Scratch of that name."""
+    planes = scratch(name, rows * count, np.uint8).reshape(rows, count)
     for plane in planes:
         plane[:] = reader.plane(count)
     return planes

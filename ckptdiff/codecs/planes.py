@@ -11,25 +11,28 @@ import zstandard
 from ckptdiff.format.dtypes import Bytes, Units
 from ckptdiff.machine import machine_error
 
-MAGIC = b"\x28\xb5\x2f\xfd"
-LEVEL = 3
-MAX_WINDOW = 1 << 21
-WORTH = 16
-"""Planes shorter than this are stored: no zstd frame is smaller."""
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+"""The first bytes of a zstd frame, which a plane's frame is stored without."""
+PLANE_LEVEL = 3
+"""The level of zstd that planes are compressed at."""
+MAX_PLANE_WINDOW = 1 << 21
+"""Limit of the window of a plane's frame in bytes."""
+MIN_COMPRESSED = 16
+"""Planes of fewer bytes are stored as they are: no zstd frame is smaller."""
 
 
-class _Local(threading.local):
-    """One zstd context a thread: they are costly to make and must not be shared."""
+class _ZstdContexts(threading.local):
+    """One zstd compressor and decompressor for each thread: they are costly to make, and threads must not share them."""
 
     def __init__(self) -> None:
         parameters = zstandard.ZstdCompressionParameters.from_level(
-            LEVEL, format=zstandard.FORMAT_ZSTD1_MAGICLESS, write_content_size=False, write_checksum=False, write_dict_id=False
+            PLANE_LEVEL, format=zstandard.FORMAT_ZSTD1_MAGICLESS, write_content_size=False, write_checksum=False, write_dict_id=False
         )
         self.compressor = zstandard.ZstdCompressor(compression_params=parameters)
         self.decompressor = zstandard.ZstdDecompressor()
 
 
-_local = _Local()
+_zstd = _ZstdContexts()
 
 
 def write_varint(value: int) -> bytes:
@@ -43,13 +46,14 @@ def write_varint(value: int) -> bytes:
 
 
 class Reader:
-    """A cursor over one coded block. Every method raises ValueError where the bytes do not suffice or break a rule."""
+    """A cursor over one coded block. Every method raises ValueError, with one line, where bytes are missing or break a rule of the spec."""
 
     def __init__(self, data: memoryview) -> None:
         self.data = data
         self.position = 0
 
     def take(self, count: int) -> memoryview:
+        """The next bytes."""
         end = self.position + count
         if end > len(self.data):
             raise ValueError(f"it ends after {len(self.data)} bytes, {end} are needed")
@@ -57,6 +61,7 @@ class Reader:
         return self.data[start:end]
 
     def varint(self) -> int:
+        """The next number."""
         value = 0
         for shift in range(0, 35, 7):
             byte = self.take(1)[0]
@@ -68,26 +73,29 @@ class Reader:
         raise ValueError("a varint is longer than 5 bytes")
 
     def plane(self, length: int) -> Bytes:
+        """The next plane, of so many bytes."""
         if length == 0:
             return np.empty(0, np.uint8)
         size = self.varint()
         if size == 0:
             return np.frombuffer(self.take(length), np.uint8)
-        return np.frombuffer(_decompress(MAGIC + self.take(size), length), np.uint8)
+        return np.frombuffer(_decompress(ZSTD_MAGIC + self.take(size), length), np.uint8)
 
     def end(self) -> None:
+        """Raise ValueError unless all bytes are read."""
         if self.position != len(self.data):
             raise ValueError(f"{len(self.data) - self.position} bytes are left over")
 
 
 def _decompress(frame: bytes, length: int) -> bytes:
+    """The content of a plane's frame, which must have so many bytes."""
     try:
         stated = zstandard.get_frame_parameters(frame)
         if stated.content_size not in (length, zstandard.CONTENTSIZE_UNKNOWN) or stated.has_checksum or stated.dict_id:
             raise ValueError("the zstd frame states another size, a checksum or a dictionary")
-        if stated.window_size > MAX_WINDOW:
-            raise ValueError(f"the zstd frame has a window of {stated.window_size} bytes, more than {MAX_WINDOW}")
-        data = _local.decompressor.decompress(frame, max_output_size=length, allow_extra_data=False)
+        if stated.window_size > MAX_PLANE_WINDOW:
+            raise ValueError(f"the zstd frame has a window of {stated.window_size} bytes, more than {MAX_PLANE_WINDOW}")
+        data = _zstd.decompressor.decompress(frame, max_output_size=length, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise machine_error(error) or ValueError(f"bad zstd frame: {error}") from None
     if len(data) != length:
@@ -96,11 +104,11 @@ def _decompress(frame: bytes, length: int) -> bytes:
 
 
 def write_plane(plane: Bytes) -> bytes:
-    """A plane (spec section 7.1): compressed where that makes it shorter."""
+    """The stored form of a plane (spec section 7.1): compressed where that makes it shorter."""
     if len(plane) == 0:
         return b""
-    if len(plane) >= WORTH:
-        frame = _local.compressor.compress(plane.data)
+    if len(plane) >= MIN_COMPRESSED:
+        frame = _zstd.compressor.compress(plane.data)
         if len(frame) < len(plane):
             return write_varint(len(frame)) + frame
     return b"\x00" + plane.tobytes()
@@ -113,7 +121,7 @@ def split(values: Units, width: int) -> list[Bytes]:
 
 
 def join(planes: list[Bytes], count: int, unit: np.dtype[Any]) -> Units:
-    """Inverse of :func:`split`, as values of ``unit`` with zero in the bytes that have no plane."""
+    """Inverse of :func:`split`: values of the type ``unit``, with zeros in the bytes that have no plane."""
     values = np.zeros(count, unit)
     columns = values.view(np.uint8).reshape(count, unit.itemsize)
     for k, plane in enumerate(planes):

@@ -13,8 +13,8 @@ from functools import lru_cache
 import torch
 
 from ckptdiff import device
+from ckptdiff.format import xxh3
 from ckptdiff.format.digests import BLOCK, xxh128
-from ckptdiff.format.xxh3 import KEY_LAST, KEY_STEP, KEY_STRIPE, P32, START, words
 from ckptdiff.kernels.leaves import leaves_of_sums
 
 Accumulate = Callable[[Sequence[torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -52,14 +52,15 @@ def _accumulate(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
         acc += row
         acc ^= (acc >> 47) & ((1 << 17) - 1)
         acc ^= step
-        acc *= P32[0]
+        acc *= xxh3.PRIMES_32[0]
     acc += sums[-1]
     return acc
 
 
 def _words(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Where accumulators begin, what a step ends with, and what its 16 stripes and the very last one take: torch's signed integers."""
-    rows = [START, words(KEY_STEP), *(words(KEY_STRIPE * stripe) for stripe in range(STRIPES)), words(KEY_LAST)]
+    offsets = [xxh3.SCRAMBLE_OFFSET, *(xxh3.STRIPE_OFFSET * stripe for stripe in range(STRIPES)), xxh3.LAST_STRIPE_OFFSET]
+    rows = [xxh3.INITIAL_SUMS, *map(xxh3.secret_words, offsets)]
     found = torch.tensor([[word - (word >> 63 << 64) for word in row] for row in rows], device=device)
     return found[0], found[1], found[2:]
 
@@ -69,7 +70,7 @@ def _kernels(where: torch.device) -> Accumulate | None:
     """Triton's kernels, if they run there and give the library's digest of a block; Triton comes with torch for CUDA and ROCm on Linux."""
     try:
         accumulate, count = device.xxh3_triton.accumulate, device.xxh3_triton.LEAVES + 1
-        data = torch.arange(count * BLOCK // 8, device=where).mul_(P32[0]).view(torch.uint8)
+        data = torch.arange(count * BLOCK // 8, device=where).mul_(xxh3.PRIMES_32[0]).view(torch.uint8)
         blocks = [data[k * BLOCK + k % 2 :][:BLOCK] for k in range(count)]  # for two programs, every other at an odd address
         found = leaves_of_sums(accumulate(blocks, *_words(where)).cpu().numpy())
         if found == [xxh128(block.cpu().numpy()) for block in blocks]:

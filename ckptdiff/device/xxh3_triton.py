@@ -18,12 +18,12 @@ import triton.language as tl  # type: ignore[import-not-found,import-untyped,unu
 from ckptdiff.format import xxh3
 from ckptdiff.format.digests import BLOCK
 
-STEPS = BLOCK // xxh3.STEP
+STEPS = BLOCK // xxh3.STEP_BYTES
 TOGETHER = 8
 """Steps that one program adds up."""
 LEAVES = 4
 """Leaves of one program: their accumulators are a warp's 32 threads."""
-PRIME: tl.constexpr = tl.constexpr(xxh3.P32[0])
+PRIME: tl.constexpr = tl.constexpr(xxh3.PRIMES_32[0])
 
 
 @triton.jit

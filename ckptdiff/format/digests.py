@@ -1,4 +1,4 @@
-"""Leaves, tensor digests and identity (spec section 3.2)."""
+"""Leaves, tensor digests and the identity of a checkpoint (spec section 3.2)."""
 
 from __future__ import annotations
 
@@ -10,28 +10,31 @@ from ckptdiff.format import canonical
 from ckptdiff.format.dtypes import Bytes
 
 BLOCK = 1 << 21
-"""Bytes of a tensor that are hashed and coded together."""
+"""Bytes of a tensor that are hashed and coded together: a block."""
 
 
 def xxh128(data: bytes | memoryview | Bytes) -> bytes:
+    """XXH3-128 with seed 0, in its canonical form of 16 bytes."""
     return xxhash.xxh3_128_digest(data)
 
 
 def leaves_of(data: Bytes) -> list[bytes]:
-    """Leaves of a run of whole blocks (the last may be short)."""
+    """The leaves of a run of whole blocks, the last of which may be short."""
     return [xxh128(data[i : i + BLOCK]) for i in range(0, len(data), BLOCK)]
 
 
 def block_count(nbytes: int) -> int:
+    """How many blocks a tensor of so many bytes has."""
     return -(-nbytes // BLOCK)
 
 
 def tensor_digest(leaves: Iterable[bytes]) -> bytes:
+    """The digest of a tensor from the leaves of all its blocks, in order."""
     return xxh128(b"".join(leaves))
 
 
 def identity(tensors: Iterable[tuple[str, str, str, tuple[int, ...], bytes]]) -> bytes:
-    """Identity of a checkpoint from its (scope, name, dtype, shape, tensor digest) rows, in any order."""
+    """The identity of a checkpoint from the scope, name, dtype, shape and digest of each of its tensors, in any order."""
     rows = sorted(tensors, key=lambda row: (row[0].encode(), row[1].encode()))
     single = len({row[0] for row in rows}) <= 1
     lines = (

@@ -1,27 +1,26 @@
-"""The closed dtype table (spec section 4) and the exact casts (8).
+"""The closed table of dtypes (spec section 4) and the exact casts (8).
 
-Everything here works on bit patterns held in unsigned integers; nothing is ever a float.
+Everything here works on bit patterns that are held in unsigned integers; nothing is ever a float.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 Units: TypeAlias = npt.NDArray[Any]
+"""Units of a tensor: unsigned integers of the dtype's carrier."""
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 Changes: TypeAlias = tuple[Units, Units]
-"""Changes of a block: the places of units in it, rising, and the zigzag of their ulp distances, none 0 (spec 7.2)."""
-
+"""The changes of a block: the positions of units in it, rising, and the zigzags of their ulp distances, none of them 0 (spec 7.2)."""
 
 MAX_SIZE = 1 << 48
-"""Limit of a tensor's size in bytes, of a dimension, and of the product of the dimensions that are not 0."""
-
+"""Limit of a tensor's size in bytes, of a dimension, and of the product of the dimensions that are not 0 (spec 11)."""
 
 MAX_FILE = 1 << 40
 """Limit of a file's size in bytes (spec 11)."""
@@ -29,30 +28,33 @@ MAX_FILE = 1 << 40
 
 @dataclass(frozen=True, slots=True)
 class Dtype:
-    """One row of the dtype table: ``bits`` of an element, ``carrier`` bytes of a unit, whether units order as floats."""
+    """One row of the table."""
 
     name: str
     bits: int
+    """Bits of an element."""
     carrier: int
+    """Bytes of a unit."""
     is_float: bool
+    """Whether units order as floats (spec 7.2)."""
 
     @property
     def unit(self) -> np.dtype[Any]:
-        """The little-endian unsigned integer that a unit is read as."""
+        """NumPy's type of a unit: a little-endian unsigned integer."""
         return np.dtype(f"<u{self.carrier}")
 
     @property
     def class_shift(self) -> int:
-        """By how many bits a unit is shifted to get its class for the ``context`` codec (spec 7.5): a float's mantissa bits."""
+        """By how many bits a unit is shifted down to get its class (spec 7.5.1): of most floats, the bits of the mantissa."""
         return {"F16": 10, "BF16": 7, "F32": 23, "C64": 23, "F64": 52}.get(self.name, 8 * self.carrier - 8)
 
     @property
     def class_mask(self) -> int:
-        """What is then kept of it."""
+        """Which bits of the shifted unit are its class."""
         return 31 if self.name == "F16" else 255
 
     def nbytes(self, shape: tuple[int, ...]) -> int | None:
-        """Size in bytes of a tensor of this shape, or None if it is not a whole number, or above the limits (spec 11)."""
+        """Size in bytes of a tensor of this shape; None if that is not a whole number, or above the limits (spec 11)."""
         return _nbytes(shape, self.bits)
 
 
@@ -79,6 +81,7 @@ DTYPES: dict[str, Dtype] = {
         *(Dtype(name, 6, 1, False) for name in ("F6_E2M3", "F6_E3M2")),
     )
 }
+"""All dtypes by name."""
 
 
 def _bf16_to_f32(x: Units) -> Units:
@@ -91,13 +94,14 @@ def _f32_to_bf16(x: Units) -> Units:
     return np.where(is_nan, (x >> 16) | 0x40, rounded).astype("<u2")
 
 
+@cache
 def _f16_table() -> Units:
-    """F32 bits of every F16 bit pattern, by integer arithmetic: hardware conversion may quieten NaNs."""
+    """The F32 bits of every F16 bit pattern, by integer arithmetic: conversion by hardware may make a signalling NaN quiet."""
     x = np.arange(1 << 16, dtype=np.uint32)
     sign, exponent, mantissa = (x >> 15) << 31, (x >> 10) & 31, x & 1023
     bits = ((exponent + 112) << 23) | (mantissa << 13)
     bits[exponent == 31] = 0x7F800000 | (mantissa[exponent == 31] << 13)
-    for value in range(1, 1024):  # subnormals: value * 2^-24, normalised
+    for value in range(1, 1024):  # subnormals, value * 2^-24, become normal numbers
         shift = value.bit_length() - 1
         sub = ((shift + 103) << 23) | ((value << (23 - shift)) & 0x7FFFFF)
         bits[(exponent == 0) & (mantissa == value)] = sub
@@ -105,20 +109,16 @@ def _f16_table() -> Units:
     return sign | bits
 
 
-_F16_TO_F32: list[Units] = []
-
-
 def _f16_to_f32(x: Units) -> Units:
-    if not _F16_TO_F32:
-        _F16_TO_F32.append(_f16_table())
-    return _F16_TO_F32[0][x]
+    return _f16_table()[x]
 
 
 CASTS = {("BF16", "F32"): _bf16_to_f32, ("F16", "F32"): _f16_to_f32, ("F32", "BF16"): _f32_to_bf16}
+"""The casts of spec section 8, by the dtypes of base and target."""
 
 
 def cast(data: Bytes, source: str, target: str) -> Bytes:
-    """Cast a run of whole elements exactly as spec section 8 says; same dtype is the identity."""
+    """Bytes of whole elements, cast as spec section 8 says; unchanged if both dtypes are the same."""
     if source == target:
         return data
     return CASTS[source, target](data.view(DTYPES[source].unit)).view(np.uint8)

@@ -1,4 +1,4 @@
-"""Metadata of a patch file (spec section 5.1): a frozen dataclass and its canonical JSON.
+"""The metadata of a patch file (spec section 5.1): a frozen dataclass and its canonical JSON.
 
 Reading is strict: every fault is one FormatError, UnsupportedError or IntegrityError that says where it is.
 """
@@ -10,30 +10,41 @@ from dataclasses import dataclass, field
 from ckptdiff.format import canonical, safe_paths
 from ckptdiff.format.canonical import JsonObject
 from ckptdiff.format.dtypes import MAX_FILE
+from ckptdiff.format.entry import Totals
 from ckptdiff.format.safe_paths import safe_path
 from ckptdiff.format.sealed import VERSION, FileRef, open_sealed, read_files, seal, short_text
-from ckptdiff.format.table import Totals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metadata:
-    """What stands in a patch file's ``__metadata__`` (spec 5.1)."""
+    """What stands in ``__metadata__`` of a patch file."""
 
     base_identity: bytes
+    """Identity of the base checkpoint, 16 bytes."""
     base_scope: str | None
+    """The scope of the base that this file's scope was paired with; None if there was none."""
     base_files: tuple[FileRef, ...] | None
+    """The base's weight files; None in a patch file that is part of a folder, whose index has them."""
     target_path: str
+    """Path of the rebuilt file."""
     target_size: int
+    """Bytes of the rebuilt file."""
     target_sha256: str | None
+    """SHA-256 of the rebuilt file; None if the target was never a file, but tensors in memory."""
     target_identity: bytes
+    """Identity of the whole target checkpoint, 16 bytes."""
     target_scope: str
     table: bytes = b""
+    """XXH3-128 of the stored table, 16 bytes, and so of the stored target header."""
     header: bytes = b""
     report: bytes | None = None
+    """XXH3-128 of the stored report, 16 bytes; None if there is none."""
     totals: Totals
     info: JsonObject = field(default_factory=dict)
+    """What a reader need not understand: where base and target came from."""
 
     def to_bytes(self) -> bytes:
+        """The canonical JSON, with its digest; raises CheckpointError if a reader would not accept it."""
         base: JsonObject = {"identity": self.base_identity.hex(), "scope": self.base_scope}
         if self.base_files is not None:
             base["files"] = [file.to_json() for file in self.base_files]
@@ -61,11 +72,12 @@ class Metadata:
 
     @staticmethod
     def digest_of(sealed: bytes) -> bytes:
-        """The digest that :meth:`to_bytes` wrote."""
+        """The digest in metadata that :meth:`to_bytes` wrote, or :meth:`from_bytes` has read."""
         return bytes.fromhex(canonical.loads(sealed)["digest"])
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Metadata:
+        """Read metadata; raises FormatError, UnsupportedError or IntegrityError, as the rule that they break has it."""
         f = open_sealed(data, where, "ckptdiff", "base header report table target totals")
         base, target = f.child("base", "files identity scope"), f.child("target", "identity path scope sha256 size")
         if "scope" in base and base.value["scope"] is None:

@@ -1,4 +1,4 @@
-"""A patch file (spec section 5): the only module that knows where things stand in one."""
+"""A patch file (spec section 5). Only this module knows where things stand in one."""
 
 from __future__ import annotations
 
@@ -15,60 +15,67 @@ import xxhash
 import zstandard
 
 from ckptdiff.errors import FormatError, IntegrityError, cut
+from ckptdiff.format import zstd_frame
 from ckptdiff.format.canonical import quote
 from ckptdiff.format.digests import xxh128
+from ckptdiff.format.entry import Entry
 from ckptdiff.format.metadata import Metadata
 from ckptdiff.format.safetensors import MAX_HEADER, Header, TensorInfo, header_json, parse_header, predicted_header, read_header
-from ckptdiff.format.table import MAX_TABLE, TABLE_LEVEL, Entry, Table, decompress
-from ckptdiff.io.parallel import CHUNK
+from ckptdiff.format.table import MAX_TABLE, Table
+from ckptdiff.io.parallel import READ_BYTES
 from ckptdiff.io.source import ByteSource, read_bytes
 
-KEY = "ckptdiff"
+METADATA_KEY = "ckptdiff"
 """The key of ``__metadata__`` that makes a safetensors file a patch file."""
-TABLE = "ckptdiff/table"
-REPORT = "ckptdiff/report"
-PAYLOADS = "ckptdiff/payloads"
+TABLE_NAME = "ckptdiff/table"
+REPORT_NAME = "ckptdiff/report"
+PAYLOADS_NAME = "ckptdiff/payloads"
+"""Names of the tensors of a patch file; that of the target's header: :func:`_header_name`."""
 MAX_STORED_TABLE = MAX_TABLE + (MAX_TABLE >> 6)
+"""Limit of the frame of a table in bytes: more than what does not compress needs; and so of a target header."""
 MAX_STORED_HEADER = MAX_HEADER + (MAX_HEADER >> 6)
 MAX_STORED_REPORT = 1 << 24
+"""Limit of the frame of a report in bytes."""
 
 
 def is_patch_header(header: Header) -> bool:
     """Whether a safetensors file is a patch file."""
-    return KEY in (header.metadata or {})
+    return METADATA_KEY in (header.metadata or {})
 
 
-def _header_tensor(target: str) -> str:
+def _header_name(target: str) -> str:
     return f"ckptdiff/header/{target.rpartition('/')[2]}"
 
 
-def _heads(metadata: Metadata) -> dict[str, tuple[bytes, str, int]]:
-    """The tensors before the payloads, in the order of their data: digest, what to call it, and the most bytes it may have."""
-    heads = {
-        TABLE: (metadata.table, "its table", MAX_STORED_TABLE),
-        _header_tensor(metadata.target_path): (metadata.header, "the target's header", MAX_STORED_HEADER),
+def _front_tensors(metadata: Metadata) -> dict[str, tuple[bytes, str, int]]:
+    """The tensors before the payloads, in the order of their data: digest, what messages call it, and the limit of its bytes."""
+    front = {
+        TABLE_NAME: (metadata.table, "its table", MAX_STORED_TABLE),
+        _header_name(metadata.target_path): (metadata.header, "the target's header", MAX_STORED_HEADER),
     }
     if metadata.report is not None:
-        heads[REPORT] = (metadata.report, "its report", MAX_STORED_REPORT)
-    return heads
+        front[REPORT_NAME] = (metadata.report, "its report", MAX_STORED_REPORT)
+    return front
 
 
-def _members(metadata: Metadata, heads: Sequence[bytes], entries: Sequence[Entry]) -> list[tuple[str, int]]:
+def _all_tensors(metadata: Metadata, front: Sequence[bytes], entries: Sequence[Entry]) -> list[tuple[str, int]]:
     """Names and sizes of a patch file's tensors, in the order of their data."""
-    return [*zip(_heads(metadata), map(len, heads), strict=True), (PAYLOADS, sum(entry.payload_size for entry in entries))]
+    return [*zip(_front_tensors(metadata), map(len, front), strict=True), (PAYLOADS_NAME, sum(entry.payload_size for entry in entries))]
 
 
-def _container_header(metadata: bytes, members: Sequence[tuple[str, int]]) -> bytes:
-    first = [("__metadata__", f'{{"{KEY}":{quote(metadata.decode())}}}')]
-    return header_json(first, ((name, "U8", [size], size) for name, size in members))
+def _container_header(metadata: bytes, tensors: Sequence[tuple[str, int]]) -> bytes:
+    """The header of the patch file itself, given its metadata and the names and sizes of its tensors."""
+    first = [("__metadata__", f'{{"{METADATA_KEY}":{quote(metadata.decode())}}}')]
+    return header_json(first, ((name, "U8", [size], size) for name, size in tensors))
 
 
-def _rows(entries: Sequence[Entry]) -> list[tuple[str, str, tuple[int, ...], int]]:
+def _target_tensors(entries: Sequence[Entry]) -> list[tuple[str, str, tuple[int, ...], int]]:
+    """Name, dtype, shape and size of each tensor of the target file."""
     return [(entry.name, entry.dtype, entry.shape, entry.nbytes) for entry in entries]
 
 
-def _laid_out(entries: Sequence[Entry]) -> tuple[TensorInfo, ...]:
-    """The tensors of the predicted header."""
+def _predicted_tensors(entries: Sequence[Entry]) -> tuple[TensorInfo, ...]:
+    """The tensors of the predicted header, which lie end to end."""
     ends = itertools.accumulate((entry.nbytes for entry in entries), initial=0)
     return tuple(TensorInfo(e.name, e.dtype, e.shape, begin, begin + e.nbytes) for e, begin in zip(entries, ends, strict=False))
 
@@ -77,67 +84,71 @@ def _laid_out(entries: Sequence[Entry]) -> tuple[TensorInfo, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Spooled:
-    """A patch file but for its metadata: its table, the target's header, a report, and where each payload lies in the spool."""
+class PatchParts:
+    """What a patch file is written from, beside its metadata."""
 
     table: Table
     header: bytes
+    """The target file's header, padding included."""
     report: bytes | None
+    """The report's frame, if there is one."""
     spool: BinaryIO
+    """A temporary file that holds the payloads, in any order."""
     offsets: dict[str, int]
+    """Where in the spool the payload of each entry begins, by name."""
 
 
 def encode_target_header(raw: bytes, entries: Sequence[Entry]) -> bytes:
     """The stored form of a target file's header (spec 5.2)."""
-    prefix = zstandard.ZstdCompressionDict(predicted_header(_rows(entries)), dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-    parameters = zstandard.ZstdCompressionParameters.from_level(
-        TABLE_LEVEL, dict_size=len(prefix), source_size=len(raw), write_content_size=True, write_dict_id=False
-    )
-    return zstandard.ZstdCompressor(dict_data=prefix, compression_params=parameters).compress(raw)
+    return zstd_frame.compress(raw, predicted_header(_target_tensors(entries)))
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """A written patch file: size in bytes, SHA-256, its metadata's digest, and decoded bytes of table and header together."""
+class WrittenFile:
+    """A patch file that is written."""
 
     size: int
+    """Bytes."""
     sha256: str
     digest: bytes
+    """The digest in its metadata, 16 bytes."""
     described: int
+    """Bytes of table and target header together, decoded: a reader limits their sum over a folder."""
 
 
-def write_patch_file(out: BinaryIO, metadata: Metadata, parts: Spooled) -> Written:
-    """Write one patch file; ``metadata`` comes without digests."""
+def write_patch_file(out: BinaryIO, metadata: Metadata, parts: PatchParts) -> WrittenFile:
+    """Write one patch file; its metadata is given without the digests of its parts."""
     table, header = parts.table.to_bytes(), encode_target_header(parts.header, parts.table.entries)
     report = None if parts.report is None else xxh128(parts.report)
     metadata = replace(metadata, table=xxh128(table), header=xxh128(header), report=report)
-    heads = [table, header] if parts.report is None else [table, header, parts.report]
+    front = [table, header] if parts.report is None else [table, header, parts.report]
     sealed = metadata.to_bytes()
-    raw = _container_header(sealed, _members(metadata, heads, parts.table.entries))
+    raw = _container_header(sealed, _all_tensors(metadata, front, parts.table.entries))
     sha, size = hashlib.sha256(), 0
-    for piece in _pieces(raw, heads, parts):
+    for piece in _pieces(raw, front, parts):
         out.write(piece)
         sha.update(piece)
         size += len(piece)
-    return Written(size, sha.hexdigest(), Metadata.digest_of(sealed), _described(table, parts.header))
+    return WrittenFile(size, sha.hexdigest(), Metadata.digest_of(sealed), _described(table, parts.header))
 
 
 def _described(table: bytes, header: bytes) -> int:
-    """Decoded bytes of a stored table and a header."""
+    """Bytes of a stored table, once it is decoded, and of a header."""
     return int(zstandard.frame_content_size(table)) + len(header)
 
 
-def _pieces(raw: bytes, heads: Sequence[bytes], parts: Spooled) -> Iterator[bytes]:
+def _pieces(raw: bytes, front: Sequence[bytes], parts: PatchParts) -> Iterator[bytes]:
+    """The bytes of a patch file, piece by piece."""
     yield len(raw).to_bytes(8, "little") + raw
-    yield from heads
+    yield from front
     for entry in parts.table.entries:
         if entry.has_payload:
             parts.spool.seek(parts.offsets[entry.name])
             left = entry.payload_size
             while left:
-                piece = parts.spool.read(min(left, CHUNK))
+                piece = parts.spool.read(min(left, READ_BYTES))
                 if not piece:
-                    raise OSError(errno.EIO, "the spooled payloads are gone")
+                    raise OSError(errno.EIO, "the temporary file of payloads ends too soon")
                 left -= len(piece)
                 yield piece
 
@@ -148,11 +159,25 @@ def _pieces(raw: bytes, heads: Sequence[bytes], parts: Spooled) -> Iterator[byte
 class PatchFile:
     """An open patch file whose header, metadata, table and target header have been read and checked (spec 10, step 1).
 
-    ``metadata``, ``table``, ``header`` (the target file's) and ``report`` (as stored) are what a caller reads; payloads stay on the disk.
-    ``described``: decoded bytes of table and header together.
+    Payloads stay on the disk until they are asked for.
+
+    Attributes:
+        source: the file.
+        metadata: as read.
+        digest: the digest in the metadata.
+        table: as read.
+        header: the target file's header.
+        report: the report's frame, if there is one.
+        described: bytes of table and target header together, decoded.
+        offsets: where in the file the payload of each entry begins, by name.
     """
 
     def __init__(self, source: ByteSource) -> None:
+        """Read and check the file.
+
+        Raises:
+            FormatError, UnsupportedError, IntegrityError: as the rule that it breaks has it.
+        """
         self.source = source
         try:
             container = read_header(source)
@@ -160,18 +185,18 @@ class PatchFile:
             raise FormatError(f"{source.name}: not a ckptdiff patch: {error}") from None
         if not is_patch_header(container):
             raise FormatError(f"{source.name}: not a ckptdiff patch, but a plain safetensors file; are base and patch the wrong way round?")
-        text = (container.metadata or {})[KEY]
+        text = (container.metadata or {})[METADATA_KEY]
         self.metadata = Metadata.from_bytes(text.encode(), f"{source.name}: metadata")
         self.digest = Metadata.digest_of(text.encode())
         self._start = container.data_start
-        heads = self._read_heads(container)
-        self.table = Table.from_bytes(heads[0], f"{source.name}: table", self.metadata.target_size)
-        if container.raw != _container_header(text.encode(), _members(self.metadata, heads, self.table.entries)):
+        front = self._read_front(container)
+        self.table = Table.from_bytes(front[0], f"{source.name}: table", self.metadata.target_size)
+        if container.raw != _container_header(text.encode(), _all_tensors(self.metadata, front, self.table.entries)):
             raise FormatError(f"{source.name}: its header is not the one that its table calls for")
-        self.header = self._decode_header(heads[1])
-        self.report = heads[2] if self.metadata.report is not None else None
-        self.described = _described(heads[0], self.header.raw)
-        ends = itertools.accumulate((e.payload_size for e in self.table.entries), initial=self._start + sum(map(len, heads)))
+        self.header = self._decode_header(front[1])
+        self.report = front[2] if self.metadata.report is not None else None
+        self.described = _described(front[0], self.header.raw)
+        ends = itertools.accumulate((e.payload_size for e in self.table.entries), initial=self._start + sum(map(len, front)))
         self.offsets = {entry.name: begin for entry, begin in zip(self.table.entries, ends, strict=False)}
         self._begins: dict[str, npt.NDArray[np.int64]] = {}
         if self.table.totals != self.metadata.totals:
@@ -180,31 +205,32 @@ class PatchFile:
         if needs_base and self.metadata.base_scope is None:
             raise FormatError(f"{source.name}: its table needs a base, but its metadata names no scope of it")
 
-    def _read_heads(self, container: Header) -> list[bytes]:
-        """What stands before the payloads, read and checked."""
-        heads, where = _heads(self.metadata), self.source.name
-        tensors = container.tensors[: len(heads)]
-        if [tensor.name for tensor in tensors] != list(heads):
-            raise FormatError(f"{where}: expected the tensors {' and '.join(heads)} first")
+    def _read_front(self, container: Header) -> list[bytes]:
+        """The tensors before the payloads, as stored, with a check of their sizes and digests."""
+        front, where = _front_tensors(self.metadata), self.source.name
+        tensors = container.tensors[: len(front)]
+        if [tensor.name for tensor in tensors] != list(front):
+            raise FormatError(f"{where}: expected the tensors {' and '.join(front)} first")
         for tensor in tensors:
-            if tensor.nbytes > heads[tensor.name][2]:
-                raise FormatError(f"{where}: {tensor.name} has {tensor.nbytes} bytes, expected at most {heads[tensor.name][2]}")
+            if tensor.nbytes > front[tensor.name][2]:
+                raise FormatError(f"{where}: {tensor.name} has {tensor.nbytes} bytes, expected at most {front[tensor.name][2]}")
         data = [read_bytes(self.source, container.data_start + tensor.begin, tensor.nbytes) for tensor in tensors]
-        for part, (expected, what, _) in zip(data, heads.values(), strict=True):
-            found = xxh128(part)
-            if found != expected:
+        for part, (expected, what, _) in zip(data, front.values(), strict=True):
+            digest = xxh128(part)
+            if digest != expected:
                 raise IntegrityError(
-                    f"{where}: {what} has the digest {found.hex()}, expected {expected.hex()}: corrupted? fetch the patch again"
+                    f"{where}: {what} has the digest {digest.hex()}, expected {expected.hex()}: corrupted? fetch the patch again"
                 )
         return data
 
     def _decode_header(self, stored: bytes) -> Header:
+        """The target file's header, with a check that it holds the tensors of the table."""
         where = f"{self.source.name}: target header"
         entries = self.table.entries
-        predicted = predicted_header(_rows(entries))
-        raw = decompress(stored, MAX_HEADER, where, predicted)
+        predicted = predicted_header(_target_tensors(entries))
+        raw = zstd_frame.decompress(stored, MAX_HEADER, where, predicted)
         if raw == predicted and all(entry.name != "__metadata__" for entry in entries):
-            return self._checked(Header(raw, {"format": "pt"}, _laid_out(entries)), where)
+            return self._with_size(Header(raw, {"format": "pt"}, _predicted_tensors(entries)), where)
         try:
             header = parse_header(raw, sum(entry.nbytes for entry in entries))
         except ValueError as error:
@@ -213,11 +239,12 @@ class PatchFile:
             (t.name, t.dtype, t.shape) != (e.name, e.dtype, e.shape) for t, e in zip(header.tensors, entries, strict=True)
         ):
             raise FormatError(f"{where}: its tensors are not those of the table")
-        places = zip(entries, header.tensors, strict=True)  # names and shapes stand in memory once
-        tensors = tuple(TensorInfo(e.name, e.dtype, e.shape, t.begin, t.end) for e, t in places)
-        return self._checked(replace(header, tensors=tensors), where)
+        pairs = zip(entries, header.tensors, strict=True)  # the table's names and shapes, so that each stands in memory once
+        tensors = tuple(TensorInfo(e.name, e.dtype, e.shape, t.begin, t.end) for e, t in pairs)
+        return self._with_size(replace(header, tensors=tensors), where)
 
-    def _checked(self, header: Header, where: str) -> Header:
+    def _with_size(self, header: Header, where: str) -> Header:
+        """A target header; raises FormatError if its file would not have the stated size."""
         size = header.data_start + header.data_size
         if size != self.metadata.target_size:
             raise FormatError(f"{where}: with its tensors it makes {size} bytes, expected {self.metadata.target_size}")
@@ -237,10 +264,10 @@ class PatchFile:
         return views
 
     def payload_error(self, entry: Entry) -> IntegrityError | None:
-        """What is wrong with an entry's payload, if it does not have its digest."""
+        """The error to raise if an entry's payload does not have the digest that the table states; None if it does."""
         hasher, done = xxhash.xxh3_64(), 0
         while done < entry.payload_size:
-            count = min(CHUNK, entry.payload_size - done)
+            count = min(READ_BYTES, entry.payload_size - done)
             hasher.update(read_bytes(self.source, self.offsets[entry.name] + done, count))
             done += count
         if hasher.digest() == entry.payload_digest:

@@ -7,16 +7,19 @@ from collections.abc import Iterable
 from typing import Any
 
 from ckptdiff.errors import FormatError
-from ckptdiff.format import canonical
 from ckptdiff.format.canonical import quoted
+from ckptdiff.format.fields import as_text
 
 MAX_PATH = 1024
+"""Limit of a path in bytes of UTF-8."""
 MAX_COMPONENT = 250
+"""Limit of a component in bytes: ``.zst`` still fits behind it."""
 MAX_COMPONENTS = 32
+"""Limit of the components of a path."""
 
 
 def unsafe_reason(path: str) -> str | None:
-    """Why a path may not be written below an output folder, or None if it may."""
+    """Why a path may not be written below an output folder, to stand behind the path in a message; None if it may."""
     try:
         encoded = path.encode()
     except UnicodeEncodeError:
@@ -37,10 +40,10 @@ def unsafe_reason(path: str) -> str | None:
     return None
 
 
-def clash(paths: Iterable[str]) -> str | None:
-    """The first path, in order of components, that repeats another or has one as its directory part, or None.
+def conflicting_path(paths: Iterable[str]) -> str | None:
+    """The first path, in order of components, that repeats another or lies below another; None if there is none.
 
-    In that order a path is followed at once by all that it is a directory part of, so that neighbours alone need be compared.
+    In that order a path is followed at once by all that lie below it, so that only neighbours need be compared.
     """
     ordered = sorted(paths, key=lambda path: path.replace("/", "\0"))
     for above, path in itertools.pairwise(ordered):
@@ -50,8 +53,8 @@ def clash(paths: Iterable[str]) -> str | None:
 
 
 def safe_path(path: Any, where: str) -> str:
-    """A path that may be written below an output folder (spec 9); raises FormatError for any other."""
-    text = canonical.as_text(path, where)
+    """A path of a patch that may be written below an output folder; raises FormatError for any other value."""
+    text = as_text(path, where)
     reason = unsafe_reason(text)
     if reason:
         raise FormatError(f"{where}: the path {quoted(text)} {reason}: do not trust this patch")

@@ -9,46 +9,58 @@ from typing import Any
 from ckptdiff.errors import cut
 from ckptdiff.format import canonical
 from ckptdiff.format.dtypes import DTYPES, MAX_FILE, MAX_SIZE
-from ckptdiff.format.wrong_file import HEAD, impostor
+from ckptdiff.format.wrong_file import HEAD_BYTES, describe_wrong_file
 from ckptdiff.io.source import ByteSource, read_bytes
 
 MAX_HEADER = 1 << 25
+"""Limit of a header in bytes."""
 MAX_TENSORS = 1 << 17
-MAX_MEMBER = 1 << 16
-"""Nodes of one member of a header: a tensor needs no more than 40, ``__metadata__`` one for each of its own members."""
+"""Limit of the tensors in a file."""
+MAX_MEMBER_NODES = 1 << 16
+"""Limit of the braces, brackets and commas of one member of a header: a tensor needs 40, ``__metadata__`` one for each of its members."""
 MAX_RANK = 32
+"""Limit of the dimensions of a tensor."""
 MAX_NAME = 4096
+"""Limit of a tensor's name in bytes of UTF-8."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor of a safetensors header; ``begin`` and ``end`` count from the start of the data."""
+    """One tensor of a safetensors header."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     begin: int
+    """Where its bytes begin, counted from the start of the data."""
     end: int
+    """Where its bytes end."""
 
     @property
     def nbytes(self) -> int:
+        """Size of the tensor in bytes."""
         return self.end - self.begin
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A parsed header. ``raw`` is its N bytes as stored; ``tensors`` are in the order of their data."""
+    """A parsed header."""
 
     raw: bytes
+    """Its N bytes as stored, padding included."""
     metadata: dict[str, str] | None
+    """The member ``__metadata__``; None if there is none."""
     tensors: tuple[TensorInfo, ...]
+    """In the order of their data."""
 
     @property
     def data_start(self) -> int:
+        """Where the data begin in the file."""
         return 8 + len(self.raw)
 
     @property
     def data_size(self) -> int:
+        """Bytes of all tensors."""
         return self.tensors[-1].end if self.tensors else 0
 
 
@@ -62,18 +74,24 @@ def parse_header(raw: bytes, data_size: int) -> Header:
         raise ValueError(f"it has {data_size} bytes of data, more than {MAX_FILE}")
     if not (raw.startswith(b"{") and raw.rstrip(b" ").endswith(b"}")):
         raise ValueError("the header is not a JSON object and then spaces")
-    found: list[TensorInfo] = []
+    parsed: list[TensorInfo] = []
     has_metadata, metadata = False, None
-    for _, name, value in canonical.members(raw.rstrip(b" "), {}, MAX_MEMBER, depth=3):
+    for _, name, value in canonical.members(raw.rstrip(b" "), {}, MAX_MEMBER_NODES, depth=3):
         if name == "__metadata__":
             has_metadata, metadata = True, value
-        elif len(found) == MAX_TENSORS:
+        elif len(parsed) == MAX_TENSORS:
             raise ValueError(f"it holds more than {MAX_TENSORS} tensors")
         else:
-            found.append(_parse_tensor(name, value))
+            parsed.append(_parse_tensor(name, value))
     if has_metadata and not (isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())):
         raise ValueError("__metadata__ is not an object of strings")
-    tensors = sorted(found, key=lambda t: (t.begin, t.end))
+    tensors = tuple(sorted(parsed, key=lambda t: (t.begin, t.end)))
+    _check_offsets(tensors, data_size)
+    return Header(raw, metadata, tensors)
+
+
+def _check_offsets(tensors: Iterable[TensorInfo], data_size: int) -> None:
+    """Raise ValueError unless tensors, in the order of their data, cover it without a hole or an overlap."""
     position = 0
     for tensor in tensors:
         if tensor.begin != position:
@@ -81,14 +99,15 @@ def parse_header(raw: bytes, data_size: int) -> Header:
         position = tensor.end
     if position != data_size:
         raise ValueError(f"its tensors end at byte {position} of the data, but the file holds {data_size}: truncated, or padded")
-    return Header(raw, metadata, tuple(tensors))
 
 
 def _is_count(value: Any) -> bool:
+    """Whether a JSON value is an integer that a dimension, or an offset in a tensor's limits, may be."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_SIZE
 
 
 def _parse_tensor(name: str, entry: Any) -> TensorInfo:
+    """A tensor from its member of the header; raises ValueError as :func:`parse_header`."""
     if not 1 <= len(name.encode()) <= MAX_NAME:
         raise ValueError(f"a tensor name has {len(name.encode())} bytes, expected 1 to {MAX_NAME}")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
@@ -116,18 +135,23 @@ def read_header(source: ByteSource) -> Header:
     """
     if source.size < 8:
         raise ValueError(f"it has {source.size} bytes, too few for a safetensors file")
-    head = read_bytes(source, 0, min(source.size, HEAD))
+    head = read_bytes(source, 0, min(source.size, HEAD_BYTES))
     n = int.from_bytes(head[:8], "little")
     if n > MAX_HEADER or n > source.size - 8:
         raise ValueError(
-            impostor(head)
+            describe_wrong_file(head)
             or f"its header would have {n} bytes, but the file has {source.size} (limit {MAX_HEADER}): truncated, or not safetensors"
         )
     return parse_header(read_bytes(source, 8, n), source.size - 8 - n)
 
 
 def header_json(first: Iterable[tuple[str, str]], tensors: Iterable[tuple[str, str, Sequence[int], int]]) -> bytes:
-    """Header bytes in the order given: ``first`` are ready-made members, ``tensors`` are (name, dtype, shape, nbytes)."""
+    """The bytes of a header whose tensors lie end to end, padded with spaces to a multiple of 8.
+
+    Args:
+        first: members that come first: their keys, and their values as JSON.
+        tensors: name, dtype, shape and size in bytes of each.
+    """
     members, position = [f"{canonical.quote(key)}:{text}".encode() for key, text in first], 0
     for name, dtype, shape, nbytes in tensors:
         dims = ",".join(map(str, shape))
@@ -139,5 +163,5 @@ def header_json(first: Iterable[tuple[str, str]], tensors: Iterable[tuple[str, s
 
 
 def predicted_header(tensors: Iterable[tuple[str, str, Sequence[int], int]]) -> bytes:
-    """The header that common writers would give these tensors (spec 5.2)."""
+    """The header that common writers would give these tensors (spec 5.2), each of name, dtype, shape and size in bytes."""
     return header_json([("__metadata__", '{"format":"pt"}')], tensors)

@@ -1,4 +1,4 @@
-"""Files, threads and signals of this machine. Nothing here knows the format."""
+"""Files, threads and signals of this machine. Nothing in this package knows the format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files and folders made durable, and moved to their place in one step (spec 10, step 6)."""
+"""Files and folders are made durable, and moved to their place in one step (spec 10, step 6)."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import os
 from pathlib import Path
 
 NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
-"""How some network and FUSE file systems say that they do not flush folders."""
+"""How some network and FUSE file systems say that they cannot flush folders."""
 
 NO_FLAGS = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM}
-"""How a file system, a kernel or a sandbox says that it does not know renameat2, or a flag of it."""
+"""How a file system, a kernel or a sandbox says that it does not know renameat2, or one of its flags."""
 
-AT_FDCWD, NOREPLACE, EXCHANGE = -100, 1, 2
+AT_FDCWD, RENAME_NOREPLACE, RENAME_EXCHANGE = -100, 1, 2
+"""Constants of Linux, which Python has no names for."""
 
 
 def sync(path: Path) -> None:
-    """Flush a file or folder to the disk; raises OSError, but not for a folder where the file system flushes files only."""
+    """Flush a file or folder to the disk; raises OSError, but not where a file system cannot flush folders."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -29,7 +30,7 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(path: Path) -> None:
-    """Flush a file, or a folder and all that is in it; raises OSError."""
+    """Flush a file, or a folder and everything in it; raises OSError."""
 
     def fail(error: OSError) -> None:
         raise error
@@ -44,17 +45,17 @@ def sync_tree(path: Path) -> None:
 
 
 def move_new(source: Path, target: Path) -> None:
-    """Rename a file or folder to a place where nothing is.
+    """Rename a file or folder, without replacing anything.
 
     Raises:
-        FileExistsError: something came into being there; it is left as it is. OSError: it cannot be done.
+        FileExistsError: there is something at ``target``, which is left as it is. OSError: renaming fails.
     """
-    if _renameat2(source, target, NOREPLACE):
+    if _renameat2(source, target, RENAME_NOREPLACE):
         return
     if source.is_dir():
         if os.path.lexists(target):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(target))
-        os.rename(source, target)  # never replaces a file, nor a folder that holds something
+        os.rename(source, target)  # does not replace a file, nor a folder that is not empty
         return
     try:
         os.link(source, target)
@@ -65,24 +66,26 @@ def move_new(source: Path, target: Path) -> None:
 
 
 def replace_folder(source: Path, target: Path, aside: Path) -> None:
-    """Put a folder in the place of another: both exchanged in one step, or ``target`` first moved to ``aside`` where that is not known.
+    """Put a folder in the place of another.
+
+    Both are exchanged in one step; where the system cannot do that, ``target`` is moved to ``aside`` first.
 
     Raises:
-        OSError: it cannot be done. If ``target`` is absent then, ``aside`` has it.
+        OSError: renaming fails. If ``target`` is missing then, it is at ``aside``.
     """
-    if not _renameat2(source, target, EXCHANGE):
+    if not _renameat2(source, target, RENAME_EXCHANGE):
         os.rename(target, aside)
         os.rename(source, target)
 
 
 def _renameat2(source: Path, target: Path, flags: int) -> bool:
-    """False if this kind of rename is not known here; raises OSError."""
+    """Rename with flags; returns False where the system does not know them. Raises OSError if renaming fails."""
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if call is None:
         return False
     if call(AT_FDCWD, os.fsencode(source), AT_FDCWD, os.fsencode(target), ctypes.c_uint(flags)) == 0:
         return True
-    found = ctypes.get_errno()
-    if found in NO_FLAGS:
+    code = ctypes.get_errno()
+    if code in NO_FLAGS:
         return False
-    raise OSError(found, os.strerror(found), os.fspath(source), None, os.fspath(target))
+    raise OSError(code, os.strerror(code), os.fspath(source), None, os.fspath(target))

@@ -1,4 +1,4 @@
-"""The files below a folder, and the links that lead out of it."""
+"""The files below a folder, and links that lead out of it."""
 
 from __future__ import annotations
 
@@ -8,52 +8,53 @@ from pathlib import Path
 
 from ckptdiff.errors import CheckpointError
 
-REPOS = ("models--", "datasets--", "spaces--")
-"""What folders of repos in the Hub's cache are called."""
+REPO_PREFIXES = ("models--", "datasets--", "spaces--")
+"""How the names of folders of repos in the Hub's cache begin."""
 
 
 @dataclass(slots=True)
 class Listing:
-    """What lies below a folder, by relative path with ``/``, sorted by the path's UTF-8 bytes.
-
-    Attributes:
-        files: every file, links included, and where to open it.
-        outside: where links lead that leave the folder: of ``files``, and of folders, which were not looked into and end in ``/``. The
-            links into the blobs of the Hub's cache, as its snapshots and folders of older clients have, do not count.
-        again: the real path, below the folder too, of a file that is there once more by a link to its folder.
-        skipped: links to folders that were not followed: to one that the link lies in, or met behind another link. They end in ``/``.
-    """
+    """What lies below a folder: by path relative to it, with ``/``."""
 
     files: dict[str, Path] = field(default_factory=dict)
+    """Every file, links to files included, and where to open it; sorted by the UTF-8 bytes of the path."""
     outside: dict[str, Path] = field(default_factory=dict)
+    """Links that lead out of the folder, and where to. The names of links to folders, which were not listed, end in ``/``.
+
+    Links into the blobs of the Hub's cache, as its snapshots and folders of older clients have, do not count.
+    """
     again: dict[str, str] = field(default_factory=dict)
+    """Files that are listed a second time, since there is a link to their folder; and their real paths below the folder."""
     skipped: list[str] = field(default_factory=list)
+    """Links to folders that were not followed: the link lies in that folder, or behind another link. They end in ``/``."""
 
 
 def list_folder(folder: Path, *, follow_links: bool = False) -> Listing:
     """List a folder.
 
-    A link to a folder is followed where that lies below this one too, or with ``follow_links``; but no link that lies behind it, so that
-    the walk ends however links are laid.
+    A link to a folder is followed if that lies below this folder too, or if ``follow_links`` is set. No link that lies behind another
+    one is followed, so that the walk ends wherever links lead.
 
     Raises:
-        CheckpointError: a name is not UTF-8, or a link leads to a folder that holds this one and is to be followed.
+        CheckpointError: a name is not UTF-8, or a link that is to be followed leads to a folder that holds this one.
         OSError: a folder cannot be read.
     """
     walk = _Walk(folder, follow_links)
     walk.visit(folder, "", behind_link=False)
-    found = walk.found
-    found.files = dict(sorted(found.files.items(), key=lambda item: item[0].encode()))
-    return found
+    walk.listing.files = dict(sorted(walk.listing.files.items(), key=lambda item: item[0].encode()))
+    return walk.listing
 
 
 class _Walk:
+    """The state of :func:`list_folder`."""
+
     def __init__(self, folder: Path, follow_links: bool) -> None:
-        self.root, self.follow_links, self.found = Path(os.path.realpath(folder)), follow_links, Listing()
+        self.root, self.follow_links, self.listing = Path(os.path.realpath(folder)), follow_links, Listing()
         snapshots = next((parent for parent in (self.root, *self.root.parents) if parent.parent.name == "snapshots"), None)
         self.blobs = snapshots.parent.parent / "blobs" if snapshots else None
 
     def visit(self, folder: Path, prefix: str, behind_link: bool) -> None:
+        """List one folder and those below it; ``prefix`` is its path, with a ``/`` at the end."""
         with os.scandir(folder) as entries:
             for entry in entries:
                 path, name = Path(entry.path), prefix + entry.name
@@ -69,36 +70,38 @@ class _Walk:
                     self.visit(path, name + "/", behind_link)
 
     def _file(self, path: Path, name: str, linked: bool) -> None:
-        self.found.files[name] = path
+        """List a file; ``linked``: it is a link, or lies behind one."""
+        self.listing.files[name] = path
         if not linked:
             return
         real = Path(os.path.realpath(path))
         if not real.is_relative_to(self.root):
             if not self._is_blob(path, real):
-                self.found.outside[name] = real
+                self.listing.outside[name] = real
         elif not path.is_symlink():
-            self.found.again[name] = real.relative_to(self.root).as_posix()
+            self.listing.again[name] = real.relative_to(self.root).as_posix()
 
     def _is_blob(self, path: Path, real: Path) -> bool:
-        """Whether a link leads to a blob of the Hub's cache, which may be a link into a store again."""
+        """Whether a link leads to a blob of the Hub's cache; a blob may itself be a link, into a store that repos share."""
         first = Path(os.path.normpath(os.path.join(os.path.realpath(path.parent), os.readlink(path)))) if path.is_symlink() else real
         return any(
-            place.parent == self.blobs or (place.parent.name == "blobs" and place.parent.parent.name.startswith(REPOS))
+            place.parent == self.blobs or (place.parent.name == "blobs" and place.parent.parent.name.startswith(REPO_PREFIXES))
             for place in (first, real)
         )
 
     def _linked_folder(self, path: Path, name: str, behind_link: bool) -> None:
+        """List a link to a folder, and follow it if it is to be followed."""
         real = Path(os.path.realpath(path))
         inside = real.is_relative_to(self.root)
         if behind_link or (inside and Path(os.path.realpath(path.parent)).is_relative_to(real)):
-            self.found.skipped.append(name)
+            self.listing.skipped.append(name)
         elif inside:
             self.visit(path, name, behind_link=True)
         else:
-            self.found.outside[name] = real
+            self.listing.outside[name] = real
             if self.follow_links:
                 if self.root.is_relative_to(real):
-                    raise CheckpointError(f"{path}: a link to a folder that holds this one; remove it")
+                    raise CheckpointError(f"{path}: a link to a folder that holds the one it is in: remove it")
                 self.visit(path, name, behind_link=True)
 
 
@@ -106,4 +109,4 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:
-        return False  # a link that leads round in a circle: whoever wants the file says that it is not there
+        return False  # a link that leads back to itself: it counts as a file, and whoever opens it finds that there is none

@@ -1,8 +1,8 @@
-"""What stands beside an output while it is written, and what a run that was killed has left there: names, and how they are read.
+"""Work folders, which stand beside an output while it is written, and which a run that is killed leaves: their names and how to find them.
 
-A work folder lies beside the output and is called as the output, with ``.`` before it and ``.ckptdiff-`` and eight characters after.
-Its marker says that it is ours, and is locked as long as its run lives. ``result`` is what is being built, or after an exchange what
-was replaced; ``old`` is the old output, on file systems that replace a folder in two renames only.
+A work folder has the name of its output, with ``.`` before it and ``.ckptdiff-`` and eight characters behind it. Its marker file shows
+that ckptdiff made it, and is locked while its run lives. In it ``result`` is the new output while it is built, or the replaced one once
+both were exchanged; ``old`` is the old output, where the file system can replace a folder only by two renames.
 """
 
 from __future__ import annotations
@@ -16,34 +16,37 @@ from pathlib import Path
 import xxhash
 
 MARKER, RESULT, OLD = "ckptdiff-work", "result", "old"
-MOST = 100
-"""Bytes of an output's name that those of its work folders repeat."""
+"""Names of the entries of a work folder."""
+MAX_REPEATED = 100
+"""How many bytes of an output's name the names of its work folders repeat, at most."""
 
 
 def work_prefix(out: Path) -> str:
-    """What the names of an output's work folders begin with; a long name is cut, and its hash makes up for that."""
+    """How the names of an output's work folders begin. In place of the end of a long name stands its hash."""
     name = os.fsencode(out.name)
-    if len(name) > MOST:  # what stands for it is longer than MOST too, so it is no other output's
-        return f".{name[:MOST].decode(errors='ignore')}{xxhash.xxh3_64_hexdigest(name)}.ckptdiff-"
+    if len(name) > MAX_REPEATED:  # with the hash it is longer than any name that is not cut, so it is no other output's
+        return f".{name[:MAX_REPEATED].decode(errors='ignore')}{xxhash.xxh3_64_hexdigest(name)}.ckptdiff-"
     return f".{out.name}.ckptdiff-"
 
 
 def work_folders(parent: Path, prefix: str) -> list[Path]:
-    """The folders in ``parent`` whose names have exactly the form of ours; raises OSError."""
+    """The folders in ``parent`` whose names are those of work folders with this prefix; raises OSError."""
     form = re.compile(re.escape(prefix) + "[a-z0-9_]{8}")  # as tempfile makes them
     return sorted(path for path in parent.iterdir() if form.fullmatch(path.name) and _may_be_ours(path, parent))
 
 
 def _may_be_ours(path: Path, parent: Path) -> bool:
+    """Whether a path is a folder that a run of this user may have made."""
     try:
-        found, above = path.lstat(), parent.stat()
+        status, above = path.lstat(), parent.stat()
     except FileNotFoundError:  # its run has just ended
         return False
-    return stat.S_ISDIR(found.st_mode) and (not above.st_mode & stat.S_ISVTX or found.st_uid == os.geteuid())  # /tmp is everybody's
+    shared = above.st_mode & stat.S_ISVTX  # as /tmp, where everybody may make folders of this name
+    return stat.S_ISDIR(status.st_mode) and (not shared or status.st_uid == os.geteuid())
 
 
 def is_marked(folder: Path) -> bool:
-    """Whether a folder has our marker."""
+    """Whether a folder holds a marker file."""
     try:
         return stat.S_ISREG((folder / MARKER).lstat().st_mode)
     except OSError:
@@ -51,7 +54,7 @@ def is_marked(folder: Path) -> bool:
 
 
 def old_copy(path: str | os.PathLike[str]) -> Path | None:
-    """Where the old output lies if ``path`` is gone since a run was killed while it replaced it; None otherwise."""
+    """Where the old output lies, if ``path`` is missing because a run was killed while it replaced it; else None."""
     path = Path(os.path.abspath(path))
     try:
         if os.path.lexists(path) or not path.parent.is_dir():
@@ -63,7 +66,7 @@ def old_copy(path: str | os.PathLike[str]) -> Path | None:
 
 
 def if_gone(path: str | os.PathLike[str]) -> str:
-    """What to add to a message that ``path`` does not exist: where it is, if a killed run has left it or what holds it aside."""
+    """What to add to a message that ``path`` does not exist: where it is, if a killed run has moved it or a folder above it aside."""
     for gone in (Path(path), *Path(path).parents):
         old = old_copy(gone)
         if old is not None:

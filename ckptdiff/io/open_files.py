@@ -1,4 +1,4 @@
-"""Local files that are open, a bounded number at a time: checkpoints of a thousand shards meet limits of 256 open files."""
+"""Open local files, a bounded number at a time: a checkpoint may have a thousand shards, and a process 256 open files."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-MOST, LEAST, SPARE = 512, 4, 64
-"""How many files to hold open: half of what the system allows beyond those that the rest of the process may want, within bounds."""
+MAX_OPEN, MIN_OPEN = 512, 4
+"""Bounds of how many files are held open."""
+RESERVED = 64
+"""How many open files are left to the rest of the process, beside half of what the system allows."""
 
-FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | os.O_NONBLOCK  # without the last, opening a fifo would wait for ever
+OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | os.O_NONBLOCK
+"""Without O_NONBLOCK, opening a FIFO that nobody writes to would wait for ever."""
 
 
 def capacity() -> int:
     """How many files may be held open now."""
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return MOST if soft == resource.RLIM_INFINITY else max(LEAST, min(MOST, (soft - SPARE) // 2))
+    return MAX_OPEN if soft == resource.RLIM_INFINITY else max(MIN_OPEN, min(MAX_OPEN, (soft - RESERVED) // 2))
 
 
 class OpenFiles:
-    """Descriptors by path, shared by threads: those used longest ago are closed when there are too many."""
+    """File descriptors, shared by threads. Where there are too many, those that were used longest ago are closed."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -32,7 +35,11 @@ class OpenFiles:
 
     @contextmanager
     def descriptor(self, key: object, path: str) -> Iterator[tuple[int, bool]]:
-        """A descriptor of the file at ``path``, and whether it was opened just now. It stays open while it is used here.
+        """A descriptor of a file, which stays open within the block, and whether it was opened just now.
+
+        Args:
+            key: what the descriptor is known by; :meth:`close` takes it too.
+            path: the file.
 
         Raises:
             OSError: it cannot be opened.
@@ -44,6 +51,7 @@ class OpenFiles:
             self._give_back(key)
 
     def _take(self, key: object, path: str) -> tuple[int, bool]:
+        """A descriptor that is counted as used, and whether it was opened just now."""
         with self._lock:
             fresh = False
             if key in self._used:
@@ -56,20 +64,23 @@ class OpenFiles:
             return fd, fresh
 
     def _open(self, path: str) -> int:
+        """Open a file; where the process may open no more, close idle ones first."""
         self._shrink(capacity() - 1)
         while True:
             try:
-                return os.open(path, FLAGS)
+                return os.open(path, OPEN_FLAGS)
             except OSError as error:
                 if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._idle:
                     raise
                 self._shrink(len(self._idle) // 2)
 
     def _shrink(self, most: int) -> None:
+        """Close idle files until no more than so many are open, or all that are open are in use."""
         while self._idle and len(self._idle) + len(self._used) > most:
             os.close(self._idle.popitem(last=False)[1])
 
     def _give_back(self, key: object) -> None:
+        """Count a descriptor as used by one fewer."""
         with self._lock:
             fd, users = self._used.pop(key)
             if users > 1:
@@ -78,12 +89,12 @@ class OpenFiles:
                 self._idle[key] = fd
 
     def close(self, key: object) -> None:
-        """Close a file that nobody uses any more, if it is open."""
+        """Close a file that is no longer used, if it is open."""
         with self._lock:
             fd = self._idle.pop(key, None)
         if fd is not None:
             os.close(fd)
 
 
-OPEN = OpenFiles()
-"""Those of this process."""
+OPEN_FILES = OpenFiles()
+"""The open files of this process."""

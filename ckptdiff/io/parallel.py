@@ -1,4 +1,4 @@
-"""Jobs on a thread pool, results in order, a bounded number under way; and SHA-256 of a file beside them."""
+"""Jobs on a thread pool, with results in order and a bounded number under way; and the SHA-256 of a file, computed beside them."""
 
 from __future__ import annotations
 
@@ -16,21 +16,28 @@ from ckptdiff.io.scratch import scratch
 from ckptdiff.io.source import ByteSource
 
 T = TypeVar("T")
-CHUNK = 1 << 20
+READ_BYTES = 1 << 20
+"""How many bytes of a file are read at once where they are only hashed or copied."""
 
 
 class Progress(Protocol):
-    """How far a verb is: called with a label and bytes done and in all, from the calling thread."""
+    """A function that a verb tells how far it is, from the thread that called the verb."""
 
-    def __call__(self, what: str, done: int, total: int) -> None: ...
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Take a report.
+
+        Args:
+            what: what is being done.
+            done, total: bytes done so far, and in all.
+        """
 
 
 def no_progress(what: str, done: int, total: int) -> None:
-    """The default: nobody watches."""
+    """A :class:`Progress` that ignores reports: the default."""
 
 
 def default_threads() -> int:
-    """As many threads as this process may use cores, at most 8."""
+    """How many threads to use unless told: one for each core that this process may use, at most 8."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, 8)
 
@@ -38,8 +45,8 @@ def default_threads() -> int:
 def run_ordered(jobs: Iterable[Callable[[], T]], threads: int) -> Generator[T, None, None]:
     """Run jobs on ``threads`` threads and yield their results in the order of the jobs.
 
-    At most ``2 * threads`` jobs are under way or waiting to be taken, which bounds memory. After an error or an
-    interrupt no further job starts, and those under way have ended when this generator has.
+    At most ``2 * threads`` jobs are under way or have results that are not taken yet, which bounds memory. After an error or an
+    interrupt no further job starts, and those under way have ended when the generator ends.
     """
     if threads <= 1:
         for job in jobs:
@@ -59,7 +66,7 @@ def run_ordered(jobs: Iterable[Callable[[], T]], threads: int) -> Generator[T, N
 
 
 class FileHasher:
-    """SHA-256 of a file, advanced by whichever thread comes by, so that it is read once while it is in the page cache."""
+    """The SHA-256 of a file, advanced by any thread that has just read the file, so that its bytes come from the page cache."""
 
     def __init__(self, source: ByteSource) -> None:
         self._source = source
@@ -69,7 +76,7 @@ class FileHasher:
         self._lock = threading.Lock()
 
     def advance(self, goal: int) -> None:
-        """Hash up to byte ``goal``, unless another thread is at it: then leave the goal to it."""
+        """Hash up to byte ``goal``; if another thread is hashing, leave that to it."""
         self._goal = max(self._goal, min(goal, self._source.size))
         if self._lock.acquire(blocking=False):
             try:
@@ -78,15 +85,16 @@ class FileHasher:
                 self._lock.release()
 
     def _work(self) -> None:
-        buffer = scratch("hash", CHUNK, np.uint8)
-        while (count := self._goal - self._position) > 0:  # read once: other threads move the goal
+        """Hash up to the goal; the caller holds the lock."""
+        buffer = scratch("hash", READ_BYTES, np.uint8)
+        while (count := self._goal - self._position) > 0:  # one look at the goal, which other threads move
             part = buffer[:count]
             self._source.readinto(self._position, part)
             self._sha.update(part)
             self._position += len(part)
 
     def hexdigest(self) -> str:
-        """SHA-256 of the whole file."""
+        """The SHA-256 of the whole file."""
         with self._lock:
             self._goal = self._source.size
             self._work()
@@ -94,5 +102,5 @@ class FileHasher:
 
 
 def sha256_file(source: ByteSource) -> str:
-    """SHA-256 of a whole file, read in chunks."""
+    """The SHA-256 of a whole file, without holding it in memory."""
     return FileHasher(source).hexdigest()

@@ -1,4 +1,4 @@
-"""Arrays that a thread uses again for block after block: the page faults of fresh ones took a third of the coders' time."""
+"""Scratch arrays, which a thread uses again for block after block: the page faults of new arrays took a third of the coders' time."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ import numpy as np
 import numpy.typing as npt
 
 
-class _Mine(threading.local):
+class _ThreadState(threading.local):
+    """The scratch memory of one thread, by name."""
+
     def __init__(self) -> None:
         self.arrays: dict[str, npt.NDArray[np.uint8]] = {}
 
 
-_mine = _Mine()
+_state = _ThreadState()
 
 
 def scratch(name: str, size: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """An array of ``size`` items of anything, this thread's until it next asks for the same name."""
+    """An array of ``size`` items with arbitrary contents. It is this thread's until the thread asks for the same name again."""
     kind = np.dtype(dtype)
-    array = _mine.arrays.get(name)
+    array = _state.arrays.get(name)
     if array is None or len(array) < size * kind.itemsize:
-        array = _mine.arrays[name] = np.empty(1 << (size * kind.itemsize - 1).bit_length(), np.uint8)
+        array = _state.arrays[name] = np.empty(1 << (size * kind.itemsize - 1).bit_length(), np.uint8)
     return array[: size * kind.itemsize].view(kind)

@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP: who has them, and where they wait until a step is whole."""
+"""SIGINT, SIGTERM and SIGHUP: what handles them, and how they are put off while a step must not be interrupted."""
 
 from __future__ import annotations
 
@@ -9,25 +9,30 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""The signals that end a command."""
 Handler = Callable[[int, FrameType | None], Any]
 
 
 def install(handler: Handler) -> dict[signal.Signals, Any]:
-    """Give the signals to ``handler``, but for those that the caller ignores, as under nohup; returns who had them.
+    """Have ``handler`` handle the signals, but for those that are ignored, as under nohup.
 
-    Only the main thread may, and only it is ever interrupted: elsewhere nothing happens, and the result is empty.
+    Python lets only the main thread do this, and interrupts only that: in another thread nothing happens.
+
+    Returns:
+        The handlers before, by signal: those to put back.
     """
     if threading.current_thread() is not threading.main_thread():
         return {}
-    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
-    before = {signum: had for signum, had in before.items() if had not in (signal.SIG_IGN, None)}
+    before = {signum: signal.getsignal(signum) for signum in END_SIGNALS}
+    before = {signum: previous for signum, previous in before.items() if previous not in (signal.SIG_IGN, None)}
     _set(dict.fromkeys(before, handler))
     return before
 
 
 def _set(handlers: Mapping[signal.Signals, Any]) -> None:
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # or a signal could come when half of them are set
+    """Set the handlers of signals, all at once as far as these can tell."""
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)  # a signal must not come while half of them are set
     try:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
@@ -36,13 +41,13 @@ def _set(handlers: Mapping[signal.Signals, Any]) -> None:
 
 
 def block() -> None:
-    """From here to the end of the process: all is done, and Python takes the handlers away before it ends."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    """Block the signals until the process ends: its work is done, and Python removes the handlers before it ends."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
 
 
 @contextmanager
 def raised() -> Iterator[None]:
-    """Every signal raises KeyboardInterrupt, so that all is cleaned up on the way out."""
+    """Within the block every signal raises KeyboardInterrupt, so that what is under way is cleaned up."""
     before = install(_interrupt)
     try:
         yield
@@ -56,7 +61,7 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Signals wait until the end of the block, and come then."""
+    """Within the block signals are put off; they are delivered at its end."""
     came: list[int] = []
     before: dict[signal.Signals, Any] = {}
     try:

@@ -1,4 +1,4 @@
-"""Positioned reads of files, on the disk and elsewhere."""
+"""Files that are read at given positions, on the disk and elsewhere."""
 
 from __future__ import annotations
 
@@ -14,40 +14,44 @@ import numpy.typing as npt
 
 from ckptdiff.errors import CheckpointError
 from ckptdiff.io.leftovers import if_gone
-from ckptdiff.io.open_files import OPEN
+from ckptdiff.io.open_files import OPEN_FILES
 
 
 class ByteSource(Protocol):
-    """What the core needs of a file: its size, and bytes at a position."""
+    """What the core needs of a file: its size, and the bytes at a position."""
 
     name: str
+    """What messages call it."""
     size: int
+    """Bytes."""
 
     def readinto(self, offset: int, out: npt.NDArray[np.uint8] | memoryview) -> None:
-        """Fill ``out`` with the bytes at ``offset``; raises CheckpointError if they are not all there."""
+        """Fill ``out`` with the bytes at ``offset``; raises CheckpointError if the file ends before."""
 
 
 class WeightSource(ByteSource, Protocol):
-    """A :class:`ByteSource` with the bytes of a safetensors file, on the disk or in memory."""
+    """A :class:`ByteSource` of a safetensors file, on the disk or in memory."""
 
     path: Path
 
-    def check_unchanged(self) -> None: ...
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError if the file was written to since it was opened."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release what reading needs."""
 
 
 def read_bytes(source: ByteSource, offset: int, size: int) -> bytes:
-    """``size`` bytes at ``offset``; raises CheckpointError if they are not all there."""
+    """Read ``size`` bytes at ``offset``; raises CheckpointError if the file ends before."""
     out = bytearray(size)
     source.readinto(offset, memoryview(out))
     return bytes(out)
 
 
 class LocalFile:
-    """A :class:`ByteSource` over a local file. Reads are positioned, so threads may share it.
+    """A local file, which threads may share.
 
-    It need not stay open between reads (:mod:`ckptdiff.io.open_files`); a file that is another one when it is opened again is an error.
+    It may be closed between reads (:mod:`ckptdiff.io.open_files`). If it has changed when it is opened again, that is an error.
     """
 
     def __init__(self, path: Path, name: str | None = None) -> None:
@@ -64,9 +68,10 @@ class LocalFile:
 
     @contextmanager
     def _descriptor(self) -> Iterator[int]:
+        """A descriptor of the file; raises CheckpointError if it cannot be opened, or has changed."""
         with ExitStack() as stack:
             try:
-                fd, fresh = stack.enter_context(OPEN.descriptor(self, self._where))
+                fd, fresh = stack.enter_context(OPEN_FILES.descriptor(self, self._where))
             except OSError as error:
                 raise CheckpointError(f"{self.name}: cannot be opened: {error.strerror}{if_gone(self.path)}") from None
             if fresh:
@@ -74,18 +79,18 @@ class LocalFile:
             yield fd
 
     def _check(self, fd: int) -> None:
-        """Raise CheckpointError if this is not a regular file, or not the one of before as it was."""
+        """Raise CheckpointError if this is not a regular file, or has changed since it was first opened."""
         stat = os.fstat(fd)
         if not S_ISREG(stat.st_mode):
             raise CheckpointError(f"{self.name}: not a regular file")
-        stamp = stat.st_size, stat.st_mtime_ns  # inodes are not kept by every file system in user space
+        stamp = stat.st_size, stat.st_mtime_ns  # not the inode, which some file systems in user space do not keep
         if self._stamp is None:
             self._stamp = stamp
         elif stamp != self._stamp:
             raise CheckpointError(f"{self.name}: was changed by another program while it was read: run again")
 
     def readinto(self, offset: int, out: npt.NDArray[np.uint8] | memoryview) -> None:
-        """Fill ``out`` with the bytes at ``offset``; raises CheckpointError if they are not all there, or the file cannot be read."""
+        """Fill ``out`` with the bytes at ``offset``; raises CheckpointError if the file ends before, or cannot be read."""
         view, done = memoryview(out), 0
         with self._descriptor() as fd:
             while done < len(view):
@@ -105,5 +110,5 @@ class LocalFile:
             self._check(fd)
 
     def close(self) -> None:
-        """Let it go; a later read would open it again."""
-        OPEN.close(self)
+        """Close the file; a later read would open it again."""
+        OPEN_FILES.close(self)

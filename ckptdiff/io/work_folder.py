@@ -1,4 +1,4 @@
-"""Work folders: made, locked and removed; those that killed runs have left are mended. :mod:`ckptdiff.io.leftovers`: what they hold."""
+"""Work folders: made, locked and removed; those of killed runs are cleaned up. What they hold: :mod:`ckptdiff.io.leftovers`."""
 
 from __future__ import annotations
 
@@ -18,32 +18,40 @@ from ckptdiff.io.durable import move_new, sync
 from ckptdiff.io.leftovers import MARKER, OLD, RESULT, is_marked, work_folders
 from ckptdiff.io.signals import held
 
-SPARE = 8
-"""Open files kept back to remove a work folder with when a process may open no more: one for each level of it, and one."""
+RESERVED_DESCRIPTORS = 8
+"""File descriptors kept back to remove a work folder with when the process may open no more: one for each level of it, and one."""
 
 NO_LOCKS = {errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF}
-"""How some network file systems say that they have no locks. What a killed run leaves there stays."""
+"""How some network file systems say that they have no locks. What a killed run leaves there is not removed."""
 
 
 @dataclass(slots=True)
 class Work:
-    """A work folder of this run. ``out``: what is built in it; ``done``: once that is in its place, words that say so."""
+    """A work folder of this run."""
 
     path: Path
     out: Path | None
+    """The output that is built in it, if it has one."""
     done: str = ""
+    """Once the output is in its place: words for a message that say so."""
     files: list[int] = field(default_factory=list)
+    """Descriptors of the marker: the first has the lock, the others are kept in reserve."""
 
 
 @contextmanager
 def work_folder(parent: Path, prefix: str, out: Path | None = None) -> Iterator[Work]:
-    """A new folder in ``parent``, removed at the end; and so are those of the same prefix whose runs were killed.
+    """A new work folder, which is removed at the end of the block. Those of killed runs are cleaned up before.
+
+    Args:
+        parent: the folder to make it in.
+        prefix: how its name begins; see :func:`ckptdiff.io.leftovers.work_prefix`.
+        out: the output that is built in it.
 
     Raises:
-        OSError: it cannot be made. OutputError: it, or one that a killed run left, cannot be removed without loss.
-        KeyboardInterrupt: with words that say what is where if the output is in its place, or something was left.
+        OSError: it cannot be made. OutputError: it, or one that a killed run left, cannot be removed without losing the old output.
+        KeyboardInterrupt: with words that say where the outputs are, if the new one is in its place or something was left.
     """
-    mend(parent, prefix, out)
+    clean_up(parent, prefix, out)
     work, left = Work(Path(), out), ""
     try:
         try:
@@ -64,6 +72,7 @@ def work_folder(parent: Path, prefix: str, out: Path | None = None) -> Iterator[
 
 
 def _make(work: Work, parent: Path, prefix: str) -> None:
+    """Make the folder of a run, and mark it."""
     while not work.files:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
         try:
@@ -77,13 +86,17 @@ def _make(work: Work, parent: Path, prefix: str) -> None:
 
 
 def _marked(folder: Path) -> list[int]:
-    """Mark a new folder: the locked marker and the spare files; nothing if another run took the folder for one that was left."""
+    """Mark a new folder as that of a live run.
+
+    Returns:
+        Descriptors as for :attr:`Work.files`; none if another run took the folder for a leftover and has removed it.
+    """
     files: list[int] = []
     try:
         files.append(os.open(folder / MARKER, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         if _lock(files[0]) is not False and os.path.samestat(os.fstat(files[0]), (folder / MARKER).lstat()):
-            for _ in range(SPARE):
-                files.append(os.dup(files[0]))  # one by one, so that none is lost when there are no more
+            for _ in range(RESERVED_DESCRIPTORS):
+                files.append(os.dup(files[0]))  # one by one, so that those before are closed if one fails
             return files
     except FileNotFoundError:
         pass
@@ -95,7 +108,7 @@ def _marked(folder: Path) -> list[int]:
 
 
 def _lock(fd: int) -> bool | None:
-    """Whether a marker is now locked by us: False if its run has it, None if there are no locks here."""
+    """Lock a marker: True if that worked, False if its run is alive and has it locked, None if the file system has no locks."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -108,12 +121,13 @@ def _lock(fd: int) -> bool | None:
 
 
 def _close(files: Iterable[int]) -> None:
+    """Close descriptors."""
     for fd in files:
         os.close(fd)
 
 
 def _end(work: Work) -> str:
-    """Put back or remove what is in this run's folder; returns words that say what could not be, and why."""
+    """Put the old output back, or remove what is in this run's folder; returns words that say which of it failed, and why."""
     if not work.files:
         return ""
     _close(work.files[1:])
@@ -131,26 +145,27 @@ def _end(work: Work) -> str:
     return left
 
 
-def mend(parent: Path, prefix: str, out: Path | None) -> None:
-    """Put back or remove what killed runs left in ``parent``; a run that is alive has its marker locked.
+def clean_up(parent: Path, prefix: str, out: Path | None) -> None:
+    """Put back or remove what killed runs left in ``parent``. A run that is alive has its marker locked.
 
     Raises:
-        OSError: an old output cannot be put back. OutputError: nor can this one, as something else is in its place.
+        OSError: an old output cannot be put back. OutputError: it cannot be put back, as something else is in its place.
     """
     for folder in work_folders(parent, prefix):
         with held():
             if is_marked(folder):
-                _mend(folder, out)
-            else:
-                with suppress(OSError):  # gone; or it holds something, so it is not ours
-                    if stat.S_IMODE(folder.lstat().st_mode) == 0o700:  # its run was killed before the marker was there, or after
+                _clean_up_folder(folder, out)
+            else:  # its run was killed before it had made the marker, or after it had removed that; or the folder is not ours
+                with suppress(OSError):  # the folder is gone, or is not empty
+                    if stat.S_IMODE(folder.lstat().st_mode) == 0o700:
                         folder.rmdir()
 
 
-def _mend(folder: Path, out: Path | None) -> None:
+def _clean_up_folder(folder: Path, out: Path | None) -> None:
+    """Put back or remove what is in a marked folder, unless its run is alive."""
     try:
         lock = os.open(folder / MARKER, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except (FileNotFoundError, PermissionError):  # its run has just ended; or it is another user's
+    except (FileNotFoundError, PermissionError):  # its run has just ended, or it is another user's
         return
     try:
         ours = _lock(lock)
@@ -162,7 +177,7 @@ def _mend(folder: Path, out: Path | None) -> None:
     except OSError:
         if os.path.lexists(folder / OLD):
             raise
-        ours = None  # what is left is nothing that anybody needs
+        ours = None  # nobody needs what is left
     finally:
         os.close(lock)
     if ours:
@@ -170,22 +185,22 @@ def _mend(folder: Path, out: Path | None) -> None:
 
 
 def _put_back(folder: Path, out: Path | None) -> str:
-    """Move an old output back where nothing is in its place; returns words that say where it is if something else is there."""
+    """Move an old output back, unless something is in its place; returns words that say where it is if that is not the new output."""
     old = folder / OLD
     if out is None or not os.path.lexists(old):
         return ""
     if not os.path.lexists(out):
         move_new(old, out)
         sync(out.parent)
-    elif os.path.lexists(folder / RESULT):  # else that is in its place, and the old one is not needed
+    elif os.path.lexists(folder / RESULT):  # the new output is still here, so something else is in its place
         return f"{out}: the old one is in {old}, as something else came into its place when it was replaced: move either away"
     return ""
 
 
 def _empty(folder: Path) -> None:
-    """Remove all but the marker, which says to the next run, should this one be killed now, that the rest may go.
+    """Remove everything but the marker, which tells the next run, should this one be killed now, that it may remove the rest.
 
-    An old output that is not needed any more gets another name first: nobody must put back what is half removed.
+    An old output that is no longer needed is renamed first, so that no run puts back one that is half removed.
     """
     if os.path.lexists(folder / OLD):
         os.rename(folder / OLD, folder / RESULT)
@@ -199,7 +214,7 @@ def _empty(folder: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder that holds nothing but a marker, which nobody has open: NFS would keep it by another name."""
-    with suppress(OSError):  # another run was faster; or something is left, which that will see to
+    """Remove a folder that holds only a marker. Nobody may have that open: NFS would keep it under another name."""
+    with suppress(OSError):  # another run was faster, or has put something here, which it will remove
         (folder / MARKER).unlink(missing_ok=True)
         folder.rmdir()

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from ckptdiff.kernels import adaptive as adaptive
     from ckptdiff.kernels import cache as cache
     from ckptdiff.kernels import changes as changes
+    from ckptdiff.kernels import classes as classes
     from ckptdiff.kernels import context_groups as context_groups
     from ckptdiff.kernels import escapes as escapes
     from ckptdiff.kernels import gram as gram
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
     from ckptdiff.kernels import jit as jit
     from ckptdiff.kernels import leaves as leaves
     from ckptdiff.kernels import mask_ops as mask_ops
+    from ckptdiff.kernels import moves as moves
     from ckptdiff.kernels import range_coder as range_coder
     from ckptdiff.kernels import rans as rans
     from ckptdiff.kernels import static as static
+    from ckptdiff.kernels import ulps as ulps
 else:
     __getattr__ = submodules(__name__)

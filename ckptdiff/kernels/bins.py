@@ -1,7 +1,8 @@
-"""Bins that kernels count in, without Numba: for those who make and read them."""
+"""The bins that kernels count in; apart from the kernels, so that those who only read the bins need not import Numba."""
 
 from __future__ import annotations
 
 ULP_OCTAVES = 64
+"""Bins of ulp distances: bin k counts those from 2^k to 2^(k+1) - 1."""
 LOWEST, HIGHEST = -150, 130
-"""Range of the binary exponents of |d|; what lies outside counts in the outermost bins."""
+"""The least and the greatest binary exponent of |target - base| with a bin of its own; what lies outside counts in the outermost bins."""

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class BlockLayout:
-    """``width`` units in a row of the tensor (0: it has no rows); the block's first unit is at ``phase`` of a row."""
+class BlockLayout(NamedTuple):
+    """The rows of a block's tensor, whose last dimension is a row. A tuple, since kernels take it."""
 
     width: int = 0
+    """Units in a row of the tensor; 0 if it has no whole rows."""
     phase: int = 0
+    """Number in its row of the block's first unit."""
 
     def rows(self, units: int) -> int:
-        """Rows, whole or not, that so many units lie in."""
+        """In how many rows, whole or not, a block of so many units lies."""
         return -(-(self.phase + units) // self.width)
 
 

@@ -1,4 +1,7 @@
-"""Kernels: contexts that share a table (spec section 7.5.3): which do, and the map that says so."""
+"""Kernels: contexts that share a table (spec section 7.5.3): which do, and how that is stored.
+
+Contexts are sorted by how active they are, cut into runs, and neighbouring runs are merged while that saves bits.
+"""
 
 # mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
 
@@ -10,38 +13,47 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ckptdiff.kernels.jit import ONE, ZERO, jit
-from ckptdiff.kernels.range_coder import put_raw, take_raw
-from ckptdiff.kernels.rans import size_of
+from ckptdiff.kernels.jit import jit
+from ckptdiff.kernels.raw_bits import put_raw, put_step, take_raw, take_step
 
 Array = npt.NDArray[Any]
 
 MAX_GROUPS = 32
-FINE = 96
-"""Runs of contexts, by how active they are, from which groups are merged."""
-NONE = np.uint8(255)
-LOG2 = np.array([0] + [round(math.log2(i) * 65536) for i in range(1, 4097)], np.int64)
+"""How many groups a block may have: fewer than the spec allows, since each costs a table."""
+MAX_RUNS = 96
+"""Into how many runs contexts are cut before they are merged."""
+NO_GROUP = np.uint8(255)
+"""The group of a context that does not occur, until it gets one."""
+LOG2_TABLE = np.array([0] + [round(math.log2(i) * 65536) for i in range(1, 4097)], np.int64)
+"""log2 of 1 to 4096, in 1/65536."""
 
 
-def group(counts: Array, activity: Array) -> tuple[Array, Array, int]:
-    """Group contexts that are about as active, by the ``activity`` of each token; returns the group of each context, the groups'
-    counts, and about how many bits tokens, tables and map take.
+def group_contexts(counts: Array, activity: Array) -> tuple[Array, Array, int]:
+    """Group contexts that are about as active.
+
+    Args:
+        counts: how often each token occurs in each context: uint32[contexts, tokens].
+        activity: how active a token is, from 0 on: int64[tokens].
+
+    Returns:
+        The group of each context; the groups' counts; and about how many bits tokens, tables and groups take.
     """
     totals, mean = np.empty(len(counts), np.int64), np.empty(len(counts), np.int64)
-    measure(counts, activity, totals, mean)
+    measure_contexts(counts, activity, totals, mean)
     used = np.flatnonzero(totals)
     used = used[np.argsort(mean[used], kind="stable")]
-    merged, ends = np.zeros((FINE, counts.shape[1]), np.uint32), np.zeros(FINE, np.int64)
-    cost, save = np.zeros(FINE, np.int64), np.zeros(FINE, np.int64)
-    n = merge_groups(merged, ends, fill_runs(counts, used, totals, ends, merged), cost, save, np.zeros(counts.shape[1], np.uint32))
-    groups = np.full(len(counts), NONE, np.uint8)
-    steps = spread(used, ends, n, groups)
+    merged, ends = np.zeros((MAX_RUNS, counts.shape[1]), np.uint32), np.zeros(MAX_RUNS, np.int64)
+    cost, save = np.zeros(MAX_RUNS, np.int64), np.zeros(MAX_RUNS, np.int64)
+    runs = cut_into_runs(counts, used, totals, ends, merged)
+    n = merge_runs(merged, ends, runs, cost, save, np.zeros(counts.shape[1], np.uint32))
+    groups = np.full(len(counts), NO_GROUP, np.uint8)
+    steps = assign_groups(used, ends, n, groups)
     return groups, merged[:n], int(cost[:n].sum()) + 2 * steps + len(groups)
 
 
 @jit
-def measure(counts, activity, totals, mean):
-    """How often each context occurs, and 4096 times how active it is on average."""
+def measure_contexts(counts, activity, totals, mean):
+    """Fill how often each context occurs, and 4096 times how active it is on average (int64 both)."""
     for c in range(len(counts)):
         total, active = np.int64(0), np.int64(0)
         for x in range(counts.shape[1]):
@@ -53,14 +65,25 @@ def measure(counts, activity, totals, mean):
 
 
 @jit
-def fill_runs(counts, used, totals, ends, merged):
-    """Cut the contexts in ``used`` to FINE runs that occur about as often; fill where each ends, and its counts; returns how many."""
+def cut_into_runs(counts, used, totals, ends, merged):
+    """Cut contexts into at most :data:`MAX_RUNS` runs that occur about as often as each other.
+
+    Args:
+        counts: as for :func:`group_contexts`.
+        used: the contexts that occur, the least active first.
+        totals: how often each context occurs.
+        ends: where in ``used`` each run ends, to fill.
+        merged: the token counts of each run, zeros, to fill.
+
+    Returns:
+        How many runs there are.
+    """
     whole = np.int64(0)
     for x in range(len(used)):
         whole += totals[used[x]]
     n, at, first, sofar = 0, 0, 0, totals[used[0]]
-    for k in range(1, FINE + 1):
-        while sofar < k * whole // FINE:
+    for k in range(1, MAX_RUNS + 1):
+        while sofar < k * whole // MAX_RUNS:
             at += 1
             sofar += totals[used[at]]
         if at < first:
@@ -75,16 +98,16 @@ def fill_runs(counts, used, totals, ends, merged):
 
 
 @jit
-def spread(used, ends, n, groups):
-    """The group of each context; those that do not occur take the one before. Returns how often it is not the one before."""
+def assign_groups(used, ends, n, groups):
+    """Fill the group of each context; one that does not occur takes that of the context before. Returns how often the group changes."""
     first = 0
     for g in range(n):
         for c in range(first, ends[g]):
             groups[used[c]] = np.uint8(g)
         first = ends[g]
-    before, steps = groups[0] if groups[0] != NONE else np.uint8(0), 0
+    before, steps = groups[0] if groups[0] != NO_GROUP else np.uint8(0), 0
     for c in range(len(groups)):
-        if groups[c] == NONE:
+        if groups[c] == NO_GROUP:
             groups[c] = before
         elif groups[c] != before:
             before = groups[c]
@@ -93,38 +116,49 @@ def spread(used, ends, n, groups):
 
 
 @jit
-def cost_of(counts):
+def table_cost(counts):
     """About how many bits the tokens of a table and the table itself take."""
     total, gain, last, seen = np.int64(0), np.int64(0), 0, 0
     for x in range(len(counts)):
         n = np.int64(counts[x])
         if n > 0:
             total += n
-            gain += n * log2(n)
+            gain += n * log2_fixed(n)
             last = x
             seen += 1
-    return ((total * log2(total) - gain) >> 16) + 16 + 4 * last + 3 * seen
+    return ((total * log2_fixed(total) - gain) >> 16) + 16 + 4 * last + 3 * seen
 
 
 @jit
-def log2(n):
-    """In 1/65536 bits, by integers, so that every machine merges the same groups."""
+def log2_fixed(n):
+    """log2 in 1/65536, by integers, so that every machine merges the same groups."""
     shift = 0
     while n > 4096:
         n = n >> 1
         shift += 1
-    return LOG2[n] + (np.int64(shift) << 16)
+    return LOG2_TABLE[n] + (np.int64(shift) << 16)
 
 
 @jit
-def merge_groups(counts, ends, n, cost, save, both):
-    """Merge neighbouring rows of ``counts`` while that saves bits, and down to MAX_GROUPS; returns how many are left."""
+def merge_runs(counts, ends, n, cost, save, both):
+    """Merge neighbouring runs while that saves bits, and until there are no more than :data:`MAX_GROUPS`.
+
+    Args:
+        counts, ends: token counts of each run, and where it ends; those of the merged runs afterwards.
+        n: how many runs there are.
+        cost: what each costs, in bits: int64, to fill.
+        save: memory to work in: what merging each with the next would save.
+        both: memory to work in, a row of counts.
+
+    Returns:
+        How many runs are left.
+    """
     for i in range(n):
-        cost[i] = cost_of(counts[i])
+        cost[i] = table_cost(counts[i])
     for i in range(n - 1):
         for x in range(len(both)):
             both[x] = counts[i, x] + counts[i + 1, x]
-        save[i] = cost[i] + cost[i + 1] - cost_of(both)
+        save[i] = cost[i] + cost[i + 1] - table_cost(both)
     while n > 1:
         at = 0
         for i in range(1, n - 1):
@@ -145,50 +179,34 @@ def merge_groups(counts, ends, n, cost, save, both):
             if 0 <= i and i < n - 1:
                 for x in range(len(both)):
                     both[x] = counts[i, x] + counts[i + 1, x]
-                save[i] = cost[i] + cost[i + 1] - cost_of(both)
+                save[i] = cost[i] + cost[i + 1] - table_cost(both)
     return n
 
 
 @jit
-def put_number(value, raw, held, count, filled):
-    """An Elias gamma code of a value from 0 on."""
-    octave = size_of(value + 1) - 1
-    held, count, filled = put_raw((ONE << np.uint64(octave)) - ONE, octave + 1, raw, held, count, filled)
-    return put_raw(np.uint64(value + 1 - (1 << octave)), octave, raw, held, count, filled)
-
-
-@jit
-def take_number(raw, bits):
-    octave = 0
-    while octave < 16:
-        bit, bits = take_raw(1, raw, bits)
-        if bit == ZERO:
-            break
-        octave += 1
-    part, bits = take_raw(octave, raw, bits)
-    return np.int64(part) + (1 << octave) - 1, bits
-
-
-@jit
-def put_map(groups, n, raw, held, count, filled):
-    """The number of groups, and the group of each context, as the step from the one before."""
-    held, count, filled = put_raw(np.uint64(n - 1), 6, raw, held, count, filled)
+def put_groups(groups, n, raw, writer):
+    """Append how many groups there are, and the group of each context, as the step from the one before."""
+    writer = put_raw(np.uint64(n - 1), 6, raw, writer)
     before = 0
     for x in range(len(groups)):
-        step = np.int64(groups[x]) - before
-        held, count, filled = put_number(2 * step if step >= 0 else -2 * step - 1, raw, held, count, filled)
+        writer = put_step(np.int64(groups[x]) - before, raw, writer)
         before = np.int64(groups[x])
-    return held, count, filled
+    return writer
 
 
 @jit
-def take_map(groups, raw, bits):
-    part, bits = take_raw(6, raw, bits)
+def take_groups(groups, raw, position):
+    """Inverse of :func:`put_groups`.
+
+    Returns:
+        How many groups there are, or -1 if a context has another; and the position behind them.
+    """
+    part, position = take_raw(6, raw, position)
     n, before = np.int64(part) + 1, 0
     for x in range(len(groups)):
-        code, bits = take_number(raw, bits)
-        before += -((code + 1) >> 1) if code & 1 else code >> 1
+        step, position = take_step(raw, position)
+        before += step
         if before < 0 or before >= n:
-            return -1, bits
+            return -1, position
         groups[x] = np.uint8(before)
-    return n, bits
+    return n, position

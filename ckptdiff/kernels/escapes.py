@@ -1,4 +1,4 @@
-"""Kernels of escaped values (spec section 7.1), and of gaps between positions (7.4)."""
+"""Kernels: escaped values (spec section 7.1), and gaps between positions (7.4)."""
 
 # mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
 
@@ -16,6 +16,7 @@ Array = npt.NDArray[Any]
 
 @jit
 def count_escapes(values, escape):
+    """How many values are at least ``escape`` (uint64)."""
     n = 0
     for x in range(len(values)):
         n += np.uint64(values[x]) >= escape
@@ -24,18 +25,28 @@ def count_escapes(values, escape):
 
 @jit
 def best_width(values, width):
-    """How many low planes give the fewest bytes before compression."""
+    """How many low planes, of values of ``width`` bytes, give the fewest bytes before compression."""
     best, size = width, width * len(values)
     for w in range(width - 1, 0, -1):
-        found = w * len(values) + width * count_escapes(values, (ONE << np.uint64(8 * w)) - ONE)
-        if found <= size:
-            best, size = w, found
+        needed = w * len(values) + width * count_escapes(values, (ONE << np.uint64(8 * w)) - ONE)
+        if needed <= size:
+            best, size = w, needed
     return best
 
 
 @jit
 def split_escaped(values, width, low, planes):
-    """Fill planes, one behind the other: the low ones of all values, and those of what values have above the escape. Returns how many."""
+    """Fill the planes of values, one behind the other.
+
+    Args:
+        values: unsigned integers.
+        width: bytes of a value.
+        low: how many low planes there are, at most ``width``.
+        planes: uint8, ``width`` for each value, to fill: the low planes, then the high planes of values at or above the escape.
+
+    Returns:
+        How many values are at or above the escape.
+    """
     escape = (ONE << np.uint64(8 * low)) - ONE if low < width else ZERO - ONE
     n, high, at = len(values), 0, low * len(values)
     for w in range(low):
@@ -55,7 +66,17 @@ def split_escaped(values, width, low, planes):
 
 @jit
 def split_changes(positions, zigzags, gap_width, width, gaps, values, gap_planes, value_planes):
-    """Planes of the gaps before positions, and of zigzags less one; returns how many low planes, and how many escapes, each have."""
+    """Fill the planes of the gaps before positions, and of zigzags less one.
+
+    Args:
+        positions, zigzags: the changes of a block: int32, and as units are.
+        gap_width, width: bytes of a gap, and of a zigzag.
+        gaps, values: memory to work in, uint32 and as zigzags are, one for each change.
+        gap_planes, value_planes: as :func:`split_escaped` fills them.
+
+    Returns:
+        How many low planes gaps have, and how many escapes; the same of values.
+    """
     before = np.int64(-1)
     for x in range(len(positions)):
         gaps[x] = np.uint32(np.int64(positions[x]) - before - 1)
@@ -68,7 +89,7 @@ def split_changes(positions, zigzags, gap_width, width, gaps, values, gap_planes
 
 @jit
 def fill_positions(gaps, size, positions):
-    """Returns the last position; fills only those below ``size``."""
+    """Fill the positions that have these gaps before them, up to the first that is not below ``size``; returns the last one."""
     at = -1
     for x in range(len(gaps)):
         at += np.int64(gaps[x]) + 1
@@ -80,7 +101,7 @@ def fill_positions(gaps, size, positions):
 
 @jit
 def join_planes(planes, values):
-    """Values from planes, the lowest in the first row."""
+    """Fill values from planes (uint8[planes, values]), of which the first holds the lowest bytes."""
     values[:] = 0
     for w in range(planes.shape[0]):
         shift = np.uint64(8 * w)
@@ -90,7 +111,17 @@ def join_planes(planes, values):
 
 @jit
 def add_escaped(values, escape, high, most):
-    """Add what stands above the escape; False if a value is above ``most``."""
+    """Add to each value that is the escape what its high planes hold.
+
+    Args:
+        values: as the low planes have them.
+        escape: the largest value that these can hold: uint64.
+        high: the high planes: uint8[planes, values that are the escape].
+        most: the largest value allowed: uint64.
+
+    Returns:
+        False if a value is above ``most``.
+    """
     k = 0
     for x in range(len(values)):
         if np.uint64(values[x]) == escape:
@@ -106,6 +137,7 @@ def add_escaped(values, escape, high, most):
 
 @jit
 def count_equal(values, wanted):
+    """How many values are ``wanted`` (uint64)."""
     n = 0
     for x in range(len(values)):
         n += np.uint64(values[x]) == wanted

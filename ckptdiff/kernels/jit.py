@@ -1,4 +1,7 @@
-"""Numba, as the kernels of ``context`` use it. Imported where a kernel is first needed: it takes most of a second."""
+"""Numba, as all kernels use it: how they are compiled, and the processor's instructions that Numba has no name for.
+
+Importing Numba takes most of a second, so modules of kernels are imported when a kernel is first needed (:mod:`ckptdiff.lazy`).
+"""
 
 from __future__ import annotations
 
@@ -15,37 +18,38 @@ from ckptdiff.kernels.cache import KernelCache
 F = TypeVar("F", bound=Callable[..., Any])
 
 ZERO, ONE = np.uint64(0), np.uint64(1)
-"""Numba turns a mix of signed and unsigned 64-bit integers into floats, so kernels write unsigned constants like this."""
+"""Numba turns a mix of signed and unsigned 64-bit integers into floats, so kernels take unsigned constants from here."""
 
 
 def jit(function: F) -> F:
     """Compile a kernel when it is first called: without the GIL, and kept on the disk (:mod:`ckptdiff.kernels.cache`).
 
-    Kernels allocate nothing (``_nrt``): else Numba counts references to every array in the innermost loops, which takes
-    half of their time.
+    Kernels allocate nothing (``_nrt``). If they could, Numba would count references to every array in the innermost loops, which
+    would take half of their time.
     """
     options: dict[str, Any] = {"nogil": True, "_nrt": False}
     kernel = numba.njit(**options)(function)
-    kernel._cache = KernelCache(function)  # as Numba's ``enable_caching`` sets its own
+    kernel._cache = KernelCache(function)  # where Numba's ``enable_caching`` puts its own cache
     return kernel
 
 
 @intrinsic
 def zeros_below(context: Any, word: Any) -> Any:
-    """In a kernel: how many zeros stand below the lowest one of a uint64; 64 if there is none."""
+    """In a kernel: how many bits of a uint64 below its lowest set bit are clear; 64 if none is set."""
     return numba.uint64(numba.uint64), lambda _, builder, __, values: builder.cttz(values[0], ir.Constant(ir.IntType(1), 0))
 
 
 @intrinsic
 def zeros_above(context: Any, word: Any) -> Any:
-    """In a kernel: how many zeros stand above the highest one of a uint64; 64 if there is none."""
+    """In a kernel: how many bits of a uint64 above its highest set bit are clear; 64 if none is set."""
     return numba.uint64(numba.uint64), lambda _, builder, __, values: builder.ctlz(values[0], ir.Constant(ir.IntType(1), 0))
 
 
 def _compare(sign: str) -> Any:
-    """How 64 items of two arrays, from ``at`` and ``there`` on, compare: bit k for the k-th.
+    """An intrinsic for kernels, ``compare(a, i, b, j)``: how 64 items from ``a[i]`` on compare with those from ``b[j]`` on.
 
-    One compare of vectors, as wide as the processor has them; what LLVM makes of a loop ends in bytes, not bits.
+    Bit k of the result is for the k-th item. One compare of vectors, as wide as the processor has them; what LLVM makes of a loop ends in
+    bytes, not bits.
     """
 
     def load(target: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
@@ -54,22 +58,22 @@ def _compare(sign: str) -> Any:
         vector.align = 1
         return vector
 
-    def compare(context: Any, some: Any, at: Any, others: Any, there: Any) -> Any:
+    def compare(context: Any, a: Any, i: Any, b: Any, j: Any) -> Any:
         def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
-            a, b = (load(target, builder, kind, *args[k : k + 2]) for k, kind in ((0, some), (2, others)))
-            return builder.bitcast(builder.icmp_unsigned(sign, a, b), ir.IntType(64))
+            left, right = (load(target, builder, kind, *args[k : k + 2]) for k, kind in ((0, a), (2, b)))
+            return builder.bitcast(builder.icmp_unsigned(sign, left, right), ir.IntType(64))
 
-        return numba.uint64(some, numba.intp, others, numba.intp), build
+        return numba.uint64(a, numba.intp, b, numba.intp), build
 
     return intrinsic(compare)
 
 
 unequal, below = _compare("!="), _compare("<")
-"""In a kernel: which of 64 items differ, or are below the others (of unsigned integers)."""
+"""In a kernel: which of 64 items differ from the others, and which (of unsigned integers) are below them."""
 
 
-def ask_for(builder: Any, address: Any) -> None:
-    """Have a line of memory brought into the cache; it need not be there."""
+def prefetch_address(builder: Any, address: Any) -> None:
+    """Have the processor bring a line of memory into its cache; nothing happens where there is no memory."""
     text, number = ir.IntType(8).as_pointer(), ir.IntType(32)
     function = builder.module.declare_intrinsic("llvm.prefetch", [text], ir.FunctionType(ir.VoidType(), [text, number, number, number]))
     builder.call(function, [builder.bitcast(address, text), *(ir.Constant(number, k) for k in (0, 2, 1))])
@@ -77,10 +81,10 @@ def ask_for(builder: Any, address: Any) -> None:
 
 @intrinsic
 def prefetch(context: Any, array: Any, at: Any) -> Any:
-    """In a kernel: ask for the memory of an item, of an array or behind it."""
+    """In a kernel: have the memory of ``array[at]`` brought into the cache; ``at`` may be beyond the end."""
 
     def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
-        ask_for(builder, builder.gep(target.make_array(array)(target, builder, args[0]).data, [args[1]]))
+        prefetch_address(builder, builder.gep(target.make_array(array)(target, builder, args[0]).data, [args[1]]))
         return target.get_dummy_value()
 
     return numba.void(array, numba.intp), build

@@ -1,6 +1,7 @@
-"""Kernels: leaves (spec section 3.2), XXH3-128 beside other work in one kernel.
+"""Kernels: leaves (spec section 3.2), which are XXH3-128, hashed within other kernels while the bytes are in the processor's cache.
 
-The library's calls are as fast, but each hands Python's lock over, and a thread that waits for it waits for a core as well.
+The library's calls are as fast on their own, but each gives up Python's lock, and a thread that waits for the lock waits for a core as
+well. The constants, and the source of the algorithm: :mod:`ckptdiff.format.xxh3`.
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
@@ -19,68 +20,82 @@ from numba.extending import intrinsic
 from ckptdiff.format import xxh3
 from ckptdiff.format.digests import BLOCK, block_count, xxh128
 from ckptdiff.format.dtypes import Bytes
-from ckptdiff.kernels.jit import ask_for, jit
+from ckptdiff.format.xxh3 import LAST_STRIPE_OFFSET, MAX_SHORT, STEP_BYTES, STRIPE_OFFSET
+from ckptdiff.kernels.jit import jit, prefetch_address
 
 Array = npt.NDArray[Any]
 
-SECRET = np.frombuffer(xxh3.SECRET, np.uint8)
-START = np.array(xxh3.START, np.uint64)
-WORDS = np.array([*xxh3.words(xxh3.KEY_LOW), *xxh3.words(xxh3.KEY_HIGH)], np.uint64)
-STEP, KEY_STRIPE, KEY_LAST, SHORT = xxh3.STEP, xxh3.KEY_STRIPE, xxh3.KEY_LAST, xxh3.SHORT
-P64_0, P64_1, AVALANCHE = np.uint64(xxh3.P64[0]), np.uint64(xxh3.P64[1]), np.uint64(xxh3.AVALANCHE)
+# The constants in the types that kernels need: Numba takes arrays, and unsigned integers, only from NumPy.
+SECRET_ARRAY = np.frombuffer(xxh3.SECRET, np.uint8)
+INITIAL_ARRAY = np.array(xxh3.INITIAL_SUMS, np.uint64)
+HALVES_ARRAY = np.array([*xxh3.secret_words(xxh3.LOW_HALF_OFFSET), *xxh3.secret_words(xxh3.HIGH_HALF_OFFSET)], np.uint64)
+PRIME64_1, PRIME64_2, MULTIPLIER = np.uint64(xxh3.PRIMES_64[0]), np.uint64(xxh3.PRIMES_64[1]), np.uint64(xxh3.AVALANCHE_MULTIPLIER)
+
 PIECE = 1 << 15
 """Bytes that are compared or moved, and then hashed, while they are in a core's cache."""
 LANES = ir.VectorType(ir.IntType(64), 8)
-PAIRS = ir.Constant(ir.VectorType(ir.IntType(32), 8), [1, 0, 3, 2, 5, 4, 7, 6])
+"""The accumulators, or a stripe, as one vector of LLVM."""
+SWAPPED_PAIRS = ir.Constant(ir.VectorType(ir.IntType(32), 8), [1, 0, 3, 2, 5, 4, 7, 6])
 
 
 def _splat(value: int) -> ir.Constant:
+    """A vector with the same value in each lane."""
     return ir.Constant(LANES, [value] * 8)
 
 
 def _load(builder: Any, data: Any, offset: int) -> Any:
+    """The 64 bytes at an offset from an address."""
     first = builder.gep(data, [ir.Constant(ir.IntType(64), offset)])
     lanes = builder.load(builder.bitcast(first, LANES.as_pointer()))
     lanes.align = 1
     return lanes
 
 
-def _data(context: Any, builder: Any, kind: Any, array: Any) -> Any:
-    """Where bytes begin: an array, or the address of some."""
+def _address(context: Any, builder: Any, kind: Any, value: Any) -> Any:
+    """Where bytes begin, given an array of them or their address as an integer."""
     if isinstance(kind, numba.types.Integer):
-        return builder.inttoptr(array, ir.IntType(8).as_pointer())
-    return context.make_array(kind)(context, builder, array).data
+        return builder.inttoptr(value, ir.IntType(8).as_pointer())
+    return context.make_array(kind)(context, builder, value).data
 
 
-def _add(builder: Any, acc: Any, data: Any, secret: Any, at: int, key: int) -> Any:
-    """One stripe of 64 bytes into the accumulators."""
-    lanes = _load(builder, data, at)
-    mixed = builder.xor(lanes, _load(builder, secret, key))
+def _add_stripe(builder: Any, sums: Any, data: Any, secret: Any, offset: int, secret_offset: int) -> Any:
+    """The accumulators with one stripe of 64 bytes more."""
+    lanes = _load(builder, data, offset)
+    mixed = builder.xor(lanes, _load(builder, secret, secret_offset))
     product = builder.mul(builder.and_(mixed, _splat(0xFFFFFFFF)), builder.lshr(mixed, _splat(32)))
-    swapped = builder.shuffle_vector(lanes, ir.Constant(LANES, ir.Undefined), PAIRS)
-    return builder.add(builder.add(acc, swapped), product)
+    swapped = builder.shuffle_vector(lanes, ir.Constant(LANES, ir.Undefined), SWAPPED_PAIRS)
+    return builder.add(builder.add(sums, swapped), product)
+
+
+def _scramble(builder: Any, sums: Any, secret: Any) -> Any:
+    """The accumulators after the end of a step."""
+    mixed = builder.xor(builder.xor(sums, builder.lshr(sums, _splat(47))), _load(builder, secret, xxh3.SCRAMBLE_OFFSET))
+    return builder.mul(mixed, _splat(xxh3.PRIMES_32[0]))
 
 
 def _adder(stripes: int) -> Any:
-    """In a kernel: so many stripes of ``data``, from ``at`` on, into the accumulators, by the secret from ``key`` on; 16 are a step."""
+    """An intrinsic for kernels, ``add(sums, data, at, secret, key)``: adds so many stripes to the accumulators; 16 are a step.
+
+    Its arguments: the accumulators, uint64[8]; bytes, and where in them the stripes begin; the secret, and where its words begin.
+    """
 
     @intrinsic
-    def add(context: Any, acc: Any, data: Any, at: Any, secret: Any, key: Any) -> Any:
+    def add(context: Any, sums: Any, data: Any, at: Any, secret: Any, key: Any) -> Any:
         def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
-            sums = builder.bitcast(_data(target, builder, acc, args[0]), LANES.as_pointer())
-            here, there = (builder.gep(_data(target, builder, kind, args[k]), [args[k + 1]]) for k, kind in ((1, data), (3, secret)))
-            lanes = builder.load(sums)
+            address = builder.bitcast(_address(target, builder, sums, args[0]), LANES.as_pointer())
+            stripe_data = builder.gep(_address(target, builder, data, args[1]), [args[2]])
+            stripe_secret = builder.gep(_address(target, builder, secret, args[3]), [args[4]])
+            lanes = builder.load(address)
             lanes.align = 8
             for stripe in range(stripes):
-                lanes = _add(builder, lanes, here, there, 64 * stripe, xxh3.KEY_STRIPE * stripe)
-                ask_for(builder, builder.gep(here, [ir.Constant(ir.IntType(64), PIECE + 64 * stripe)]))
+                lanes = _add_stripe(builder, lanes, stripe_data, stripe_secret, 64 * stripe, STRIPE_OFFSET * stripe)
+                prefetch_address(builder, builder.gep(stripe_data, [ir.Constant(ir.IntType(64), PIECE + 64 * stripe)]))
             if stripes == 16:
-                lanes = builder.xor(builder.xor(lanes, builder.lshr(lanes, _splat(47))), _load(builder, there, xxh3.KEY_STEP))
-                lanes = builder.mul(lanes, _splat(xxh3.P32[0]))
-            builder.store(lanes, sums).align = 8
+                lanes = _scramble(builder, lanes, stripe_secret)
+            builder.store(lanes, address).align = 8
             return target.get_dummy_value()
 
-        return numba.void(acc, data, numba.intp, secret, numba.intp), build
+        return numba.void(sums, data, numba.intp, secret, numba.intp), build
 
     return add
 
@@ -90,7 +105,7 @@ add_step, add_stripe = _adder(16), _adder(1)
 
 @intrinsic
 def fold(context: Any, a: Any, b: Any) -> Any:
-    """In a kernel: the two halves of the product of two uint64, combined by xor."""
+    """In a kernel: the two halves of the 128-bit product of two uint64, combined by xor."""
 
     def build(_: Any, builder: Any, __: Any, args: Any) -> Any:
         wide = ir.IntType(128)
@@ -102,72 +117,94 @@ def fold(context: Any, a: Any, b: Any) -> Any:
 
 
 @jit
-def begin(sums):
+def start_leaf(sums):
+    """Set the accumulators (uint64[8]) to those of no input."""
     for k in range(8):
-        sums[k] = START[k]
+        sums[k] = INITIAL_ARRAY[k]
 
 
 @jit
-def add_steps(sums, data, block, size, start, stop):
-    """Bytes ``start`` to ``stop``, whole steps or up to the end, of the block of ``size`` bytes at ``block``."""
-    for at in range(start, min(stop, (size - 1) // STEP * STEP), STEP):
-        add_step(sums, data, block + at, SECRET, 0)
+def hash_steps(sums, data, block, size, start, stop):
+    """Hash a piece of a block, but for a last step that may not be whole.
+
+    Args:
+        sums: the accumulators, uint64[8].
+        data: bytes, or their address.
+        block: where in them the block begins.
+        size: bytes of the block.
+        start, stop: where in the block the piece begins and ends: at whole steps, or at the block's end.
+    """
+    for at in range(start, min(stop, (size - 1) // STEP_BYTES * STEP_BYTES), STEP_BYTES):
+        add_step(sums, data, block + at, SECRET_ARRAY, 0)
 
 
 @jit
-def merge(sums, first, half):
+def merge_sums(sums, first, half):
+    """Half of a digest, from the accumulators, the words of ``HALVES_ARRAY`` from ``first`` on, and the number that it starts from."""
     for k in range(0, 8, 2):
-        half += fold(sums[k] ^ WORDS[first + k], sums[k + 1] ^ WORDS[first + k + 1])
-    half = (half ^ (half >> np.uint64(37))) * AVALANCHE
+        half += fold(sums[k] ^ HALVES_ARRAY[first + k], sums[k + 1] ^ HALVES_ARRAY[first + k + 1])
+    half = (half ^ (half >> np.uint64(37))) * MULTIPLIER
     return half ^ (half >> np.uint64(32))
 
 
 @jit
-def close(sums, size, leaf):
-    """The leaf of a block, its high half first, from its accumulators."""
-    leaf[0] = merge(sums, 8, ~(np.uint64(size) * P64_1))
-    leaf[1] = merge(sums, 0, np.uint64(size) * P64_0)
+def fill_leaf(sums, size, leaf):
+    """Fill the leaf (uint64[2], its high half first) of a block of so many bytes from its accumulators."""
+    leaf[0] = merge_sums(sums, 8, ~(np.uint64(size) * PRIME64_2))
+    leaf[1] = merge_sums(sums, 0, np.uint64(size) * PRIME64_1)
 
 
 @jit
-def close_all(sums, leaves):
+def fill_whole_leaves(sums, leaves):
+    """Fill the leaves of whole blocks, one for each row of accumulators."""
     for k in range(len(sums)):
-        close(sums[k], BLOCK, leaves[k])
+        fill_leaf(sums[k], BLOCK, leaves[k])
 
 
 @jit
-def finish(sums, data, block, size, leaf):
-    """What is not whole steps; then the leaf. Not of :data:`SHORT` blocks."""
-    if size <= SHORT:
+def finish_leaf(sums, data, block, size, leaf):
+    """Hash what :func:`hash_steps` left of a block, and fill its leaf. Does nothing for a block of at most :data:`MAX_SHORT` bytes."""
+    if size <= MAX_SHORT:
         return
-    done = (size - 1) // STEP * STEP
+    done = (size - 1) // STEP_BYTES * STEP_BYTES
     for k in range((size - 1 - done) // 64):
-        add_stripe(sums, data, block + done + 64 * k, SECRET, KEY_STRIPE * k)
-    add_stripe(sums, data, block + size - 64, SECRET, KEY_LAST)
-    close(sums, size, leaf)
+        add_stripe(sums, data, block + done + 64 * k, SECRET_ARRAY, STRIPE_OFFSET * k)
+    add_stripe(sums, data, block + size - 64, SECRET_ARRAY, LAST_STRIPE_OFFSET)
+    fill_leaf(sums, size, leaf)
 
 
 @jit
 def fill_leaves(addresses, sizes, sums, leaves):
+    """Fill the leaves of several tensors, one behind the other.
+
+    Args:
+        addresses, sizes: where each lies in memory, and its bytes: uint64 and int64.
+        sums: memory to work in, uint64[8].
+        leaves: uint64[blocks of all, 2], to fill.
+    """
     n = 0
     for k in range(len(addresses)):
         for block in range(0, sizes[k], BLOCK):
             size = min(BLOCK, sizes[k] - block)
-            begin(sums)
-            add_steps(sums, addresses[k], block, size, 0, size)
-            finish(sums, addresses[k], block, size, leaves[n])
+            start_leaf(sums)
+            hash_steps(sums, addresses[k], block, size, 0, size)
+            finish_leaf(sums, addresses[k], block, size, leaves[n])
             n += 1
 
 
 def leaves_of_sums(sums: Array) -> list[bytes]:
-    """Leaves of whole blocks whose accumulators a device found: 8 integers each."""
+    """Leaves of whole blocks whose accumulators a device has computed: int64[blocks, 8]."""
     leaves = np.empty((len(sums), 2), np.uint64)
-    close_all(sums.view(np.uint64), leaves)
+    fill_whole_leaves(sums.view(np.uint64), leaves)
     return as_leaves(leaves, np.empty(0, np.uint8))
 
 
 def leaves_of_all(parts: Sequence[Bytes]) -> list[bytes]:
-    """Leaves of several tensors, or runs of whole blocks, one after the other, by one call of a kernel, which reads them by address."""
+    """Leaves of several tensors, or runs of whole blocks, one after the other, by one call of a kernel, which reads them by address.
+
+    Raises:
+        ValueError: the bytes of one do not lie one behind the other.
+    """
     if any(part.ndim != 1 or part.itemsize != 1 or not part.flags.c_contiguous for part in parts):
         raise ValueError("expected bytes that lie one behind the other")
     counts = [block_count(len(part)) for part in parts]
@@ -179,9 +216,9 @@ def leaves_of_all(parts: Sequence[Bytes]) -> list[bytes]:
 
 
 def as_leaves(leaves: Array, data: Bytes) -> list[bytes]:
-    """The leaves of a run of blocks as bytes; the library's for a last short one."""
+    """The leaves of a run of blocks as bytes; that of a last block too short for :func:`finish_leaf` comes from the library."""
     raw, short = leaves.astype(">u8").tobytes(), len(data) % BLOCK
-    found = [raw[k : k + 16] for k in range(0, len(raw), 16)]
-    if 0 < short <= SHORT:
-        found[-1] = xxh128(data[-short:])
-    return found
+    digests = [raw[k : k + 16] for k in range(0, len(raw), 16)]
+    if 0 < short <= MAX_SHORT:
+        digests[-1] = xxh128(data[-short:])
+    return digests

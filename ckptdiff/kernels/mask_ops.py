@@ -1,4 +1,7 @@
-"""Kernels of masks over tensors in the host's memory: in one pass over packed bits, where torch's operations need several."""
+"""Kernels: masks on tensors in the host's memory, in one pass over packed bits, where torch's operations need several.
+
+A mask's bits are packed into bytes (uint8), the first element's lowest.
+"""
 
 # mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
 
@@ -13,12 +16,12 @@ from ckptdiff.format.dtypes import Bytes
 from ckptdiff.kernels.jit import jit
 
 Array = npt.NDArray[Any]
-SLICE = 1 << 20
-"""Elements that one job takes, whole bytes of bits."""
+JOB_ELEMENTS = 1 << 20
+"""Elements that one job takes: a multiple of 8, so that jobs share no byte of bits."""
 
 
 @jit
-def keep(units, bits):
+def zero_unmasked(units, bits):
     """Zero the integers whose bit is 0."""
     whole = len(units) // 8
     for i in range(whole):
@@ -30,7 +33,7 @@ def keep(units, bits):
 
 
 @jit
-def put(units, bits, value):
+def fill_unmasked(units, bits, value):
     """Set the integers whose bit is 0."""
     whole = len(units) // 8
     for i in range(whole):
@@ -43,7 +46,7 @@ def put(units, bits, value):
 
 
 @jit
-def scale(floats, bits, factor):
+def scale_masked(floats, bits, factor):
     """Multiply the numbers whose bit is 1."""
     whole = len(floats) // 8
     for i in range(whole):
@@ -56,12 +59,12 @@ def scale(floats, bits, factor):
             floats[x] *= factor
 
 
-def slices(array: Array, bits: Bytes) -> list[tuple[Array, Bytes]]:
-    """A flat array and its bits, cut to jobs.
+def split_jobs(array: Array, bits: Bytes) -> list[tuple[Array, Bytes]]:
+    """A flat array and its bits, split into jobs.
 
     Raises:
-        ValueError: there are not as many bits as the array needs: the kernels would read, or write, beyond them.
+        ValueError: there are not as many bits as the array has elements, and kernels would read beyond them.
     """
     if array.ndim != 1 or len(bits) != -(-len(array) // 8):
         raise ValueError(f"{len(bits)} bytes of bits do not mask an array of the shape {list(array.shape)}")
-    return [(array[x : x + SLICE], bits[x // 8 : (x + SLICE) // 8]) for x in range(0, len(array), SLICE)]
+    return [(array[x : x + JOB_ELEMENTS], bits[x // 8 : (x + JOB_ELEMENTS) // 8]) for x in range(0, len(array), JOB_ELEMENTS)]

@@ -1,5 +1,6 @@
-"""Kernels: the static form of ``context``, for dense blocks (spec section 7.5.3): a token a unit, coded by rANS with the tables
-of its class and of how active its row and its column are.
+"""Kernels: the static form of ``context``, for dense blocks (spec section 7.5.3): a token a unit, coded by rANS.
+
+The tables go by a unit's class, and by how active its row and its column are: rows, and columns, are sorted into levels of equal numbers.
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
@@ -15,69 +16,44 @@ import numpy.typing as npt
 
 from ckptdiff.io.scratch import scratch
 from ckptdiff.kernels import rans
-from ckptdiff.kernels.block_layout import WITHOUT_ROWS, BlockLayout
-from ckptdiff.kernels.changes import LARGE, count, differing, scaled, units_of
-from ckptdiff.kernels.context_groups import MAX_GROUPS, group, put_map, take_map
-from ckptdiff.kernels.jit import ONE, ZERO, jit
-from ckptdiff.kernels.range_coder import put_raw, take_raw
+from ckptdiff.kernels.block_layout import BlockLayout
+from ckptdiff.kernels.changes import differing
+from ckptdiff.kernels.classes import units_of
+from ckptdiff.kernels.context_groups import MAX_GROUPS, group_contexts, put_groups, take_groups
+from ckptdiff.kernels.context_map import ContextMap, put_map, take_map
+from ckptdiff.kernels.jit import jit
+from ckptdiff.kernels.rans import MAX_TOKENS
+from ckptdiff.kernels.raw_bits import close_raw, for_kernels, new_writer, put_raw
+from ckptdiff.kernels.tokens import ACTIVITY, count_tokens, put_tokens, take_changes, token_count
+from ckptdiff.kernels.ulps import SizedChanges
 
 Array = npt.NDArray[Any]
 
-TOKENS = 256
-
-DIRECT = np.uint64(1 << 16)
-
-# By token: its octave, raw bits behind it, and the distance without them; by distance below 2^16: its token but for the sign.
-OCTAVE = np.array([0, 0, 1, 1, 2, 2, 2, 2] + [3 + x // 8 for x in range(248)], np.int64)
-RAW_BITS = np.array([0] + [1] * 7 + [1 + x // 8 for x in range(248)], np.int64)
-DISTANCE = np.array([*range(8), *((4 + x % 4) << (1 + x // 8) for x in range(248))], np.uint64)
-_exact = np.arange(1 << 16)
-_octave = np.maximum(np.frexp(np.maximum(_exact, 1))[1] - 1, 2)
-TOKEN = np.where(_exact < 8, _exact, 8 + (_octave - 3) * 8 + ((_exact >> (_octave - 2)) & 3)).astype(np.uint8)
-ACTIVITY = np.where(np.arange(TOKENS) > 0, OCTAVE + 1, 0)
+MIN_WIDTH, MIN_ROWS = 16, 16
+"""Rows of fewer units, and blocks of fewer rows, get no levels."""
 
 
-def token_count(m: int) -> int:
-    """Tokens that units of ``m`` bits can have."""
-    return 8 * (m - 2)
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a block could be coded, and at what cost."""
 
+    mapping: ContextMap
+    groups: Array
+    """The group of each context: uint8."""
+    counts: Array
+    """How often each token occurs in each group: uint32[groups, tokens]."""
+    tables_cost: int
+    """About how many bits tokens, tables and groups take."""
 
-@jit
-def make_tokens(positions, distances, signs, tokens, raw, held, count, filled):
-    for x in range(len(positions)):
-        distance, sign = distances[x], np.int64(signs[x])
-        if distance < DIRECT:
-            token = np.int64(TOKEN[distance])
-        else:
-            octave = 16
-            while (distance >> np.uint64(octave)) > ONE:
-                octave += 1
-            token = 8 + (octave - 3) * 8 + np.int64((distance >> np.uint64(octave - 2)) & np.uint64(3))
-        if token < 8:
-            held, count, filled = put_raw(np.uint64(sign), 1, raw, held, count, filled)
-        else:
-            token += 4 * sign
-            size = RAW_BITS[token]
-            held, count, filled = put_raw(distance & ((ONE << np.uint64(size)) - ONE), size, raw, held, count, filled)
-        tokens[np.uint32(positions[x])] = np.uint8(token)
-    return held, count, filled
+    @property
+    def cost(self) -> int:
+        """About how many bits all take."""
+        return self.tables_cost + self.mapping.level_bits
 
 
 @jit
-def take_changes(tokens, raw, bits, positions, distances, signs):
-    for x in range(len(positions)):
-        token = np.int64(tokens[positions[x]])
-        part, bits = take_raw(RAW_BITS[token], raw, bits)
-        if token < 8:
-            distances[x], signs[x] = np.uint64(token), np.uint8(part)
-        else:
-            distances[x], signs[x] = DISTANCE[token] | part, np.uint8((token >> 2) & 1)
-    return bits
-
-
-@jit
-def find_mean(classes, positions, tokens, units, mean):
-    """256 times how active a unit of each class is on average, given how many there are."""
+def fill_mean_activity(classes, positions, tokens, units, mean):
+    """Fill 256 times how active a unit of each class is on average (int64[256], zeros), given how many units there are of each."""
     for x in range(len(positions)):
         p = np.uint32(positions[x])
         mean[classes[p]] += 256 * ACTIVITY[tokens[p]]
@@ -86,234 +62,145 @@ def find_mean(classes, positions, tokens, units, mean):
 
 
 @jit
-def score(positions, classes, tokens, mean, width, phase, rows, columns):
-    """Add up, by row and by column, how much more active a change is than its class's mean unit."""
-    row, start = 0, -phase
+def add_scores(positions, classes, tokens, mean, layout, rows, columns):
+    """Add to the scores of rows and columns how much more active each change in them is than its class's mean unit.
+
+    Args:
+        positions: of the units that changed: int32.
+        classes, tokens: of all units: uint8.
+        mean: as :func:`fill_mean_activity` fills it.
+        layout: :class:`~ckptdiff.kernels.block_layout.BlockLayout`.
+        rows, columns: int64, one for each row that the block lies in, and one for each column.
+    """
+    row, start = 0, -layout.phase
     for x in range(len(positions)):
         p = np.int64(positions[x])
-        while p - start >= width:
+        while p - start >= layout.width:
             row += 1
-            start += width
+            start += layout.width
         value = 256 * ACTIVITY[tokens[np.uint64(p)]] - mean[classes[np.uint64(p)]]
         rows[row] += value
         columns[np.uint64(p - start)] += value
 
 
-@jit
-def find_contexts(classes, lo, hi, levels, width, phase, row_levels, column_levels, contexts):
-    """Context of each unit: the first of its class, plus the levels of its row and column."""
-    lowest, highest, step = np.uint8(lo), np.uint8(hi), np.int32(levels)
-    start, column = 0, phase
-    for r in range(len(row_levels)):
-        n = min(width - column, len(classes) - start)
-        row = np.int32(row_levels[r]) - np.int32(lo) * step
-        some, out, level = classes[start : start + n], contexts[start : start + n], column_levels[column : column + n]
-        for c in range(n):  # in this form LLVM makes vectors of it, 20 times as fast
-            class_ = some[c]
-            if class_ < lowest:
-                class_ = lowest
-            if class_ > highest:
-                class_ = highest
-            out[c] = np.uint16(np.int32(np.int32(class_) * step) + row + np.int32(level[c]))
-        start += n
-        column = 0
+def encode(classes: Array, changes: SizedChanges, m: int, layout: BlockLayout, thorough: bool) -> tuple[bytes, Array, int]:
+    """Code a block.
 
+    Args:
+        classes: of all its units: uint8.
+        changes: at least one.
+        m: bits of a unit.
+        layout: the rows of the block's tensor.
+        thorough: try levels of rows and columns of two sizes, not of one.
 
-@jit
-def count_tokens(contexts, positions, tokens, sums, counts):
-    """Count the tokens of each context: those of changes one by one, the zeros by what is left of its units.
-
-    Of a large block every other unit is counted; a context that occurs then has a zero at least, as there may be one.
+    Returns:
+        The states and words of rANS; the raw words, which hold the tables too (scratch); and how many bits of them count.
     """
-    each = 2 if len(contexts) >= LARGE else 1
-    count(contexts, each, sums)
-    for x in range(len(positions)):
-        p = np.uint32(positions[x])
-        counts[contexts[p], tokens[p]] += np.uint32(1)
-        sums[2, contexts[p]] += np.int32(1)
-    for c in range(len(counts)):
-        units = scaled(sums, c, each)
-        changed = np.int64(sums[2, c])
-        counts[c, 0] = np.uint32(max(units - changed, 1 if each > 1 and units + changed > 0 else 0))
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """Classes, levels of rows and columns, each context's group, the groups' token counts, and the bits of all."""
-
-    lo: int
-    hi: int
-    bits: int
-    row_levels: Array
-    column_levels: Array
-    groups: Array
-    counts: Array
-    tokens_cost: int
-
-    @property
-    def cost(self) -> int:
-        return self.tokens_cost + self.bits * (len(self.row_levels) + len(self.column_levels))
-
-
-def encode(
-    classes: Array, positions: Array, distances: Array, signs: Array, m: int, layout: BlockLayout, best: bool
-) -> tuple[bytes, Array, int]:
-    """The states and words of rANS; the raw words, which hold the tables too, and how many bits of them count.
-
-    ``best``: try levels of rows and columns of two sizes, not of one.
-    """
-    tokens, values = scratch("tokens", len(classes), np.uint8), scratch("values", len(positions) * m // 32 + 2, np.uint32)
+    tokens, token_raw = scratch("tokens", len(classes), np.uint8), scratch("values", len(changes.positions) * m // 32 + 2, np.uint32)
     tokens[:] = 0
-    held, count, filled = make_tokens(positions, distances, signs, tokens, values, ZERO, 0, 0)
-    values[filled] = np.uint32(held)
-    plan = min(_plans(classes, positions, tokens, int(tokens.max()) + 1, layout, best), key=lambda plan: plan.cost)
-    room = 16 + len(plan.row_levels) + len(plan.column_levels) + len(plan.groups) + MAX_GROUPS * TOKENS // 2
-    raw = scratch("raw", room + filled + 1, np.uint32)
-    state = _put_head(raw, layout, plan)
-    codes = np.zeros(plan.counts.shape, np.uint32)
-    for g, counts in enumerate(plan.counts):
-        common = rans.normalise(counts, codes[g])
-        state = rans.put_table(codes[g], common, raw, np.uint64(state[0]), *state[1:])
-    reciprocals = rans.reciprocals(codes)
-    codes |= (np.cumsum(codes, 1, dtype=np.uint32) - codes) << np.uint32(16)
+    token_bits = close_raw(token_raw, for_kernels(put_tokens(changes, tokens, token_raw, new_writer())))
+    plan = min(_plans(classes, changes.positions, tokens, layout, thorough), key=lambda plan: plan.cost)
+    room = 16 + len(plan.mapping.row_levels) + len(plan.mapping.column_levels) + len(plan.groups) + MAX_GROUPS * MAX_TOKENS // 2
+    raw = scratch("raw", room + token_bits // 32 + 1, np.uint32)
+    writer = for_kernels(put_groups(plan.groups, len(plan.counts), raw, put_map(plan.mapping, raw)))
+    frequencies = np.zeros(plan.counts.shape, np.uint32)
+    writer = for_kernels(rans.put_tables(plan.counts, frequencies, raw, writer))
+    codes, reciprocals = rans.codes_of(frequencies), rans.reciprocals(frequencies)
     tables = np.multiply(plan.groups, plan.counts.shape[1], dtype=np.uint16)
     words = scratch("words", len(classes) + 4, np.uint16)
-    contexts = _contexts(classes, plan.lo, plan.hi, plan.bits, plan.bits, layout, plan.row_levels, plan.column_levels)
-    at, *states = rans.encode_kernel(contexts, tables, tokens, codes.reshape(-1), reciprocals.reshape(-1), words)
+    contexts = plan.mapping.contexts(classes)
+    at, *states = rans.encode_tokens(contexts, tables, tokens, codes.reshape(-1), reciprocals.reshape(-1), words)
     coded = np.array(states, "<u4").tobytes() + words[at:].astype("<u2").tobytes()
-    return coded, raw, append(raw, np.uint64(state[0]), *state[1:], values, 32 * filled + count)
-
-
-def _contexts(classes: Array, lo: int, hi: int, row_bits: int, column_bits: int, layout: BlockLayout, rows: Array, columns: Array) -> Array:
-    """Context of each unit."""
-    contexts = scratch("contexts", len(classes), np.uint16)
-    if not (row_bits or column_bits):
-        layout = BlockLayout(1 << 12)
-        rows, columns = np.zeros(layout.rows(len(classes)), np.uint16), np.zeros(layout.width, np.uint16)
-    find_contexts(classes, lo, hi, _levels_of(row_bits, column_bits), layout.width, layout.phase, rows, columns, contexts)
-    return contexts
-
-
-def _levels_of(row_bits: int, column_bits: int) -> int:
-    """Levels that a unit can have, from its row and its column together."""
-    return 2**row_bits + 2**column_bits - 1
+    return coded, raw, append_bits(raw, writer, token_raw, token_bits)
 
 
 @jit
-def append(raw, held, count, filled, values, size):
-    """Append ``size`` bits of ``values`` to ``raw``; returns how many bits that makes."""
+def append_bits(raw, writer, other, size):
+    """Append the first ``size`` bits of other raw words, and close ``raw``; returns how many bits that makes."""
     i = 0
     while size > 0:
         part = min(size, 32)
-        held, count, filled = put_raw(np.uint64(values[i]), part, raw, held, count, filled)
+        writer = put_raw(np.uint64(other[i]), part, raw, writer)
         size -= part
         i += 1
-    raw[filled] = np.uint32(held)
-    return 32 * filled + count
+    return close_raw(raw, writer)
 
 
-def _plans(classes: Array, positions: Array, tokens: Array, kinds: int, layout: BlockLayout, best: bool) -> Iterator[_Plan]:
-    lo, hi, activity, none = int(classes.min()), int(classes.max()), ACTIVITY[:kinds], np.zeros(0, np.uint16)
-    sizes: tuple[int, ...] = (0,)
-    if 16 <= layout.width <= len(classes) // 16:
-        rows, columns = np.zeros(layout.rows(len(classes)), np.int64), np.zeros(layout.width, np.int64)
-        mean = np.zeros(256, np.int64)
-        find_mean(classes, positions, tokens, units_of(classes), mean)
-        score(positions, classes, tokens, mean, layout.width, layout.phase, rows, columns)
-        sizes = (3, 2) if best else (3,)
-    for bits in sizes:
-        row_levels, column_levels = (_levels(rows, bits), _levels(columns, bits)) if bits else (none, none)
-        contexts = _contexts(classes, lo, hi, bits, bits, layout, row_levels, column_levels)
-        counts = np.zeros(((hi - lo + 1) * _levels_of(bits, bits), kinds), np.uint32)
-        count_tokens(contexts, positions, tokens, np.zeros((3, len(counts)), np.int32), counts)
-        yield _Plan(lo, hi, bits, row_levels, column_levels, *group(counts, activity))
-    if sizes != (0,):
+def _plans(classes: Array, positions: Array, tokens: Array, layout: BlockLayout, thorough: bool) -> Iterator[Plan]:
+    """Ways to code a block: with levels of rows and columns, if it has rows enough, and without."""
+    lo, hi, kinds = int(classes.min()), int(classes.max()), int(tokens.max()) + 1
+    activity, counts = ACTIVITY[:kinds], np.zeros(0, np.uint32)
+    for mapping in _maps(classes, positions, tokens, lo, hi, layout, thorough):
+        counts = np.zeros((mapping.count, kinds), np.uint32)
+        count_tokens(mapping.contexts(classes), positions, tokens, np.zeros((3, len(counts)), np.int32), counts)
+        yield Plan(mapping, *group_contexts(counts, activity))
+    if mapping.has_levels:
         by_class = counts.reshape(hi - lo + 1, -1, kinds).sum(1, dtype=np.uint32)
-        yield _Plan(lo, hi, 0, none, none, *group(by_class, activity))
+        yield Plan(ContextMap(lo, hi), *group_contexts(by_class, activity))
+
+
+def _maps(classes: Array, positions: Array, tokens: Array, lo: int, hi: int, layout: BlockLayout, thorough: bool) -> Iterator[ContextMap]:
+    """Context maps with levels, if the block has rows enough; else the one without."""
+    if not MIN_WIDTH <= layout.width <= len(classes) // MIN_ROWS:
+        yield ContextMap(lo, hi)
+        return
+    rows, columns = np.zeros(layout.rows(len(classes)), np.int64), np.zeros(layout.width, np.int64)
+    mean = np.zeros(256, np.int64)
+    fill_mean_activity(classes, positions, tokens, units_of(classes), mean)
+    add_scores(positions, classes, tokens, mean, layout, rows, columns)
+    for bits in (3, 2) if thorough else (3,):
+        yield ContextMap(lo, hi, bits, bits, layout, _levels(rows, bits), _levels(columns, bits))
 
 
 def _levels(scores: Array, bits: int) -> Array:
-    """Levels of equal numbers of rows, by their scores."""
+    """Levels of equal numbers of rows, or columns, by their scores."""
     levels = np.empty(len(scores), np.uint16)
     levels[np.argsort(scores, kind="stable")] = (np.arange(len(scores)) << bits) // len(scores)
     return levels
 
 
-def _put_head(raw: Array, layout: BlockLayout, plan: _Plan) -> tuple[Any, int, int]:
-    state = (ZERO, 0, 0)
-    fields = [(plan.lo, 8), (plan.hi, 8), (plan.bits, 3), (plan.bits, 3)] + [(layout.width, 22), (layout.phase, 22)] * bool(plan.bits)
-    for value, size in fields:
-        state = put_raw(np.uint64(value), size, raw, np.uint64(state[0]), *state[1:])
-    for levels in (plan.row_levels, plan.column_levels):
-        state = put_levels(levels, plan.bits, raw, np.uint64(state[0]), *state[1:])
-    return put_map(plan.groups, len(plan.counts), raw, np.uint64(state[0]), *state[1:])
+def decode(classes: Array, coded: bytes, raw: Array, m: int) -> tuple[SizedChanges, int]:
+    """The changes of a block (scratch), and how many raw bits were taken.
+
+    Raises:
+        ValueError: with one line that says which rule of spec 7.5.3 the block breaks.
+    """
+    mapping, position = take_map(classes, raw)
+    contexts = mapping.contexts(classes)
+    groups = np.empty(mapping.count, np.uint8)
+    n, position = take_groups(groups, raw, position)
+    if n < 0:
+        raise ValueError("a context has a group that there is not")
+    codes, position = _take_codes(n, token_count(m), raw, position)
+    tokens = _decode_tokens(contexts, groups, codes, coded)
+    positions = differing(tokens, 0)
+    changes = SizedChanges.scratch(len(positions), positions)
+    return changes, take_changes(tokens, raw, position, changes)
 
 
-@jit
-def put_levels(levels, size, raw, held, count, filled):
-    for x in range(len(levels)):
-        held, count, filled = put_raw(np.uint64(levels[x]), size, raw, held, count, filled)
-    return held, count, filled
+def _take_codes(groups: int, tokens: int, raw: Array, position: int) -> tuple[Array, int]:
+    """The codes of each group's tokens, :data:`~ckptdiff.kernels.rans.MAX_TOKENS` in a row, and the position behind the tables."""
+    frequencies = np.zeros((groups, MAX_TOKENS), np.uint32)
+    for g in range(groups):
+        valid, position = rans.take_table(frequencies[g], tokens, raw, position)
+        if not valid:
+            raise ValueError(f"the table of group {g} breaks the rules")
+    return rans.codes_of(frequencies).reshape(-1), position
 
 
-def decode(classes: Array, coded: bytes, raw: Array, m: int) -> tuple[Array, Array, Array, int]:
-    """Positions, distances and signs of the changed units, and how many raw bits were taken; raises ValueError."""
-    contexts, groups, codes, bits = _take_head(classes, raw, m)
+def _decode_tokens(contexts: Array, groups: Array, codes: Array, coded: bytes) -> Array:
+    """The token of each unit. Scratch."""
     if len(coded) < 16 or len(coded) % 2:
         raise ValueError(f"{len(coded)} bytes of rANS, expected 16 and an even number")
     states = np.frombuffer(coded[:16], "<u4").astype(np.uint32)
     words = np.frombuffer(coded[16:] + bytes(8), "<u2").astype(np.uint16)
-    if states.min() < rans.FLOOR:
+    if states.min() < rans.MIN_STATE:
         raise ValueError("a state of rANS is too small")
-    lookup = np.empty(len(codes) // TOKENS << rans.LOOKUP, np.uint8)
-    rans.fill_lookup(codes, len(codes) // TOKENS, lookup)
-    tokens = scratch("tokens", len(classes), np.uint8)
-    at, *ends = rans.decode_kernel(contexts, groups, codes, lookup, words, states, tokens)
-    if at != len(words) - 4 or any(state != rans.FLOOR for state in ends):
+    tables = len(codes) // MAX_TOKENS
+    lookup = np.empty(tables << rans.LOOKUP_BITS, np.uint8)
+    rans.fill_lookup(codes, tables, lookup)
+    tokens = scratch("tokens", len(contexts), np.uint8)
+    at, *ends = rans.decode_tokens(contexts, groups, codes, lookup, words, states, tokens)
+    if at != len(words) - 4 or any(state != rans.MIN_STATE for state in ends):
         raise ValueError("rANS does not end where it must")
-    positions = differing(tokens, 0)
-    distances, signs = scratch("distances", len(positions), np.uint64), scratch("signs", len(positions), np.uint8)
-    bits = take_changes(tokens, raw, bits, positions, distances, signs)
-    return positions, distances, signs, bits
-
-
-def _take_head(classes: Array, raw: Array, m: int) -> tuple[Array, Array, Array, int]:
-    """Context of each unit, group of each context, codes of the groups' tokens, and the position behind them."""
-    bits = 0
-
-    def take(size: int) -> int:
-        nonlocal bits
-        value, bits = take_raw(size, raw, bits)
-        return int(value)
-
-    lo, hi, row_bits, column_bits = take(8), take(8), take(3), take(3)
-    if lo > hi:
-        raise ValueError(f"its lowest class is {lo}, its highest {hi}")
-    layout, row_levels, column_levels = WITHOUT_ROWS, np.zeros(0, np.uint16), np.zeros(0, np.uint16)
-    if row_bits or column_bits:
-        layout = BlockLayout(take(22), take(22))
-        if not layout.phase < layout.width <= len(classes):
-            raise ValueError(f"rows of {layout.width} units, from {layout.phase} on, in {len(classes)}")
-        row_levels, column_levels = np.zeros(layout.rows(len(classes)), np.uint16), np.zeros(layout.width, np.uint16)
-        bits = take_levels(row_levels, row_bits, raw, bits)
-        bits = take_levels(column_levels, column_bits, raw, bits)
-    contexts = _contexts(classes, lo, hi, row_bits, column_bits, layout, row_levels, column_levels)
-    groups = np.empty((hi - lo + 1) * _levels_of(row_bits, column_bits), np.uint8)
-    n, bits = take_map(groups, raw, bits)
-    if n < 0:
-        raise ValueError("a context has a group that there is not")
-    codes = np.zeros((n, TOKENS), np.uint32)
-    for g in range(n):
-        valid, bits = rans.take_table(codes[g], token_count(m), raw, bits)
-        if not valid:
-            raise ValueError(f"the table of group {g} breaks the rules")
-    codes |= (np.cumsum(codes, 1, dtype=np.uint32) - codes) << np.uint32(16)
-    return contexts, groups, codes.reshape(-1), bits
-
-
-@jit
-def take_levels(levels, size, raw, bits):
-    for x in range(len(levels)):
-        part, bits = take_raw(size, raw, bits)
-        levels[x] = np.uint16(part)
-    return bits
+    return tokens

@@ -18,7 +18,7 @@ from ckptdiff.codecs import context, sparse
 from ckptdiff.errors import BaseMismatchError, FormatError, IntegrityError, UnsupportedError, cut
 from ckptdiff.format.digests import BLOCK, tensor_digest, xxh128
 from ckptdiff.format.dtypes import DTYPES, Bytes, Changes, Dtype, Units
-from ckptdiff.format.table import Entry
+from ckptdiff.format.entry import Entry
 from ckptdiff.io.parallel import no_progress, run_ordered
 from ckptdiff.lazy import torch
 from ckptdiff.live.switch import MODEL, RUN, LoadedPatch, Part, TensorUpdate, hashing, leaves_in_memory

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from ckptdiff.checkpoint.pairing import Rename
 from ckptdiff.errors import CheckpointError
+from ckptdiff.format.entry import CODEC_NAMES, Totals
 from ckptdiff.format.patch_file import PatchFile
-from ckptdiff.format.table import CODEC_NAMES, Totals
 from ckptdiff.io.parallel import default_threads, no_progress
 from ckptdiff.io.source import read_bytes
 from ckptdiff.live.load import Loader

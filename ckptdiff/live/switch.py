@@ -187,7 +187,7 @@ class LoadedPatch:
 def _shift(row: TensorUpdate, part: Part, back: bool, hashed: bool) -> list[bytes]:
     flat = row.flat[part.start : part.stop]
     if isinstance(flat, np.ndarray):
-        return kernels.changes.move_run(flat, part.positions, part.zigzags, row.dtype, back, hashed)
+        return kernels.moves.move_run(flat, part.positions, part.zigzags, row.dtype, back, hashed)
 
     device.ops.move(device.ops.units_of(flat, row.dtype), part.positions, part.zigzags, row.dtype, back)
     return []

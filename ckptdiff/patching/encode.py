@@ -15,7 +15,7 @@ from ckptdiff.checkpoint.reader import Tensor
 from ckptdiff.codecs import CODECS
 from ckptdiff.format.digests import BLOCK, block_count, leaves_of, tensor_digest
 from ckptdiff.format.dtypes import DTYPES, Bytes, Changes
-from ckptdiff.format.table import Entry
+from ckptdiff.format.entry import Entry
 from ckptdiff.kernels.block_layout import WITHOUT_ROWS, BlockLayout
 from ckptdiff.patching.adapt import adapt, group_units, read_range
 from ckptdiff.patching.memory import MemoryFile

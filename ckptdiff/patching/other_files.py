@@ -11,12 +11,12 @@ from typing import BinaryIO
 import xxhash
 import zstandard
 
-from ckptdiff.codecs.planes import MAGIC
+from ckptdiff.codecs.planes import ZSTD_MAGIC
 from ckptdiff.errors import BaseMismatchError, CheckpointError, CkptdiffError, FormatError, IntegrityError
 from ckptdiff.format import safe_paths
 from ckptdiff.format.index import OtherFile
-from ckptdiff.format.sealed import MAX_PREFIX, MAX_WINDOW
-from ckptdiff.io.parallel import CHUNK, sha256_file
+from ckptdiff.format.sealed import MAX_DELTA_FILE, MAX_FILE_WINDOW
+from ckptdiff.io.parallel import READ_BYTES, sha256_file
 from ckptdiff.io.source import LocalFile
 from ckptdiff.machine import machine_error
 from ckptdiff.patching.patch import OpenPatch
@@ -31,7 +31,7 @@ def check_paths(names: Sequence[str], weights: Sequence[str]) -> None:
         reason = safe_paths.unsafe_reason(name)
         if reason:
             raise CheckpointError(f"{name!r}: the path {reason}: rename the file, or leave it out with --exclude")
-    stored = safe_paths.clash(f"{name}.zst" for name in names)
+    stored = safe_paths.conflicting_path(f"{name}.zst" for name in names)
     if stored:
         raise CheckpointError(f"{stored!r} would be a file and a folder in the patch: rename one, or leave it out with --exclude")
 
@@ -42,11 +42,11 @@ def encode(path: str, target: Path, base: Path | None, folder: Path) -> OtherFil
     base_sha256, base_size = _hash(base) if base else (None, 0)
     if sha256 == base_sha256:
         return OtherFile(path=path, size=size, sha256=sha256, kind="same")
-    delta = base is not None and 0 < base_size <= MAX_PREFIX and size <= MAX_PREFIX
+    delta = base is not None and 0 < base_size <= MAX_DELTA_FILE and size <= MAX_DELTA_FILE
     entry = OtherFile(path=path, size=size, sha256=sha256, kind="delta" if delta else "new", base_sha256=base_sha256 if delta else None)
-    out = folder / entry.member
+    out = folder / entry.stored_path
     out.parent.mkdir(parents=True, exist_ok=True)
-    if size <= MAX_PREFIX:
+    if size <= MAX_DELTA_FILE:
         frame = _compressor(size, base.read_bytes() if base and delta else b"").compress(target.read_bytes())
         out.write_bytes(frame)
     else:
@@ -81,14 +81,14 @@ def _hash(path: Path) -> tuple[str, int]:
 def _digest(path: Path) -> bytes:
     hasher = xxhash.xxh3_128()
     with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
+        while chunk := file.read(READ_BYTES):
             hasher.update(chunk)
     return hasher.digest()
 
 
 def stored_error(patch: OpenPatch, other: OtherFile) -> IntegrityError | None:
     """What is wrong with a stored frame, if it does not have its size and digest."""
-    path = patch.path / other.member
+    path = patch.path / other.stored_path
     if other.kind == "same":
         return None
     try:
@@ -127,8 +127,8 @@ def base_error(other: OtherFile, base: Path | None) -> CkptdiffError | None:
         found, size = _hash(base)
     except CheckpointError as error:
         return error
-    if other.kind == "delta" and size > MAX_PREFIX:
-        return FormatError(f"{other.path}: is coded against a base file of {size} bytes, more than {MAX_PREFIX}")
+    if other.kind == "delta" and size > MAX_DELTA_FILE:
+        return FormatError(f"{other.path}: is coded against a base file of {size} bytes, more than {MAX_DELTA_FILE}")
     if found != wanted:
         return BaseMismatchError(f"{base}: is not the file that the patch needs: its SHA-256 is {found}, expected {wanted}")
     return None
@@ -160,7 +160,9 @@ def decoding_error(patch: OpenPatch, other: OtherFile, base: Path | None) -> Ckp
     except (FormatError, IntegrityError) as error:
         return error
     except OSError as error:
-        return IntegrityError(f"{error.filename or patch.path / other.member}: cannot be read: {error.strerror}: fetch the patch again")
+        return IntegrityError(
+            f"{error.filename or patch.path / other.stored_path}: cannot be read: {error.strerror}: fetch the patch again"
+        )
     return None
 
 
@@ -168,12 +170,12 @@ def _pieces(patch: OpenPatch, other: OtherFile, base: Path | None) -> Iterable[b
     if other.kind == "same":
         assert base is not None
         with open(base, "rb") as file:
-            while chunk := file.read(CHUNK):
+            while chunk := file.read(READ_BYTES):
                 yield chunk
         return
     prefix = base.read_bytes() if other.kind == "delta" and base else b""
     dictionary = zstandard.ZstdCompressionDict(prefix, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if prefix else None
-    path = patch.path / other.member
+    path = patch.path / other.stored_path
     with open(path, "rb") as file:
         _check_frame(file.read(18), str(path))
         file.seek(0)
@@ -185,13 +187,13 @@ def _check_frame(head: bytes, where: str) -> None:
         stated = zstandard.get_frame_parameters(head)
     except zstandard.ZstdError as error:
         raise FormatError(f"{where}: bad zstd frame: {error}") from None
-    if not head.startswith(MAGIC) or stated.window_size > MAX_WINDOW or stated.dict_id:
-        raise FormatError(f"{where}: expected a zstd frame with a window of at most {MAX_WINDOW} bytes and no dictionary id")
+    if not head.startswith(ZSTD_MAGIC) or stated.window_size > MAX_FILE_WINDOW or stated.dict_id:
+        raise FormatError(f"{where}: expected a zstd frame with a window of at most {MAX_FILE_WINDOW} bytes and no dictionary id")
 
 
 def _decompressed(file: BinaryIO, dictionary: zstandard.ZstdCompressionDict | None, where: str) -> Iterable[bytes]:
     """Exactly one frame; a chunk of input can hold no more than a thousand blocks, which bounds the output of one step."""
-    decoder = zstandard.ZstdDecompressor(dict_data=dictionary, max_window_size=MAX_WINDOW).decompressobj()
+    decoder = zstandard.ZstdDecompressor(dict_data=dictionary, max_window_size=MAX_FILE_WINDOW).decompressobj()
     try:
         while chunk := file.read(1 << 12):
             if decoder.eof:

@@ -14,7 +14,7 @@ from ckptdiff.errors import OutputError
 from ckptdiff.io.durable import move_new, replace_folder, sync, sync_tree
 from ckptdiff.io.leftovers import OLD, RESULT, work_prefix
 from ckptdiff.io.signals import held
-from ckptdiff.io.work_folder import Work, mend, work_folder
+from ckptdiff.io.work_folder import Work, clean_up, work_folder
 from ckptdiff.machine import machine_error
 from ckptdiff.patching.overwrite import refuse_existing, refuse_kind
 
@@ -33,7 +33,7 @@ def check_output(out: Path, inputs: Iterable[Path], *, folder: bool, overwrite: 
     if not out.parent.is_dir():
         raise OutputError(f"{out.parent}: no such folder; create it first")
     with writing(out):
-        mend(out.parent, work_prefix(out), out)
+        clean_up(out.parent, work_prefix(out), out)
         _refuse_inputs(out, inputs)
         refuse_existing(out, folder, overwrite, files)
 

@@ -114,5 +114,5 @@ def _listed(out: Path) -> set[str]:
         index = Index.from_bytes((out / INDEX_NAME).read_bytes(), INDEX_NAME)
     except (OSError, CkptdiffError):
         return set()
-    members = {other.member for other in index.files if other.kind != "same"}
+    members = {other.stored_path for other in index.files if other.kind != "same"}
     return {INDEX_NAME, *(shard.path for shard in index.shards), *members}

@@ -13,10 +13,10 @@ from ckptdiff.checkpoint.recognition import check_there, patch_members, weights_
 from ckptdiff.errors import FormatError, IntegrityError, cut
 from ckptdiff.format.canonical import quoted
 from ckptdiff.format.digests import identity
+from ckptdiff.format.entry import Entry, Totals
 from ckptdiff.format.index import INDEX_NAME, Index, OtherFile
 from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.format.sealed import MAX_INDEX, FileRef
-from ckptdiff.format.table import Entry, Totals
 from ckptdiff.hub.ids import parse_id
 from ckptdiff.hub.repo import RemoteFolder, download, open_repo
 from ckptdiff.io.source import ByteSource, LocalFile, read_bytes
@@ -92,7 +92,7 @@ class OpenPatch:
     @property
     def paths(self) -> list[Path]:
         """The patch's own path and those of all its files."""
-        return [self.path, *(Path(file.source.name) for file in self.files), *(self.path / other.member for other in self.others)]
+        return [self.path, *(Path(file.source.name) for file in self.files), *(self.path / other.stored_path for other in self.others)]
 
     @property
     def base_identity(self) -> bytes:
@@ -246,7 +246,7 @@ def _open_folder(folder: Folder, stack: ExitStack) -> OpenPatch:
         raise FormatError(f"{folder.name}/{INDEX_NAME}: its totals do not agree with its shards")
     for other in index.files:
         if other.kind != "same":
-            _check_member(folder, other.member, other.stored)
+            _check_member(folder, other.stored_path, other.stored)
     return patch
 
 

@@ -16,9 +16,9 @@ from ckptdiff.checkpoint.selection import matches
 from ckptdiff.errors import BaseMismatchError, CkptdiffError, FormatError, OutputError, cut
 from ckptdiff.format.canonical import quoted
 from ckptdiff.format.dtypes import Bytes
+from ckptdiff.format.entry import Entry
 from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.format.safetensors import header_json
-from ckptdiff.format.table import Entry
 from ckptdiff.io.parallel import Progress, no_progress, run_ordered
 from ckptdiff.patching import other_files
 from ckptdiff.patching.patch import OpenPatch

@@ -15,8 +15,8 @@ from ckptdiff.codecs import CODECS, sparse
 from ckptdiff.errors import CkptdiffError, FormatError, IntegrityError, cut
 from ckptdiff.format.digests import BLOCK, block_count, leaves_of, tensor_digest
 from ckptdiff.format.dtypes import DTYPES, Bytes, Dtype
+from ckptdiff.format.entry import Entry
 from ckptdiff.format.patch_file import PatchFile
-from ckptdiff.format.table import Entry
 from ckptdiff.patching.adapt import adapt, group_units, read_range
 
 if TYPE_CHECKING:

@@ -18,12 +18,13 @@ from ckptdiff.errors import CheckpointError
 from ckptdiff.format import safe_paths
 from ckptdiff.format.digests import BLOCK, identity, tensor_digest, xxh128
 from ckptdiff.format.dtypes import DTYPES
+from ckptdiff.format.entry import Entry, Totals
 from ckptdiff.format.index import INDEX_NAME, Index, OtherFile, ShardRef
 from ckptdiff.format.metadata import Metadata
-from ckptdiff.format.patch_file import Spooled, Written, write_patch_file
+from ckptdiff.format.patch_file import PatchParts, WrittenFile, write_patch_file
 from ckptdiff.format.safetensors import MAX_TENSORS
 from ckptdiff.format.sealed import FileRef
-from ckptdiff.format.table import Entry, Table, Totals
+from ckptdiff.format.table import Table
 from ckptdiff.hub.repo import Repo, check_files
 from ckptdiff.io.parallel import FileHasher, Progress, run_ordered
 from ckptdiff.patching import other_files
@@ -277,7 +278,7 @@ class PatchMaker:
             info=self._info,
         )
 
-    def _write(self, file: WeightFile, out: BinaryIO, base_files: tuple[FileRef, ...] | None) -> Written:
+    def _write(self, file: WeightFile, out: BinaryIO, base_files: tuple[FileRef, ...] | None) -> WrittenFile:
         scope = self.scopes[file.scope]
         table = Table(tuple(scope.entries[info.name] for info in file.header.tensors), self._removed(file))
         metadata = Metadata(
@@ -298,7 +299,7 @@ class PatchMaker:
                 self.codecs[entry.codec] = self.codecs.get(entry.codec, 0) + 1
         offsets = {entry.name: self.offsets[file.scope, entry.name] for entry in table.entries if entry.has_payload}
         report = self.stored_report if file is self.target.weights[0] else None
-        return write_patch_file(out, metadata, Spooled(table, file.header.raw, report, self.spool, offsets))
+        return write_patch_file(out, metadata, PatchParts(table, file.header.raw, report, self.spool, offsets))
 
     def _removed(self, file: WeightFile) -> tuple[str, ...]:
         """Base tensors that the scope no longer has, nor uses as a base, for the scope's first file."""

@@ -12,10 +12,10 @@ import xxhash
 
 from ckptdiff.errors import CheckpointError, FormatError, IntegrityError, UnsupportedError, cut
 from ckptdiff.format import canonical
-from ckptdiff.format.canonical import Fields
 from ckptdiff.format.dtypes import MAX_SIZE
+from ckptdiff.format.entry import as_name
+from ckptdiff.format.fields import Fields, as_integer
 from ckptdiff.format.safetensors import MAX_HEADER, MAX_RANK, MAX_TENSORS, Header, header_json, read_header
-from ckptdiff.format.table import as_name
 from ckptdiff.io.source import LocalFile
 from ckptdiff.patching.output import build_beside, check_output
 from ckptdiff.subnetwork.mask_rows import Row, check_row, count_elements, is_sparse, read_row
@@ -115,7 +115,7 @@ def _file_order(name: str, row: Row) -> tuple[bool, bytes]:
 def _shape(value: Any, where: str) -> tuple[int, ...]:
     if not isinstance(value, list) or len(value) > MAX_RANK:
         raise FormatError(f"{where}: expected a list of at most {MAX_RANK} integers")
-    shape = tuple(canonical.as_integer(dim, where) for dim in value)
+    shape = tuple(as_integer(dim, where) for dim in value)
     if math.prod(shape) > MAX_SIZE:
         raise FormatError(f"{where}: {cut(list(shape))} has more than {MAX_SIZE} elements")
     return shape

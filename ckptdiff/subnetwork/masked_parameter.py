@@ -79,7 +79,9 @@ class MaskedParameter:
         here = self.local(tensor)
         units = here.view(SIGNED[here.element_size()])
         if _on_host(units):
-            return [partial(kernels.mask_ops.keep, *row) for row in kernels.mask_ops.slices(_numbers(units), _numbers(self.bits))]
+            return [
+                partial(kernels.mask_ops.zero_unmasked, *row) for row in kernels.mask_ops.split_jobs(_numbers(units), _numbers(self.bits))
+            ]
         units &= self.spread(_table(units.dtype, units.device))
         return []
 
@@ -88,8 +90,8 @@ class MaskedParameter:
         numbers = _numbers(self.local(tensor))
         units = numbers.view(f"i{numbers.itemsize}")
         return [
-            partial(kernels.mask_ops.put, *row, np.ones(1, numbers.dtype).view(units.dtype)[0])
-            for row in kernels.mask_ops.slices(units, _numbers(self.bits))
+            partial(kernels.mask_ops.fill_unmasked, *row, np.ones(1, numbers.dtype).view(units.dtype)[0])
+            for row in kernels.mask_ops.split_jobs(units, _numbers(self.bits))
         ]
 
     def can_lift(self, tensor: torch.Tensor) -> bool:
@@ -104,8 +106,8 @@ class MaskedParameter:
         number = torch.as_tensor(factor, dtype=kind, device=weights.device)
         if _on_host(weights) and weights.dtype == kind:
             return [
-                partial(kernels.mask_ops.scale, *row, number.numpy()[()])
-                for row in kernels.mask_ops.slices(_numbers(weights), _numbers(self.bits))
+                partial(kernels.mask_ops.scale_masked, *row, number.numpy()[()])
+                for row in kernels.mask_ops.split_jobs(_numbers(weights), _numbers(self.bits))
             ]
         inside = _table(torch.int8, weights.device).bool()
         weights.mul_(self.spread(torch.where(inside, number, torch.ones_like(number))))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckptdiff.format.table import Totals
+from ckptdiff.format.entry import Totals
 from ckptdiff.patching.patch import open_patch
 
 

@@ -15,8 +15,8 @@ from ckptdiff.checkpoint.reader import Checkpoint, open_checkpoint
 from ckptdiff.checkpoint.secrets import suspicious_name
 from ckptdiff.checkpoint.selection import Selection
 from ckptdiff.errors import CheckpointError
-from ckptdiff.format.index import INDEX_NAME, member_path, shard_path
-from ckptdiff.format.table import CODEC_NAMES, Totals
+from ckptdiff.format.entry import CODEC_NAMES, Totals
+from ckptdiff.format.index import INDEX_NAME, other_file_path, shard_path
 from ckptdiff.hub.ids import parse_id
 from ckptdiff.hub.repo import Repo, open_repo
 from ckptdiff.io.parallel import Progress, default_threads, no_progress
@@ -123,7 +123,7 @@ def make(
 def _check_paths(old: Checkpoint, new: Checkpoint, out: Path, overwrite: bool) -> None:
     """Raise an error if two files of the patch would have one path, or the patch cannot be written to ``out``."""
     other_files.check_paths(new.kept, [file.path for file in (*old.weights, *new.weights)])
-    files = [INDEX_NAME, *(shard_path(file.path) for file in new.weights), *map(member_path, new.kept)]
+    files = [INDEX_NAME, *(shard_path(file.path) for file in new.weights), *map(other_file_path, new.kept)]
     check_output(out, [*old.paths, *new.paths], folder=not new.is_file, overwrite=overwrite, files=files)
 
 

@@ -196,7 +196,7 @@ def _add_patch(patch: OpenPatch, base: Repo, plan: _Plan, relabel: bool) -> None
     if relabel:
         index = replace(index, info={**index.info, "base_repo": base.name, "base_revision": base.commit})
     plan.files[INDEX_NAME] = index.to_bytes()
-    members = [shard.path for shard in index.shards] + [other.member for other in index.files if other.kind != "same"]
+    members = [shard.path for shard in index.shards] + [other.stored_path for other in index.files if other.kind != "same"]
     plan.files |= {member: patch.path / member for member in members}
 
 
@@ -234,7 +234,7 @@ def _content(patch: OpenPatch, other: OtherFile) -> bytes:
     if other.kind == "same" or other.size > MAX_SCANNED_BYTES:
         return b""
     if other.kind == "delta":
-        return (patch.path / other.member).read_bytes()
+        return (patch.path / other.stored_path).read_bytes()
     try:
         return b"".join(other_files.decode(patch, other, None))
     except (FormatError, IntegrityError, OSError):

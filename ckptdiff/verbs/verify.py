@@ -16,9 +16,9 @@ from ckptdiff.checkpoint.recognition import check_there
 from ckptdiff.checkpoint.selection import select
 from ckptdiff.errors import CheckpointError, CkptdiffError, FormatError, IntegrityError, cut
 from ckptdiff.format.digests import BLOCK
+from ckptdiff.format.entry import Entry
 from ckptdiff.format.index import OtherFile
 from ckptdiff.format.patch_file import PatchFile
-from ckptdiff.format.table import Entry
 from ckptdiff.hub.ids import parse_id
 from ckptdiff.hub.repo import Repo, open_repo
 from ckptdiff.io.folder import list_folder

@@ -48,7 +48,7 @@ def one_kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Warm up one kernel instead of all."""
 
     def step() -> None:
-        jit(mask_ops.keep.py_func)(np.zeros(8, np.uint8), np.zeros(1, np.uint8))
+        jit(mask_ops.zero_unmasked.py_func)(np.zeros(8, np.uint8), np.zeros(1, np.uint8))
 
     monkeypatch.setattr(warmup, "_steps", lambda folder: [step])
     yield
@@ -64,22 +64,22 @@ def test_what_warmup_gives(kernel_folder: Path, one_kernel: None) -> None:
 def test_a_named_folder_that_cannot_be_written_is_an_error(kernel_folder: Path, one_kernel: None) -> None:
     """Although the user's own folder has them then: an image without its kernels must not look warm."""
     kernel_folder.write_text("a file")
-    before = list(cache.read)
+    before = list(cache.read_files)
     with pytest.raises(OutputError) as caught:
         warmup.warm_up()
     assert str(caught.value) == (
         f"{kernel_folder}: {kernel_folder} is not a folder; 1 kernels are missing: name another folder by CKPTDIFF_CACHE_DIR, "
         "or run warmup as a user who may write this one"
     )
-    assert cache.read == before
+    assert cache.read_files == before
     with pytest.raises(OutputError) as again:
         warmup.warm_up()
-    assert str(again.value) == str(caught.value) and len(cache.read) == len(before) + 1
+    assert str(again.value) == str(caught.value) and len(cache.read_files) == len(before) + 1
 
 
 def test_no_folder_at_all_is_an_error(kernel_folder: Path, one_kernel: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CKPTDIFF_CACHE_DIR")
-    monkeypatch.setattr(cache, "BESIDE", kernel_folder)
+    monkeypatch.setattr(cache, "BESIDE_PACKAGE", kernel_folder)
     cache.folders.cache_clear()
     kernel_folder.write_text("a file")
     (kernel_folder.parent / "own").write_text("a file")

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from ckptdiff.codecs import context
 from ckptdiff.codecs.planes import write_varint
 from ckptdiff.format.dtypes import DTYPES, Dtype
-from ckptdiff.kernels import adaptive, changes
+from ckptdiff.kernels import classes as unit_classes
+from ckptdiff.kernels import pace
 from ckptdiff.kernels.block_layout import WITHOUT_ROWS, BlockLayout
 from tests.support.mutations import mutate
 from tests.support.vectors import READER
@@ -67,7 +68,7 @@ def test_every_dtype(dtype: Dtype, how: str) -> None:
 @pytest.mark.parametrize("place", [WITHOUT_ROWS, BlockLayout(100, 0), BlockLayout(64, 63), BlockLayout(1000, 17)], ids=str)
 def test_dense_blocks_in_rows(name: str, place: BlockLayout, monkeypatch: pytest.MonkeyPatch) -> None:
     """The static form alone, with rows and columns that are active to different degrees."""
-    monkeypatch.setattr(context, "FEW", 0)
+    monkeypatch.setattr(context, "BOTH_BELOW", 0)
     dtype, rng, n = DTYPES[name], np.random.default_rng(3), 20_000
     base, _ = block(rng, dtype, n, 0, "weights")
     width = place.width or 100
@@ -108,16 +109,16 @@ def test_a_full_block_of_one_class() -> None:
 
 def test_shares_are_as_the_spec_has_them() -> None:
     """T(k) = floor(2^(32 - k/256)), by integers alone; and a share falls with every 2^-24 octave, so that no unit's part is empty."""
-    for k, value in enumerate(adaptive.SHARES.tolist()):
+    for k, value in enumerate(pace.SHARES.tolist()):
         assert value**256 <= 2 ** (32 * 256 - k) < (value + 1) ** 256
     for start in (0, 1 << 16, 3 << 24, (1 << 26) - 70_000):
-        found = [int(adaptive.share(np.uint64(total))) for total in range(start, start + 70_000)]
+        found = [int(pace.share(np.uint64(total))) for total in range(start, start + 70_000)]
         assert found[:1000] == [READER.share(total) for total in range(start, start + 1000)]
         assert all(a > b for a, b in pairwise(found))
-    assert adaptive.share(np.uint64((1 << 26) + 2 * int(adaptive.WEIGHTS[-1]))) > 0
+    assert pace.share(np.uint64((1 << 26) + 2 * int(pace.WEIGHTS[-1]))) > 0
 
 
-@pytest.mark.parametrize("size", [1000, changes.LARGE - 1, changes.LARGE, changes.LARGE + 77])
+@pytest.mark.parametrize("size", [1000, unit_classes.SAMPLED_FROM - 1, unit_classes.SAMPLED_FROM, unit_classes.SAMPLED_FROM + 77])
 @pytest.mark.parametrize("kind", ["uniform", "normal", "one class"])
 def test_units_of_classes(size: int, kind: str) -> None:
     """Exact of small blocks and of rare classes below the common ones, else near; a uniform block has none that is common."""
@@ -128,10 +129,11 @@ def test_units_of_classes(size: int, kind: str) -> None:
         "one class": None,
     }[kind]
     classes = np.full(size, 255, np.uint8) if draw is None else draw().astype(np.uint8)
-    exact, found = np.bincount(classes, minlength=256), changes.units_of(classes)
-    common = np.flatnonzero(found[:255] >= changes.RARE)
+    exact, found = np.bincount(classes, minlength=256), unit_classes.units_of(classes)
+    common = np.flatnonzero(found[:255] >= unit_classes.RARE)
     rare = slice(0, common[0] if len(common) else 255)
-    assert (found if size < changes.LARGE else found[rare]).tolist() == (exact if size < changes.LARGE else exact[rare]).tolist()
+    counted = slice(None) if size < unit_classes.SAMPLED_FROM else rare
+    assert found[counted].tolist() == exact[counted].tolist()
     assert (np.abs(found - exact) < 10 * np.sqrt(exact) + 10).all()
 
 
@@ -139,11 +141,11 @@ def test_units_of_classes(size: int, kind: str) -> None:
 @pytest.mark.parametrize("hidden", ["columns", "what is not sampled"])
 def test_classes_that_a_sample_misses(hidden: str, share: float) -> None:
     """Units that no sample takes stay as they are but for one: the rates are far off, and the block is coded whole all the same."""
-    dtype, n, rng = DTYPES["BF16"], changes.LARGE + 12_345, np.random.default_rng(7)
+    dtype, n, rng = DTYPES["BF16"], unit_classes.SAMPLED_FROM + 12_345, np.random.default_rng(7)
     i = np.arange(n)
     rare = i % 4 == 1 if hidden == "columns" else np.ones(n, np.bool_)
     if hidden != "columns":
-        for each in (2, 4):  # as changes.count takes them
+        for each in (2, 4):  # as count_sample takes them
             rare[(i[:, None] % (16 * each + 1) == np.arange(0, 16 * each, each)).any(1)] = False
     base = np.where(rare, 0x4400, 0x3C00).astype("<u2")
     target = base ^ (rng.random(n) < share) * (~rare)
@@ -154,7 +156,7 @@ def test_classes_that_a_sample_misses(hidden: str, share: float) -> None:
     assert out.tobytes() == target.astype("<u2").tobytes()
 
 
-@pytest.mark.parametrize("few", [0, context.FEW])
+@pytest.mark.parametrize("few", [0, context.BOTH_BELOW])
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32), n=st.integers(1, 3000), name=st.sampled_from(sorted(DTYPES)))
 def test_any_block(few: int, seed: int, n: int, name: str) -> None:
@@ -163,14 +165,14 @@ def test_any_block(few: int, seed: int, n: int, name: str) -> None:
     place = BlockLayout(place.width, int(rng.integers(place.width)))
     how = str(rng.choice(["weights", "noise", "top bit"]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(context, "FEW", few)  # 0: dense blocks take the static form, however small
+        patch.setattr(context, "BOTH_BELOW", few)  # 0: dense blocks take the static form, however small
         check(*block(rng, DTYPES[name], n, float(rng.random()) ** 3, how), DTYPES[name], place)
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_damaged_blocks(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both readers refuse a damaged block, or both give the same units; nothing else happens."""
-    monkeypatch.setattr(context, "FEW", 0)
+    monkeypatch.setattr(context, "BOTH_BELOW", 0)
     rng = np.random.default_rng(seed)
     dtype = DTYPES[["BF16", "F32", "U8", "I16", "F64"][seed % 5]]
     base, target = block(rng, dtype, 2000, SHARES[seed % 4], "weights")

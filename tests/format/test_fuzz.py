@@ -82,7 +82,7 @@ def test_kernels_as_plain_python_do_the_same(tmp_path: Path) -> None:
     code += (
         "for name in ('raw', 'sparse', 'adaptive', 'static'):\n    for data in TARGETS[name].seeds():\n        TARGETS[name].run(data)\n"
     )
-    code += "from ckptdiff.codecs import adaptive\nprint(type(adaptive.decode_kernel))"
+    code += "from ckptdiff.kernels import adaptive\nprint(type(adaptive.decode_changes))"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout == "<class 'function'>\n"

@@ -17,10 +17,12 @@ from ckptdiff import CheckpointError, FormatError, Mask
 from ckptdiff.analysis import report_model as rows_module
 from ckptdiff.checkpoint.weight_map import shards_of_index
 from ckptdiff.format import canonical, index, json_scan, safe_paths, safetensors, sealed, table
+from ckptdiff.format.entry import Entry
 from ckptdiff.format.index import Index
 from ckptdiff.format.metadata import Metadata
 from ckptdiff.format.patch_file import PatchFile
-from ckptdiff.format.table import Entry, Table, decompress
+from ckptdiff.format.table import Table
+from ckptdiff.format.zstd_frame import decompress
 from ckptdiff.patching import patch
 from ckptdiff.patching import write as writer
 from ckptdiff.patching.memory import BytesFile
@@ -67,12 +69,12 @@ def test_nesting() -> None:
 
 def test_nodes_are_counted_outside_strings_before_anything_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     both_sides(
-        lambda n: canonical.loads(b"[" + b"0," * (n - 1) + b"0]", recipes=n - n % 2), 100, "101 braces, brackets and commas", ValueError
+        lambda n: canonical.loads(b"[" + b"0," * (n - 1) + b"0]", nodes=n - n % 2), 100, "101 braces, brackets and commas", ValueError
     )
     quiet = b'{"a\\\\":"{[,\\"{[,","\\\\\\"[":[{}]}'
     assert json_scan.count_nodes(quiet) == 4
     for chunk in range(1, len(quiet) + 1):
-        monkeypatch.setattr(json_scan, "CHUNK", chunk)
+        monkeypatch.setattr(json_scan, "SCAN_BYTES", chunk)
         assert json_scan.count_nodes(quiet) == 4, chunk
 
 
@@ -81,8 +83,8 @@ def test_objects_are_read_part_by_part_as_if_whole(monkeypatch: pytest.MonkeyPat
     text = b'{"a":[{"x":[1,2]},"],\\"[",[],0],"b":[],"c":{"a":[3]}}'
     items = [("", "a", []), *(("a", "", item) for item in ({"x": [1, 2]}, '],"[', [], 0)), ("", "b", []), ("", "c", {"a": [3]})]
     for chunk in (1, 2, 3, 7, 20, len(text)):
-        monkeypatch.setattr(json_scan, "CHUNK", chunk)
-        monkeypatch.setattr(canonical, "BATCH", chunk % 7)
+        monkeypatch.setattr(json_scan, "SCAN_BYTES", chunk)
+        monkeypatch.setattr(canonical, "BATCH_NODES", chunk % 7)
         assert list(canonical.members(text, {"a": 9, "b": 9}, 9, exact=True)) == items
         for k in range(len(text)):
             for broken in (text[:k] + text[k + 1 :], text[:k] + b" " + text[k:], text[:k] + b"," + text[k:]):
@@ -307,10 +309,10 @@ def test_paths() -> None:
 
 
 def test_paths_that_clash_are_neighbours() -> None:
-    assert safe_paths.clash(["a.b", "a/c", "a-b", "ab", "a0/c"]) is None
+    assert safe_paths.conflicting_path(["a.b", "a/c", "a-b", "ab", "a0/c"]) is None
     for clash in (["a.b", "a/c/d", "a-b", "a"], ["b/a", "b/a"], ["a/b/c", "a/b.c", "a/b"]):
-        assert safe_paths.clash(clash) in clash and safe_paths.clash(clash[::-1]) in clash
-    assert safe_paths.clash(f"{k}/{j}" for k in range(50) for j in range(50)) is None
+        assert safe_paths.conflicting_path(clash) in clash and safe_paths.conflicting_path(clash[::-1]) in clash
+    assert safe_paths.conflicting_path(f"{k}/{j}" for k in range(50) for j in range(50)) is None
 
 
 # --- chains, masks, indexes of shards ------------------------------------------------------------------------------

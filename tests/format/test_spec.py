@@ -13,7 +13,7 @@ from ckptdiff.analysis import report_stored
 from ckptdiff.checkpoint import weight_map
 from ckptdiff.codecs import CODECS, context, planes, sparse
 from ckptdiff.errors import SHOWN
-from ckptdiff.format import canonical, dtypes, json_scan, patch_file, safe_paths, safetensors, sealed, table
+from ckptdiff.format import canonical, dtypes, entry, json_scan, patch_file, safe_paths, safetensors, sealed, table
 from ckptdiff.format.digests import BLOCK, tensor_digest
 from ckptdiff.format.dtypes import CASTS, DTYPES
 from ckptdiff.patching import patch, rebuild
@@ -62,23 +62,23 @@ def test_the_limits() -> None:
         [patch_file.MAX_STORED_TABLE, patch_file.MAX_STORED_HEADER],
         [sealed.MAX_INDEX, sealed.MAX_INDEX, sealed.MAX_INFO, sealed.MAX_REPO],
         [patch_file.MAX_STORED_REPORT, report_stored.MAX_REPORT],
-        [safetensors.MAX_TENSORS, safetensors.MAX_TENSORS, safetensors.MAX_MEMBER],
+        [safetensors.MAX_TENSORS, safetensors.MAX_TENSORS, safetensors.MAX_MEMBER_NODES],
         [patch.MAX_ALL_TENSORS, patch.MAX_ALL_TENSORS, patch.MAX_ALL_DESCRIBED, patch.MAX_ALL_BYTES],
         [sealed.MAX_FILES, sealed.MAX_FILES],
         [safetensors.MAX_RANK, dtypes.MAX_SIZE, dtypes.MAX_SIZE],
         [1, safetensors.MAX_NAME],
         [safe_paths.MAX_PATH, safe_paths.MAX_COMPONENTS, safe_paths.MAX_COMPONENT, safe_paths.MAX_PATH],
-        [table.MAX_CODED_BLOCK, planes.MAX_WINDOW],
+        [entry.MAX_CODED_BLOCK, planes.MAX_PLANE_WINDOW],
         [dtypes.MAX_FILE],
-        [sealed.MAX_PREFIX],
-        [sealed.MAX_WINDOW],
+        [sealed.MAX_DELTA_FILE],
+        [sealed.MAX_FILE_WINDOW],
         [rebuild.MAX_CHAIN],
         [canonical.MAX_INTEGER, json_scan.MAX_DEPTH],
     ]
     assert canonical.MAX_INTEGER == 2**53 - 1
     limits = section("## 11.")
-    assert f"at most\n{canonical.MAX_NODES:,} of them in an index or metadata, {safetensors.MAX_MEMBER:,} in one member" in limits
-    assert f"in one entry of a table {table.MAX_ENTRY} and one for each 2^21" in limits
+    assert f"at most\n{canonical.MAX_NODES:,} of them in an index or metadata, {safetensors.MAX_MEMBER_NODES:,} in one member" in limits
+    assert f"in one entry of a table {table.MAX_ENTRY_NODES} and one for each 2^21" in limits
     assert f"A table nests {table.MAX_ENTRY_DEPTH} deep" in limits
     assert f"2^21 = {BLOCK:,} bytes" in SPEC
     assert (
@@ -96,7 +96,7 @@ def test_security_states_the_same_limits() -> None:
         f"; {sealed.MAX_FILES:,} files; ",
         f"{dtypes.MAX_FILE >> 40} TiB a weight file, {patch.MAX_ALL_BYTES >> 40} TiB a model",
         f"integers below 2^{canonical.MAX_INTEGER.bit_length()}; JSON {json_scan.MAX_DEPTH} deep",
-        f"up to {sealed.MAX_PREFIX >> 20} MiB old and new",
+        f"up to {sealed.MAX_DELTA_FILE >> 20} MiB old and new",
         f"of an index 8 x its bytes, at most {weight_map.MAX_INDEX_JSON >> 20} MiB",
         f"at most {SHOWN} characters of a name",
     ):

@@ -19,14 +19,17 @@ import ckptdiff
 from ckptdiff import CheckpointError, FormatError, Mask
 from ckptdiff.analysis import report_stored
 from ckptdiff.checkpoint.weight_map import shards_of_index
-from ckptdiff.format import canonical, table
+from ckptdiff.format import canonical, zstd_frame
+from ckptdiff.format.entry import Entry
 from ckptdiff.format.patch_file import PatchFile
-from ckptdiff.format.table import Entry, Table
+from ckptdiff.format.table import Table
+from ckptdiff.hub import repo
 from ckptdiff.hub.ids import HubId
 from ckptdiff.hub.repo import RemoteFile, Repo
 from ckptdiff.io import source
 from ckptdiff.patching import write as writer
 from ckptdiff.patching.patch import MAX_ALL_DESCRIBED, MAX_ALL_TENSORS, OpenPatch
+from ckptdiff.subnetwork import mask
 from ckptdiff.verbs import verify
 from tests.support import hostile_files as made
 from tests.support.checkpoints import bf16, tensor, tree, write, write_sharded
@@ -57,7 +60,7 @@ def report(tmp_path: Path) -> dict[str, Any]:
     rng = np.random.default_rng(5)
     sides = [write(tmp_path / f"{k}.safetensors", {"layers.0.q_proj.weight": bf16(rng.normal(0, 1, (8, 8)))}) for k in range(2)]
     found = ckptdiff.report(*sides, rank="all")
-    value: dict[str, Any] = json.loads(table.decompress(found.to_bytes(), report_stored.MAX_REPORT, "here"))
+    value: dict[str, Any] = json.loads(zstd_frame.decompress(found.to_bytes(), report_stored.MAX_REPORT, "here"))
     return value
 
 
@@ -244,19 +247,19 @@ def test_stored_files_are_decoded_one_at_a_time(tmp_path: Path, monkeypatch: pyt
 def test_few_globs_name_many_files_of_a_repo() -> None:
     """The client tries each on each file."""
 
-    def repo(paths: list[str], folder: str = "", is_file: bool = False) -> Repo:
+    def repo_of(paths: list[str], folder: str = "", is_file: bool = False) -> Repo:
         return Repo(HubId("org/model"), "org/model", "0" * 40, folder, {path: RemoteFile(path, 1) for path in paths}, is_file)
 
     patch = [f"{folder}/{k}{ending}" for folder, ending in (("patch", ".safetensors"), ("files", ".zst")) for k in range(500)]
     others = ["ckptdiff.json", "[a].safetensors", "files/b.txt", "patches/c.safetensors", "README.md", "files/zst", "x/.zst", "patch/d.zst"]
     for wanted in (patch, [*patch, "ckptdiff.json"], patch[:90], [*patch, *others]):
         for folder in ("", "some [folder]"):
-            found = repo._patterns(repo([*patch, *others], folder), sorted(wanted))
+            found = repo._patterns(repo_of([*patch, *others], folder), sorted(wanted))
             inside = [f"{folder}/{path}" if folder else path for path in [*patch, *others]]
             kept = [path for path in [*inside, "elsewhere/a.zst"] if any(fnmatch.fnmatch(path, glob) for glob in found)]
             assert {path.removeprefix(f"{folder}/") for path in kept} - {"elsewhere/a.zst"} == set(wanted) and len(found) <= repo.FEW
             assert "elsewhere/a.zst" not in kept or not folder
-    assert repo._patterns(repo(["a.zst"], "files", is_file=True), ["a.zst"]) == ["files/a.zst"]
+    assert repo._patterns(repo_of(["a.zst"], "files", is_file=True), ["a.zst"]) == ["files/a.zst"]
 
 
 # --- what we write, others can read --------------------------------------------------------------------------------
@@ -283,14 +286,14 @@ def test_make_writes_no_folder_that_no_reader_takes(tmp_path: Path, monkeypatch:
 
 
 def test_masks_that_no_reader_takes_are_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mask = Mask.from_arrays({name: [True] for name in "ab"})
+    small = Mask.from_arrays({name: [True] for name in "ab"})
     for limit, text in (("MAX_TENSORS", "a mask of 2 tensors"), ("MAX_HEADER", "whose header has")):
         with monkeypatch.context() as patched:
             patched.setattr(mask, limit, 1)
             with pytest.raises(CheckpointError, match=text):
-                mask.save(tmp_path / "m")
-    mask.save(tmp_path / "m")
-    assert Mask.load(tmp_path / "m") == mask
+                small.save(tmp_path / "m")
+    small.save(tmp_path / "m")
+    assert Mask.load(tmp_path / "m") == small
 
 
 LARGE = {

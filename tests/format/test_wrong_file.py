@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import ckptdiff
-from ckptdiff.format.wrong_file import impostor
+from ckptdiff.format.wrong_file import describe_wrong_file
 from tests.support.small_pair import Pair
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345678\n"
@@ -48,4 +48,4 @@ def test_what_is_no_weight_file_is_named(look: str, files: Pair, folders: Pair, 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"\x88\0\0\0\0\0\0\0{", b"weights", bytes(100), b"accessories"])
 def test_other_bytes_are_nothing_known(data: bytes) -> None:
-    assert impostor(data) is None or data == b"{}"
+    assert describe_wrong_file(data) is None or data == b"{}"

@@ -18,18 +18,23 @@ from tests.fuzz import plain_kernels
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = """
-format/canonical format/digests format/dtypes format/json_scan format/metadata format/index format/sealed format/patch_file
-format/safe_paths format/safetensors format/table patching/recipes patching/other_files patching/patch subnetwork/mask
+format/canonical format/fields format/digests format/dtypes format/json_scan format/metadata format/index format/sealed format/patch_file
+format/safe_paths format/safetensors format/zstd_frame format/entry format/table
+patching/recipes patching/other_files patching/patch subnetwork/mask
 subnetwork/mask_rows analysis/report_stored codecs/planes codecs/raw codecs/sparse codecs/escaped_values codecs/context
-kernels/adaptive kernels/changes kernels/escapes kernels/context_groups kernels/leaves kernels/range_coder kernels/rans kernels/static
+kernels/adaptive kernels/changes kernels/classes kernels/escapes kernels/context_groups kernels/context_map
+kernels/leaves kernels/moves kernels/pace
+kernels/range_coder kernels/rans kernels/raw_bits kernels/static kernels/tokens kernels/ulps
 """.split()
 WRITERS = r"""
 encode _join pack to_json to_bytes digests warm_up seal digest_of write_varint write_plane split write_changes write_planes
-put_\w+ encode_\w+ choose_rates _step carry finish longest_run normalise rounded reciprocals push size_of meet_\w+ make_tokens
-find_mean score count_tokens _plans _levels _put_head append cost count scaled fill_units units_of changes_of compared
-distances_of measure_zigzags fill_changes fill_compared zigzag_of step move_run shift_and_hash leaves_of_\w+ as_leaves close_all
-_splat _load _data _add _adder fold ask_for fill_leaves begin add_steps merge close count_escapes best_width split_escaped
-split_changes group measure fill_runs spread cost_of log2 merge_groups write_patch_file _pieces encode_target_header check_paths
+put_\w+ encode_\w+ choose_rates _step number_of_step step_bits new_writer for_kernels close_raw carry renormalise finish_range
+normalise rounded reciprocals bit_length fill_mean_activity add_scores count_tokens _plans _maps _levels level_bits cost append_bits
+count_sample estimated fill_units units_of changes_of compared sized_changes fill_sized fill_changes fill_compared zigzag_between
+distance_between move_run move_and_hash leaves_of_\w+ as_leaves fill_whole_leaves _splat _load _address _add_stripe _scramble _adder
+fold fill_lea\w+ start_leaf hash_steps merge_sums finish_leaf count_escapes best_width split_escaped split_changes compress
+group_contexts measure_contexts cut_into_runs assign_groups table_cost log2_fixed merge_runs
+write_patch_file _pieces encode_target_header check_paths
 _compressor decoding_error from_patch from_arrays union intersection vote random shared precision recall save _changed
 smallest_weights _least _stored __repr__ __hash__ __eq__ total predicted_header warm patch_paths _no_patch base_files info
 stored_size output_size paths report target_size

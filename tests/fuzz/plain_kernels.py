@@ -15,36 +15,40 @@ from typing import Any
 
 import numpy as np
 
-MOST = (1 << 64) - 1
+MAX_UINT64 = (1 << 64) - 1
 
 
-class _Mine(threading.local):
+class _ThreadState(threading.local):
+    """Whether this thread is in a kernel: 1, or 0."""
+
     depth = 0
 
 
-_mine = _Mine()
+_state = _ThreadState()
 
 
 def jit(function: Any) -> Any:
-    """A kernel as it is; what the outermost of several calls returns are Python's own numbers, as of Numba."""
+    """A kernel as it is. The outermost of nested calls returns Python's numbers, as a compiled kernel does."""
 
     @functools.wraps(function)
     def run(*args: Any) -> Any:
-        if _mine.depth:
+        if _state.depth:
             return function(*args)
-        _mine.depth = 1
+        _state.depth = 1
         try:
             with np.errstate(over="ignore"):
-                return _own(function(*args))
+                return _as_python(function(*args))
         finally:
-            _mine.depth = 0
+            _state.depth = 0
 
     return run
 
 
-def _own(value: Any) -> Any:
+def _as_python(value: Any) -> Any:
+    """What a kernel returns, with Python's numbers in place of NumPy's."""
     if isinstance(value, tuple):
-        return tuple(map(_own, value))
+        members = map(_as_python, value)
+        return type(value)(*members) if hasattr(value, "_fields") else tuple(members)
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -68,12 +72,12 @@ def _part(array: Any, at: Any) -> Any:
     return part
 
 
-def unequal(some: Any, at: Any, others: Any, there: Any) -> Any:
-    return _bits(_part(some, at) != _part(others, there))
+def unequal(a: Any, i: Any, b: Any, j: Any) -> Any:
+    return _bits(_part(a, i) != _part(b, j))
 
 
-def below(some: Any, at: Any, others: Any, there: Any) -> Any:
-    return _bits(_part(some, at) < _part(others, there))
+def below(a: Any, i: Any, b: Any, j: Any) -> Any:
+    return _bits(_part(a, i) < _part(b, j))
 
 
 def prefetch(array: Any, at: Any) -> None:
@@ -82,7 +86,7 @@ def prefetch(array: Any, at: Any) -> None:
 
 def fold(a: Any, b: Any) -> Any:
     product = int(a) * int(b)
-    return np.uint64(product >> 64 ^ product & MOST)
+    return np.uint64(product >> 64 ^ product & MAX_UINT64)
 
 
 def _words(data: Any, at: int) -> list[int]:
@@ -99,13 +103,13 @@ def adder(stripes: int) -> Any:
     def add(acc: Any, data: Any, at: Any, secret: Any, key: Any) -> None:
         sums = [int(value) for value in acc]
         for stripe in range(stripes):
-            lanes, keys = _words(data, int(at) + 64 * stripe), _words(secret, int(key) + xxh3.KEY_STRIPE * stripe)
+            lanes, keys = _words(data, int(at) + 64 * stripe), _words(secret, int(key) + xxh3.STRIPE_OFFSET * stripe)
             for k in range(8):
                 mixed = lanes[k] ^ keys[k]
-                sums[k] = sums[k] + lanes[k ^ 1] + (mixed & 0xFFFFFFFF) * (mixed >> 32) & MOST
+                sums[k] = sums[k] + lanes[k ^ 1] + (mixed & 0xFFFFFFFF) * (mixed >> 32) & MAX_UINT64
         if stripes == 16:
-            keys = _words(secret, int(key) + xxh3.KEY_STEP)
-            sums = [(value ^ value >> 47 ^ word) * xxh3.P32[0] & MOST for value, word in zip(sums, keys, strict=True)]
+            keys = _words(secret, int(key) + xxh3.SCRAMBLE_OFFSET)
+            sums = [(value ^ value >> 47 ^ word) * xxh3.PRIMES_32[0] & MAX_UINT64 for value, word in zip(sums, keys, strict=True)]
         acc[:] = np.array(sums, np.uint64)
 
     return add
@@ -117,7 +121,7 @@ def install() -> None:
         raise RuntimeError("kernels are imported already")
     plain: Any = types.ModuleType("ckptdiff.kernels.jit")
     plain.ZERO, plain.ONE = np.uint64(0), np.uint64(1)
-    plain.jit, plain.ask_for = jit, None
+    plain.jit, plain.prefetch_address = jit, None
     for function in (zeros_below, zeros_above, unequal, below, prefetch):
         setattr(plain, function.__name__, function)
     sys.modules["ckptdiff.kernels.jit"] = plain

@@ -16,7 +16,7 @@ import ckptdiff
 from ckptdiff.checkpoint.recognition import is_patch
 from ckptdiff.format.index import Index
 from ckptdiff.format.metadata import Metadata
-from ckptdiff.format.patch_file import Spooled, write_patch_file
+from ckptdiff.format.patch_file import PatchParts, write_patch_file
 from ckptdiff.patching.patch import open_patch
 from tests.support.checkpoints import perturb, tensor, tree, write
 from tests.support.hub_client import CARD, Client
@@ -76,7 +76,7 @@ def rewritten(patch: Path, out: Path, **changes: object) -> Path:
         offsets = {entry.name: file.offsets[entry.name] for entry in file.table.entries if entry.has_payload}
         metadata: Metadata = replace(file.metadata, **changes)  # type: ignore[arg-type]
         with open(patch, "rb") as spool, open(out, "wb") as sink:
-            write_patch_file(sink, metadata, Spooled(file.table, file.header.raw, file.report, spool, offsets))
+            write_patch_file(sink, metadata, PatchParts(file.table, file.header.raw, file.report, spool, offsets))
     return out
 
 

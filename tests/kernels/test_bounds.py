@@ -11,10 +11,10 @@ import pytest
 
 from ckptdiff.errors import CheckpointError
 from ckptdiff.format.dtypes import DTYPES
-from ckptdiff.kernels import adaptive, changes, leaves
+from ckptdiff.kernels import adaptive, changes, leaves, moves, pace, ulps
 from ckptdiff.kernels.gram import sparse_gram
-from ckptdiff.kernels.mask_ops import slices
-from ckptdiff.kernels.range_coder import START
+from ckptdiff.kernels.mask_ops import split_jobs
+from ckptdiff.kernels.ulps import SizedChanges
 from ckptdiff.subnetwork import masked_parameter
 
 BF16 = DTYPES["BF16"]
@@ -32,14 +32,14 @@ COMPARED: dict[str, Callable[[], object]] = {
     "differing": lambda: changes.differing(units(100), units(99)),
     "changes_of": lambda: changes.changes_of(units(100).view(np.uint8), units(300).view(np.uint8), BF16),
     "compared": lambda: changes.compared(units(100).view(np.uint8), units(99).view(np.uint8), BF16),
-    "move_run": lambda: changes.move_run(units(100).view(np.uint8), None, units(300), BF16, False, True),
+    "move_run": lambda: moves.move_run(units(100).view(np.uint8), None, units(300), BF16, False, True),
 }
 MOVED: dict[str, Callable[[np.ndarray], object]] = {
-    "distances_of": lambda where: changes.distances_of(units(100), where, units(2, 1), BF16),
-    "shift_units": lambda where: changes.shift_units(units(100), where, units(2, 1), BF16, False),
-    "move_run": lambda where: changes.move_run(units(100).view(np.uint8), where, units(2, 1), BF16, False, False),
-    "zigzags_of_distances": lambda where: changes.zigzags_of_distances(
-        units(100), where, np.ones(2, np.uint64), np.zeros(2, np.uint8), BF16, units(2)
+    "sized_changes": lambda where: ulps.sized_changes(units(100), where, units(2, 1), BF16),
+    "move_units": lambda where: moves.move_units(units(100), where, units(2, 1), BF16, False),
+    "move_run": lambda where: moves.move_run(units(100).view(np.uint8), where, units(2, 1), BF16, False, False),
+    "zigzags_of": lambda where: ulps.zigzags_of(
+        units(100), SizedChanges(where, np.ones(2, np.uint64), np.zeros(2, np.uint8)), BF16, units(2)
     ),
 }
 
@@ -54,7 +54,7 @@ def test_what_is_compared_has_one_length(name: str) -> None:
 @pytest.mark.parametrize("name", MOVED)
 def test_positions_lie_in_the_block(name: str, where: np.ndarray) -> None:
     MOVED[name](at(0, 99))
-    with pytest.raises(ValueError, match=rf"^changes of 100 units have {len(where)} positions that do not lie in them, or other values$"):
+    with pytest.raises(ValueError, match=rf"^{len(where)} positions and their values do not fit: expected .* positions below 100 units$"):
         MOVED[name](where)
 
 
@@ -75,7 +75,7 @@ def test_a_gram_matrix_takes_the_counts_of_its_columns(counts: list[int]) -> Non
 @pytest.mark.parametrize(("elements", "size"), [(4096, 8), (64, 9), (65, 8)])
 def test_bits_are_as_many_as_elements(elements: int, size: int) -> None:
     with pytest.raises(ValueError, match=rf"^{size} bytes of bits do not mask an array of the shape \[{elements}\]$"):
-        slices(np.zeros(elements, "i4"), np.zeros(size, np.uint8))
+        split_jobs(np.zeros(elements, "i4"), np.zeros(size, np.uint8))
 
 
 def test_a_change_of_a_class_without_contexts_is_refused() -> None:
@@ -86,30 +86,29 @@ def test_a_change_of_a_class_without_contexts_is_refused() -> None:
     words[0] = 0x2000
 
     def decoded(weights: np.ndarray) -> int:
-        contexts, raw = np.full(2 * 10 * 16, START, np.uint32), np.zeros(1000, np.uint32)
-        out = np.empty(len(classes), np.int32), np.empty(len(classes), np.uint64), np.empty(len(classes), np.uint8)
-        state = contexts, np.zeros(256, np.uint8), raw, 0, words
-        return int(adaptive.decode_kernel(classes, weights, 10, 11, 16, *state, *out)[0])
+        learned, raw = adaptive.ClassContexts.new(10, 11, 16), np.zeros(1000, np.uint32)
+        out = SizedChanges.scratch(len(classes), np.empty(len(classes), np.int32))
+        return int(adaptive.decode_changes(classes, weights, learned, raw, 0, words, out)[0])
 
     inside = np.zeros(256, np.uint32)
-    inside[10:12] = adaptive.WEIGHTS[40]
+    inside[10:12] = pace.WEIGHTS[40]
     assert decoded(inside) > 0
     for c in (3, 200):
         weights = np.zeros(256, np.uint32)
-        weights[c] = adaptive.WEIGHTS[40]
+        weights[c] = pace.WEIGHTS[40]
         assert decoded(weights) == -1
 
 
 def test_every_change_has_room() -> None:
     """The margin that keeps the decoder's range from becoming nothing: what runs tell of the pace, at most, and the least weight."""
-    told = expected = np.uint64(0)
+    observed = expected = np.uint64(0)
     for _ in range(1000):
-        told, expected, pace = (np.uint64(x) for x in adaptive.next_pace(told, expected, np.uint64(8), np.uint64(1 << 62)))
-        told = np.uint64(0)
-        assert pace >= adaptive.SLOWEST
-    assert expected < 16 * adaptive.LONGEST + 16 and int(adaptive.WEIGHTS[1]) * adaptive.SLOWEST >> 16 == 1
-    places = np.unique(np.random.default_rng(0).integers(0, int(adaptive.RUN), 20_000)).tolist() + [k << 16 for k in range(1, 1024)]
-    assert all(adaptive.share(np.uint64(a)) > adaptive.share(np.uint64(a + 1)) for a in places)
+        observed, expected, found = (np.uint64(x) for x in pace.next_pace(observed, expected, np.uint64(8), np.uint64(1 << 62)))
+        observed = np.uint64(0)
+        assert found >= pace.MIN_PACE
+    assert expected < 16 * pace.MAX_EXPECTED + 16 and int(pace.WEIGHTS[1]) * pace.MIN_PACE >> 16 == 1
+    places = np.unique(np.random.default_rng(0).integers(0, int(pace.MAX_RUN), 20_000)).tolist() + [k << 16 for k in range(1, 1024)]
+    assert all(pace.share(np.uint64(a)) > pace.share(np.uint64(a + 1)) for a in places)
 
 
 # --- masks ---

@@ -13,8 +13,10 @@ import numba
 import numpy as np
 import pytest
 
-from ckptdiff.kernels.changes import fill_classes, shift
-from ckptdiff.kernels.mask_ops import keep
+from ckptdiff.kernels.classes import fill_classes
+from ckptdiff.kernels.mask_ops import zero_unmasked
+from ckptdiff.kernels.moves import move
+from ckptdiff.kernels.ulps import UnitOrder
 
 pytestmark = pytest.mark.skipif(not numba.config.BOUNDSCHECK, reason="NUMBA_BOUNDSCHECK=1 is not set")
 
@@ -26,9 +28,9 @@ def test_a_write_behind_an_array_is_refused() -> None:
 
 def test_a_position_behind_the_units_is_refused() -> None:
     with pytest.raises(IndexError, match=r"^index is out of bounds$"):
-        shift(np.zeros(8, "<u2")[:4], np.array([4], np.int32), np.ones(1, "<u2"), np.uint64(15), True, False)
+        move(np.zeros(8, "<u2")[:4], np.array([4], np.int32), np.ones(1, "<u2"), UnitOrder(np.uint64(15), True), False)
 
 
 def test_a_read_behind_a_mask_is_refused() -> None:
     with pytest.raises(IndexError, match=r"^index is out of bounds$"):
-        keep(np.ones(16, np.int32), np.ones(8, np.uint8)[:1])
+        zero_unmasked(np.ones(16, np.int32), np.ones(8, np.uint8)[:1])

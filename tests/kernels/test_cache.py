@@ -25,10 +25,10 @@ import json, sys
 import numpy as np
 from ckptdiff.kernels import cache, mask_ops
 units = np.arange(8, dtype=sys.argv[1])
-mask_ops.keep(units, np.array([0b10110010], np.uint8))
+mask_ops.zero_unmasked(units, np.array([0b10110010], np.uint8))
 assert units.tolist() == [0, 1, 0, 0, 4, 5, 0, 7], units
-names = "read", "compiled", "unkept"
-print(json.dumps({name: len(getattr(cache, name)) for name in names} | {"why": cache.unkept}))
+names = {"read": "read_files", "compiled": "compiled_kernels", "unkept": "save_failures"}
+print(json.dumps({key: len(getattr(cache, name)) for key, name in names.items()} | {"why": cache.save_failures}))
 """
 READ, COMPILED = {"read": 1, "compiled": 0, "unkept": 0, "why": []}, {"read": 0, "compiled": 1, "unkept": 0, "why": []}
 
@@ -59,11 +59,11 @@ def keep_as_nobody(kind: str = "u1", **options: Any) -> dict[str, Any]:
 def keep_here(kind: str = "u1") -> str:
     """As :func:`keep`, in this process: which of the three happened."""
     cache.folders.cache_clear()
-    before = [len(items) for items in (cache.read, cache.compiled, cache.unkept)]
+    before = [len(items) for items in (cache.read_files, cache.compiled_kernels, cache.save_failures)]
     units = np.arange(8, dtype=kind)
-    jit(mask_ops.keep.py_func)(units, np.array([0b10110010], np.uint8))
+    jit(mask_ops.zero_unmasked.py_func)(units, np.array([0b10110010], np.uint8))
     assert units.tolist() == [0, 1, 0, 0, 4, 5, 0, 7]
-    after = [len(items) for items in (cache.read, cache.compiled, cache.unkept)]
+    after = [len(items) for items in (cache.read_files, cache.compiled_kernels, cache.save_failures)]
     return {(1, 0, 0): "read", (0, 1, 0): "compiled", (0, 1, 1): "unkept"}[tuple(b - a for a, b in zip(before, after, strict=True))]
 
 
@@ -128,7 +128,7 @@ def swap(path: Path) -> None:
 
 def no_pickle(path: Path) -> None:
     data = path.read_bytes()
-    begin, payload = len(cache.HEAD) + 32, b"no pickle"
+    begin, payload = len(cache.FILE_MAGIC) + 32, b"no pickle"
     path.write_bytes(data[:begin] + cache.xxh128(payload) + payload)
 
 
@@ -147,7 +147,7 @@ def test_a_folder_that_cannot_be_made(kernel_folder: Path) -> None:
     (kernel_folder.parent / "own").write_text("a file")
     assert (
         keep_here() == "unkept"
-        and cache.unkept[-1] == f"{kernel_folder.parent / 'own' / 'ckptdiff'}: {kernel_folder.parent / 'own'} is not a folder"
+        and cache.save_failures[-1] == f"{kernel_folder.parent / 'own' / 'ckptdiff'}: {kernel_folder.parent / 'own'} is not a folder"
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from ckptdiff.format.digests import BLOCK, leaves_of
 from ckptdiff.format.dtypes import DTYPES
-from ckptdiff.kernels import changes, leaves
+from ckptdiff.kernels import changes, leaves, moves
 
 
 @pytest.mark.parametrize(
@@ -27,5 +27,5 @@ def test_leaves_by_kernels_are_the_librarys(size: int) -> None:
         for k, (positions, zigzags) in enumerate(found):
             block = a[k * BLOCK : (k + 1) * BLOCK]
             assert positions.tolist() == np.flatnonzero(block.view(dtype.unit) != b[k * BLOCK : (k + 1) * BLOCK].view(dtype.unit)).tolist()
-            assert changes.move_run(block, positions, zigzags, dtype, False, True) == [both[1][k]]
+            assert moves.move_run(block, positions, zigzags, dtype, False, True) == [both[1][k]]
         assert np.array_equal(a, b)

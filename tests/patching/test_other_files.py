@@ -48,7 +48,7 @@ def test_files_over_the_limit_are_streamed(
     """Files or bases over the limit for deltas are stored whole, streamed; those at the limit are not."""
     import ckptdiff.patching.other_files
 
-    monkeypatch.setattr(ckptdiff.patching.other_files, "MAX_PREFIX", 100_000)
+    monkeypatch.setattr(ckptdiff.patching.other_files, "MAX_DELTA_FILE", 100_000)
     big, limit, small = rng.bytes(3_000_000), rng.bytes(100_000), rng.bytes(1000)
     put(two_folders[0], {"big": big, "shrunk": big, "grown": small, "limit": limit, "equal": big})
     put(two_folders[1], {"big": big[:-1], "shrunk": big[:1000], "grown": big, "limit": limit[::-1], "equal": big, "added": big + big})

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 import ckptdiff
+from ckptdiff.format.entry import Totals
 from ckptdiff.format.index import Index
 from ckptdiff.format.metadata import Metadata
 from ckptdiff.format.safetensors import header_json
 from ckptdiff.format.sealed import seal
-from ckptdiff.format.table import Totals
 from ckptdiff.patching.patch import open_patch
 from tests.support.checkpoints import tree
 from tests.support.refusals import refused, reseal

@@ -79,7 +79,7 @@ def test_state_that_is_saved_is_zero_outside(name: str) -> None:
 def test_on_several_threads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large tensors are cut to slices, which threads share."""
     monkeypatch.setattr(masked_parameter, "MIN_THREADED_ELEMENTS", 0)
-    monkeypatch.setattr(mask_ops, "SLICE", 64)
+    monkeypatch.setattr(mask_ops, "JOB_ELEMENTS", 64)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     test_nothing_outside_moves(name, torch.float32)
 

@@ -109,4 +109,4 @@ def every_verb(folder: Path) -> None:
         if importlib.util.find_spec("torch"):
             run_subnetwork()
     compiled = [f"{found.data['dispatcher'].py_func.__name__}{found.data['args']}" for _, found in recorder.buffer if found.is_start]
-    print(json.dumps({"compiled": compiled, "read": len(cache.read)}))
+    print(json.dumps({"compiled": compiled, "read": len(cache.read_files)}))

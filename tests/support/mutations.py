@@ -20,7 +20,7 @@ import numpy as np
 import xxhash
 
 import ckptdiff
-from ckptdiff.format.patch_file import Spooled, write_patch_file
+from ckptdiff.format.patch_file import PatchParts, write_patch_file
 from ckptdiff.format.table import Table
 from ckptdiff.io.source import read_bytes
 from ckptdiff.patching.patch import open_patch
@@ -94,7 +94,7 @@ def mutate_resealed(rng: np.random.Generator, patch: Path, out: Path) -> None:
                 spool.write(payload)
                 entry = replace(entry, blocks=(len(payload),), payload_digest=xxhash.xxh3_64_digest(payload))
             entries.append(entry)
-        parts = Spooled(Table(tuple(entries), file.table.removed), file.header.raw, None, spool, offsets)
+        parts = PatchParts(Table(tuple(entries), file.table.removed), file.header.raw, None, spool, offsets)
         with open(out, "wb") as built:
             write_patch_file(built, file.metadata, parts)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import ckptdiff
 from ckptdiff.format.digests import identity
-from ckptdiff.format.patch_file import Spooled, write_patch_file
+from ckptdiff.format.patch_file import PatchParts, write_patch_file
 from ckptdiff.format.table import Table
 from ckptdiff.io.source import read_bytes
 from ckptdiff.patching.patch import open_patch
@@ -51,7 +51,7 @@ def test_verify_with_a_base_decodes_what_changed(files: Pair, folders: Pair, tmp
         found = identity(("target", e.name, e.dtype, e.shape, e.digest) for e in entries)
         metadata = replace(file.metadata, target_identity=found)
         with open(tmp_path / "wrong.safetensors", "wb") as out:
-            write_patch_file(out, metadata, Spooled(Table(entries), file.header.raw, None, spool, offsets))
+            write_patch_file(out, metadata, PatchParts(Table(entries), file.header.raw, None, spool, offsets))
     assert ckptdiff.verify(tmp_path / "wrong.safetensors").ok
     (problem,) = ckptdiff.verify(tmp_path / "wrong.safetensors", base=files.base).problems
     assert problem.kind == "integrity" and "tensor b.weight: rebuilt with the digest" in problem.message

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptdiff.format.dtypes import DTYPES
-from ckptdiff.kernels import changes
+from ckptdiff.kernels import moves, ulps
 from tests.support.checkpoints import BITS, carrier
 from tests.support.strategies import FLOATS, quick, units
 from tests.support.ulp_distances import zigzag, zigzags
@@ -25,21 +25,21 @@ def check_ulp_distances(name: str, base: np.ndarray, target: np.ndarray) -> None
     assert found.tolist() == expected
     moving = base.copy()
     for back, wanted in ((False, target), (True, base)):
-        changes.shift_units(moving, positions, found, dtype, back)
+        moves.move_units(moving, positions, found, dtype, back)
         assert moving.tobytes() == wanted.tobytes()
-    distances, signs = changes.distances_of(base, positions, found, dtype)
-    assert distances.tolist() == [(z + 1) // 2 for z in expected]
+    changes = ulps.sized_changes(base, positions, found, dtype)
+    assert changes.distances.tolist() == [(z + 1) // 2 for z in expected]
     again = np.empty_like(found)
-    assert changes.zigzags_of_distances(base, positions, distances, signs, dtype, again) and again.tolist() == expected
+    assert ulps.zigzags_of(base, changes, dtype, again) and again.tolist() == expected
     if importlib.util.find_spec("torch"):
         import torch
 
         from ckptdiff.device import ops
 
         old, new = (ops.units_of(torch.from_numpy(side.copy()).view(torch.uint8), dtype) for side in (base, target))
-        where, moves = ops.changes(old, new, dtype)
+        where, distances = ops.changes(old, new, dtype)
         assert where.tolist() == np.flatnonzero(base != target).tolist()
-        assert ops.zigzag(moves).numpy().view(dtype.unit).tolist() == found[base != target].tolist()
+        assert ops.zigzag(distances).numpy().view(dtype.unit).tolist() == found[base != target].tolist()
 
 
 @pytest.mark.parametrize("name", [name for name in sorted(BITS) if carrier(name) == 1])
@@ -65,7 +65,7 @@ def test_ulp_distance_of_all_units_of_16_bits(name: str) -> None:
         base = np.full(1 << 16, start, "<u2")
         z = zigzags(name, base, target)
         assert len(np.unique(z)) == 1 << 16 and z[start] == 0
-        changes.shift_units(base, np.arange(1 << 16, dtype=np.int32), z, DTYPES[name], False)
+        moves.move_units(base, np.arange(1 << 16, dtype=np.int32), z, DTYPES[name], False)
         assert base.tobytes() == target.tobytes()
 
 
