@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from ckptdiff.checkpoint.reader import Tensor, open_checkpoint
+from ckptdiff.checkpoint.contents import Tensor
+from ckptdiff.checkpoint.reader import open_checkpoint
 from ckptdiff.codecs import context
 from ckptdiff.format.digests import BLOCK
 from ckptdiff.format.dtypes import DTYPES, Bytes, Dtype

@@ -12,7 +12,8 @@ import argparse
 from pathlib import Path
 from unittest.mock import patch
 
-from ckptdiff.checkpoint.reader import Tensor, open_checkpoint
+from ckptdiff.checkpoint.contents import Tensor
+from ckptdiff.checkpoint.reader import open_checkpoint
 from ckptdiff.codecs import context
 from ckptdiff.format.digests import BLOCK
 from ckptdiff.format.dtypes import DTYPES

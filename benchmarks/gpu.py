@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 import ckptdiff
-from ckptdiff.device.choice import find_device
 from ckptdiff.device.leaves import leaf_digests
-from ckptdiff.device.ops import changes, move, units_of, zigzag
+from ckptdiff.device.ops import apply_changes, find_changes, units_of, zigzag
+from ckptdiff.device.resolve import resolve_device
 from ckptdiff.format.dtypes import DTYPES
 
 BF16 = DTYPES["BF16"]
@@ -61,7 +61,7 @@ def synchronize(device: torch.device) -> None:
 def rows_of(device: torch.device, old: State, new: State, runs: int) -> dict[str, float]:
     size = sum(array.nbytes for array in old.values()) / 1e9
     flat = {k: (units_of(old[k].view(torch.uint8).view(-1), BF16), units_of(new[k].view(torch.uint8).view(-1), BF16)) for k in old}
-    found = {k: changes(a, b, BF16) for k, (a, b) in flat.items()}
+    found = {k: find_changes(a, b, BF16) for k, (a, b) in flat.items()}
     state = {k: a.clone() for k, (a, _) in flat.items()}
     host = [{k: v.cpu() for k, v in side.items()} for side in (old, new)]
     loaded = ckptdiff.diff(old, new).load(old)
@@ -76,8 +76,11 @@ def rows_of(device: torch.device, old: State, new: State, runs: int) -> dict[str
 
     calls: dict[str, tuple[float, Callable[[], Any]]] = {
         "copy on the device": (1, lambda: [a.clone() for a, _ in flat.values()]),
-        "find changes (both sides)": (2, lambda: [changes(a, b, BF16) for a, b in flat.values()]),
-        "move, and back": (2, lambda: [move(state[k], p, zigzag(d), BF16, back) for k, (p, d) in found.items() for back in (False, True)]),
+        "find changes (both sides)": (2, lambda: [find_changes(a, b, BF16) for a, b in flat.values()]),
+        "move, and back": (
+            2,
+            lambda: [apply_changes(state[k], p, zigzag(d), BF16, back) for k, (p, d) in found.items() for back in (False, True)],
+        ),
         "XXH3 of one side": (1, lambda: leaf_digests([a.view(torch.uint8) for a, _ in flat.values()])),
         "diff, sparse": (1, lambda: ckptdiff.diff(old, new)),
         "diff, sparse, from the host's memory": (1, lambda: ckptdiff.diff(*host)),
@@ -96,7 +99,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    device = find_device(arguments.device)
+    device = resolve_device(arguments.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {platform.machine()}"
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

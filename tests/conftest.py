@@ -1,4 +1,4 @@
-"""Fixtures: one small pair as files and as folders, and a patch of each."""
+"""Fixtures that several folders of tests share, and the order of the tests."""
 
 from __future__ import annotations
 

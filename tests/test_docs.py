@@ -1,4 +1,4 @@
-"""The examples of docs/api.md run, in order, in one folder; its links lead somewhere."""
+"""The examples of docs/api.md run in order in one folder, and its links lead somewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The examples run."""
+"""Every example runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``benchmarks/guard.py``, but for what needs two installed trees: its verdicts, its orders, how it compares bytes, its report."""
+"""``benchmarks/guard.py`` without two installed trees: its verdicts, the order of its runs, how it compares bytes, its report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One direction of imports, and a cheap start."""
+"""Modules import in one direction only, and starting is cheap."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ kernels: bins block_layout cache arrays jit leaves classes ulps changes moves es
 kernels: raw_bits range_coder pace adaptive rans context_groups context_map tokens static
 codecs: planes raw escaped_values sparse context
 hub: ids client repo commit
-checkpoint: weight_map secrets selection recognition other_formats scopes reader pairing
-device: choice ops xxh3_triton leaves
-patching: torch_dtypes memory adapt encode encode_on_device encoders patch other_files overwrite output write recipes rebuild provenance
-live: switch load patch target
+checkpoint: weight_map secrets selection recognition other_formats scopes contents reader pairing
+device: resolve ops xxh3_triton leaves
+patching: torch_dtypes memory adapt encode encode_on_device choose_encoder encode_pair patch chain \
+other_files overwrite output write recipes rebuild provenance
+live: names updates hashing switch load patch target
 analysis: modules values sparsity matrices rank report_model report_stored pairs overlap
 subnetwork: mask_rows mask_file mask masked_parameter freeze track
 pages: chart_data report_prose drawing templating report_charts report_page overlap_prose overlap_charts overlap_page

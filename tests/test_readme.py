@@ -1,4 +1,4 @@
-"""README's commands and Python run as they stand, in order, in one folder; its links lead somewhere."""
+"""README's commands and Python code run as they stand, in order, in one folder, and its links lead somewhere."""
 
 from __future__ import annotations
 

@@ -8,8 +8,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ckptdiff.checkpoint.contents import Checkpoint, Tensor
 from ckptdiff.checkpoint.pairing import Rename, check_renames, pair_all
-from ckptdiff.checkpoint.reader import Checkpoint, Tensor, open_checkpoint
+from ckptdiff.checkpoint.reader import open_checkpoint
 from ckptdiff.checkpoint.recognition import is_patch
 from ckptdiff.checkpoint.selection import Selection
 from ckptdiff.errors import BaseMismatchError, CheckpointError, FormatError, IntegrityError
@@ -17,9 +18,10 @@ from ckptdiff.format.digests import BLOCK
 from ckptdiff.format.dtypes import DTYPES, Bytes
 from ckptdiff.io.parallel import no_progress
 from ckptdiff.patching.adapt import read_range
+from ckptdiff.patching.chain import check_chain
 from ckptdiff.patching.patch import OpenPatch, open_patch
 from ckptdiff.patching.provenance import recorded_base
-from ckptdiff.patching.rebuild import Rebuilder, check_chain, check_stored, open_base, recipes_of
+from ckptdiff.patching.rebuild import Rebuilder, check_stored, open_base, recipes_of
 from ckptdiff.patching.recipes import Recipe
 
 
@@ -114,7 +116,7 @@ def open_source(
             try:
                 yield _source_of_patch(rebuilder, patch, *names)
             except (FormatError, IntegrityError, BaseMismatchError):
-                rebuilder.explain(recipes_of(rebuilder.outputs()))
+                rebuilder.raise_if_wrong_base(recipes_of(rebuilder.outputs()))
                 raise
         else:
             old, new = (stack.enter_context(open_checkpoint(path, selection=selection)) for path in (base, target))

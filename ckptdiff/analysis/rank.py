@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckptdiff import kernels
-from ckptdiff.device.choice import find_device
+from ckptdiff.device.resolve import resolve_device
 from ckptdiff.errors import UnsupportedError
 from ckptdiff.lazy import torch
 
@@ -144,7 +144,7 @@ def _eigenvalues(matrix: Array, scale: float, device: str) -> Array:
 
 def check_device(device: str) -> str:
     """The torch device of that name; raises UnsupportedError if torch is missing or cannot compute in float64 on it."""
-    torch_device = find_device(device)
+    torch_device = resolve_device(device)
     try:
         one = torch.ones(1, 1, dtype=torch.float64, device=torch_device)
         torch.linalg.eigvalsh(one @ one.T)  # the library initializes itself now, as it must not do that in several threads at once

@@ -1,4 +1,4 @@
-"""Checkpoints (spec section 3.1): which files belong to one, and which tensors stand against each other."""
+"""Checkpoints (spec section 3.1): the files that belong to one, and the pairs of tensors of two."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from ckptdiff.lazy import submodules
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from ckptdiff.checkpoint import contents as contents
+    from ckptdiff.checkpoint import other_formats as other_formats
     from ckptdiff.checkpoint import pairing as pairing
     from ckptdiff.checkpoint import reader as reader
     from ckptdiff.checkpoint import recognition as recognition
     from ckptdiff.checkpoint import scopes as scopes
     from ckptdiff.checkpoint import secrets as secrets
     from ckptdiff.checkpoint import selection as selection
+    from ckptdiff.checkpoint import weight_map as weight_map
 else:
     __getattr__ = submodules(__name__)

@@ -1,4 +1,4 @@
-"""Weights that are not safetensors: files that hold them once more beside these, and what to do where there is nothing else."""
+"""Weights in other formats than safetensors: copies beside a checkpoint, and advice where there is nothing else."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ OTHER_FORMATS = {
     ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".keras", ".msgpack", ".onnx", ".onnx_data", ".ot", ".tflite", ".pb",
     ".mlmodel", ".nemo", ".pdparams", ".engine",
 }  # fmt: skip
-"""Endings of files that beside safetensors mostly hold the weights once more, in another format."""
+"""Endings of files that hold weights in another format; beside safetensors they mostly are a copy of the same weights."""
 
-LOAD = "load it with torch.load(weights_only=True) and write it with safetensors.torch.save_file"
+LOAD_WITH_TORCH = "load it with torch.load(weights_only=True) and write it with safetensors.torch.save_file"
 CONVERTERS = {
     ".bin": "load it with transformers and save_pretrained(..., safe_serialization=True)",
-    ".pt": LOAD,
-    ".pth": LOAD,
-    ".ckpt": LOAD,
+    ".pt": LOAD_WITH_TORCH,
+    ".pth": LOAD_WITH_TORCH,
+    ".ckpt": LOAD_WITH_TORCH,
     ".gguf": "load it with transformers from_pretrained(..., gguf_file=NAME) and save_pretrained",
     ".nemo": "export it with NeMo (nemo llm export, or the model's convert_*_nemo_to_hf.py)",
     ".distcp": "convert it with python -m torch.distributed.checkpoint.format_utils dcp_to_torch, then safetensors.torch.save_file",
 }
+"""How to convert a file to safetensors, by its ending."""
 
-TRAINERS = (
+MERGE_TOOLS = (
     ("verl", "model_world_size_*_rank_*.pt", "python -m verl.model_merger merge --backend fsdp --local_dir {folder} --target_dir OUT"),
     ("verl with Megatron", "dist_ckpt/*", "python -m verl.model_merger merge --backend megatron --local_dir {folder} --target_dir OUT"),
     ("accelerate (FSDP)", "pytorch_model_fsdp_[0-9]*/*.distcp", "accelerate merge-weights {folder}/pytorch_model_fsdp_0 OUT"),
@@ -37,43 +38,33 @@ TRAINERS = (
     ("Megatron", "model_optim_rng.pt", "Megatron Bridge (AutoBridge, export_ckpt), or Megatron-LM's tools/checkpoint/convert.py"),
     ("Megatron or NeMo", "common.pt", "Megatron Bridge (AutoBridge, export_ckpt)"),
 )
-"""Who writes weights of these names, in parts of a kind of their own, and what makes these one model."""
+"""Trainers that write a model in parts, the names of the parts, and the command that merges them to one model."""
 
-STATE_ONLY = re.compile(
+TRAINING_STATE = re.compile(
     r"(optim|distrib_optim|dist_optim|scheduler|scaler|rng_|random_states|sampler|extra_state|trainer_state|training_args|latest)"
 )
+"""How names of files with optimizer and trainer state begin."""
 
 
 def other_formats(names: Iterable[str]) -> list[str]:
-    """The paths of files that may hold the weights once more."""
+    """The paths of files that may hold the same weights in another format."""
     return [name for name in names if os.path.splitext(name)[1].lower() in OTHER_FORMATS]
 
 
-def refuse_weights(path: Path | HubId, names: Sequence[str], left_out: Collection[str], can_include: bool) -> None:
-    """Say what a checkpoint without safetensors holds, and what to do.
+def refuse_without_safetensors(path: Path | HubId, names: Sequence[str], left_out: Collection[str], can_include: bool) -> None:
+    """Say what a checkpoint without safetensors holds instead, and what to do.
 
     Args:
-        path: where it is, here or on the Hub.
-        names: the paths of all its files; left_out: of those that were left out.
+        path: a local path, or an id on the Hub.
+        names: the paths of all its files.
+        left_out: the paths of those that were left out.
         can_include: whether the caller has an option to take files in.
 
     Raises:
         CheckpointError: always.
     """
-    holders = {name.rpartition("/")[0] for name in names if name.endswith(".safetensors") and not _is_state(name)}
-    inside = sorted(holders - {""}, key=_by_number)
-    if inside:
-        more = f" (and {len(inside) - 1} more)" if len(inside) > 1 else ""
-        take = ", or take files in with --include" if can_include else ""
-        raise CheckpointError(f"{path}: holds no weights itself, but {inside[-1]} does{more}: give {_inside(path, inside[-1])}{take}")
-    for who, pattern, tool in TRAINERS:
-        found = next((name for name in names if fnmatchcase(name, pattern) or fnmatchcase(name, f"*/{pattern}")), None)
-        if found is not None:
-            folder = path.parent if isinstance(path, Path) and path.is_file() else _inside(path, _holder(found, pattern))
-            command = tool.format(folder=folder)
-            raise CheckpointError(
-                f"{path}: {found} is {who}'s part of a model, and ckptdiff needs safetensors: merge the parts with {command}"
-            )
+    _refuse_weights_below(path, names, can_include)
+    _refuse_parts(path, names)
     for name in sorted(names, key=lambda name: name in left_out):
         converter = CONVERTERS.get(os.path.splitext(name)[1])
         if converter and not _is_state(name):
@@ -91,22 +82,45 @@ def refuse_weights(path: Path | HubId, names: Sequence[str], left_out: Collectio
     raise CheckpointError(f"{path}: expected a .safetensors file or a folder that holds one, found none")
 
 
+def _refuse_weights_below(path: Path | HubId, names: Sequence[str], can_include: bool) -> None:
+    """Raise CheckpointError if folders below hold safetensors, which are left out by default."""
+    holders = {name.rpartition("/")[0] for name in names if name.endswith(".safetensors") and not _is_state(name)}
+    inside = sorted(holders - {""}, key=_by_number)
+    if inside:
+        more = f" (and {len(inside) - 1} more)" if len(inside) > 1 else ""
+        take = ", or take files in with --include" if can_include else ""
+        raise CheckpointError(f"{path}: holds no weights itself, but {inside[-1]} does{more}: give {_inside(path, inside[-1])}{take}")
+
+
+def _refuse_parts(path: Path | HubId, names: Sequence[str]) -> None:
+    """Raise CheckpointError if a trainer wrote the model in parts."""
+    for who, pattern, tool in MERGE_TOOLS:
+        part = next((name for name in names if fnmatchcase(name, pattern) or fnmatchcase(name, f"*/{pattern}")), None)
+        if part is not None:
+            folder = path.parent if isinstance(path, Path) and path.is_file() else _inside(path, _holder(part, pattern))
+            command = tool.format(folder=folder)
+            raise CheckpointError(
+                f"{path}: {part} is {who}'s part of a model, and ckptdiff needs safetensors: merge the parts with {command}"
+            )
+
+
 def _inside(path: Path | HubId, folder: str) -> Path | HubId:
+    """A folder in a checkpoint, as a path or id of its own."""
     return path / folder if isinstance(path, Path) else replace(path, subfolder="/".join(filter(None, (path.subfolder, folder))))
 
 
 def _is_state(name: str) -> bool:
-    """By its name; configurations, such as a diffusion model's scheduler has, are none."""
+    """Whether a file holds optimizer or trainer state, by its name; a configuration, such as of a diffusion model's scheduler, does not."""
     last = name.rpartition("/")[2]
-    return STATE_ONLY.match(last) is not None and not last.endswith("config.json")
+    return TRAINING_STATE.match(last) is not None and not last.endswith("config.json")
 
 
 def _holder(name: str, pattern: str) -> str:
-    """The folder that a trainer's tool wants: that of the pattern, for DeepSpeed the one above, where ``latest`` is."""
+    """The folder that the merging tool takes: the one that the pattern is relative to, or for DeepSpeed the one above, with ``latest``."""
     parts = name.split("/")[: -1 - pattern.count("/")]
     return "/".join(parts[:-1] if pattern == "*_states.pt" else parts)
 
 
 def _by_number(name: str) -> tuple[list[int], str]:
-    """checkpoint-10 after checkpoint-9."""
+    """A sorting key that puts checkpoint-10 after checkpoint-9."""
     return [int(digits) for digits in re.findall(r"\d+", name)[:8]], name

@@ -1,4 +1,7 @@
-"""Which base tensor a target tensor stands against, by name (spec 3.1, 8). Pairing by content is make's: it needs digests."""
+"""Base tensors paired with target tensors by name (spec 3.1 and 8).
+
+Pairing by content needs digests, and is in :mod:`ckptdiff.patching.encode_pair`.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,18 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ckptdiff.checkpoint.reader import Checkpoint, Tensor
+from ckptdiff.checkpoint.contents import Checkpoint, Tensor
 from ckptdiff.checkpoint.selection import matches_path
 from ckptdiff.errors import CheckpointError
 from ckptdiff.format.dtypes import CASTS
 
-PREFIXES = ("module.", "_orig_mod.", "model.")
+WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.")
+"""What DataParallel, torch.compile and head models put before the names of tensors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rename:
-    """``--rename REGEX=REPL``: what to call a target tensor when looking for it in the base."""
+    """A rule ``--rename REGEX=REPL``, which turns the name of a target tensor into that of its base tensor."""
 
     pattern: re.Pattern[str]
     replacement: str
@@ -40,7 +44,7 @@ class Rename:
 
 
 def rename_all(name: str, renames: Sequence[Rename]) -> tuple[str, set[Rename]]:
-    """A target tensor's name in the base, by all rules one after the other, and which of them matched."""
+    """Apply rules to a target tensor's name, one after the other; returns its name in the base, and the rules that matched."""
     used = set()
     for rename in renames:
         if rename.pattern.search(name):
@@ -50,7 +54,7 @@ def rename_all(name: str, renames: Sequence[Rename]) -> tuple[str, set[Rename]]:
 
 
 def check_patterns(base: Checkpoint, target: Checkpoint, renames: Sequence[Rename], globs: Iterable[str]) -> None:
-    """Raise CheckpointError for a rule that matches no tensor of the target, or a glob that matches no file of either: a slip, likely."""
+    """Raise CheckpointError for a rule that matches no tensor of the target, or a glob that matches no file: most likely a slip."""
     check_renames(target, renames)
     check_globs(globs, base, target)
 
@@ -79,8 +83,8 @@ def pair_scopes(base: Checkpoint, target: Checkpoint) -> dict[str, str | None]:
     return {scope: scope if scope in base.scopes else None for scope in target.scopes}
 
 
-def can_stand(base: Tensor, target: Tensor) -> bool:
-    """Whether the base tensor can be adapted to the target: a known cast, rows cut or added, or neither."""
+def is_adaptable(base: Tensor, target: Tensor) -> bool:
+    """Whether a base tensor can be adapted to a target tensor: by a known cast, by cutting or adding rows, or as it is."""
     if base.dtype != target.dtype and (base.dtype, target.dtype) not in CASTS:
         return False
     if base.shape == target.shape:
@@ -91,20 +95,20 @@ def can_stand(base: Tensor, target: Tensor) -> bool:
 def pair_names(base: dict[str, Tensor], target: Iterable[Tensor], renames: Sequence[Rename] = ()) -> dict[str, Tensor]:
     """Base tensor by target name: by ``--rename``, then by equal name, then by names that differ in a common prefix only.
 
-    Pairs that cannot stand against each other (another dtype or shape) are left out.
+    Pairs whose dtypes or shapes do not allow to adapt one to the other are left out.
     """
     targets = list(target)
     pairs: dict[str, Tensor] = {}
     for tensor in targets:
         wanted, _ = rename_all(tensor.name, renames)
-        if wanted in base and can_stand(base[wanted], tensor):
+        if wanted in base and is_adaptable(base[wanted], tensor):
             pairs[tensor.name] = base[wanted]
     used = {tensor.name for tensor in pairs.values()}
     free_base = _by_stem(tensor for tensor in base.values() if tensor.name not in used)
     free_target = _by_stem(tensor for tensor in targets if tensor.name not in pairs)
     for stem, candidates in free_target.items():
         others = free_base.get(stem, [])
-        if len(candidates) == len(others) == 1 and can_stand(others[0], candidates[0]):
+        if len(candidates) == len(others) == 1 and is_adaptable(others[0], candidates[0]):
             pairs[candidates[0].name] = others[0]
     return pairs
 
@@ -112,18 +116,19 @@ def pair_names(base: dict[str, Tensor], target: Iterable[Tensor], renames: Seque
 def pair_tied(
     base: dict[str, Tensor], base_tied: Mapping[str, str], target: Sequence[Tensor], tied: Mapping[str, str], renames: Sequence[Rename]
 ) -> dict[str, Tensor]:
-    """As :func:`pair_names`, where tensors of both may have further names, of which any will do."""
+    """As :func:`pair_names`, but a tensor with further names may also be paired by one of these."""
     pairs = pair_names(base, target, renames)
     known = {name: base[kept] for name, kept in base_tied.items()} | base
     for tensor in target if base_tied or tied else ():
         names = (tensor.name, *(name for name, kept in tied.items() if kept == tensor.name))
-        found = [known[name] for name in names if name in known and can_stand(known[name], tensor)]
-        if tensor.name not in pairs and found:
-            pairs[tensor.name] = found[0]
+        candidates = [known[name] for name in names if name in known and is_adaptable(known[name], tensor)]
+        if tensor.name not in pairs and candidates:
+            pairs[tensor.name] = candidates[0]
     return pairs
 
 
 def _by_stem(tensors: Iterable[Tensor]) -> dict[str, list[Tensor]]:
+    """Tensors by their name without prefixes."""
     stems: dict[str, list[Tensor]] = {}
     for tensor in tensors:
         stems.setdefault(strip_prefixes(tensor.name), []).append(tensor)
@@ -131,10 +136,10 @@ def _by_stem(tensors: Iterable[Tensor]) -> dict[str, list[Tensor]]:
 
 
 def strip_prefixes(name: str) -> str:
-    """The name without the prefixes that wrappers add (DataParallel, torch.compile, a head model)."""
+    """The name without :data:`WRAPPER_PREFIXES`."""
     while True:
         stripped = name
-        for prefix in PREFIXES:
+        for prefix in WRAPPER_PREFIXES:
             stripped = stripped.removeprefix(prefix)
         if stripped == name or not stripped:
             return name
@@ -142,17 +147,19 @@ def strip_prefixes(name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Paired:
-    """``pairs`` of one dtype and shape; names only in base or target; names whose dtype or shape differ."""
+class PairedTensors:
+    """The tensors of two checkpoints, paired as far as they have the same dtype and shape."""
 
     pairs: tuple[tuple[Tensor, Tensor], ...]
+    """Tensors of base and target."""
     only_in_base: tuple[str, ...]
     only_in_target: tuple[str, ...]
     mismatched: tuple[str, ...]
+    """Names of tensors whose dtype or shape is not that of their counterpart."""
 
 
-def pair_all(base: Checkpoint, target: Checkpoint, renames: Sequence[Rename] = ()) -> Paired:
-    """Every tensor of two checkpoints that has a counterpart of the same dtype and shape, and those that have none."""
+def pair_all(base: Checkpoint, target: Checkpoint, renames: Sequence[Rename] = ()) -> PairedTensors:
+    """Pair all tensors of two checkpoints, and name those without a counterpart of the same dtype and shape."""
     pairs: list[tuple[Tensor, Tensor]] = []
     only_in_base, only_in_target, mismatched = [], [], []
     scopes = pair_scopes(base, target)
@@ -162,18 +169,18 @@ def pair_all(base: Checkpoint, target: Checkpoint, renames: Sequence[Rename] = (
         for tensor in tensors.values():
             other = names.get(tensor.name) or others.get(tensor.name)
             if other is None:
-                only_in_target.append(label(tensor, target))
+                only_in_target.append(display_name(tensor, target))
             elif (other.dtype, other.shape) != (tensor.dtype, tensor.shape):
-                mismatched.append(label(tensor, target))
+                mismatched.append(display_name(tensor, target))
             else:
                 pairs.append((other, tensor))
         used = {tensor.name for tensor in names.values()} | set(tensors)
-        only_in_base += [label(tensor, base) for name, tensor in others.items() if name not in used]
+        only_in_base += [display_name(tensor, base) for name, tensor in others.items() if name not in used]
     paired = set(scopes.values())
-    only_in_base += [label(t, base) for scope, tensors in base.scopes.items() if scope not in paired for t in tensors.values()]
-    return Paired(tuple(pairs), tuple(only_in_base), tuple(only_in_target), tuple(mismatched))
+    only_in_base += [display_name(t, base) for scope, tensors in base.scopes.items() if scope not in paired for t in tensors.values()]
+    return PairedTensors(tuple(pairs), tuple(only_in_base), tuple(only_in_target), tuple(mismatched))
 
 
-def label(tensor: Tensor, checkpoint: Checkpoint) -> str:
-    """A tensor's name, with its scope before it where there are several."""
+def display_name(tensor: Tensor, checkpoint: Checkpoint) -> str:
+    """A tensor's name, with its scope before it if the checkpoint has several."""
     return tensor.name if len(checkpoint.scopes) == 1 else f"{tensor.scope}: {tensor.name}"

@@ -1,4 +1,4 @@
-"""Checkpoints: weight files grouped into scopes (spec 3.1), and the other files beside them."""
+"""Checkpoints opened: the files of a folder, or of a repo on the Hub, that belong to one (spec 3.1)."""
 
 from __future__ import annotations
 
@@ -6,129 +6,35 @@ import glob
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ckptdiff.checkpoint.other_formats import CONVERTERS, other_formats, refuse_weights
+from ckptdiff.checkpoint.contents import Checkpoint, WeightFile
+from ckptdiff.checkpoint.other_formats import CONVERTERS, other_formats, refuse_without_safetensors
 from ckptdiff.checkpoint.recognition import is_patch_folder, is_patch_repo
 from ckptdiff.checkpoint.scopes import is_index, scope_of_name, scopes_of, scopes_of_recorded
 from ckptdiff.checkpoint.selection import Selection, exclude_option, matches, select
-from ckptdiff.errors import CheckpointError, cut
-from ckptdiff.format.dtypes import Bytes
+from ckptdiff.errors import CheckpointError
 from ckptdiff.format.index import INDEX_NAME
 from ckptdiff.format.patch_file import is_patch_header
-from ckptdiff.format.safetensors import Header, read_header
+from ckptdiff.format.safetensors import read_header
 from ckptdiff.hub.ids import HubId, parse_id
 from ckptdiff.hub.repo import download, open_repo
 from ckptdiff.io.folder import Listing, list_folder
 from ckptdiff.io.leftovers import if_gone
-from ckptdiff.io.source import ByteSource, LocalFile, WeightSource
-
-IS_A_PATCH = "{path}: is a ckptdiff patch, not a checkpoint; rebuild that with: ckptdiff apply BASE {path} -o OUT"
+from ckptdiff.io.source import LocalFile
 
 
 @dataclass(frozen=True, slots=True)
-class Tensor:
-    """One tensor of a checkpoint: ``shape`` in elements, ``nbytes`` of data at ``offset`` of ``source``."""
-
-    scope: str
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    nbytes: int
-    source: ByteSource
-    offset: int
-
-    def readinto(self, start: int, out: Bytes) -> None:
-        """Fill ``out`` with the tensor's bytes from ``start`` on."""
-        self.source.readinto(self.offset + start, out)
-
-
-@dataclass(frozen=True, slots=True)
-class WeightFile:
-    """One safetensors file; ``path`` is relative to the checkpoint, with ``/``."""
-
-    path: str
-    scope: str
-    file: WeightSource
-    header: Header
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """The file's tensors in the order of their data."""
-        start = self.header.data_start
-        return [Tensor(self.scope, t.name, t.dtype, t.shape, t.nbytes, self.file, start + t.begin) for t in self.header.tensors]
-
-
-@dataclass(slots=True)
-class Checkpoint:
-    """A checkpoint whose headers are read.
-
-    ``scopes`` maps scope and name to a tensor, ``others`` the path of each file without weights to a local file;
-    ``left_out`` are the paths that do not belong to it by default, or as the caller asked; ``followed`` says where links lead that leave
-    its folder; ``origin`` is the repo and commit that it is from; ``in_memory`` says that its weights are no files; ``tied`` then maps
-    further names of a tensor to the one that it counts under; ``can_exclude`` says that the caller has an option to leave files out, which
-    messages may advise.
-    """
-
-    path: Path
-    is_file: bool
-    weights: list[WeightFile]
-    others: dict[str, Path]
-    left_out: tuple[str, ...] = ()
-    followed: dict[str, Path] = field(default_factory=dict)
-    can_exclude: bool = False
-    origin: HubId | None = None
-    in_memory: bool = False
-    tied: dict[str, str] = field(default_factory=dict)
-    scopes: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for file in self.weights:
-            tensors = self.scopes.setdefault(file.scope, {})
-            for tensor in file.tensors:
-                if tensor.name in tensors:
-                    self.close()
-                    way_on = f", or leave it out with {exclude_option(file.path)}" if self.can_exclude else ""
-                    raise CheckpointError(
-                        f"{file.file.name}: tensor {cut(tensor.name)} is also in {tensors[tensor.name].source.name}; "
-                        f"two files of one index must not share names: remove the stale shard{way_on}"
-                    )
-                tensors[tensor.name] = tensor
-
-    def scope(self, name: str) -> dict[str, Tensor] | None:
-        """The tensors of a scope; a checkpoint with one scope gives that one whatever it is called (spec 10, step 3)."""
-        if len(self.scopes) == 1:
-            return next(iter(self.scopes.values()))
-        return self.scopes.get(name)
-
-    @property
-    def kept(self) -> list[str]:
-        """Paths of the other files that belong to it."""
-        left_out = set(self.left_out)
-        return [name for name in self.others if name not in left_out]
-
-    @property
-    def paths(self) -> list[Path]:
-        """The checkpoint's own path and those of all its files."""
-        return [self.path, *(file.file.path for file in self.weights), *self.others.values()]
-
-    def check_unchanged(self) -> None:
-        for file in self.weights:
-            file.file.check_unchanged()
-
-    def close(self) -> None:
-        for file in self.weights:
-            file.file.close()
-
-
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """What a patch records of its base: sizes of its weight files by path, the scopes and the paths of other files that it needs."""
+class RecordedBase:
+    """What a patch records of its base."""
 
     weights: Mapping[str, int]
+    """Size of each weight file in bytes, by path."""
     scopes: Collection[str] = ()
+    """The scopes that the patch needs."""
     others: Collection[str] = ()
+    """Paths of the other files that it needs."""
 
 
 @contextmanager
@@ -138,24 +44,26 @@ def open_checkpoint(
     needs_weights: bool = True,
     with_files: bool = False,
     selection: Selection | None = None,
-    recorded: Recorded | None = None,
+    recorded: RecordedBase | None = None,
 ) -> Iterator[Checkpoint]:
     """Open one safetensors file, or a folder of them with or without index, here or on the Hub, and read its headers.
 
     Args:
-        needs_weights: whether one without weight files is refused.
-        with_files: whether files without weights matter too.
-        selection: which files; None where the caller has no such options, so that no message advises them. Weight files and indexes may
-            be links out of the folder in any case.
-        recorded: open just the files that a patch records, where they all are there with their sizes; else (a base may be sharded
-            differently) all of it.
+        path: a file, a folder or an id on the Hub.
+        needs_weights: whether a checkpoint without weight files is refused.
+        with_files: whether files without weights are needed too.
+        selection: which files belong to it; None if the caller has no such options, which messages then do not advise. Weight files and
+            indexes may be links out of the folder in any case.
+        recorded: what a patch records of its base. Only these files are opened if they all exist with these sizes; otherwise (a base may
+            be sharded differently) the whole checkpoint is.
 
     Raises:
-        CheckpointError: it is missing, unreadable, has no safetensors weights, lacks a shard, or a header is broken; or a link leaves it.
+        CheckpointError: it does not exist, cannot be read, has no safetensors weights, lacks a shard, has a broken header, or has a link
+            out of its folder that ``selection`` does not allow.
         HubError: it cannot be fetched.
     """
     hub_id = parse_id(path)
-    opener = _Opener(needs_weights, with_files, selection or Selection(), selection is not None, recorded or Recorded({}))
+    opener = _Opener(needs_weights, with_files, selection or Selection(), selection is not None, recorded or RecordedBase({}))
     checkpoint = opener.read(Path(path)) if hub_id is None else opener.fetch(hub_id)
     try:
         yield checkpoint
@@ -171,11 +79,12 @@ class _Opener:
     with_files: bool
     selection: Selection
     can_exclude: bool
-    recorded: Recorded
+    recorded: RecordedBase
 
     # --- on this machine ---
 
     def read(self, path: Path) -> Checkpoint:
+        """Open a file or folder."""
         try:
             if os.path.isdir(path):
                 return self._read_folder(path)
@@ -187,22 +96,22 @@ class _Opener:
 
     def _read_file(self, path: Path) -> Checkpoint:
         if path.suffix in CONVERTERS:
-            refuse_weights(path, [path.name], (), can_include=False)
+            refuse_without_safetensors(path, [path.name], (), can_include=False)
         return Checkpoint(path, True, _open_weights({path.name: path}, {path.name: scope_of_name(path.name)}), {})
 
     def _read_folder(self, path: Path) -> Checkpoint:
         _refuse_hub_root(path)
         if os.path.lexists(path / INDEX_NAME):
-            raise CheckpointError(IS_A_PATCH.format(path=path))
+            raise _patch_error(path, f"apply BASE {path}")
         sizes = {name: file.stat().st_size for name in self.recorded.weights if os.path.isfile(file := path / name)}
         if self._has_recorded(sizes) and not self.with_files:
             return self._open_recorded(path, _indexes_above(path, sizes))
         listing = list_folder(path, follow_links=self.selection.follow_links)
-        found, out = self._select([*listing.files, *(name for name in listing.outside if name.endswith("/"))])
-        if is_patch_folder(path, found):
-            raise CheckpointError(IS_A_PATCH.format(path=path))
+        chosen, out = self._select([*listing.files, *(name for name in listing.outside if name.endswith("/"))])
+        if is_patch_folder(path, chosen):
+            raise _patch_error(path, f"apply BASE {path}")
         left_out = set(out)
-        kept = self._without_links(path, [name for name in found if self._is_wanted(listing.again.get(name), name, left_out)], listing)
+        kept = self._without_links(path, [name for name in chosen if self._is_wanted(listing.again.get(name), name, left_out)], listing)
         files = {name: file for name, file in listing.files.items() if name in kept or name not in listing.outside}
         if self._has_recorded(sizes):
             return self._open_recorded(path, [name for name in files if is_index(name)], kept)
@@ -215,22 +124,25 @@ class _Opener:
         return checkpoint
 
     def _is_wanted(self, real: str | None, name: str, left_out: Collection[str]) -> bool:
-        """Whether a file that is there once more by a link to its folder belongs in: not if its folder is left out."""
+        """Whether a file that a link within the checkpoint leads to is taken: not if the file itself, at ``real``, is left out."""
         return real not in left_out or matches(name, self.selection.include)
 
     def _without_links(self, path: Path, kept: Iterable[str], listing: Listing) -> dict[str, None]:
-        """The kept paths without links that leave the folder, or an error where these matter and the caller has a way on.
+        """The kept paths, without links out of the folder that are not followed.
 
-        A caller that has none stores nothing: it takes what a link to a file leads to.
+        A caller without options to select files stores none of them in a patch, and may follow links to files.
+
+        Raises:
+            CheckpointError: such a link leads to a file that is needed, and the caller has options to leave it out or to follow it.
         """
-        found, refused = dict[str, None](), []
+        taken, refused = dict[str, None](), []
         for name in kept:
-            may = name not in listing.outside or _is_weights(name) or self.selection.follow_links or not self.can_exclude
+            allowed = name not in listing.outside or _is_weights(name) or self.selection.follow_links or not self.can_exclude
             if name.endswith("/"):
                 if not self.selection.follow_links:
                     refused.append(name)  # it may hold weights
-            elif may or (self.with_files and not os.path.exists(listing.files[name])):
-                found[name] = None
+            elif allowed or (self.with_files and not os.path.exists(listing.files[name])):
+                taken[name] = None
             elif self.with_files:
                 refused.append(name)
         if refused and self.can_exclude:
@@ -239,9 +151,10 @@ class _Opener:
                 f"{path / first}: a link out of the checkpoint, to {listing.outside[first]}{more}: "
                 f"leave it out with {exclude_option(*refused[:3])}, or take what it leads to with --follow-links"
             )
-        return found
+        return taken
 
     def _check_regular(self, file: Path, name: str) -> None:
+        """Raise CheckpointError if a file that is needed is a broken link, or a device or pipe."""
         if (self.with_files or _is_weights(name)) and not os.path.isfile(file):
             what = "a link to a file that does not exist" if file.is_symlink() else "not a regular file"
             way_on = f", or leave it out with {exclude_option(name)}" if self.can_exclude else ""
@@ -250,10 +163,12 @@ class _Opener:
     # --- on the Hub ---
 
     def fetch(self, hub_id: HubId) -> Checkpoint:
-        """Fetch what belongs to a checkpoint on the Hub into its cache, and open that."""
+        """Fetch the files that belong to a checkpoint on the Hub into its cache, and open them."""
         repo = open_repo(hub_id)
         if is_patch_repo(repo):
-            raise CheckpointError(f"{hub_id}: is a ckptdiff patch, not a checkpoint; rebuild that with: ckptdiff pull {hub_id} -o OUT")
+            raise CheckpointError(
+                f"{hub_id}: is a ckptdiff patch, not a checkpoint; rebuild its target with: ckptdiff pull {hub_id} -o OUT"
+            )
         kept, left_out = self._select(repo.files)
         sizes = {name: repo.files[name].size for name in self.recorded.weights if name in repo.files}
         whole = not self._has_recorded(sizes)
@@ -264,7 +179,7 @@ class _Opener:
             others |= {name for name in kept if matches(name, self.selection.include)}
         names = [name for name in repo.files if name in weights or name in others]
         if self.needs_weights and not any(name.endswith(".safetensors") for name in names):
-            refuse_weights(hub_id, list(repo.files), left_out, self.can_exclude)
+            refuse_without_safetensors(hub_id, list(repo.files), left_out, self.can_exclude)
         folder = download(repo, names)
         if repo.is_file:
             checkpoint = self._read_file(folder / names[0])
@@ -275,32 +190,38 @@ class _Opener:
         checkpoint.left_out, checkpoint.origin = tuple(name for name in repo.files if name not in names), repo.pinned
         return checkpoint
 
-    # --- on both ---
+    # --- in both places ---
 
     def _select(self, names: Iterable[str]) -> tuple[list[str], list[str]]:
-        """Weight files that a patch names by their scopes are taken although they are left out by default: make may have been told to."""
+        """Split paths as :func:`select` does, but take the weight files of scopes that the patch needs: ``make`` may have been told to."""
         names, scopes = list(names), self.recorded.scopes
         named = [glob.escape(name) for name in names if name.endswith(".safetensors") and scope_of_name(name) in scopes]
         return select(names, [*self.selection.include, *named], self.selection.exclude)
 
     def _has_recorded(self, sizes: Mapping[str, int]) -> bool:
-        """Whether all weight files that the patch records are there, by path and size."""
+        """Whether all weight files that the patch records exist with these sizes."""
         return bool(sizes) and sizes == self.recorded.weights
 
     def _open_recorded(self, path: Path, indexes: Iterable[str], others: Iterable[str] = ()) -> Checkpoint:
+        """Open just the weight files that the patch records."""
         weights = {name: path / name for name in self.recorded.weights}
         scope_of = scopes_of_recorded(weights, {name: path / name for name in indexes}, self.recorded.scopes)
         names = [name for name in (*others, *self.recorded.others) if not name.endswith(".safetensors")]
         return Checkpoint(path, False, _open_weights(weights, scope_of), {name: path / name for name in names})
 
     def _open_files(self, path: Path, files: Mapping[str, Path], kept: Iterable[str]) -> Checkpoint:
+        """Open the weight files among the kept ones."""
         weights = {name: files[name] for name in kept if name.endswith(".safetensors")}
         if not weights and self.needs_weights:
-            refuse_weights(path, sorted(files), set(files) - set(kept), self.can_exclude)
+            refuse_without_safetensors(path, sorted(files), set(files) - set(kept), self.can_exclude)
         scope_of = scopes_of(weights, {name: files[name] for name in kept if is_index(name)}, self.can_exclude)
         others = {name: file for name, file in files.items() if not name.endswith(".safetensors")}
         others |= {name: path / name for name in self.recorded.others if name not in others}
         return Checkpoint(path, False, _open_weights(weights, scope_of), others, can_exclude=self.can_exclude)
+
+
+def _patch_error(source: Path | HubId, command: str) -> CheckpointError:
+    return CheckpointError(f"{source}: is a ckptdiff patch, not a checkpoint; rebuild its target with: ckptdiff {command} -o OUT")
 
 
 def _is_weights(name: str) -> bool:
@@ -308,26 +229,28 @@ def _is_weights(name: str) -> bool:
 
 
 def _indexes_above(path: Path, weights: Iterable[str]) -> list[str]:
-    """Paths of the indexes in the folders that weight files lie in, and in those above, which alone can list them."""
+    """Paths of the indexes that can list these weight files: those in their folders, and in the folders above."""
     folders = {folder.as_posix() for name in weights for folder in PurePosixPath(name).parents}
     names = (f"{folder}/{found}" if folder != "." else found for folder in sorted(folders) for found in os.listdir(path / folder))
     return sorted((name for name in names if is_index(name)), key=os.fsencode)
 
 
 def _followed(listing: Listing, kept: Collection[str]) -> dict[str, Path]:
-    """Links out of the folder whose files belong in: folders as one."""
+    """Where links out of the folder lead, of those whose files are kept; a link to a folder counts once."""
     folders = tuple(name for name in listing.outside if name.endswith("/") and any(other.startswith(name) for other in kept))
     files = (name for name in listing.outside if name in kept and not name.startswith(folders))
     return {name: listing.outside[name] for name in sorted((*folders, *files), key=str.encode)}
 
 
 def _refuse_hub_root(path: Path) -> None:
+    """Raise CheckpointError for a folder of the Hub's cache that holds several snapshots of a repo."""
     if (path / "blobs").is_dir() and (path / "snapshots").is_dir():
-        found = sorted(p.name for p in (path / "snapshots").iterdir())
-        raise CheckpointError(f"{path}: is a repo of the Hub cache; give one of its snapshots: {', '.join(found[:5])}")
+        snapshots = sorted(p.name for p in (path / "snapshots").iterdir())
+        raise CheckpointError(f"{path}: is a repo of the Hub cache; give one of its snapshots: {', '.join(snapshots[:5])}")
 
 
 def _open_weights(files: dict[str, Path], scopes: dict[str, str]) -> list[WeightFile]:
+    """Open weight files and read their headers; after an error none stays open."""
     opened: list[WeightFile] = []
     try:
         for name, path in files.items():
@@ -335,7 +258,7 @@ def _open_weights(files: dict[str, Path], scopes: dict[str, str]) -> list[Weight
             try:
                 header = read_header(file)
                 if is_patch_header(header):
-                    raise CheckpointError(IS_A_PATCH.format(path=path))
+                    raise _patch_error(path, f"apply BASE {path}")
                 opened.append(WeightFile(name, scopes[name], file, header))
             except ValueError as error:
                 file.close()

@@ -1,4 +1,4 @@
-"""What is a patch (spec sections 5 and 9), and which files make it: the one room that decides, for paths, folders and repos."""
+"""Decides, for paths, folders and repos, whether they hold a patch or a checkpoint, and which files a patch has (spec sections 5 and 9)."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from ckptdiff.io.source import LocalFile
 
 
 def patch_members(paths: Collection[str]) -> list[str]:
-    """Of a folder's or repo's files those that make a patch, if it is one.
+    """The paths, among those of a folder or repo, that a patch would have.
 
-    Where there is an index, it and what may belong to it; else the one weight file that may be a lone patch file, which `push` puts
-    under ``patch/``; else none.
+    If there is an index, it and all files that it may list; otherwise the only weight file, or the only one under ``patch/`` (where
+    `push` puts a lone patch file), which may be a patch file; otherwise none.
     """
     if INDEX_NAME in paths:
         return [path for path in paths if path == INDEX_NAME or path.startswith(("patch/", "files/"))]
     weights = [path for path in paths if path.endswith(".safetensors")]
-    found = [path for path in weights if path.startswith("patch/")] or weights
-    return found if len(found) == 1 else []
+    candidates = [path for path in weights if path.startswith("patch/")] or weights
+    return candidates if len(candidates) == 1 else []
 
 
 def is_patch_repo(repo: Repo) -> bool:
@@ -36,43 +36,43 @@ def is_patch_repo(repo: Repo) -> bool:
     Raises:
         HubError: that header cannot be read.
     """
-    found = list(repo.files) if repo.is_file else patch_members(repo.files)
-    if not repo.is_file and (INDEX_NAME in found or not found):
-        return bool(found)
-    return _is_patch_source(LocalFile(repo.cache / found[0]) if repo.cache else RemoteSource(repo, found[0]))
+    members = list(repo.files) if repo.is_file else patch_members(repo.files)
+    if not repo.is_file and (INDEX_NAME in members or not members):
+        return bool(members)
+    return _is_patch_source(LocalFile(repo.cache / members[0]) if repo.cache else RemoteSource(repo, members[0]))
 
 
 def is_patch_folder(folder: Path, paths: Collection[str]) -> bool:
-    """Whether a folder here, whose files have these paths, is a patch."""
-    found = patch_members(paths)
-    if INDEX_NAME in found or not found:
-        return bool(found)
-    return os.path.isfile(folder / found[0]) and _is_patch_source(LocalFile(folder / found[0]))
+    """Whether a local folder, whose files have these paths, is a patch."""
+    members = patch_members(paths)
+    if INDEX_NAME in members or not members:
+        return bool(members)
+    return os.path.isfile(folder / members[0]) and _is_patch_source(LocalFile(folder / members[0]))
 
 
 def is_patch(path: str | os.PathLike[str]) -> bool:
     """Whether a path or id is a patch file or folder, not a checkpoint.
 
     Raises:
-        CheckpointError: there is nothing, or it cannot be read. HubError: the same of the Hub.
+        CheckpointError: the path does not exist, or cannot be read. HubError: the repo does not exist, or cannot be read.
     """
     hub_id = parse_id(path)
     if hub_id is not None:
         return is_patch_repo(open_repo(hub_id))
-    here = Path(path)
-    check_there(here)
-    return is_patch_folder(here, weights_below(here)) if here.is_dir() else _is_patch_source(LocalFile(here))
+    local = Path(path)
+    check_exists(local)
+    return is_patch_folder(local, files_to_examine(local)) if local.is_dir() else _is_patch_source(LocalFile(local))
 
 
-def weights_below(folder: Path) -> list[str]:
-    """What :func:`patch_members` asks of a folder here: its index alone if it has one, else all its weight files."""
+def files_to_examine(folder: Path) -> list[str]:
+    """The paths of a local folder that :func:`patch_members` needs to know: its index alone if it has one, else all weight files."""
     if (folder / INDEX_NAME).is_file():
         return [INDEX_NAME]
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors"))
 
 
-def check_there(path: str | os.PathLike[str]) -> None:
-    """Raise CheckpointError for a path at which there is nothing; ids on the Hub are looked up by those who open them."""
+def check_exists(path: str | os.PathLike[str]) -> None:
+    """Raise CheckpointError if a local path does not exist. Ids on the Hub pass: they are looked up when they are opened."""
     if parse_id(path) is None and not os.path.exists(path):
         raise CheckpointError(f"{path}: no such file or folder{if_gone(path)}")
 

@@ -1,11 +1,11 @@
-"""Files that look like secrets: ``make`` leaves them out by their names, ``push`` refuses them, by their content too."""
+"""Files that look like secrets: ``make`` leaves them out by name; ``push`` refuses them by name and by content."""
 
 from __future__ import annotations
 
 import re
 from fnmatch import translate
 
-NAMES = (
+SECRET_NAMES = (
     ".env*",
     "*.env",
     "*.pem",
@@ -45,10 +45,11 @@ NAMES = (
     "kaggle.json",
     "kubeconfig",
 )
-FOLDERS = {".ssh", ".aws", ".gnupg", ".kube", ".docker"}
-"""All that lies in these is taken for a secret."""
+"""Globs of the names of files that hold keys and passwords."""
+SECRET_FOLDERS = {".ssh", ".aws", ".gnupg", ".kube", ".docker"}
+"""Folders whose files all count as secrets."""
 
-CONTENTS = (
+SECRET_CONTENTS = (
     ("a Hugging Face token", rb"\bhf_[A-Za-z0-9]{30,}"),
     ("a private key", rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY-----"),
     ("an AWS key", rb"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"),
@@ -58,16 +59,17 @@ CONTENTS = (
     ("a Slack token", rb"\bxox[abprs]-[A-Za-z0-9-]{10,}"),
     ("a Weights & Biases key", rb"(?i)wandb[_-]?api[_-]?key\W{1,4}[a-f0-9]{40}"),
 )
-_NAMES = re.compile("|".join(map(translate, NAMES)))
-PATTERNS = [(what, re.compile(pattern)) for what, pattern in CONTENTS]
+"""Kinds of secrets, and regular expressions for them."""
+_NAME_PATTERN = re.compile("|".join(map(translate, SECRET_NAMES)))
+_CONTENT_PATTERNS = [(what, re.compile(pattern)) for what, pattern in SECRET_CONTENTS]
 
 
 def suspicious_name(path: str) -> bool:
-    """Whether a file's name is one that keys and passwords are kept under."""
+    """Whether a path is one under which keys and passwords are kept."""
     *folders, name = path.lower().removesuffix("/").split("/")
-    return bool(FOLDERS.intersection((*folders, name))) or _NAMES.match(name) is not None
+    return bool(SECRET_FOLDERS.intersection((*folders, name))) or _NAME_PATTERN.match(name) is not None
 
 
 def suspicious_content(data: bytes) -> str | None:
-    """What a file's bytes seem to hold that is secret, or None."""
-    return next((what for what, pattern in PATTERNS if pattern.search(data)), None)
+    """The kind of secret that a file's bytes seem to hold; None if there is none."""
+    return next((what for what, pattern in _CONTENT_PATTERNS if pattern.search(data)), None)

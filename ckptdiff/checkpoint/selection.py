@@ -21,7 +21,7 @@ HOUSEKEEPING = (
     "*.lock",
     "*.incomplete",
 )
-"""Version control and caches."""
+"""Files of version control and caches."""
 
 LOGS = (
     "*.log",
@@ -39,15 +39,16 @@ LOGS = (
     "tb_logs/*",
     "swanlog/*",
 )
-"""What trainers, batch systems and trackers write down."""
+"""Logs of trainers, batch systems and experiment trackers."""
 
-ENDS = (".pt", ".pth", ".bin", ".pkl", ".ckpt", ".npz", ".safetensors", ".safetensors.index.json")
-STATE = (
+OPTIMIZER_ENDINGS = (".pt", ".pth", ".bin", ".pkl", ".ckpt", ".npz", ".safetensors", ".safetensors.index.json")
+"""Endings of files with optimizer state."""
+TRAINING_STATE = (
     "trainer_state.json",
     "training_args.bin",
     # the HF Trainer, accelerate (a number for each object), MLX, PyTorch
-    *(f"optimizer*{end}" for end in ENDS),
-    *(f"optim{end}" for end in ENDS),
+    *(f"optimizer*{end}" for end in OPTIMIZER_ENDINGS),
+    *(f"optim{end}" for end in OPTIMIZER_ENDINGS),
     "scheduler*.pt",
     "scheduler*.bin",
     "lr_scheduler*.pt",
@@ -82,9 +83,9 @@ STATE = (
     "recipe_state.pt",
     "recipe_state/*",
 )
-"""Optimizer and trainer state, and weights that only the trainer which wrote them can read, by their file names."""
+"""Names of files with optimizer and trainer state, and of weights that only the trainer which wrote them can read."""
 
-AT_THE_ROOT = (
+ROOT_FOLDERS = (
     "checkpoint-*/*",
     "global_step*/*",
     "logs/*",
@@ -92,74 +93,83 @@ AT_THE_ROOT = (
     "tensorboard/*",
     "completions/*.parquet",
 )
-"""Folders whose names mean this at the root of a checkpoint only: other checkpoints of the run, logs, TRL's samples."""
+"""Other checkpoints of the run, logs, and samples of TRL; folders of these names mean this only at the root of a checkpoint."""
 
 DEEPSPEED = ("zero_to_fp32.py", "global_step*/*", "*[_-]model_states.pt", "*[_-]optim_states.pt")
-BESIDE = {
+AMBIGUOUS_NAMES = {
     "latest": DEEPSPEED,
     "latest_universal": DEEPSPEED,
-    "data.pt": STATE,  # the place in the data, by verl; a model alone may have a file of this name
+    "data.pt": TRAINING_STATE,  # verl's position in the data; a model may have a file of this name too
     ".metadata": ("*.distcp",),
     "common.pt": ("*.distcp",),
     "metadata.json": ("*.distcp",),
 }
-"""Names that say little alone: state where a file of these names lies in their folder, or below it."""
+"""Ambiguous names: such a file is trainer state if a file that matches one of its patterns lies in the same folder, or below."""
 
-ANYWHERE = (*HOUSEKEEPING, *LOGS, *STATE)
+ANYWHERE = (*HOUSEKEEPING, *LOGS, *TRAINING_STATE)
+"""What is left out by default in every folder."""
 
 
 def _compiled(patterns: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(translate, patterns)))
 
 
-EXCLUDED = _compiled((*ANYWHERE, *(f"*/{pattern}" for pattern in ANYWHERE), *AT_THE_ROOT))
-TELLING = {name: _compiled((*patterns, *(f"*/{pattern}" for pattern in patterns))) for name, patterns in BESIDE.items()}
+_EXCLUDED_PATTERN = _compiled((*ANYWHERE, *(f"*/{pattern}" for pattern in ANYWHERE), *ROOT_FOLDERS))
+_AMBIGUOUS_PATTERNS = {
+    name: _compiled((*patterns, *(f"*/{pattern}" for pattern in patterns))) for name, patterns in AMBIGUOUS_NAMES.items()
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What a caller says of which files belong to a checkpoint: globs to take and to leave, and whether links out of its folder count."""
+    """A caller's options for which files belong to a checkpoint."""
 
     include: Sequence[str] = ()
+    """Globs of files to take although they are left out by default."""
     exclude: Sequence[str] = ()
+    """Globs of files to leave out."""
     follow_links: bool = False
+    """Whether files that links out of the folder lead to belong to it."""
 
     @property
     def globs(self) -> tuple[str, ...]:
-        """All of them."""
+        """All globs."""
         return (*self.include, *self.exclude)
 
 
 def select(names: Iterable[str], include: Sequence[str] = (), exclude: Sequence[str] = ()) -> tuple[list[str], list[str]]:
-    """Split paths into those that go in and those that are left out. ``exclude`` beats ``include`` beats the defaults.
+    """Split paths into those that belong to a checkpoint and those that are left out.
 
-    Patterns are globs over the whole path, where ``*`` also matches ``/``. A name that ends in ``/`` is a folder not looked into.
+    ``exclude`` wins over ``include``, and that over the defaults. Patterns are globs over the whole path, in which ``*`` also matches
+    ``/``. A name that ends in ``/`` is a folder whose files are not listed.
     """
     kept: list[str] = []
-    left: list[str] = []
+    left_out: list[str] = []
     names = list(names)
     for name in names:
-        wanted = matches_path(name, include) or not _by_default(name, names)
-        (kept if wanted and not matches_path(name, exclude) else left).append(name)
-    return kept, left
+        wanted = matches_path(name, include) or not _is_left_out_by_default(name, names)
+        (kept if wanted and not matches_path(name, exclude) else left_out).append(name)
+    return kept, left_out
 
 
-def _by_default(name: str, names: Sequence[str]) -> bool:
-    """Whether a file is left out where nobody asks for it."""
-    if EXCLUDED.match(name) or suspicious_name(name):
+def _is_left_out_by_default(name: str, names: Sequence[str]) -> bool:
+    """Whether a file is left out unless the caller includes it."""
+    if _EXCLUDED_PATTERN.match(name) or suspicious_name(name):
         return True
     folder, slash, last = name.rpartition("/")
     start = len(folder + slash)
-    return last in TELLING and any(other.startswith(folder + slash) and TELLING[last].match(other, start) for other in names)
+    return last in _AMBIGUOUS_PATTERNS and any(
+        other.startswith(folder + slash) and _AMBIGUOUS_PATTERNS[last].match(other, start) for other in names
+    )
 
 
 def exclude_option(*names: str) -> str:
-    """The option that leaves out files of these paths, or below these folders (that end in ``/``), as a shell takes it."""
+    """The options, quoted for a shell, that leave out files of these paths; all files below a folder, whose name ends in ``/``."""
     return " ".join(f"--exclude {shlex.quote(glob.escape(name) + '*' * name.endswith('/'))}" for name in names)
 
 
 def matches_path(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a path matches one of the globs; that of a folder, which ends in ``/``, may also do so without the ``/``."""
+    """Whether a path matches one of the globs; the path of a folder, which ends in ``/``, may also match without the ``/``."""
     return matches(name, patterns) or (name.endswith("/") and matches(name[:-1], patterns))
 
 

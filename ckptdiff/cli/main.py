@@ -250,7 +250,7 @@ def compare(a: Path, b: Path, base: Path | None, tensors: bool, json_output: boo
     """
 
     if base is not None:
-        checkpoint.recognition.check_there(base)
+        checkpoint.recognition.check_exists(base)
     with progress_bar() as progress:
         result = verbs.compare.compare(a, b, progress=progress, **options)
         changed = None

@@ -112,7 +112,7 @@ def _check_lone_patch(path: Path, is_patch: bool) -> None:
 def _check_outputs(html: Path | None, png: Path | None, inputs: Sequence[Path], overwrite: bool) -> None:
     """Refuse outputs that cannot be written, and missing libraries, before the work rather than after it."""
     for path in filter(None, (html, png)):
-        patching.output.check_beside(path, inputs, folder=path is png, overwrite=overwrite)
+        patching.output.check_plain_output(path, inputs, folder=path is png, overwrite=overwrite)
     if html or png:
         pages.drawing.libraries()
 
@@ -182,7 +182,7 @@ def mask(patch: Path, base: Path | None, out: Path, overwrite: bool, json_output
     In Python, ckptdiff.subnetwork.freeze_outside takes the mask.
     """
 
-    patching.output.check_beside(out, (patch, *([base] if base else [])), folder=False, overwrite=overwrite)
+    patching.output.check_plain_output(out, (patch, *([base] if base else [])), folder=False, overwrite=overwrite)
     with progress_bar() as progress:
         result = subnetwork.mask.Mask.from_patch(patch, base, progress=progress, **options)
     size = result.save(out, overwrite=overwrite)

@@ -1,7 +1,8 @@
 """Leaves (spec 3.2) of tensors on a torch device: XXH3-128 by Triton's kernels where they run, else by torch's operations.
 
-XXH3: https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md. Within 1,024 bytes its accumulators only add, so that these
-sums are taken for many leaves at once; the 2,047 steps from one sum to the next run over all leaves side by side.
+XXH3 is specified in https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md. Within a step of 1,024 bytes its accumulators only
+add, so that the sums of all steps are computed at once. The 2,047 steps that scramble the accumulators between these sums depend on each
+other, and run over many leaves side by side.
 """
 
 from __future__ import annotations
@@ -19,19 +20,24 @@ from ckptdiff.kernels.leaves import leaves_of_sums
 
 Accumulate = Callable[[Sequence[torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 STRIPES, LANES = 16, 8
-CHUNK = 32
-"""Leaves whose sums torch takes at once: 64 MiB of data, and about five times as much for temporaries."""
-BATCH = 2048
-"""Leaves that go through the steps side by side: 4 GiB of data, whose sums take 256 MiB."""
+"""Stripes of a step, and 64-bit lanes of a stripe, as XXH3 defines them."""
+LEAVES_PER_SUM = 32
+"""Leaves whose sums torch computes at once: 64 MiB of data, and about five times as much for temporaries."""
+LEAVES_PER_BATCH = 2048
+"""Leaves that are scrambled side by side: 4 GiB of data, whose sums take 256 MiB."""
 
 
 def leaf_digests(parts: Sequence[torch.Tensor]) -> list[list[bytes]]:
-    """Leaves of tensors given as bytes on one device: of whole blocks there, of the last short ones on the host."""
+    """Leaves of tensors on one device, each given as its bytes. Whole blocks are hashed there, the short last ones on the host."""
     whole = [part[k : k + BLOCK] for part in parts for k in range(0, len(part) // BLOCK * BLOCK, BLOCK)]
-    found = (leaf for k in range(0, len(whole), BATCH) for leaf in leaves_of_sums(_accumulate(whole[k : k + BATCH]).cpu().numpy()))
+    hashed = (
+        leaf
+        for k in range(0, len(whole), LEAVES_PER_BATCH)
+        for leaf in leaves_of_sums(_accumulate(whole[k : k + LEAVES_PER_BATCH]).cpu().numpy())
+    )
     leaves = []
     for part in parts:
-        row = [next(found) for _ in range(len(part) // BLOCK)]
+        row = [next(hashed) for _ in range(len(part) // BLOCK)]
         if len(part) % BLOCK:
             row.append(xxh128(part[len(part) // BLOCK * BLOCK :].cpu().numpy()))
         leaves.append(row)
@@ -39,14 +45,14 @@ def leaf_digests(parts: Sequence[torch.Tensor]) -> list[list[bytes]]:
 
 
 def _accumulate(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The accumulators after blocks of :data:`~ckptdiff.format.digests.BLOCK` bytes, as signed integers: [blocks, lanes]."""
+    """The accumulators after blocks of :data:`~ckptdiff.format.digests.BLOCK` bytes, as int64 of [blocks, lanes]."""
     device = blocks[0].device
     start, step, keys = _words(device)
     kernels = _kernels(device) if device.type == "cuda" else None
     if kernels is not None:
-        few = CHUNK if any(block.data_ptr() % 8 for block in blocks) else len(blocks)  # those of odd addresses are copied
-        return torch.cat([kernels(blocks[k : k + few], start, step, keys) for k in range(0, len(blocks), few)])
-    sums = torch.cat([_sums(blocks[k : k + CHUNK], keys) for k in range(0, len(blocks), CHUNK)], dim=1)
+        size = LEAVES_PER_SUM if any(block.data_ptr() % 8 for block in blocks) else len(blocks)  # the kernels copy unaligned blocks
+        return torch.cat([kernels(blocks[k : k + size], start, step, keys) for k in range(0, len(blocks), size)])
+    sums = torch.cat([_sums(blocks[k : k + LEAVES_PER_SUM], keys) for k in range(0, len(blocks), LEAVES_PER_SUM)], dim=1)
     acc = start.expand(len(blocks), LANES).clone()
     for row in sums[:-1]:
         acc += row
@@ -58,42 +64,49 @@ def _accumulate(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _words(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Where accumulators begin, what a step ends with, and what its 16 stripes and the very last one take: torch's signed integers."""
+    """Constants of XXH3: the first accumulators [8], the key that ends a step [8], the keys of the 16 stripes and of the last one [17, 8].
+
+    They are unsigned 64-bit words, given as the signed integers of the same bits.
+    """
     offsets = [xxh3.SCRAMBLE_OFFSET, *(xxh3.STRIPE_OFFSET * stripe for stripe in range(STRIPES)), xxh3.LAST_STRIPE_OFFSET]
     rows = [xxh3.INITIAL_SUMS, *map(xxh3.secret_words, offsets)]
-    found = torch.tensor([[word - (word >> 63 << 64) for word in row] for row in rows], device=device)
-    return found[0], found[1], found[2:]
+    signed = torch.tensor([[word - (word >> 63 << 64) for word in row] for row in rows], device=device)
+    return signed[0], signed[1], signed[2:]
 
 
 @lru_cache
 def _kernels(where: torch.device) -> Accumulate | None:
-    """Triton's kernels, if they run there and give the library's digest of a block; Triton comes with torch for CUDA and ROCm on Linux."""
+    """Triton's kernels, if they run on a device and give the same digests as the xxhash library there; None, with a warning, if not.
+
+    Triton comes with torch for CUDA and ROCm on Linux.
+    """
     try:
-        accumulate, count = device.xxh3_triton.accumulate, device.xxh3_triton.LEAVES + 1
+        accumulate, count = device.xxh3_triton.accumulate, device.xxh3_triton.LEAVES_PER_PROGRAM + 1
         data = torch.arange(count * BLOCK // 8, device=where).mul_(xxh3.PRIMES_32[0]).view(torch.uint8)
-        blocks = [data[k * BLOCK + k % 2 :][:BLOCK] for k in range(count)]  # for two programs, every other at an odd address
-        found = leaves_of_sums(accumulate(blocks, *_words(where)).cpu().numpy())
-        if found == [xxh128(block.cpu().numpy()) for block in blocks]:
+        blocks = [data[k * BLOCK + k % 2 :][:BLOCK] for k in range(count)]  # for two programs, every second block at an odd address
+        digests = leaves_of_sums(accumulate(blocks, *_words(where)).cpu().numpy())
+        if digests == [xxh128(block.cpu().numpy()) for block in blocks]:
             return accumulate
         reason = "they give another digest than the library"
     except torch.cuda.OutOfMemoryError:
         raise
-    except Exception as error:  # it compiles: a compiler may be missing, or a driver that it knows
+    except Exception as error:  # Triton compiles: a compiler may be missing, or a driver that it supports
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
     warnings.warn(f"Triton's kernels do not run on {where} ({reason}): torch's operations hash there instead, slower", stacklevel=2)
     return None
 
 
 def _sums(blocks: Sequence[torch.Tensor], keys: torch.Tensor) -> torch.Tensor:
-    """What each 1,024 bytes add to the accumulators: [steps, blocks, lanes]."""
+    """The sums that the steps of blocks add to the accumulators: [steps, blocks, lanes]."""
     data = torch.stack(list(blocks)).view(torch.int64).view(len(blocks), -1, STRIPES, LANES)
     sums = _products(data, keys[:STRIPES]).sum(2)
-    last = data[:, -1, -1]  # the very last stripe takes another part of the secret
+    last = data[:, -1, -1]  # the last stripe of a block takes another part of the secret
     sums[:, -1] += _products(last, keys[STRIPES]) - _products(last, keys[STRIPES - 1])
     swapped = data.sum(2).view(len(blocks), -1, LANES // 2, 2).flip(3).view(len(blocks), -1, LANES)
     return (sums + swapped).transpose(0, 1).contiguous()
 
 
 def _products(data: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """The product of the low and the high 32 bits of each lane of data, mixed with the keys."""
     mixed = data ^ keys
     return (mixed & 0xFFFFFFFF) * ((mixed >> 32) & 0xFFFFFFFF)

@@ -1,7 +1,7 @@
-"""Diff and apply on torch devices: find changes, compact them and move units, as vector operations of torch.
+"""Changes found and applied on torch devices, by torch's vector operations.
 
-One implementation for CPU, CUDA, ROCm and MPS; what it gives is bit for bit what the host's code gives. Units are viewed as
-signed integers of their width, whose arithmetic wraps: torch has few operations for unsigned ones.
+One implementation serves CPU, CUDA, ROCm and MPS, and gives bit for bit what the host's kernels give. Units are viewed as signed integers
+of their width, whose arithmetic wraps: torch has few operations for unsigned ones.
 """
 
 from __future__ import annotations
@@ -10,32 +10,37 @@ import torch
 
 from ckptdiff.format.dtypes import Bytes, Dtype, Units
 
-SIGNED = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-SLICE = 1 << 22
-"""Changes that are moved at once: what bounds the memory of temporaries."""
+SIGNED_DTYPES = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Torch's signed integers by their width in bytes."""
+CHANGES_PER_STEP = 1 << 22
+"""Changes that are applied at once, which bounds the memory of temporaries."""
 
 
 def units_of(flat: torch.Tensor, dtype: Dtype) -> torch.Tensor:
-    """Bytes as the signed integers of a unit's width."""
-    return flat.view(SIGNED[dtype.carrier])
+    """Bytes viewed as signed integers of a unit's width."""
+    return flat.view(SIGNED_DTYPES[dtype.carrier])
 
 
 def _order(units: torch.Tensor, dtype: Dtype) -> torch.Tensor:
-    """Signed integers in the order of the units' values (spec 7.2), less 2^(m-1); it is its own inverse."""
+    """Map units to signed integers in the order of their values (spec 7.2), 2^(m-1) below the spec's. It is its own inverse."""
     if not dtype.is_float:
         return units
     top = 8 * dtype.carrier - 1
     return units ^ ((units >> top) & ((1 << top) - 1))
 
 
-def changes(old: torch.Tensor, new: torch.Tensor, dtype: Dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions of the units that differ (int64, rising), and their ulp distances modulo 2^m as signed integers."""
+def find_changes(old: torch.Tensor, new: torch.Tensor, dtype: Dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compare units.
+
+    Returns:
+        Positions of the units that differ (int64, rising), and their ulp distances modulo 2^m as signed integers of a unit's width.
+    """
     positions = torch.nonzero(old != new).view(-1)
     return positions, _order(new[positions], dtype) - _order(old[positions], dtype)
 
 
 def zigzag(distances: torch.Tensor) -> torch.Tensor:
-    """0, -1, 1, -2 as 0, 1, 2, 3, the bits of unsigned integers."""
+    """Map 0, -1, 1, -2 and so on to 0, 1, 2, 3, as the bits of unsigned integers (spec 7.2)."""
     return (distances << 1) ^ (distances >> (8 * distances.element_size() - 1))
 
 
@@ -45,18 +50,26 @@ def from_zigzag(values: torch.Tensor) -> torch.Tensor:
     return ((values >> 1) & ((1 << top) - 1)) ^ -(values & 1)
 
 
-def move(units: torch.Tensor, positions: torch.Tensor | None, zigzags: torch.Tensor, dtype: Dtype, back: bool) -> None:
-    """Move units in place by the zigzag of ulp distances, or back: those at ``positions``, or all."""
-    for start in range(0, len(zigzags), SLICE):
-        step = from_zigzag(zigzags[start : start + SLICE])
-        where = positions[start : start + SLICE] if positions is not None else slice(start, start + SLICE)
-        found = _order(units[where], dtype)
-        units[where] = _order(found - step if back else found + step, dtype)
+def apply_changes(units: torch.Tensor, positions: torch.Tensor | None, zigzags: torch.Tensor, dtype: Dtype, back: bool) -> None:
+    """Apply changes to units in place.
+
+    Args:
+        units: signed integers of a unit's width.
+        positions: which units change; None: all of them.
+        zigzags: zigzag of each change's ulp distance, as signed integers of a unit's width.
+        dtype: the units' dtype.
+        back: take the changes back instead.
+    """
+    for start in range(0, len(zigzags), CHANGES_PER_STEP):
+        step = from_zigzag(zigzags[start : start + CHANGES_PER_STEP])
+        where = positions[start : start + CHANGES_PER_STEP] if positions is not None else slice(start, start + CHANGES_PER_STEP)
+        ordered = _order(units[where], dtype)
+        units[where] = _order(ordered - step if back else ordered + step, dtype)
 
 
-def moved(block: Bytes, positions: Units, zigzags: Units, dtype: Dtype, device: torch.device) -> Bytes:
-    """A block of the host with units moved on a device; ``block`` itself on the CPU."""
+def apply_changes_to_block(block: Bytes, positions: Units, zigzags: Units, dtype: Dtype, device: torch.device) -> Bytes:
+    """Apply changes on a device to a block of host memory; returns the changed block, which on the CPU is ``block`` itself."""
     flat = torch.from_numpy(block).to(device)
     signed = torch.from_numpy(zigzags.view(f"i{dtype.carrier}")).to(device)
-    move(units_of(flat, dtype), torch.from_numpy(positions).to(device), signed, dtype, False)
+    apply_changes(units_of(flat, dtype), torch.from_numpy(positions).to(device), signed, dtype, False)
     return flat.cpu().numpy()

@@ -10,20 +10,25 @@ from urllib.parse import unquote
 from ckptdiff.errors import CheckpointError
 from ckptdiff.io.leftovers import if_gone
 
-NAME = r"[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?"
-REPO = rf"(?P<repo>{NAME}/{NAME})"
-PLAIN = re.compile(rf"{REPO}(?:@(?P<revision>[^@\s]+))?", re.ASCII)
-URL = re.compile(rf"hf:/{{1,2}}{REPO}(?:@(?P<revision>refs/(?:pr|convert)/[^/\s]+|[^@/\s]+))?(?:/(?P<subfolder>[^@\s]*))?", re.ASCII)
-"""A path object turns the two slashes of ``hf://`` into one."""
+NAME_PATTERN = r"[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?"
+REPO_PATTERN = rf"(?P<repo>{NAME_PATTERN}/{NAME_PATTERN})"
+SHORT_ID = re.compile(rf"{REPO_PATTERN}(?:@(?P<revision>[^@\s]+))?", re.ASCII)
+HF_URL = re.compile(
+    rf"hf:/{{1,2}}{REPO_PATTERN}(?:@(?P<revision>refs/(?:pr|convert)/[^/\s]+|[^@/\s]+))?(?:/(?P<subfolder>[^@\s]*))?", re.ASCII
+)
+"""The form with a scheme. It may have one slash, as a path object turns the two of ``hf://`` into one."""
 
 
 @dataclass(frozen=True, slots=True)
 class HubId:
-    """A repo, a branch, tag or commit of it (None: its main branch), and a folder in it (empty: its root)."""
+    """What an id names: a repo at a revision, or a folder or file in it."""
 
     repo: str
+    """Owner and name, with a slash."""
     revision: str | None = None
+    """A branch, a tag or a commit; None: the main branch."""
     subfolder: str = ""
+    """Path of a folder or a file in the repo; empty: its root."""
 
     def __str__(self) -> str:
         revision = f"@{self.revision}" if self.revision else ""
@@ -31,7 +36,9 @@ class HubId:
 
 
 def parse_id(text: str | os.PathLike[str]) -> HubId | None:
-    """The id that a text is, or None for a local path: one that exists, that a killed run holds aside, or that cannot be an id.
+    """The id that a text is; None if it is a local path.
+
+    It is one if it exists, or existed until a run that replaced it was killed, or if it does not have the form of an id.
 
     Raises:
         CheckpointError: it begins with ``hf:/`` and is not ``hf://org/name[@revision][/subfolder]``.
@@ -39,14 +46,14 @@ def parse_id(text: str | os.PathLike[str]) -> HubId | None:
     text = os.fspath(text)
     if os.path.lexists(text) or if_gone(text):
         return None
-    match = URL.fullmatch(text)
+    match = HF_URL.fullmatch(text)
     if text.startswith("hf:/") and not match:
         raise CheckpointError(f"{text!r} is not hf://org/name, hf://org/name@revision or hf://org/name@revision/subfolder")
-    match = match or PLAIN.fullmatch(text)
+    match = match or SHORT_ID.fullmatch(text)
     if match is None or ".." in match["repo"] or "--" in match["repo"]:
         return None
-    found = match.groupdict()
-    revision, subfolder = unquote(found["revision"] or ""), (found.get("subfolder") or "").strip("/")
+    groups = match.groupdict()
+    revision, subfolder = unquote(groups["revision"] or ""), (groups.get("subfolder") or "").strip("/")
     if ".." in subfolder.split("/"):
         raise CheckpointError(f"{text!r}: a subfolder cannot lie outside of its repo")
-    return HubId(found["repo"], revision or None, subfolder)
+    return HubId(groups["repo"], revision or None, subfolder)

@@ -1,1 +1,1 @@
-"""Patches and models in memory."""
+"""Patches made of models in memory, and applied to them in place."""

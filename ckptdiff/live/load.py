@@ -1,9 +1,9 @@
-"""How a patch is decoded against tensors in memory: which goes where, and what moves there (spec section 10, steps 3 and 4)."""
+"""A patch decoded against tensors in memory: where each target tensor goes, and which units change (spec section 10, steps 3 and 4)."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -11,285 +11,233 @@ from typing import Any
 
 import numpy as np
 
-from ckptdiff import device, kernels
-from ckptdiff.checkpoint.pairing import strip_prefixes
-from ckptdiff.checkpoint.reader import Tensor
+from ckptdiff import kernels
+from ckptdiff.checkpoint.contents import Tensor
 from ckptdiff.codecs import context, sparse
 from ckptdiff.errors import BaseMismatchError, FormatError, IntegrityError, UnsupportedError, cut
 from ckptdiff.format.digests import BLOCK, tensor_digest, xxh128
-from ckptdiff.format.dtypes import DTYPES, Bytes, Changes, Dtype, Units
+from ckptdiff.format.dtypes import DTYPES, Bytes, Changes
 from ckptdiff.format.entry import Entry
 from ckptdiff.io.parallel import no_progress, run_ordered
 from ckptdiff.lazy import torch
-from ckptdiff.live.switch import MODEL, RUN, LoadedPatch, Part, TensorUpdate, hashing, leaves_in_memory
-from ckptdiff.patching.encode import look
-from ckptdiff.patching.memory import MemoryFile, State, open_state, state_of
+from ckptdiff.live.hashing import hash_in_background, leaves_in_memory
+from ckptdiff.live.names import MODEL, find_tensors, scope_of
+from ckptdiff.live.switch import LoadedPatch
+from ckptdiff.live.updates import BYTES_PER_UPDATE_JOB, RangeUpdate, TensorUpdate, merge_blocks, on_device, range_update
+from ckptdiff.patching.chain import check_chain
+from ckptdiff.patching.encode import view_range
+from ckptdiff.patching.memory import MemoryFile, open_state
 from ckptdiff.patching.patch import OpenPatch
-from ckptdiff.patching.rebuild import Rebuilder, check_chain
-from ckptdiff.patching.recipes import BaseTensor, PatchedTensor, Recipe, check_changed, ranges, tensor_differs
-from ckptdiff.patching.torch_dtypes import address
+from ckptdiff.patching.rebuild import Rebuilder
+from ckptdiff.patching.recipes import BaseTensor, PatchedTensor, Recipe, check_changed, describe_mismatch, ranges
+from ckptdiff.patching.torch_dtypes import memory_range
 
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """A target tensor, what builds it, and the tensor in memory that it goes to.
-
-    ``codec`` is that of a difference from what is there, None where the whole content must be built.
-    """
+    """A target tensor, and the tensor in memory that is to become it."""
 
     entry: Entry
     recipe: Recipe
+    """How to build the target tensor."""
     tensor: Tensor
+    """The tensor in memory."""
     codec: str | None
+    """The codec whose blocks are the changes of ``tensor``; None if the target must be built and compared with it."""
 
 
 class Loader:
-    """The steps of one :meth:`Patch.load`."""
+    """Decodes a patch against a model: the steps of :meth:`ckptdiff.Patch.load`, whose arguments it takes."""
 
     def __init__(self, patch: OpenPatch, base: Any, scope: str | None, threads: int) -> None:
         check_chain([patch])
         self.patch, self.threads = patch, threads
         self.scope = scope_of(patch, scope)
-        wanted = [e.base_name or name for (found, name), (_, e) in patch.entries.items() if found == self.scope]
-        names = [*wanted, *(name for _, name in patch.entries)]
-        entries = {name for found, name in patch.entries if found == self.scope}
+        base_names = [e.base_name or name for (scope_id, name), (_, e) in patch.entries.items() if scope_id == self.scope]
+        names = [*base_names, *(name for _, name in patch.entries)]
+        entries = {name for scope_id, name in patch.entries if scope_id == self.scope}
         self.tied = {name: kept for name, kept in patch.tied.items() if kept in entries and name not in entries}
-        self.find = partial(_find, base, names, self.tied)
-        self.base = open_state(self.find(), MODEL, set(names))
+        self.find_tensors = partial(find_tensors, base, names, self.tied)
+        self.base = open_state(self.find_tensors(), MODEL, set(names))
         self.rebuilder = Rebuilder(self.base, [patch], threads, no_progress)
         self.tensors = next(iter(self.base.scopes.values()), {})
 
     def load(self) -> LoadedPatch:
-        places = self._places()
+        """Decode the patch, and check that the model has the base's content."""
+        destinations = self._destinations()
         try:
-            moves = self._moves(places)
+            updates = self._updates(destinations)
         except (FormatError, IntegrityError, BaseMismatchError):
-            self.rebuilder.explain([place.recipe for place in places])
+            self.rebuilder.raise_if_wrong_base([destination.recipe for destination in destinations])
             raise
-        return LoadedPatch(str(self.patch.path), moves, self.threads, self.find)
+        return LoadedPatch(str(self.patch.path), updates, self.threads, self.find_tensors)
 
-    def _places(self) -> list[Destination]:
-        """Where every target tensor goes; those that share memory once, those of further names that do not to each of them."""
+    def _destinations(self) -> list[Destination]:
+        """Where every target tensor goes. Tensors that share memory count once; tied names with memory of their own count separately."""
         rows = [(name, file, entry) for (scope, name), (file, entry) in self.patch.entries.items() if scope == self.scope]
         uses = Counter(entry.base_name for _, _, entry in rows)
         names = {entry.name for _, _, entry in rows}
         rows += [(name, *self.patch.entries[self.scope, kept]) for name, kept in self.tied.items() if name in self.tensors]
-        found: dict[tuple[str, int, int], Destination] = {}
+        by_memory: dict[tuple[str, int, int], Destination] = {}
         for name, file, entry in rows:
             recipe = self.rebuilder.recipe(0, file, entry)
-            old = entry.base_name
-            alone = old is not None and uses[old] == 1 and old not in names
-            tensor = self.tensors.get(name) or (self.tensors[old] if alone and old is not None else None)
+            tensor = self._tensor_for(name, entry, uses, names)
             if tensor is None or (tensor.dtype, tensor.shape) != (entry.dtype, entry.shape):
-                is_there = f"{MODEL} has it as {tensor.dtype} {list(tensor.shape)}" if tensor else f"{MODEL} has no such tensor"
+                found = f"{MODEL} has it as {tensor.dtype} {list(tensor.shape)}" if tensor else f"{MODEL} has no such tensor"
                 raise UnsupportedError(
-                    f"{self.patch.path}: its target has the tensor {cut(name)}, {entry.dtype} {cut(list(entry.shape))}; {is_there}: "
+                    f"{self.patch.path}: its target has the tensor {cut(name)}, {entry.dtype} {cut(list(entry.shape))}; {found}: "
                     "it cannot be written in place; rebuild the target with ckptdiff.load_target or ckptdiff apply"
                 )
-            simple = isinstance(recipe, PatchedTensor) and entry.kind == "delta" and not entry.adapted and tensor.name == old
-            place = Destination(entry, recipe, tensor, entry.codec if simple and entry.codec != "raw" else None)
-            first = found.setdefault(_memory(tensor), place)
+            simple = isinstance(recipe, PatchedTensor) and entry.kind == "delta" and not entry.adapted and tensor.name == entry.base_name
+            destination = Destination(entry, recipe, tensor, entry.codec if simple and entry.codec != "raw" else None)
+            first = by_memory.setdefault(_memory_key(tensor), destination)
             if first.tensor.name != tensor.name and first.recipe.digest != recipe.digest:
                 raise UnsupportedError(
-                    f"{MODEL}: {cut(first.tensor.name)} and {cut(tensor.name)} share memory, but the target of {self.patch.path} has two "
-                    "contents for them: untie them first"
+                    f"{MODEL}: {cut(first.tensor.name)} and {cut(tensor.name)} share memory, but the target of {self.patch.path} gives "
+                    "them different contents: untie them first"
                 )
-        _check_overlaps(found)
-        return list(found.values())
+        _check_overlaps(by_memory)
+        return list(by_memory.values())
 
-    def _moves(self, places: Sequence[Destination]) -> list[TensorUpdate]:
+    def _tensor_for(self, name: str, entry: Entry, uses: Mapping[str | None, int], names: Collection[str]) -> Tensor | None:
+        """The model's tensor of a target's name; or else its base tensor, if no other entry uses that (it was renamed)."""
+        old = entry.base_name
+        renamed = old is not None and uses[old] == 1 and old not in names
+        return self.tensors.get(name) or (self.tensors[old] if renamed and old is not None else None)
+
+    def _updates(self, destinations: Sequence[Destination]) -> list[TensorUpdate]:
         by_codec: dict[str | None, list[Destination]] = {"sparse": [], "context": [], None: []}
-        for place in places:
-            by_codec[place.codec].append(place)
-        return [*self._from_sparse(by_codec["sparse"]), *self._from_context(by_codec["context"]), *self._from_rest(by_codec[None])]
+        for destination in destinations:
+            by_codec[destination.codec].append(destination)
+        return [*self._from_sparse(by_codec["sparse"]), *self._from_context(by_codec["context"]), *self._from_content(by_codec[None])]
 
-    def _from_sparse(self, places: Sequence[Destination]) -> list[TensorUpdate]:
-        """Other threads hash while this one unpacks: unpacking is many small steps, which threads would take from each other."""
-        with hashing([self._memory(place) for place in places], max(self.threads - 1, 1)) as leaves:
-            found = [[self._unpack(place, start) for start in range(0, place.tensor.nbytes, BLOCK)] for place in places]
+    def _from_sparse(self, destinations: Sequence[Destination]) -> list[TensorUpdate]:
+        """Unpack the changes on this thread while others hash: it is many small steps, for which threads would wait for each other."""
+        with hash_in_background([self._memory(destination) for destination in destinations], max(self.threads - 1, 1)) as leaves:
+            blocks_by_tensor = [
+                [self._unpack(destination, start) for start in range(0, destination.tensor.nbytes, BLOCK)] for destination in destinations
+            ]
             before = leaves()
-        for place, row in zip(places, before, strict=True):
-            self._check_base(place, row)
-        return [self._finish(place, blocks, row) for place, blocks, row in zip(places, found, before, strict=True)]
+        for destination, row in zip(destinations, before, strict=True):
+            self._check_base(destination, row)
+        return [
+            self._from_blocks(destination, blocks, row)
+            for destination, blocks, row in zip(destinations, blocks_by_tensor, before, strict=True)
+        ]
 
-    def _from_context(self, places: Sequence[Destination]) -> Iterator[TensorUpdate]:
-        """Each block is hashed and unpacked by one thread."""
+    def _from_context(self, destinations: Sequence[Destination]) -> Iterator[TensorUpdate]:
+        """Hash and unpack each block on one thread, since the codec ``context`` reads the base's block too."""
 
-        def job(place: Destination, start: int) -> tuple[bytes, Changes | None, str]:
-            data = look(place.tensor, start, start + BLOCK, "base")
+        def job(destination: Destination, start: int) -> tuple[bytes, Changes | None, str]:
+            data = view_range(destination.tensor, start, start + BLOCK, "base")
             try:
-                return xxh128(data), self._unpack(place, start), ""
+                return xxh128(data), self._unpack(destination, start), ""
             except FormatError as error:
-                return xxh128(data), None, str(error)  # of a wrong base, most likely
+                return xxh128(data), None, str(error)  # most likely the base is wrong, which the caller finds
 
-        jobs = (partial(job, place, start) for place in places for start in range(0, place.tensor.nbytes, BLOCK))
+        jobs = (partial(job, destination, start) for destination in destinations for start in range(0, destination.tensor.nbytes, BLOCK))
         with closing(run_ordered(jobs, self.threads)) as results:
-            for place in places:
-                rows = [next(results) for _ in range(0, place.tensor.nbytes, BLOCK)]
+            for destination in destinations:
+                rows = [next(results) for _ in range(0, destination.tensor.nbytes, BLOCK)]
                 before = [leaf for leaf, _, _ in rows]
-                self._check_base(place, before)
+                self._check_base(destination, before)
                 for _, _, error in rows:
                     if error:
                         raise FormatError(error)
-                yield self._finish(place, [changes for _, changes, _ in rows if changes], before)
+                yield self._from_blocks(destination, [changes for _, changes, _ in rows if changes], before)
 
-    def _from_rest(self, places: Sequence[Destination]) -> Iterator[TensorUpdate]:
-        """Tensors of which the whole content is built, and compared with what is there."""
-        jobs = (partial(self._changes, place, start, stop, last) for place in places for start, stop, last in ranges(place.recipe))
-        parts: list[Part | None] = []
-        before = iter(leaves_in_memory([self._memory(place) for place in places], self.threads))
+    def _from_content(self, destinations: Sequence[Destination]) -> Iterator[TensorUpdate]:
+        """Build the whole content of tensors, and compare it with what is in memory."""
+        jobs = (
+            partial(self._changes, destination, start, stop, last)
+            for destination in destinations
+            for start, stop, last in ranges(destination.recipe)
+        )
+        parts: list[RangeUpdate | None] = []
+        before = iter(leaves_in_memory([self._memory(destination) for destination in destinations], self.threads))
         with closing(run_ordered(jobs, self.threads)) as results:
-            for place, part, last in results:
+            for destination, part, last in results:
                 parts.append(part)
                 if last:
-                    self.rebuilder.check(place.recipe)
-                    yield self._row(place, parts, next(before))
+                    self.rebuilder.check(destination.recipe)
+                    yield self._tensor_update(destination, parts, next(before))
                     parts = []
 
-    def _memory(self, place: Destination) -> Bytes | torch.Tensor:
-        source = place.tensor.source
+    def _memory(self, destination: Destination) -> Bytes | torch.Tensor:
+        """The memory of a destination's tensor, as bytes."""
+        source = destination.tensor.source
         assert isinstance(source, MemoryFile)
-        return source.view(place.tensor.offset, place.tensor.nbytes)
+        return source.view(destination.tensor.offset, destination.tensor.nbytes)
 
-    def _check_base(self, place: Destination, leaves: list[bytes]) -> None:
-        recipe, found = place.recipe, tensor_digest(leaves)
-        assert isinstance(recipe, PatchedTensor) and isinstance(recipe.below, BaseTensor)
-        if found != recipe.below.digest:
-            raise self.rebuilder.wrong_base(self.patch, tensor_differs(recipe.below, found))
+    def _check_base(self, destination: Destination, leaves: list[bytes]) -> None:
+        """Raise BaseMismatchError unless a tensor with these leaves has the digest of the patch's base."""
+        recipe, found = destination.recipe, tensor_digest(leaves)
+        assert isinstance(recipe, PatchedTensor) and isinstance(recipe.base, BaseTensor)
+        if found != recipe.base.digest:
+            raise self.rebuilder.wrong_base(self.patch, describe_mismatch(recipe.base, found))
 
-    def _unpack(self, place: Destination, start: int) -> Changes:
-        """The changes of a block."""
-        recipe, entry, block = place.recipe, place.entry, start // BLOCK
+    def _unpack(self, destination: Destination, start: int) -> Changes:
+        """The changes of the block that begins at byte ``start``."""
+        recipe, entry, block = destination.recipe, destination.entry, start // BLOCK
         assert isinstance(recipe, PatchedTensor)
-        dtype, stop = DTYPES[entry.dtype], min(start + BLOCK, place.tensor.nbytes)
+        dtype, stop = DTYPES[entry.dtype], min(start + BLOCK, destination.tensor.nbytes)
         (coded,) = recipe.file.read_blocks(entry, block, block + 1)
         try:
-            if place.codec == "sparse":
+            if destination.codec == "sparse":
                 positions, zigzags = sparse.unpack(coded, (stop - start) // dtype.carrier, dtype)
             else:
-                positions, zigzags = context.unpack(coded, look(place.tensor, start, stop, "base"), dtype)
-                positions = positions.copy()  # scratch
+                positions, zigzags = context.unpack(coded, view_range(destination.tensor, start, stop, "base"), dtype)
+                positions = positions.copy()  # the codec gives a scratch array
         except ValueError as error:
             raise FormatError(f"{recipe.file.source.name}: tensor {cut(entry.name)}, block {block}: {error}") from None
         recipe.changed[block] = len(positions)
         return positions, zigzags
 
-    def _finish(self, place: Destination, blocks: Sequence[Changes], before: list[bytes]) -> TensorUpdate:
-        assert isinstance(place.recipe, PatchedTensor)
-        check_changed(place.recipe)
-        dtype, size = DTYPES[place.entry.dtype], place.tensor.nbytes
+    def _from_blocks(self, destination: Destination, blocks: Sequence[Changes], before: list[bytes]) -> TensorUpdate:
+        """A tensor's update from the changes of all its blocks."""
+        assert isinstance(destination.recipe, PatchedTensor)
+        check_changed(destination.recipe)
+        dtype, size = DTYPES[destination.entry.dtype], destination.tensor.nbytes
         parts = [
-            _run(start, min(start + RUN, size), blocks[start // BLOCK : (start + RUN) // BLOCK], dtype) for start in range(0, size, RUN)
+            merge_blocks(
+                start, min(start + BYTES_PER_UPDATE_JOB, size), blocks[start // BLOCK : (start + BYTES_PER_UPDATE_JOB) // BLOCK], dtype
+            )
+            for start in range(0, size, BYTES_PER_UPDATE_JOB)
         ]
-        return self._row(place, parts, before)
+        return self._tensor_update(destination, parts, before)
 
-    def _changes(self, place: Destination, start: int, stop: int, last: bool) -> tuple[Destination, Part | None, bool]:
-        """What the patch moves in a range of a tensor."""
+    def _changes(self, destination: Destination, start: int, stop: int, last: bool) -> tuple[Destination, RangeUpdate | None, bool]:
+        """Build a range of a tensor and find what changes there; None if the tensor in memory is the one that is built."""
+        dtype, stop = DTYPES[destination.entry.dtype], min(stop, destination.tensor.nbytes)
+        new = destination.recipe.build(start, stop)
+        if isinstance(destination.recipe, BaseTensor) and destination.recipe.tensor is destination.tensor:
+            return destination, None, last
+        positions, zigzags = kernels.changes.changes_of(view_range(destination.tensor, start, stop, "old"), new, dtype)
+        return destination, range_update(start, stop, positions.copy(), zigzags.copy(), dtype), last
 
-        dtype, stop = DTYPES[place.entry.dtype], min(stop, place.tensor.nbytes)
-        new = place.recipe.build(start, stop)
-        if isinstance(place.recipe, BaseTensor) and place.recipe.tensor is place.tensor:
-            return place, None, last
-        positions, zigzags = kernels.changes.changes_of(look(place.tensor, start, stop, "old"), new, dtype)
-        return place, _part(start, stop, positions.copy(), zigzags.copy(), dtype), last
-
-    def _row(self, place: Destination, found: Sequence[Part | None], before: list[bytes]) -> TensorUpdate:
-        """A tensor's moves, on its device."""
-        flat, dtype, name = self._memory(place), DTYPES[place.entry.dtype], place.tensor.name
-        parts = [part for part in found if part is not None]
+    def _tensor_update(self, destination: Destination, updates: Sequence[RangeUpdate | None], before: list[bytes]) -> TensorUpdate:
+        """A tensor's update, with its changes on the tensor's device."""
+        flat, dtype, name = self._memory(destination), DTYPES[destination.entry.dtype], destination.tensor.name
+        parts = [part for part in updates if part is not None]
         if isinstance(flat, np.ndarray):
             if parts and not flat.flags.writeable:
                 raise UnsupportedError(f"{MODEL}: {name}: is read-only memory: give a copy of it")
         elif parts:
-            parts = [_on_device(flat, parts, dtype)]
-        return TensorUpdate(name, dtype, flat, parts, before, place.recipe.digest)
+            parts = [on_device(flat, parts, dtype)]
+        return TensorUpdate(name, dtype, flat, parts, before, destination.recipe.digest)
 
 
-def _run(start: int, stop: int, blocks: Sequence[Changes], dtype: Dtype) -> Part | None:
-    """Moves of a run of blocks, bytes ``start`` to ``stop``, from their changes."""
-    zigzags = np.concatenate([zigzags for _, zigzags in blocks])
-    positions, done = np.empty(len(zigzags), np.int32), 0
-    for k, (found, _) in enumerate(blocks):
-        np.add(found, np.int32(k * (BLOCK // dtype.carrier)), out=positions[done : done + len(found)])
-        done += len(found)
-    return _part(start, stop, positions, zigzags, dtype)
-
-
-def _part(start: int, stop: int, positions: Units, zigzags: Units, dtype: Dtype) -> Part | None:
-    """Moves of bytes ``start`` to ``stop``, in whichever form is smaller; None if there are none."""
-    if len(positions) * 4 <= stop - start:
-        return Part(start, stop, positions, zigzags) if len(positions) else None
-    every = np.zeros((stop - start) // dtype.carrier, dtype.unit)
-    every[positions] = zigzags
-    return Part(start, stop, None, every)
-
-
-def _on_device(flat: torch.Tensor, parts: Sequence[Part], dtype: Dtype) -> Part:
-    """Moves of blocks as moves of the whole tensor."""
-
-    units, total = len(flat) // dtype.carrier, sum(len(part.zigzags) for part in parts)
-    wide = np.int32 if units < 1 << 31 else np.int64
-    dense = any(part.positions is None for part in parts) or total * (np.dtype(wide).itemsize + dtype.carrier) > len(flat)
-    every = torch.zeros(units if dense else total, dtype=device.ops.SIGNED[dtype.carrier], device=flat.device)
-    positions = None if dense else torch.empty(total, dtype=torch.int32 if wide is np.int32 else torch.int64, device=flat.device)
-    done = 0
-    for part in parts:
-        first, zigzags = part.start // dtype.carrier, torch.from_numpy(part.zigzags.view(f"i{dtype.carrier}")).to(flat.device)
-        if positions is not None:
-            positions[done : done + len(zigzags)] = torch.from_numpy(part.positions.astype(wide) + wide(first)).to(flat.device)
-            every[done : done + len(zigzags)] = zigzags
-        elif part.positions is None:
-            every[first : first + len(zigzags)] = zigzags
-        else:
-            every[torch.from_numpy(part.positions.astype(np.int64) + first).to(flat.device)] = zigzags
-        done += len(zigzags)
-    return Part(0, len(flat), positions, every)
-
-
-def _memory(tensor: Tensor) -> tuple[str, int, int]:
-    """What two tensors that are one have in common: device, address and size."""
+def _memory_key(tensor: Tensor) -> tuple[str, int, int]:
+    """Device, address and size of a tensor's memory: the same for two names of one tensor. Empty tensors count each for itself."""
     assert isinstance(tensor.source, MemoryFile)
-    return address(tensor.source.view(tensor.offset, tensor.nbytes)) if tensor.nbytes else (tensor.name, 0, 0)
+    return memory_range(tensor.source.view(tensor.offset, tensor.nbytes)) if tensor.nbytes else (tensor.name, 0, 0)
 
 
-def _check_overlaps(places: Mapping[tuple[str, int, int], Destination]) -> None:
-    """Raise UnsupportedError for two tensors that share a part of their memory: writing one would change the other."""
-    rows = sorted(places.items(), key=lambda row: row[0])
+def _check_overlaps(destinations: Mapping[tuple[str, int, int], Destination]) -> None:
+    """Raise UnsupportedError if two tensors share a part of their memory: an update of one would change the other."""
+    rows = sorted(destinations.items(), key=lambda row: row[0])
     end, last = ("", 0), ""
-    for (where, begin, size), place in rows:
+    for (where, begin, size), destination in rows:
         if size and end > (where, begin) and end[0] == where:
-            raise UnsupportedError(f"{MODEL}: {last} and {place.tensor.name} share a part of their memory: give a copy of one")
-        end, last = max(end, (where, begin + size)), place.tensor.name
-
-
-def scope_of(patch: OpenPatch, wanted: str | None) -> str:
-    """The target scope that was asked for, or the only one."""
-    scopes = list(dict.fromkeys(file.metadata.target_scope for file in patch.files))
-    if wanted is None and len(scopes) == 1:
-        return scopes[0]
-    if wanted not in scopes:
-        raise UnsupportedError(f"{patch.path}: has the scopes {cut(', '.join(scopes))}: load them one by one, with scope=...")
-    return wanted
-
-
-def _find(base: Any, names: Sequence[str], tied: Mapping[str, str]) -> dict[str, Any]:
-    """The model's tensors, also under the names that the patch has for them where the model has another of their names."""
-    state = _align(state_of(base, MODEL), [*names, *tied])
-    for name, kept in tied.items():
-        if kept not in state and name in state:
-            state[kept] = state[name]
-        elif name in names and name not in state and kept in state:
-            state[name] = state[kept]
-    return state
-
-
-def _align(state: State, names: Sequence[str]) -> dict[str, Any]:
-    """The tensors under the names that a patch has for them: wrappers (DDP, torch.compile, a head model) put prefixes before them."""
-    state = dict(state)
-    stems = Counter(map(strip_prefixes, state))
-    by_stem = {strip_prefixes(name): name for name in state if stems[strip_prefixes(name)] == 1}
-    missing: Mapping[str, str | None] = {name: by_stem.get(strip_prefixes(name)) for name in names if name not in state}
-    for name, found in missing.items():
-        if found is not None and found not in names and found in state:
-            state[name] = state.pop(found)
-    return state
+            raise UnsupportedError(f"{MODEL}: {last} and {destination.tensor.name} share a part of their memory: give a copy of one")
+        end, last = max(end, (where, begin + size)), destination.tensor.name

@@ -1,4 +1,4 @@
-"""Patches of tensors in memory: made of two state dicts, applied to a model in place, taken back."""
+"""Patches of tensors in memory: made of two state dicts, and applied to a model in place."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ckptdiff.checkpoint.pairing import Rename
 from ckptdiff.errors import CheckpointError
@@ -17,15 +17,12 @@ from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.io.parallel import default_threads, no_progress
 from ckptdiff.io.source import read_bytes
 from ckptdiff.live.load import Loader
-from ckptdiff.live.switch import WRITING, LoadedPatch
-from ckptdiff.patching.encoders import choose_coder
+from ckptdiff.live.switch import WRITE_LOCK, LoadedPatch
+from ckptdiff.patching.choose_encoder import choose_encoder
 from ckptdiff.patching.memory import BytesFile, open_state, state_of
 from ckptdiff.patching.patch import OpenPatch, open_patch
 from ckptdiff.patching.rebuild import check_stored
 from ckptdiff.patching.write import PatchMaker
-
-if TYPE_CHECKING:
-    pass
 
 
 def diff(
@@ -33,41 +30,42 @@ def diff(
 ) -> Patch:
     """The exact difference between two sets of tensors in memory.
 
-    Its bytes are a patch file (spec section 5) of what ``safetensors.torch.save_file`` would write of both, so that
-    ``ckptdiff apply`` takes it too. Nothing is copied but what changed, and one block at a time. Names of one tensor, such as those
-    of a head tied to the embedding, count once, under the first in the state's order; the patch keeps the others.
+    The result is a patch file (spec section 5) between the files that ``safetensors.torch.save_file`` would write, so that
+    ``ckptdiff apply`` takes it too. Only what changed is copied, one block at a time. If a tensor has several names, such as a head tied to
+    the embedding, it counts once, under the first name in the state's order; the patch records the others.
 
     Args:
-        old, new: state dicts or modules; torch tensors on any device, or numpy arrays. Of a DTensor this rank's part is taken: each rank
-            makes a patch of its own, for its own.
-        codec: ``sparse``, the fastest, ``context``, the smallest, ``raw``; None: the smallest of them, tensor by tensor.
-        rename: as of :func:`ckptdiff.make`.
+        old, new: state dicts or modules; torch tensors on any device, or numpy arrays. Of a DTensor only this rank's part is taken, so that
+            each rank makes and applies its own patch.
+        codec: ``sparse`` (the fastest), ``context`` (the smallest) or ``raw``; None: the smallest of them, tensor by tensor.
+        rename: rules as in :func:`ckptdiff.make`.
         threads: how many to use; the bytes do not depend on it.
-        device: torch device to compare on; by default tensors on another device than the host's are compared where they are.
+        device: torch device to compare on; by default tensors are compared on the device that they are on.
 
     Raises:
-        UnsupportedError: a tensor is not contiguous, meta, sparse or of a dtype that safetensors lacks. CheckpointError: not tensors.
+        UnsupportedError: a tensor is not contiguous, is meta or sparse, or has a dtype that safetensors lacks.
+        CheckpointError: ``old`` or ``new`` does not consist of tensors.
     """
     if codec is not None and codec not in CODEC_NAMES:
         raise CheckpointError(f"unknown codec {codec!r}: expected one of {', '.join(CODEC_NAMES)}")
     base, target = (open_state(state_of(state, where), where) for state, where in ((old, "the old tensors"), (new, "the new tensors")))
     rules, out = [Rename.parse(text) for text in rename], io.BytesIO()
     tensors = [tensor for side in (base, target) for file in side.weights for tensor in file.tensors]
-    coder, groups = choose_coder(device, tensors, codec)
-    maker = PatchMaker(base, target, codec, threads or default_threads(), rules, None, io.BytesIO(), no_progress, coder, groups)
+    encoder, groups = choose_encoder(device, tensors, codec)
+    maker = PatchMaker(base, target, codec, threads or default_threads(), rules, None, io.BytesIO(), no_progress, encoder, groups)
     maker.write_file(out)
     return Patch(out.getvalue())
 
 
 class Patch:
-    """A patch that is open: in memory, here, or on the Hub. Close it, or use it in a ``with`` statement, if it has files."""
+    """An open patch: in memory, in files, or on the Hub. If it has files, close it, or use it in a ``with`` statement."""
 
     def __init__(self, source: bytes | OpenPatch, stack: ExitStack | None = None, name: str = "the patch") -> None:
         self._source, self._stack, self._name, self._closed = source, stack or ExitStack(), name, False
 
     @cached_property
     def _opened(self) -> OpenPatch:
-        """The patch, read and checked; one that was just made when it is first asked for more than its bytes."""
+        """The patch, read and checked. One that was just made is read only when more than its bytes is asked for."""
         if isinstance(self._source, OpenPatch):
             return self._source
         opened = OpenPatch(Path(self._name), None, [PatchFile(BytesFile(self._source, self._name))])
@@ -76,7 +74,7 @@ class Patch:
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str = "the patch") -> Patch:
-        """A patch file's bytes.
+        """Open the bytes of a patch file.
 
         Raises:
             FormatError, UnsupportedError, IntegrityError: they are not a whole and valid patch.
@@ -87,7 +85,7 @@ class Patch:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Patch:
-        """A patch file or folder, or an id on the Hub (``org/name@revision``).
+        """Open a patch file or folder, or a patch on the Hub (``org/name@revision``).
 
         Raises:
             FormatError, UnsupportedError, IntegrityError: it is not a whole and valid patch. CheckpointError, HubError: it cannot be read.
@@ -98,7 +96,7 @@ class Patch:
             return cls(opened, stack.pop_all())
 
     def to_bytes(self) -> bytes:
-        """The patch file.
+        """The bytes of the patch file.
 
         Raises:
             CheckpointError: the patch is a folder of several files.
@@ -117,7 +115,7 @@ class Patch:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The target's tensors."""
+        """Names of the target's tensors."""
         return tuple(name for _, name in self._opened.entries)
 
     @property
@@ -127,27 +125,28 @@ class Patch:
 
     @property
     def target_identity(self) -> str:
-        """Identity of the target."""
+        """Identity of the target (spec 3.2), in hexadecimal."""
         return self._opened.target_identity.hex()
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes."""
+        """Size of the patch, in bytes."""
         return self._opened.stored_size
 
     def load(self, base: Any, *, scope: str | None = None, threads: int | None = None) -> LoadedPatch:
-        """Decode the patch against a model, which stays as it is, so that it can be switched on and off.
+        """Decode the patch against a model, to apply and revert it later. The model is not changed yet.
 
-        Holds 4 bytes and one unit a changed unit on the tensors' device, at most as much as the changed tensors.
+        For each changed unit this takes 4 bytes and the unit's width on the tensors' device, but never more than the changed tensors take.
 
         Args:
-            base: the module or state dict that has the base's content; its tensors will be written to in place.
-            scope: of a patch with several (a pipeline of models), which one.
+            base: the module or state dict that has the base's content, and whose tensors will be written to in place.
+            scope: which scope of a patch with several (a pipeline of models).
             threads: how many to use.
 
         Raises:
-            BaseMismatchError: the model does not have the base's content. UnsupportedError: it cannot become the target in place, as a
-                tensor is new, or of another shape, or shares memory with one of another content.
+            BaseMismatchError: the model does not have the base's content.
+            UnsupportedError: the model cannot become the target in place, since a tensor is new or has another shape, or shares memory with
+                a tensor that would have another content.
             FormatError, IntegrityError: the patch does not give what it states.
         """
         if self._closed:
@@ -155,17 +154,16 @@ class Patch:
         return Loader(self._opened, base, scope, threads or default_threads()).load()
 
     def apply_(self, model: Any, *, scope: str | None = None, threads: int | None = None) -> None:
-        """Turn a model that has the base's content into the target, in place: all of it, or on an error nothing.
+        """Turn a model that has the base's content into the target in place; after an error the model is as it was.
 
-        The base is checked before anything is written, the result after; if that is wrong it is taken back.
-
-        Args and errors: as of :meth:`load`.
+        The base is checked before anything is written, and the result afterwards; a wrong result is taken back. Arguments and errors are
+        those of :meth:`load`.
         """
-        with WRITING:
+        with WRITE_LOCK:
             self.load(model, scope=scope, threads=threads).write(False, True)
 
     def close(self) -> None:
-        """Close its files."""
+        """Close the patch's files."""
         self._closed = True
         self._stack.close()
 

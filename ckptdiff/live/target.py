@@ -1,4 +1,4 @@
-"""A patch's target without a copy of it on the disk: its tensors in memory, its other files in a folder."""
+"""A patch's target without its weights on the disk: its tensors in memory, its other files in a folder."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import numpy as np
 
 from ckptdiff.errors import BaseMismatchError, FormatError, IntegrityError, cut
 from ckptdiff.io.parallel import default_threads, no_progress, run_ordered
-from ckptdiff.live.load import scope_of
+from ckptdiff.live.names import scope_of
+from ckptdiff.patching.chain import check_chain
 from ckptdiff.patching.patch import open_patch
 from ckptdiff.patching.provenance import recorded_base
-from ckptdiff.patching.rebuild import Rebuilder, check_chain, check_stored, open_base
+from ckptdiff.patching.rebuild import Rebuilder, check_stored, open_base
 from ckptdiff.patching.recipes import Recipe, ranges
 from ckptdiff.patching.torch_dtypes import flat_bytes, new_tensor
 
@@ -32,13 +33,13 @@ def load_target(
     """The tensors of a patch's target in memory, rebuilt and checked; nothing is written to the disk.
 
     Args:
-        base: the checkpoint that the first patch was made from: a file, a folder or an id on the Hub. None: the repo that it names.
-        patches: a patch file, a folder or an id; or several in order.
-        scope: of a target with several (a pipeline of models), which one.
+        base: the checkpoint that the first patch was made from: a file, a folder or an id on the Hub. None: the one that the patch records.
+        patches: a patch file, a folder or an id on the Hub; or several, in order.
+        scope: which scope of a target with several (a pipeline of models).
         threads: how many to use.
 
     Raises:
-        As :func:`ckptdiff.apply`. UnsupportedError: torch lacks a dtype, or there are several scopes.
+        UnsupportedError: torch lacks a dtype, or there are several scopes and none was asked for. Others as :func:`ckptdiff.apply`.
     """
     with open_target(base, patches, threads=threads, with_files=False) as target:
         return target.tensors(scope)
@@ -51,11 +52,11 @@ class Target:
         self._rebuilder = rebuilder
 
     def tensors(self, scope: str | None = None) -> dict[str, torch.Tensor]:
-        """The target's tensors, under all their names; those of a chain's last patch."""
+        """The tensors of one scope of the target, that is of the last patch, under all their names."""
         rebuilder, last = self._rebuilder, len(self._rebuilder.chain) - 1
         patch = rebuilder.chain[last]
         wanted = scope_of(patch, scope)
-        rows = [(entry, rebuilder.recipe(last, file, entry)) for (found, _), (file, entry) in patch.entries.items() if found == wanted]
+        rows = [(entry, rebuilder.recipe(last, file, entry)) for (id_, _), (file, entry) in patch.entries.items() if id_ == wanted]
         tensors = {entry.name: new_tensor(entry.dtype, entry.shape, f"{patch.path}: tensor {cut(entry.name)}") for entry, _ in rows}
 
         def step(name: str, recipe: Recipe, start: int, stop: int, last: bool) -> tuple[Recipe, bool]:
@@ -70,7 +71,7 @@ class Target:
                     if done:
                         rebuilder.check(recipe)
         except (FormatError, IntegrityError, BaseMismatchError):
-            rebuilder.explain([recipe for _, recipe in rows])
+            rebuilder.raise_if_wrong_base([recipe for _, recipe in rows])
             raise
         rebuilder.base.check_unchanged()
         return tensors | {name: tensors[kept] for name, kept in patch.tied.items() if kept in tensors and name not in tensors}
@@ -78,29 +79,32 @@ class Target:
     def write_files(self, folder: Path) -> list[str]:
         """Write the target's files without weights, such as config and tokenizer, into a folder; returns their paths.
 
-        A lone patch file holds none: then these are the base's.
+        A lone patch file holds none; then the base's are written.
         """
         if self._rebuilder.chain[-1].index is not None:
             self._rebuilder.write_others(folder)
             return [other.path for other in self._rebuilder.chain[-1].others]
         base = self._rebuilder.base
         beside = {path.name: path for path in base.path.parent.iterdir() if path.is_file()} if base.is_file else base.others
-        found = {name: path for name, path in beside.items() if path.suffix in FILES and not name.startswith(".")}
-        for name, path in found.items():
+        chosen = {name: path for name, path in beside.items() if path.suffix in COMPANION_SUFFIXES and not name.startswith(".")}
+        for name, path in chosen.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(path.read_bytes())
-        return list(found)
+        return list(chosen)
 
 
-FILES = {".json", ".txt", ".model", ".jinja", ".py"}
-"""What config and tokenizer of a model consist of."""
+COMPANION_SUFFIXES = {".json", ".txt", ".model", ".jinja", ".py"}
+"""Suffixes of the files of a model's configuration, tokenizer and code."""
 
 
 @contextmanager
 def open_target(
     base: PathLike | None, patches: PathLike | Sequence[PathLike], *, threads: int | None = None, with_files: bool = True
 ) -> Iterator[Target]:
-    """Open a base and patches, as :func:`load_target` takes them, and check the patches."""
+    """Open a base and patches, as :func:`load_target` takes them, and check the patches.
+
+    ``with_files``: whether :meth:`Target.write_files` will be called.
+    """
     names = [patches] if isinstance(patches, (str, os.PathLike)) else list(patches)
     with ExitStack() as stack:
         chain = [stack.enter_context(open_patch(name)) for name in names]
@@ -108,6 +112,6 @@ def open_target(
         for patch in chain:
             check_stored(patch)
         origin = base if base is not None else recorded_base(names[0])
-        of_base = with_files and chain[-1].index is None  # a lone patch file has none of its own
-        opened = open_base(origin, chain, only_weights=not with_files, with_files=of_base)
+        use_base_files = with_files and chain[-1].index is None  # a lone patch file holds none itself
+        opened = open_base(origin, chain, only_weights=not with_files, with_files=use_base_files)
         yield Target(Rebuilder(stack.enter_context(opened), chain, threads or default_threads(), no_progress))

@@ -15,7 +15,7 @@ from typing import Any
 from ckptdiff.errors import OutputError
 from ckptdiff.lazy import require
 from ckptdiff.pages.chart_data import NO_LAYER, Rows, layer_order, module_order
-from ckptdiff.patching.output import build_beside, writing
+from ckptdiff.patching.output import build_beside, explain_write_errors
 
 MAX_LABELLED_COLUMNS = 9
 """Columns of a heat map up to which the numbers stand in the cells."""
@@ -185,7 +185,7 @@ def write_charts_as_png(charts: Sequence[Chart], folder: Path) -> list[Path]:
     paths = []
     for chart in charts:
         image, path = png(chart), folder / f"{chart.name}.png"
-        with writing(path):
+        with explain_write_errors(path):
             folder.mkdir(parents=True, exist_ok=True)
         with build_beside(path, overwrite=True) as built:
             built.write_bytes(image)

@@ -7,9 +7,11 @@ from ckptdiff.lazy import submodules
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ckptdiff.patching import adapt as adapt
+    from ckptdiff.patching import chain as chain
+    from ckptdiff.patching import choose_encoder as choose_encoder
     from ckptdiff.patching import encode as encode
     from ckptdiff.patching import encode_on_device as encode_on_device
-    from ckptdiff.patching import encoders as encoders
+    from ckptdiff.patching import encode_pair as encode_pair
     from ckptdiff.patching import memory as memory
     from ckptdiff.patching import other_files as other_files
     from ckptdiff.patching import output as output

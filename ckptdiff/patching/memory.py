@@ -1,4 +1,4 @@
-"""Tensors in memory as a checkpoint of one file: what safetensors would write of them, read in place."""
+"""Tensors in memory as a checkpoint of one file: the file that safetensors would write of them, read in place."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from ckptdiff.checkpoint.reader import Checkpoint, WeightFile
+from ckptdiff.checkpoint.contents import Checkpoint, WeightFile
 from ckptdiff.errors import CheckpointError, UnsupportedError
 from ckptdiff.format.dtypes import Bytes
 from ckptdiff.format.safetensors import MAX_NAME, MAX_RANK, Header, TensorInfo, predicted_header
 from ckptdiff.lazy import torch
-from ckptdiff.patching.torch_dtypes import Array, address, dtype_of, flat_bytes, shape_of
+from ckptdiff.patching.torch_dtypes import Array, dtype_of, flat_bytes, memory_range, shape_of
 
-FILE_NAME = "model.safetensors"
-SCOPE = "model"
-ORDER = "U64 I64 F64 C64 F32 U32 I32 BF16 F16 U16 I16 F8_E5M2FNUZ F8_E4M3FNUZ F8_E8M0 F8_E4M3 F8_E5M2 I8 U8 F6_E3M2 F6_E2M3 F4 BOOL".split()
+MEMORY_FILE_NAME = "model.safetensors"
+MEMORY_SCOPE = "model"
+DTYPE_ORDER = (
+    "U64 I64 F64 C64 F32 U32 I32 BF16 F16 U16 I16 F8_E5M2FNUZ F8_E4M3FNUZ F8_E8M0 F8_E4M3 F8_E5M2 I8 U8 F6_E3M2 F6_E2M3 F4 BOOL".split()
+)
 """The safetensors library writes tensors in this order of their dtypes, those of one dtype by name."""
 
 State = Mapping[str, Array]
@@ -27,7 +29,13 @@ State = Mapping[str, Array]
 
 
 class MemoryFile:
-    """A :class:`~ckptdiff.io.source.WeightSource`: a header, and then the tensors' memory, read where it is."""
+    """A :class:`~ckptdiff.io.source.WeightSource` over tensors in memory, which are read in place: a file of a header and their bytes.
+
+    Args:
+        name: what messages call it.
+        header: its offsets are those of the file that is not written.
+        parts: the memory of each tensor, in the order of the header.
+    """
 
     def __init__(self, name: str, header: Header, parts: list[Bytes | torch.Tensor]) -> None:
         self.name, self.path, self.parts = name, Path(name), parts
@@ -35,7 +43,7 @@ class MemoryFile:
         self.size = header.data_start + header.data_size
 
     def readinto(self, offset: int, out: Bytes | memoryview) -> None:
-        """Fill ``out`` with the bytes at ``offset``, all of one tensor."""
+        """Fill ``out`` with the bytes at ``offset``, which must lie in one tensor."""
         if len(out) == 0:
             return
         data = self.view(offset, len(out))
@@ -45,20 +53,20 @@ class MemoryFile:
             torch.from_numpy(np.frombuffer(out, np.uint8)).copy_(data)
 
     def view(self, offset: int, size: int) -> Bytes | torch.Tensor:
-        """The memory itself."""
+        """Memory at ``offset``, without a copy: numpy's on the host, torch's on another device. It must lie in one tensor."""
         k = bisect_right(self.begins, offset) - 1
         start = offset - self.begins[k]
         return self.parts[k][start : start + size]
 
     def check_unchanged(self) -> None:
-        """Nobody could tell."""
+        """Do nothing: changes of memory leave no trace, as a file's do in its modification time."""
 
     def close(self) -> None:
-        """There is nothing to close."""
+        """Do nothing: nothing was opened."""
 
 
 class BytesFile:
-    """A :class:`~ckptdiff.io.source.ByteSource` over bytes."""
+    """A :class:`~ckptdiff.io.source.ByteSource` over a bytes object."""
 
     def __init__(self, data: bytes, name: str) -> None:
         self.data, self.name, self.size = memoryview(data), name, len(data)
@@ -71,14 +79,14 @@ class BytesFile:
         view[:] = self.data[offset : offset + len(view)]
 
     def close(self) -> None:
-        """There is nothing to close."""
+        """Do nothing: nothing was opened."""
 
 
 def state_of(model: Any, where: str) -> dict[str, Array]:
-    """The tensors of a module or of a mapping by name.
+    """The tensors of a module, or of a state dict, by name.
 
     Raises:
-        CheckpointError: it is neither, or holds something else.
+        CheckpointError: it is neither, or it holds something that is not a tensor with content.
     """
     state = model.state_dict() if hasattr(model, "state_dict") else model
     if not isinstance(state, Mapping):
@@ -91,19 +99,24 @@ def state_of(model: Any, where: str) -> dict[str, Array]:
         kind = type(array).__name__
         if not (isinstance(array, np.ndarray) or hasattr(type(array), "is_meta")) or kind.startswith("Uninitialized"):
             raise CheckpointError(f"{where}: {name}: expected a tensor with content, found {kind}: give a dict of tensors without it")
-    return {name: local(array) for name, array in state.items()}
+    return {name: local_part(array) for name, array in state.items()}
 
 
-def local(array: Array) -> Array:
-    """This rank's part of a DTensor; any other tensor as it is."""
+def local_part(array: Array) -> Array:
+    """This rank's part of a DTensor; any other tensor unchanged."""
     return array.to_local() if hasattr(array, "to_local") else array
 
 
 def open_state(state: State, where: str, wanted: Collection[str] = ()) -> Checkpoint:
     """Tensors in memory as a checkpoint.
 
-    Names of one tensor, that is of the same memory, dtype and shape, count once: under the first of them in the state's order, as in
-    torch's ``named_parameters`` and in the files of transformers; but those in ``wanted`` each for itself.
+    Several names of one tensor, that is of the same memory, dtype and shape, count once: under the first name in the state's order, as in
+    torch's ``named_parameters`` and in the files of transformers.
+
+    Args:
+        state: the tensors by name.
+        where: what messages call them.
+        wanted: names that count each for itself, even if they name one tensor.
 
     Raises:
         UnsupportedError: a tensor has a dtype, layout or device that cannot be read in place, or too many dimensions.
@@ -115,15 +128,15 @@ def open_state(state: State, where: str, wanted: Collection[str] = ()) -> Checkp
         shape, flat = shape_of(array, dtype), flat_bytes(array, f"{where}: {name}")
         if len(shape) > MAX_RANK:
             raise UnsupportedError(f"{where}: {name}: has {len(shape)} dimensions, a patch at most {MAX_RANK}: reshape it")
-        known = first.setdefault((*address(flat), dtype, shape), name) if len(flat) else name
+        known = first.setdefault((*memory_range(flat), dtype, shape), name) if len(flat) else name
         if known != name and name not in wanted:
             tied[name] = known
             continue
         rows.append((name, dtype, shape, flat))
-    rows.sort(key=lambda row: (ORDER.index(row[1]), row[0]))
+    rows.sort(key=lambda row: (DTYPE_ORDER.index(row[1]), row[0]))
     ends = list(accumulate((len(flat) for *_, flat in rows), initial=0))
     tensors = tuple(TensorInfo(*row[:3], begin, end) for row, (begin, end) in zip(rows, pairwise(ends), strict=True))
     raw = predicted_header((name, dtype, shape, len(flat)) for name, dtype, shape, flat in rows)
     header = Header(raw, {"format": "pt"}, tensors)
     file = MemoryFile(where, header, [row[3] for row in rows])
-    return Checkpoint(Path(where), True, [WeightFile(FILE_NAME, SCOPE, file, header)], {}, in_memory=True, tied=tied)
+    return Checkpoint(Path(where), True, [WeightFile(MEMORY_FILE_NAME, MEMORY_SCOPE, file, header)], {}, in_memory=True, tied=tied)

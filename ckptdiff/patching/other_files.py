@@ -1,4 +1,4 @@
-"""The files of a checkpoint that hold no weights (spec section 9): which go in, and how they are coded."""
+"""The files of a checkpoint that hold no weights (spec section 9): their paths, and how they are encoded and rebuilt."""
 
 from __future__ import annotations
 
@@ -21,12 +21,16 @@ from ckptdiff.io.source import LocalFile
 from ckptdiff.machine import machine_error
 from ckptdiff.patching.patch import OpenPatch
 
-LEVEL = 19
-LEVEL_LARGE = 3
+ZSTD_LEVEL = 19
+ZSTD_LEVEL_MEDIUM_FILES = 9
+ZSTD_LEVEL_LARGE_FILES = 3
+"""Levels of zstd for files of at most 8 MiB with their prefix, for files that may have a prefix, and for those too large for one."""
+MAX_FRAME_HEADER = 18
+"""Bytes of the longest zstd frame header (RFC 8878, section 3.1.1)."""
 
 
 def check_paths(names: Sequence[str], weights: Sequence[str]) -> None:
-    """Raise CheckpointError for a path, of other files or of weight files, that a patch may not name."""
+    """Raise CheckpointError for a path that a patch may not name: ``names`` are of other files, ``weights`` of weight files."""
     for name in (*names, *weights):
         reason = safe_paths.unsafe_reason(name)
         if reason:
@@ -37,7 +41,14 @@ def check_paths(names: Sequence[str], weights: Sequence[str]) -> None:
 
 
 def encode(path: str, target: Path, base: Path | None, folder: Path) -> OtherFile:
-    """Code one file into ``folder``/files, against the base's file of the same path if there is one."""
+    """Encode one file into ``folder``/files.
+
+    Args:
+        path: its path in the checkpoint.
+        target: where it is.
+        base: where the base's file of the same path is, to encode against; None if there is none.
+        folder: the patch folder.
+    """
     sha256, size = _hash(target)
     base_sha256, base_size = _hash(base) if base else (None, 0)
     if sha256 == base_sha256:
@@ -51,7 +62,7 @@ def encode(path: str, target: Path, base: Path | None, folder: Path) -> OtherFil
         out.write_bytes(frame)
     else:
         with open(target, "rb") as source, open(out, "wb") as sink:
-            zstandard.ZstdCompressor(level=LEVEL_LARGE).copy_stream(source, sink, size=size)
+            zstandard.ZstdCompressor(level=ZSTD_LEVEL_LARGE_FILES).copy_stream(source, sink, size=size)
     return OtherFile(
         path=path, size=size, sha256=sha256, kind=entry.kind, base_sha256=entry.base_sha256, stored=out.stat().st_size, digest=_digest(out)
     )
@@ -59,7 +70,7 @@ def encode(path: str, target: Path, base: Path | None, folder: Path) -> OtherFil
 
 def _compressor(size: int, prefix: bytes) -> zstandard.ZstdCompressor:
     parameters = zstandard.ZstdCompressionParameters.from_level(
-        LEVEL if size + len(prefix) <= 1 << 23 else 9,
+        ZSTD_LEVEL if size + len(prefix) <= 1 << 23 else ZSTD_LEVEL_MEDIUM_FILES,
         source_size=size,
         dict_size=len(prefix),
         window_log=min(27, max(10, (size + len(prefix)).bit_length())),
@@ -87,7 +98,7 @@ def _digest(path: Path) -> bytes:
 
 
 def stored_error(patch: OpenPatch, other: OtherFile) -> IntegrityError | None:
-    """What is wrong with a stored frame, if it does not have its size and digest."""
+    """The error of a stored frame without the size and digest that the index states; None if there is none."""
     path = patch.path / other.stored_path
     if other.kind == "same":
         return None
@@ -104,7 +115,7 @@ def rebuild(patch: OpenPatch, other: OtherFile, base: Path | None, out: Path) ->
     """Write one file of the target to ``out``; ``base`` is the base's file of the same path.
 
     Raises:
-        BaseMismatchError: the base's file is missing or another.
+        BaseMismatchError: the base's file is missing, or has another content.
         FormatError, IntegrityError: the stored frame is broken, or does not give the file that the index states.
     """
     error = base_error(other, base)
@@ -117,7 +128,7 @@ def rebuild(patch: OpenPatch, other: OtherFile, base: Path | None, out: Path) ->
 
 
 def base_error(other: OtherFile, base: Path | None) -> CkptdiffError | None:
-    """What is wrong with the base's file of the same path, if ``other`` needs one."""
+    """The error of a base without the file that ``other`` needs; None if it has it, or none is needed."""
     wanted = other.sha256 if other.kind == "same" else other.base_sha256
     if wanted is None:
         return None
@@ -128,14 +139,19 @@ def base_error(other: OtherFile, base: Path | None) -> CkptdiffError | None:
     except CheckpointError as error:
         return error
     if other.kind == "delta" and size > MAX_DELTA_FILE:
-        return FormatError(f"{other.path}: is coded against a base file of {size} bytes, more than {MAX_DELTA_FILE}")
+        return FormatError(f"{other.path}: is encoded against a base file of {size} bytes, more than {MAX_DELTA_FILE}")
     if found != wanted:
         return BaseMismatchError(f"{base}: is not the file that the patch needs: its SHA-256 is {found}, expected {wanted}")
     return None
 
 
 def decode(patch: OpenPatch, other: OtherFile, base: Path | None) -> Iterator[bytes]:
-    """The bytes of one file of the target, piece by piece; raises IntegrityError where they are not what the index states."""
+    """The bytes of one file of the target, piece by piece.
+
+    Raises:
+        FormatError: the stored frame is broken.
+        IntegrityError: the bytes do not have the size and SHA-256 that the index states. All pieces may have been given by then.
+    """
     sha, size = hashlib.sha256(), 0
     for piece in _pieces(patch, other, base):
         size += len(piece)
@@ -153,7 +169,7 @@ def decode(patch: OpenPatch, other: OtherFile, base: Path | None) -> Iterator[by
 
 
 def decoding_error(patch: OpenPatch, other: OtherFile, base: Path | None) -> CkptdiffError | None:
-    """What is wrong with a stored file, if it does not decode to the file that the index states."""
+    """The error of a stored file that does not decode to the file that the index states; None if it does."""
     try:
         for _ in decode(patch, other, base):
             pass
@@ -177,7 +193,7 @@ def _pieces(patch: OpenPatch, other: OtherFile, base: Path | None) -> Iterable[b
     dictionary = zstandard.ZstdCompressionDict(prefix, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if prefix else None
     path = patch.path / other.stored_path
     with open(path, "rb") as file:
-        _check_frame(file.read(18), str(path))
+        _check_frame(file.read(MAX_FRAME_HEADER), str(path))
         file.seek(0)
         yield from _decompressed(file, dictionary, str(path))
 
@@ -192,12 +208,12 @@ def _check_frame(head: bytes, where: str) -> None:
 
 
 def _decompressed(file: BinaryIO, dictionary: zstandard.ZstdCompressionDict | None, where: str) -> Iterable[bytes]:
-    """Exactly one frame; a chunk of input can hold no more than a thousand blocks, which bounds the output of one step."""
+    """The content of a file of exactly one frame. Chunks of the input are small, which bounds how much one of them can decode to."""
     decoder = zstandard.ZstdDecompressor(dict_data=dictionary, max_window_size=MAX_FILE_WINDOW).decompressobj()
     try:
         while chunk := file.read(1 << 12):
             if decoder.eof:
-                raise FormatError(f"{where}: bytes behind its zstd frame")
+                raise FormatError(f"{where}: bytes after its zstd frame")
             yield decoder.decompress(chunk)
     except zstandard.ZstdError as error:
         raise machine_error(error) or FormatError(f"{where}: bad zstd frame: {error}") from None

@@ -1,4 +1,4 @@
-"""Never a wrong file: build beside the output, make durable, move into place in one step (design rule 3; spec 10, step 6)."""
+"""No output is ever half written: it is built beside its place, made durable and moved there in one step (spec 10, step 6)."""
 
 from __future__ import annotations
 
@@ -20,35 +20,40 @@ from ckptdiff.patching.overwrite import refuse_existing, refuse_kind
 
 
 def check_output(out: Path, inputs: Iterable[Path], *, folder: bool, overwrite: bool, files: Collection[str] = ()) -> None:
-    """Refuse, before any work is done, an output that cannot be written; mend what a killed run left of an earlier one.
+    """Check, before any work is done, that an output can be written. What a killed run left of an earlier one is mended first.
 
     Args:
-        files: of a folder, the paths of those that it will have, relative to it.
+        out: the checkpoint or patch to write.
+        inputs: what is read.
+        folder: whether ``out`` will be a folder.
+        overwrite: whether an old output may be replaced.
+        files: the paths of the files that a folder will have, relative to it.
 
     Raises:
-        OutputError: ``out`` exists (unless ``overwrite``), is or holds or lies in an input, has no folder to lie in, or holds files that
-            ``overwrite`` would lose.
+        OutputError: ``out`` exists (unless ``overwrite``), is an input, holds one or lies in one; its parent folder does not exist; or
+            ``overwrite`` would delete files that are in neither the new output nor the old one.
     """
     out = Path(os.path.abspath(out))
     if not out.parent.is_dir():
         raise OutputError(f"{out.parent}: no such folder; create it first")
-    with writing(out):
+    with explain_write_errors(out):
         clean_up(out.parent, work_prefix(out), out)
         _refuse_inputs(out, inputs)
         refuse_existing(out, folder, overwrite, files)
 
 
-def check_beside(out: Path, inputs: Iterable[str | os.PathLike[str]], *, folder: bool, overwrite: bool) -> None:
-    """Refuse, before any work is done, an output such as a page of charts that cannot be written, or would replace what is read.
+def check_plain_output(out: Path, inputs: Iterable[str | os.PathLike[str]], *, folder: bool, overwrite: bool) -> None:
+    """Check, before any work is done, that an output that is no checkpoint or patch, such as a page of charts, can be written.
 
     Raises:
-        OutputError: ``out`` exists (unless ``overwrite``), is or holds or lies in an input, is one by a link, or has no folder to lie in.
+        OutputError: ``out`` exists (unless ``overwrite``); is an input, by a link too, holds one or lies in one; or its parent folder does
+            not exist.
     """
-    there = [Path(path) for path in inputs if os.path.exists(path)]  # others are on the Hub
+    local = [Path(path) for path in inputs if os.path.exists(path)]  # others are on the Hub
     if not out.absolute().parent.is_dir():
         raise OutputError(f"{out}: there is no folder {out.absolute().parent} to write it in")
-    with writing(out):
-        _refuse_inputs(out, [*there, *(file for path in there if out.is_file() for file in path.rglob("*") if file.is_file())])
+    with explain_write_errors(out):
+        _refuse_inputs(out, [*local, *(file for path in local if out.is_file() for file in path.rglob("*") if file.is_file())])
         if os.path.lexists(out):
             if not overwrite:
                 raise OutputError(f"{out}: exists; choose another output, or give --overwrite")
@@ -57,25 +62,25 @@ def check_beside(out: Path, inputs: Iterable[str | os.PathLike[str]], *, folder:
 
 @contextmanager
 def build_beside(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Give a path in a new folder beside ``out``; the file or folder there at the end takes the place of ``out``.
+    """Give a path in a new folder beside ``out``; the file or folder at that path is moved to ``out`` at the end.
 
-    Files are synced first. A new output is there at once and whole. An old one is exchanged with it in one step, or on file systems
-    that cannot, a folder in two renames: what a run that is killed between them leaves, the next run that writes ``out`` mends. After
-    an error or an interrupt ``out`` is as it was, or, if its message says so, the new output. The new folder is removed.
+    Files are synced first, so that ``out`` is whole as soon as it exists. An old output is exchanged for the new one in one step. Where a
+    file system cannot exchange folders, two renames do it; if a run is killed between them, the next run that writes ``out`` mends that.
+    After an error or an interrupt ``out`` is as it was, or, if its message says so, the new output. The new folder is removed.
 
     Raises:
-        OutputError: it cannot be written, or may not replace what is there.
+        OutputError: ``out`` cannot be written, or may not be replaced.
     """
     out = Path(os.path.abspath(out))
-    with writing(out), work_folder(out.parent, work_prefix(out), out) as work:
+    with explain_write_errors(out), work_folder(out.parent, work_prefix(out), out) as work:
         yield work.path / RESULT
         sync_tree(work.path / RESULT)
-        _put(work, out, overwrite)
+        _move_into_place(work, out, overwrite)
 
 
 @contextmanager
-def writing(out: Path) -> Iterator[None]:
-    """Turn the OSErrors of writing into one OutputError that says what to do; those of this machine become a ResourceError."""
+def explain_write_errors(out: Path) -> Iterator[None]:
+    """Turn an OSError of writing ``out`` into an OutputError that says what to do, or a lack of the machine into a ResourceError."""
     try:
         yield
     except OSError as error:
@@ -85,41 +90,42 @@ def writing(out: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutputError(f"{out}: the disk is full; free some space, or write elsewhere. Nothing was left behind") from None
         if error.errno == errno.EXDEV:
-            raise OutputError(f"{out}: is of a lower layer of this file system, which cannot be replaced; choose another output") from None
+            raise OutputError(f"{out}: lies in a lower layer of this file system: it cannot be replaced; choose another output") from None
         raise OutputError(f"{out}: cannot be written: {error.strerror or error}") from None
 
 
 def check_space(out: Path, needed: int) -> None:
-    """Raise OutputError unless the disk of ``out`` has ``needed`` bytes free."""
-    with writing(out):
+    """Raise OutputError unless ``needed`` bytes are free on the disk of ``out``."""
+    with explain_write_errors(out):
         free = shutil.disk_usage(Path(os.path.abspath(out)).parent).free
     if free < needed:
         raise OutputError(f"{out}: {needed:,} bytes are needed, {free:,} are free; free some space, or write elsewhere")
 
 
 def _refuse_inputs(out: Path, inputs: Iterable[Path]) -> None:
+    """Raise OutputError if the output is an input, holds one or lies in one."""
     for path in inputs:
         if out.exists() and path.exists() and os.path.samefile(out, path):
             raise OutputError(f"{out}: the output is the input {path}; choose another output")
-        for here, other in product(_names(out), _names(path)):
-            if here == other:
+        for own, other in product(_path_and_target(out), _path_and_target(path)):
+            if own == other:
                 raise OutputError(f"{out}: the output is the input {path}; choose another output")
-            if other in here.parents:
+            if other in own.parents:
                 raise OutputError(f"{out}: the output lies in the input {path}; choose another output")
-            if here in other.parents:
+            if own in other.parents:
                 raise OutputError(f"{out}: the output holds the input {path}; choose another output")
 
 
-def _names(path: Path) -> set[Path]:
-    """What a path is, with links followed and without."""
+def _path_and_target(path: Path) -> set[Path]:
+    """An absolute path, and the path of what it leads to if links are followed."""
     return {Path(os.path.abspath(path)), Path(os.path.realpath(path))}
 
 
-def _put(work: Work, out: Path, overwrite: bool) -> None:
-    """Move what was built to its place, and make that durable."""
+def _move_into_place(work: Work, out: Path, overwrite: bool) -> None:
+    """Move the built output to its place, and flush that to the disk."""
     built, old = work.path / RESULT, work.path / OLD
     replaced = overwrite and os.path.lexists(out)
-    if replaced:  # once more, as it may have changed while the new output was built
+    if replaced:  # checked again, as the old output may have changed while the new one was built
         files = [file.relative_to(built).as_posix() for file in built.rglob("*") if not file.is_dir()]
         refuse_existing(out, built.is_dir(), overwrite, files)
     with held():
@@ -143,4 +149,4 @@ def _move_new(built: Path, out: Path) -> None:
     try:
         move_new(built, out)
     except FileExistsError:
-        raise OutputError(f"{out}: came into being while the output was built, and was left as it is; run again") from None
+        raise OutputError(f"{out}: was created while the output was built, and was left as it is; run again") from None

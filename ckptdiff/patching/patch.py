@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from ckptdiff.checkpoint.recognition import check_there, patch_members, weights_below
+from ckptdiff.checkpoint.recognition import check_exists, files_to_examine, patch_members
 from ckptdiff.errors import FormatError, IntegrityError, cut
 from ckptdiff.format.canonical import quoted
 from ckptdiff.format.digests import identity
@@ -17,7 +17,7 @@ from ckptdiff.format.entry import Entry, Totals
 from ckptdiff.format.index import INDEX_NAME, Index, OtherFile
 from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.format.sealed import MAX_INDEX, FileRef
-from ckptdiff.hub.ids import parse_id
+from ckptdiff.hub.ids import HubId, parse_id
 from ckptdiff.hub.repo import RemoteFolder, download, open_repo
 from ckptdiff.io.source import ByteSource, LocalFile, read_bytes
 
@@ -29,15 +29,18 @@ MAX_ALL_BYTES = 1 << 42
 
 @dataclass(slots=True)
 class OpenPatch:
-    """An open patch: one file, or a folder with its ``index``; ``entries`` maps (scope, name) of target tensors,
-    which are in ``scopes``."""
+    """An open patch, whose files agree with each other."""
 
     path: Path
     index: Index | None
+    """The index of a patch folder; None for one patch file."""
     files: list[PatchFile]
     index_size: int = 0
+    """Size of the index in bytes."""
     entries: dict[tuple[str, str], tuple[PatchFile, Entry]] = field(init=False)
+    """The entry of each target tensor, with the file that it is in, by scope and name."""
     scopes: frozenset[str] = field(init=False)
+    """Scopes of the target."""
 
     def __post_init__(self) -> None:
         self.entries = {(file.metadata.target_scope, e.name): (file, e) for file in self.files for e in file.table.entries}
@@ -72,11 +75,11 @@ class OpenPatch:
                     raise FormatError(f"{file.source.name}: the tensor {cut(name)} is listed as removed, but is in the target, or a base")
 
     def _check_identity(self) -> None:
-        """A file of a folder, opened alone, lacks what the identity is made of."""
+        """The identity that is stated must be that of the tensors. It cannot be told from one file of a folder that was opened alone."""
         if self.index is None and self.files[0].metadata.base_files is None:
             return
-        made = {(scope, e.name): self.entries[scope, e.of][1] if e.of is not None else e for (scope, _), (_, e) in self.entries.items()}
-        found = identity((scope, name, e.dtype, e.shape, e.digest) for (scope, name), e in made.items())  # a copy is what it is of
+        contents = {(scope, e.name): self.entries[scope, e.of][1] if e.of is not None else e for (scope, _), (_, e) in self.entries.items()}
+        found = identity((scope, name, e.dtype, e.shape, e.digest) for (scope, name), e in contents.items())
         if found != self.target_identity:
             raise FormatError(f"{self.path}: its tensors have the identity {found.hex()}, but it states {self.target_identity.hex()}")
 
@@ -121,12 +124,18 @@ class OpenPatch:
 
     @property
     def info(self) -> dict[str, Any]:
-        """What is recorded beside: repos and their commits (spec 5.1)."""
+        """Further facts that the patch records, such as the repos of base and target (spec 5.1)."""
         return self.index.info if self.index else self.files[0].metadata.info
 
     @property
+    def base_repo(self) -> HubId | None:
+        """The repo of the base and its commit, if the patch records them (spec 5.1)."""
+        name = self.info.get("base_repo")
+        return HubId(name, self.info.get("base_revision")) if name is not None else None
+
+    @property
     def tied(self) -> dict[str, str]:
-        """Further names of the target's tensors in memory (spec 5.1)."""
+        """Further names of a target's tensors that was in memory, and the names that they are stored under (spec 5.1)."""
         return dict(self.info.get("tied", {}))
 
     @property
@@ -146,33 +155,33 @@ class OpenPatch:
         return size + self.index_size
 
 
-class Closable(ByteSource, Protocol):
-    """A :class:`ByteSource` that holds something open."""
+class ClosableSource(ByteSource, Protocol):
+    """A :class:`ByteSource` that must be closed."""
 
     def close(self) -> None: ...
 
 
-class Folder(Protocol):
-    """Where the files of a patch folder lie: here, or on the Hub."""
+class SourceFolder(Protocol):
+    """The folder with the files of a patch, on this machine or on the Hub."""
 
     name: str
 
     def size(self, path: str) -> int | None:
-        """Bytes of a file; None if there is none."""
+        """Size of a file in bytes; None if there is none."""
 
-    def open(self, path: str) -> Closable: ...
+    def open(self, path: str) -> ClosableSource: ...
 
 
 class LocalFolder:
-    """A :class:`Folder` on this machine."""
+    """A :class:`SourceFolder` on this machine."""
 
     def __init__(self, path: Path) -> None:
         self.name, self._path = str(path), path
 
     def size(self, path: str) -> int | None:
-        """Bytes of a file; None if there is none."""
-        found = self._path / path
-        return found.stat().st_size if os.path.isfile(found) else None
+        """Size of a file in bytes; None if there is none."""
+        file = self._path / path
+        return file.stat().st_size if os.path.isfile(file) else None
 
     def open(self, path: str) -> LocalFile:
         return LocalFile(self._path / path)
@@ -182,27 +191,29 @@ class LocalFolder:
 def open_patch(path: str | os.PathLike[str], *, by_ranges: bool = False) -> Iterator[OpenPatch]:
     """Open a patch file or folder, here or on the Hub, and check all but its payloads (spec 10, step 1).
 
-    ``by_ranges``: of a patch on the Hub read just what is asked for, instead of fetching its files first.
+    Args:
+        path: a file, a folder or an id on the Hub.
+        by_ranges: read only the ranges that are asked for of a patch on the Hub, instead of fetching its files first.
 
     Raises:
-        CheckpointError: there is no such file, or it cannot be read. HubError: the same of the Hub.
+        CheckpointError: there is no such file, or it cannot be read. HubError: the repo on the Hub cannot be read.
         FormatError, UnsupportedError, IntegrityError: it is not a whole and valid patch.
     """
     hub_id = parse_id(path)
     with ExitStack() as stack:
-        folder: Folder
+        folder: SourceFolder
         if hub_id is not None:
             repo = open_repo(hub_id)
             members, is_file = list(repo.files) if repo.is_file else patch_members(repo.files), repo.is_file
             _check_members(members, str(repo.pinned), list(repo.files))
             folder = RemoteFolder(repo) if by_ranges and not repo.cache else LocalFolder(download(repo, members))
         elif os.path.isdir(path):
-            found = weights_below(Path(path))
-            members, is_file = patch_members(found), False
-            _check_members(members, str(path), found)
+            candidates = files_to_examine(Path(path))
+            members, is_file = patch_members(candidates), False
+            _check_members(members, str(path), candidates)
             folder = LocalFolder(Path(path))
         else:
-            check_there(path)
+            check_exists(path)
             members, is_file = [Path(path).name], True
             folder = LocalFolder(Path(path).parent)
         is_folder = INDEX_NAME in members and not is_file
@@ -215,15 +226,15 @@ def _check_members(members: list[str], where: str, paths: list[str]) -> None:
         raise FormatError(f"{where}: not a ckptdiff patch: it has no {INDEX_NAME}{swapped}")
 
 
-def _open_file(folder: Folder, path: str, is_named: bool, stack: ExitStack) -> OpenPatch:
-    """One patch file: one that was named, which may be any, or the lone one of a folder or repo."""
+def _open_file(folder: SourceFolder, path: str, is_named: bool, stack: ExitStack) -> OpenPatch:
+    """One patch file, which was named itself, or is the only one in a folder or repo; a file of a patch folder must be named."""
     file = _open(folder, path, stack)
     if file.metadata.base_files is None and not is_named:
         raise FormatError(f"{file.source.name}: belongs to a patch folder, but its {INDEX_NAME} is missing: fetch the patch again")
     return OpenPatch(Path(folder.name) / path, None, [file])
 
 
-def _open_folder(folder: Folder, stack: ExitStack) -> OpenPatch:
+def _open_folder(folder: SourceFolder, stack: ExitStack) -> OpenPatch:
     index, index_size = _open_index(folder, stack)
     files: list[PatchFile] = []
     sums: dict[str, int] = {}
@@ -232,12 +243,11 @@ def _open_folder(folder: Folder, stack: ExitStack) -> OpenPatch:
         _check_member(folder, shard.path, shard.size)
         file = _open(folder, shard.path, stack)
         files.append(file)
-        _add(sums, file, where)
+        _add_to_sums(sums, file, where)
         if file.digest != shard.digest:
             raise IntegrityError(f"{where}: is not the file that {INDEX_NAME} lists: fetch the patch again")
-        found = file.metadata
-        identities = (index.base_identity, index.target_identity)
-        if (found.target_path, found.base_identity, found.target_identity, found.base_files) != (shard.target, *identities, None):
+        stated, expected = file.metadata, (shard.target, index.base_identity, index.target_identity, None)
+        if (stated.target_path, stated.base_identity, stated.target_identity, stated.base_files) != expected:
             raise FormatError(f"{where}: its metadata does not agree with {INDEX_NAME}")
         if file.report is not None and file is not files[0]:
             raise FormatError(f"{where}: has a report, which only the first patch file of a folder may have")
@@ -250,7 +260,7 @@ def _open_folder(folder: Folder, stack: ExitStack) -> OpenPatch:
     return patch
 
 
-LIMITS = {
+FOLDER_LIMITS = {
     "tensors": MAX_ALL_TENSORS,
     "removed tensors": MAX_ALL_TENSORS,
     "bytes of tables and headers": MAX_ALL_DESCRIBED,
@@ -258,22 +268,22 @@ LIMITS = {
 }
 
 
-def _add(sums: dict[str, int], file: PatchFile, where: str) -> None:
-    """Add a patch file to the sums of a folder; raises FormatError where they are more than a patch may have (spec 11)."""
-    more = (len(file.table.entries), len(file.table.removed), file.described, file.metadata.target_size)
-    for (what, most), count in zip(LIMITS.items(), more, strict=True):
+def _add_to_sums(sums: dict[str, int], file: PatchFile, where: str) -> None:
+    """Add a patch file to the sums of a folder; raises FormatError if a patch may not have so much in all its files (spec 11)."""
+    counts = (len(file.table.entries), len(file.table.removed), file.described, file.metadata.target_size)
+    for (what, limit), count in zip(FOLDER_LIMITS.items(), counts, strict=True):
         sums[what] = sums.get(what, 0) + count
-        if sums[what] > most:
-            raise FormatError(f"{where}: with the files before it there are {sums[what]} {what}, expected at most {most}")
+        if sums[what] > limit:
+            raise FormatError(f"{where}: with the files before it there are {sums[what]} {what}, expected at most {limit}")
 
 
-def _open(folder: Folder, path: str, stack: ExitStack) -> PatchFile:
+def _open(folder: SourceFolder, path: str, stack: ExitStack) -> PatchFile:
     file = folder.open(path)
     stack.callback(file.close)
     return PatchFile(file)
 
 
-def _open_index(folder: Folder, stack: ExitStack) -> tuple[Index, int]:
+def _open_index(folder: SourceFolder, stack: ExitStack) -> tuple[Index, int]:
     where = f"{folder.name}/{INDEX_NAME}"
     file = folder.open(INDEX_NAME)
     stack.callback(file.close)
@@ -282,7 +292,7 @@ def _open_index(folder: Folder, stack: ExitStack) -> tuple[Index, int]:
     return Index.from_bytes(read_bytes(file, 0, file.size), where), file.size
 
 
-def _check_member(folder: Folder, path: str, size: int) -> None:
+def _check_member(folder: SourceFolder, path: str, size: int) -> None:
     found = folder.size(path)
     if found is None:
         raise FormatError(f"{folder.name}/{path}: is missing: fetch the patch again")

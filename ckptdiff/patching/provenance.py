@@ -1,4 +1,4 @@
-"""``pull``: find a patch on the Hub, the base that it is pinned to, and all patches in between; check, fetch, rebuild."""
+"""Where a patch on the Hub comes from: the base that it records, and all patches in between."""
 
 from __future__ import annotations
 
@@ -9,75 +9,90 @@ from ckptdiff.checkpoint.recognition import is_patch_repo
 from ckptdiff.errors import BaseMismatchError, HubError, RevisionError
 from ckptdiff.hub.ids import HubId
 from ckptdiff.hub.repo import Repo, check_files, open_repo
+from ckptdiff.patching.chain import MAX_CHAIN, follows
 from ckptdiff.patching.patch import OpenPatch, open_patch
-from ckptdiff.patching.rebuild import MAX_CHAIN
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
-    """A patch of the chain: where it is, and what it says of its base."""
+class PatchRecord:
+    """What was noted of a patch of a chain while it was open."""
 
     name: str
+    """Its path, or its id on the Hub."""
     base_identity: bytes
     target_identity: bytes
-    base_repo: str | None
-    base_revision: str | None
+    base_repo: HubId | None
+    """The repo and commit of its base, if it records them."""
     base_sha256: dict[str, str]
+    """SHA-256 of its base's weight files, by path."""
     states_sha256: bool
+    """Whether it states the SHA-256 of all weight files of its target; a target in memory has none."""
 
     @classmethod
-    def of(cls, name: str, patch: OpenPatch) -> Link:
-        recorded = patch.info
+    def of(cls, name: str, patch: OpenPatch) -> PatchRecord:
         sha256 = {file.path: file.sha256 for file in patch.base_files}
         states = all(file.metadata.target_sha256 is not None for file in patch.files)
-        repo = recorded.get("base_repo"), recorded.get("base_revision")
-        return cls(name, patch.base_identity, patch.target_identity, *repo, sha256, states)
+        return cls(name, patch.base_identity, patch.target_identity, patch.base_repo, sha256, states)
 
 
 def recorded_base(patch: str | os.PathLike[str]) -> str:
-    """The id, pinned to a commit, of the base that a patch names.
+    """The id, pinned to a commit, of the base that a patch records.
 
     Raises:
-        HubError: it names none, its repo cannot be read, or is itself a patch.
+        HubError: it records none, or the base's repo cannot be read, or holds a patch.
     """
     name = os.fspath(patch)
     with open_patch(patch, by_ranges=True) as opened:
-        repo, is_patch = _base_of(Link.of(name, opened), [])
+        repo, is_patch = _base_of(PatchRecord.of(name, opened), [])
     if is_patch:
-        raise HubError(f"{name}: its base {repo.pinned} is itself a patch: rebuild that with ckptdiff pull, and give it with --base")
+        raise HubError(f"{name}: its base {repo.pinned} is itself a patch: rebuild its target with ckptdiff pull, and give it with --base")
     return str(repo.pinned)
 
 
-def resolve(repo: Repo, with_base: bool, notes: list[str]) -> tuple[list[Link], str | None]:
-    """The chain of patches that ends in a repo, first one first, and the checkpoint that it begins with (None: not looked for)."""
-    links: list[Link] = []
+def resolve_chain(repo: Repo, with_base: bool, notes: list[str]) -> tuple[list[PatchRecord], str | None]:
+    """Follow the bases that patches record, from the patch in a repo to the checkpoint that the chain starts from.
+
+    Args:
+        repo: the repo of the last patch.
+        with_base: whether to go on to the bases; without, the chain is that one patch.
+        notes: what was unusual is added to these.
+
+    Returns:
+        The chain, in the order in which its patches apply, and the id of the checkpoint that it starts from (None without ``with_base``).
+
+    Raises:
+        HubError: a repo cannot be read, a base is not recorded, or the chain is a circle or too long.
+        BaseMismatchError: a patch was not made from what the patch before it gives.
+    """
+    chain: list[PatchRecord] = []
     seen: set[tuple[str, str]] = set()
     while True:
         if (repo.name, repo.commit) in seen:
             raise HubError(f"{repo.pinned}: is a base of itself: its chain of patches goes round in a circle")
         seen.add((repo.name, repo.commit))
-        if len(links) == MAX_CHAIN:
-            raise HubError(f"{links[-1].name}: begins with more than {MAX_CHAIN} patches: pull one of them, and give it with --base")
+        if len(chain) == MAX_CHAIN:
+            raise HubError(f"{chain[-1].name}: begins with more than {MAX_CHAIN} patches: pull one of them, and give it with --base")
         with open_patch(str(repo.pinned), by_ranges=True) as patch:
-            link = Link.of(str(repo.pinned), patch)
-        if links and link.target_identity != links[0].base_identity:
-            raise BaseMismatchError(f"{links[0].name}: was not made from what {link.name} gives")
-        links.insert(0, link)
+            record = PatchRecord.of(str(repo.pinned), patch)
+        if chain and not follows(chain[0], record):
+            raise BaseMismatchError(f"{chain[0].name}: was not made from what {record.name} gives")
+        chain.insert(0, record)
         if not with_base:
-            return links, None
-        repo, is_patch = _base_of(link, notes)
+            return chain, None
+        repo, is_patch = _base_of(record, notes)
         if not is_patch:
-            return links, str(repo.pinned)
+            return chain, str(repo.pinned)
 
 
-def _base_of(link: Link, notes: list[str]) -> tuple[Repo, bool]:
-    """The repo of a patch's base, and whether that is a patch itself; if not, it has the very files that the patch was made from.
+def _base_of(record: PatchRecord, notes: list[str]) -> tuple[Repo, bool]:
+    """The repo of a patch's base, and whether it holds a patch; if not, its files were compared with those the patch was made from.
 
-    Where the commit is gone (a squashed history) the main branch may still have the same weights.
+    Where the commit is gone (a squashed history), the main branch may still have the same weights.
     """
-    if link.base_repo is None:
-        raise HubError(f"{link.name}: does not say which repo has its base: give the base with --base")
-    wanted, where, gone = HubId(link.base_repo, link.base_revision), f"the base of {link.name}", False
+    wanted = record.base_repo
+    if wanted is None:
+        raise HubError(f"{record.name}: does not say which repo has its base: give the base with --base")
+    where, gone = f"the base of {record.name}", False
     try:
         repo = open_repo(wanted)
     except RevisionError:
@@ -88,9 +103,9 @@ def _base_of(link: Link, notes: list[str]) -> tuple[Repo, bool]:
     if repo.name != wanted.repo:
         notes.append(f"the base {wanted.repo} is called {repo.name} now")
     is_patch = is_patch_repo(repo)
-    compared = 0 if is_patch or repo.cache is not None else check_files(repo, link.base_sha256, where)
+    compared = 0 if is_patch or repo.cache is not None else check_files(repo, record.base_sha256, where)
     if gone:
-        same = compared and compared == len(link.base_sha256)
-        what = f"{repo.commit} has the same weights, by SHA-256" if same else f"{repo.commit} is taken: digests are compared as it is read"
-        notes.append(f"the base's commit {wanted.revision} is gone from {wanted.repo}; {what}")
+        same = compared and compared == len(record.base_sha256)
+        found = "has the same weights, by SHA-256" if same else "is used instead: digests are compared as it is read"
+        notes.append(f"the base's commit {wanted.revision} is gone from {wanted.repo}; {repo.commit} {found}")
     return repo, is_patch

@@ -1,8 +1,7 @@
-"""``apply``: rebuild the target from a base and patches (spec section 10)."""
+"""A target rebuilt from a base and a chain of patches, file by file (spec section 10)."""
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
@@ -11,9 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckptdiff.checkpoint.reader import Checkpoint, Recorded, open_checkpoint
+from ckptdiff.checkpoint.contents import Checkpoint
+from ckptdiff.checkpoint.reader import RecordedBase, open_checkpoint
 from ckptdiff.checkpoint.selection import matches
-from ckptdiff.errors import BaseMismatchError, CkptdiffError, FormatError, OutputError, cut
+from ckptdiff.errors import BaseMismatchError, CkptdiffError, OutputError, cut
 from ckptdiff.format.canonical import quoted
 from ckptdiff.format.dtypes import Bytes
 from ckptdiff.format.entry import Entry
@@ -24,21 +24,19 @@ from ckptdiff.patching import other_files
 from ckptdiff.patching.patch import OpenPatch
 from ckptdiff.patching.recipes import (
     BaseTensor,
-    Once,
+    CheckCache,
     PatchedTensor,
     Recipe,
+    built_digest,
     check_result,
-    found_digest,
-    layers,
+    describe_mismatch,
     ranges,
-    tensor_differs,
-    whole_layers,
+    steps_built_whole,
+    steps_of,
 )
 
 if TYPE_CHECKING:
     import torch
-
-MAX_CHAIN = 64
 
 
 def open_base(
@@ -46,10 +44,14 @@ def open_base(
 ) -> AbstractContextManager[Checkpoint]:
     """Open the base of a chain: just the files that its first patch records, if they are all there.
 
-    ``only_weights``: of the Hub fetch no other files; ``with_files``: take all other files, not just those that the patches need.
+    Args:
+        base: a file, a folder or an id on the Hub.
+        chain: the patches, in order.
+        only_weights: fetch no files without weights from the Hub.
+        with_files: take all files without weights, not just those that the patches need.
     """
     wanted = [] if only_weights else [other.path for patch in chain for other in patch.others if other.kind != "new"]
-    recorded = Recorded({file.path: file.size for file in chain[0].base_files}, chain[0].base_scopes, wanted)
+    recorded = RecordedBase({file.path: file.size for file in chain[0].base_files}, chain[0].base_scopes, wanted)
     return open_checkpoint(base, needs_weights=bool(chain[0].files), with_files=with_files, recorded=recorded)
 
 
@@ -70,43 +72,30 @@ def check_stored(patch: OpenPatch, only: Sequence[str] = (), progress: Progress 
             raise error
 
 
-def check_chain(chain: Sequence[OpenPatch]) -> None:
-    """Each patch must start from what the one before gives (spec 10, step 2)."""
-    if not 1 <= len(chain) <= MAX_CHAIN:
-        raise FormatError(f"a chain has 1 to {MAX_CHAIN} patches, found {len(chain)}")
-    for before, patch in itertools.pairwise(chain):
-        if patch.base_identity != before.target_identity:
-            if patch.path == before.path:
-                raise BaseMismatchError(f"{patch.path}: is listed twice in a row")
-            sibling = next((other for other in chain if other is not patch and other.base_identity == patch.base_identity), None)
-            if sibling is not None:
-                raise BaseMismatchError(
-                    f"{patch.path} and {sibling.path}: both are made from the same base, {patch.base_identity.hex()}, so that neither can "
-                    "follow the other: apply one of them"
-                )
-            raise BaseMismatchError(
-                f"{patch.path}: was made from a base with the identity {patch.base_identity.hex()}, but {before.path} gives "
-                f"{before.target_identity.hex()}: put the patches in the order in which they were made, none left out"
-            )
-
-
 @dataclass(frozen=True, slots=True)
 class OutputFile:
-    """A file to write: its bytes before the tensors, and (offset, recipe) of each tensor."""
+    """A safetensors file to write."""
 
     path: str
+    """Path relative to the output folder; empty for a file of selected tensors."""
     head: bytes
+    """The bytes before the tensors: the header's length and the header."""
     tensors: tuple[tuple[int, Recipe], ...]
+    """Offset in the file and recipe of each tensor."""
     size: int
+    """Size of the whole file in bytes."""
 
 
 def recipes_of(outputs: Iterable[OutputFile]) -> list[Recipe]:
-    """What builds the tensors of files."""
+    """The recipes of all tensors of some files."""
     return [recipe for output in outputs for _, recipe in output.tensors]
 
 
 class Rebuilder:
-    """The steps of one ``apply`` over a base and a checked chain."""
+    """Rebuilds the target of a checked chain of patches from an open base.
+
+    ``device`` is the torch device that applies changes of the codec ``sparse``; None: the host does.
+    """
 
     def __init__(
         self, base: Checkpoint, chain: Sequence[OpenPatch], threads: int, progress: Progress, device: torch.device | None = None
@@ -115,40 +104,44 @@ class Rebuilder:
         self.base, self.chain, self.threads, self.progress = base, chain, threads, progress
         self.done = self.total = 0
         self.other_files = [{other.path: other for other in patch.others} for patch in chain]
-        self.once = Once()
+        self.checked = CheckCache()
 
     def recipe(self, depth: int, file: PatchFile, entry: Entry) -> Recipe:
-        """What builds an entry of patch ``depth`` of the chain; checks that its base tensor exists and fits (spec 10, step 3)."""
+        """How to build an entry of the chain's patch number ``depth`` (spec 10, step 3).
+
+        Raises:
+            BaseMismatchError: its base tensor does not exist, or has another dtype, shape or digest.
+        """
         scope = file.metadata.target_scope
         if entry.kind == "copy":
             return self.recipe(depth, *self.chain[depth].entries[scope, entry.of or ""])
         if entry.kind == "new":
             return PatchedTensor(file, entry, None, self.device)
-        below = self._below(depth, file, entry)
-        return PatchedTensor(file, entry, below, self.device) if entry.kind == "delta" or entry.adapted else below
+        base = self._base_recipe(depth, file, entry)
+        return PatchedTensor(file, entry, base, self.device) if entry.kind == "delta" or entry.adapted else base
 
-    def _below(self, depth: int, file: PatchFile, entry: Entry) -> Recipe:
+    def _base_recipe(self, depth: int, file: PatchFile, entry: Entry) -> Recipe:
+        """How to build an entry's base tensor, which comes from the base or from the patch before."""
         name, scope, patch = entry.base_name or "", file.metadata.base_scope, self.chain[depth]
-        recipe: Recipe
         if depth == 0:
             tensor = (self.base.scope(scope or "") or {}).get(name)
             if tensor is None:
                 raise self.wrong_base(patch, f"it has no tensor {cut(name)}" + (f" in {cut(scope)}" if len(self.base.scopes) > 1 else ""))
             if (tensor.dtype, tensor.shape) != (entry.base_dtype, entry.base_shape):
-                found, expected = cut(list(tensor.shape)), f"{entry.base_dtype} {cut(list(entry.base_shape or ()))}"
-                raise self.wrong_base(patch, f"its tensor {cut(name)} is {tensor.dtype} {found}, expected {expected}")
+                found, expected = f"{tensor.dtype} {cut(list(tensor.shape))}", f"{entry.base_dtype} {cut(list(entry.base_shape or ()))}"
+                raise self.wrong_base(patch, f"its tensor {cut(name)} is {found}, expected {expected}")
             return BaseTensor(tensor, entry.base_digest)
         before = self.chain[depth - 1]
         source = before.entries.get((next(iter(before.scopes)) if len(before.scopes) == 1 else scope or "", name))
         if source is None or (source[1].dtype, source[1].shape) != (entry.base_dtype, entry.base_shape):
-            raise BaseMismatchError(f"{patch.path}: needs the tensor {cut(name)}, which {before.path} does not give like that")
+            raise BaseMismatchError(f"{patch.path}: needs the tensor {cut(name)}, which {before.path} does not give in that form")
         recipe = self.recipe(depth - 1, *source)
         if recipe.digest != entry.base_digest:
             raise BaseMismatchError(f"{patch.path}: tensor {cut(name)} is not the one that {before.path} gives")
         return recipe
 
     def outputs(self) -> list[OutputFile]:
-        """Every weight file of the chain's target."""
+        """All weight files of the chain's target."""
         last, outputs = len(self.chain) - 1, []
         for file in self.chain[last].files:
             start = file.header.data_start
@@ -159,21 +152,25 @@ class Rebuilder:
         return outputs
 
     def subset(self, globs: Sequence[str]) -> OutputFile:
-        """One new safetensors file of the target tensors whose names match."""
+        """One new safetensors file with the target's tensors whose names match a glob.
+
+        Raises:
+            OutputError: no name matches, or one name matches in two scopes.
+        """
         last = len(self.chain) - 1
-        found: dict[str, tuple[PatchFile, Entry]] = {}
+        chosen: dict[str, tuple[PatchFile, Entry]] = {}
         for (_, name), (file, entry) in self.chain[last].entries.items():
             if matches(name, globs):
-                if name in found:
-                    both = f"{cut(found[name][0].metadata.target_scope)} and {cut(file.metadata.target_scope)}"
+                if name in chosen:
+                    both = f"{cut(chosen[name][0].metadata.target_scope)} and {cut(file.metadata.target_scope)}"
                     raise OutputError(f"--only matches {cut(name)} of two scopes, {both}: narrow it")
-                found[name] = file, entry
-        if not found:
+                chosen[name] = file, entry
+        if not chosen:
             raise OutputError(f"--only matches none of the {len(self.chain[last].entries)} tensors; ckptdiff info --tensors lists them")
-        rows = [(name, entry.dtype, entry.shape, entry.nbytes) for name, (_, entry) in found.items()]
+        rows = [(name, entry.dtype, entry.shape, entry.nbytes) for name, (_, entry) in chosen.items()]
         raw = header_json([("__metadata__", '{"format":"pt"}')], rows)
         tensors, position = [], 8 + len(raw)
-        for file, entry in found.values():
+        for file, entry in chosen.values():
             tensors.append((position, self.recipe(last, file, entry)))
             position += entry.nbytes
         return OutputFile("", len(raw).to_bytes(8, "little") + raw, tuple(tensors), position)
@@ -181,7 +178,7 @@ class Rebuilder:
     # --- writing ---
 
     def write(self, output: OutputFile, path: Path) -> None:
-        """Build and check every tensor of a file, and write it (spec 10, steps 3 to 5)."""
+        """Build and check every tensor of a file, and write the file to ``path``, which must not exist (spec 10, steps 3 to 5)."""
         self.total += output.size
         path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
@@ -207,37 +204,43 @@ class Rebuilder:
         return recipe, len(data), last
 
     def check(self, recipe: Recipe) -> None:
-        """Compare the digests of a finished tensor and of all it was built from, the base's first."""
-        parts, longer = whole_layers(recipe)
+        """Compare the digests of a tensor that was built, and of all tensors that it was built from, the base's first."""
+        steps, longer = steps_built_whole(recipe)
         if longer is not None:
-            self.once.check(longer, self.check)
-        for part in parts:
-            if isinstance(part, PatchedTensor):
-                check_result(part)
-            elif found_digest(part) != part.digest:
-                raise self.wrong_base(self.chain[0], tensor_differs(part, found_digest(part)))
-        for part in layers(recipe):
-            part.leaves.clear()
+            self.checked.check(longer, self.check)
+        for step in steps:
+            if isinstance(step, PatchedTensor):
+                check_result(step)
+            elif built_digest(step) != step.digest:
+                raise self.wrong_base(self.chain[0], describe_mismatch(step, built_digest(step)))
+        for step in steps_of(recipe):
+            step.leaves.clear()
 
-    # --- what to say of a wrong base ---
+    # --- errors of a wrong base ---
 
     def wrong_base(self, patch: OpenPatch, why: str) -> BaseMismatchError:
-        return BaseMismatchError(f"{self.base.path}: is not the base of {patch.path}: {why}. {wanted_base(patch)}")
+        """The error for a base that a patch was not made from."""
+        return BaseMismatchError(f"{self.base.path}: is not the base of {patch.path}: {why}. {describe_base(patch)}")
 
-    def explain(self, recipes: Iterable[Recipe]) -> None:
-        """After a failure: raise the error of a wrong base if that is the cause, naming the first tensor that differs."""
+    def raise_if_wrong_base(self, recipes: Iterable[Recipe]) -> None:
+        """After a failure, look for its cause in the base.
+
+        Raises:
+            BaseMismatchError: a base tensor of these recipes has another content than the patch was made from; the first one is named.
+                Of kind ``already_target`` if all tensors that the chain changes have the target's content.
+        """
         first: CkptdiffError | None = None
         deltas = at_target = 0
         for recipe in recipes:
-            parts = layers(recipe)
-            if not isinstance(parts[0], BaseTensor):
+            steps = steps_of(recipe)
+            if not isinstance(steps[0], BaseTensor):
                 continue
-            found = self.once.digest_of(parts[0].tensor)
-            if found != parts[0].digest and first is None:
-                first = self.wrong_base(self.chain[0], tensor_differs(parts[0], found))
-            if any(isinstance(part, PatchedTensor) and part.entry.kind == "delta" for part in parts):
+            found = self.checked.digest_of(steps[0].tensor)
+            if found != steps[0].digest and first is None:
+                first = self.wrong_base(self.chain[0], describe_mismatch(steps[0], found))
+            if any(isinstance(step, PatchedTensor) and step.entry.kind == "delta" for step in steps):
                 deltas += 1
-                at_target += found == parts[-1].digest
+                at_target += found == steps[-1].digest
         if first and deltas and at_target == deltas:
             raise BaseMismatchError(
                 f"{self.base.path}: is already the target of {self.chain[-1].path}; nothing to do: "
@@ -248,7 +251,7 @@ class Rebuilder:
             raise first
 
     def write_others(self, folder: Path) -> None:
-        """Write the target's other files; those of earlier patches of the chain are rebuilt in a scratch folder."""
+        """Write the target's files without weights; those that earlier patches give are rebuilt in a scratch folder."""
         if self.base.is_file and any(other.kind != "new" for other in self.chain[0].others):
             raise BaseMismatchError(
                 f"{self.base.path}: is one file; give the folder that it lies in, since the patch needs other files too"
@@ -258,7 +261,7 @@ class Rebuilder:
             other_files.rebuild(self.chain[-1], other, self._other(len(self.chain) - 1, other.path, scratch / str(k)), folder / other.path)
 
     def _other(self, depth: int, path: str, scratch: Path) -> Path | None:
-        """Where the file ``path`` of the base of patch ``depth`` lies."""
+        """The file ``path`` that patch number ``depth`` starts from: the base's, or one rebuilt in ``scratch``; None if there is none."""
         if depth == 0:
             return self.base.others.get(path)
         before = self.chain[depth - 1]
@@ -270,11 +273,10 @@ class Rebuilder:
         return out
 
 
-def wanted_base(patch: OpenPatch) -> str:
-    """A sentence that says which base a patch wants."""
-    info = patch.index.info if patch.index else patch.files[0].metadata.info
-    if isinstance(info.get("base_repo"), str):
-        return f"It wants {cut(info['base_repo'])}@{cut(info.get('base_revision', 'main'))}"
+def describe_base(patch: OpenPatch) -> str:
+    """A sentence that says which base a patch was made from."""
+    if patch.base_repo is not None:
+        return f"It wants {cut(patch.base_repo.repo)}@{cut(patch.base_repo.revision or 'main')}"
     if patch.base_files:
         file, more = patch.base_files[0], len(patch.base_files) - 1
         return f"It wants {quoted(file.path)} with the SHA-256 {file.sha256}" + (f" and {more} more" if more else "")

@@ -1,4 +1,7 @@
-"""What a target tensor is built from: a base tensor, and the entry of each patch of a chain above it (spec section 10, step 4)."""
+"""How a target tensor is built: from a base tensor, by an entry of each patch of a chain (spec section 10, step 4).
+
+A recipe is a linked list of steps: its last step gives the target tensor, and each :class:`PatchedTensor` takes what its ``base`` gives.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ckptdiff import device
-from ckptdiff.checkpoint.reader import Tensor
+from ckptdiff.checkpoint.contents import Tensor
 from ckptdiff.codecs import CODECS, sparse
 from ckptdiff.errors import CkptdiffError, FormatError, IntegrityError, cut
 from ckptdiff.format.digests import BLOCK, block_count, leaves_of, tensor_digest
 from ckptdiff.format.dtypes import DTYPES, Bytes, Dtype
 from ckptdiff.format.entry import Entry
 from ckptdiff.format.patch_file import PatchFile
-from ckptdiff.patching.adapt import adapt, group_units, read_range
+from ckptdiff.patching.adapt import adapt, read_range, units_per_group
 
 if TYPE_CHECKING:
     import torch
@@ -25,11 +28,13 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class BaseTensor:
-    """A tensor of the base, which must have ``digest``."""
+    """A tensor of the base checkpoint, as it is."""
 
     tensor: Tensor
     digest: bytes
+    """The tensor digest that it must have."""
     leaves: dict[int, list[bytes]] = field(default_factory=dict)
+    """Leaves of what was read so far, by the offset in bytes at which each range begins."""
 
     @property
     def dtype(self) -> str:
@@ -40,6 +45,7 @@ class BaseTensor:
         return self.tensor.nbytes
 
     def build(self, start: int, stop: int) -> Bytes:
+        """Bytes ``start`` to ``stop``, or fewer where the tensor ends before; their leaves are noted."""
         data = read_range(self.tensor, start, stop)
         self.leaves[start] = leaves_of(data)
         return data
@@ -47,14 +53,18 @@ class BaseTensor:
 
 @dataclass(slots=True)
 class PatchedTensor:
-    """A tensor that a patch's entry makes out of ``below``, if it has a base; ``device``: where to move what ``sparse`` says moves."""
+    """A tensor that a patch's entry gives, out of its base tensor if it has one."""
 
     file: PatchFile
     entry: Entry
-    below: BaseTensor | PatchedTensor | None
+    base: BaseTensor | PatchedTensor | None
+    """The step that gives the entry's base tensor; None for a new tensor."""
     device: torch.device | None = None
+    """The torch device that applies changes of the codec ``sparse``; None: the host does."""
     changed: dict[int, int] = field(default_factory=dict)
+    """Number of changed units by number of the block, of blocks decoded so far."""
     leaves: dict[int, list[bytes]] = field(default_factory=dict)
+    """Leaves of what was built so far, by the offset in bytes at which each range begins."""
 
     @property
     def dtype(self) -> str:
@@ -69,29 +79,35 @@ class PatchedTensor:
         return self.entry.digest
 
     def build(self, start: int, stop: int) -> Bytes:
+        """Bytes ``start`` to ``stop``, or fewer where the tensor ends before; their leaves, and those of all steps below, are noted.
+
+        Raises:
+            FormatError: a block cannot be decoded.
+        """
         entry, dtype = self.entry, DTYPES[self.entry.dtype]
         size = max(min(stop, entry.nbytes) - start, 0)
-        if self.below is None:
-            base = np.zeros(size, np.uint8)
+        if self.base is None:
+            data = np.zeros(size, np.uint8)
         else:
-            width = DTYPES[self.below.dtype].carrier
-            if isinstance(self.below, BaseTensor) and units_of(self.below) > units_of(self):
-                stop = start + size  # no more than is kept of it
-            base = self.below.build(start // dtype.carrier * width, stop // dtype.carrier * width)
-            base = adapt(base, self.below.dtype, entry.dtype, size)
+            width = DTYPES[self.base.dtype].carrier
+            if isinstance(self.base, BaseTensor) and units_of(self.base) > units_of(self):
+                stop = start + size  # units of the base past the target's end are cut off: do not read them
+            data = self.base.build(start // dtype.carrier * width, stop // dtype.carrier * width)
+            data = adapt(data, self.base.dtype, entry.dtype, size)
         if entry.kind != "same" and size:
-            base = self._decode(base, start)
-        self.leaves[start] = leaves_of(base)
-        return base
+            data = self._decode(data, start)
+        self.leaves[start] = leaves_of(data)
+        return data
 
     def _decode(self, base: Bytes, start: int) -> Bytes:
+        """Decode the blocks of a range that begins at ``start``, against the adapted bytes of its base."""
         entry, dtype, first = self.entry, DTYPES[self.entry.dtype], start // BLOCK
         codec, parts = CODECS[entry.codec or ""], []
         for k, coded in enumerate(self.file.read_blocks(entry, first, first + block_count(len(base)))):
             block = base[k * BLOCK : (k + 1) * BLOCK]
             try:
                 if self.device is not None and codec is sparse:
-                    part, changed = self._move(coded, block, dtype)
+                    part, changed = self._decode_on_device(coded, block, dtype)
                 else:
                     part, changed = codec.decode(coded, block, len(block), dtype)
             except ValueError as error:
@@ -100,93 +116,95 @@ class PatchedTensor:
             self.changed[first + k] = changed
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def _move(self, coded: memoryview, block: Bytes, dtype: Dtype) -> tuple[Bytes, int]:
-        """What ``sparse.decode`` gives, by way of a device."""
-
+    def _decode_on_device(self, coded: memoryview, block: Bytes, dtype: Dtype) -> tuple[Bytes, int]:
+        """The same as ``sparse.decode``, whose changes a torch device applies."""
         positions, zigzags = sparse.unpack(coded, len(block) // dtype.carrier, dtype)
         assert self.device is not None
-        return device.ops.moved(block, positions, zigzags, dtype, self.device), len(positions)
+        return device.ops.apply_changes_to_block(block, positions, zigzags, dtype, self.device), len(positions)
 
 
 Recipe = BaseTensor | PatchedTensor
 
 
-def layers(node: Recipe | None) -> list[Recipe]:
-    """A node and all below it, lowest first."""
-    found: list[Recipe] = []
-    while node is not None:
-        found.append(node)
-        node = node.below if isinstance(node, PatchedTensor) else None
-    return found[::-1]
+def steps_of(recipe: Recipe | None) -> list[Recipe]:
+    """The steps of a recipe in the order in which they are built: the base tensor first."""
+    steps: list[Recipe] = []
+    while recipe is not None:
+        steps.append(recipe)
+        recipe = recipe.base if isinstance(recipe, PatchedTensor) else None
+    return steps[::-1]
 
 
-def units_of(node: Recipe) -> int:
-    """Units of what a node builds."""
-    return node.nbytes // DTYPES[node.dtype].carrier
+def units_of(recipe: Recipe) -> int:
+    """The number of units of the tensor that a recipe builds."""
+    return recipe.nbytes // DTYPES[recipe.dtype].carrier
 
 
-def whole_layers(node: Recipe) -> tuple[list[Recipe], Recipe | None]:
-    """A node and those below it that are built whole with it, lowest first; and the next one below, of which only a part is needed.
+def steps_built_whole(recipe: Recipe) -> tuple[list[Recipe], Recipe | None]:
+    """The last steps of a recipe, which are built whole with its tensor, in order; and the step before them, of which only a part is.
 
-    That one, and what it is built from, must be checked by itself: a patch may cut one long tensor into very many.
+    That step, and those before it, must be checked separately, and once: a patch may cut one long tensor into very many short ones.
     """
-    found = [node]
-    while isinstance(found[-1], PatchedTensor) and (below := found[-1].below) is not None:
-        if units_of(below) > units_of(found[-1]):
-            return found[::-1], below
-        found.append(below)
-    return found[::-1], None
+    steps = [recipe]
+    while isinstance(steps[-1], PatchedTensor) and (base := steps[-1].base) is not None:
+        if units_of(base) > units_of(steps[-1]):
+            return steps[::-1], base
+        steps.append(base)
+    return steps[::-1], None
 
 
-def anew(node: Recipe) -> Recipe:
-    """The same node, of which nothing is built yet."""
-    if isinstance(node, BaseTensor):
-        return BaseTensor(node.tensor, node.digest)
-    return PatchedTensor(node.file, node.entry, anew(node.below) if node.below is not None else None, node.device)
+def unbuilt_copy(recipe: Recipe) -> Recipe:
+    """The same recipe, with nothing built and no leaves noted yet."""
+    if isinstance(recipe, BaseTensor):
+        return BaseTensor(recipe.tensor, recipe.digest)
+    return PatchedTensor(recipe.file, recipe.entry, unbuilt_copy(recipe.base) if recipe.base is not None else None, recipe.device)
 
 
-def ranges(node: Recipe) -> Iterator[tuple[int, int, bool]]:
-    """What to build a node in: start and stop in bytes of the target, whole blocks of all layers, and whether it is the last."""
-    parts, width = whole_layers(node)[0], DTYPES[node.dtype].carrier
-    group = group_units(*(part.dtype for part in layers(node)))
-    units = max(units_of(part) for part in parts)
+def ranges(recipe: Recipe) -> Iterator[tuple[int, int, bool]]:
+    """The ranges in which to build a tensor: start and stop in its bytes, and whether it is the last one.
+
+    Each is whole blocks in the dtypes of all steps, and together they cover all steps that are built whole.
+    """
+    whole, width = steps_built_whole(recipe)[0], DTYPES[recipe.dtype].carrier
+    group = units_per_group(*(step.dtype for step in steps_of(recipe)))
+    units = max(units_of(step) for step in whole)
     for first in range(0, max(units, 1), group):
         yield first * width, (first + group) * width, first + group >= units
 
 
-def found_digest(node: Recipe) -> bytes:
-    """The tensor digest of what a node has built."""
-    return tensor_digest(leaf for start in sorted(node.leaves) for leaf in node.leaves[start])
+def built_digest(step: Recipe) -> bytes:
+    """The tensor digest of what a step has built."""
+    return tensor_digest(leaf for start in sorted(step.leaves) for leaf in step.leaves[start])
 
 
-def check_result(node: PatchedTensor) -> None:
+def check_result(step: PatchedTensor) -> None:
     """Raise FormatError or IntegrityError unless an entry has changed as many units, and gives the digest, as it says."""
-    check_changed(node)
-    where, digest = f"{node.file.source.name}: tensor {cut(node.entry.name)}", found_digest(node)
-    if digest != node.digest:
-        raise IntegrityError(f"{where}: rebuilt with the digest {digest.hex()}, expected {node.digest.hex()}: fetch the patch again")
+    check_changed(step)
+    where, digest = f"{step.file.source.name}: tensor {cut(step.entry.name)}", built_digest(step)
+    if digest != step.digest:
+        raise IntegrityError(f"{where}: rebuilt with the digest {digest.hex()}, expected {step.digest.hex()}: fetch the patch again")
 
 
-def check_changed(node: PatchedTensor) -> None:
+def check_changed(step: PatchedTensor) -> None:
     """Raise FormatError unless an entry has changed as many units as it says."""
-    changed = sum(node.changed.values())
-    if node.entry.kind == "delta" and changed != node.entry.changed:
-        where = f"{node.file.source.name}: tensor {cut(node.entry.name)}"
-        raise FormatError(f"{where}: its blocks change {changed} units, expected {node.entry.changed}")
+    changed = sum(step.changed.values())
+    if step.entry.kind == "delta" and changed != step.entry.changed:
+        where = f"{step.file.source.name}: tensor {cut(step.entry.name)}"
+        raise FormatError(f"{where}: its blocks change {changed} units, expected {step.entry.changed}")
 
 
-def tensor_differs(node: BaseTensor, found: bytes) -> str:
-    """Words for a base tensor of another digest."""
-    return f"its tensor {cut(node.tensor.name)} has the digest {found.hex()}, expected {node.digest.hex()}"
+def describe_mismatch(step: BaseTensor, found: bytes) -> str:
+    """The part of an error message that says which base tensor has another digest."""
+    return f"its tensor {cut(step.tensor.name)} has the digest {found.hex()}, expected {step.digest.hex()}"
 
 
 def digest_of(tensor: Tensor) -> bytes:
-    """Tensor digest of a base tensor, block by block."""
+    """Tensor digest of a tensor of a checkpoint, read block by block."""
     return tensor_digest(leaf for start in range(0, tensor.nbytes, BLOCK) for leaf in leaves_of(read_range(tensor, start, start + BLOCK)))
 
 
-class Once:
-    """What is found out once, however many entries are made of one tensor: a patch may cut a long one into a hundred thousand."""
+class CheckCache:
+    """Digests and checks of tensors that many entries start from, each done once: a patch may cut one tensor into a hundred thousand."""
 
     def __init__(self) -> None:
         self._digests: dict[int, bytes] = {}
@@ -200,22 +218,22 @@ class Once:
                 self._digests[id(tensor)] = digest_of(tensor)
             return self._digests[id(tensor)]
 
-    def check(self, node: Recipe, check: Callable[[Recipe], None]) -> None:
-        """Build a node whole and check it; raises what ``check`` raises, each time."""
-        key = (id(node.file), node.entry.name) if isinstance(node, PatchedTensor) else (id(node.tensor), node.digest.hex())
+    def check(self, recipe: Recipe, check: Callable[[Recipe], None]) -> None:
+        """Build a whole tensor and check it; raises what ``check`` raises, at each call."""
+        key = (id(recipe.file), recipe.entry.name) if isinstance(recipe, PatchedTensor) else (id(recipe.tensor), recipe.digest.hex())
         with self._lock:
             if key not in self._errors:
-                self._errors[key] = _error(anew(node), check)
+                self._errors[key] = _building_error(unbuilt_copy(recipe), check)
             error = self._errors[key]
         if error is not None:
             raise error
 
 
-def _error(node: Recipe, check: Callable[[Recipe], None]) -> CkptdiffError | None:
+def _building_error(recipe: Recipe, check: Callable[[Recipe], None]) -> CkptdiffError | None:
     try:
-        for start, stop, _ in ranges(node):
-            node.build(start, stop)
-        check(node)
+        for start, stop, _ in ranges(recipe):
+            recipe.build(start, stop)
+        check(recipe)
     except CkptdiffError as error:
         return error
     return None

@@ -1,4 +1,4 @@
-"""One table of dtypes: safetensors, torch, numpy; and tensors of any library seen as their bytes."""
+"""The dtypes of safetensors, torch and numpy in one table, and tensors of these libraries as their bytes in memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ckptdiff.errors import UnsupportedError
 from ckptdiff.format.dtypes import Bytes
 from ckptdiff.lazy import torch
 
-NAMES: dict[str, tuple[str | None, str | None]] = {
+DTYPE_NAMES: dict[str, tuple[str | None, str | None]] = {
     "BOOL": ("bool", "bool"),
     "U8": ("uint8", "uint8"),
     "I8": ("int8", "int8"),
@@ -36,7 +36,7 @@ NAMES: dict[str, tuple[str | None, str | None]] = {
 }
 """Names of each safetensors dtype in torch and in numpy with ml_dtypes. An element of torch's F4 type is two of safetensors'."""
 
-_BY_NAME = {other: name for name, others in NAMES.items() for other in others if other is not None}
+_BY_NAME = {other: name for name, others in DTYPE_NAMES.items() for other in others if other is not None}
 
 Array = Any
 """A torch tensor or a numpy array."""
@@ -48,10 +48,10 @@ def dtype_of(array: Array, where: str) -> str:
     Raises:
         UnsupportedError: safetensors has none.
     """
-    found = getattr(array.dtype, "name", str(array.dtype)).removeprefix("torch.")
-    if found not in _BY_NAME:
-        raise UnsupportedError(f"{where}: safetensors has no dtype for {found}: store it as another, or as the bytes of a uint8 tensor")
-    return _BY_NAME[found]
+    name = getattr(array.dtype, "name", str(array.dtype)).removeprefix("torch.")
+    if name not in _BY_NAME:
+        raise UnsupportedError(f"{where}: safetensors has no dtype for {name}: store it as another, or as the bytes of a uint8 tensor")
+    return _BY_NAME[name]
 
 
 def shape_of(array: Array, dtype: str) -> tuple[int, ...]:
@@ -62,10 +62,10 @@ def shape_of(array: Array, dtype: str) -> tuple[int, ...]:
     return (*shape[:-1], 2 * shape[-1]) if shape else (2,)
 
 
-class _Memory:
-    """A torch tensor's bytes on the host, for numpy to see, which holds the tensor as long as it looks.
+class _ArrayInterface:
+    """Shows numpy the bytes of a torch tensor on the host, and keeps the tensor alive as long as the array.
 
-    ``Tensor.numpy()`` would forbid torch to resize that memory ever after, as FSDP does and ``untyped_storage().resize_``.
+    ``Tensor.numpy()`` would forbid torch from then on to resize that memory, as FSDP does (``untyped_storage().resize_``).
     """
 
     def __init__(self, flat: torch.Tensor) -> None:
@@ -73,8 +73,8 @@ class _Memory:
         self.__array_interface__ = {"data": (flat.data_ptr(), False), "shape": (len(flat),), "typestr": "|u1", "version": 3}
 
 
-def address(flat: Bytes | torch.Tensor) -> tuple[str, int, int]:
-    """Where memory is: device, address and size."""
+def memory_range(flat: Bytes | torch.Tensor) -> tuple[str, int, int]:
+    """Where memory lies: device, address and size in bytes."""
     return ("cpu", flat.ctypes.data, len(flat)) if isinstance(flat, np.ndarray) else (str(flat.device), flat.data_ptr(), len(flat))
 
 
@@ -103,21 +103,20 @@ def flat_bytes(array: Array, where: str) -> Bytes | torch.Tensor:
         raise UnsupportedError(f"{where}: its memory was freed, as FSDP does between uses: gather the full parameters first")
     if flat.device.type != "cpu":
         return flat
-    return np.asarray(_Memory(flat)) if len(flat) else np.empty(0, np.uint8)
+    return np.asarray(_ArrayInterface(flat)) if len(flat) else np.empty(0, np.uint8)
 
 
 def new_tensor(dtype: str, shape: tuple[int, ...], where: str) -> torch.Tensor:
-    """An empty torch tensor in host memory.
+    """A torch tensor in host memory, not initialized.
 
     Raises:
         UnsupportedError: this torch has no such dtype.
     """
-
-    found = getattr(torch, NAMES[dtype][0] or "", None)
-    if found is None:
+    torch_dtype = getattr(torch, DTYPE_NAMES[dtype][0] or "", None)
+    if torch_dtype is None:
         raise UnsupportedError(f"{where}: torch {torch.__version__} has no dtype for {dtype}; ckptdiff apply writes it to a file")
     if dtype == "F4":
         if not shape or shape[-1] % 2:
             raise UnsupportedError(f"{where}: torch has two F4 elements in one, and cannot hold the shape {list(shape)}")
         shape = (*shape[:-1], shape[-1] // 2)
-    return torch.empty(shape, dtype=found)
+    return torch.empty(shape, dtype=torch_dtype)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ckptdiff import kernels
-from ckptdiff.device.ops import SIGNED
+from ckptdiff.device.ops import SIGNED_DTYPES
 from ckptdiff.errors import CheckpointError, UnsupportedError
 from ckptdiff.io.parallel import run_ordered
 from ckptdiff.lazy import require
@@ -77,7 +77,7 @@ class MaskedParameter:
         That is done by bits, as a product would turn a GradScaler's infinities into NaNs.
         """
         here = self.local(tensor)
-        units = here.view(SIGNED[here.element_size()])
+        units = here.view(SIGNED_DTYPES[here.element_size()])
         if _on_host(units):
             return [
                 partial(kernels.mask_ops.zero_unmasked, *row) for row in kernels.mask_ops.split_jobs(_numbers(units), _numbers(self.bits))

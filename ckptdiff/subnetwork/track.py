@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.optim
 
-from ckptdiff.device.ops import SIGNED
+from ckptdiff.device.ops import SIGNED_DTYPES
 from ckptdiff.errors import CheckpointError
 
 
@@ -96,7 +96,7 @@ class UpdateTracker:
         """The bits of a parameter's watched elements, in the type that is watched."""
         part = self._part(parameter)
         part = part if self.dtype is None else part.to(self.dtype)
-        return part.view(SIGNED[part.element_size()])
+        return part.view(SIGNED_DTYPES[part.element_size()])
 
     @property
     def _due(self) -> bool:

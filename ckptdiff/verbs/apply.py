@@ -9,12 +9,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptdiff.device.choice import find_device
+from ckptdiff.device.resolve import resolve_device
 from ckptdiff.errors import BaseMismatchError, FormatError, IntegrityError
 from ckptdiff.io.parallel import Progress, default_threads, no_progress
+from ckptdiff.patching.chain import check_chain, check_length
 from ckptdiff.patching.output import build_beside, check_output, check_space
 from ckptdiff.patching.patch import open_patch
-from ckptdiff.patching.rebuild import MAX_CHAIN, OutputFile, Rebuilder, check_chain, check_stored, open_base, recipes_of
+from ckptdiff.patching.rebuild import OutputFile, Rebuilder, check_stored, open_base, recipes_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +66,10 @@ def apply(
         CheckpointError: the base cannot be read. OutputError: ``out`` cannot be written. UnsupportedError: there is no such device.
     """
     started, out = time.perf_counter(), Path(out)
-    torch_device = find_device(device) if device is not None else None
+    torch_device = resolve_device(device) if device is not None else None
     names = [patches] if isinstance(patches, (str, os.PathLike)) else list(patches)
     if not names:
-        raise FormatError(f"a chain has 1 to {MAX_CHAIN} patches, found 0")
+        check_length(0)
     with ExitStack() as stack:
         chain = [stack.enter_context(open_patch(name, by_ranges=bool(only))) for name in names]
         old = stack.enter_context(open_base(base, chain, only_weights=bool(only)))
@@ -99,7 +100,7 @@ def _write(rebuilder: Rebuilder, outputs: Sequence[OutputFile], built: Path, fol
         for output in outputs:
             rebuilder.write(output, built / output.path if folder else built)
     except (FormatError, IntegrityError, BaseMismatchError):
-        rebuilder.explain(recipes_of(outputs))
+        rebuilder.raise_if_wrong_base(recipes_of(outputs))
         raise
     if folder:
         rebuilder.write_others(built)

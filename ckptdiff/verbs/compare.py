@@ -11,8 +11,9 @@ from functools import partial
 import numpy as np
 
 from ckptdiff.analysis.values import distances, element_bits
+from ckptdiff.checkpoint.contents import Tensor
 from ckptdiff.checkpoint.pairing import check_patterns, pair_all
-from ckptdiff.checkpoint.reader import Tensor, open_checkpoint
+from ckptdiff.checkpoint.reader import open_checkpoint
 from ckptdiff.checkpoint.selection import Selection
 from ckptdiff.format.dtypes import DTYPES
 from ckptdiff.io.parallel import Progress, default_threads, no_progress, run_ordered

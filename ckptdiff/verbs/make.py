@@ -9,9 +9,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from ckptdiff.checkpoint.contents import Checkpoint
 from ckptdiff.checkpoint.other_formats import other_formats
 from ckptdiff.checkpoint.pairing import Rename, check_patterns
-from ckptdiff.checkpoint.reader import Checkpoint, open_checkpoint
+from ckptdiff.checkpoint.reader import open_checkpoint
 from ckptdiff.checkpoint.secrets import suspicious_name
 from ckptdiff.checkpoint.selection import Selection
 from ckptdiff.errors import CheckpointError
@@ -21,9 +22,9 @@ from ckptdiff.hub.ids import parse_id
 from ckptdiff.hub.repo import Repo, open_repo
 from ckptdiff.io.parallel import Progress, default_threads, no_progress
 from ckptdiff.patching import other_files
-from ckptdiff.patching.encoders import choose_coder
+from ckptdiff.patching.choose_encoder import choose_encoder
 from ckptdiff.patching.output import build_beside, check_output
-from ckptdiff.patching.write import PatchMaker, Report
+from ckptdiff.patching.write import PatchMaker, StorableReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ def make(
     exclude: Sequence[str] = (),
     follow_links: bool = False,
     rename: Sequence[str] = (),
-    report: Report | None = None,
+    report: StorableReport | None = None,
     base_repo: str | None = None,
     target_repo: str | None = None,
     threads: int | None = None,
@@ -111,8 +112,8 @@ def make(
         check_patterns(old, new, rules, chosen.globs)
         _check_paths(old, new, out, overwrite)
         with build_beside(out, overwrite=overwrite) as built, open(built.with_name("spool"), "w+b") as spool:
-            coder, groups = choose_coder(device)
-            maker = PatchMaker(old, new, codec, threads or default_threads(), rules, report, spool, progress, coder, groups)
+            encoder, groups = choose_encoder(device)
+            maker = PatchMaker(old, new, codec, threads or default_threads(), rules, report, spool, progress, encoder, groups)
             maker.repos = {"base": _repo_of(old, base_repo), "target": _repo_of(new, target_repo)}
             size = _write(maker, new, built)
             old.check_unchanged()

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptdiff.checkpoint.recognition import check_there
+from ckptdiff.checkpoint.recognition import check_exists
 from ckptdiff.errors import CheckpointError, IntegrityError
-from ckptdiff.hub.client import using
+from ckptdiff.hub.client import use_token
 from ckptdiff.hub.ids import HubId, parse_id
 from ckptdiff.hub.repo import open_repo
 from ckptdiff.io.parallel import Progress, no_progress
-from ckptdiff.patching.provenance import resolve
+from ckptdiff.patching.provenance import resolve_chain
 from ckptdiff.verbs.apply import apply
 from ckptdiff.verbs.verify import verify
 
@@ -75,11 +75,11 @@ def pull(
         raise CheckpointError(f"{repo_id!r}: expected the id of a repo on the Hub, as org/name; for a patch here: ckptdiff apply")
     if revision is not None:
         hub_id = HubId(hub_id.repo, revision, hub_id.subfolder)
-    with using(token):
+    with use_token(token):
         if base is not None:
-            check_there(base)
+            check_exists(base)
         notes: list[str] = []
-        links, named_base = resolve(open_repo(hub_id), base is None, notes)
+        links, named_base = resolve_chain(open_repo(hub_id), base is None, notes)
         origin = os.fspath(base) if base is not None else named_base
         assert origin is not None
         patches = [link.name for link in links]

@@ -13,12 +13,13 @@ from ckptdiff.checkpoint.recognition import is_patch_repo
 from ckptdiff.checkpoint.secrets import suspicious_content, suspicious_name
 from ckptdiff.errors import CheckpointError, CkptdiffError, FormatError, HubError, IntegrityError, OutputError
 from ckptdiff.format.index import INDEX_NAME, OtherFile
-from ckptdiff.hub.client import endpoint, using
-from ckptdiff.hub.commit import Commit, find_repo, licence_of, publish, with_metadata
+from ckptdiff.hub.client import endpoint, use_token
+from ckptdiff.hub.commit import Commit, find_repo, licence_of, publish, update_card
 from ckptdiff.hub.ids import HubId, parse_id
 from ckptdiff.hub.repo import Repo, check_files, download, open_repo
 from ckptdiff.io.parallel import Progress, no_progress
 from ckptdiff.patching import other_files
+from ckptdiff.patching.chain import repo_gives
 from ckptdiff.patching.patch import OpenPatch, open_patch
 from ckptdiff.verbs.card import Facts, card_text
 from ckptdiff.verbs.info import info
@@ -103,7 +104,7 @@ def push(
         raise CheckpointError(f"{repo_id!r}: expected org/name, or org/name@branch")
     if parse_id(patch) is not None:
         raise CheckpointError(f"{patch}: there is no such file or folder: push sends a patch from this machine")
-    with using(token), open_patch(patch) as opened:
+    with use_token(token), open_patch(patch) as opened:
         _check(patch, threads, progress)
         plan, base = _make_plan(opened, hub_id, base_repo, licence, allow_secrets)
         sizes = {path: len(data) if isinstance(data, bytes) else data.stat().st_size for path, data in plan.files.items()}
@@ -147,20 +148,17 @@ def _check(patch: str | os.PathLike[str], threads: int | None, progress: Progres
 
 def _find_base(patch: OpenPatch, base_repo: str | None, plan: _Plan) -> Repo:
     """The repo of the base: the one that is given, or that the patch records. Its files must be those that the patch was made from."""
-    recorded = patch.info
+    hub_id = patch.base_repo
     if base_repo is not None:
         hub_id = parse_id(base_repo)
         if hub_id is None:
             raise CheckpointError(f"{base_repo!r} is not an id on the Hub: expected org/name or org/name@revision")
-    elif "base_repo" in recorded:
-        hub_id = HubId(recorded["base_repo"], recorded.get("base_revision"))
-    else:
+    elif hub_id is None:
         raise CheckpointError(f"{patch.path}: does not say which repo has its base: push with --base-repo org/name[@revision]")
     repo = open_repo(hub_id)
     if is_patch_repo(repo):
-        with open_patch(str(repo.pinned), by_ranges=True) as before:
-            if before.target_identity != patch.base_identity:
-                raise CheckpointError(f"{patch.path}: its base is not what the patch in {repo.pinned} gives")
+        if not repo_gives(repo, patch.base_identity):
+            raise CheckpointError(f"{patch.path}: its base is not what the patch in {repo.pinned} gives")
         plan.checked.append(f"the patch in `{repo.name}` at that commit gives its base")
     else:
         plan.checked += _compare_files(patch, repo)
@@ -269,7 +267,7 @@ def _add_card(patch: OpenPatch, hub_id: HubId, base: Repo, existing: Repo | None
         "library_name": "ckptdiff",
         "tags": list(TAGS),
     }
-    plan.files[CARD_PATH] = with_metadata(card_text(facts, card), metadata).encode()
+    plan.files[CARD_PATH] = update_card(card_text(facts, card), metadata).encode()
 
 
 def _picture(report: Report) -> bytes | None:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from ckptdiff.checkpoint.reader import open_checkpoint
-from ckptdiff.checkpoint.recognition import check_there
+from ckptdiff.checkpoint.recognition import check_exists
 from ckptdiff.checkpoint.selection import select
 from ckptdiff.errors import CheckpointError, CkptdiffError, FormatError, IntegrityError, cut
 from ckptdiff.format.digests import BLOCK
@@ -28,7 +28,7 @@ from ckptdiff.io.source import LocalFile
 from ckptdiff.patching import other_files
 from ckptdiff.patching.patch import OpenPatch, open_patch
 from ckptdiff.patching.rebuild import Rebuilder, open_base, recipes_of
-from ckptdiff.patching.recipes import BaseTensor, PatchedTensor, check_result, digest_of, layers, ranges, tensor_differs
+from ckptdiff.patching.recipes import BaseTensor, PatchedTensor, check_result, describe_mismatch, digest_of, ranges, steps_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ def verify(
     """
     for path in (patch, target):
         if path is not None:
-            check_there(path)
+            check_exists(path)
     checks: list[Callable[[], CkptdiffError | None]] = []
     errors: list[CkptdiffError] = []
     try:
@@ -120,7 +120,7 @@ def _merge_already_target(rebuilder: Rebuilder, errors: list[CkptdiffError]) -> 
     wrong = [error for error in errors if error.kind == "wrong_base"]
     if wrong:
         try:
-            rebuilder.explain(recipes_of(rebuilder.outputs()))
+            rebuilder.raise_if_wrong_base(recipes_of(rebuilder.outputs()))
         except CkptdiffError as error:
             if error.kind == "already_target":
                 return [*(error for error in errors if error not in wrong), error]
@@ -271,14 +271,14 @@ def base_checks(rebuilder: Rebuilder, patch: OpenPatch) -> list[Callable[[], Ckp
 def _tensor_error(rebuilder: Rebuilder, file: PatchFile, entry: Entry) -> CkptdiffError | None:
     try:
         recipe = rebuilder.recipe(0, file, entry)
-        base = layers(recipe)[0]
+        base = steps_of(recipe)[0]
         try:
             for start, stop, _ in ranges(recipe):
                 recipe.build(start, stop)
             rebuilder.check(recipe)
         except (FormatError, IntegrityError) as error:
-            if isinstance(base, BaseTensor) and (digest := rebuilder.once.digest_of(base.tensor)) != base.digest:
-                return rebuilder.wrong_base(rebuilder.chain[0], tensor_differs(base, digest))
+            if isinstance(base, BaseTensor) and (digest := rebuilder.checked.digest_of(base.tensor)) != base.digest:
+                return rebuilder.wrong_base(rebuilder.chain[0], describe_mismatch(base, digest))
             return error
     except CkptdiffError as error:
         return error

@@ -1,4 +1,4 @@
-"""Of which matrices the rank is taken, and how much memory counting by row and column takes."""
+"""Which matrices a rank is measured for, and how much memory the counts by row and column take."""
 
 from __future__ import annotations
 

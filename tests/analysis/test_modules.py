@@ -1,4 +1,4 @@
-"""Layer and kind of module, by the names that models of many families have."""
+"""Names of tensors from many families of models give their layer and kind of module."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_names(name: str) -> None:
+def test_names_give_layer_and_kind(name: str) -> None:
     assert (layer_of(name), module_of(name)) == NAMES[name]
 
 

@@ -1,4 +1,4 @@
-"""Overlap of updates against sets of indices in Python, and the paper's formulas."""
+"""Overlap of updates, checked against Python sets of indices and the paper's formulas."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_tolerance_and_nothing_changed(tmp_path: Path) -> None:
         overlap(paths, other)
 
 
-def test_commands(tmp_path: Path) -> None:
+def test_the_commands_print_it(tmp_path: Path) -> None:
     base, paths, _ = updates(tmp_path, 2)
     result = run("overlap", *paths, "--base", base, "--json")
     value = json.loads(result.stdout)

@@ -1,4 +1,4 @@
-"""Ranks against torch's, and the other figures against a plain SVD; on real pairs in ``test_report.py``."""
+"""Ranks are those of torch, and the other figures those of a plain SVD; ``tests/verbs/test_report.py`` does the same on real pairs."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_figures_are_those_of_the_svd(name: str) -> None:
     assert found.singular_values[0] == pytest.approx(s[0], rel=1e-9) and len(found.singular_values) == min(len(s), 64)
 
 
-def test_zeros_and_nothing() -> None:
+def test_zeros_have_the_rank_0_and_nothing_has_a_whole_share() -> None:
     zero = spectrum(MATRICES["zeros"])
     assert (zero.rank, zero.stable_rank, zero.effective_rank, set(zero.top_energy)) == (0, 0.0, 0, {0.0})
     assert spectrum(np.zeros((0, 5), np.float32)).rank_share == 1.0

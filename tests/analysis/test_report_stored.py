@@ -1,4 +1,4 @@
-"""Reports inside patches (spec 5.4)."""
+"""Reports stored inside patches (spec section 5.4)."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ def test_a_report_that_says_it_is_huge(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_real_reports(target: str) -> None:
+def test_real_reports_come_back(target: str) -> None:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"needs {SHARED_DATA}")
     measured = report(BASE, SHARED_DATA / target, rank="none")

@@ -1,4 +1,4 @@
-"""Bases with more in them than a patch was made from: what ``make`` was told to leave out, every other verb leaves out too."""
+"""Bases that hold more than a patch was made from: what ``make`` was told to leave out, every other verb leaves out too."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def test_snapshots_of_a_hub_cache(tmp_path: Path, two_folders: tuple[Path, Path]
 
 @pytest.mark.parametrize("link", ["a link", "z link"])
 def test_a_linked_folder(tmp_path: Path, two_folders: tuple[Path, Path], rng: np.random.Generator, link: str) -> None:
-    """A folder reachable under two names is there under both names in the result."""
+    """A folder reachable under two names is in the result under both names."""
     write(two_folders[1] / "real" / "model.safetensors", {"w": random_tensor(rng, "F32", [4])})
     put(two_folders[1] / "real", {"config.json": "{}"})
     (two_folders[1] / link).symlink_to("real")

@@ -87,7 +87,7 @@ def _without_scripts() -> Any:
 
 
 def look_at_report(found: Report) -> dict[str, Any]:
-    """What a report is shown by, all of it; returns its JSON."""
+    """Show a report in every form; returns its JSON."""
     value: dict[str, Any] = found.to_json()
     json.dumps(value, allow_nan=False)
     jsonschema.validate(value, SCHEMA)
@@ -128,7 +128,7 @@ def both(folder: Path, old: dict[str, TensorData], new: dict[str, TensorData]) -
 
 
 def test_only_empty_tensors(tmp_path: Path) -> None:
-    """B4: the largest share of no groups."""
+    """The largest share of changed elements is asked for where there are no groups."""
     empty = {f"model.layers.{k}.mlp.up_proj.weight": tensor("BF16", (0, 3), b"") for k in range(3)}
     result = run("report", *both(tmp_path, empty, empty))
     assert result.exit_code == 0 and "0 in 3 tensors" in result.stdout and result.stderr == ""
@@ -148,7 +148,7 @@ def test_only_empty_tensors(tmp_path: Path) -> None:
     ],
 )
 def test_numbers_that_are_no_layers(tmp_path: Path, name: str, layer: int | None) -> None:
-    """B4: a report with such a layer was refused when it was read again."""
+    """A report with such a layer was once refused when it was read again."""
     assert layer_of(name) == layer
     old, new = (tensor("F32", (4,), np.array([1, 2, 3, x], "<f4")) for x in (4, 5))
     paths = both(tmp_path, {name: old}, {name: new})
@@ -159,7 +159,7 @@ def test_numbers_that_are_no_layers(tmp_path: Path, name: str, layer: int | None
 
 @pytest.mark.parametrize(("dtype", "old", "new"), [("I64", 0, 1 << 63), ("F64", 0x4000 << 48, 0xC000 << 48), ("U64", 5, 5 + (1 << 60))])
 def test_moves_by_more_ulps_than_json_has_integers(tmp_path: Path, dtype: str, old: int, new: int) -> None:
-    """The end of such a bin was 2^64, which the tool's own reader refuses, and other readers round."""
+    """The end of such a bin was once 2^64, which ckptdiff's own reader refuses and other readers round."""
     sides = ({"w": tensor(dtype, (3, 1), np.array([x, 7, 7], "<u8"))} for x in (old, new))
     value = look_at_report(report(*both(tmp_path, *sides)))
     assert value["moves"]["ulp"] == [{"from": 1 << 52, "to": None, "count": 1}]
@@ -168,7 +168,7 @@ def test_moves_by_more_ulps_than_json_has_integers(tmp_path: Path, dtype: str, o
 
 
 def test_singular_values_beyond_float64(tmp_path: Path) -> None:
-    """They were Infinity in the JSON, and a ValueError in the page."""
+    """They once gave Infinity in the JSON, and a ValueError in the page."""
     old, new = (np.full((20, 20), x, "<f8") for x in (0.0, 1.7e308))
     paths = both(tmp_path, {"w": tensor("F64", (20, 20), old)}, {"w": tensor("F64", (20, 20), new)})
     value = look_at_report(report(*paths))
@@ -178,7 +178,7 @@ def test_singular_values_beyond_float64(tmp_path: Path) -> None:
 
 
 def test_a_stored_report_whose_shapes_are_of_other_sizes(tmp_path: Path) -> None:
-    """B4: a shape with a zero and elements that changed is a division by zero in the page's words."""
+    """A shape with a zero, and changed elements, once gave a division by zero in the page's text."""
     old, new = (tensor("F32", (2, 2), np.array([1, 2, 3, x], "<f4")) for x in (4, 5))
     found = report(*both(tmp_path, {"w": old}, {"w": new}))
     (row,) = found.tensors

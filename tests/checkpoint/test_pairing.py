@@ -15,7 +15,7 @@ from tests.support.roundtrips import CODECS, pair, roundtrip
 from tests.support.small_pair import Pair
 
 
-def test_added_and_removed(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_added_and_removed_tensors_are_listed(tmp_path: Path, rng: np.random.Generator) -> None:
     """Tensors that only one side has: ``new``, and listed as removed."""
     shared, old, new = (random_tensor(rng, "F32", [8, 8]) for _ in range(3))
     rows = pair(tmp_path, {"shared": shared, "old": old, "öld 2": old}, {"shared": shared, "new": new})
@@ -65,7 +65,7 @@ def test_renames_that_swap_and_share(tmp_path: Path, rng: np.random.Generator) -
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_an_untied_copy(tmp_path: Path, rng: np.random.Generator, codec: str | None) -> None:
+def test_an_untied_copy_is_stored_once(tmp_path: Path, rng: np.random.Generator, codec: str | None) -> None:
     """A target tensor that repeats another one is stored once."""
     embed, fresh = random_tensor(rng, "BF16", [30, 8]), random_tensor(rng, "F32", [9])
     changed = perturb(rng, embed, 0.1)
@@ -98,6 +98,6 @@ def test_copy_of_an_adapted_tensor(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rule", ["nothing", "=x", "(=x", r"a=\9", "a{99999999999999}=x", "(" * 3000 + ")" * 3000 + "=x"])
-def test_bad_rename_rules(rule: str, files: Pair, tmp_path: Path) -> None:
+def test_bad_rename_rules_are_refused(rule: str, files: Pair, tmp_path: Path) -> None:
     with refused(ckptdiff.CheckpointError, "--rename", tmp_path):
         ckptdiff.make(files.base, files.target, tmp_path / "out.safetensors", rename=[rule])

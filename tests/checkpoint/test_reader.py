@@ -68,7 +68,7 @@ def test_patterns_that_match_nothing(files: Pair, folders: Pair, tmp_path: Path)
             ckptdiff.make(folders.base, folders.target, tmp_path / "out", **{option: ["*.onnx"]})
 
 
-def test_missing_shards(tmp_path: Path) -> None:
+def test_missing_shards_are_named(tmp_path: Path) -> None:
     base, _ = tensors()
     shards = {f"model-0000{k}-of-00003.safetensors": {n: base[n]} for k, n in enumerate(base, 1)}
     folder = write_sharded(tmp_path / "sharded", shards)
@@ -97,7 +97,7 @@ def test_the_same_name_in_two_shards(tmp_path: Path) -> None:
         ('{"weight_map": {"a": "../x.safetensors"}}', "lists the shard ../x.safetensors, which is missing"),
     ],
 )
-def test_broken_indexes(text: str, words: str, tmp_path: Path) -> None:
+def test_broken_indexes_are_refused(text: str, words: str, tmp_path: Path) -> None:
     folder = write_sharded(tmp_path / "m", {"model.safetensors": tensors()[0]}, None)
     (folder / "model.safetensors.index.json").write_text(text)
     with refused(ckptdiff.CheckpointError, words, tmp_path):

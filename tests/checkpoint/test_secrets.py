@@ -10,7 +10,7 @@ from ckptdiff.checkpoint.secrets import suspicious_content, suspicious_name
 @pytest.mark.parametrize(
     "name", [".env", "a/.env", ".env.local", "server.pem", "ID_RSA", "id_ed25519.pub", ".netrc", "x/credentials.json", "token"]
 )
-def test_names(name: str) -> None:
+def test_names_of_secrets_are_known(name: str) -> None:
     assert suspicious_name(name)
 
 
@@ -37,7 +37,7 @@ def test_common_names_are_fine(name: str) -> None:
         (b"WANDB_API_KEY=" + b"0123456789" * 4, "a Weights & Biases key"),
     ],
 )
-def test_contents(data: bytes, what: str) -> None:
+def test_contents_of_secrets_are_known(data: bytes, what: str) -> None:
     assert suspicious_content(data) == what
 
 

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 import ckptdiff
-from ckptdiff.checkpoint.other_formats import refuse_weights
+from ckptdiff.checkpoint.other_formats import refuse_without_safetensors
 from ckptdiff.checkpoint.secrets import suspicious_name
 from ckptdiff.checkpoint.selection import select
 from ckptdiff.cli.main import main
@@ -114,7 +114,7 @@ def test_make_names_what_stays_out(folders: Pair, tmp_path: Path) -> None:
 
 
 def test_make_names_weights_in_other_formats(folders: Pair, tmp_path: Path) -> None:
-    """What is equal in the base costs nothing, and is not named."""
+    """Files that are equal in the base take no space in the patch, and are not named."""
     noise = np.random.default_rng(1).bytes(5000)
     for side in (folders.base, folders.target):
         (side / "same.gguf").write_bytes(noise)
@@ -186,15 +186,15 @@ def test_a_folder_of_checkpoints_names_the_last(inside: str, folders: Pair, tmp_
 def test_a_repo_of_checkpoints_names_an_id(repo: HubId, given: HubId) -> None:
     for name in ("model.safetensors", "optimizer.pt"):
         with pytest.raises(ckptdiff.CheckpointError) as caught:
-            refuse_weights(repo, [f"checkpoint-5/{name}"], (), can_include=False)
+            refuse_without_safetensors(repo, [f"checkpoint-5/{name}"], (), can_include=False)
         assert re.search(r"(give|is) (\S+)( meant\?)?$", str(caught.value))[2] == str(given)  # type: ignore[index]
     assert parse_id(str(given)) == given
 
 
 def test_an_incomplete_set_of_shards_names_no_others(folders: Pair, tmp_path: Path) -> None:
-    """Those of another precision are whole."""
+    """The set of another precision is complete, and is not named."""
     for name in ("model-00001-of-00002", "model-00001-of-00002.fp16", "model-00002-of-00002.fp16"):
         write(tmp_path / "shards" / f"{name}.safetensors", {name: bf16([1.0])})
     with pytest.raises(ckptdiff.CheckpointError) as caught:
         ckptdiff.make(folders.base, tmp_path / "shards", tmp_path / "out")
-    assert str(caught.value).endswith("leave out what there is of them with --exclude model-00001-of-00002.safetensors")
+    assert str(caught.value).endswith("leave the others out with --exclude model-00001-of-00002.safetensors")

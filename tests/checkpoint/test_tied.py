@@ -129,7 +129,7 @@ def test_a_base_that_is_tied_where_the_target_is_not() -> None:
     new[HEAD].view(torch.int16)[0, :5] += 1
     patch = ckptdiff.diff(old, new)
     assert (patch.totals.delta, patch.totals.new) == (3, 0)
-    with pytest.raises(UnsupportedError, match=r"share memory, but the target of the patch has two contents for them: untie them first"):
+    with pytest.raises(UnsupportedError, match=r"share memory, but the target of the patch gives them different contents"):
         patch.apply_(dict(old))
     model = only(old, EMBEDDING, HEAD, "model.norm.weight")
     patch.apply_(model)
@@ -150,7 +150,7 @@ def test_the_file_that_it_gives_is_without_the_other_names(tmp_path: Path) -> No
 
 
 def test_save_model_of_safetensors(tmp_path: Path) -> None:
-    """It keeps the first name by alphabet, the head's."""
+    """It keeps the name that comes first in the alphabet, which is the head's."""
 
     class Tied(torch.nn.Module):
         def __init__(self) -> None:
@@ -200,7 +200,7 @@ def test_save_pretrained_of_transformers(tmp_path: Path) -> None:
 
 
 def test_memory_stays_resizable() -> None:
-    """B10: what looks at a model's memory must not forbid torch to resize it."""
+    """An array over a model's memory must not forbid torch to resize that."""
     old, new = small(), moved(small())
     ckptdiff.diff(old, new).apply_(old)
     for part in (*old.values(), *new.values()):
@@ -210,7 +210,7 @@ def test_memory_stays_resizable() -> None:
 
 
 def test_memory_that_was_freed() -> None:
-    """Neither read nor written: the patch says so first, checked or not."""
+    """It is neither read nor written: the error comes first, with and without ``check``."""
     old, new = small(), moved(small())
     loaded = ckptdiff.diff(old, new).load(old)
     old[EMBEDDING].untyped_storage().resize_(0)
@@ -223,7 +223,7 @@ def test_memory_that_was_freed() -> None:
 
 
 def test_numpy_sees_memory_as_long_as_it_looks() -> None:
-    """The tensor lives while an array over it does."""
+    """A tensor is kept alive by an array over its memory."""
     code = "import torch, numpy\nfrom ckptdiff.patching.torch_dtypes import flat_bytes\n"
     code += "flat = [flat_bytes(torch.full((1 << 16,), k, dtype=torch.uint8), 'x') for k in range(200)]\n"
     code += "assert all((row == k).all() for k, row in enumerate(flat))"

@@ -37,7 +37,7 @@ def test_every_command_has_help_and_h() -> None:
         assert short.stdout == long.stdout and "Usage: " in short.stdout
 
 
-def test_the_version() -> None:
+def test_the_version_is_printed() -> None:
     assert run("--version").stdout == f"ckptdiff, version {ckptdiff.__version__}\n"
 
 
@@ -77,7 +77,7 @@ def test_json_is_one_object_on_stdout(folders: Pair, tmp_path: Path) -> None:
     assert sum(row["identical"] for row in rows) == compared["identical"] == 2592 - made["totals"]["changed"]
 
 
-def test_exit_codes(files: Pair, folders: Pair, tmp_path: Path) -> None:
+def test_exit_codes_are_those_of_the_table(files: Pair, folders: Pair, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run("compare", files.base, files.base).exit_code == 0
     assert run("compare", files.base, files.target).exit_code == 1

@@ -41,7 +41,7 @@ def test_a_patch_alone(pair: tuple[Path, Path], tmp_path: Path) -> None:
     assert "give the base too" in run("report", tmp_path / "patch.safetensors").stdout
 
 
-def test_text(pair: tuple[Path, Path]) -> None:
+def test_the_text_names_what_people_look_for(pair: tuple[Path, Path]) -> None:
     text = run("report", *pair, "--tensors").stdout
     for words in ("update sparsity", "moved by one ulp", "mean rank", "experts", "model.layers.1.mlp.up_proj.bias", "only in the base"):
         assert words in text
@@ -80,7 +80,7 @@ def test_pictures_without_their_libraries(pair: tuple[Path, Path], tmp_path: Pat
     assert result.exit_code == 3 and "pip install 'ckptdiff[report]'" in result.stderr
 
 
-def test_usage_errors(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_usage_errors_name_what_is_wrong(pair: tuple[Path, Path], tmp_path: Path) -> None:
     alone = run("report", pair[0])
     assert alone.exit_code == 2 and "is not a patch: give BASE and TARGET" in alone.stderr
     patch, before = tmp_path / "patch.safetensors", pair[0].read_bytes()

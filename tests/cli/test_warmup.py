@@ -1,4 +1,4 @@
-"""After ``warmup`` no verb compiles anything: not for another user without a home either."""
+"""After ``warmup`` no verb compiles anything, not even for another user without a home folder."""
 
 from __future__ import annotations
 

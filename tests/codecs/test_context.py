@@ -15,7 +15,9 @@ from ckptdiff.format.dtypes import DTYPES, Dtype
 from ckptdiff.kernels import classes as unit_classes
 from ckptdiff.kernels import pace
 from ckptdiff.kernels.block_layout import WITHOUT_ROWS, BlockLayout
+from tests.support.codec_checks import Case, check_a_whole_block, check_any_bytes, check_damage, check_that_decoding_undoes_encoding
 from tests.support.mutations import mutate
+from tests.support.strategies import DAMAGE, DTYPE_NAMES, blocks, quick
 from tests.support.vectors import READER
 
 SHARES = (0.003, 0.04, 0.3, 1.0)
@@ -56,9 +58,32 @@ def check(base: np.ndarray, target: np.ndarray, dtype: Dtype, place: BlockLayout
     return coded
 
 
+@quick(150)
+@given(case=blocks())
+def test_decoding_undoes_encoding(case: Case) -> None:
+    check_that_decoding_undoes_encoding("context", case)
+
+
+@pytest.mark.parametrize("name", ["BF16", "U8", "F64"])
+def test_whole_blocks_come_back(name: str) -> None:
+    check_a_whole_block("context", name)
+
+
+@quick(200)
+@given(coded=st.binary(max_size=80), name=DTYPE_NAMES, count=st.sampled_from([0, 1, 3, 40]))
+def test_any_bytes_are_refused_or_give_a_block(coded: bytes, name: str, count: int) -> None:
+    check_any_bytes("context", coded, name, count)
+
+
+@quick(200)
+@given(case=blocks(), damage=DAMAGE)
+def test_damaged_blocks_are_refused_or_give_a_block(case: Case, damage: tuple[list[tuple[int, int]], float]) -> None:
+    check_damage("context", case, *damage)
+
+
 @pytest.mark.parametrize("how", ["weights", "noise", "top bit"])
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-def test_every_dtype(dtype: Dtype, how: str) -> None:
+def test_every_dtype_comes_back(dtype: Dtype, how: str) -> None:
     for n in (1, 2, 5, 700):
         for k, share in enumerate(SHARES):
             check(*block(np.random.default_rng([n, k]), dtype, n, share, how), dtype)
@@ -81,7 +106,7 @@ def test_dense_blocks_in_rows(name: str, place: BlockLayout, monkeypatch: pytest
         assert words_of(coded)[0][2] & 63 > 0, "level bits of rows and columns"
 
 
-def test_extremes() -> None:
+def test_extremes_come_back() -> None:
     """Zeros of both signs, infinities, NaN payloads, and the largest distance there is, up and down."""
     dtype = DTYPES["BF16"]
     units = np.array([0, 0x8000, 0x7F80, 0xFF80, 0x7FC1, 0xFFFF, 0x0001, 0x8001, 0x3F80], "<u2")
@@ -120,7 +145,7 @@ def test_shares_are_as_the_spec_has_them() -> None:
 
 @pytest.mark.parametrize("size", [1000, unit_classes.SAMPLED_FROM - 1, unit_classes.SAMPLED_FROM, unit_classes.SAMPLED_FROM + 77])
 @pytest.mark.parametrize("kind", ["uniform", "normal", "one class"])
-def test_units_of_classes(size: int, kind: str) -> None:
+def test_units_of_classes_are_counted_well_enough(size: int, kind: str) -> None:
     """Exact of small blocks and of rare classes below the common ones, else near; a uniform block has none that is common."""
     rng = np.random.default_rng(5)
     draw = {
@@ -159,7 +184,7 @@ def test_classes_that_a_sample_misses(hidden: str, share: float) -> None:
 @pytest.mark.parametrize("few", [0, context.BOTH_BELOW])
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32), n=st.integers(1, 3000), name=st.sampled_from(sorted(DTYPES)))
-def test_any_block(few: int, seed: int, n: int, name: str) -> None:
+def test_any_block_comes_back(few: int, seed: int, n: int, name: str) -> None:
     rng = np.random.default_rng(seed)
     place = BlockLayout(int(rng.integers(1, n + 1)), 0)
     place = BlockLayout(place.width, int(rng.integers(place.width)))
@@ -170,7 +195,7 @@ def test_any_block(few: int, seed: int, n: int, name: str) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_damaged_blocks(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_readers_say_the_same_of_damaged_blocks(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both readers refuse a damaged block, or both give the same units; nothing else happens."""
     monkeypatch.setattr(context, "BOTH_BELOW", 0)
     rng = np.random.default_rng(seed)

@@ -1,62 +1,19 @@
-"""Planes, varints and escaped values: what is written is read back, and nothing else is accepted."""
+"""Planes and varints of spec section 7.1: what is written is read back, and nothing else is accepted."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptdiff.codecs.escaped_values import read_escaped, write_planes
 from ckptdiff.codecs.planes import Reader, write_plane, write_varint
-from ckptdiff.kernels.escapes import best_width, split_escaped
-from tests.support.strategies import SEEDS, quick
-
-
-@pytest.mark.parametrize(("width", "low"), [(width, low) for width in range(1, 9) for low in range(1, width + 1)])
-@quick(12)
-@given(data=st.data(), count=st.sampled_from([0, 1, 15, 16, 100, 700]))
-def test_escaped_values(width: int, low: int, data: Any, count: int) -> None:
-    """Escaped values of every width in every number of low planes come back, and nothing is left over."""
-    unit = np.dtype("<u4") if width == 3 else np.dtype(f"<u{1 << (width - 1).bit_length()}")
-    near = data.draw(st.sampled_from([(1 << 8 * low) - 1, 256, 1 << 8 * width]))
-    rng = np.random.default_rng(data.draw(SEEDS))
-    values = np.array([(near + int(d)) % (1 << 8 * width) for d in rng.integers(-3, 3, count)], unit)
-    values = np.where(rng.random(count) < 0.5, values, rng.integers(0, 1 << min(8 * width, 63), count).astype(unit))
-    planes = np.empty(2 * width * count, np.uint8)
-    coded = write_planes(planes, count, width, low, split_escaped(values, width, low, planes))
-    reader = Reader(memoryview(coded))
-    found = read_escaped(reader, count, width, low, unit)
-    reader.end()
-    assert found.dtype == unit and found.tolist() == values.tolist()
-    assert 1 <= best_width(values, width) <= width
-    if coded:
-        with pytest.raises(ValueError):
-            read_escaped(Reader(memoryview(coded[:-1])), count, width, low, unit)
-
-
-@quick(60)
-@given(width=st.integers(2, 8), data=st.data())
-def test_an_escaped_value_beyond_its_width_is_refused(width: int, data: Any) -> None:
-    """E + (v - E) must stay below 2^(8W)."""
-    low = data.draw(st.integers(1, width - 1))
-    escape, unit = (1 << 8 * low) - 1, np.dtype("<u8")
-    most = (1 << 8 * width) - 1 - escape
-    excess = data.draw(st.integers(0, escape))
-    coded = b"".join(b"\x00" + bytes([255]) for _ in range(low))
-    coded += b"".join(b"\x00" + bytes([byte]) for byte in (most + excess).to_bytes(width, "little"))
-    if excess == 0:
-        assert read_escaped(Reader(memoryview(coded)), 1, width, low, unit).tolist() == [(1 << 8 * width) - 1]
-    else:
-        with pytest.raises(ValueError, match="too large"):
-            read_escaped(Reader(memoryview(coded)), 1, width, low, unit)
+from tests.support.strategies import quick
 
 
 @quick(100)
 @given(plane=st.binary(max_size=300) | st.builds(lambda byte, n: bytes([byte]) * n, st.integers(0, 255), st.integers(0, 3000)))
-def test_planes(plane: bytes) -> None:
+def test_planes_come_back(plane: bytes) -> None:
     """Planes come back; none is stored in more than its bytes and one."""
     coded = write_plane(np.frombuffer(plane, np.uint8))
     assert len(coded) <= len(plane) + 1
@@ -72,7 +29,7 @@ def test_planes(plane: bytes) -> None:
 
 @quick(200)
 @given(value=st.integers(0, 2**32 - 1) | st.sampled_from([0, 127, 128, 16383, 16384, 2**21 - 1, 2**21, 2**28 - 1, 2**28, 2**32 - 1]))
-def test_varints(value: int) -> None:
+def test_varints_come_back(value: int) -> None:
     """Varints come back, are minimal, and are refused when padded, cut off, or followed by nothing."""
     coded = write_varint(value)
     assert len(coded) == max(1, -(-value.bit_length() // 7)) and int("".join(f"{b & 127:07b}" for b in reversed(coded)), 2) == value
@@ -87,7 +44,7 @@ def test_varints(value: int) -> None:
 @pytest.mark.parametrize(
     "coded", [b"\x80\x80\x80\x80\x10", b"\xff\xff\xff\xff\x7f", b"\xff\xff\xff\xff\xff\x01", b"\x80\x80\x80\x80\x80\x00"]
 )
-def test_varints_too_large(coded: bytes) -> None:
+def test_varints_too_large_are_refused(coded: bytes) -> None:
     """2^32 and above, and varints of six bytes, are refused."""
     with pytest.raises(ValueError):
         Reader(memoryview(coded)).varint()

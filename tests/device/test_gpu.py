@@ -1,6 +1,6 @@
-"""What runs on a CUDA device gives, bit for bit, what the host gives: the other tests hold the host to the format.
+"""What a CUDA device computes is, bit for bit, what the host computes; the other tests hold the host to the format.
 
-They want a machine with a GPU, which CI has not: ``pytest -m gpu tests/device/test_gpu.py`` there.
+These tests need a machine with a GPU, which CI does not have: run ``pytest -m gpu tests/device/test_gpu.py`` there.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 
 def on_gpu(state: State) -> State:
-    """Copies on the device; what is tied stays tied."""
+    """Copies on the device; tied tensors stay tied."""
     seen: dict[int, Any] = {}
     return {name: seen.setdefault(id(array), array.cuda()) for name, array in state.items()}
 
 
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("share", [0.002, 0.6])
-def test_there_and_back(codec: str | None, share: float) -> None:
+def test_a_model_on_the_device_switches_there_and_back(codec: str | None, share: float) -> None:
     old, new = pair(share)
     expected = ckptdiff.diff(old, new, codec=codec).to_bytes()
     there = [on_gpu(side) for side in (old, new)]
@@ -64,14 +64,14 @@ def test_a_changed_weight_is_found() -> None:
 
 
 @pytest.mark.parametrize("extra", [0, 1, 63, 64, BLOCK - 1])
-def test_xxh3(extra: int) -> None:
+def test_xxh3_on_the_device_is_xxhash(extra: int) -> None:
     data = torch.from_numpy(np.random.default_rng(extra).integers(0, 256, 70 * BLOCK + extra, dtype=np.uint8))
     ones = torch.full((BLOCK,), 255, dtype=torch.uint8)
     assert leaf_digests([data.cuda(), ones.cuda()]) == [leaves_of(data.numpy()), leaves_of(ones.numpy())]
 
 
 @pytest.mark.parametrize("codec", [None, "sparse", "context"])
-def test_files(tmp_path: Path, codec: str | None) -> None:
+def test_files_by_the_device_are_those_by_the_host(tmp_path: Path, codec: str | None) -> None:
     old, new = ({k: v for k, v in side.items() if k not in ("tied", "f4")} for side in pair(0.01))
     base, target = tmp_path / "base.safetensors", tmp_path / "target.safetensors"
     safetensors_torch.save_file(old, base)
@@ -81,7 +81,7 @@ def test_files(tmp_path: Path, codec: str | None) -> None:
 
 @pytest.mark.skipif(not SHARED_DATA.exists(), reason="the real pairs of ../shared/data are not there")
 @pytest.mark.parametrize("name", ["grpo-lr1e-6", "grpo-fp32master-lr1e-6", "sft-lr1e-5"])
-def test_real_pairs(tmp_path: Path, name: str) -> None:
+def test_real_pairs_by_the_device_are_those_by_the_host(tmp_path: Path, name: str) -> None:
     base, target = (SHARED_DATA / f"tiny6m-{side}" / "model.safetensors" for side in ("base", name))
     for codec in (None, "sparse"):
         check_files(tmp_path, base, target, codec)

@@ -14,8 +14,8 @@ from tests.support.torch_states import CODECS, copy_of, equal, pair  # noqa: E40
 
 
 def test_moves_on_a_device() -> None:
-    """What tensors on an accelerator go through, on torch's CPU device: every dtype, few changes and many, there and back."""
-    from ckptdiff.device.ops import changes, move, units_of, zigzag
+    """Changes are found, applied and taken back by torch's operations on its CPU device: every dtype, few changes and many."""
+    from ckptdiff.device.ops import apply_changes, find_changes, units_of, zigzag
 
     rng = np.random.default_rng(5)
     for name, share in ((name, share) for name in DTYPES for share in (0.01, 0.9)):
@@ -24,20 +24,20 @@ def test_moves_on_a_device() -> None:
         new = torch.where(
             torch.from_numpy(rng.random(len(old)) < share), torch.from_numpy(rng.integers(0, 256, len(old), dtype=np.uint8)), old
         )
-        positions, distances = changes(units_of(old, dtype), units_of(new, dtype), dtype)
+        positions, distances = find_changes(units_of(old, dtype), units_of(new, dtype), dtype)
         state = old.clone()
         for back, expected in ((False, new), (True, old)):
-            move(units_of(state, dtype), positions.int(), zigzag(distances), dtype, back)
+            apply_changes(units_of(state, dtype), positions.int(), zigzag(distances), dtype, back)
             assert torch.equal(state, expected), name
         every = torch.zeros_like(units_of(old, dtype))
         every[positions] = zigzag(distances)
         for back, expected in ((False, new), (True, old)):
-            move(units_of(state, dtype), None, every, dtype, back)
+            apply_changes(units_of(state, dtype), None, every, dtype, back)
             assert torch.equal(state, expected), name
 
 
 def test_tensors_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tensors that the host cannot see, as on an accelerator: torch tensors stand for them that numpy is kept from."""
+    """Tensors on an accelerator, whose memory the host cannot read: torch tensors stand in for them, which numpy must not touch."""
     import ckptdiff.patching.torch_dtypes as types
 
     plain = types.flat_bytes

@@ -1,4 +1,4 @@
-"""Triton's kernels, by its interpreter on a CPU: ``tests/device/test_gpu.py`` runs them on a GPU."""
+"""Triton's kernels, run on a CPU by Triton's interpreter; ``tests/device/test_gpu.py`` runs them on a GPU."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ assert leaves.leaf_digests([torch.from_numpy(part) for part in parts]) == [leave
 
 
 @pytest.mark.slow
-def test_xxh3() -> None:
+def test_xxh3_of_triton_is_xxhash() -> None:
     subprocess.run([sys.executable, "-W", "error", "-c", CODE], check=True, timeout=300, env={**os.environ, "TRITON_INTERPRET": "1"})
 
 
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 @pytest.mark.parametrize("target", [("cuda", 80, 32), ("cuda", 90, 32), ("cuda", 100, 32), ("hip", "gfx942", 64)], ids=str)
 def test_they_compile(target: tuple[str, int | str, int]) -> None:
-    """To machine code, as for an A100, H100, B200 and MI300X, without one."""
+    """They compile to the machine code of an A100, H100, B200 and MI300X on a machine without any of these."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
     kinds = {"addresses": "*i64", "keys": "*i64", "sums": "*i64", "start": "*i64", "secret": "*i64", "accumulators": "*i64", "count": "i32"}
     for kernel, constants in (
-        (xxh3_triton.add_stripes, {"steps": xxh3_triton.STEPS, "together": xxh3_triton.TOGETHER}),
-        (xxh3_triton.scramble, {"steps": xxh3_triton.STEPS, "leaves": xxh3_triton.LEAVES}),
+        (xxh3_triton.add_stripes, {"steps": xxh3_triton.STEPS_PER_LEAF, "together": xxh3_triton.STEPS_PER_PROGRAM}),
+        (xxh3_triton.scramble, {"steps": xxh3_triton.STEPS_PER_LEAF, "leaves": xxh3_triton.LEAVES_PER_PROGRAM}),
     ):
         signature = {name: kinds.get(name, "constexpr") for name in kernel.arg_names}
         source = ASTSource(kernel, signature, {(kernel.arg_names.index(name),): value for name, value in constants.items()})
@@ -52,7 +52,7 @@ def test_they_compile(target: tuple[str, int | str, int]) -> None:
 
 
 def test_where_they_do_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Elsewhere, and where Triton cannot compile, torch hashes."""
+    """On other devices, and where Triton cannot compile, torch's operations hash."""
     monkeypatch.setattr(xxh3_triton, "accumulate", lambda *_: torch.zeros(1, 8, dtype=torch.int64))
     with pytest.warns(
         UserWarning, match=r"kernels do not run on cpu \(they give another digest than the library\): torch's operations hash"

@@ -35,7 +35,7 @@ def spell(value: object) -> str:
 
 @quick(300)
 @given(value=JSON)
-def test_canonical_json(value: object) -> None:
+def test_canonical_json_is_spelled_as_the_spec_says(value: object) -> None:
     """dumps spells as the spec says, and loads undoes it."""
     data = canonical.dumps(value)
     assert data == spell(value).encode()

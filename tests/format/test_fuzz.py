@@ -1,4 +1,4 @@
-"""A short campaign of every fuzz target, with inputs by seed and number: the same ones each time. tests/fuzz/README.md says more."""
+"""A short campaign of every fuzz target, with the same inputs each time, which follow from a seed. See tests/fuzz/README.md."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SEALED = {"container": 0.25, "table": 0.5, "index": 0.5, "mask": 0.5, "report": 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
-def test_target(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_target_survives_a_short_campaign(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     tally = loop(TARGETS[name], 1, TARGETS[name].count)
     with capsys.disabled():
         print(f"\nfuzz {name}: {json.dumps(tally.to_json())}")

@@ -1,4 +1,4 @@
-"""Hostile files cost little: a part of ``tests/support/hostile_inputs.py``, in a small size, each in a process of its own."""
+"""Hostile files cost little time and memory: some of ``tests/support/hostile_inputs.py``, small, each in a process of its own."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Each limit of spec section 11 on both sides: the largest that is allowed is taken, one more is refused.
+"""Each limit of spec section 11 on both sides: the largest value that is allowed is accepted, and one more is refused.
 
-Beside the vectors ``*_limit*``, ``*_2_53``, ``*_65`` and their like: here stand those that take large files, made when they are needed.
+The vectors ``*_limit*``, ``*_2_53``, ``*_65`` and their like hold the other limits; those here need large files, made when they are needed.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from ckptdiff.format.table import Table
 from ckptdiff.format.zstd_frame import decompress
 from ckptdiff.patching import patch
 from ckptdiff.patching import write as writer
+from ckptdiff.patching.chain import check_chain
 from ckptdiff.patching.memory import BytesFile
-from ckptdiff.patching.rebuild import check_chain
 from tests.support import hostile_files as made
 from tests.support.checkpoints import tensor, write
 from tests.support.vectors import READER
@@ -47,7 +47,7 @@ def rows(n: int) -> list[tuple[str, str, list[int]]]:
 # --- JSON ----------------------------------------------------------------------------------------------------------
 
 
-def test_integers() -> None:
+def test_integers_have_a_limit() -> None:
     for text in ("%d", "-%d"):
         both_sides(lambda n, text=text: canonical.loads(text.encode() % n), 2**53 - 1, "is too large an integer", ValueError)  # type: ignore[misc]
         both_sides(lambda n, text=text: READER.strict_json(text.encode() % n), 2**53 - 1, "not strict JSON", READER.PatchError)  # type: ignore[misc]
@@ -56,7 +56,7 @@ def test_integers() -> None:
             canonical.loads(text.encode())
 
 
-def test_nesting() -> None:
+def test_nesting_has_a_limit() -> None:
     for first, last in ((b"[", b"]"), (b'{"":', b"}"), (b'[{"":', b"}]")):
         step = first.count(b"[") + first.count(b"{")
 
@@ -105,7 +105,7 @@ def _outcome(run: Callable[[], Any]) -> bool:
 # --- safetensors headers -------------------------------------------------------------------------------------------
 
 
-def test_headers() -> None:
+def test_headers_have_a_limit() -> None:
     def read(n: int) -> None:
         safetensors.read_header(BytesFile(struct.pack("<Q", n) + b"{}" + b" " * (n - 2), "here"))
 
@@ -132,12 +132,12 @@ def test_members_of_a_header() -> None:
 
 
 @pytest.mark.parametrize("limit", [table.MAX_TABLE, safetensors.MAX_HEADER, rows_module.MAX_REPORT], ids=["table", "header", "report"])
-def test_decoded_sizes(limit: int) -> None:
+def test_decoded_sizes_have_a_limit(limit: int) -> None:
     both_sides(lambda n: decompress(made.rle(n), limit, "here"), limit, "must state a content size of at most")
     both_sides(lambda n: READER.decode_frame(made.rle(n), limit), limit, "states the size", READER.PatchError)
 
 
-def test_stored_sizes() -> None:
+def test_stored_sizes_have_a_limit() -> None:
     """By the patch's own header, before any of them is read."""
 
     class Hollow(BytesFile):
@@ -176,7 +176,7 @@ def entry(**members: Any) -> Entry:
     return Entry.read({"name": "t", "dtype": "U8", "shape": [1], "kind": "same", **members}, "here")
 
 
-def test_entries() -> None:
+def test_entries_have_limits() -> None:
     block = {"kind": "new", "codec": "raw"}
     both_sides(lambda n: entry(**block, blocks=[n]), 2**24, "expected 1 sizes of at most 16777216 bytes")
     both_sides(lambda n: entry(shape=[n, 0]), 2**48, "one above 281474976710656")
@@ -206,7 +206,7 @@ def test_counts_of_a_table() -> None:
     both_sides(tensors, 2**17, "tensors: expected at most 131072 items")
 
 
-def test_metadata(tmp_path: Path) -> None:
+def test_metadata_has_limits(tmp_path: Path) -> None:
     def info(n: int, key: str = "x") -> None:
         made.patch(tmp_path / "p", EMPTY, info={key: "k" * n})
         ckptdiff.info(tmp_path / "p")
@@ -264,7 +264,7 @@ def test_bytes_of_an_index(tmp_path: Path) -> None:
         ckptdiff.info(tmp_path)
 
 
-def test_sizes_of_files() -> None:
+def test_sizes_of_files_have_a_limit() -> None:
     def other(n: int, kind: str = "same", key: str = "size") -> None:
         more = {"stored": 1, "digest": made.DIGEST} if kind != "same" else {}
         more |= {"base_sha256": made.SHA} if kind == "delta" else {}
@@ -291,16 +291,16 @@ def test_sums_of_all_patch_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     content = 4 + len(text) + 16 + len(header)
     sums = {"tensors": 2, "removed tensors": 2, "bytes of tables and headers": 2 * content, "bytes to rebuild": 2 * (8 + len(header))}
     for what, found in sums.items():
-        monkeypatch.setitem(patch.LIMITS, what, found)
+        monkeypatch.setitem(patch.FOLDER_LIMITS, what, found)
         with pytest.raises(FormatError, match="hold the same tensor of one scope"):
             ckptdiff.info(folder)
-        monkeypatch.setitem(patch.LIMITS, what, found - 1)
+        monkeypatch.setitem(patch.FOLDER_LIMITS, what, found - 1)
         with pytest.raises(FormatError, match=rf"b.safetensors: with the files before it there are {found} {what}, expected at most"):
             ckptdiff.info(folder)
-        monkeypatch.setitem(patch.LIMITS, what, found)
+        monkeypatch.setitem(patch.FOLDER_LIMITS, what, found)
 
 
-def test_paths() -> None:
+def test_paths_have_limits() -> None:
     both_sides(lambda n: safe_paths.safe_path("k" * n, "here"), 250, "has a component longer than 250 bytes")
     both_sides(lambda n: safe_paths.safe_path("/".join("k" * n), "here"), 32, "has 33 components, expected at most 32")
     assert safe_paths.safe_path("/".join(["m" * 204] * 5), "here")
@@ -318,7 +318,7 @@ def test_paths_that_clash_are_neighbours() -> None:
 # --- chains, masks, indexes of shards ------------------------------------------------------------------------------
 
 
-def test_chains() -> None:
+def test_chains_have_a_limit() -> None:
     class Link:
         base_identity = target_identity = bytes(16)
         path = Path("p")
@@ -326,7 +326,7 @@ def test_chains() -> None:
     both_sides(lambda n: check_chain([Link()] * n), 64, "a chain has 1 to 64 patches, found 65")  # type: ignore[list-item]
 
 
-def test_masks(tmp_path: Path) -> None:
+def test_masks_have_limits(tmp_path: Path) -> None:
     def shape(dims: list[int]) -> Mask:
         return Mask.load(made.mask(tmp_path / "m", {"t": dims}, {"t": struct.pack("<I", 5)}))
 
@@ -338,7 +338,7 @@ def test_masks(tmp_path: Path) -> None:
     assert Mask.union(one, two) == two and Mask.intersection(one, two) == one and one.shared(two) == 1 and two.random(1).total == 2
 
 
-def test_indexes_of_shards(tmp_path: Path) -> None:
+def test_indexes_of_shards_have_limits(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors.index.json"
 
     def padded(n: int) -> list[str]:

@@ -83,7 +83,7 @@ EDITS = ("replace", "insert", "drop", "swap")
 
 @quick(1000)
 @given(st.lists(st.tuples(st.sampled_from(EDITS), st.integers(0, len(TOKENS) - 1), st.sampled_from(FRAGMENTS)), max_size=3))
-def test_mutated_headers(edits: list[tuple[str, int, str]]) -> None:
+def test_what_is_accepted_of_mutated_headers_the_library_accepts_too(edits: list[tuple[str, int, str]]) -> None:
     """Tokens of a header replaced, added, dropped and swapped: what we accept the library accepts too."""
     tokens = list(TOKENS)
     for action, position, fragment in edits:

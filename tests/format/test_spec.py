@@ -16,7 +16,7 @@ from ckptdiff.errors import SHOWN
 from ckptdiff.format import canonical, dtypes, entry, json_scan, patch_file, safe_paths, safetensors, sealed, table
 from ckptdiff.format.digests import BLOCK, tensor_digest
 from ckptdiff.format.dtypes import CASTS, DTYPES
-from ckptdiff.patching import patch, rebuild
+from ckptdiff.patching import chain, patch
 from tests.support.checkpoints import BITS, tensor, tree, write
 
 SPEC = (Path(__file__).resolve().parents[2] / "spec" / "ckptdiff-v1.md").read_text()
@@ -72,7 +72,7 @@ def test_the_limits() -> None:
         [dtypes.MAX_FILE],
         [sealed.MAX_DELTA_FILE],
         [sealed.MAX_FILE_WINDOW],
-        [rebuild.MAX_CHAIN],
+        [chain.MAX_CHAIN],
         [canonical.MAX_INTEGER, json_scan.MAX_DEPTH],
     ]
     assert canonical.MAX_INTEGER == 2**53 - 1

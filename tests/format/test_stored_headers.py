@@ -33,7 +33,7 @@ METADATA: list[tuple[dict[str, str] | None, bool]] = [
 
 
 @pytest.mark.parametrize("case", range(len(METADATA)))
-def test_metadata(tmp_path: Path, rng: np.random.Generator, case: int) -> None:
+def test_metadata_comes_back(tmp_path: Path, rng: np.random.Generator, case: int) -> None:
     """``__metadata__`` absent, empty, reordered, in other scripts, large, before or after the tensors."""
     metadata, first = METADATA[case]
     other, other_first = METADATA[case - 1]
@@ -44,7 +44,7 @@ def test_metadata(tmp_path: Path, rng: np.random.Generator, case: int) -> None:
 
 
 @pytest.mark.parametrize("pad", range(1, 17))
-def test_header_padding(tmp_path: Path, rng: np.random.Generator, pad: int) -> None:
+def test_header_padding_comes_back(tmp_path: Path, rng: np.random.Generator, pad: int) -> None:
     """Headers padded to any multiple, or by any number of spaces, come back as they were."""
     w = random_tensor(rng, "F16", [20])
     base = write(tmp_path / "base.safetensors", {"w": w}, pad=17 - pad)
@@ -70,7 +70,7 @@ HEADERS = {
 
 
 @pytest.mark.parametrize("case", HEADERS)
-def test_unusual_headers(tmp_path: Path, case: str) -> None:
+def test_unusual_headers_come_back(tmp_path: Path, case: str) -> None:
     """Valid headers that no common writer writes come back byte for byte, with and without a base like them."""
     plain = write(tmp_path / "plain.safetensors", {"w": tensor("F16", [2], b"abcd")})
     odd = write_raw(tmp_path / "odd.safetensors", HEADERS[case], b"abce")
@@ -97,7 +97,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
-def test_names(tmp_path: Path, rng: np.random.Generator, name: str) -> None:
+def test_any_name_comes_back(tmp_path: Path, rng: np.random.Generator, name: str) -> None:
     """Any name that a header can hold: of a delta, a new tensor, a copy, and a removed one."""
     w, n = random_tensor(rng, "F32", [4, 4]), random_tensor(rng, "F32", [7])
     base = {name: w, "gone" + name: n, "same" + name: w}

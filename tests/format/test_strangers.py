@@ -1,4 +1,4 @@
-"""What a stranger could send that cost time out of proportion, or ended in a traceback; and what we wrote that nobody could read."""
+"""Input from strangers that once took far too much time or memory, or ended in a traceback; and output of ours that no reader accepted."""
 
 from __future__ import annotations
 
@@ -254,12 +254,12 @@ def test_few_globs_name_many_files_of_a_repo() -> None:
     others = ["ckptdiff.json", "[a].safetensors", "files/b.txt", "patches/c.safetensors", "README.md", "files/zst", "x/.zst", "patch/d.zst"]
     for wanted in (patch, [*patch, "ckptdiff.json"], patch[:90], [*patch, *others]):
         for folder in ("", "some [folder]"):
-            found = repo._patterns(repo_of([*patch, *others], folder), sorted(wanted))
+            found = repo._glob_patterns(repo_of([*patch, *others], folder), sorted(wanted))
             inside = [f"{folder}/{path}" if folder else path for path in [*patch, *others]]
             kept = [path for path in [*inside, "elsewhere/a.zst"] if any(fnmatch.fnmatch(path, glob) for glob in found)]
-            assert {path.removeprefix(f"{folder}/") for path in kept} - {"elsewhere/a.zst"} == set(wanted) and len(found) <= repo.FEW
+            assert {path.removeprefix(f"{folder}/") for path in kept} - {"elsewhere/a.zst"} == set(wanted) and len(found) <= repo.MAX_GLOBS
             assert "elsewhere/a.zst" not in kept or not folder
-    assert repo._patterns(repo_of(["a.zst"], "files", is_file=True), ["a.zst"]) == ["files/a.zst"]
+    assert repo._glob_patterns(repo_of(["a.zst"], "files", is_file=True), ["a.zst"]) == ["files/a.zst"]
 
 
 # --- what we write, others can read --------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""spec/vectors: the package and the minimal reader each give the output, or the error kind, that the vector states."""
+"""The package and the minimal reader each give the output, or the kind of error, that a vector of ``spec/vectors`` states."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_there_are_vectors() -> None:
 
 @pytest.mark.parametrize("reader", [run_package, run_minimal], ids=["package", "minimal"])
 @pytest.mark.parametrize("path", VECTORS, ids=[path.stem for path in VECTORS])
-def test_vector(path: Path, reader: Callable[[Path, list[Path], Path], Outcome], tmp_path: Path) -> None:
+def test_each_reader_gives_what_the_vector_states(path: Path, reader: Callable[[Path, list[Path], Path], Outcome], tmp_path: Path) -> None:
     vector = Vector.unpack(path, tmp_path)
     base, patches = vector.inputs(tmp_path)
     before = set(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""A pointer, a page or a message in the place of a weight file is named, with what to do."""
+"""What stands in the place of a weight file (a Git LFS pointer, a web page, an error message) is named, with what to do."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import zstandard
 
-from ckptdiff.checkpoint.reader import Tensor
+from ckptdiff.checkpoint.contents import Tensor
 from ckptdiff.errors import CkptdiffError
 from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.patching.memory import BytesFile

@@ -1,4 +1,4 @@
-"""Ids of repos on the Hub, and what is a local path."""
+"""Ids of repos on the Hub, and how they are told from local paths."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ckptdiff.hub.ids import HubId, parse_id
         (Path("org/name"), HubId("org/name")),
     ],
 )
-def test_ids(text: str, expected: HubId) -> None:
+def test_ids_are_taken_apart(text: str, expected: HubId) -> None:
     assert parse_id(text) == expected
 
 
@@ -52,12 +52,12 @@ def test_ids(text: str, expected: HubId) -> None:
         "",
     ],
 )
-def test_local_paths(text: str) -> None:
+def test_what_is_no_id_is_a_local_path(text: str) -> None:
     assert parse_id(text) is None
 
 
 @pytest.mark.parametrize("text", ["hf://org", "hf:/", "hf://org/name@a b", "hf:///name", "hf://datasets/org/name@x@y"])
-def test_broken_ids(text: str) -> None:
+def test_broken_ids_are_refused(text: str) -> None:
     with pytest.raises(CheckpointError, match="is not hf://org/name"):
         parse_id(text)
 

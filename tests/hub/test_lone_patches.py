@@ -1,4 +1,4 @@
-"""One rule says what a patch is: a lone patch file on the Hub is one for every command, as a base too; cards say what was compared."""
+"""A patch file that lies alone in a repo of the Hub is a patch for every command, and a base too; cards claim only what was compared."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def lone_patch(hub: Hub, models: list[Path], folder: Path) -> Path:
 
 
 def rewritten(patch: Path, out: Path, **changes: object) -> Path:
-    """A patch file with other metadata, sealed anew; the payloads stay."""
+    """A patch file with other metadata, sealed again; the payloads stay."""
     with open_patch(patch) as opened:
         file = opened.files[0]
         offsets = {entry.name: file.offsets[entry.name] for entry in file.table.entries if entry.has_payload}
@@ -115,7 +115,7 @@ def test_every_command_reads_a_lone_patch_on_the_hub(hub: Hub, models: list[Path
     assert (tmp_path / "a" / "out.safetensors").read_bytes() == models[1].read_bytes()
     for result in refused:
         assert result.code == 3
-        assert "is a ckptdiff patch, not a checkpoint; rebuild that with: ckptdiff pull me/lone" in result.stderr
+        assert "is a ckptdiff patch, not a checkpoint; rebuild its target with: ckptdiff pull me/lone" in result.stderr
 
 
 @pytest.mark.slow
@@ -138,12 +138,12 @@ def test_a_lone_patch_is_a_base(hub: Hub, models: list[Path], tmp_path: Path) ->
     assert (tmp_path / "a" / "out.safetensors").read_bytes() == models[2].read_bytes()
     done = json.loads(pull.stdout)
     assert [patch.split("@")[0] for patch in done["patches"]] == ["me/one", "me/two"] and done["verified"] is True
-    assert overlap.code == 3 and "is itself a patch: rebuild that with ckptdiff pull" in overlap.stderr
+    assert overlap.code == 3 and "is itself a patch: rebuild its target with ckptdiff pull" in overlap.stderr
 
 
 @pytest.mark.slow
 def test_a_lone_patch_that_was_uploaded_by_hand(hub: Hub, models: list[Path], tmp_path: Path) -> None:
-    """Under any name; and a model whose only weight file lies in a folder called patch is none."""
+    """It may have any name; but a model whose only weight file lies in a folder called ``patch`` is not a patch."""
     client = Client(hub, tmp_path / "a")
     base_repo(hub, models[0])
     patch = lone_patch(hub, models, tmp_path)
@@ -173,7 +173,7 @@ def test_a_lone_patch_that_was_uploaded_by_hand(hub: Hub, models: list[Path], tm
 
 
 def test_a_folder_with_a_lone_patch(models: list[Path], tmp_path: Path) -> None:
-    """What fetching such a repo gives."""
+    """The folder that one gets by fetching a repo with a lone patch file is a patch too."""
     folder = tmp_path / "snapshot"
     (folder / "patch").mkdir(parents=True)
     ckptdiff.make(models[0], models[1], folder / "patch" / "model.safetensors")
@@ -186,7 +186,7 @@ def test_a_folder_with_a_lone_patch(models: list[Path], tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_named_is_what_it_is(models: list[Path], tmp_path: Path) -> None:
-    """Whatever its name; a shard of a patch folder too."""
+    """A file is recognized whatever its name, and so is a shard of a patch folder."""
     for name in ("ckptdiff.json", "update"):
         ckptdiff.make(models[0], models[1], tmp_path / name)
         assert is_patch(tmp_path / name) and not ckptdiff.info(tmp_path / name).is_folder
@@ -262,7 +262,7 @@ def test_pull_says_the_same_weights_only_where_it_compared(hub: Hub, models: lis
     )
     assert "is gone from org/base; " in whole.stderr and "has the same weights, by SHA-256" in whole.stderr
     assert "SHA-256 as the patch states" in whole.stdout
-    assert "is taken: digests are compared as it is read" in unlisted.stderr and "same weights" not in unlisted.stderr
+    assert "is used instead: digests are compared as it is read" in unlisted.stderr and "same weights" not in unlisted.stderr
     assert "digests as the patch states" in unlisted.stdout and "SHA-256" not in unlisted.stdout
     for name in ("whole", "memory"):
         assert (tmp_path / "a" / f"{name}.safetensors").read_bytes() == models[1].read_bytes()

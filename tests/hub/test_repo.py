@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_info_and_report_read_no_payload(hub: Hub, tmp_path: Path) -> None:
-    """Of a patch of 40 MB; the server counts what it sends."""
+    """The patch has 40 MB, and the server counts the bytes that it sends."""
     rng = np.random.default_rng(1)
     write(tmp_path / "base" / "model.safetensors", {"w": tensor("U8", (1000,), bytes(1000)), "x": tensor("U8", (8,), bytes(8))})
     new = {"w": tensor("U8", (1000,), bytes([1]) + bytes(999)), "big": tensor("U8", (40_000_000,), rng.integers(0, 256, 40_000_000, "u1"))}

@@ -14,7 +14,7 @@ from tests.support.networks import bits_of, moved, network, some_mask  # noqa: E
 
 
 @pytest.mark.slow
-def test_callbacks_of_a_trainer(tmp_path: Path) -> None:
+def test_the_callbacks_keep_the_mask_and_log_records(tmp_path: Path) -> None:
     """The real Trainer: the mask holds, records are in its log."""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install 'ckptdiff[transformers]'")
     pytest.importorskip("accelerate", reason="accelerate is not installed")

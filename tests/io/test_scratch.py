@@ -1,4 +1,4 @@
-"""Arrays that a thread uses again: the same memory under one name, other memory in another thread."""
+"""Scratch arrays: one name gives a thread the same memory again, and gives other threads other memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kernels index without looking, so what they are handed is looked at before: lengths, positions, classes, shapes."""
+"""Kernels do not check their indexes, so lengths, positions, classes and shapes are checked before a kernel is called."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Run with NUMBA_BOUNDSCHECK=1: every index that a kernel forms is looked at, as in plain Python, but that negative ones pass.
+"""Under NUMBA_BOUNDSCHECK=1 Numba checks every index that a kernel forms, as plain Python does; negative ones pass.
 
     NUMBA_BOUNDSCHECK=1 pytest tests/kernels/test_boundscheck.py tests/format/test_vectors.py tests/codecs/test_context.py ...
 
-These tests fail where kernels are not checked after all, as by a cache that does not tell such kernels from others. What intrinsics read
-(``unequal``, ``below``, the stripes of XXH3) is not checked so, but by tests/fuzz/plain_kernels.py, where they are Python; ``prefetch``
-may point behind an array, and reads nothing.
+These tests fail if the kernels are not checked after all, for example because a cache does not tell checked kernels from others. What
+intrinsics read (``unequal``, ``below``, the stripes of XXH3) is not checked this way; tests/fuzz/plain_kernels.py, where they are Python,
+checks it. ``prefetch`` may point behind an array, as it reads nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Compiled kernels on the disk: shared, read where they cannot be written, and never a wrong one."""
+"""Compiled kernels on disk: shared between users, read from folders that cannot be written, and never the wrong ones."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def check_ulp_distances(name: str, base: np.ndarray, target: np.ndarray) -> None
         from ckptdiff.device import ops
 
         old, new = (ops.units_of(torch.from_numpy(side.copy()).view(torch.uint8), dtype) for side in (base, target))
-        where, distances = ops.changes(old, new, dtype)
+        where, distances = ops.find_changes(old, new, dtype)
         assert where.tolist() == np.flatnonzero(base != target).tolist()
         assert ops.zigzag(distances).numpy().view(dtype.unit).tolist() == found[base != target].tolist()
 

@@ -16,7 +16,7 @@ safetensors_torch = pytest.importorskip("safetensors.torch")
 from tests.support.torch_states import State, copy_of, equal, nudge, pair, raw, tensor  # noqa: E402
 
 
-def test_chains_and_wrong_bases() -> None:
+def test_patches_are_applied_in_turn_and_to_no_wrong_base() -> None:
     old, new = pair()
     newer = {name: nudge(np.random.default_rng(3), array, 0.05) for name, array in new.items()}
     newer["tied"] = newer["bf16"]
@@ -37,7 +37,7 @@ def test_chains_and_wrong_bases() -> None:
         second.load(model)
 
 
-def test_what_cannot_be_done_in_place() -> None:
+def test_what_cannot_be_done_in_place_is_refused() -> None:
     rng = np.random.default_rng(1)
     old = {"a": tensor(rng, "BF16", (5, 8)), "b": tensor(rng, "BF16", (5, 8))}
     grown = {**old, "a": tensor(rng, "BF16", (6, 8))}
@@ -50,7 +50,7 @@ def test_what_cannot_be_done_in_place() -> None:
     tied = {"a": old["a"], "b": old["a"]}
     untied = {"a": old["a"].clone(), "b": nudge(rng, old["a"], 0.5)}
     with pytest.raises(
-        UnsupportedError, match="a and b share memory, but the target of the patch has two contents for them: untie them first"
+        UnsupportedError, match="a and b share memory, but the target of the patch gives them different contents: untie them first"
     ):
         ckptdiff.diff({"a": old["a"], "b": old["a"].clone()}, untied).load(tied)
     storage = torch.zeros(100)
@@ -68,7 +68,7 @@ def test_what_cannot_be_done_in_place() -> None:
         ckptdiff.diff({"w": frozen}, {"w": np.ones(5, np.float32)}).load({"w": frozen})
 
 
-def test_new_content_and_other_names() -> None:
+def test_new_content_and_other_names_find_their_place() -> None:
     """What a patch has as new, as a copy, or under another name, where the model has a place for it."""
     rng = np.random.default_rng(2)
     old = {"embed": tensor(rng, "BF16", (30, 8)), "head": tensor(rng, "BF16", (30, 8)), "gone": tensor(rng, "F32", (3,))}
@@ -90,7 +90,7 @@ def test_new_content_and_other_names() -> None:
     assert raw(model["embed"]) == raw(changed)
 
 
-def test_patch_folders(tmp_path: Path) -> None:
+def test_a_folder_of_several_scopes_is_loaded_scope_by_scope(tmp_path: Path) -> None:
     """A folder with several scopes, as of a pipeline."""
     rng = np.random.default_rng(6)
     sides: dict[str, dict[str, State]] = {"base": {}, "target": {}}
@@ -113,7 +113,7 @@ def test_patch_folders(tmp_path: Path) -> None:
         assert equal(model, sides["target"]["vae"])
 
 
-def test_tensors_that_were_replaced() -> None:
+def test_tensors_that_were_replaced_are_refused() -> None:
     """A loaded patch writes to the tensors that it was loaded for; where the model has others it says so."""
     module = torch.nn.Linear(8, 8)
     old = {name: part.clone() for name, part in module.state_dict().items()}

@@ -18,13 +18,13 @@ from tests.support.checkpoints import SHARED_DATA
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
-from ckptdiff.patching.torch_dtypes import NAMES  # noqa: E402
+from ckptdiff.patching.torch_dtypes import DTYPE_NAMES  # noqa: E402
 from tests.support.torch_states import CODECS, copy_of, equal, nudge, pair, tensor  # noqa: E402
 
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_the_bytes_do_not_depend_on_threads_or_device(codec: str | None) -> None:
-    """E1: the host's kernels, and torch's operations on its CPU device."""
+    """The host's kernels and torch's operations on its CPU device give the same bytes."""
     old, new = pair(0.01)
     expected = ckptdiff.diff(old, new, codec=codec, threads=1).to_bytes()
     assert ckptdiff.diff(old, new, codec=codec, threads=3).to_bytes() == expected
@@ -62,9 +62,9 @@ def test_files_and_memory_and_devices_agree(tmp_path: Path, codec: str) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.001, 0.05, 0.5, 1.0]), st.sampled_from(CODECS))
-def test_any_pair(seed: int, share: float, codec: str | None) -> None:
+def test_any_pair_switches_there_and_back(seed: int, share: float, codec: str | None) -> None:
     rng = np.random.default_rng(seed)
-    names = [name for name, (torch_name, _) in NAMES.items() if hasattr(torch, torch_name or "-")]
+    names = [name for name, (torch_name, _) in DTYPE_NAMES.items() if hasattr(torch, torch_name or "-")]
     old = {
         f"{k}.{name}": tensor(rng, name, tuple(rng.integers(0, 30, rng.integers(0, 4)).tolist()))
         for k, name in enumerate(rng.choice(names, 4))
@@ -80,7 +80,7 @@ def test_any_pair(seed: int, share: float, codec: str | None) -> None:
     assert equal(model, old)
 
 
-def test_broken_patches() -> None:
+def test_broken_patches_are_refused() -> None:
     old, new = pair()
     data = ckptdiff.diff(old, new).to_bytes()
     for cut in (0, 7, 100, len(data) - 1):
@@ -92,7 +92,7 @@ def test_broken_patches() -> None:
         ckptdiff.Patch.from_bytes(bytes(broken))
 
 
-def test_tensors_that_cannot_be_read_in_place() -> None:
+def test_tensors_that_cannot_be_read_in_place_are_refused() -> None:
     good = {"w": torch.zeros(4, 6)}
     for wrong, text in (
         (torch.zeros(4, 6).T, r"the new tensors: w: is not contiguous \(strides \(1, 6\)\): give its .contiguous\(\) copy"),
@@ -123,7 +123,7 @@ def test_tensors_that_cannot_be_read_in_place() -> None:
         ckptdiff.diff(good, good, device="meta")
 
 
-def test_modules_and_numpy(tmp_path: Path) -> None:
+def test_modules_and_numpy_arrays_are_patched(tmp_path: Path) -> None:
     rng = np.random.default_rng(4)
     module = torch.nn.Sequential(torch.nn.Linear(8, 5), torch.nn.Linear(5, 8)).to(torch.bfloat16)
     before = copy_of(module.state_dict())
@@ -146,7 +146,7 @@ def test_modules_and_numpy(tmp_path: Path) -> None:
         assert again.nbytes == len(arrays.to_bytes())
 
 
-def test_without_torch(tmp_path: Path) -> None:
+def test_numpy_arrays_are_patched_without_torch(tmp_path: Path) -> None:
     code = """
 import sys; sys.modules["torch"] = None
 import numpy as np, ckptdiff
@@ -163,7 +163,7 @@ except ckptdiff.UnsupportedError as error: print(error)
 @pytest.mark.skipif(not SHARED_DATA.exists(), reason="the real pairs of ../shared/data are not there")
 @pytest.mark.parametrize("name", ["grpo-lr1e-6", "grpo-fp32master-lr1e-6", "sft-lr1e-5"])
 def test_real_pairs(name: str) -> None:
-    """E1 on the real pairs: the same bytes by both ways, and the target's weights in place."""
+    """Real pairs give the same bytes from files and from memory, and the target's weights in place."""
     base, target = SHARED_DATA / "tiny6m-base" / "model.safetensors", SHARED_DATA / f"tiny6m-{name}" / "model.safetensors"
     old, new = safetensors_torch.load_file(base), safetensors_torch.load_file(target)
     for codec in ("sparse", "context"):

@@ -20,7 +20,7 @@ from tests.support.torch_states import CODECS, copy_of, equal, nudge, pair, raw 
 
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("share", [0.002, 0.6])
-def test_there_and_back(codec: str | None, share: float) -> None:
+def test_a_model_switches_there_and_back(codec: str | None, share: float) -> None:
     old, new = pair(share)
     patch = ckptdiff.Patch.from_bytes(ckptdiff.diff(old, new, codec=codec).to_bytes())
     model = copy_of(old)
@@ -60,7 +60,7 @@ def test_several_patches_of_one_base() -> None:
         a.revert_()
     model["f32"].view(torch.uint8)[0, 0] ^= 1
     a.revert_()
-    with pytest.raises(BaseMismatchError, match="is not applied, there is nothing to revert"):
+    with pytest.raises(BaseMismatchError, match="is not applied: there is nothing to revert"):
         a.revert_()
     assert equal(model, old)
 
@@ -76,7 +76,7 @@ def test_patches_are_not_stacked() -> None:
 
 
 def test_threads() -> None:
-    """Two threads that switch one patch: one does, the other hears that it is done."""
+    """Of several threads that apply one patch, one does, and the others get an error that says so."""
     old, new = pair()
     for _ in range(5):
         model, errors = copy_of(old), []
@@ -108,15 +108,15 @@ def test_backward_through_a_switch_fails() -> None:
 
 @pytest.mark.parametrize("codec", ["sparse", "context"])
 def test_all_or_nothing(codec: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wrong result, an error in the middle, Ctrl-C: the base is as it was."""
+    """After a wrong result, an error in the middle or Ctrl-C, the model is as it was."""
     old, new = pair()
     model = copy_of(old)
     loaded = ckptdiff.diff(old, new, codec=codec).load(model)
-    loaded._moves[-1].digest = bytes(16)
+    loaded._updates[-1].digest = bytes(16)
     with pytest.raises(IntegrityError, match=r"came out with the digest .*, expected 0000.* it was taken back"):
         loaded.apply_()
     assert equal(model, old) and not loaded.applied
-    plain, count = loaded_module._shift, 0
+    plain, count = loaded_module._update_range, 0
 
     def failing(*arguments: Any) -> Any:
         nonlocal count
@@ -125,7 +125,7 @@ def test_all_or_nothing(codec: str, monkeypatch: pytest.MonkeyPatch) -> None:
             raise KeyboardInterrupt
         return plain(*arguments)
 
-    monkeypatch.setattr(loaded_module, "_shift", failing)
+    monkeypatch.setattr(loaded_module, "_update_range", failing)
     with pytest.raises(KeyboardInterrupt):
         loaded.apply_()
     assert equal(model, old)

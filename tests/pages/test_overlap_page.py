@@ -1,4 +1,4 @@
-"""The overlap's pictures: the page in a real browser, the PNG files, the sentences, the command."""
+"""The overlap's page in a real browser, its PNG files, its sentences and its command."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_many_updates_keep_the_page_small() -> None:
     assert 'id="pairs"' in render_overlap(sample(3), False) and 'id="pairs"' not in render_overlap(sample(21, layers=1), False)
 
 
-def test_png_files(tmp_path: Path) -> None:
+def test_png_files_are_not_blank(tmp_path: Path) -> None:
     paths = overlap_charts.write_png(sample(), True, tmp_path / "new")
     assert {path.name for path in paths} == {f"{name}.png" for name in RUN | PAIRS}
     for path in paths:
@@ -148,7 +148,7 @@ def test_steps_stand_at_the_numbers_in_their_names() -> None:
         assert overlap_charts.step_numbers(replace(result, names=names))[1] == [1, 2, 3]
 
 
-def test_headlines() -> None:
+def test_headlines_say_what_was_found() -> None:
     more = headline(sample(2), False)
     assert re.fullmatch(
         r"Of the weights that checkpoint-100 changed \(.* % of all\), checkpoint-200 \(.* % of all\) changed 100 % too, more than chance "
@@ -192,7 +192,7 @@ def test_beyond_chance() -> None:
     assert beyond_chance(0.3, 0.1, 10) == 0  # ten changes tell nothing
 
 
-def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_writes_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     units = np.arange(64, dtype="<u2") + 0x3C00
     steps = [units + (units % 16 < 4 * k) for k in range(3)]
     base, *updates = (write(tmp_path / f"step{k}.safetensors", {"w": tensor("BF16", (8, 8), x)}) for k, x in enumerate(steps))

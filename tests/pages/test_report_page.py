@@ -1,4 +1,4 @@
-"""The report's pictures: the page in a real browser, the PNG files, the sentences."""
+"""The report's page in a real browser, its PNG files and its sentences."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_charts_are_few_and_valid(name: str) -> None:
 
 
 @pytest.mark.parametrize("update", ["rl_update", "low_rank_update"])
-def test_png_files(update: str, tmp_path: Path) -> None:
+def test_png_files_are_not_blank(update: str, tmp_path: Path) -> None:
     paths = report_charts.write_png(sample(update), tmp_path / "new" / "folder")
     assert {path.name for path in paths} == {f"{name}.png" for name in EVERY} == {p.name for p in (tmp_path / "new" / "folder").iterdir()}
     for path in paths:
@@ -169,7 +169,7 @@ def test_importing_loads_no_pictures() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
-def test_headlines() -> None:
+def test_headlines_say_what_was_found() -> None:
     rl = headline(sample())
     assert re.fullmatch(
         r"2\.\d\d % of 227,904 weights changed, most by one ulp; layer norms did not change; the update is scattered and of .*rank.*\.",
@@ -207,7 +207,7 @@ def test_an_empty_report_still_makes_a_page(tmp_path: Path) -> None:
     assert report_charts.write_png(assemble([], {"ulp": [], "abs": [], "exponents": []}), tmp_path) == []
 
 
-def test_numbers_in_words() -> None:
+def test_numbers_are_written_in_words() -> None:
     values = (None, 0, 1, 0.0154, 0.5, 0.999987, 0.00001234, 0.25)
     shown = "\u2013|0 %|100 %|1.54 %|50.0 %|99.9987 %|0.00123 %|25.0 %"
     assert [percent(v) for v in values] == shown.split("|")

@@ -1,4 +1,4 @@
-"""torch, and its part of the safetensors library, as the judge. Skipped where torch is not installed; CI installs it."""
+"""torch and its part of the safetensors library as independent judges; skipped where torch is not installed. CI installs it."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from tests.support.roundtrips import CODECS, pair, roundtrip
 
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("dtype", BITS)
-def test_every_dtype_codec_and_share(tmp_path: Path, rng: np.random.Generator, dtype: str, codec: str | None) -> None:
+def test_every_dtype_comes_back_with_every_codec(tmp_path: Path, rng: np.random.Generator, dtype: str, codec: str | None) -> None:
     """Tensors of each dtype with one, some and all units changed come back, and the patch counts the changed units."""
     base = random_tensor(rng, dtype, [12, 40])
     target = {
@@ -35,7 +35,7 @@ ZEROS = {"F16": "<u2", "BF16": "<u2", "F32": "<u4", "F64": "<u8", "C64": "<u8", 
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_signed_zeros(tmp_path: Path, codec: str | None) -> None:
+def test_signed_zeros_are_changes(tmp_path: Path, codec: str | None) -> None:
     """+0.0 becomes -0.0 and -0.0 becomes +0.0: equal as numbers, two changes as bits."""
     base, target = {}, {}
     for dtype, unit in ZEROS.items():
@@ -59,7 +59,7 @@ SPECIALS = {
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_nan_payloads_and_infinities(tmp_path: Path, codec: str | None) -> None:
+def test_nan_payloads_and_infinities_come_back(tmp_path: Path, codec: str | None) -> None:
     """Every special value turns into every other, NaN payloads and signs included."""
     base, target = {}, {}
     for dtype, (unit, bits) in SPECIALS.items():
@@ -71,7 +71,7 @@ def test_nan_payloads_and_infinities(tmp_path: Path, codec: str | None) -> None:
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_integers_beyond_two_to_the_53(tmp_path: Path, codec: str | None) -> None:
+def test_integers_beyond_two_to_the_53_come_back(tmp_path: Path, codec: str | None) -> None:
     """Neighbours that a float64 cannot tell apart, and both ends of the range."""
     ends = [0, -1, 1, 2**63 - 1, -(2**63), 2**53, -(2**53)]
     base = np.array([2**53, 2**53 + 1, 2**62, -(2**53) - 1, *np.repeat(ends, len(ends))], "<i8")
@@ -89,7 +89,7 @@ def f32(bits: Any) -> TensorData:
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_scalars_empty_and_single_element_tensors(tmp_path: Path, codec: str | None) -> None:
+def test_scalars_empty_and_single_element_tensors_come_back(tmp_path: Path, codec: str | None) -> None:
     """Shapes [], [0], [0, 3], [3, 0, 2], [1] and [1, 1, 1], changed where they can change."""
     base = {
         "scalar": f32(1), "empty": f32([]), "no_rows": tensor("BF16", [0, 3], b""), "hole": tensor("I64", [3, 0, 2], b""),
@@ -102,7 +102,7 @@ def test_scalars_empty_and_single_element_tensors(tmp_path: Path, codec: str | N
     }  # fmt: skip
 
 
-def test_files_without_tensors(tmp_path: Path) -> None:
+def test_files_without_tensors_come_back(tmp_path: Path) -> None:
     """A file that holds no tensor at all, as target, as base, and as both."""
     empty, full = write(tmp_path / "e.safetensors", {}), write(tmp_path / "f.safetensors", {"w": bf16([1, 2])})
     for k, (base, target) in enumerate([(empty, full), (full, empty), (empty, empty)]):
@@ -111,7 +111,7 @@ def test_files_without_tensors(tmp_path: Path) -> None:
         assert (info.totals.new, info.totals.removed) == ((1, 0), (0, 1), (0, 0))[k]
 
 
-def test_no_change_at_all(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_no_change_at_all_takes_no_payload(tmp_path: Path, rng: np.random.Generator) -> None:
     """Base and target equal: every tensor ``same``, no payload, and a patch much smaller than the file."""
     base = {f"layer.{i}": random_tensor(rng, dtype, [64, 64]) for i, dtype in enumerate(BITS)}
     rows = pair(tmp_path, base, base)
@@ -120,7 +120,7 @@ def test_no_change_at_all(tmp_path: Path, rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_everything_changed(tmp_path: Path, rng: np.random.Generator, codec: str | None) -> None:
+def test_everything_changed_takes_little_more_than_the_data(tmp_path: Path, rng: np.random.Generator, codec: str | None) -> None:
     """Random bits over random bits: the default is no larger than either codec, and little larger than the data."""
     base = {f"layer.{i}": random_tensor(rng, dtype, [16, 64]) for i, dtype in enumerate(BITS)}
     target = {name: random_tensor(rng, dtype, shape) for name, (dtype, shape, _) in base.items()}

@@ -14,7 +14,7 @@ from tests.support.torch_states import tensor  # noqa: E402
 
 
 def test_a_device_coder_reads_what_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cast and resized bases, and new tensors, go to the host's coder."""
+    """Cast and resized bases, and new tensors, go to the host's encoder."""
     rng = np.random.default_rng(8)
     old = {"cast": tensor(rng, "BF16", (30, 4)), "rows": tensor(rng, "F32", (30, 4))}
     new = {"cast": old["cast"].float() * 1.01, "rows": tensor(rng, "F32", (33, 4)), "new": tensor(rng, "U8", (9,))}

@@ -12,7 +12,7 @@ from tests.support.checkpoints import bf16, tree, write
 from tests.support.roundtrips import file_kinds, put, roundtrip
 
 
-def test_other_files(tmp_path: Path, two_folders: tuple[Path, Path], rng: np.random.Generator) -> None:
+def test_other_files_come_back(tmp_path: Path, two_folders: tuple[Path, Path], rng: np.random.Generator) -> None:
     """Files added, removed, changed, equal, empty, in subfolders, without an ending, and of random bytes."""
     noise = rng.bytes(100_000)
     put(two_folders[0], {
@@ -81,7 +81,7 @@ def test_training_state_is_left_out_and_listed(tmp_path: Path, two_folders: tupl
     assert sorted(path.name for path in (tmp_path / "p" / "files").rglob("*")) == ["config.json.zst"]
 
 
-def test_include_and_exclude(tmp_path: Path, two_folders: tuple[Path, Path]) -> None:
+def test_include_takes_files_and_exclude_beats_it(tmp_path: Path, two_folders: tuple[Path, Path]) -> None:
     """``include`` takes files that are left out by default, ``exclude`` leaves others out and beats it."""
     names = ["optimizer.pt", "runs/a", "runs/b", "README.md", "docs/x.md", "config.json"]
     put(two_folders[0], dict.fromkeys(names, "old"))

@@ -1,4 +1,4 @@
-"""Outputs: exchanged in one step, mended after a crash, and never at the cost of what is not ours."""
+"""Outputs are put in place in one step, are mended after a crash, and never replace what is not ours."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def fail_nth(monkeypatch: pytest.MonkeyPatch, name: str, nth: int, code: int, on
 def test_an_error_of_any_flush_leaves_the_old_or_the_new_and_says_which(
     code: int, folders: Pair, old: Path, each_rename: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At 687b727 the one after the second rename moved the old output onto the new one, and both stayed."""
+    """An error of the flush after the second rename once moved the old output onto the new one, and both stayed."""
     after = tree(folders.target)
     with monkeypatch.context() as patched:
         calls = fail_nth(patched, "fsync", -1, code)
@@ -170,14 +170,14 @@ FOREIGN = ["notes.txt", "lora.safetensors", "README.md", "optimizer.pt", ".git/H
 
 @pytest.mark.parametrize("name", FOREIGN)
 def test_overwrite_names_what_it_would_lose(name: str, folders: Pair, old: Path) -> None:
-    """At 687b727 they were deleted."""
+    """Such files were once deleted."""
     if name == "README.md":  # the target has one: take another patch
         (folders.target / name).unlink()
         shutil.rmtree(folders.patch)
         ckptdiff.make(folders.base, folders.target, folders.patch)
     (old / name).parent.mkdir(exist_ok=True)
     (old / name).write_text("mine")
-    with refused(ckptdiff.OutputError, f'out: --overwrite would delete "{name}", which the new output does not have, nor did', old.parent):
+    with refused(ckptdiff.OutputError, f'out: --overwrite would delete "{name}", which neither the new output', old.parent):
         overwrite(folders, old)
     assert (old / name).read_text() == "mine"
 
@@ -192,7 +192,7 @@ def test_overwrite_counts_links_to_folders_and_names_five(folders: Pair, old: Pa
 
 def test_overwrite_of_a_home_is_refused_before_it_is_listed(folders: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "home" / "sub").mkdir(parents=True)
-    monkeypatch.setattr("ckptdiff.patching.overwrite._names", lambda _: pytest.fail("listed"))
+    monkeypatch.setattr("ckptdiff.patching.overwrite._files_below", lambda _: pytest.fail("listed"))
     with refused(ckptdiff.OutputError, "home: is neither a checkpoint nor a patch", tmp_path):
         overwrite(folders, tmp_path / "home")
 

@@ -21,7 +21,7 @@ from tests.support.refusals import refused, reseal
 from tests.support.small_pair import Pair
 
 
-def test_truncated_patches(files: Pair, tmp_path: Path) -> None:
+def test_truncated_patches_are_refused(files: Pair, tmp_path: Path) -> None:
     whole = files.patch.read_bytes()
     for cut in (0, 7, 8, 100, len(whole) // 2, len(whole) - 1):
         files.patch.write_bytes(whole[:cut])
@@ -54,7 +54,7 @@ def test_parts_of_a_folder_are_missing_or_swapped(folders: Pair, tmp_path: Path)
         ckptdiff.apply(folders.base, folders.patch, tmp_path / "out")
 
 
-def test_file_names_that_escape(folders: Pair, tmp_path: Path) -> None:
+def test_file_names_that_escape_are_refused(folders: Pair, tmp_path: Path) -> None:
     path = folders.patch / "ckptdiff.json"
     index = Index.from_bytes(path.read_bytes(), "index")
     for name in ("../evil", "/etc/evil", "a/../../evil", "a\\..\\evil", "C:evil"):
@@ -66,7 +66,7 @@ def test_file_names_that_escape(folders: Pair, tmp_path: Path) -> None:
             ckptdiff.apply(folders.base, folders.patch, tmp_path / "out")
 
 
-def test_a_newer_format_version(files: Pair) -> None:
+def test_a_newer_format_version_is_refused(files: Pair) -> None:
     with open_patch(files.patch) as patch:
         value = json.loads(patch.files[0].metadata.to_bytes())
     value["version"] = 2
@@ -74,7 +74,7 @@ def test_a_newer_format_version(files: Pair) -> None:
         Metadata.from_bytes(seal({k: v for k, v in value.items() if k != "digest"}), "patch")
 
 
-def test_a_missing_patch(files: Pair, tmp_path: Path) -> None:
+def test_a_missing_patch_is_refused(files: Pair, tmp_path: Path) -> None:
     for run in (lambda p: ckptdiff.apply(files.base, p, tmp_path / "out"), ckptdiff.verify, ckptdiff.info):
         with refused(ckptdiff.CheckpointError, "o such file", tmp_path):
             run(tmp_path / "nothing.safetensors")
@@ -111,5 +111,5 @@ def test_a_delta_against_a_base_file_beyond_the_limit(folders: Pair, tmp_path: P
         file.truncate((1 << 26) + 1)
     sha256 = tree(folders.base / "config.json")["."]
     reseal(folders.patch, lambda file: replace(file, base_sha256=sha256) if file.kind == "delta" else file)
-    with refused(ckptdiff.FormatError, "is coded against a base file of 67108865 bytes, more than 67108864", tmp_path):
+    with refused(ckptdiff.FormatError, "is encoded against a base file of 67108865 bytes, more than 67108864", tmp_path):
         ckptdiff.apply(folders.base, folders.patch, tmp_path / "out")

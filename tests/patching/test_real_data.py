@@ -1,4 +1,4 @@
-"""Real checkpoint pairs: the same files back, with every codec (acceptance A1), and readable by the real library."""
+"""Real checkpoint pairs: the same files back, with every codec, and readable by the real library."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import ckptdiff
+from ckptdiff.patching.chain import check_chain
 from ckptdiff.patching.patch import open_patch
-from ckptdiff.patching.rebuild import check_chain
 from tests.support.checkpoints import bf16, perturb, tree, write
 from tests.support.refusals import refused
 from tests.support.small_pair import Pair, tensors
@@ -28,11 +28,11 @@ def test_wrong_base_names_the_first_tensor_and_the_base_it_wants(files: Pair, tm
 
 
 def test_wrong_base_names_the_hub_repo_if_the_patch_knows_it(files: Pair, tmp_path: Path) -> None:
-    from ckptdiff.patching.rebuild import wanted_base
+    from ckptdiff.patching.rebuild import describe_base
 
     with open_patch(files.patch) as patch:
         patch.files[0].metadata.info.update({"base_repo": "org/model", "base_revision": "abc123"})
-        assert wanted_base(patch) == "It wants org/model@abc123"
+        assert describe_base(patch) == "It wants org/model@abc123"
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_base_and_patch_the_wrong_way_round(files: Pair, folders: Pair, tmp_path
     swapped = "not a ckptdiff patch: it has no ckptdiff.json; are base and patch the wrong way round?"
     with refused(ckptdiff.FormatError, swapped, tmp_path):
         ckptdiff.apply(folders.patch, folders.target, tmp_path / "out")
-    with refused(ckptdiff.CheckpointError, "is a ckptdiff patch, not a checkpoint; rebuild that with: ckptdiff apply", tmp_path):
+    with refused(ckptdiff.CheckpointError, "is a ckptdiff patch, not a checkpoint; rebuild its target with: ckptdiff apply", tmp_path):
         ckptdiff.make(folders.patch, folders.target, tmp_path / "out")
 
 

@@ -49,7 +49,7 @@ def test_nothing_outside_moves(name: str, dtype: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["AdamW", "Adam", "SGD"])
-def test_as_on_a_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchs_operations_do_what_the_kernels_do(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch's operations in place of the kernels, which serve the host alone."""
     monkeypatch.setattr(masked_parameter, "_on_host", lambda _: False)
     test_nothing_outside_moves(name, torch.float32)
@@ -76,7 +76,7 @@ def test_state_that_is_saved_is_zero_outside(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["AdamW", "Adagrad"])
-def test_on_several_threads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_outside_moves_on_several_threads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large tensors are cut to slices, which threads share."""
     monkeypatch.setattr(masked_parameter, "MIN_THREADED_ELEMENTS", 0)
     monkeypatch.setattr(mask_ops, "JOB_ELEMENTS", 64)
@@ -179,7 +179,7 @@ def test_a_resumed_optimizer() -> None:
         optimizer.load_state_dict(state)
 
 
-def test_errors() -> None:
+def test_a_mask_that_does_not_fit_is_refused() -> None:
     model = network(torch.float32)
     optimizer = OPTIMIZERS["AdamW"](model.parameters())
     with pytest.raises(CheckpointError, match=r"parameter 0.weight: has the shape \[30, 20\], in the mask it is \[3\]"):
@@ -190,7 +190,7 @@ def test_errors() -> None:
         UpdateTracker(model, optimizer, every=0)
 
 
-def test_names_with_prefixes() -> None:
+def test_names_with_prefixes_are_found() -> None:
     model = network(torch.float32)
     mask = some_mask(model)
     optimizer = OPTIMIZERS["SGD"](model.parameters())
@@ -237,14 +237,16 @@ for dtype in (torch.bfloat16, torch.float32):
     assert int(both) == mask.total
     assert len(tracker.records) == 4 and abs(tracker.records[-1].sparsity - (1 - moved / total)) < 1e-12, tracker.records
 dist.barrier(); dist.destroy_process_group()
-os._exit(0)  # torch's threads sometimes abort a process that ends as Python does
+# What DTensor and FSDP2 keep holds the process group, so that gloo's threads outlive destroy_process_group; and one of them that needs
+# the interpreter while it ends aborts the process: "terminate called without an active exception".
+os._exit(0)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6), reason="FSDP2 needs torch 2.6")
 def test_two_ranks(tmp_path: Path) -> None:
-    """F1 with FSDP2."""
+    """With FSDP2, on two ranks."""
     (tmp_path / "rank.py").write_text(RANK)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "rank.py")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -1,4 +1,4 @@
-"""Masks: where they come from, how they combine, their files."""
+"""Masks: where they come from, how they combine, and their files."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_errors(tmp_path: Path) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4))
-def test_sets(seed: int, least: int) -> None:
+def test_masks_combine_as_sets(seed: int, least: int) -> None:
     rng = np.random.default_rng(seed)
     masks = [random_mask(rng, density) for density in (0.0, 0.02, 0.4, 0.9)]
     names = {name for mask in masks for name in mask.shapes}
@@ -77,7 +77,7 @@ def test_sets(seed: int, least: int) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), density=st.sampled_from([0.0, 0.005, 0.03, 0.5, 1.0]))
-def test_files(tmp_path_factory: pytest.TempPathFactory, seed: int, density: float) -> None:
+def test_masks_are_saved_and_loaded(tmp_path_factory: pytest.TempPathFactory, seed: int, density: float) -> None:
     """A mask comes back; the same mask gives the same bytes; the safetensors library reads them."""
     folder = tmp_path_factory.mktemp("masks")
     mask = random_mask(np.random.default_rng(seed), density)
@@ -96,7 +96,7 @@ def test_files(tmp_path_factory: pytest.TempPathFactory, seed: int, density: flo
     mask.save(folder / "a.safetensors", overwrite=True)
 
 
-def test_broken_files(tmp_path: Path) -> None:
+def test_broken_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "mask.safetensors"
     mask = Mask.from_arrays({"few": np.arange(1000) == 77, "many": np.arange(13) % 2 == 0})
     mask.save(path)
@@ -201,7 +201,7 @@ def test_guesses_from_magnitude(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not SHARED_DATA.exists(), reason="the real pairs of ../shared/data are not there")
-def test_real_pairs(tmp_path: Path) -> None:
+def test_masks_of_real_pairs(tmp_path: Path) -> None:
     base = SHARED_DATA / "tiny6m-base" / "model.safetensors"
     targets = [SHARED_DATA / f"tiny6m-{name}" / "model.safetensors" for name in ("grpo-lr1e-6", "sft-lr1e-5")]
     masks = [Mask.from_patch(target, base) for target in targets]

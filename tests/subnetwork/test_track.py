@@ -12,7 +12,7 @@ from ckptdiff.subnetwork import UpdateTracker  # noqa: E402
 from tests.support.networks import backward, network  # noqa: E402
 
 
-def test_the_tracker_counts() -> None:
+def test_the_tracker_counts_as_whole_copies_do() -> None:
     """Against plain counting of whole copies, every step and every third, and of each second row."""
     for every, sample in ((1, 1), (3, 1), (1, 2)):
         model = network(torch.bfloat16)
@@ -47,7 +47,7 @@ def test_the_tracker_counts() -> None:
         assert len(tracker.records) == 9 // every
 
 
-def test_the_tracker_of_masters() -> None:
+def test_a_tracker_of_masters_watches_what_checkpoints_show() -> None:
     """fp32 weights watched as bf16: what their checkpoints would differ by; as they are, every one differs."""
     model = network(torch.float32)
     with torch.no_grad():

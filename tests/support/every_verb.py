@@ -1,4 +1,4 @@
-"""Every verb over every dtype, and the kernels that were compiled for them: run in a process of its own."""
+"""Runs every verb over every dtype, and prints which kernels were compiled for them."""
 
 from __future__ import annotations
 

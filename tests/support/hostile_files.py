@@ -1,4 +1,4 @@
-"""Files that a stranger could send: sealed with right digests, so that what is wrong with them is found as late as it can be."""
+"""Files that a stranger could send, with correct digests, so that each fault is found as late as possible."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Python processes of their own, without a home, and as another user."""
+"""Python processes without a home folder, or as another user."""
 
 from __future__ import annotations
 

@@ -121,6 +121,8 @@ def pairs(draw: Callable[[Any], Any]) -> tuple[dict[str, TensorData], dict[str, 
     return base, {name: target[name] for name in order}
 
 
+DAMAGE = st.tuples(st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), max_size=3), st.floats(0, 1))
+"""Positions and the bytes that are put there, and the share of a coded form that is kept."""
 METADATA = st.none() | st.dictionaries(TEXT, TEXT, max_size=3)
 FRAMES = st.tuples(METADATA, st.integers(1, 16), st.booleans())
 

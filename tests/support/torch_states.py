@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
 
 from ckptdiff.format.digests import BLOCK  # noqa: E402
-from ckptdiff.patching.torch_dtypes import NAMES  # noqa: E402
+from ckptdiff.patching.torch_dtypes import DTYPE_NAMES  # noqa: E402
 
 State = dict[str, Any]
 CODECS = ["sparse", "context", "raw", None]
@@ -33,7 +33,7 @@ def copy_of(state: State) -> State:
 
 
 def tensor(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> Any:
-    made = torch.empty(shape, dtype=getattr(torch, NAMES[dtype][0] or ""))
+    made = torch.empty(shape, dtype=getattr(torch, DTYPE_NAMES[dtype][0] or ""))
     flat = made.reshape(-1).view(torch.uint8)
     data = rng.integers(0, 2 if dtype == "BOOL" else 256, len(flat), dtype=np.uint8)
     return torch.from_numpy(data).view(made.dtype).reshape(shape) if len(data) else made
@@ -51,7 +51,9 @@ def nudge(rng: np.random.Generator, array: Any, share: float) -> Any:
 def pair(share: float = 0.05, seed: int = 0, size: int = 40) -> tuple[State, State]:
     """Tensors of every dtype that torch and safetensors have, one of several blocks, a tied one, one without a shape."""
     rng = np.random.default_rng(seed)
-    old = {name.lower(): tensor(rng, name, (size, 24)) for name, (torch_name, _) in NAMES.items() if hasattr(torch, torch_name or "-")}
+    old = {
+        name.lower(): tensor(rng, name, (size, 24)) for name, (torch_name, _) in DTYPE_NAMES.items() if hasattr(torch, torch_name or "-")
+    }
     old |= {"large": tensor(rng, "BF16", (3, BLOCK // 4 + 7)), "scalar": tensor(rng, "F32", ()), "empty": tensor(rng, "F32", (0, 3))}
     new = {name: nudge(rng, array, share) for name, array in old.items()}
     old["tied"], new["tied"], new["same"] = old["bf16"], new["bf16"], tensor(rng, "F16", (7,))

@@ -1,4 +1,4 @@
-"""Imported before commands are forked (``tests/support/warm_process.py``): makes and applies a small patch, so that kernels are loaded."""
+"""Makes and applies a small patch on import, so that processes forked afterwards (``warm_process.py``) have the kernels loaded."""
 
 from __future__ import annotations
 

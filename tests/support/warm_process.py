@@ -1,4 +1,4 @@
-"""Commands in processes that are forked from one that has loaded the package and its kernels: a third of a cold start."""
+"""Commands in processes that are forked from one that has loaded the package and its kernels: this takes a third of a cold start."""
 
 from __future__ import annotations
 

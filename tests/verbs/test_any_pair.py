@@ -20,7 +20,7 @@ from tests.support.strategies import FRAMES, pairs, quick
 @pytest.mark.parametrize("codec", [None, "raw", "sparse", "context"])
 @quick(50)
 @given(pair=pairs(), frames=st.tuples(FRAMES, FRAMES))
-def test_random_files(codec: str | None, pair: Any, frames: Any) -> None:
+def test_any_two_files_come_back(codec: str | None, pair: Any, frames: Any) -> None:
     """Any two files: the target comes back, the patch is sound, ``only`` gives the library the same tensors."""
     with tempfile.TemporaryDirectory() as name:
         tmp = Path(name)
@@ -50,7 +50,7 @@ def test_random_files(codec: str | None, pair: Any, frames: Any) -> None:
 
 @quick(30)
 @given(pair=pairs(), shards=st.tuples(st.integers(1, 3), st.integers(1, 3)), indexed=st.booleans(), data=st.data())
-def test_random_folders(pair: Any, shards: tuple[int, int], indexed: bool, data: Any) -> None:
+def test_any_two_folders_come_back(pair: Any, shards: tuple[int, int], indexed: bool, data: Any) -> None:
     """Any two folders, each split at random, with any files beside the weights; and on from the target back to the base."""
     with tempfile.TemporaryDirectory() as name:
         tmp = Path(name)

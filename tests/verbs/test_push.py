@@ -18,7 +18,7 @@ pytest.importorskip("huggingface_hub")
 pytestmark = pytest.mark.slow
 
 
-def test_the_card(hub: Hub, models: list[Path], tmp_path: Path) -> None:
+def test_the_card_says_what_the_report_found_and_keeps_its_owners_text(hub: Hub, models: list[Path], tmp_path: Path) -> None:
     """It parses with the client, keeps its owner's text, and its figures are those of ``report --json``."""
     from huggingface_hub import ModelCard
 

@@ -21,7 +21,7 @@ from tests.support.real_pairs import BASE, TARGETS
 from tests.support.reports import SCHEMA
 
 
-def test_sums_and_quantiles(pair: tuple[Path, Path]) -> None:
+def test_sums_and_quantiles_are_those_of_plain_numpy(pair: tuple[Path, Path]) -> None:
     found = report(*pair, rank="none")
     assert found.totals == sum((t.counts for t in found.tensors), type(found.totals)())
     assert sum(c.elements for c in found.apart.values()) == found.totals.elements and set(found.apart) == {
@@ -88,7 +88,7 @@ def test_fp8_matrices_have_a_rank(tmp_path: Path) -> None:
     assert [row.spectrum.rank for row in report(*pair).tensors[0].ranks or ()] == [20]
 
 
-def test_arguments(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_bad_arguments_are_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
     for wrong in (-1.0, math.nan, math.inf):
         with pytest.raises(CheckpointError, match=r"atol and rtol must be finite and not negative, found (-1\.0|nan|inf) and 0\.001"):
             report(*pair, atol=wrong)
@@ -123,7 +123,7 @@ def test_infinities_are_not_near(tmp_path: Path) -> None:
         assert (report(base, target).totals.within_rtol, report(base, target).totals.within_atol) == (1, 1)
 
 
-def test_frame(pair: tuple[Path, Path]) -> None:
+def test_a_frame_has_a_row_for_each_tensor(pair: tuple[Path, Path]) -> None:
     pytest.importorskip("pandas", reason="pandas is not installed")
     frame = report(*pair, rank="none").to_frame()
     assert set(frame["module"]) == {"embedding", "q", "experts", "norm", "bias"}

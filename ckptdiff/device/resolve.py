@@ -1,4 +1,4 @@
-"""Which torch device to use: asked before torch is imported, which takes seconds and may be missing."""
+"""A torch device by its name. Torch is imported when one is asked for: that takes seconds, and it may be missing."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from ckptdiff.errors import UnsupportedError
 from ckptdiff.lazy import require, torch
 
 
-def find_device(name: str) -> torch.device:
-    """A torch device by name; ``auto`` is the first accelerator, or the CPU.
+def resolve_device(name: str) -> torch.device:
+    """The torch device of a name such as ``cuda:1``; ``auto`` is the first accelerator, or the CPU if there is none.
 
     Raises:
-        UnsupportedError: torch is missing, or has no such device here.
+        UnsupportedError: torch is missing, or cannot use such a device on this machine.
     """
     try:
         require("torch")
@@ -20,7 +20,7 @@ def find_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-        device = torch.empty(1, device=device).device  # cuda is cuda:0, as tensors have it
+        device = torch.empty(1, device=device).device  # with its index: tensors on ``cuda`` are on ``cuda:0``
         if device.type == "meta":
             raise RuntimeError("meta tensors have no content")
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -1,0 +1,66 @@
+"""Chains of patches: each starts from what the one before it gives (spec section 10, step 2)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Protocol
+
+from ckptdiff.errors import BaseMismatchError, FormatError
+from ckptdiff.hub.repo import Repo
+from ckptdiff.patching.patch import OpenPatch, open_patch
+
+MAX_CHAIN = 64
+"""Patches in a chain."""
+
+
+class HasIdentities(Protocol):
+    """A patch, or what was noted of one."""
+
+    @property
+    def base_identity(self) -> bytes: ...
+
+    @property
+    def target_identity(self) -> bytes: ...
+
+
+def follows(patch: HasIdentities, before: HasIdentities) -> bool:
+    """Whether a patch starts from what the patch before it gives."""
+    return patch.base_identity == before.target_identity
+
+
+def repo_gives(repo: Repo, identity: bytes) -> bool:
+    """Whether a repo's patch gives the checkpoint of this identity: such a repo stands for that checkpoint."""
+    with open_patch(str(repo.pinned), by_ranges=True) as patch:
+        return patch.target_identity == identity
+
+
+def check_length(count: int) -> None:
+    """Raise FormatError unless so many patches can be a chain."""
+    if not 1 <= count <= MAX_CHAIN:
+        raise FormatError(f"a chain has 1 to {MAX_CHAIN} patches, found {count}")
+
+
+def check_chain(chain: Sequence[OpenPatch]) -> None:
+    """Check that each patch follows the one before it.
+
+    Raises:
+        FormatError: there are too many patches, or none.
+        BaseMismatchError: a patch does not follow.
+    """
+    check_length(len(chain))
+    for before, patch in itertools.pairwise(chain):
+        if follows(patch, before):
+            continue
+        if patch.path == before.path:
+            raise BaseMismatchError(f"{patch.path}: is listed twice in a row")
+        sibling = next((other for other in chain if other is not patch and other.base_identity == patch.base_identity), None)
+        if sibling is not None:
+            raise BaseMismatchError(
+                f"{patch.path} and {sibling.path}: both are made from the same base, {patch.base_identity.hex()}, so that neither can "
+                "follow the other: apply one of them"
+            )
+        raise BaseMismatchError(
+            f"{patch.path}: was made from a base with the identity {patch.base_identity.hex()}, but {before.path} gives "
+            f"{before.target_identity.hex()}: put the patches in the order in which they were made, none left out"
+        )
