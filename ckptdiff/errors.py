@@ -30,7 +30,7 @@ def cut(text: object) -> str:
 
 def visible(text: str) -> str:
     """Text for a terminal: characters that cannot be seen, or that a terminal would obey, are written as escapes."""
-    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
 
 
 class CkptdiffError(Exception):

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     import altair as altair
     import huggingface_hub as huggingface_hub
+    import jinja2 as jinja2
+    import markupsafe as markupsafe
     import pandas as pandas
     import rich as rich
     import torch as torch
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from huggingface_hub import constants, errors, hf_api  # noqa: F401
     from rich import console, progress  # noqa: F401
 else:
-    LIBRARIES = ("altair", "huggingface_hub", "pandas", "rich", "torch", "transformers")
+    LIBRARIES = ("altair", "huggingface_hub", "jinja2", "markupsafe", "pandas", "rich", "torch", "transformers")
 
     class _Library:
         """Stands for a library and its submodules. Where the library is missing, every attribute raises ModuleNotFoundError."""

@@ -31,8 +31,8 @@ patching: torch_dtypes memory adapt encode encode_on_device choose_encoder encod
 other_files overwrite output write recipes rebuild provenance
 live: names updates hashing switch load patch target
 analysis: modules values sparsity matrices rank report_model report_stored pairs overlap
-subnetwork: mask_rows mask freeze track
-pages: chart_data report_prose drawing html report_charts report_page overlap_prose overlap_charts overlap_page
+subnetwork: mask_rows mask_file mask masked_parameter freeze track
+pages: chart_data report_prose drawing templating report_charts report_page overlap_prose overlap_charts overlap_page
 verbs: info make apply verify compare report overlap pull card push
 integrations: transformers trainer
 cli: render render_hub render_report options report_commands hub_commands demo warmup main

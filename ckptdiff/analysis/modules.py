@@ -1,4 +1,4 @@
-"""What a tensor is in a transformer, by its name: its layer, and the kind of its module."""
+"""What a tensor's name tells about its place in a transformer: its layer, and the kind of its module."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|block_list)\.([0-9]{1,9})\.")
 MAX_LAYER = 10**9 - 1
-"""Longer numbers in names are no layers': what reads a report's JSON need not have them."""
+"""A longer number in a name does not count as that of a layer, as programs that read a report's JSON may have no room for it."""
 
 RULES: tuple[tuple[str, str], ...] = (
     ("bias", r"(^|[._])bias$"),
@@ -26,7 +26,8 @@ RULES: tuple[tuple[str, str], ...] = (
     ("gate", r"(^|\.)(gate_proj|w1)\b"),
     ("up", r"(^|\.)(up_proj|w3|c_fc|fc1|fc_in|dense_h_to_4h)\b"),
 )
-"""Kinds in the order in which they are tried: Llama, Qwen, Mistral, Mixtral, Gemma, GPT-2, GPT-NeoX, Phi, DeepSeek MoE names."""
+"""Kinds of modules and patterns of tensor names, in the order in which they are tried. They fit Llama, Qwen, Mistral, Mixtral, Gemma,
+GPT-2, GPT-NeoX, Phi and DeepSeek MoE."""
 
 _COMPILED = tuple((kind, re.compile(pattern)) for kind, pattern in RULES)
 KINDS = (
@@ -50,15 +51,15 @@ KINDS = (
 )
 """All kinds, in the order of a model."""
 APART = ("norm", "bias", "embedding")
-"""Reported apart from the weight matrices of the layers, as the paper does with layer norms (arXiv 2505.11711, figure 3)."""
+"""Kinds that are reported apart from the weight matrices, as the paper reports layer norms (arXiv 2505.11711, figure 3)."""
 
 
 def layer_of(name: str) -> int | None:
-    """Number of the layer that a tensor belongs to, or None."""
-    found = LAYER.search(name)
-    return int(found.group(1)) if found else None
+    """Number of the layer that a tensor belongs to; None if its name tells none."""
+    match = LAYER.search(name)
+    return int(match.group(1)) if match else None
 
 
 def module_of(name: str) -> str:
-    """Kind of the module that a tensor belongs to; ``other`` for names that no rule knows."""
+    """Kind of the module that a tensor belongs to; ``other`` if no rule fits its name."""
     return next((kind for kind, pattern in _COMPILED if pattern.search(name)), "other")

@@ -1,11 +1,11 @@
-"""``overlap``: did several updates of one base change the same elements, and how does an update grow over a run?
+"""Whether several updates of one base changed the same elements, and how an update grows over a run.
 
 Mukherjee, Yuan, Hakkani-Tur, Peng (arXiv 2505.11711), section 5 and appendix E: for the sets I1, I2 of changed elements and
 sparsities s1, s2, o1 = |I1 n I2| / |I1| and o2 = |I1 n I2| / |I2|; at random o1 = 1 - s2 and o2 = 1 - s1.
 
-Small weights have fine steps and change in any update, so that overlaps beyond that chance are what any two updates have.
-"By size" is a chance that knows it: each update changes as many weights of each binary exponent (of the base's value) as it
-did, in each tensor, but at random among them.
+Small weights have fine steps and change in any update, so that any two updates share more than that. "By size" is a chance that takes this
+into account: each update changes as many weights of each binary exponent (of the base's value) as it did, in each tensor, but at random
+among them.
 """
 
 from __future__ import annotations
@@ -18,97 +18,109 @@ import numpy as np
 import numpy.typing as npt
 
 from ckptdiff.analysis.pairs import Pair
-from ckptdiff.analysis.sparsity import EXPONENT
-from ckptdiff.analysis.values import distances, element_bits, values_of
+from ckptdiff.analysis.sparsity import EXPONENT_FIELDS
+from ckptdiff.analysis.values import count_ones, distances, element_bits, values_of
 
 CountArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class TensorOverlap:
-    """Of K updates of a tensor of the base, in numbers of elements.
-
-    Attributes:
-        changed: [K] changed by each.
-        both: [K, K] changed by both.
-        same_direction: [K, K] of those, moved up by both or down by both.
-        core: changed by all.
-        since_last: [K] that differ from the update before (the first: from the base).
-        ever: [K] changed by this update or one before.
-        back: [K] changed by one before, and now as in the base.
-        both_by_size, core_by_size: what both and core would be by chance among weights of the same size; both's diagonal means nothing.
-    """
+    """What K updates changed in one tensor of the base, in numbers of elements."""
 
     scope: str
     name: str
     elements: int
+    """All elements of the tensor; a complex number counts as its two parts."""
     changed: CountArray
+    """[K] elements that each update changed."""
     both: CountArray
+    """[K, K] elements that both of two updates changed."""
     same_direction: CountArray
+    """[K, K] elements that both moved up, or both moved down."""
     core: int
+    """Elements that all updates changed."""
     since_last: CountArray
+    """[K] elements that differ from the update before, for the first update from the base."""
     ever: CountArray
+    """[K] elements that this update or one before it changed."""
     back: CountArray
+    """[K] elements that an update before changed, and that are now as in the base."""
     both_by_size: npt.NDArray[np.float64]
+    """[K, K] what chance among weights of the same size gives for ``both``; the diagonal has no meaning."""
     core_by_size: float
+    """What chance among weights of the same size gives for ``core``."""
 
 
 @dataclass(frozen=True, slots=True)
 class PairOverlap:
-    """Two updates, numbers ``first`` and ``second`` of the list.
-
-    Attributes:
-        o1, o2: share of the first's (second's) changes that the other shares (section 5); 0 where there are none.
-        random_o1, random_o2: 1 - s2 and 1 - s1, what o1 and o2 would be at random (appendix E).
-        jaccard: |I1 n I2| / |I1 u I2|.
-        expected_jaccard: with as many changes in each tensor, but at random within it:
-            sum n p1 p2 / sum n (p1 + p2 - p1 p2) over the tensors, with p the share that changed.
-        o1_by_size, o2_by_size, jaccard_by_size: the same at random among the weights of the same tensor and binary exponent.
-        same_direction: of the changes of both, the share that moved the same way.
-    """
+    """What two updates share."""
 
     first: int
+    """Index of the first update."""
     second: int
+    """Index of the second update."""
     o1: float
+    """Share of the first one's changes that the second one made too (section 5); 0 where there are none."""
     o2: float
+    """Share of the second one's changes that the first one made too (section 5); 0 where there are none."""
     random_o1: float
+    """What o1 would be at random: 1 - s2 (appendix E)."""
     random_o2: float
+    """What o2 would be at random: 1 - s1 (appendix E)."""
     jaccard: float
+    """|I1 n I2| / |I1 u I2|."""
     expected_jaccard: float
+    """What jaccard would be with as many changes in each tensor, but at random within it: sum n p1 p2 / sum n (p1 + p2 - p1 p2) over the
+    tensors, with p the share that changed."""
     o1_by_size: float
+    """What o1 would be at random among the weights of the same tensor and binary exponent."""
     o2_by_size: float
+    """What o2 would be at random among the weights of the same tensor and binary exponent."""
     jaccard_by_size: float
+    """What jaccard would be at random among the weights of the same tensor and binary exponent."""
     same_direction: float
+    """Share of the elements that both changed that moved the same way."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; null where there is nothing to share."""
-        one, two = self.random_o2 > 0, self.random_o1 > 0  # whether there are changes
-        there = {"o1": one, "o1_by_size": one, "o2": two, "o2_by_size": two, "same_direction": self.o1 > 0}
-        there |= dict.fromkeys(("jaccard", "expected_jaccard", "jaccard_by_size"), one or two)
-        return {key: value if there.get(key, True) else None for key, value in asdict(self).items()}
+        """Plain JSON values; null for a share of nothing."""
+        first_changed, second_changed = self.random_o2 > 0, self.random_o1 > 0
+        known = {"o1": first_changed, "o1_by_size": first_changed, "o2": second_changed, "o2_by_size": second_changed}
+        known |= {"same_direction": self.o1 > 0}
+        known |= dict.fromkeys(("jaccard", "expected_jaccard", "jaccard_by_size"), first_changed or second_changed)
+        return {key: value if known.get(key, True) else None for key, value in asdict(self).items()}
 
 
 @dataclass(frozen=True, slots=True)
 class StepRow:
-    """One checkpoint of a run, in shares of all: equal to the base, changed since the one before, ever changed, changed and back."""
+    """One checkpoint of a run, in shares of all elements."""
 
     name: str
     sparsity: float
+    """Equal to the base."""
     since_last: float
+    """Changed since the checkpoint before, or since the base."""
     ever: float
+    """Changed at this checkpoint or at one before."""
     back: float
+    """Changed at a checkpoint before, and now equal to the base."""
 
 
 @dataclass(frozen=True, slots=True)
 class OverlapResult:
-    """What :func:`overlap` found. ``left_out``: tensors that not all of the updates and the base have with one dtype and shape."""
+    """The result of :func:`ckptdiff.overlap`."""
 
     base: str
+    """Name of the base."""
     names: tuple[str, ...]
+    """Names of the updates."""
     atol: float
+    """An element counts as changed if |d| exceeds this; at 0, if its bits differ."""
     tensors: tuple[TensorOverlap, ...]
     left_out: tuple[str, ...]
+    """Names of tensors that the base and the updates do not all have with one dtype and shape."""
     elements: int = field(init=False)
+    """All elements of the tensors."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "elements", sum(t.elements for t in self.tensors))
@@ -119,7 +131,7 @@ class OverlapResult:
         return sum(t.core for t in self.tensors)
 
     def pair(self, first: int, second: int, tensors: Sequence[TensorOverlap] | None = None) -> PairOverlap:
-        """Figures of two updates, over all tensors or some."""
+        """What two updates, given by their indices, share over all tensors or some."""
         rows = self.tensors if tensors is None else tensors
         n = sum(t.elements for t in rows)
         a, b = (sum(int(t.changed[k]) for t in rows) for k in (first, second))
@@ -143,7 +155,7 @@ class OverlapResult:
 
     @property
     def pairs(self) -> tuple[PairOverlap, ...]:
-        """Figures of every two updates."""
+        """What every two updates share."""
         if not self.tensors:
             return ()
         return tuple(self.pair(i, j) for i in range(len(self.names)) for j in range(i + 1, len(self.names)))
@@ -151,12 +163,12 @@ class OverlapResult:
     @property
     def steps(self) -> tuple[StepRow, ...]:
         """The updates as checkpoints of one run, in order (the paper's figures 2, 5, 6, 7)."""
-        sums = {key: sum((getattr(t, key) for t in self.tensors), np.zeros(len(self.names), np.int64)) for key in STEPS}
-        shares = [[ratio(int(n), self.elements) for n in sums[key]] for key in STEPS]
+        sums = {key: sum((getattr(t, key) for t in self.tensors), np.zeros(len(self.names), np.int64)) for key in STEP_FIELDS}
+        shares = [[ratio(int(n), self.elements) for n in sums[key]] for key in STEP_FIELDS]
         return tuple(StepRow(name, 1 - changed, *rest) for name, changed, *rest in zip(self.names, *shares, strict=True))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; per tensor the counts."""
+        """Plain JSON values, as ``spec/overlap.schema.json`` describes them."""
         rows = [{key: v.tolist() if isinstance(v, np.ndarray) else v for key, v in asdict(t).items()} for t in self.tensors]
         return {
             "schema": "ckptdiff-overlap/1",
@@ -172,32 +184,47 @@ class OverlapResult:
         }
 
 
-STEPS = ("changed", "since_last", "ever", "back")
+STEP_FIELDS = ("changed", "since_last", "ever", "back")
+"""Counts of a tensor that a :class:`StepRow` gives as shares."""
 
 
 def ratio(part: float, whole: float) -> float:
-    """part / whole, 0 if there is nothing."""
+    """part / whole; 0 if the whole is empty."""
     return part / whole if whole else 0.0
 
 
-def gather(group: Sequence[Pair], blocks: Iterator[list[CountArray]]) -> TensorOverlap:
+def tensor_overlap(group: Sequence[Pair], blocks: Iterator[list[CountArray]]) -> TensorOverlap:
+    """Add up the counts of a tensor's blocks.
+
+    Args:
+        group: the tensor of the base paired with that of each update.
+        blocks: what :func:`count_block` returned for its blocks; those of other tensors may follow.
+    """
     sums = [np.sum(part, axis=0) for part in zip(*(next(blocks) for _ in group[0].starts), strict=True)]
     for pair in group:
         pair.finish()
     elements, changed, both, same, core, last, ever, back, sizes = sums
     counts = (int(elements), changed, both, same, int(core), last, ever, back)
-    return TensorOverlap(group[0].old.scope, group[0].old.name, *counts, *_by_size(sizes))
+    return TensorOverlap(group[0].old.scope, group[0].old.name, *counts, *_expected_by_size(sizes))
 
 
-def _by_size(sizes: CountArray) -> tuple[npt.NDArray[np.float64], float]:
-    """Expected numbers of elements that two, and that all updates change, from a row of elements and one of changes of each update."""
+def _expected_by_size(sizes: CountArray) -> tuple[npt.NDArray[np.float64], float]:
+    """Expected numbers of elements that every two updates, and that all of them, change.
+
+    Args:
+        sizes: [1 + K, exponents]: elements of each binary exponent, then how many of them each update changed.
+    """
     elements = np.maximum(sizes[0], 1)
     shares = sizes[1:] / elements
     return (shares * elements) @ shares.T, float((shares.prod(axis=0) * elements).sum())
 
 
 def count_block(group: Sequence[Pair], start: int, atol: float) -> list[CountArray]:
-    """Elements, then the counts of :class:`TensorOverlap` in its order, of one block."""
+    """Count one block.
+
+    Returns:
+        Elements, the counts of :class:`TensorOverlap` in its order, and what :func:`_expected_by_size` takes.
+    """
     dtype = "F32" if group[0].dtype == "C64" else group[0].dtype  # a complex number counts as its two parts
     masks, ups, last, sizes = [], [], [], []
     before = None
@@ -205,37 +232,35 @@ def count_block(group: Sequence[Pair], start: int, atol: float) -> list[CountArr
         old, new = (element_bits(part, dtype) for part in pair.read(start, start + pair.step))
         mask = old != new
         if atol:
-            mask = ~_near(old, new, dtype, atol)
-        sizes += [_sizes(old, dtype)] * (before is None) + [_sizes(old[mask], dtype)]
+            mask = ~_within(old, new, dtype, atol)
+        sizes += [_count_exponents(old, dtype)] * (before is None) + [_count_exponents(old[mask], dtype)]
         masks.append(np.packbits(mask))
         ups.append(np.packbits(mask & _greater(new, old, dtype)))
         previous = old if before is None else before
-        last.append(int(np.count_nonzero(~_near(previous, new, dtype, atol) if atol else previous != new)))
+        last.append(int(np.count_nonzero(~_within(previous, new, dtype, atol) if atol else previous != new)))
         before = new.copy()
     changed, up = np.array(masks), np.array(ups)
-    both = [[_ones(a & b) for b in changed] for a in changed]
-    same = [[_ones(a & b & ~(u ^ v)) for b, v in zip(changed, up, strict=True)] for a, u in zip(changed, up, strict=True)]
+    both = [[count_ones(a & b) for b in changed] for a in changed]
+    same = [[count_ones(a & b & ~(u ^ v)) for b, v in zip(changed, up, strict=True)] for a, u in zip(changed, up, strict=True)]
     ever = np.bitwise_or.accumulate(changed, axis=0)
-    core = _ones(np.bitwise_and.reduce(changed, axis=0))
-    steps = [_ones(e) for e in ever], [_ones(e & ~c) for e, c in zip(ever, changed, strict=True)]
+    core = count_ones(np.bitwise_and.reduce(changed, axis=0))
+    steps = [count_ones(e) for e in ever], [count_ones(e & ~c) for e, c in zip(ever, changed, strict=True)]
     counts = (sizes[0].sum(), [row[k] for k, row in enumerate(both)], both, same, core, last, *steps, sizes)
     return [np.array(count, np.int64) for count in counts]
 
 
-def _sizes(bits: npt.NDArray[Any], dtype: str) -> CountArray:
-    """How many elements have each binary exponent; integers count as of one."""
-    shift, mask, _ = EXPONENT.get(dtype, (0, 0, 0))
+def _count_exponents(bits: npt.NDArray[Any], dtype: str) -> CountArray:
+    """How many elements have each binary exponent; integers count as having the same one."""
+    shift, mask, _ = EXPONENT_FIELDS.get(dtype, (0, 0, 0))
     return np.bincount(((bits >> shift) & mask).astype(np.intp), minlength=mask + 1)
 
 
-def _near(a: npt.NDArray[Any], b: npt.NDArray[Any], dtype: str, atol: float) -> npt.NDArray[np.bool_]:
+def _within(a: npt.NDArray[Any], b: npt.NDArray[Any], dtype: str, atol: float) -> npt.NDArray[np.bool_]:
+    """Whether elements have the same bits, or differ by at most ``atol``."""
     return np.asarray((a == b) | (distances(a, b, dtype) <= atol))
 
 
 def _greater(a: npt.NDArray[Any], b: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.bool_]:
+    """Whether elements of ``a`` have a greater value than those of ``b``."""
     with np.errstate(invalid="ignore"):
         return np.asarray(values_of(a, dtype) > values_of(b, dtype))
-
-
-def _ones(bits: npt.NDArray[np.uint8]) -> int:
-    return int(np.bitwise_count(bits).sum(dtype=np.int64))

@@ -1,4 +1,4 @@
-"""What a report reads: tensors of a base and of a target, which is a checkpoint or a patch that need not be applied first."""
+"""The tensors that a report reads, of a base and of a target, which is a checkpoint, or a patch that need not be applied first."""
 
 from __future__ import annotations
 
@@ -27,24 +27,27 @@ from ckptdiff.patching.recipes import Recipe
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A tensor of one dtype and shape in base (``old``) and target. ``scope`` and ``name`` are the target's.
-
-    ``read(start, start + step)`` gives its bytes in both, from each of ``starts`` in any order, good until this thread reads again;
-    ``finish()`` checks, once all was read, what was read against the digests of a patch.
-    """
+    """A tensor that has the same dtype and shape in base and target."""
 
     scope: str
+    """Its scope in the target."""
     name: str
+    """Its name in the target."""
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
+    """Bytes in each of base and target."""
     old: Tensor
+    """The tensor of the base."""
     read: Callable[[int, int], tuple[Bytes, Bytes]]
+    """``read(start, start + step)`` returns its bytes in base and target. It may be called for :attr:`starts` in any order; the arrays are
+    valid until the same thread reads again."""
     finish: Callable[[], None]
+    """Compares what was read with the digests of a patch, once all of it was read."""
 
     @property
     def step(self) -> int:
-        """Bytes to read at a time: whole blocks and whole elements, which three blocks are where an element has six bits."""
+        """Bytes to read at a time: whole blocks that hold whole elements, which takes three blocks where an element has six bits."""
         return BLOCK * (3 if DTYPES[self.dtype].bits == 6 else 1)
 
     @property
@@ -55,22 +58,28 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """All pairs, and the names of tensors that have none; ``sides`` are base and target where both are checkpoints."""
+    """The tensors of a base and a target."""
 
     base: str
+    """Name of the base, for people."""
     target: str
+    """Name of the target, for people."""
     pairs: tuple[Pair, ...]
     added: tuple[str, ...]
+    """Names of tensors that only the target has."""
     removed: tuple[str, ...]
+    """Names of tensors that only the base has."""
     unpaired: tuple[str, ...]
-    sides: tuple[Checkpoint, ...] = ()
+    """Names of tensors that both have, but with another dtype or shape."""
+    checkpoints: tuple[Checkpoint, ...] = ()
+    """Base and target, where both are checkpoints."""
 
 
 def named_base(*updates: str | os.PathLike[str]) -> str:
-    """The base, on the Hub, that the first patch among these names.
+    """The repo on the Hub that the first patch among some updates names as its base.
 
     Raises:
-        CheckpointError: one cannot be read, or none is a patch. HubError: the first names no base, or that cannot be read.
+        CheckpointError: an update cannot be read, or none is a patch. HubError: the patch names no base, or the base cannot be read.
     """
     patches = [update for update in updates if is_patch(update)]
     if not patches:
@@ -88,12 +97,15 @@ def open_source(
 ) -> Iterator[Source]:
     """Open a base, and a target checkpoint or a patch from that base.
 
-    Tensors of two checkpoints pair by name, those of a patch as it says, so that renamed ones are found. ``selection`` is of
-    checkpoints, as of :func:`ckptdiff.checkpoint.reader.open_checkpoint`; whether its globs match a file is for the caller to check.
+    Args:
+        base: a checkpoint.
+        target: a checkpoint, whose tensors are paired with the base's by name, or a patch, which says itself which tensors belong together.
+        selection: which files of checkpoints to take; the caller checks whether its globs match any file.
+        renames: rules for the names of a target checkpoint's tensors.
 
     Raises:
         CheckpointError: a checkpoint cannot be read, or is not one.
-        FormatError, UnsupportedError, IntegrityError: the patch is broken. BaseMismatchError: it has another base.
+        FormatError, UnsupportedError, IntegrityError: the patch is broken. BaseMismatchError: the patch has another base.
     """
     names = (Path(base).name or str(base), Path(target).name or str(target))
     with ExitStack() as stack:
@@ -102,7 +114,7 @@ def open_source(
             old = stack.enter_context(open_base(base, [patch], only_weights=True))
             rebuilder = Rebuilder(old, [patch], 1, no_progress)
             try:
-                yield _from_patch(rebuilder, patch, *names)
+                yield _source_of_patch(rebuilder, patch, *names)
             except (FormatError, IntegrityError, BaseMismatchError):
                 rebuilder.raise_if_wrong_base(recipes_of(rebuilder.outputs()))
                 raise
@@ -110,19 +122,20 @@ def open_source(
             old, new = (stack.enter_context(open_checkpoint(path, selection=selection)) for path in (base, target))
             check_renames(new, renames)
             paired = pair_all(old, new, renames)
-            pairs = tuple(_pair(a, b) for a, b in paired.pairs)
+            pairs = tuple(_pair_of_tensors(a, b) for a, b in paired.pairs)
             yield Source(*names, pairs, paired.only_in_target, paired.only_in_base, paired.mismatched, (old, new))
         old.check_unchanged()
 
 
-def _pair(old: Tensor, new: Tensor) -> Pair:
+def _pair_of_tensors(old: Tensor, new: Tensor) -> Pair:
     def read(start: int, stop: int) -> tuple[Bytes, Bytes]:
         return read_range(old, start, stop, "base"), read_range(new, start, stop, "target")
 
     return Pair(new.scope, new.name, new.dtype, new.shape, new.nbytes, old, read, lambda: None)
 
 
-def _from_patch(rebuilder: Rebuilder, patch: OpenPatch, base_name: str, target_name: str) -> Source:
+def _source_of_patch(rebuilder: Rebuilder, patch: OpenPatch, base_name: str, target_name: str) -> Source:
+    """The tensors of a patch, each of which is rebuilt block by block while it is read."""
     check_chain([patch])
     check_stored(patch)
     base = rebuilder.base
@@ -140,12 +153,12 @@ def _from_patch(rebuilder: Rebuilder, patch: OpenPatch, base_name: str, target_n
                 unpaired.append(entry.name)
             else:
                 recipe = rebuilder.recipe(0, file, entry)
-                pairs.append(_built(rebuilder, recipe, old, file.metadata.target_scope, entry.name))
+                pairs.append(_pair_of_recipe(rebuilder, recipe, old, file.metadata.target_scope, entry.name))
         removed += file.table.removed
     return Source(base_name, target_name, tuple(pairs), tuple(added), tuple(removed), tuple(unpaired))
 
 
-def _built(rebuilder: Rebuilder, recipe: Recipe, old: Tensor, scope: str, name: str) -> Pair:
+def _pair_of_recipe(rebuilder: Rebuilder, recipe: Recipe, old: Tensor, scope: str, name: str) -> Pair:
     def read(start: int, stop: int) -> tuple[Bytes, Bytes]:
         new = recipe.build(start, stop)
         return read_range(old, start, stop, "base"), new

@@ -1,4 +1,4 @@
-"""A report's rows: typed, as JSON (``spec/report.schema.json``), as a DataFrame."""
+"""Reports as typed records, as JSON (``spec/report.schema.json``), and as a DataFrame."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 import zstandard
 
-from ckptdiff.analysis.matrices import ranked
+from ckptdiff.analysis.matrices import count_ranked
 from ckptdiff.analysis.modules import APART, KINDS
 from ckptdiff.analysis.rank import Spectrum
 from ckptdiff.analysis.sparsity import Counts, Tolerance
@@ -19,11 +19,12 @@ from ckptdiff.format.patch_file import MAX_STORED_REPORT
 from ckptdiff.lazy import pandas
 
 SCHEMA = "ckptdiff-report/1"
-LEVEL = 19
+ZSTD_LEVEL = 19
 MAX_REPORT = 1 << 26
-"""Bytes of a report in a patch, decoded (spec 5.4)."""
-DIGITS = 4
-"""Significant digits of quantiles and singular values, and decimals of ranks: half of the bytes, and no chart shows more."""
+"""Bytes of a report in a patch, once it is decompressed (spec 5.4)."""
+STORED_DIGITS = 4
+"""Significant digits of quantiles and singular values, and decimals of ranks, that are stored: more would double the bytes, and no chart
+shows more."""
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 RankChoice: TypeAlias = Literal["none", "sample", "all"]
@@ -32,140 +33,160 @@ Quantiles: TypeAlias = tuple[float, ...]
 
 @dataclass(frozen=True, slots=True)
 class MatrixRank:
-    """The spectrum of one matrix's update (number ``index`` of a stack), and the rank that a random update as dense would have.
+    """The rank of one matrix's update.
 
-    The update is target minus base in the tensor's dtype, as torch has it: the difference of two bf16 tensors is rounded to bf16 again,
-    which moves singular values by up to some parts in a thousand. The paper's ranks are those of it.
+    The update is target minus base in the tensor's dtype, as torch computes it: the difference of two bf16 tensors is rounded to bf16
+    again, which moves singular values by up to some parts in a thousand. The paper's ranks are those of this update.
     """
 
     index: int
+    """Index of the matrix in its tensor, where that is a stack of matrices."""
     spectrum: Spectrum
     random_rank: float
+    """Expected rank of a random update with as many elements that are not zero."""
 
     @property
     def shares(self) -> tuple[float, float]:
-        """Effective rank, and the rank of a random update, over the largest possible."""
+        """Effective rank, and the rank of a random update, over the largest possible rank."""
         return self.spectrum.effective_rank / self.spectrum.largest, self.random_rank / self.spectrum.largest
 
 
 @dataclass(frozen=True, slots=True)
 class TensorReport:
-    """One tensor.
-
-    ``rows`` and ``columns``: share of changed elements per row and column at :data:`QUANTILES`; None but for matrices of at most 2^22
-    rows and columns.
-    """
+    """What changed in one tensor."""
 
     scope: str
     name: str
     dtype: str
     shape: tuple[int, ...]
     layer: int | None
+    """Number of its layer, if its name tells one."""
     module: str
+    """Kind of its module, one of :data:`ckptdiff.analysis.modules.KINDS`."""
     counts: Counts
     rows: Quantiles | None
+    """:data:`QUANTILES` of the share of changed elements over its rows; None for what is no matrix, or has more than 2^22 rows or
+    columns."""
     columns: Quantiles | None
+    """The same quantiles over its columns."""
     ranks: tuple[MatrixRank, ...] | None = None
+    """Ranks of those of its matrices whose rank was taken."""
 
 
 @dataclass(frozen=True, slots=True)
 class RankSummary:
-    """Unweighted means over the matrices that changed, as the paper takes them (arXiv 2505.11711, table 2): no 1-D tensors, no norms.
-    Matrices of integers, of complex numbers and of floats of less than a byte have no rank here; the update of those ``unchanged`` is 0,
-    which has no stable rank, and they count nowhere.
+    """Unweighted means over the matrices that changed, as the paper takes them (arXiv 2505.11711, table 2): without 1-D tensors and norms.
 
-    ``rank_share`` = rank / min(shape); ``effective_share`` = effective rank / min(shape); ``random_rank_share``: that of a random
-    update as dense.
+    Matrices of integers, of complex numbers and of floats of less than a byte have no rank here.
     """
 
     matrices: int
+    """Matrices that changed and whose rank was taken."""
     unchanged: int
+    """Matrices whose rank was taken but whose update is 0. As that has no stable rank, they are in no mean."""
     rank_share: float
+    """Mean of rank / min(shape)."""
     stable_rank: float
+    """Mean of the stable rank."""
     effective_share: float
+    """Mean of effective rank / min(shape)."""
     random_rank_share: float
+    """Mean of the rank of a random update as dense / min(shape)."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModuleSample:
-    """Matrices of a kind of module that have a rank, of how many of them it was taken, and the layers that these are in."""
+    """The matrices of one kind of module in a sample."""
 
     module: str
     matrices: int
+    """Matrices that have a rank."""
     taken: int
+    """Matrices whose rank was taken."""
     layers: tuple[int, ...]
+    """Layers in which these lie."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """How many changed elements have a value (ulp distance, or \\|d\\|) from ``low`` to ``high``; None: or more."""
+    """A bin of a histogram of changed elements, by distance in ulps or by |d|."""
 
     low: float
     high: float | None
+    """Upper end; None: the bin has none."""
     count: int
+    """Changed elements in it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExponentRow:
-    """Elements whose base value lies in [2^exponent, 2^(exponent + 1)), None for zeros and subnormals, and how many changed."""
+    """The elements whose base value has one binary exponent."""
 
     exponent: int | None
+    """The values lie in [2^exponent, 2^(exponent + 1)); None: they are zeros and subnormals."""
     elements: int
     changed: int
+    """How many of them changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What :func:`report` found. ``added``, ``removed``, ``unpaired``: tensors that only one side has, or with another dtype or shape.
-    ``without_rank``: tensors with a matrix whose update holds infinities or NaNs, or singular values beyond float64.
-
-    Not ``complete``: from a patch alone, which knows how many elements changed, but not how far (see :func:`report_patch`).
-    """
+    """The result of :func:`ckptdiff.report` and :func:`ckptdiff.report_patch`."""
 
     base: str
+    """Name of the base."""
     target: str
+    """Name of the target, or of the patch."""
     tolerance: Tolerance
     rank_choice: RankChoice
+    """Of which matrices the rank was to be taken."""
     tensors: tuple[TensorReport, ...]
     ulps: tuple[Bin, ...]
+    """Changed elements by distance in ulps."""
     moves: tuple[Bin, ...]
+    """Changed elements by |d|."""
     exponents: tuple[ExponentRow, ...]
     added: tuple[str, ...]
+    """Names of tensors that only the target has."""
     removed: tuple[str, ...]
+    """Names of tensors that only the base has."""
     unpaired: tuple[str, ...]
+    """Names of tensors that both have, but with another dtype or shape."""
     without_rank: tuple[str, ...]
+    """Names of tensors with a matrix whose update holds infinities or NaNs, or has singular values beyond float64."""
     complete: bool = True
+    """False for a report from a patch alone that stores none: it says how many elements changed, but not how far."""
 
     @property
     def totals(self) -> Counts:
-        """Sums over all tensors, so that shares of it are weighted by size."""
+        """Sums over all tensors, so that shares are weighted by the tensors' sizes."""
         return sum((tensor.counts for tensor in self.tensors), Counts())
 
     @property
     def layers(self) -> dict[int, Counts]:
         """Sums by layer."""
-        found: dict[int, Counts] = {}
+        sums: dict[int, Counts] = {}
         for tensor in self.tensors:
             if tensor.layer is not None:
-                found[tensor.layer] = found.get(tensor.layer, Counts()) + tensor.counts
-        return dict(sorted(found.items()))
+                sums[tensor.layer] = sums.get(tensor.layer, Counts()) + tensor.counts
+        return dict(sorted(sums.items()))
 
     @property
     def modules(self) -> dict[str, Counts]:
         """Sums by kind of module, in the order of :data:`KINDS`."""
-        found = {kind: sum((t.counts for t in self.tensors if t.module == kind), Counts()) for kind in KINDS}
-        return {kind: counts for kind, counts in found.items() if counts.elements}
+        sums = {kind: sum((t.counts for t in self.tensors if t.module == kind), Counts()) for kind in KINDS}
+        return {kind: counts for kind, counts in sums.items() if counts.elements}
 
     @property
     def apart(self) -> dict[str, Counts]:
-        """Norms, biases and embeddings, and under ``matrices`` all the rest."""
+        """Sums over norms, biases and embeddings, and under ``matrices`` over all the rest."""
         modules = self.modules
         rest = sum((counts for kind, counts in modules.items() if kind not in APART), Counts())
         return {"matrices": rest} | {kind: modules[kind] for kind in APART if kind in modules}
 
     @property
     def rank(self) -> RankSummary | None:
-        """Means over all matrices that changed and whose rank was taken, or None."""
+        """Means over all matrices that changed and whose rank was taken; None if there are none."""
         taken = [row for tensor in self.tensors if tensor.module != "norm" for row in tensor.ranks or ()]
         rows = [row for row in taken if row.spectrum.stable_rank]
         if not rows:
@@ -175,23 +196,23 @@ class Report:
 
     @property
     def sample(self) -> tuple[ModuleSample, ...] | None:
-        """With ``rank="sample"``: of which matrices the rank was taken, by kind of module; else None."""
+        """With ``rank="sample"``, the matrices whose rank was taken, by kind of module; else None."""
         if self.rank_choice != "sample":
             return None
-        found = []
+        samples = []
         for kind in KINDS:
             tensors = [t for t in self.tensors if t.module == kind]
-            matrices, taken = sum(ranked(kind, t.dtype, t.shape) for t in tensors), sum(len(t.ranks or ()) for t in tensors)
+            matrices, taken = sum(count_ranked(kind, t.dtype, t.shape) for t in tensors), sum(len(t.ranks or ()) for t in tensors)
             layers = sorted({t.layer for t in tensors if t.ranks and t.layer is not None})
-            found += [ModuleSample(kind, matrices, taken, tuple(layers))] * bool(matrices)
-        return tuple(found)
+            samples += [ModuleSample(kind, matrices, taken, tuple(layers))] * bool(matrices)
+        return tuple(samples)
 
     def to_json(self) -> dict[str, Any]:
-        """The report as plain JSON values, as ``spec/report.schema.json`` says."""
+        """The report as plain JSON values, as ``spec/report.schema.json`` describes them."""
         return self.sums() | {"tensors": [tensor_json(tensor) | self._counts(tensor.counts) for tensor in self.tensors]}
 
     def sums(self) -> dict[str, Any]:
-        """All of :meth:`to_json` but its rows of tensors."""
+        """All of :meth:`to_json` except its rows of tensors."""
         rank = self.rank
         return {
             "schema": SCHEMA,
@@ -216,18 +237,18 @@ class Report:
 
     @property
     def changes(self) -> dict[tuple[str, str], tuple[int, int]]:
-        """Elements, and how many of them changed, by scope and name."""
+        """Number of elements of each tensor, and of those that changed, by scope and name."""
         return {(t.scope, t.name): (t.counts.elements, t.counts.changed) for t in self.tensors}
 
     def to_bytes(self) -> bytes:
-        """The report as :func:`ckptdiff.make` stores it in a patch: the same bytes wherever its checkpoints lie.
+        """The report as :func:`ckptdiff.make` stores it in a patch: the same bytes wherever the checkpoints lie.
 
         Raises:
-            CheckpointError: it is larger than a reader takes.
+            CheckpointError: the report is larger than a reader takes.
         """
         small = replace(self, base="", target="", tensors=tuple(_rounded(tensor) for tensor in self.tensors))
         data = canonical.dumps(small.to_json())
-        stored = zstandard.ZstdCompressor(level=LEVEL, write_content_size=True).compress(data)
+        stored = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_content_size=True).compress(data)
         if len(data) > MAX_REPORT or len(stored) > MAX_STORED_REPORT:
             raise CheckpointError(
                 f"the report of {len(self.tensors)} tensors has {len(data)} bytes, {len(stored)} as stored; a patch can hold at most "
@@ -239,8 +260,10 @@ class Report:
         return {key: n if self.complete or key in ("elements", "bit_identical") else None for key, n in asdict(counts).items()}
 
     def to_frame(self) -> Any:
-        """A pandas DataFrame, one row a tensor: its names, its counts (:class:`Counts`), its sparsity, and means over its matrices that
-        changed: ``rank_share``, ``stable_rank``, ``effective_share``, ``random_rank_share``, NaN where no rank was taken.
+        """A pandas DataFrame with one row for each tensor.
+
+        Its columns are names, counts (:class:`Counts`), sparsity, and means over the matrices that changed: ``rank_share``,
+        ``stable_rank``, ``effective_share`` and ``random_rank_share``, which are NaN where no rank was taken.
 
         Raises:
             ImportError: pandas is not installed.
@@ -261,7 +284,7 @@ def _mean_ranks(ranks: Sequence[MatrixRank]) -> dict[str, float]:
 
 
 def tensor_json(tensor: TensorReport) -> dict[str, Any]:
-    """A tensor's row but for its counts."""
+    """A tensor's row as plain JSON values, without its counts."""
     row = {key: getattr(tensor, key) for key in ("scope", "name", "dtype")}
     row |= {"shape": list(tensor.shape), "layer": tensor.layer, "module": tensor.module}
     row |= {"rows": list(tensor.rows) if tensor.rows else None, "columns": list(tensor.columns) if tensor.columns else None}
@@ -271,8 +294,8 @@ def tensor_json(tensor: TensorReport) -> dict[str, Any]:
     return row | {"spectra": spectra}
 
 
-def _spectrum_json(found: Spectrum) -> dict[str, Any]:
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(found).items()}
+def _spectrum_json(spectrum: Spectrum) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(spectrum).items()}
 
 
 def _rounded(tensor: TensorReport) -> TensorReport:
@@ -281,14 +304,16 @@ def _rounded(tensor: TensorReport) -> TensorReport:
 
     ranks = tensor.ranks
     if ranks is not None:
-        ranks = tuple(replace(row, spectrum=_rounded_spectrum(row.spectrum), random_rank=round(row.random_rank, DIGITS)) for row in ranks)
+        ranks = tuple(
+            replace(row, spectrum=_rounded_spectrum(row.spectrum), random_rank=round(row.random_rank, STORED_DIGITS)) for row in ranks
+        )
     return replace(tensor, rows=quantiles(tensor.rows), columns=quantiles(tensor.columns), ranks=ranks)
 
 
-def _rounded_spectrum(found: Spectrum) -> Spectrum:
-    top_energy, singular_values = (tuple(map(_round, values)) for values in (found.top_energy, found.singular_values))
-    return replace(found, stable_rank=round(found.stable_rank, DIGITS), top_energy=top_energy, singular_values=singular_values)
+def _rounded_spectrum(spectrum: Spectrum) -> Spectrum:
+    top_energy, singular_values = (tuple(map(_round, values)) for values in (spectrum.top_energy, spectrum.singular_values))
+    return replace(spectrum, stable_rank=round(spectrum.stable_rank, STORED_DIGITS), top_energy=top_energy, singular_values=singular_values)
 
 
 def _round(value: float) -> float:
-    return float(f"{value:.{DIGITS}g}")
+    return float(f"{value:.{STORED_DIGITS}g}")

@@ -1,4 +1,5 @@
-"""Reports inside patches (spec 5.4). Reading is strict, since patches come from strangers: all that is shown is checked."""
+"""Reading reports that are stored in patches (spec 5.4). It is strict, since patches may come from strangers: all that is shown is
+checked."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from functools import partial
 from typing import Any, get_args
 
 from ckptdiff.analysis.modules import KINDS, MAX_LAYER
-from ckptdiff.analysis.rank import KEPT, TOP, Spectrum
+from ckptdiff.analysis.rank import ENERGY_RANKS, MAX_SINGULAR_VALUES, Spectrum
 from ckptdiff.analysis.report_model import (
     MAX_REPORT,
     QUANTILES,
@@ -22,7 +23,7 @@ from ckptdiff.analysis.report_model import (
     TensorReport,
     tensor_json,
 )
-from ckptdiff.analysis.sparsity import Counts, Tolerance
+from ckptdiff.analysis.sparsity import COUNT_FIELDS, Counts, Tolerance
 from ckptdiff.errors import FormatError, UnsupportedError, cut
 from ckptdiff.format.canonical import MAX_INTEGER, JsonObject, quoted
 from ckptdiff.format.dtypes import DTYPES
@@ -32,21 +33,25 @@ from ckptdiff.patching.patch import MAX_ALL_TENSORS
 
 MAX_ROW_DEPTH = 6
 MAX_ROW_NODES = 1 << 18
-"""Braces, brackets and commas of one tensor's row, whose matrices have some 80 each."""
-OPEN = 1 << 52
-"""Where the bin of ulp distances begins that has no end."""
+"""Braces, brackets and commas of one tensor's row; each of its matrices takes about 80."""
+OPEN_BIN_START = 1 << 52
+"""Lower end of the bin of ulp distances that has no upper end."""
 
-MEMBERS = "schema base target settings totals layers modules moves rank sample tensors added removed unpaired without_rank"
-COUNTS = tuple(field.name for field in fields(Counts))
-TENSOR = ("scope", "name", "dtype", "shape", "layer", "module", "rows", "columns", "spectra", *COUNTS)
-SPECTRUM = ("index", *(field.name for field in fields(Spectrum)), "random_rank")
+REPORT_FIELDS = "schema base target settings totals layers modules moves rank sample tensors added removed unpaired without_rank"
+TENSOR_FIELDS = ("scope", "name", "dtype", "shape", "layer", "module", "rows", "columns", "spectra", *COUNT_FIELDS)
+SPECTRUM_FIELDS = ("index", *(field.name for field in fields(Spectrum)), "random_rank")
 
 
 def unpack(stored: bytes, where: str, target: str) -> Report:
-    """A stored report, with ``target`` as the target's name.
+    """Read a stored report.
+
+    Args:
+        stored: its bytes in the patch.
+        where: what error messages call it.
+        target: name to give to the target, as stored reports do not name their checkpoints.
 
     Raises:
-        FormatError: it is broken. UnsupportedError: a newer ckptdiff wrote it.
+        FormatError: the report is broken. UnsupportedError: a newer ckptdiff wrote it.
     """
     data = decompress(stored, MAX_REPORT, where)
 
@@ -55,7 +60,7 @@ def unpack(stored: bytes, where: str, target: str) -> Report:
             raise UnsupportedError(f"{where}: its schema is {cut(value.get('schema'))!r}, expected {SCHEMA!r}: try to upgrade ckptdiff")
 
     limits = {"most": MAX_ALL_TENSORS, "nodes": MAX_ROW_NODES, "depth": MAX_ROW_DEPTH}
-    f = load_divided(data, where, MEMBERS, {"tensors": _row}, **limits, exact=False, first=schema)
+    f = load_divided(data, where, REPORT_FIELDS, {"tensors": _row}, **limits, exact=False, first=schema)
     settings, moves = f.child("settings", "atol rtol rank"), f.child("moves", "ulp abs exponents")
     report = Report(
         base="",
@@ -71,7 +76,7 @@ def unpack(stored: bytes, where: str, target: str) -> Report:
         unpaired=f.array("unpaired", as_text),
         without_rank=f.array("without_rank", as_text),
     )
-    if {key: member for key, member in report.sums().items() if key in f.value or key != "sample"} != {  # which older reports lack
+    if {key: member for key, member in report.sums().items() if key in f.value or key != "sample"} != {  # older reports lack the sample
         key: member for key, member in f.value.items() if key != "tensors"
     }:
         raise FormatError(f"{where}: its sums do not agree with its tensors: do not trust this patch")
@@ -100,7 +105,7 @@ def _bin(value: Any, where: str, kind: type[int] | type[float]) -> Bin:
     f = Fields(value, where, "from to count")
     if kind is int:
         low = f.integer("from", high=MAX_INTEGER)
-        high = None if low == OPEN and f.value.get("to") is None else f.integer("to", high=MAX_INTEGER)
+        high = None if low == OPEN_BIN_START and f.value.get("to") is None else f.integer("to", high=MAX_INTEGER)
         return Bin(low, high, f.integer("count"))
     return Bin(_number(f, "from"), _number(f, "to"), f.integer("count"))
 
@@ -120,7 +125,7 @@ def _row(value: Any, where: str) -> TensorReport:
 
 
 def _tensor(value: Any, where: str) -> TensorReport:
-    f = Fields(value, where, " ".join(TENSOR))
+    f = Fields(value, where, " ".join(TENSOR_FIELDS))
     dtype, module = f.text("dtype"), f.text("module")
     if dtype not in DTYPES or module not in KINDS:
         raise UnsupportedError(f"{where}: unknown dtype {quoted(dtype)} or module {quoted(module)}: try to upgrade ckptdiff")
@@ -134,7 +139,7 @@ def _tensor(value: Any, where: str) -> TensorReport:
         shape=shape,
         layer=f.integer("layer", high=MAX_LAYER) if f.value.get("layer") is not None else None,
         module=module,
-        counts=Counts(elements=elements, **{key: f.integer(key, high=elements) for key in COUNTS if key != "elements"}),
+        counts=Counts(elements=elements, **{key: f.integer(key, high=elements) for key in COUNT_FIELDS if key != "elements"}),
         rows=_quantiles(f, "rows"),
         columns=_quantiles(f, "columns"),
         ranks=f.array("spectra", _rank) if f.value.get("spectra") is not None else None,
@@ -155,18 +160,18 @@ def _numbers(f: Fields, key: str, least: int, most: int, high: float = math.inf)
 
 
 def _rank(value: Any, where: str) -> MatrixRank:
-    f = Fields(value, where, " ".join(SPECTRUM))
+    f = Fields(value, where, " ".join(SPECTRUM_FIELDS))
     rows, columns = f.integer("rows", low=1), f.integer("columns", low=1)
-    largest, values = min(rows, columns), _numbers(f, "singular_values", 1, KEPT)
+    largest, values = min(rows, columns), _numbers(f, "singular_values", 1, MAX_SINGULAR_VALUES)
     if list(values) != sorted(values, reverse=True):
         raise FormatError(f"{where}.singular_values: expected them from the largest on")
-    found = Spectrum(
+    spectrum = Spectrum(
         rows,
         columns,
         rank=f.integer("rank", high=largest),
         stable_rank=_number(f, "stable_rank", largest),
         effective_rank=f.integer("effective_rank", high=largest),
-        top_energy=_numbers(f, "top_energy", len(TOP), len(TOP), 1.0),
+        top_energy=_numbers(f, "top_energy", len(ENERGY_RANKS), len(ENERGY_RANKS), 1.0),
         singular_values=values,
     )
-    return MatrixRank(f.integer("index"), found, _number(f, "random_rank", largest))
+    return MatrixRank(f.integer("index"), spectrum, _number(f, "random_rank", largest))

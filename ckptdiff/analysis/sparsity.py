@@ -1,4 +1,4 @@
-"""Update sparsity and the size of the moves, in one pass over both checkpoints, block by block.
+"""Update sparsity and how far elements moved, counted in one pass over both checkpoints, block by block.
 
 Mukherjee, Yuan, Hakkani-Tur, Peng, "Reinforcement Learning Finetunes Small Subnetworks in Large Language Models" (arXiv
 2505.11711), section 3: sparsity(theta0, theta1) = 1 - ||theta1 - theta0||_0 / n, where two bf16 values count as equal if they
@@ -25,48 +25,44 @@ from ckptdiff.kernels.bins import HIGHEST, LOWEST, ULP_OCTAVES
 
 Array = npt.NDArray[Any]
 
+EXPONENT_FIELDS = {"F16": (10, 31, 15), "BF16": (7, 255, 127), "F32": (23, 255, 127), "C64": (23, 255, 127), "F64": (52, 2047, 1023)}
+EXPONENT_FIELDS |= {name: (m, (1 << e) - 1, bias) for name, (e, m, bias, _) in SMALL_FLOATS.items()}
+"""Where the exponent of a float is: the number of bits below it, its mask once it is shifted down, and its bias."""
 
-EXPONENT = {"F16": (10, 31, 15), "BF16": (7, 255, 127), "F32": (23, 255, 127), "C64": (23, 255, 127), "F64": (52, 2047, 1023)}
-EXPONENT |= {name: (m, (1 << e) - 1, bias) for name, (e, m, bias, _) in SMALL_FLOATS.items()}
-"""Where a float's exponent stands: bits below it, its mask, its bias."""
-
-
-MANY = 1 << 15
-"""From so many changes in a block on, equal moves of 16-bit floats are gathered before what they are is worked out."""
+MIN_MERGED_CHANGES = 1 << 15
+"""Changes of a block from which equal moves of 16-bit floats are merged before they are examined."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """Numbers of elements. d is target minus base, in float64 (exact for floats of at most 32 bits but for the last rounding).
-
-    Attributes:
-        elements: all (a complex number counts as its two parts).
-        bit_identical: the same bits.
-        equal: the same value: -0.0 equals +0.0. A NaN equals one of the same bits only.
-        within_atol: |d| <= atol, or the same bits. The paper's sparsity is within_atol / elements at 1e-5 (section 3).
-        within_rtol: |d| <= rtol * |base| and finite, or the same bits (Zhu et al., arXiv 2511.08567: 1e-3).
-        within_atol_rounded: as the paper's released code counts: d is rounded to the tensor's dtype, and so is atol (bf16: 1.0014e-5).
-        one_ulp: moved by one ulp (spec 7.2), up or down; between -0.0 and +0.0 is no move.
-        up, down: grew, fell.
-    """
+    """Numbers of elements. d is target minus base, in float64: exact for floats of at most 32 bits, except for the last rounding."""
 
     elements: int = 0
+    """All elements; a complex number counts as its two parts."""
     bit_identical: int = 0
+    """Elements that have the same bits in both."""
     equal: int = 0
+    """Elements of the same value. -0.0 equals +0.0; a NaN equals only a NaN of the same bits."""
     within_atol: int = 0
+    """Elements with |d| <= atol, or the same bits. The paper's sparsity is within_atol / elements at 1e-5 (section 3)."""
     within_rtol: int = 0
+    """Elements with |d| <= rtol * |base|, both finite, or the same bits (Zhu et al., arXiv 2511.08567: 1e-3)."""
     within_atol_rounded: int = 0
+    """As the paper's released code counts: d is rounded to the tensor's dtype, and so is atol (in bf16 1e-5 becomes 1.0014e-5)."""
     one_ulp: int = 0
+    """Elements that moved by one ulp (spec 7.2), up or down. Between -0.0 and +0.0 there is no move."""
     up: int = 0
+    """Elements whose value grew."""
     down: int = 0
+    """Elements whose value fell."""
 
     @classmethod
-    def of(cls, numbers: Iterable[int]) -> Counts:
-        """From the numbers in this order."""
-        return cls(**dict(zip(NUMBERS, map(int, numbers), strict=True)))
+    def from_numbers(cls, numbers: Iterable[int]) -> Counts:
+        """Counts from numbers in the order of :data:`COUNT_FIELDS`."""
+        return cls(**dict(zip(COUNT_FIELDS, map(int, numbers), strict=True)))
 
     def __add__(self, other: Counts) -> Counts:
-        return Counts(**{name: getattr(self, name) + getattr(other, name) for name in NUMBERS})
+        return Counts(**{name: getattr(self, name) + getattr(other, name) for name in COUNT_FIELDS})
 
     @property
     def changed(self) -> int:
@@ -79,63 +75,80 @@ class Counts:
         return self.bit_identical / self.elements if self.elements else 1.0
 
 
-NUMBERS = tuple(f.name for f in fields(Counts))
+COUNT_FIELDS = tuple(f.name for f in fields(Counts))
 
-EXPONENTS, ZERO_EXPONENT = 2400, 1100
-"""Bins of base exponents, and the bin of the exponent 0; the first is that of zeros and subnormals."""
+EXPONENT_BINS = 2400
+"""Bins of the exponents of base values; the first is that of zeros and subnormals."""
+ZERO_EXPONENT_BIN = 1100
+"""The bin of the exponent 0, that is of values from 1 to 2."""
 
 
 @dataclass(slots=True)
 class Histograms:
-    """Bins of what was counted so far, of a tensor or of many."""
+    """Histograms over elements of a tensor, or of many tensors."""
 
     ulps: Array
+    """Changed elements by distance in ulps: bin k counts distances from 2^k to 2^(k + 1) - 1."""
     moves: Array
+    """Changed elements by the binary exponent of |d|, from the smallest exponent of a float64 on."""
     exponents: Array
+    """Elements by the binary exponent of their base value, see :data:`EXPONENT_BINS`."""
     changed_exponents: Array
+    """Changed elements by the binary exponent of their base value."""
 
     @classmethod
     def empty(cls) -> Histograms:
-        return cls(*(np.zeros(n, np.int64) for n in (ULP_OCTAVES, HIGHEST - LOWEST + 1, EXPONENTS, EXPONENTS)))
+        """Histograms that have counted nothing."""
+        return cls(*(np.zeros(n, np.int64) for n in (ULP_OCTAVES, HIGHEST - LOWEST + 1, EXPONENT_BINS, EXPONENT_BINS)))
 
     def add(self, other: Histograms) -> None:
+        """Add the counts of other elements."""
         for name in ("ulps", "moves", "exponents", "changed_exponents"):
             getattr(self, name)[:] += getattr(other, name)
 
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """|d| <= ``atol``; |d| <= ``rtol`` * |base|."""
+    """How far apart elements may be to count as unchanged."""
 
     atol: float = 1e-5
+    """Absolute: |d| <= atol."""
     rtol: float = 1e-3
+    """Relative: |d| <= rtol * |base|."""
 
 
 @dataclass(slots=True)
 class BlockCounts:
-    """A block's numbers, as in :class:`Counts`, and how many elements changed in each of its rows, from ``first_row`` on, and columns.
-
-    Columns are those that the block reaches: from ``first_column`` on, behind the last one those from the first.
-    """
+    """The counts of one block."""
 
     numbers: Array
+    """Numbers in the order of :data:`COUNT_FIELDS`."""
     first_row: int
+    """Row of the tensor in which the block begins."""
     rows: Array
+    """Changed elements in each row that the block reaches, from ``first_row`` on."""
     first_column: int
+    """Column of the block's first element."""
     columns: Array
+    """Changed elements in each column that the block reaches, from ``first_column`` on, and after the last column from the first one on."""
 
 
 class BlockCounter:
-    """Counts blocks of one dtype, by one thread. What does not go by tensor adds up in bins: two or four rows of each, see ``counting``."""
+    """Counts blocks of one dtype, on one thread.
+
+    What is not counted by tensor adds up in bins. Each has two or four rows, of which the kernels use one after the other (see
+    :mod:`ckptdiff.kernels.histogram`).
+    """
 
     def __init__(self, dtype: str, tolerance: Tolerance) -> None:
         self._parts = 2 if dtype == "C64" else 1
         self._dtype = dtype = "F32" if dtype == "C64" else dtype
-        row, (shift, mask, _) = DTYPES[dtype], EXPONENT.get(dtype, (0, 0, 0))
-        unused = 8 - row.bits if row.bits < 8 else 0  # elements of less than a byte move in its highest bits
+        row, (shift, mask, _) = DTYPES[dtype], EXPONENT_FIELDS.get(dtype, (0, 0, 0))
+        unused = 8 - row.bits if row.bits < 8 else 0  # elements of less than a byte are shifted to its highest bits
         order = kernels.ulps.order_of(row)._replace(is_float=row.is_float or unused > 0)
         self._layout = kernels.histogram.ElementLayout(np.uint64(shift), np.uint64(mask), np.uint64(unused), order)
-        self._tolerances = kernels.histogram.Tolerances(float(tolerance.atol), float(tolerance.rtol), _limit(tolerance.atol, dtype))
+        largest = _largest_within(tolerance.atol, dtype)
+        self._tolerances = kernels.histogram.Tolerances(float(tolerance.atol), float(tolerance.rtol), largest)
         self._exponents = np.zeros((4, mask + 1), np.int64)
         self._bins = kernels.histogram.MoveBins(*(np.zeros((2, n), np.int64) for n in (ULP_OCTAVES, HIGHEST - LOWEST + 1, mask + 1)))
 
@@ -143,21 +156,20 @@ class BlockCounter:
         """Count one block.
 
         Args:
-            old, new: its bytes in base and target.
-            width: elements in a row of the tensor, 0 if it has no rows.
-            first: number in the tensor of the block's first element.
+            old, new: the block's bytes in base and target.
+            width: number of elements in a row of the tensor; 0 if changes are not counted by row and column.
+            first: index in the tensor of the block's first element.
         """
-
         width, first = self._parts * width, self._parts * first
         a, b = element_bits(old, self._dtype), element_bits(new, self._dtype)
         positions = kernels.changes.differing(a, b)
-        if self._dtype in EXPONENT:
+        if self._dtype in EXPONENT_FIELDS:
             kernels.histogram.count_exponents(a, self._layout, self._exponents)
         row, start = divmod(first, width) if width else (0, 0)
         rows = np.zeros(-(-(start + len(a)) // width) if width else 0, np.int64)
         columns = np.zeros(min(width, len(a)), np.int64)
-        numbers = np.zeros(len(NUMBERS), np.int64)
-        numbers[0], numbers[1 : NUMBERS.index("one_ulp")] = len(a), len(a) - len(positions)
+        numbers = np.zeros(len(COUNT_FIELDS), np.int64)
+        numbers[0], numbers[1 : COUNT_FIELDS.index("one_ulp")] = len(a), len(a) - len(positions)
         if len(positions):
             self._count_changes(a, b, positions, numbers)
             if width:
@@ -165,10 +177,10 @@ class BlockCounter:
         return BlockCounts(numbers, row, rows, start, columns)
 
     def _count_changes(self, a: Array, b: Array, positions: Array, numbers: Array) -> None:
-
+        """Count how the elements at some positions changed, into ``numbers`` and the bins."""
         old, new = (scratch(name, len(positions), a.dtype) for name in ("old", "new"))
         times = scratch("times", len(positions), np.uint32)
-        if self._dtype in ("BF16", "F16") and len(positions) >= MANY:
+        if self._dtype in ("BF16", "F16") and len(positions) >= MIN_MERGED_CHANGES:
             n = kernels.histogram.gather_distinct(a, b, positions, scratch("table", 8 << 16, np.uint32), old, new, times)
             old, new, times = old[:n], new[:n], times[:n]
         else:
@@ -178,28 +190,28 @@ class BlockCounter:
         distances, sizes = scratch("distances", batch, np.uint64), scratch("moves", batch, np.float64)
         kernels.histogram.count_moves(moves, self._layout, self._tolerances, distances, sizes, numbers, self._bins)
 
-    def tally(self) -> Histograms:
-        """Bins of all blocks so far."""
-        tally = Histograms.empty()
-        tally.ulps, tally.moves, changed = (bins.sum(0) for bins in self._bins)
-        if self._dtype in EXPONENT:
-            _, mask, bias = EXPONENT[self._dtype]
-            for counts, found in ((tally.exponents, self._exponents.sum(0)), (tally.changed_exponents, changed)):
-                counts[0] = found[0]
-                counts[ZERO_EXPONENT + 1 - bias : ZERO_EXPONENT + 1 - bias + mask] = found[1:]
-        return tally
+    def histograms(self) -> Histograms:
+        """Histograms over all blocks that were counted so far."""
+        total = Histograms.empty()
+        total.ulps, total.moves, changed = (bins.sum(0) for bins in self._bins)
+        if self._dtype in EXPONENT_FIELDS:
+            _, mask, bias = EXPONENT_FIELDS[self._dtype]
+            for counts, stored in ((total.exponents, self._exponents.sum(0)), (total.changed_exponents, changed)):
+                counts[0] = stored[0]
+                counts[ZERO_EXPONENT_BIN + 1 - bias : ZERO_EXPONENT_BIN + 1 - bias + mask] = stored[1:]
+        return total
 
 
 def _values(bits: Array, dtype: str, name: str) -> Array:
-    """Values, in scratch where they need room and the dtype is a common one."""
+    """Values of elements that are given as bits; those of bf16, the most common dtype, are put into scratch memory."""
     if dtype == "BF16":
         return np.left_shift(bits, 16, out=scratch(name, len(bits), np.uint32), dtype=np.uint32).view("<f4")
     return values_of(bits, dtype)
 
 
 @lru_cache
-def _limit(atol: float, dtype: str) -> float:
-    """The largest |d| within ``atol`` once both are rounded to the dtype: by halving, as rounding keeps the order."""
+def _largest_within(atol: float, dtype: str) -> float:
+    """The largest |d| that is at most ``atol`` once both are rounded to the dtype. As rounding keeps the order, bisection finds it."""
     if dtype not in ("BF16", "F16", "F32"):
         return atol
     low, high = -1, int(np.float64(np.inf).view(np.int64))  # bits
@@ -213,7 +225,12 @@ def _limit(atol: float, dtype: str) -> float:
 
 
 def subtract(new: Array, old: Array, dtype: str) -> Array:
-    """new - old as torch has it: rounded to the dtype, bf16 and fp16 by way of float32. Values of :func:`values_of`, and so the result."""
+    """new - old as torch computes it: rounded to the dtype, for bf16 and fp16 by way of float32.
+
+    Args:
+        new, old: values as :func:`values_of` returns them, which is also the form of the result.
+        dtype: the tensor's dtype.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
         return _round(new - old, dtype)
 

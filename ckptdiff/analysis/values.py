@@ -1,4 +1,4 @@
-"""Element bit patterns and their numeric values, for reports only: the core never looks at a number."""
+"""Bit patterns of elements and their numeric values. Only reports use them: patches are made from bit patterns alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from ckptdiff.format.dtypes import DTYPES, Bytes
 
-# exponent bits, mantissa bits, bias, and which bit patterns are not numbers (OCP MX and OCP FP8; FNUZ: arXiv 2206.02915)
 SMALL_FLOATS: dict[str, tuple[int, int, int, str]] = {
     "F4": (2, 1, 1, ""),
     "F6_E2M3": (2, 3, 1, ""),
@@ -20,13 +19,15 @@ SMALL_FLOATS: dict[str, tuple[int, int, int, str]] = {
     "F8_E4M3FNUZ": (4, 3, 8, "fnuz"),
     "F8_E5M2FNUZ": (5, 2, 16, "fnuz"),
 }
+"""Exponent bits, mantissa bits, bias, and which bit patterns are no finite numbers: none, those of IEEE 754, only the last one of each
+sign, or only that of minus zero. Sources: OCP MX and OCP FP8; for FNUZ arXiv 2206.02915."""
 NUMPY_TYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
-SIGNED = {"I8", "I16", "I32", "I64"}
+SIGNED_INTEGERS = {"I8", "I16", "I32", "I64"}
 
 
 @cache
 def small_float_table(dtype: str) -> npt.NDArray[np.float64]:
-    """Value of each bit pattern of a float of at most 8 bits."""
+    """Values of all bit patterns of a float of at most 8 bits."""
     if dtype == "F8_E8M0":
         table = 2.0 ** (np.arange(256, dtype=np.float64) - 127)
         table[255] = np.nan
@@ -47,8 +48,13 @@ def small_float_table(dtype: str) -> npt.NDArray[np.float64]:
     return table
 
 
+def count_ones(bits: npt.NDArray[np.uint8]) -> int:
+    """Number of bits that are 1."""
+    return int(np.bitwise_count(bits).sum(dtype=np.int64))
+
+
 def element_bits(data: Bytes, dtype: str) -> npt.NDArray[Any]:
-    """One unsigned integer an element; sub-byte elements are taken from the low bits up."""
+    """One unsigned integer for each element; elements of less than a byte are taken from the low bits up."""
     row = DTYPES[dtype]
     if row.bits >= 8:
         return data.view(f"<u{row.bits // 8}")
@@ -59,7 +65,7 @@ def element_bits(data: Bytes, dtype: str) -> npt.NDArray[Any]:
 
 
 def values_of(bits: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
-    """Values of elements given as bits: float32 where that is exact, else float64 (integers above 2^53 are rounded)."""
+    """Values of elements that are given as bits: float32 where that is exact, else float64 (integers above 2^53 are rounded)."""
     if dtype in SMALL_FLOATS or dtype == "F8_E8M0":
         return small_float_table(dtype)[bits]
     if dtype == "BF16":
@@ -67,16 +73,20 @@ def values_of(bits: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
     if dtype in NUMPY_TYPES:
         values = bits.view(NUMPY_TYPES[dtype])
         return values.astype(np.float32) if dtype == "F16" else values
-    return (bits.view(f"<i{bits.itemsize}") if dtype in SIGNED else bits).astype(np.float64)
+    return (bits.view(f"<i{bits.itemsize}") if dtype in SIGNED_INTEGERS else bits).astype(np.float64)
 
 
 def distances(a: npt.NDArray[Any], b: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
-    """|a - b| of elements given as bits: float64 for floats (NaN where either is; the larger part for C64), exact uint64 for integers."""
+    """|a - b| of elements that are given as bits.
+
+    Returns:
+        For floats float64, NaN where either is NaN; for C64 the larger of the distances of the two parts; for integers uint64, exact.
+    """
     if dtype == "C64":
         return np.asarray(np.max([distances(a.view("<u4")[k::2], b.view("<u4")[k::2], "F32") for k in (0, 1)], axis=0))
     if dtype in SMALL_FLOATS or dtype in NUMPY_TYPES or dtype in ("BF16", "F8_E8M0"):
         return _subtract(values_of(a, dtype), values_of(b, dtype))
-    if dtype in SIGNED:
+    if dtype in SIGNED_INTEGERS:
         x, y = (v.view(f"<i{v.itemsize}").astype(np.int64).view(np.uint64) ^ (1 << 63) for v in (a, b))
     else:
         x, y = a.astype(np.uint64), b.astype(np.uint64)

@@ -1,4 +1,4 @@
-"""``demo``: a small synthetic base and RL-like target, and every command run on them. Needs neither torch nor a network."""
+"""``demo`` makes a small synthetic base and an RL-like target, and runs the main commands on them, without torch and without a network."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from ckptdiff.format.safetensors import predicted_header
 from ckptdiff.io.work_folder import work_folder
 
 WIDTH, LAYERS, VOCABULARY, HIDDEN = 512, 8, 8192, 1408
-STEP = 3e-6
-"""Standard deviation of the total update of one weight: about what some hundred Adam steps at a rate of 1e-6 add up to."""
+UPDATE_SCALE = 3e-6
+"""Standard deviation of the total update of one weight, which is about what some hundred Adam steps at a rate of 1e-6 add up to."""
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
@@ -39,6 +39,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 
 def to_bf16(weights: npt.NDArray[np.float32]) -> bytes:
+    """Weights rounded to bf16."""
     return cast(weights.reshape(-1).view(np.uint8), "F32", "BF16").tobytes()
 
 
@@ -65,18 +66,26 @@ def write_pair(folder: Path) -> tuple[Path, Path]:
             else:
                 weights = rng.standard_normal(shape, np.float32) * np.float32(0.02)
                 scale = rng.lognormal(0, 0.5, (shape[0], 1)) * rng.lognormal(0, 0.5, (1, shape[1]))
-                update = rng.standard_normal(shape, np.float32) * (STEP * scale).astype(np.float32)
+                update = rng.standard_normal(shape, np.float32) * (UPDATE_SCALE * scale).astype(np.float32)
             old.write(to_bf16(weights))
             new.write(to_bf16(weights + update))
     return base, target
 
 
 def run(folder: Path | None, command: click.Command) -> None:
-    """Make the pair and run subcommands of ``command``, ckptdiff's own, on it, in ``folder`` or in one that is removed at the end."""
+    """Make the pair and run commands on it.
+
+    Args:
+        folder: a new or empty folder for all files; None for a temporary folder, which is removed at the end.
+        command: the group of ckptdiff's commands.
+
+    Raises:
+        OutputError: the folder is not empty, or cannot be written.
+    """
     if folder is None:
         with work_folder(Path(tempfile.gettempdir()), "ckptdiff-demo-") as work:
             _run(work.path, command)
-        click.echo("\nThe files are gone again. To keep them: ckptdiff demo DIR")
+        click.echo("\nThe files have been removed. To keep them: ckptdiff demo DIR")
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder}: exists and is not an empty folder; choose another")
@@ -86,11 +95,12 @@ def run(folder: Path | None, command: click.Command) -> None:
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {error.strerror}") from None
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"{folder} holds what was done until then: remove it") from None
+        raise KeyboardInterrupt(f"{folder} holds what was written until then: remove it") from None
     click.echo(f"\nThe files are in {visible(str(folder))}.")
 
 
 def _run(folder: Path, command: click.Command) -> None:
+    """Write the pair into a folder, and run and show each command."""
     click.echo(f"A synthetic pair of checkpoints (random bf16 weights, one Adam-sized update; no real model), in {visible(str(folder))}:")
     base, target = (os.fspath(path) for path in write_pair(folder))
     patch, out = os.fspath(folder / "patch"), os.fspath(folder / "rebuilt")
@@ -105,5 +115,5 @@ def _run(folder: Path, command: click.Command) -> None:
         code = command.main(arguments, standalone_mode=False)
         if code == 130:
             raise KeyboardInterrupt
-        if code not in (None, 0) and (arguments[0], code) != ("compare", 1):  # base and target do differ
+        if code not in (None, 0) and (arguments[0], code) != ("compare", 1):  # compare exits with 1, as base and target differ
             raise CkptdiffError(f"ckptdiff {arguments[0]} ended with {code}")

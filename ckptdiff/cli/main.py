@@ -1,6 +1,6 @@
-"""The command line: parses, calls the library, renders, sets exit codes. It computes nothing.
+"""The command line: it parses arguments, calls the library, prints results and sets exit codes. It computes nothing.
 
-stdout carries what was asked for, stderr everything else. Exit codes: 0 done, or the same; 1 a difference, or a failed
+Standard output carries what was asked for, standard error everything else. Exit codes: 0 done, or the same; 1 a difference, or a failed
 check; 2 usage; 3 bad input or output; 130 interrupted.
 """
 
@@ -20,15 +20,18 @@ from ckptdiff.cli.options import (
     PATH,
     as_json,
     asks_for_json,
+    base_option,
     device_option,
     fail,
     file_options,
-    finite,
+    only_option,
     overwrite_option,
     print_json,
+    print_note,
     progress_bar,
-    say,
+    require_finite,
     selection_options,
+    tensors_option,
     threads_option,
     to_json,
     usage_errors,
@@ -39,20 +42,22 @@ from ckptdiff.io.signals import raised
 from ckptdiff.machine import machine_error
 
 
-def _some_path(ctx: click.Context, parameter: click.Parameter, value: Path) -> Path:
+def _check_output_name(ctx: click.Context, parameter: click.Parameter, value: Path) -> Path:
+    """Refuse names that other tools take for the current folder or for standard output."""
     if str(value) in (".", "-"):
         raise click.BadParameter(f"{str(value)!r} cannot be written to; give a new name")
     return value
 
 
-class Commands(click.Group):
-    """A group that turns every CkptdiffError into one line on stderr and exit code 3."""
+class CommandGroup(click.Group):
+    """A group of commands that turns every CkptdiffError into one line on standard error and exit code 3."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands in the order in which they were added, instead of by alphabet."""
         return list(self.commands)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ctx.meta["json"] = asks_for_json(args)  # what is parsed says so too, but a usage error comes before
+        ctx.meta["json"] = asks_for_json(args)  # a usage error may come before --json is parsed
         with usage_errors(ctx):
             return super().parse_args(ctx, args)
 
@@ -65,16 +70,16 @@ class Commands(click.Group):
         except (KeyboardInterrupt, click.Abort) as error:
             fail(ctx, "interrupted", f"interrupted; {str(error) or 'nothing unfinished was left behind'}", 130)
         except Exception as error:
-            lacking = machine_error(error)
-            if lacking is not None:
-                fail(ctx, lacking.kind, str(lacking))
+            resource_error = machine_error(error)
+            if resource_error is not None:
+                fail(ctx, resource_error.kind, str(resource_error))
             if not isinstance(error, OSError) or error.errno == errno.EPIPE:
                 raise
             where = error.filename or "standard output"
             fail(ctx, "output", f"{where}: {error.strerror or error}")
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="ckptdiff")
 def main() -> None:
     """Exact, sparse differences between model checkpoints.
@@ -94,26 +99,38 @@ def main() -> None:
 @main.command()
 @click.argument("base", type=PATH)
 @click.argument("target", type=PATH)
-@click.option("-o", "--output", "patch", type=PATH, required=True, callback=_some_path, metavar="PATCH", help="Where to write the patch.")
 @click.option(
-    "--codec", type=click.Choice(["auto", "context", "sparse", "raw"]), default="auto", show_default=True, help="Codec of changed tensors."
+    "-o", "--output", "patch", type=PATH, required=True, callback=_check_output_name, metavar="PATCH", help="Where to write the patch."
+)
+@click.option(
+    "--codec",
+    type=click.Choice(["auto", "context", "sparse", "raw"]),
+    default="auto",
+    show_default=True,
+    help="Codec of changed tensors; auto takes the smallest.",
 )
 @selection_options
-@click.option("--report", "with_report", is_flag=True, help="Measure first what changed, and store the report in the patch.")
-@click.option("--base-repo", metavar="ID", help="Repo on the Hub that has BASE, to record for push and pull; checked by SHA-256.")
-@click.option("--target-repo", metavar="ID", help="The same of TARGET.")
+@click.option("--report", "with_report", is_flag=True, help="Measure what training changed, and store the report in the patch.")
+@click.option(
+    "--base-repo", metavar="ID", help="Id of the repo on the Hub that has BASE, to record in the patch; its files are compared by SHA-256."
+)
+@click.option(
+    "--target-repo",
+    metavar="ID",
+    help="Id of the repo on the Hub that has TARGET, to record in the patch; its files are compared by SHA-256.",
+)
 @threads_option
-@device_option
+@device_option("on which checkpoints are compared")
 @overwrite_option
 @as_json
 def make(base: Path, target: Path, patch: Path, codec: str, with_report: bool, json_output: bool, **options: Any) -> None:
     """Store the difference between two checkpoints.
 
-    All files of TARGET go in, byte for byte, but for version control, caches, logs, optimizer and trainer state, and secrets, which are
-    listed.
+    The patch holds all files of TARGET, byte for byte, except for version control, caches, logs, optimizer and trainer state, and files
+    named like secrets. What is left out is listed.
 
     \b
-    TARGET a file gives a patch file, TARGET a folder gives a patch folder.
+    PATCH becomes a file if TARGET is a file, and a folder if TARGET is a folder.
       ckptdiff make base.safetensors tuned.safetensors -o tuned-patch.safetensors
       ckptdiff make Llama-3-8B Llama-3-8B-GRPO -o grpo-patch
     """
@@ -121,73 +138,74 @@ def make(base: Path, target: Path, patch: Path, codec: str, with_report: bool, j
     with progress_bar() as progress:
         measured = None
         if with_report:
-            same = {key: options[key] for key in ("include", "exclude", "follow_links", "rename", "threads")}
-            measured = verbs.report.report(base, target, progress=progress, **same)
+            shared = {key: options[key] for key in ("include", "exclude", "follow_links", "rename", "threads")}
+            measured = verbs.report.report(base, target, progress=progress, **shared)
         result = verbs.make.make(
             base, target, patch, codec=None if codec == "auto" else codec, report=measured, progress=progress, **options
         )
     if json_output:
         print_json({**to_json(result), "ratio": result.ratio})
     else:
-        cli.render.made(result)
+        cli.render.print_make(result)
 
 
 @main.command()
 @click.argument("base", type=PATH)
 @click.argument("patches", type=PATH, nargs=-1, required=True, metavar="PATCH...")
-@click.option("-o", "--output", "out", type=PATH, required=True, callback=_some_path, metavar="OUT", help="File or folder to write.")
-@click.option("--only", multiple=True, metavar="GLOB", help="Rebuild just the tensors whose names match, into one safetensors file.")
+@click.option(
+    "-o", "--output", "out", type=PATH, required=True, callback=_check_output_name, metavar="OUT", help="Folder or file to write."
+)
+@only_option
 @threads_option
-@click.option("--device", metavar="DEVICE", help="Torch device that moves weights; slower from file to file.  [default: the host]")
+@device_option("on which weights are patched", note=" The host is faster from file to file.")
 @overwrite_option
 @as_json
 def apply(base: Path, patches: tuple[Path, ...], out: Path, json_output: bool, **options: Any) -> None:
-    """Rebuild the target of one patch or a chain.
+    """Rebuild the target of one patch or of a chain of patches.
 
     \b
-    Patches, base and result are checked; OUT appears only when it is right.
+    The patches, the base and the result are checked; OUT appears only if it is right.
       ckptdiff apply Llama-3-8B grpo-patch -o Llama-3-8B-GRPO
       ckptdiff apply base step1 step2 step3 -o model
       ckptdiff apply base patch -o heads.safetensors --only '*lm_head*'
     """
 
-    code = "" if options["only"] else cli.render.may_run(verbs.info.info(patches[-1]))
-    if code:  # before anything is written (spec 14)
-        say(f"the patch gives files that other tools may run, read them before you use them: {code}")
+    runnable = "" if options["only"] else cli.render.runnable_files(verbs.info.info(patches[-1]))
+    if runnable:  # before anything is written (spec 14)
+        print_note(f"the patch gives files that other tools may run, read them before you use them: {runnable}")
     with progress_bar() as progress:
         result = verbs.apply.apply(base, patches, out, progress=progress, **options)
     if json_output:
         print_json(to_json(result))
     else:
-        cli.render.applied(result)
+        cli.render.print_apply(result)
 
 
 @main.command()
 @click.argument("patch", type=PATH)
-@click.option("--tensors", is_flag=True, help="Also list every tensor.")
+@tensors_option
 @as_json
 def info(patch: Path, tensors: bool, json_output: bool) -> None:
     """Show what a patch holds, without reading its payloads."""
-
     result = verbs.info.info(patch)
     if json_output:
         print_json(to_json(result))
     else:
-        cli.render.described(result, tensors)
+        cli.render.print_info(result, tensors)
 
 
 @main.command()
 @click.argument("patch", type=PATH)
-@click.option("--base", type=PATH, help="Check that the patch fits this base.")
-@click.option("--target", type=PATH, help="Check by SHA-256 that these are the files that the patch gives.")
-@click.option("--hub", metavar="ID", help="Check that a checkpoint, given as PATCH, is that of a repo on the Hub.")
+@base_option("Also check that the patch fits this base, and that its changes can be decoded.")
+@click.option("--target", type=PATH, metavar="CHECKPOINT", help="Also check by SHA-256 that these are the files that the patch gives.")
+@click.option("--hub", metavar="ID", help="Instead check that PATCH, which is then a checkpoint, is that of this repo on the Hub.")
 @threads_option
 @as_json
 def verify(patch: Path, hub: str | None, json_output: bool, **options: Any) -> None:
     """Check a patch, its base, or rebuilt files.
 
-    Lists the problems found (of more than ten of one kind the first; --json lists all), and exits with 1 if there is one. Changes are
-    decoded where --base is given.
+    Lists the problems that were found; of more than ten of one kind only the first, unless --json is given. The exit code is 1 if there
+    is a problem.
     """
 
     if hub is not None and (options["base"] or options["target"]):
@@ -201,7 +219,7 @@ def verify(patch: Path, hub: str | None, json_output: bool, **options: Any) -> N
     if json_output:
         print_json({**to_json(result), "ok": result.ok})
     else:
-        cli.render.verified(result)
+        cli.render.print_verify(result)
     click.get_current_context().exit(0 if result.ok else 1)
 
 
@@ -214,20 +232,21 @@ def verify(patch: Path, hub: str | None, json_output: bool, **options: Any) -> N
     multiple=True,
     default=(1e-5, 1e-4),
     show_default=True,
-    callback=finite,
-    help="Tolerance; may be repeated.",
+    callback=require_finite,
+    help="Also count the elements with |d| up to this as equal. May be repeated.",
 )
 @file_options
-@click.option("--base", type=PATH, help="Checkpoint that both started from: also compare what changed in each.")
-@click.option("--tensors", is_flag=True, help="Also list every tensor.")
+@base_option("Checkpoint that both started from. Also compare which elements changed in each.")
+@tensors_option
 @threads_option
 @as_json
 def compare(a: Path, b: Path, base: Path | None, tensors: bool, json_output: bool, **options: Any) -> None:
     """Count equal elements of two checkpoints.
 
-    Bit-identical ones, and those within a tolerance. With --base also which elements each changed, and whether the same ones.
+    Counts the elements that are bit-identical, and those within a tolerance. With --base it also compares which elements each checkpoint
+    changed, and whether these are the same ones.
 
-    Exits with 1 if any bit of a tensor differs.
+    The exit code is 1 if any bit of a tensor differs.
     """
 
     if base is not None:
@@ -236,8 +255,8 @@ def compare(a: Path, b: Path, base: Path | None, tensors: bool, json_output: boo
         result = verbs.compare.compare(a, b, progress=progress, **options)
         changed = None
         if base is not None:
-            same = {key: options[key] for key in ("include", "exclude", "follow_links", "threads")}
-            changed = verbs.overlap.overlap([a, b], base, **same, progress=progress)
+            shared = {key: options[key] for key in ("include", "exclude", "follow_links", "threads")}
+            changed = verbs.overlap.overlap([a, b], base, **shared, progress=progress)
     if json_output:
         totals = {"elements": result.elements, "identical": result.identical, "within": result.within, "same": result.same}
         rows = to_json(result)
@@ -245,9 +264,9 @@ def compare(a: Path, b: Path, base: Path | None, tensors: bool, json_output: boo
             del rows["tensors"]
         print_json({**totals, **rows, **({"overlap": changed.to_json()} if changed else {})})
     else:
-        cli.render.compared(result, tensors)
+        cli.render.print_compare(result, tensors)
         if changed:
-            cli.render_report.overlapped(changed, series=False, tensors=False)
+            cli.render_report.print_overlap(changed, series=False, tensors=False)
     click.get_current_context().exit(0 if result.same else 1)
 
 
@@ -261,9 +280,9 @@ main.add_command(pull)
 @main.command()
 @click.argument("folder", type=PATH, required=False, metavar="[DIR]")
 def demo(folder: Path | None) -> None:
-    """Run every command on a small synthetic pair.
+    """Run the main commands on a small synthetic pair of checkpoints.
 
-    Files are kept in DIR if you name one.
+    The files are kept in DIR if you name one.
     """
 
     cli.demo.run(folder, main)
@@ -274,8 +293,8 @@ def demo(folder: Path | None) -> None:
 def warmup(json_output: bool) -> None:
     """Compile all kernels now, for images, read-only installs and shared folders.
 
-    They are compiled when they are first needed otherwise. CKPTDIFF_CACHE_DIR names the folder that they are kept in; without it
-    that is in the package's own folder, or in the user's cache where that cannot be written. The folder is printed.
+    Otherwise each kernel is compiled when it is first needed. Compiled kernels are kept in the folder that CKPTDIFF_CACHE_DIR names; by
+    default that is in the package's own folder, or in the user's cache where that cannot be written. The folder is printed.
     """
 
     with progress_bar(sizes=False) as progress:

@@ -1,4 +1,4 @@
-"""What all commands share: options, JSON, a progress bar."""
+"""What all commands share: options, JSON, errors, a progress bar."""
 
 from __future__ import annotations
 
@@ -21,63 +21,90 @@ if TYPE_CHECKING:
     from ckptdiff.io.parallel import Progress
 
 
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
 PATH = click.Path(path_type=Path, readable=False)  # the library says what is wrong with a path, in its own words
 
 
-def note_json(ctx: click.Context, parameter: click.Parameter, value: bool) -> bool:
+def _remember_json(ctx: click.Context, parameter: click.Parameter, value: bool) -> bool:
+    """Remember for error messages whether ``--json`` was given."""
     ctx.find_root().meta["json"] = value
     return value
 
 
-as_json = click.option("--json", "json_output", is_flag=True, callback=note_json, help="Print one JSON object instead of text.")
-device_option = click.option("--device", metavar="DEVICE", help="Torch device that compares, such as cuda, or auto.  [default: the host]")
-threads_option = click.option("--threads", type=click.IntRange(1, 256), help="Threads to use.  [default: cores, at most 8]")
+as_json = click.option("--json", "json_output", is_flag=True, callback=_remember_json, help="Print one JSON object instead of text.")
+threads_option = click.option("--threads", type=click.IntRange(1, 256), help="Number of threads.  [default: one per core, at most 8]")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
+tensors_option = click.option("--tensors", is_flag=True, help="Also list every tensor.")
+only_option = click.option(
+    "--only", multiple=True, metavar="GLOB", help="Rebuild only the tensors whose names match, into one safetensors file. May be repeated."
+)
+
+
+def device_option(purpose: str, default: str = "the host", note: str = "") -> Decorator:
+    """A torch device, for what ``purpose`` says; ``note``: a sentence to add."""
+    text = f"Torch device {purpose}, such as cuda; auto takes the first accelerator.{note}  [default: {default}]"
+    return click.option("--device", metavar="DEVICE", help=text)
+
+
+def base_option(text: str) -> Decorator:
+    """A base that may be left out."""
+    return click.option("--base", type=PATH, metavar="CHECKPOINT", help=text)
+
+
+def changed_above_option() -> Decorator:
+    """The tolerance above which an element counts as changed."""
+    text = "Count an element as changed if |d| exceeds this; at 0, if its bits differ."
+    return click.option("--atol", type=click.FloatRange(min=0), default=0.0, show_default=True, callback=require_finite, help=text)
 
 
 def file_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Which files belong to two checkpoints."""
+    """Options that choose the files of two checkpoints."""
+    links = "Follow links that lead out of a checkpoint's folder; links to weight files and their indexes are always followed."
     for option in (
-        click.option("--follow-links", is_flag=True, help="Take what links lead to that leave a folder, as weight files always may."),
-        click.option("--exclude", multiple=True, metavar="GLOB", help="Leave files out."),
-        click.option("--include", multiple=True, metavar="GLOB", help="Take files that are left out by default, such as optimizer state."),
+        click.option("--follow-links", is_flag=True, help=links),
+        click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out the files whose paths match. May be repeated."),
+        click.option(
+            "--include", multiple=True, metavar="GLOB", help="Take files left out by default, such as optimizer state. May be repeated."
+        ),
     ):
         command = option(command)
     return command
 
 
 def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Which files and tensors of two checkpoints stand against each other."""
-    rename = click.option("--rename", multiple=True, metavar="REGEX=REPL", help="Turn a target tensor's name into the base's.")
-    return file_options(rename(command))
+    """Options that choose the files of two checkpoints and pair their tensors."""
+    text = "Rule that turns a target tensor's name into the base's. May be repeated."
+    return file_options(click.option("--rename", multiple=True, metavar="REGEX=REPL", help=text)(command))
 
 
-def finite(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
+def require_finite(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """Refuse infinities and NaNs, which click takes for numbers."""
     if not all(map(math.isfinite, value if isinstance(value, tuple) else (value,))):
         raise click.BadParameter("expected a finite number")
     return value
 
 
-def say(text: str) -> None:
-    """A line on stderr."""
+def print_note(text: str) -> None:
+    """Print a line on standard error."""
     click.echo("ckptdiff: " + visible(text), err=True)
 
 
 def print_json(value: object) -> None:
-    """One object on stdout, in ASCII: valid in any encoding, and nothing in a name steers a terminal."""
+    """Print one object on standard output, in ASCII: it is valid in any encoding, and no name in it can steer a terminal."""
     click.echo(json.dumps(value))
 
 
 def asks_for_json(arguments: Sequence[str]) -> bool:
-    """Whether ``--json`` stands among arguments, whatever is wrong with the others."""
+    """Whether ``--json`` is among the arguments, even where others are wrong."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
     return "--json" in arguments[:end]
 
 
 def fail(ctx: click.Context, kind: str, message: str, code: int = 3) -> NoReturn:
-    """End with a line on stderr, and with ``--json`` an object on stdout."""
+    """Print an error on standard error, with ``--json`` also as an object on standard output, and exit with ``code``."""
     _print_error(ctx, kind, message)
-    say(message if kind == "interrupted" else f"error: {message}")
+    print_note(message if kind == "interrupted" else f"error: {message}")
     ctx.exit(code)
 
 
@@ -89,7 +116,7 @@ def _print_error(ctx: click.Context, kind: str, message: str) -> None:
 
 @contextmanager
 def usage_errors(ctx: click.Context) -> Iterator[None]:
-    """With ``--json`` print usage errors as an object too; click prints their text, and names in it must not steer a terminal."""
+    """With ``--json`` print usage errors as an object too. click prints their text, in which names must not steer a terminal."""
     try:
         yield
     except click.exceptions.NoArgsIsHelpError:
@@ -101,7 +128,7 @@ def usage_errors(ctx: click.Context) -> Iterator[None]:
 
 
 def to_json(value: Any) -> Any:
-    """A result as plain JSON values."""
+    """A verb's result as plain JSON values."""
     if dataclasses.is_dataclass(value):
         return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, (tuple, list)):
@@ -113,7 +140,7 @@ def to_json(value: Any) -> Any:
 
 @contextmanager
 def progress_bar(sizes: bool = True) -> Iterator[Progress]:
-    """A progress bar on stderr where a person watches, else nothing; ``sizes``: of bytes, so with a speed."""
+    """A progress bar on standard error if that is a terminal; ``sizes``: progress is in bytes, so that a speed is shown."""
 
     if not sys.stderr.isatty():
         yield io.parallel.no_progress

@@ -1,4 +1,4 @@
-"""Results as text for a person. Tables are rich's; nothing is computed here but shares."""
+"""Results as text for a person, in tables by rich. Nothing is computed here but percentages."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from rich.table import Table
 
 from ckptdiff.errors import visible
 from ckptdiff.format.entry import Totals
-from ckptdiff.units import share, size, times
+from ckptdiff.units import byte_size, percent_of, shape_text, size_ratio
 from ckptdiff.verbs.apply import ApplyResult
 from ckptdiff.verbs.compare import CompareResult
 from ckptdiff.verbs.info import PatchInfo
 from ckptdiff.verbs.make import MakeResult
 from ckptdiff.verbs.verify import VerifyResult
 
-SHOWN = 10
-
-
-CODE = (".py", ".sh", ".so", ".ipynb", ".js", ".exe", ".dll", ".pkl", ".bin", ".pt", ".pth", ".ckpt")
-"""Endings of files that other tools may run, or unpickle."""
+MAX_NAMES = 10
+"""Names, or problems of one kind, that are listed; of more only the first are."""
+RUNNABLE = (".py", ".sh", ".so", ".ipynb", ".js", ".exe", ".dll", ".pkl", ".bin", ".pt", ".pth", ".ckpt")
+"""Endings of files that other tools may run or unpickle."""
 
 
 def console() -> Console:
-    """stdout; wide where it is not a terminal, so that a row stays a line."""
+    """Standard output; very wide where it is not a terminal, so that each row stays on one line."""
     out = Console(highlight=False, emoji=False)
     if not out.is_terminal:
         out.width = 1000
     return out
 
 
-def cell(text: str) -> str:
+def escaped(text: str) -> str:
+    """Text that rich prints as it is, with what cannot be seen written out."""
     return escape(visible(text))
 
 
-def rows_table(*columns: str) -> Table:
-    """A table without lines whose cells fold rather than being cut."""
+def plain_table(*columns: str) -> Table:
+    """A table without rules, whose cells are folded rather than cut."""
     table = Table(box=None, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -46,16 +46,16 @@ def rows_table(*columns: str) -> Table:
 
 
 def print_grid(out: Console, rows: Sequence[tuple[str, str]]) -> None:
-    """Print two columns: what, and its value."""
+    """Print two columns: a label, and its value."""
     width = max(len(left) for left, _ in rows)
     for left, right in rows:
-        out.print(f"[bold]{left:>{width}}[/bold]  {cell(right)}", soft_wrap=True)
+        out.print(f"[bold]{left:>{width}}[/bold]  {escaped(right)}", soft_wrap=True)
 
 
-def some(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
-    more = len(names) - SHOWN
-    return ", ".join(map(visible, names[:SHOWN])) + (f" and {more} more" if more > 0 else "")
+def first_names(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - MAX_NAMES
+    return ", ".join(map(visible, names[:MAX_NAMES])) + (f" and {more} more" if more > 0 else "")
 
 
 def total_rows(totals: Totals) -> list[tuple[str, str]]:
@@ -65,22 +65,23 @@ def total_rows(totals: Totals) -> list[tuple[str, str]]:
         parts.append(f"{totals.copy} copies of others")
     return [
         ("tensors", ", ".join(parts)),
-        ("elements changed", f"{totals.changed:,} of {totals.units:,} ({share(totals.changed, totals.units)})"),
+        ("elements changed", f"{totals.changed:,} of {totals.units:,} ({percent_of(totals.changed, totals.units)})"),
     ]
 
 
-def made(result: MakeResult) -> None:
-    """Print what make did."""
+def print_make(result: MakeResult) -> None:
+    """Print what ``make`` did."""
     rows = total_rows(result.totals)
     if result.files:
-        rows.append(("other files", some(result.files)))
+        rows.append(("other files", first_names(result.files)))
     if result.removed_files:
-        rows.append(("files removed", some(result.removed_files)))
+        rows.append(("files removed", first_names(result.removed_files)))
     rows += _file_rows(result)
     rows += [
         (
             "patch",
-            f"{size(result.patch_size)} for a target of {size(result.target_size)}: {times(result.target_size, result.patch_size)}",
+            f"{byte_size(result.patch_size)} for a target of {byte_size(result.target_size)}: "
+            f"{size_ratio(result.target_size, result.patch_size)}",
         ),
         ("time", f"{result.seconds:.2f} s"),
         ("written", str(result.patch)),
@@ -89,31 +90,31 @@ def made(result: MakeResult) -> None:
 
 
 def _file_rows(result: MakeResult) -> list[tuple[str, str]]:
-    """What make has to say of files that did not go in, and of some that did."""
+    """Rows about files that ``make`` left out, links that it followed, and files that may hold the weights once more."""
     rows = []
     left_out = [name for name in result.left_out if name not in result.secrets]
     if left_out:
-        rows.append(("left out", some(left_out)))
+        rows.append(("left out", first_names(left_out)))
     if result.secrets:
-        rows.append(("left out", f"{some(result.secrets)}: named like secrets"))
+        rows.append(("left out", f"{first_names(result.secrets)}: named like secrets"))
     if result.followed:
-        rows.append(("links followed", some([f"{link} to {to}" for link, to in result.followed.items()])))
+        rows.append(("links followed", first_names([f"{link} to {to}" for link, to in result.followed.items()])))
     if result.other_formats:
-        names = some([f"{name} ({size(stored)} of the patch)" for name, stored in result.other_formats.items()])
+        names = first_names([f"{name} ({byte_size(stored)} of the patch)" for name, stored in result.other_formats.items()])
         globs = " ".join(f"--exclude '*{end}'" for end in sorted({os.path.splitext(name)[1] for name in result.other_formats}))
         rows.append(("other formats", f"{names}; where they hold the weights once more, leave them out with {globs}"))
     return rows
 
 
-def may_run(patch: PatchInfo) -> str:
-    """Names of files that a patch adds or changes and that other tools may run; empty if there are none."""
-    return some([file.path for file in patch.files if file.kind != "same" and file.path.lower().endswith(CODE)])
+def runnable_files(patch: PatchInfo) -> str:
+    """Names of the files that a patch adds or changes and that other tools may run; empty if there are none."""
+    return first_names([file.path for file in patch.files if file.kind != "same" and file.path.lower().endswith(RUNNABLE)])
 
 
-def applied(result: ApplyResult) -> None:
-    """Print what apply did."""
+def print_apply(result: ApplyResult) -> None:
+    """Print what ``apply`` did."""
     rows = [
-        ("rebuilt", f"{result.tensors} tensors, {size(result.size)}, in {len(result.files)} file{'s' * (len(result.files) != 1)}"),
+        ("rebuilt", f"{result.tensors} tensors, {byte_size(result.size)}, in {len(result.files)} file{'s' * (len(result.files) != 1)}"),
         ("checked", "patch, base and result agree with their digests"),
         ("time", f"{result.seconds:.2f} s"),
         ("written", str(result.out)),
@@ -121,45 +122,47 @@ def applied(result: ApplyResult) -> None:
     print_grid(console(), rows)
 
 
-def described(result: PatchInfo, tensors: bool) -> None:
-    """Print what a patch says of itself."""
+def print_info(result: PatchInfo, tensors: bool) -> None:
+    """Print what a patch says about itself; with ``tensors`` also every tensor."""
     out = console()
     rows = [
-        ("patch", f"{result.path}: {size(result.patch_size)}, {'folder' if result.is_folder else 'file'}, format 1"),
-        ("target", f"{size(result.target_size)}: the patch is {times(result.target_size, result.patch_size)}"),
+        ("patch", f"{result.path}: {byte_size(result.patch_size)}, {'folder' if result.is_folder else 'file'}, format 1"),
+        ("target", f"{byte_size(result.target_size)}: the patch is {size_ratio(result.target_size, result.patch_size)}"),
         *total_rows(result.totals),
         ("base wanted", "identity " + result.base_identity),
     ]
-    rows += [("", f"{file['path']} ({size(file['size'])}) SHA-256 {file['sha256']}") for file in result.base_files[:SHOWN]]
-    if len(result.base_files) > SHOWN:
-        rows.append(("", f"and {len(result.base_files) - SHOWN} more"))
+    rows += [("", f"{file['path']} ({byte_size(file['size'])}) SHA-256 {file['sha256']}") for file in result.base_files[:MAX_NAMES]]
+    if len(result.base_files) > MAX_NAMES:
+        rows.append(("", f"and {len(result.base_files) - MAX_NAMES} more"))
     rows.append(("gives", "identity " + result.target_identity))
     if result.has_report:
         rows.append(("report", f"stored: ckptdiff report {result.path}"))
     if result.removed_tensors:
-        rows.append(("removed", some(result.removed_tensors)))
+        rows.append(("removed", first_names(result.removed_tensors)))
     if result.removed_files:
-        rows.append(("files removed", some(result.removed_files)))
+        rows.append(("files removed", first_names(result.removed_files)))
     print_grid(out, rows)
-    files = rows_table("file", "kind", "size", "in the patch", "SHA-256")
+    files = plain_table("file", "kind", "size", "in the patch", "SHA-256")
     for file in result.files:
-        files.add_row(cell(file.path), file.kind, size(file.size), size(file.stored), file.sha256 or "")
+        files.add_row(escaped(file.path), file.kind, byte_size(file.size), byte_size(file.stored), file.sha256 or "")
     out.print()
     out.print(files)
     if tensors:
-        table = rows_table("tensor", "dtype", "shape", "kind", "codec", "changed", "payload", "base")
+        table = plain_table("tensor", "dtype", "shape", "kind", "codec", "changed", "payload", "base")
         for row in result.tensors:
             base = row.base if row.base not in (None, row.name) else ""
-            shape = "x".join(map(str, row.shape)) or "scalar"
-            changed = share(row.changed, row.units) if row.kind == "delta" else ""
-            cells = (row.dtype, shape, row.kind, row.codec or "", changed, size(row.payload), cell(base or ""))
-            table.add_row(cell(row.name), *cells)
+            changed = percent_of(row.changed, row.units) if row.kind == "delta" else ""
+            cells = (row.dtype, shape_text(row.shape), row.kind, row.codec or "", changed, byte_size(row.payload), escaped(base or ""))
+            table.add_row(escaped(row.name), *cells)
         out.print()
         out.print(table)
 
 
-def verified(result: VerifyResult) -> None:
-    """Print problems, or that there is none; of many of one kind the first, as a wrong base is wrong in every tensor."""
+def print_verify(result: VerifyResult) -> None:
+    """Print the problems, or that there are none.
+
+    Of many problems of one kind only the first is printed: a wrong base is wrong in every tensor.
+    """
     out = console()
     what = "patch" + (" and base" if result.against_base else "") + (" and rebuilt files" if result.against_target else "")
     if result.ok:
@@ -167,31 +170,31 @@ def verified(result: VerifyResult) -> None:
         return
     for kind in dict.fromkeys(problem.kind for problem in result.problems):
         alike = [problem for problem in result.problems if problem.kind == kind]
-        for problem in alike if len(alike) <= SHOWN else alike[:1]:
-            out.print(cell(f"{kind}: {problem.message}"), soft_wrap=True)
-        if len(alike) > SHOWN:
+        for problem in alike if len(alike) <= MAX_NAMES else alike[:1]:
+            out.print(escaped(f"{kind}: {problem.message}"), soft_wrap=True)
+        if len(alike) > MAX_NAMES:
             out.print(f"{kind}: {len(alike) - 1} more, which --json lists")
     out.print(f"{len(result.problems)} problem{'s' * (len(result.problems) != 1)} in {result.checked} checks of {what}")
 
 
-def compared(result: CompareResult, tensors: bool) -> None:
-    """Print counts and shares of equal elements."""
+def print_compare(result: CompareResult, tensors: bool) -> None:
+    """Print counts and shares of equal elements; with ``tensors`` also those of every tensor."""
     out = console()
     rows = [
         ("tensors in both", str(len(result.tensors))),
         ("elements", f"{result.elements:,}"),
-        ("bit-identical", f"{result.identical:,} ({share(result.identical, result.elements)})"),
+        ("bit-identical", f"{result.identical:,} ({percent_of(result.identical, result.elements)})"),
     ]
-    rows += [(f"within {atol:g}", f"{n:,} ({share(n, result.elements)})") for atol, n in zip(result.atol, result.within, strict=True)]
+    rows += [(f"within {atol:g}", f"{n:,} ({percent_of(n, result.elements)})") for atol, n in zip(result.atol, result.within, strict=True)]
     for label, names in (("only in A", result.only_in_a), ("only in B", result.only_in_b), ("another dtype or shape", result.mismatched)):
         if names:
-            rows.append((label, some(names)))
+            rows.append((label, first_names(names)))
     print_grid(out, rows)
     if tensors:
         within = (f"within {atol:g}" for atol in result.atol)
-        table = rows_table("tensor", "dtype", "shape", "elements", "bit-identical", *within)
+        table = plain_table("tensor", "dtype", "shape", "elements", "bit-identical", *within)
         for row in result.tensors:
-            shares = (share(n, row.elements) for n in (row.identical, *row.within))
-            table.add_row(cell(row.name), row.dtype, "x".join(map(str, row.shape)) or "scalar", f"{row.elements:,}", *shares)
+            shares = (percent_of(n, row.elements) for n in (row.identical, *row.within))
+            table.add_row(escaped(row.name), row.dtype, shape_text(row.shape), f"{row.elements:,}", *shares)
         out.print()
         out.print(table)

@@ -1,4 +1,4 @@
-"""The commands that measure what training changed: ``report`` and ``overlap``."""
+"""The commands that measure what training changed: ``report``, ``overlap`` and ``mask``."""
 
 from __future__ import annotations
 
@@ -12,37 +12,55 @@ from ckptdiff import checkpoint, cli, pages, patching, subnetwork, verbs
 from ckptdiff.cli.options import (
     PATH,
     as_json,
+    base_option,
+    changed_above_option,
+    device_option,
     file_options,
-    finite,
     overwrite_option,
     print_json,
     progress_bar,
+    require_finite,
     selection_options,
+    tensors_option,
     threads_option,
 )
 
-POSITIVE = click.FloatRange(min=0)
-html_option = click.option("--html", type=PATH, metavar="FILE", help="Write a page with charts, in one file.")
-png_option = click.option("--png", type=PATH, metavar="DIR", help="Write the charts as pictures.")
+NOT_NEGATIVE = click.FloatRange(min=0)
+html_option = click.option("--html", type=PATH, metavar="FILE", help="Write one HTML page with charts, which works offline.")
+png_option = click.option("--png", type=PATH, metavar="DIR", help="Write each chart as a PNG file into this folder.")
 
 
 @click.command()
 @click.argument("base", type=PATH, metavar="BASE|PATCH")
 @click.argument("target", type=PATH, required=False, metavar="[TARGET|PATCH]")
 @selection_options
-@click.option("--atol", type=POSITIVE, default=1e-5, show_default=True, callback=finite, help="Count |d| up to this as equal.")
-@click.option("--rtol", type=POSITIVE, default=1e-3, show_default=True, callback=finite, help="Count |d| up to this share of |base|.")
+@click.option(
+    "--atol",
+    type=NOT_NEGATIVE,
+    default=1e-5,
+    show_default=True,
+    callback=require_finite,
+    help="Also count the elements with |d| up to this as equal.",
+)
+@click.option(
+    "--rtol",
+    type=NOT_NEGATIVE,
+    default=1e-3,
+    show_default=True,
+    callback=require_finite,
+    help="Also count the elements with |d| up to this share of |base| as equal.",
+)
 @click.option(
     "--rank",
     type=click.Choice(["none", "sample", "all"]),
     default="sample",
     show_default=True,
-    help="Which matrices' rank: 32, spread over modules and layers, or all.",
+    help="Matrices whose rank is taken: none, a sample of 32 spread over modules and layers, or all.",
 )
-@click.option("--device", metavar="DEVICE", help="Torch device for ranks, such as cuda, or auto.  [default: NumPy]")
+@device_option("on which ranks are taken", default="NumPy on the host")
 @html_option
 @png_option
-@click.option("--tensors", is_flag=True, help="Also list every tensor.")
+@tensors_option
 @threads_option
 @overwrite_option
 @as_json
@@ -51,12 +69,12 @@ def report(
 ) -> None:
     """Measure what training changed: sparsity, size of the moves, rank.
 
-    TARGET is a checkpoint or a patch from BASE, which need not be applied. A patch alone shows the report that make --report stored in it,
-    or how many elements changed.
+    TARGET is a checkpoint, or a patch from BASE, which need not be applied. For a patch alone, the report that make --report stored in it
+    is shown, or else how many elements changed.
     """
 
     if target is None:
-        _check_alone(base, checkpoint.recognition.is_patch(base))
+        _check_lone_patch(base, checkpoint.recognition.is_patch(base))
     elif checkpoint.recognition.is_patch(base) and not checkpoint.recognition.is_patch(target):
         raise click.UsageError(f"{base} is a patch: give the base first, ckptdiff report BASE PATCH")
     _check_outputs(html, png, (base, *([target] if target else [])), overwrite)
@@ -75,13 +93,13 @@ def report(
     if json_output:
         print_json(value)
     else:
-        cli.render_report.reported(result, tensors)
-        cli.render_report.written(html, png)
+        cli.render_report.print_report(result, tensors)
+        cli.render_report.print_pictures(html, png)
 
 
-def _check_alone(path: Path, patch: bool) -> None:
-    """A patch alone is told by no options: what it stores is what it has."""
-    if not patch:
+def _check_lone_patch(path: Path, is_patch: bool) -> None:
+    """Refuse options that need the base: a patch alone has only what is stored in it."""
+    if not is_patch:
         raise click.UsageError(f"{path} is not a patch: give BASE and TARGET, or a patch alone.")
     given = click.get_current_context().get_parameter_source
     for name in ("atol", "rtol", "rank", "device", "include", "exclude", "follow_links", "rename"):
@@ -92,8 +110,7 @@ def _check_alone(path: Path, patch: bool) -> None:
 
 
 def _check_outputs(html: Path | None, png: Path | None, inputs: Sequence[Path], overwrite: bool) -> None:
-    """Say before the work, not after, why pictures cannot be written."""
-
+    """Refuse outputs that cannot be written, and missing libraries, before the work rather than after it."""
     for path in filter(None, (html, png)):
         patching.output.check_plain_output(path, inputs, folder=path is png, overwrite=overwrite)
     if html or png:
@@ -101,21 +118,20 @@ def _check_outputs(html: Path | None, png: Path | None, inputs: Sequence[Path], 
 
 
 def _write_page(path: Path, page: str, overwrite: bool) -> None:
-    """Whole, or not at all; in bytes, as the page admits its scripts by digest."""
-
+    """Write the page whole or not at all, and in bytes: line ends that were changed would not fit the digests of its scripts."""
     with patching.output.build_beside(path, overwrite=overwrite) as built:
         built.write_bytes(page.encode())
 
 
 @click.command()
 @click.argument("updates", type=PATH, nargs=-1, required=True, metavar="PATCH|CHECKPOINT...")
-@click.option("--base", type=PATH, help="Checkpoint that all started from.  [default: the repo that the first patch names as its base]")
-@click.option("--atol", type=POSITIVE, default=0.0, show_default=True, callback=finite, help="Count |d| above this as changed; 0: by bits.")
+@base_option("Checkpoint that all updates started from.  [default: the repo that the first patch names as its base]")
+@changed_above_option()
 @file_options
-@click.option("--series", is_flag=True, help="They are checkpoints of one run, in order: also changed since the last, ever, and back.")
+@click.option("--series", is_flag=True, help="Take the updates as checkpoints of one run, in order, and show also how the update grew.")
 @html_option
 @png_option
-@click.option("--tensors", is_flag=True, help="Also list every tensor.")
+@tensors_option
 @threads_option
 @overwrite_option
 @as_json
@@ -132,9 +148,10 @@ def overlap(
 ) -> None:
     """Compare which elements several updates of one base changed.
 
-    o1 is the share of the first's changes that the second made too, o2 that of the second's (arXiv 2505.11711, section 5), each beside its
-    chance at random. Jaccard: of what either changed, what both did; expected: the same at random within each tensor; by size: at random
-    among weights of the same tensor and binary exponent. Same direction: of what both changed, what moved the same way.
+    For every two updates, o1 is the share of the first one's changes that the second one made too, and o2 the share of the second one's
+    changes that the first one made (arXiv 2505.11711, section 5). Jaccard is the share of what either changed that both changed. Beside
+    them stands what chance gives: at random among all weights, expected within each tensor, and by size among the weights of the same
+    tensor and binary exponent. Same direction is the share of what both changed that moved the same way.
     """
 
     _check_outputs(html, png, (*updates, *([base] if base else [])), overwrite)
@@ -147,26 +164,29 @@ def overlap(
     if json_output:
         print_json(result.to_json())
     else:
-        cli.render_report.overlapped(result, series, tensors)
-        cli.render_report.written(html, png)
+        cli.render_report.print_overlap(result, series, tensors)
+        cli.render_report.print_pictures(html, png)
 
 
 @click.command()
 @click.argument("patch", type=PATH, metavar="PATCH|CHECKPOINT")
-@click.option("--base", type=PATH, help="Checkpoint that it was made from.  [default: the repo that the patch names as its base]")
+@base_option("Checkpoint that the patch was made from.  [default: the repo that the patch names as its base]")
 @click.option("-o", "--output", "out", type=PATH, required=True, metavar="FILE", help="Where to write the mask.")
-@click.option("--atol", type=POSITIVE, default=0.0, show_default=True, callback=finite, help="Take |d| above this as changed; 0: by bits.")
+@changed_above_option()
 @threads_option
 @overwrite_option
 @as_json
 def mask(patch: Path, base: Path | None, out: Path, overwrite: bool, json_output: bool, **options: Any) -> None:
-    """Store which weights a patch changes, to train only these: ckptdiff.subnetwork.freeze_outside."""
+    """Store which weights a patch changes, to train only these.
+
+    In Python, ckptdiff.subnetwork.freeze_outside takes the mask.
+    """
 
     patching.output.check_plain_output(out, (patch, *([base] if base else [])), folder=False, overwrite=overwrite)
     with progress_bar() as progress:
-        made = subnetwork.mask.Mask.from_patch(patch, base, progress=progress, **options)
-    size = made.save(out, overwrite=overwrite)
+        result = subnetwork.mask.Mask.from_patch(patch, base, progress=progress, **options)
+    size = result.save(out, overwrite=overwrite)
     if json_output:
-        print_json({"mask": str(out), "elements": made.total, "tensors": made.counts, "size": size})
+        print_json({"mask": str(out), "elements": result.total, "tensors": result.counts, "size": size})
     else:
-        cli.render_report.masked(out, made, size)
+        cli.render_report.print_mask(out, result, size)

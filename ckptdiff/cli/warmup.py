@@ -1,4 +1,4 @@
-"""``warmup``: compiles every kernel for every dtype, by running the verbs on a small pair that has them all."""
+"""``warmup`` compiles every kernel for every dtype, by running the verbs on a small pair of checkpoints that has all dtypes."""
 
 # mypy: allow-untyped-calls
 
@@ -29,32 +29,39 @@ from ckptdiff.verbs.overlap import overlap
 from ckptdiff.verbs.report import report
 from ckptdiff.verbs.verify import verify
 
-Chance: TypeAlias = float | npt.NDArray[np.float64]
+Probability: TypeAlias = float | npt.NDArray[np.float64]
+"""Probability that a unit changes, of all units or of each of them."""
 
-SIDE, MATRIX, LARGE = 64, 192, 1 << 17
-"""Rows and columns of most tensors; of floats whose update's rank is taken from its Gram matrix; and elements of a tensor so
-large that reports gather its moves."""
-IN_MEMORY = {"U8": "u1", "U16": "u2", "U32": "u4", "U64": "u8", "F16": "f2", "F32": "f4", "F64": "f8"}
-"""Arrays of NumPy for the verbs of live models, of each width."""
+SIDE = 64
+"""Rows and columns of most tensors."""
+GRAM_SIDE = 192
+"""Rows and columns of matrices whose rank is taken from the Gram matrix."""
+LARGE_TENSOR = 1 << 17
+"""Elements of a tensor that is so large that reports merge equal moves."""
+ARRAY_TYPES = {"U8": "u1", "U16": "u2", "U32": "u4", "U64": "u8", "F16": "f2", "F32": "f4", "F64": "f8"}
+"""NumPy's types, of each width, of the arrays on which the verbs of live models are run."""
 
 
 @dataclass(frozen=True, slots=True)
 class WarmUp:
-    """Where kernels are, how many were there, and how many were compiled now; a kernel is one function for one signature."""
+    """The result of :func:`warm_up`. A kernel is one function for one signature."""
 
     folder: Path
+    """Where the kernels are kept."""
     read: int
+    """Number of kernels that had been compiled before."""
     compiled: int
+    """Number of kernels that were compiled now."""
 
 
 def warm_up(progress: Progress = no_progress) -> WarmUp:
     """Compile all kernels that are not in the cache (:mod:`ckptdiff.kernels.cache`), and keep them there.
 
     Args:
-        progress: called with how many steps are done. The first time they take half a minute and more, later seconds.
+        progress: called with how many steps are done. The first time they take half a minute or more, later seconds.
 
     Raises:
-        OutputError: they cannot be kept in the folder that ``CKPTDIFF_CACHE_DIR`` names, or, where it names none, in any.
+        OutputError: kernels cannot be kept in the folder that ``CKPTDIFF_CACHE_DIR`` names, or, if it names none, in any folder.
     """
     before = len(cache.read_files), len(cache.compiled_kernels), len(cache.save_failures)
     try:
@@ -81,6 +88,7 @@ def warm_up(progress: Progress = no_progress) -> WarmUp:
 
 
 def _steps(folder: Path) -> list[Callable[[], object]]:
+    """Calls that together run every kernel for every dtype."""
     base, target, patch, sparse, out = (str(folder / f"{name}.safetensors") for name in ("base", "target", "patch", "sparse", "out"))
     old, new = _arrays(False), _arrays(True)
     return [
@@ -96,31 +104,32 @@ def _steps(folder: Path) -> list[Callable[[], object]]:
         lambda: overlap([patch, sparse, target], base),
         lambda: Mask.from_patch(patch, base),
         *(lambda codec=codec: _in_memory(old, new, codec) for codec in ("context", "sparse", "raw")),
-        _mask,
+        _run_mask_kernels,
         lambda: leaves_of_sums(np.zeros((1, 8), np.int64)),
     ]
 
 
-def _tensors() -> dict[str, tuple[Dtype, tuple[int, ...], Chance]]:
-    """Dtype, shape, and how likely units change."""
-    found: dict[str, tuple[Dtype, tuple[int, ...], Chance]] = {}
+def _tensors() -> dict[str, tuple[Dtype, tuple[int, ...], Probability]]:
+    """Dtype, shape and probability of change of each tensor of the pair."""
+    tensors: dict[str, tuple[Dtype, tuple[int, ...], Probability]] = {}
     for name, dtype in DTYPES.items():
-        found |= {f"{name}.{share}": (dtype, (SIDE, SIDE), share) for share in (0.02, 0.5, 1.0)}
+        tensors |= {f"{name}.{share}": (dtype, (SIDE, SIDE), share) for share in (0.02, 0.5, 1.0)}
         if name in ("BF16", "F16"):
-            found[f"{name}.large"] = dtype, (LARGE,), 0.5
+            tensors[f"{name}.large"] = dtype, (LARGE_TENSOR,), 0.5
         if name in ("BF16", "F16", "F32", "F64"):
-            found[f"{name}.matrix"] = dtype, (MATRIX, MATRIX), 0.02
-    rows = np.where(np.arange(MATRIX) % 4, 0.02, 0.98)  # the coder then goes by how active a row is
-    return found | {"rows": (DTYPES["BF16"], (MATRIX, SIDE), np.repeat(rows, SIDE))}
+            tensors[f"{name}.matrix"] = dtype, (GRAM_SIDE, GRAM_SIDE), 0.02
+    rows = np.where(np.arange(GRAM_SIDE) % 4, 0.02, 0.98)  # rows so different that the coder takes the activity of a row as context
+    return tensors | {"rows": (DTYPES["BF16"], (GRAM_SIDE, SIDE), np.repeat(rows, SIDE))}
 
 
-def _units(dtype: Dtype, count: int, chance: Chance, changed: bool) -> Bytes:
-    """Bytes of numbers of about 1 where the dtype has such; and how some changed, by a few ulps, up and down."""
+def _units(dtype: Dtype, count: int, probability: Probability, changed: bool) -> Bytes:
+    """Bytes of units that are numbers of about 1 where the dtype has such; with ``changed`` some of them moved by a few ulps, up or
+    down."""
     rng = np.random.default_rng(0)
     one = {"F16": 15 << 10, "BF16": 127 << 7, "F32": 127 << 23, "C64": 127 << 23, "F64": 1023 << 52}.get(dtype.name, 16)
     units = (one + rng.integers(0, 64, count)).astype(dtype.unit)
     if changed:
-        where = rng.random(count) < chance
+        where = rng.random(count) < probability
         units[where] += rng.integers(-9, 9, int(where.sum())).astype(dtype.unit)
     return units.view(np.uint8)
 
@@ -132,14 +141,14 @@ def _write_pair(base: Path, target: Path) -> None:
     for path in (base, target):
         with open(path, "xb") as file:
             file.write(len(header).to_bytes(8, "little") + header)
-            for name, (dtype, _, chance) in tensors.items():
-                file.write(_units(dtype, sizes[name] // dtype.carrier, chance, path == target).tobytes())
+            for name, (dtype, _, probability) in tensors.items():
+                file.write(_units(dtype, sizes[name] // dtype.carrier, probability, path == target).tobytes())
 
 
 def _arrays(changed: bool) -> dict[str, npt.NDArray[np.generic]]:
     return {
         f"{name}.{share}": _units(DTYPES[name], SIDE**2, share, changed).view(kind)
-        for name, kind in IN_MEMORY.items()
+        for name, kind in ARRAY_TYPES.items()
         for share in (0.02, 0.5)
     }
 
@@ -153,7 +162,8 @@ def _in_memory(old: dict[str, npt.NDArray[np.generic]], new: dict[str, npt.NDArr
         patch.apply_(model)
 
 
-def _mask() -> None:
+def _run_mask_kernels() -> None:
+    """Run the kernels that train within a mask, which torch calls, without torch."""
     bits = np.zeros(1, np.uint8)
     for size in (1, 2, 4, 8):
         units = np.zeros(8, f"i{size}")

@@ -1,1 +1,1 @@
-"""ckptdiff in other libraries: one thin module each, which imports that library."""
+"""ckptdiff in other libraries: one thin module for each, which imports that library."""

@@ -1,4 +1,4 @@
-"""Callbacks for the trainers of transformers and TRL: train within a mask, watch what the weights do."""
+"""Callbacks for the trainers of transformers and TRL: one trains within a mask, one records how the weights change."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ckptdiff.subnetwork import Frozen, Mask, UpdateTracker, freeze_outside
 
 
 class SubnetworkCallback(transformers.TrainerCallback):
-    """``Trainer(..., callbacks=[SubnetworkCallback(mask)])`` trains only the elements in a mask.
+    """Train only the elements in a mask: ``Trainer(..., callbacks=[SubnetworkCallback(mask)])``.
 
-    How: :func:`ckptdiff.subnetwork.freeze_outside`.
+    :func:`ckptdiff.subnetwork.freeze_outside` says how, and what ``before_clipping`` means.
     """
 
     def __init__(self, mask: Mask, *, before_clipping: bool = False) -> None:
@@ -36,10 +36,10 @@ class SubnetworkCallback(transformers.TrainerCallback):
 
 
 class UpdateTrackerCallback(transformers.TrainerCallback):
-    """``trainer.add_callback(UpdateTrackerCallback(trainer, every=10))``.
+    """Record how training changes the weights: ``trainer.add_callback(UpdateTrackerCallback(trainer, every=10))``.
 
-    The records of an :class:`~ckptdiff.subnetwork.UpdateTracker` (which see for ``every``, ``sample`` and ``dtype``) go to the
-    trainer's own log, and are in ``records``.
+    The records of an :class:`~ckptdiff.subnetwork.UpdateTracker`, which explains ``every``, ``sample`` and ``dtype``, go to the trainer's
+    own log, and are in ``records``.
     """
 
     def __init__(self, trainer: Any, *, every: int = 10, sample: int = 1, dtype: torch.dtype | None = None) -> None:
@@ -57,7 +57,7 @@ class UpdateTrackerCallback(transformers.TrainerCallback):
         self._logged = 0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        due = control.should_log  # a log clears it, and the trainer's own row of this step, with the loss, would be left out
+        due = control.should_log  # logging clears it, and the trainer's own row of this step, with the loss, would then be left out
         for record in self.records[self._logged :]:
             self._trainer.log({f"update/{name}": value for name, value in asdict(record).items() if name != "step"})
         self._logged, control.should_log = len(self.records), due
@@ -68,7 +68,7 @@ class UpdateTrackerCallback(transformers.TrainerCallback):
 
 
 def plain_optimizer(optimizer: Any) -> Any:
-    """The torch optimizer in accelerate's wrapper."""
+    """The torch optimizer inside accelerate's wrappers."""
     while hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
     return optimizer

@@ -8,12 +8,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ckptdiff.pages import chart_data as chart_data
     from ckptdiff.pages import drawing as drawing
-    from ckptdiff.pages import html as html
     from ckptdiff.pages import overlap_charts as overlap_charts
     from ckptdiff.pages import overlap_page as overlap_page
     from ckptdiff.pages import overlap_prose as overlap_prose
     from ckptdiff.pages import report_charts as report_charts
     from ckptdiff.pages import report_page as report_page
     from ckptdiff.pages import report_prose as report_prose
+    from ckptdiff.pages import templating as templating
 else:
     __getattr__ = submodules(__name__)

@@ -1,4 +1,4 @@
-"""Charts of an overlap: what every two updates share, against chance, and how a run's update grew."""
+"""Charts of an overlap: what every two updates share, beside what chance gives, and how the update of a run grew."""
 
 from __future__ import annotations
 
@@ -12,113 +12,125 @@ from typing import Any
 from ckptdiff.analysis.modules import layer_of, module_of
 from ckptdiff.analysis.overlap import OverlapResult, PairOverlap
 from ckptdiff.errors import visible
-from ckptdiff.pages.chart_data import Rows, place_cells
+from ckptdiff.pages.chart_data import Rows, heat_map_cells
 from ckptdiff.pages.drawing import (
     DASHES,
-    HUE,
     LINE_COLOURS,
-    MOST_LABELS,
-    MOST_POINTS,
+    MAIN_COLOUR,
+    MAX_LABELLED_COLUMNS,
+    MAX_MARKED_POINTS,
     Chart,
-    Plan,
-    change_places,
+    ChartPlan,
+    changed_map,
+    draw_charts,
     heat_map,
-    made,
-    save_png,
     unchanged_axis,
+    write_charts_as_png,
 )
-from ckptdiff.pages.report_prose import percent
+from ckptdiff.units import percent
 
 CHANCE = "a random update"
-TALL, LOW = 34, 14
-"""Height of a row of a matrix of updates: with numbers in the cells, and without."""
-MOST_TICKS = 12
-"""Axes of at most this many checkpoints have a tick at each."""
-Value = Callable[[PairOverlap], float]
+ROW_WITH_NUMBERS, ROW_WITHOUT_NUMBERS = 34, 14
+"""Height of a row of a matrix of updates, in pixels: with numbers in the cells, and without."""
+MAX_TICKS = 12
+"""Checkpoints up to which an axis has a tick at each."""
+PairValue = Callable[[PairOverlap], float]
 
 
-def labels(result: OverlapResult) -> list[str]:
-    """Names of the updates, told apart by their numbers."""
+def update_labels(result: OverlapResult) -> list[str]:
+    """Names of the updates, each after its number, which tells updates of the same name apart."""
     return [f"{k}  {visible(name)}" for k, name in enumerate(result.names, 1)]
 
 
-def cell(update: str, other: int, value: float) -> dict[str, Any]:
+def matrix_cell(update: str, other: int, value: float) -> dict[str, Any]:
+    """The cell of an update and of another one, which is given by its index."""
     return {"update": update, "other": str(other + 1), "value": value, "label": percent(value).removesuffix(" %")}
 
 
-def matrix_cells(result: OverlapResult, value: Value, whole: Value) -> Rows:
-    """A cell for every two updates, both ways round, for which there is any of the ``whole`` that the value is a share of."""
-    names, numbers = labels(result), range(len(result.names))
+def matrix_cells(result: OverlapResult, value: PairValue, whole: PairValue) -> Rows:
+    """A cell for every two updates, both ways round, unless the ``whole`` of which ``value`` is a share is empty."""
+    names, numbers = update_labels(result), range(len(result.names))
     pairs = [result.pair(i, j) for i in numbers for j in numbers if i != j and result.tensors]
-    return [cell(names[p.first], p.second, value(p)) for p in pairs if whole(p)]
+    return [matrix_cell(names[p.first], p.second, value(p)) for p in pairs if whole(p)]
 
 
-def matrix(altair: Any, result: OverlapResult, cells: Rows, what: str, top: float = 1, more: tuple[str, ...] = ()) -> Any | None:
-    """Updates from top to bottom against updates from left to right, these by number."""
+def update_matrix(altair: Any, result: OverlapResult, cells: Rows, what: str, top: float = 1, more: tuple[str, ...] = ()) -> Any | None:
+    """A heat map of updates from top to bottom against the numbers of updates from left to right; ``more``: labels of further rows."""
     if not cells:
         return None
+    height = ROW_WITH_NUMBERS if len(result.names) <= MAX_LABELLED_COLUMNS else ROW_WITHOUT_NUMBERS
     columns = ("other", [str(k + 1) for k in range(len(result.names))], "number of the other update")
-    rows = ("update", [*labels(result), *more], None)
-    return heat_map(altair, cells, columns, rows, top, what, height=TALL if len(result.names) <= MOST_LABELS else LOW)
+    rows = ("update", [*update_labels(result), *more], None)
+    return heat_map(altair, cells, columns, rows, top, what, height=height)
 
 
 def changed_any(pair: PairOverlap) -> float:
-    """Share of all that the first changed."""
+    """Share of all elements that the first update changed, which is what o2 would be at random."""
     return pair.random_o2
 
 
 def o1_map(altair: Any, result: OverlapResult) -> Any | None:
-    """o1 of every two; in the last row its chance among all weights, the share that each column changed."""
+    """o1 of every two updates; the last row is what chance gives among all weights, which is the share that each column changed."""
     cells = matrix_cells(result, lambda p: p.o1, changed_any)
-    chance = [cell(CHANCE, k, 1 - step.sparsity) for k, step in enumerate(result.steps) if cells]
-    return matrix(altair, result, [*cells, *chance], "share of the row's changes", more=(CHANCE,))
+    chance = [matrix_cell(CHANCE, k, 1 - step.sparsity) for k, step in enumerate(result.steps) if cells]
+    return update_matrix(altair, result, [*cells, *chance], "share of the row's changes", more=(CHANCE,))
 
 
 def o1_size_map(altair: Any, result: OverlapResult) -> Any | None:
-    return matrix(altair, result, matrix_cells(result, lambda p: p.o1_by_size, changed_any), "by chance, by size")
+    """What chance among weights of the same size gives for o1."""
+    return update_matrix(altair, result, matrix_cells(result, lambda p: p.o1_by_size, changed_any), "by chance, by size")
 
 
 def jaccard_map(altair: Any, result: OverlapResult, field: str = "jaccard", what: str = "share of both's changes") -> Any | None:
-    """Jaccard index of every two, or its chance; the same colours for all three."""
+    """Jaccard index of every two updates, or what chance gives for it; all three maps have the same colours."""
     top = max((max(p.jaccard, p.expected_jaccard, p.jaccard_by_size) for p in result.pairs), default=0) or 1
-    return matrix(altair, result, matrix_cells(result, attrgetter(field), lambda p: p.random_o1 + p.random_o2), what, top)
+    return update_matrix(altair, result, matrix_cells(result, attrgetter(field), lambda p: p.random_o1 + p.random_o2), what, top)
 
 
 def jaccard_random_map(altair: Any, result: OverlapResult) -> Any | None:
+    """What chance among all weights gives for the Jaccard index."""
     return jaccard_map(altair, result, "expected_jaccard", "by chance")
 
 
 def jaccard_size_map(altair: Any, result: OverlapResult) -> Any | None:
+    """What chance among weights of the same size gives for the Jaccard index."""
     return jaccard_map(altair, result, "jaccard_by_size", "by chance, by size")
 
 
 def direction_map(altair: Any, result: OverlapResult) -> Any | None:
-    return matrix(altair, result, matrix_cells(result, lambda p: p.same_direction, lambda p: p.o1), "share of what both changed")
+    """Share of what both updates changed that moved the same way."""
+    return update_matrix(altair, result, matrix_cells(result, lambda p: p.same_direction, lambda p: p.o1), "share of what both changed")
 
 
 def core_map(altair: Any, result: OverlapResult) -> Any | None:
     """Share of elements that all updates changed, by layer and module."""
-    cells = place_cells((layer_of(t.name), module_of(t.name), t.elements, t.core) for t in result.tensors)
-    return change_places(altair, cells, "share changed by all") if result.core else None
+    cells = heat_map_cells((layer_of(t.name), module_of(t.name), t.elements, t.core) for t in result.tensors)
+    return changed_map(altair, cells, "share changed by all") if result.core else None
 
 
-STEP = re.compile(r"(\d{1,12})\D*$")
+LAST_NUMBER = re.compile(r"(\d{1,12})\D*$")
 
 
 def step_numbers(result: OverlapResult) -> tuple[str, list[int]]:
-    """The axis's title, and where on it the checkpoints stand: at the last numbers in their names if these grow, or else in order."""
-    found = [STEP.search(name) for name in result.names]
-    steps = [int(match[1]) for match in found if match]
-    if len(steps) == len(found) and all(a < b for a, b in pairwise(steps)):
+    """Title of the axis, and where on it the checkpoints stand: at the last numbers in their names if these grow, else in order."""
+    matches = [LAST_NUMBER.search(name) for name in result.names]
+    steps = [int(match[1]) for match in matches if match]
+    if len(steps) == len(matches) and all(a < b for a, b in pairwise(steps)):
         return "step, from the names", steps
-    return "checkpoint, in the order given", list(range(1, len(found) + 1))
+    return "checkpoint, in the order given", list(range(1, len(matches) + 1))
 
 
-LINES = {"differs from the base": "differs", "ever changed": "ever", "changed since the last": "since_last", "changed and back": "back"}
+SERIES_LINES = {
+    "differs from the base": "differs",
+    "ever changed": "ever",
+    "changed since the last": "since_last",
+    "changed and back": "back",
+}
+"""Lines of the chart of a run, and the fields of a step that they show."""
 
 
 def step_rows(result: OverlapResult, lines: dict[str, str]) -> Rows:
-    """A point a line and checkpoint."""
+    """A point for each line and checkpoint."""
     places = step_numbers(result)[1]
     return [
         {"step": x, "name": visible(row.name), "line": line, "value": 1 - row.sparsity if field == "differs" else getattr(row, field)}
@@ -128,42 +140,42 @@ def step_rows(result: OverlapResult, lines: dict[str, str]) -> Rows:
 
 
 def step_lines(altair: Any, result: OverlapResult, rows: Rows, colour: dict[str, Any]) -> Any:
-    """Lines along the checkpoints, but for the other axis."""
+    """Lines along the checkpoints of a run; the caller adds the vertical axis."""
     title, places = step_numbers(result)
     scale = altair.Scale(domain=[places[0], places[-1]], nice=False, padding=10)
-    ticks = {"values": places} if len(places) <= MOST_TICKS else {"tickMinStep": 1}
+    ticks = {"values": places} if len(places) <= MAX_TICKS else {"tickMinStep": 1}
     x = altair.X("step:Q", title=title, scale=scale, axis=altair.Axis(**ticks, format=",", labelOverlap=True))
     tips = [altair.Tooltip("name:N"), altair.Tooltip("line:N"), altair.Tooltip("value:Q", format=".4~p")]
-    chart = altair.Chart(altair.Data(values=rows)).mark_line(point=len(places) <= MOST_POINTS, strokeWidth=2, **colour)
+    chart = altair.Chart(altair.Data(values=rows)).mark_line(point=len(places) <= MAX_MARKED_POINTS, strokeWidth=2, **colour)
     return chart.encode(x=x, tooltip=tips).properties(height=260)
 
 
 def sparsity_line(altair: Any, result: OverlapResult) -> Any | None:
-    """Share of elements that equal the base, by checkpoint."""
+    """Share of the elements that are equal to the base, by checkpoint."""
     if len(result.names) < 2 or not result.elements:
         return None
     rows = step_rows(result, {"same as the base": "sparsity"})
-    return step_lines(altair, result, rows, {"color": HUE}).encode(y=unchanged_axis(altair, rows))
+    return step_lines(altair, result, rows, {"color": MAIN_COLOUR}).encode(y=unchanged_axis(altair, rows))
 
 
 def growth_lines(altair: Any, result: OverlapResult) -> Any | None:
-    """Shares that differ from the base, ever changed, changed since the last, and are back, by checkpoint."""
+    """Shares of the elements that differ from the base, ever changed, changed since the last, and changed back, by checkpoint."""
     if len(result.names) < 2 or not result.elements:
         return None
     y = altair.Y("value:Q", title="share of elements", axis=altair.Axis(format=".2~p", tickCount=5))
-    scale = altair.Scale(domain=list(LINES), range=LINE_COLOURS[: len(LINES)])
+    scale = altair.Scale(domain=list(SERIES_LINES), range=LINE_COLOURS[: len(SERIES_LINES)])
     legend = altair.Legend(orient="bottom", columns=2, title=None, symbolType="stroke")
     colour = altair.Color("line:N", scale=scale, legend=legend)
-    dashes = altair.Scale(domain=list(LINES), range=[[1, 0], *DASHES])  # lines that cover each other stay visible
+    dashes = altair.Scale(domain=list(SERIES_LINES), range=[[1, 0], *DASHES])  # lines that cover each other stay visible
     dash = altair.StrokeDash("line:N", scale=dashes, legend=legend)
-    return step_lines(altair, result, step_rows(result, LINES), {}).encode(y=y, color=colour, strokeDash=dash)
+    return step_lines(altair, result, step_rows(result, SERIES_LINES), {}).encode(y=y, color=colour, strokeDash=dash)
 
 
-SERIES: list[Plan] = [
+SERIES_CHARTS: list[ChartPlan] = [
     ("sparsity", "Update sparsity along the run", "Share of weights equal to the base, by checkpoint.", sparsity_line),
-    ("growth", "How the update grew", "Shares of weights that differ, ever changed, and are back, by checkpoint.", growth_lines),
+    ("growth", "How the update grew", "Shares of weights that differ, ever changed, and changed back, by checkpoint.", growth_lines),
 ]
-PAIRS: list[Plan] = [
+PAIR_CHARTS: list[ChartPlan] = [
     ("o1", "Shared changes (o1)", "Share of one update's changes that another made too.", o1_map),
     ("o1-by-size", "Shared changes by chance, by size", "The same for random updates among weights of the same size.", o1_size_map),
     ("jaccard", "Jaccard index", "Shared changes over the changes of either, of every two updates.", jaccard_map),
@@ -180,10 +192,10 @@ PAIRS: list[Plan] = [
 
 
 def charts(result: OverlapResult, series: bool) -> list[Chart]:
-    """All charts for which there are numbers; ``series``: also those of a run."""
-    return made([*(SERIES if series else []), *PAIRS], result)
+    """All charts for which there are numbers; with ``series`` also those of a run."""
+    return draw_charts([*(SERIES_CHARTS if series else []), *PAIR_CHARTS], result)
 
 
 def write_png(result: OverlapResult, series: bool, folder: Path) -> list[Path]:
-    """Write one PNG a chart into a folder, made if missing; gives their paths."""
-    return save_png(charts(result, series), folder)
+    """Write each chart as a PNG file into a folder, which is made if it is missing; returns their paths."""
+    return write_charts_as_png(charts(result, series), folder)

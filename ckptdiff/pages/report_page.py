@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from typing import Any
 
-from ckptdiff.pages.chart_data import Report, share, shares_of_rank
-from ckptdiff.pages.html import (
-    Cell,
-    charts_html,
-    definitions_html,
-    figures_html,
-    left_out_html,
-    page_html,
-    share_cell,
-    small_table,
-    tensor_table,
-)
+from ckptdiff.pages.chart_data import JsonReport, changed_share, mean_of_known, rank_shares, share_of_changed
 from ckptdiff.pages.report_charts import charts
-from ckptdiff.pages.report_prose import captions, decimal, definitions, headline, key_figures, percent
+from ckptdiff.pages.report_prose import captions, definitions, headline, key_figures
+from ckptdiff.pages.templating import Cell, Columns, Page, Table, TensorTable, label_cells, render, share_cell
+from ckptdiff.units import MISSING, percent, shape_text, three_digits
 
-COLUMNS = [
+COLUMNS: Columns = [
     ("name", "text"),
     ("layer", "number"),
     ("kind", "text"),
@@ -37,23 +26,11 @@ COLUMNS = [
     ("rows 5–95 %", "number"),
     ("columns 5–95 %", "number"),
 ]
-GROUP_COLUMNS = [
+MODULE_COLUMNS: Columns = [
     ("kind", "text"),
     *((name, "number") for name in ("elements", "changed", "in tolerance", "… rounded", "… relative", "one ulp", "grew")),
 ]
-SAMPLE_COLUMNS = [("kind", "text"), ("matrices", "number"), ("taken", "number"), ("layers", "text")]
-
-
-def mean(values: Iterable[float | None]) -> float | None:
-    """Mean of the finite ones; None where there are none."""
-    kept = [v for v in values if v is not None and math.isfinite(v)]
-    return sum(kept) / len(kept) if kept else None
-
-
-def part(counts: dict[str, Any], field: str) -> float | None:
-    """Share of the changed elements."""
-    count = counts["elements"] - counts["bit_identical"]
-    return counts[field] / count if count else None
+SAMPLE_COLUMNS: Columns = [("kind", "text"), ("matrices", "number"), ("taken", "number"), ("layers", "text")]
 
 
 def span_cell(quantiles: list[float] | None) -> Cell:
@@ -63,63 +40,68 @@ def span_cell(quantiles: list[float] | None) -> Cell:
     return f"{percent(quantiles[1])[:-2]}–{percent(quantiles[5])}", quantiles[5] - quantiles[1]
 
 
-def tensor_cells(tensor: dict[str, Any]) -> list[Cell]:
+def report_row(tensor: dict[str, Any]) -> list[Cell]:
     """One row of the table of tensors, in the order of COLUMNS."""
-    name = "/".join(filter(None, (tensor["scope"], tensor["name"])))
-    shape = " × ".join(map(str, tensor["shape"])) or "scalar"
-    stable = mean([s["stable_rank"] for s in tensor["spectra"] or ()])
-    layer = tensor["layer"]
+    stable = mean_of_known(s["stable_rank"] for s in tensor["spectra"] or ())
     elements = tensor["elements"]
     return [
-        (name, name),
-        ("–" if layer is None else str(layer), layer),
-        (tensor["module"], tensor["module"]),
+        *label_cells(tensor["scope"], tensor["name"], tensor["layer"], tensor["module"]),
         (tensor["dtype"], tensor["dtype"]),
-        (shape, elements),
-        share_cell(share(tensor)),
-        share_cell(part(tensor, "one_ulp")),
-        share_cell(part(tensor, "up")),
+        (shape_text(tensor["shape"], " × "), elements),
+        share_cell(changed_share(tensor)),
+        share_cell(share_of_changed(tensor, "one_ulp")),
+        share_cell(share_of_changed(tensor, "up")),
         share_cell(tensor["within_atol"] / elements if elements else None),
-        share_cell(mean(shares_of_rank(tensor, "rank"))),
-        share_cell(mean(shares_of_rank(tensor, "random_rank"))),
-        (decimal(stable), stable),
+        share_cell(mean_of_known(rank_shares(tensor, "rank"))),
+        share_cell(mean_of_known(rank_shares(tensor, "random_rank"))),
+        (three_digits(stable), stable),
         span_cell(tensor["rows"]),
         span_cell(tensor["columns"]),
     ]
 
 
-def group_table(report: Report) -> str:
-    """The kinds of tensors, as a small table."""
+def module_table(report: JsonReport) -> Table:
+    """The kinds of modules, as a small table."""
     rows = []
-    for group in report["modules"]:
-        unchanged = [group[field] / (group["elements"] or 1) for field in ("within_atol", "within_atol_rounded", "within_rtol")]
-        values = [share(group), *unchanged, part(group, "one_ulp"), part(group, "up")]
-        rows.append([group["module"], f"{group['elements']:,}", *map(percent, values)])
+    for module in report["modules"]:
+        unchanged = [module[field] / (module["elements"] or 1) for field in ("within_atol", "within_atol_rounded", "within_rtol")]
+        shares = [changed_share(module), *unchanged, share_of_changed(module, "one_ulp"), share_of_changed(module, "up")]
+        rows.append([module["module"], f"{module['elements']:,}", *map(percent, shares)])
     note = (
         "“in tolerance” counts unchanged elements as the paper does; “rounded” as its code, “relative” by |base|. “one ulp” and "
         "“grew” are shares of the changed elements."
     )
-    return small_table("kinds", "Each kind of tensor", note, GROUP_COLUMNS, rows)
+    return Table("kinds", "Each kind of tensor", note, MODULE_COLUMNS, rows)
 
 
-def sample_table(report: Report) -> str:
-    """Of which matrices the rank was taken, where that is a sample."""
-    rows = report.get("sample") or []
-    cells = [[row["module"], f"{row['matrices']:,}", f"{row['taken']:,}", ", ".join(map(str, row["layers"])) or "–"] for row in rows]
+def sample_table(report: JsonReport) -> Table:
+    """The matrices whose rank was taken, where that is a sample."""
+    rows = [
+        [row["module"], f"{row['matrices']:,}", f"{row['taken']:,}", ", ".join(map(str, row["layers"])) or MISSING]
+        for row in report.get("sample") or ()
+    ]
     note = "Ranks are those of a sample, spread over kinds and layers; --rank all takes every one."
-    return small_table("sample", "Matrices whose rank was taken", note, SAMPLE_COLUMNS, cells)
+    return Table("sample", "Matrices whose rank was taken", note, SAMPLE_COLUMNS, rows)
 
 
-def render_page(report: Report) -> str:
+def render_page(report: JsonReport) -> str:
     """The report as the text of an HTML file."""
-    drawn = charts(report)
-    rows = [tensor_cells(tensor) for tensor in report["tensors"]]
+    explanation = "“one ulp” and “grew” are shares of the changed elements."
     left_out = (
         ("only in the target", report["added"]),
         ("only in the base", report["removed"]),
         ("on both sides, but of different shapes or types", report["unpaired"]),
     )
-    body = [figures_html(key_figures(report)), charts_html(drawn, captions(report)), group_table(report), sample_table(report)]
-    body.append(tensor_table("“one ulp” and “grew” are shares of the changed elements.", COLUMNS, rows))
-    body += [left_out_html(left_out), definitions_html(definitions(report))]
-    return page_html(" → ".join(filter(None, (report["base"], report["target"]))), headline(report), body, drawn, COLUMNS, rows)
+    return render(
+        Page(
+            title=" → ".join(filter(None, (report["base"], report["target"]))),
+            headline=headline(report),
+            figures=key_figures(report),
+            charts=charts(report),
+            captions=captions(report),
+            tables=[module_table(report), sample_table(report)],
+            tensors=TensorTable(explanation, COLUMNS, [report_row(tensor) for tensor in report["tensors"]]),
+            left_out=[(reason, names) for reason, names in left_out if names],
+            definitions=definitions(report),
+        )
+    )

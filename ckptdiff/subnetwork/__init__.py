@@ -1,4 +1,4 @@
-"""Train only what RL would change: masks, freezing, and what training does to the weights. Needs torch.
+"""Train only the weights that RL would change: masks, freezing, and records of what training does to the weights. Needs torch.
 
 Mukherjee, Yuan, Hakkani-Tur, Peng (arXiv 2505.11711) claim that fine-tuning only the weights that RL changed gives the same model.
 A patch is that mask.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -15,65 +15,53 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
-from ckptdiff.analysis.pairs import Pair, named_base, open_source
+from ckptdiff.analysis.pairs import Pair, Source, named_base, open_source
 from ckptdiff.analysis.values import distances, element_bits
-from ckptdiff.errors import CheckpointError, FormatError, IntegrityError, UnsupportedError, cut
-from ckptdiff.format import canonical
-from ckptdiff.format.dtypes import DTYPES, MAX_SIZE, Bytes
-from ckptdiff.format.entry import as_name
-from ckptdiff.format.fields import Fields, as_integer
-from ckptdiff.format.safetensors import MAX_HEADER, MAX_RANK, MAX_TENSORS, header_json, read_header
+from ckptdiff.errors import CheckpointError, cut
+from ckptdiff.format.dtypes import DTYPES, Bytes
 from ckptdiff.io.parallel import Progress, default_threads, no_progress, run_ordered
-from ckptdiff.io.source import LocalFile
-from ckptdiff.patching.output import build_beside, check_output
+from ckptdiff.subnetwork.mask_file import Shapes, read_mask, write_mask
 from ckptdiff.subnetwork.mask_rows import (
     Bits,
     Row,
-    check_row,
-    count_of,
-    is_sparse,
-    packed,
-    read_row,
-    row_of,
-    row_of_positions,
-    shared,
-    vote,
+    count_elements,
+    count_shared,
+    pack_positions,
+    row_from_bits,
+    row_from_positions,
+    vote_rows,
 )
 
 PathLike = str | os.PathLike[str]
 
-MAX_NODES = 1 << 20
-"""Braces, brackets and commas of a mask's metadata: a few for each tensor."""
-
 
 class Mask:
-    """A set of elements of a model's tensors, in memory as its file has it. Tensors without any are left out.
+    """A set of elements of a model's tensors. In memory it takes as much room as in a file. Tensors without any element are left out.
 
     Attributes:
-        shapes: of each tensor that has elements in the mask.
-        bits: of each tensor, packed, the first element in the lowest bit of the first byte; made when it is asked for.
+        shapes: shape of each tensor that has elements in the mask.
+        rows: each tensor's elements, as a file has them (:data:`ckptdiff.subnetwork.mask_rows.Row`).
     """
 
-    def __init__(self, bits: Mapping[str, Bits], shapes: Mapping[str, tuple[int, ...]]) -> None:
-        self._set({name: row_of(row, math.prod(shapes[name])) for name, row in bits.items()}, shapes)
+    def __init__(self, bits: Mapping[str, Bits], shapes: Shapes) -> None:
+        self._set({name: row_from_bits(row, math.prod(shapes[name])) for name, row in bits.items()}, shapes)
 
-    def _set(self, rows: Mapping[str, Row], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def _set(self, rows: Mapping[str, Row], shapes: Shapes) -> None:
         kept = sorted((name for name, row in rows.items() if len(row) and (row.itemsize == 4 or row.any())), key=str.encode)
         self.rows = {name: rows[name] for name in kept}
         self.shapes = {name: tuple(shapes[name]) for name in kept}
 
     @classmethod
-    def _of(cls, rows: Mapping[str, Row], shapes: Mapping[str, tuple[int, ...]]) -> Mask:
+    def _from_rows(cls, rows: Mapping[str, Row], shapes: Shapes) -> Mask:
         mask = cls({}, {})
         mask._set(rows, shapes)
         return mask
 
     @property
     def bits(self) -> Mapping[str, Bits]:
-        """Packed elements by tensor."""
-        return _Packed(self)
+        """Packed elements by tensor: the first element is the lowest bit of the first byte. Each is made when it is asked for."""
+        return _PackedRows(self)
 
     # --- where masks come from ---
 
@@ -87,61 +75,52 @@ class Mask:
         threads: int | None = None,
         progress: Progress = no_progress,
     ) -> Mask:
-        """What a patch, or a checkpoint, changes of its base.
+        """The elements that a patch, or a checkpoint, changes of its base.
 
         Args:
             patch: a patch, or the target itself: a path or an id on the Hub.
-            base: the checkpoint it was made from; None: the repo that the patch names.
-            atol: count an element as changed where |d| exceeds this (the paper's sparsity: 1e-5); 0: where its bits differ.
-            threads, progress: as of :func:`ckptdiff.report`.
+            base: the checkpoint that it was made from; None: the repo that the patch names as its base.
+            atol: count an element as changed if |d| exceeds this (the paper's sparsity: 1e-5); at 0, if its bits differ.
+            threads, progress: as in :func:`ckptdiff.report`.
 
         Raises:
             CheckpointError: there is no base, a name is in two scopes, or a tensor has no counterpart of the same dtype and shape in
-            the base. Others as of :func:`ckptdiff.report`.
+            the base. Other errors are those of :func:`ckptdiff.report`.
         """
         base = base if base is not None else named_base(patch)
         rows: dict[str, Row] = {}
-        shapes: dict[str, tuple[int, ...]] = {}
         with open_source(base, patch) as source:
-            if source.added or source.unpaired:
-                names = [*source.added, *source.unpaired]
-                raise CheckpointError(
-                    f"{patch}: its tensor {cut(names[0])} ({len(names)} in all) has no counterpart of the same shape and dtype in {base}: "
-                    "a mask is of the base's elements"
-                )
-            jobs = (partial(_changed, pair, start, atol) for pair in source.pairs for start in pair.starts)
+            _check_counterparts(source, patch, base)
+            jobs = (partial(_changed_bits, pair, start, atol) for pair in source.pairs for start in pair.starts)
             done, total = 0, sum(pair.nbytes for pair in source.pairs)
             with closing(run_ordered(jobs, threads or default_threads())) as results:
                 for pair in source.pairs:
-                    if pair.name in rows:
-                        raise CheckpointError(f"{patch}: two scopes have a tensor {cut(pair.name)}: make a mask of each by itself")
                     pieces = [next(results) for _ in pair.starts]
                     pair.finish()
-                    rows[pair.name] = row_of(np.concatenate(pieces), math.prod(pair.shape))
-                    shapes[pair.name] = pair.shape
+                    rows[pair.name] = row_from_bits(np.concatenate(pieces), math.prod(pair.shape))
                     done += pair.nbytes
                     progress("comparing", done, total)
-        return cls._of(rows, shapes)
+            return cls._from_rows(rows, {pair.name: pair.shape for pair in source.pairs})
 
     @classmethod
     def from_arrays(cls, flags: Mapping[str, Any]) -> Mask:
-        """Boolean arrays, or tensors on the host, by name."""
+        """The elements that boolean arrays, or tensors on the host, name as true."""
         arrays = {name: np.asarray(array, dtype=np.bool_) for name, array in flags.items()}
         return cls({k: np.packbits(v.reshape(-1), bitorder="little") for k, v in arrays.items()}, {k: v.shape for k, v in arrays.items()})
 
     @classmethod
     def union(cls, *masks: Mask) -> Mask:
-        """Elements in any of the masks."""
+        """The elements that are in any of the masks."""
         return cls.vote(1, *masks)
 
     @classmethod
     def intersection(cls, *masks: Mask) -> Mask:
-        """Elements in all of them."""
+        """The elements that are in all of the masks."""
         return cls.vote(len(masks), *masks)
 
     @classmethod
     def vote(cls, least: int, *masks: Mask) -> Mask:
-        """Elements in at least so many of them.
+        """The elements that are in at least ``least`` of the masks.
 
         Raises:
             CheckpointError: a tensor has different shapes in two of them.
@@ -153,35 +132,35 @@ class Mask:
                     raise CheckpointError(
                         f"tensor {cut(name)}: has the shape {cut(list(shape))} in one mask, {cut(list(shapes[name]))} in another"
                     )
-        found: dict[str, Row] = {}
+        result: dict[str, Row] = {}
         for name, shape in shapes.items():
             rows = [mask.rows[name] for mask in masks if name in mask.rows]
             if len(rows) >= least:
-                found[name] = vote(max(least, 1), rows, math.prod(shape))
-        return cls._of(found, {name: shapes[name] for name in found})
+                result[name] = vote_rows(max(least, 1), rows, math.prod(shape))
+        return cls._from_rows(result, {name: shapes[name] for name in result})
 
     def random(self, seed: int) -> Mask:
-        """As many elements of each tensor, at random among them: the control of an experiment."""
+        """As many elements of each tensor, chosen at random: the control of an experiment."""
         rng, rows = np.random.default_rng(seed), {}
         for name, count in self.counts.items():
             elements = math.prod(self.shapes[name])
-            rows[name] = row_of_positions(np.sort(rng.choice(elements, count, replace=False, shuffle=False)), elements)
-        return Mask._of(rows, self.shapes)
+            rows[name] = row_from_positions(np.sort(rng.choice(elements, count, replace=False, shuffle=False)), elements)
+        return Mask._from_rows(rows, self.shapes)
 
     # --- what they hold ---
 
     @property
     def counts(self) -> dict[str, int]:
-        """Elements in the mask, by tensor."""
-        return {name: count_of(row) for name, row in self.rows.items()}
+        """Number of elements in the mask, by tensor."""
+        return {name: count_elements(row) for name, row in self.rows.items()}
 
     @property
     def total(self) -> int:
-        """Elements in the mask."""
+        """Number of elements in the mask."""
         return sum(self.counts.values())
 
     def flags(self, name: str) -> npt.NDArray[np.bool_]:
-        """A tensor's elements as booleans of its shape; raises KeyError if it has none in the mask."""
+        """A tensor's elements as booleans of its shape; raises KeyError if none of them is in the mask."""
         shape, row = self.shapes[name], self.rows[name]
         if row.itemsize == 1:
             return np.unpackbits(row, count=math.prod(shape), bitorder="little").view(np.bool_).reshape(shape)
@@ -190,15 +169,15 @@ class Mask:
         return flags.reshape(shape)
 
     def shared(self, other: Mask) -> int:
-        """Elements in both."""
-        return sum(shared(row, other.rows[name]) for name, row in self.rows.items() if name in other.rows)
+        """Number of elements that are in both masks."""
+        return sum(count_shared(row, other.rows[name]) for name, row in self.rows.items() if name in other.rows)
 
     def precision(self, truth: Mask) -> float:
-        """Share of this mask's elements that another has too; 0 if there are none."""
+        """Share of this mask's elements that are in another one too; 0 if this one is empty."""
         return self.shared(truth) / self.total if self.total else 0.0
 
     def recall(self, truth: Mask) -> float:
-        """Share of another's elements that this mask has; 0 if there are none."""
+        """Share of another mask's elements that are in this one; 0 if the other one is empty."""
         return truth.precision(self)
 
     def __eq__(self, other: object) -> bool:
@@ -217,75 +196,21 @@ class Mask:
         """Write a mask file; returns its size in bytes. The same mask gives the same bytes.
 
         Raises:
-            OutputError: it cannot be written there. CheckpointError: it has more tensors than a reader takes.
+            OutputError: the file cannot be written. CheckpointError: the mask has more tensors than a reader takes.
         """
-        out = Path(path)
-        parts = sorted(self.rows.items(), key=lambda row: (row[1].itemsize == 1, row[0].encode()))
-        value: dict[str, Any] = {
-            "format": "ckptdiff-mask",
-            "version": 1,
-            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
-        }
-        text = canonical.dumps({**value, "digest": _digest(value, [part for _, part in parts])}).decode()
-        head = [("__metadata__", f'{{"ckptdiff-mask":{canonical.quote(text)}}}')]
-        raw = header_json(head, [(name, "U8" if part.dtype.itemsize == 1 else "U32", part.shape, part.nbytes) for name, part in parts])
-        if len(parts) > MAX_TENSORS or len(raw) > MAX_HEADER:
-            raise CheckpointError(
-                f"a mask of {len(parts)} tensors, whose header has {len(raw)} bytes: a file holds at most {MAX_TENSORS} tensors, named in "
-                f"{MAX_HEADER} bytes: save the mask in parts"
-            )
-        check_output(out, [], folder=False, overwrite=overwrite)
-        with build_beside(out, overwrite=overwrite) as built, open(built, "wb") as file:
-            file.write(len(raw).to_bytes(8, "little") + raw)
-            for _, part in parts:
-                file.write(part.data)
-        return out.stat().st_size
+        return write_mask(Path(path), self.rows, self.shapes, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: PathLike) -> Mask:
         """Read a mask file.
 
         Raises:
-            CheckpointError: it cannot be read. FormatError, UnsupportedError, IntegrityError: it is not a whole and valid mask.
+            CheckpointError: the file cannot be read. FormatError, UnsupportedError, IntegrityError: it is not a whole and valid mask.
         """
-        file = LocalFile(Path(path))
-        try:
-            return cls._read(file)
-        finally:
-            file.close()
-
-    @classmethod
-    def _read(cls, file: LocalFile) -> Mask:
-        try:
-            header = read_header(file)
-        except ValueError as error:
-            raise FormatError(f"{file.name}: not a mask: {error}") from None
-        text = (header.metadata or {}).get("ckptdiff-mask")
-        if text is None or len(header.metadata or {}) != 1:
-            raise FormatError(f"{file.name}: not a mask: expected the metadata ckptdiff-mask alone; ckptdiff mask PATCH -o FILE makes one")
-        value = canonical.load_object(text.encode(), f"{file.name}: metadata", MAX_NODES)
-        fields = Fields(value, f"{file.name}: metadata", "format version shapes digest")
-        if fields.text("format") != "ckptdiff-mask":
-            raise FormatError(f"{file.name}: not a mask: its format is {canonical.quoted(fields.text('format'))}")
-        if fields.integer("version") != 1:
-            raise UnsupportedError(f"{file.name}: a mask of version {fields.integer('version')}, expected 1: upgrade ckptdiff")
-        rows = {tensor.name: read_row(file, header.data_start, tensor) for tensor in header.tensors}
-        found = _digest({key: member for key, member in value.items() if key != "digest"}, list(rows.values()))
-        if found != fields.hexadecimal("digest", 16).hex():
-            raise IntegrityError(f"{file.name}: has the digest {found}, expected {value['digest']}: corrupted? make it again")
-        members, where = fields.object("shapes"), f"{file.name}: shapes"
-        shapes = {as_name(name, where): _shape(shape, f"{where}.{cut(name)}") for name, shape in members.items()}
-        if set(shapes) != set(rows):
-            raise FormatError(f"{file.name}: its tensors are not those of its shapes")
-        for name, row in rows.items():
-            check_row(row, math.prod(shapes[name]), f"{file.name}: tensor {cut(name)}")
-        order = [(row.itemsize == 1, name.encode()) for name, row in rows.items()]
-        if order != sorted(order) or any(is_sparse(count_of(r), math.prod(shapes[k])) != (r.itemsize == 4) for k, r in rows.items()):
-            raise FormatError(f"{file.name}: its tensors do not stand in the order and form of spec/mask-v1.md")
-        return cls._of(rows, shapes)
+        return cls._from_rows(*read_mask(Path(path)))
 
 
-class _Packed(Mapping[str, Bits]):
+class _PackedRows(Mapping[str, Bits]):
     """The packed elements of a mask's tensors, each made when it is asked for."""
 
     def __init__(self, mask: Mask) -> None:
@@ -293,7 +218,7 @@ class _Packed(Mapping[str, Bits]):
 
     def __getitem__(self, name: str) -> Bits:
         row = self._mask.rows[name]
-        return row if row.itemsize == 1 else packed(row, math.prod(self._mask.shapes[name]))
+        return row if row.itemsize == 1 else pack_positions(row, math.prod(self._mask.shapes[name]))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._mask.rows)
@@ -302,24 +227,23 @@ class _Packed(Mapping[str, Bits]):
         return len(self._mask.rows)
 
 
-def _shape(value: Any, where: str) -> tuple[int, ...]:
-    if not isinstance(value, list) or len(value) > MAX_RANK:
-        raise FormatError(f"{where}: expected a list of at most {MAX_RANK} integers")
-    shape = tuple(as_integer(dim, where) for dim in value)
-    if math.prod(shape) > MAX_SIZE:
-        raise FormatError(f"{where}: {cut(list(shape))} has more than {MAX_SIZE} elements")
-    return shape
+def _check_counterparts(source: Source, patch: PathLike, base: PathLike) -> None:
+    """Raise CheckpointError unless each tensor of the target stands for one of the base, and each name for one tensor."""
+    missing = [*source.added, *source.unpaired]
+    if missing:
+        raise CheckpointError(
+            f"{patch}: its tensor {cut(missing[0])} ({len(missing)} in all) has no counterpart of the same shape and dtype in {base}: "
+            "a mask is of the base's elements"
+        )
+    names = set[str]()
+    for pair in source.pairs:
+        if pair.name in names:
+            raise CheckpointError(f"{patch}: two scopes have a tensor {cut(pair.name)}: make a mask of each by itself")
+        names.add(pair.name)
 
 
-def _digest(value: Mapping[str, Any], parts: Sequence[npt.NDArray[Any]]) -> str:
-    hasher = xxhash.xxh3_128()
-    for part in parts:
-        hasher.update(np.ascontiguousarray(part).data)
-    hasher.update(canonical.dumps(dict(value)))
-    return hasher.hexdigest()
-
-
-def _changed(pair: Pair, start: int, atol: float) -> Bits:
+def _changed_bits(pair: Pair, start: int, atol: float) -> Bits:
+    """Which elements of one block changed, packed."""
     old, new = pair.read(start, start + pair.step)
     a, b = element_bits(old, pair.dtype), element_bits(new, pair.dtype)
     flags: npt.NDArray[np.bool_] = a != b
@@ -329,25 +253,26 @@ def _changed(pair: Pair, start: int, atol: float) -> Bits:
 
 
 def smallest_weights(base: PathLike, like: Mask, *, threads: int | None = None) -> Mask:
-    """A guess without training: as many elements of each tensor as ``like`` has, those of the least |weight| in the base.
+    """A guess without training: as many elements of each tensor as ``like`` has, those with the smallest |weight| in the base.
 
     In bf16 an update is rounded away where it is less than half an ulp, so that small weights change first.
     """
     bits: dict[str, Bits] = {}
     with open_source(base, base) as source:
         wanted = [pair for pair in source.pairs if pair.name in like.rows and DTYPES[pair.dtype].is_float and pair.dtype != "C64"]
-        jobs = (partial(_least, pair, like.counts[pair.name]) for pair in wanted)
+        jobs = (partial(_smallest_bits, pair, like.counts[pair.name]) for pair in wanted)
         with closing(run_ordered(jobs, threads or default_threads())) as rows:
             for pair, row in zip(wanted, rows, strict=True):
                 bits[pair.name] = row
     return Mask(bits, like.shapes)
 
 
-def _least(pair: Pair, count: int) -> Bits:
+def _smallest_bits(pair: Pair, count: int) -> Bits:
+    """The ``count`` elements of a tensor of the base with the smallest |weight|, packed."""
     dtype = DTYPES[pair.dtype]
     parts: list[Bytes] = [pair.read(start, start + pair.step)[0].copy() for start in pair.starts]
     units = element_bits(np.concatenate(parts), pair.dtype)
-    size = units & units.dtype.type((1 << (dtype.bits - 1)) - 1)  # magnitude bits order as |weight| does
-    flags = np.zeros(len(size), np.bool_)
-    flags[np.argpartition(size, count - 1)[:count]] = True
+    magnitude = units & units.dtype.type((1 << (dtype.bits - 1)) - 1)  # without the sign, bit patterns are in the order of |weight|
+    flags = np.zeros(len(magnitude), np.bool_)
+    flags[np.argpartition(magnitude, count - 1)[:count]] = True
     return np.packbits(flags, bitorder="little")

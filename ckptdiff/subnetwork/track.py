@@ -1,4 +1,4 @@
-"""What training does to the weights while it runs: the curves of Mukherjee et al. (arXiv 2505.11711), figures 1, 2, 5 and 6."""
+"""Records how training changes the weights while it runs, as in Mukherjee et al. (arXiv 2505.11711), figures 1, 2, 5 and 6."""
 
 from __future__ import annotations
 
@@ -14,46 +14,49 @@ from ckptdiff.errors import CheckpointError
 
 @dataclass(frozen=True, slots=True)
 class UpdateRecord:
-    """Shares of all elements after ``step`` optimizer steps.
-
-    Attributes:
-        sparsity: as they were at the start, bit for bit (section 2; figures 1 and 5).
-        since_last: changed since the last record (figure 7b).
-        ever: changed at any record so far.
-        cancelled: changed at a record before, and now as at the start (figure 2: "updated but cancelling").
-        gradient_density: with a gradient that is not zero in this step.
-    """
+    """Shares of all elements that are watched."""
 
     step: int
+    """Number of optimizer steps that were taken."""
     sparsity: float
+    """Elements that are as they were at the start, bit for bit (section 2; figures 1 and 5)."""
     since_last: float
+    """Elements that changed since the last record (figure 7b)."""
     ever: float
+    """Elements that were changed at this record or an earlier one."""
     cancelled: float
+    """Elements that were changed at an earlier record, and are now as at the start (figure 2: "updated but cancelling")."""
     gradient_density: float
+    """Elements whose gradient in this step is not zero."""
 
 
 @dataclass(slots=True)
 class _Watched:
+    """A parameter that is watched, and what its watched elements held, as bits."""
+
     name: str
     parameter: torch.Tensor
     start: torch.Tensor
+    """Bits at the start."""
     last: torch.Tensor
+    """Bits at the last record."""
     ever: torch.Tensor
+    """Whether they were changed at any record."""
 
 
 class UpdateTracker:
     """Records at every n-th optimizer step how the weights have moved, bit for bit.
 
-    Holds the watched weights twice, and a byte each. ``sample=16`` watches each 16th row of a matrix (and vectors wholly), which is enough
-    for shares, and takes a 16th of memory and time. With FSDP2 the shares are those of all ranks together.
+    It holds the watched weights twice, and one more byte for each. ``sample=16`` watches each 16th row of a matrix (and all of a vector),
+    which is enough for shares, and takes a 16th of the memory and time. With FSDP2 the shares are those of all ranks together.
 
     Args:
-        model: whose parameters to watch.
-        optimizer: which steps; the tracker hooks itself to it.
-        every: steps between records.
-        sample: watch every so many rows.
-        dtype: watch the weights as a checkpoint of this type would have them: of fp32 masters, of which every bit pattern changes at
-            once, ``torch.bfloat16`` gives the paper's curves. None: as they are.
+        model: the module whose parameters are watched.
+        optimizer: the optimizer whose steps are counted; the tracker hooks itself to it.
+        every: number of steps between records.
+        sample: watch one row of a matrix in so many.
+        dtype: watch the weights as a checkpoint of this type would hold them. For fp32 masters, whose bit patterns all change at once,
+            ``torch.bfloat16`` gives the paper's curves. None: watch the weights as they are.
     """
 
     def __init__(
@@ -75,7 +78,7 @@ class UpdateTracker:
         self._handles = [optimizer.register_step_pre_hook(self._before), optimizer.register_step_post_hook(self._after)]
 
     def remove(self) -> None:
-        """Take the hooks off."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
 
@@ -84,11 +87,13 @@ class UpdateTracker:
         return _Watched(name, parameter, bits, bits.clone(), torch.zeros_like(bits, dtype=torch.bool))
 
     def _part(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The watched elements of this rank's part of a parameter or gradient."""
         local = tensor.detach()
         local = local.to_local() if hasattr(local, "to_local") else local
         return local[:: self.sample] if local.ndim > 1 else local
 
     def _bits(self, parameter: torch.Tensor) -> torch.Tensor:
+        """The bits of a parameter's watched elements, in the type that is watched."""
         part = self._part(parameter)
         part = part if self.dtype is None else part.to(self.dtype)
         return part.view(SIGNED_DTYPES[part.element_size()])
@@ -111,7 +116,7 @@ class UpdateTracker:
         sums = [0.0, 0.0, 0.0, 0.0, 0.0, self._with_gradient]
         for row in self._rows:
             bits = self._bits(row.parameter)
-            if bits.shape != row.start.shape:  # torch would stretch one to the other where it can
+            if bits.shape != row.start.shape:  # torch would broadcast one to the other where it can
                 raise CheckpointError(
                     f"parameter {row.name}: {list(bits.shape)} of its elements are watched, at the start {list(row.start.shape)}: "
                     "call remove(), and make a new tracker"
@@ -123,9 +128,9 @@ class UpdateTracker:
                 sums[k] += count
             row.last.copy_(bits)
         if self._sharded:
-            both = torch.tensor(sums, dtype=torch.float64, device=self._rows[0].start.device)
-            torch.distributed.all_reduce(both)
-            sums = both.tolist()
+            reduced = torch.tensor(sums, dtype=torch.float64, device=self._rows[0].start.device)
+            torch.distributed.all_reduce(reduced)
+            sums = reduced.tolist()
         total, changed_, since, ever, cancelled, gradients = sums
         n = total or 1.0
         return UpdateRecord(self.steps + 1, 1 - changed_ / n, since / n, ever / n, cancelled / n, gradients / n)

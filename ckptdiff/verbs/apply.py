@@ -1,4 +1,4 @@
-"""``apply``: rebuild the target from a base and patches (spec section 10)."""
+"""``apply`` rebuilds the target from a base and patches (spec section 10)."""
 
 from __future__ import annotations
 
@@ -15,18 +15,23 @@ from ckptdiff.io.parallel import Progress, default_threads, no_progress
 from ckptdiff.patching.chain import check_chain, check_length
 from ckptdiff.patching.output import build_beside, check_output, check_space
 from ckptdiff.patching.patch import open_patch
-from ckptdiff.patching.rebuild import Rebuilder, check_stored, open_base, recipes_of
+from ckptdiff.patching.rebuild import OutputFile, Rebuilder, check_stored, open_base, recipes_of
 
 
 @dataclass(frozen=True, slots=True)
 class ApplyResult:
-    """What :func:`apply` did: ``files`` written below (or as) ``out``, their ``size`` in bytes, seconds of wall time."""
+    """The result of :func:`apply`."""
 
     out: Path
+    """The folder or file that was written."""
     files: tuple[str, ...]
+    """Paths of the files in that folder, or the name of the file."""
     tensors: int
+    """Number of tensors that were rebuilt."""
     size: int
+    """Bytes of all files."""
     seconds: float
+    """Wall time."""
 
 
 def apply(
@@ -42,18 +47,18 @@ def apply(
 ) -> ApplyResult:
     """Rebuild the target of one patch, or of a chain of them, byte for byte.
 
-    Patches, base and result are checked; ``out`` appears only when all of it is there and right.
+    The patches, the base and the result are checked; ``out`` appears only when it is whole and right.
 
     Args:
         base: the checkpoint that the first patch was made from.
         patches: one patch, or several in order.
         out: the file or folder to write.
-        only: globs of tensor names: rebuild just these, into one safetensors file.
-        threads: how many to use.
-        device: torch device that moves what ``sparse`` says moves, ``auto`` for the first accelerator; by default the host does. From
-            file to file the host is faster: all bytes come from it and go back to it.
+        only: globs of tensor names; only these tensors are rebuilt, into one safetensors file.
+        threads: number of threads.
+        device: torch device on which tensors coded by ``sparse`` are patched, ``auto`` for the first accelerator; by default the host. From
+            file to file the host is faster, as all bytes come from it and return to it.
         overwrite: replace an existing ``out``.
-        progress: called with how far it is.
+        progress: called with what is being done, how much is done, and how much there is.
 
     Raises:
         FormatError, UnsupportedError, IntegrityError: a patch is broken.
@@ -61,35 +66,41 @@ def apply(
         CheckpointError: the base cannot be read. OutputError: ``out`` cannot be written. UnsupportedError: there is no such device.
     """
     started, out = time.perf_counter(), Path(out)
-    found = resolve_device(device) if device is not None else None
+    torch_device = resolve_device(device) if device is not None else None
     names = [patches] if isinstance(patches, (str, os.PathLike)) else list(patches)
     if not names:
         check_length(0)
     with ExitStack() as stack:
         chain = [stack.enter_context(open_patch(name, by_ranges=bool(only))) for name in names]
         old = stack.enter_context(open_base(base, chain, only_weights=bool(only)))
-        folder = chain[-1].index is not None and not only
+        last, folder = chain[-1], chain[-1].index is not None and not only
+        others = last.others if folder else ()
         inputs = [*old.paths, *(path for patch in chain for path in patch.paths)]
-        new = [file.metadata.target_path for file in chain[-1].files] + [other.path for other in chain[-1].others]
+        new = [file.metadata.target_path for file in last.files] + [other.path for other in last.others]
         check_output(out, inputs, folder=folder, overwrite=overwrite, files=new)
         for patch in chain:
             check_stored(patch, only, progress)
         check_chain(chain)
-        rebuilder = Rebuilder(old, chain, threads or default_threads(), progress, found)
+        rebuilder = Rebuilder(old, chain, threads or default_threads(), progress, torch_device)
         outputs = [rebuilder.subset(only)] if only else rebuilder.outputs()
-        check_space(out, sum(output.size for output in outputs) + (0 if only else sum(o.size for o in chain[-1].others)))
+        check_space(out, sum(output.size for output in outputs) + (0 if only else sum(o.size for o in last.others)))
         with build_beside(out, overwrite=overwrite) as built:
-            if folder:
-                built.mkdir()  # it may stay empty
-            try:
-                for output in outputs:
-                    rebuilder.write(output, built / output.path if folder else built)
-            except (FormatError, IntegrityError, BaseMismatchError):
-                rebuilder.raise_if_wrong_base(recipes_of(outputs))
-                raise
-            if folder:
-                rebuilder.write_others(built)
+            _write(rebuilder, outputs, built, folder)
             old.check_unchanged()
-        files = [output.path or out.name for output in outputs] + ([other.path for other in chain[-1].others] if folder else [])
-        size = sum(output.size for output in outputs) + (sum(other.size for other in chain[-1].others) if folder else 0)
+        files = [output.path or out.name for output in outputs] + [other.path for other in others]
+        size = sum(output.size for output in outputs) + sum(other.size for other in others)
         return ApplyResult(out, tuple(files), sum(len(o.tensors) for o in outputs), size, time.perf_counter() - started)
+
+
+def _write(rebuilder: Rebuilder, outputs: Sequence[OutputFile], built: Path, folder: bool) -> None:
+    """Write the rebuilt files below ``built``, or a single one as ``built``."""
+    if folder:
+        built.mkdir()  # a target without files is an empty folder
+    try:
+        for output in outputs:
+            rebuilder.write(output, built / output.path if folder else built)
+    except (FormatError, IntegrityError, BaseMismatchError):
+        rebuilder.raise_if_wrong_base(recipes_of(outputs))
+        raise
+    if folder:
+        rebuilder.write_others(built)

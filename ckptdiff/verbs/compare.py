@@ -1,4 +1,4 @@
-"""``compare``: how many elements of two checkpoints are the same, or nearly."""
+"""``compare`` counts the elements of two checkpoints that are the same, or nearly so."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from ckptdiff.io.parallel import Progress, default_threads, no_progress, run_ord
 from ckptdiff.patching.adapt import read_range
 
 CHUNK_ELEMENTS = 1 << 20
+"""Elements that are compared at a time."""
 DEFAULT_ATOL = (1e-5, 1e-4)
 
 
 @dataclass(frozen=True, slots=True)
 class TensorComparison:
-    """Counts of elements: all, bit-identical, and with |a - b| at most each tolerance (bit-identical ones always are)."""
+    """One tensor that both checkpoints have with one dtype and shape; ``scope`` and ``name`` are those of the second checkpoint."""
 
     scope: str
     name: str
@@ -33,34 +34,43 @@ class TensorComparison:
     shape: tuple[int, ...]
     elements: int
     identical: int
+    """Elements that have the same bits."""
     within: tuple[int, ...]
+    """For each tolerance the elements with |a - b| at most that, or the same bits."""
 
 
 @dataclass(frozen=True, slots=True)
 class CompareResult:
-    """``tensors`` that both have with one dtype and shape; names only in ``a`` or ``b``; names whose dtype or shape differ."""
+    """The result of :func:`compare`."""
 
     atol: tuple[float, ...]
+    """The absolute tolerances."""
     tensors: tuple[TensorComparison, ...]
     only_in_a: tuple[str, ...]
+    """Names of tensors that only the first checkpoint has."""
     only_in_b: tuple[str, ...]
+    """Names of tensors that only the second checkpoint has."""
     mismatched: tuple[str, ...]
+    """Names of tensors that both have, but with another dtype or shape."""
 
     @property
     def elements(self) -> int:
+        """Number of elements that were compared."""
         return sum(tensor.elements for tensor in self.tensors)
 
     @property
     def identical(self) -> int:
+        """Number of elements that have the same bits."""
         return sum(tensor.identical for tensor in self.tensors)
 
     @property
     def within(self) -> tuple[int, ...]:
+        """Number of elements within each tolerance."""
         return tuple(sum(tensor.within[i] for tensor in self.tensors) for i in range(len(self.atol)))
 
     @property
     def same(self) -> bool:
-        """Whether all tensors are there on both sides, bit for bit."""
+        """Whether both checkpoints have the same tensors, bit for bit."""
         return self.identical == self.elements and not (self.only_in_a or self.only_in_b or self.mismatched)
 
 
@@ -77,8 +87,15 @@ def compare(
 ) -> CompareResult:
     """Count the elements of two checkpoints that are bit-identical, and those within absolute tolerances.
 
-    Differences are taken in float64, integers exactly; an element with a NaN on one side only is within no tolerance.
-    Tensors pair by name, also behind a wrapper's prefix. ``include``, ``exclude`` and ``follow_links`` are those of :func:`ckptdiff.make`.
+    Differences of floats are taken in float64, those of integers exactly. An element that is a NaN on one side only is within no tolerance.
+    Tensors are paired by name; the prefixes that wrappers add do not count.
+
+    Args:
+        a, b: the checkpoints.
+        atol: the absolute tolerances.
+        include, exclude, follow_links: choose the files of the checkpoints, as in :func:`ckptdiff.make`.
+        threads: number of threads.
+        progress: called with what is being done, how much is done, and how much there is.
 
     Raises:
         CheckpointError: a checkpoint cannot be read, or is not one.
@@ -100,7 +117,7 @@ def _count_all(
     def jobs() -> Iterator[Callable[[], list[int]]]:
         for a, b in pairs:
             for start in starts(a):
-                yield partial(_count, a, b, start, start + starts(a).step, atol)
+                yield partial(_count_chunk, a, b, start, start + starts(a).step, atol)
 
     done, total = 0, sum(a.nbytes for a, _ in pairs)
     with closing(run_ordered(jobs(), threads)) as results:
@@ -112,7 +129,8 @@ def _count_all(
             yield TensorComparison(b.scope, b.name, b.dtype, b.shape, elements, identical, tuple(within))
 
 
-def _count(a: Tensor, b: Tensor, start: int, stop: int, atol: Sequence[float]) -> list[int]:
+def _count_chunk(a: Tensor, b: Tensor, start: int, stop: int, atol: Sequence[float]) -> list[int]:
+    """Elements of one chunk: all, those with the same bits, and those within each tolerance."""
     x, y = (element_bits(read_range(tensor, start, stop, name), tensor.dtype) for tensor, name in ((a, "base"), (b, "target")))
     differing = np.flatnonzero(x != y)
     d = distances(x[differing], y[differing], a.dtype)

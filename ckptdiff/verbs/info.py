@@ -1,4 +1,4 @@
-"""``info``: what a patch says of itself, from its headers and tables alone."""
+"""``info`` shows what a patch says about itself, from its headers and tables alone."""
 
 from __future__ import annotations
 
@@ -13,54 +13,72 @@ from ckptdiff.patching.patch import open_patch
 
 @dataclass(frozen=True, slots=True)
 class TensorRow:
-    """One tensor of the target: ``changed`` of ``units`` differ, coded in ``payload`` bytes; ``base`` is its base tensor or copy."""
+    """One tensor of the target."""
 
     file: str
+    """Path of the target's file that holds it."""
     name: str
     dtype: str
     shape: tuple[int, ...]
     kind: str
+    """``same``, ``delta``, ``new`` or ``copy`` (spec 6)."""
     codec: str | None
+    """Codec of its payload, if it has one."""
     changed: int
+    """Units that differ from the base's."""
     units: int
+    """All units: elements, except for types of less than a byte (spec 4)."""
     payload: int
+    """Bytes of its payload in the patch."""
     base: str | None
+    """Name of its base tensor, or of the target's tensor that it is a copy of."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileRow:
-    """One file of the target: sizes in bytes, ``stored`` in the patch; ``kind`` is ``weights``, ``same``, ``new`` or ``delta``;
-    ``sha256`` is None of a target that was never a file."""
+    """One file of the target."""
 
     path: str
     size: int
+    """Its size in bytes."""
     sha256: str | None
+    """In hexadecimal; None for a target that was never a file."""
     kind: str
+    """``weights``, ``same``, ``new`` or ``delta``."""
     stored: int
+    """Bytes that the patch stores for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class PatchInfo:
-    """What a patch says of itself. Sizes in bytes, identities and SHA-256 in hexadecimal."""
+    """What a patch says about itself. Sizes are in bytes, identities and SHA-256 in hexadecimal."""
 
     path: Path
     is_folder: bool
+    """Whether the patch is a folder, and so gives a folder."""
     base_identity: str
+    """Identity of the base that the patch needs (spec 3.2)."""
     base_files: tuple[dict[str, Any], ...]
+    """Path, size and SHA-256 of the base's weight files."""
     target_identity: str
     totals: Totals
+    """Counts of tensors and units."""
     patch_size: int
     target_size: int
     files: tuple[FileRow, ...]
     removed_files: tuple[str, ...]
+    """Files of the base that the target lacks."""
     removed_tensors: tuple[str, ...]
+    """Tensors of the base that the target lacks."""
     tensors: tuple[TensorRow, ...]
     has_report: bool
+    """Whether a report is stored in the patch."""
     extra: dict[str, Any]
+    """What else the patch records, such as the repo of its base."""
 
 
 def info(patch: str | os.PathLike[str]) -> PatchInfo:
-    """Read a patch's headers and tables, of the Hub by range requests; payloads are not read.
+    """Read a patch's headers and tables, on the Hub by range requests, but not its payloads.
 
     Raises:
         FormatError, UnsupportedError, IntegrityError: it is not a valid patch.

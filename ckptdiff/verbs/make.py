@@ -1,4 +1,4 @@
-"""``make``: the difference between two checkpoints, as a patch."""
+"""``make`` writes the difference between two checkpoints as a patch."""
 
 from __future__ import annotations
 
@@ -29,26 +29,30 @@ from ckptdiff.patching.write import PatchMaker, StorableReport
 
 @dataclass(frozen=True, slots=True)
 class MakeResult:
-    """What :func:`make` did. Sizes in bytes, ``seconds`` of wall time; ``files`` went in, ``left_out`` did not.
-
-    Attributes:
-        secrets: those of ``left_out`` whose names are those of keys and passwords.
-        other_formats: files that went in and may hold the weights once more, in another format, and how much of the patch they take.
-        followed: links that lead out of the base's or target's folder, and where to.
-    """
+    """The result of :func:`make`. Sizes are in bytes."""
 
     patch: Path
+    """The patch that was written."""
     totals: Totals
+    """Counts of tensors and units."""
     patch_size: int
     target_size: int
     files: tuple[str, ...]
+    """Files without weights that went into the patch."""
     left_out: tuple[str, ...]
+    """Files of the target that did not go into the patch."""
     secrets: tuple[str, ...]
+    """Those of ``left_out`` that are named like keys and passwords."""
     other_formats: dict[str, int]
+    """Files that went in and may hold the weights once more in another format, and the bytes that they take in the patch."""
     followed: dict[str, Path]
+    """Links that lead out of the base's or the target's folder, and where they lead."""
     removed_files: tuple[str, ...]
+    """Files of the base that the target lacks."""
     codecs: dict[str, int]
+    """Number of tensors that each codec codes."""
     seconds: float
+    """Wall time."""
 
     @property
     def ratio(self) -> float:
@@ -78,24 +82,23 @@ def make(
 
     Args:
         base: a safetensors file, or a checkpoint folder.
-        target: the same. A file gives a patch file, a folder a patch folder.
-        patch: where to write it.
+        target: a safetensors file, which gives a patch file, or a checkpoint folder, which gives a patch folder.
+        patch: where to write the patch.
         codec: ``context``, ``sparse`` or ``raw`` for every changed tensor; by default the smallest of them, tensor by tensor.
         include: globs of files to take although they are left out by default, of the base too.
         exclude: globs of files to leave out, of the base too.
-        follow_links: take what links lead to that leave a checkpoint's folder; without it only weight files and indexes may be such
-            links, and files of the Hub's cache.
+        follow_links: follow links that lead out of a checkpoint's folder; those to weight files, indexes and the Hub's cache always are.
         rename: ``REGEX=REPL`` rules that turn a target tensor's name into the base's.
+        report: the report of this pair, by :func:`ckptdiff.report`, to store in the patch for those who do not have the base.
         base_repo, target_repo: ids of the repos on the Hub that hold these checkpoints, to record in the patch; an id given as ``base``
-            or ``target`` is recorded anyway. The SHA-256 of the weight files must be those that the Hub states.
-        report: of this pair, by :func:`ckptdiff.report`, to store in the patch for those who have no base.
-        threads: how many to use; the bytes do not depend on it.
-        device: torch device to compare on, ``auto`` for the first accelerator; by default the host compares. The same bytes on each.
+            or ``target`` is recorded anyway. The weight files must have the SHA-256 that the Hub states.
+        threads: number of threads; the bytes of the patch do not depend on it.
+        device: torch device on which checkpoints are compared, ``auto`` for the first accelerator; the bytes do not depend on it either.
         overwrite: replace an existing patch.
-        progress: called with how far it is.
+        progress: called with what is being done, how much is done, and how much there is.
 
     Raises:
-        CheckpointError: a checkpoint cannot be read, or is not one; the report is of other checkpoints.
+        CheckpointError: a checkpoint cannot be read, or is not one, or the report is one of other checkpoints.
         UnsupportedError: torch is missing, or has no such device.
         OutputError: the patch cannot be written there. HubError: a repo cannot be read.
     """
@@ -103,45 +106,55 @@ def make(
     rules = [Rename.parse(text) for text in rename]
     if codec is not None and codec not in CODEC_NAMES:
         raise CheckpointError(f"unknown codec {codec!r}: expected one of {', '.join(CODEC_NAMES)}")
-    out = Path(patch)
+    out, chosen = Path(patch), Selection(include, exclude, follow_links)
     with ExitStack() as stack:
-        chosen = Selection(include, exclude, follow_links)
         old, new = (stack.enter_context(open_checkpoint(path, with_files=True, selection=chosen)) for path in (base, target))
-        kept = new.kept
         check_patterns(old, new, rules, chosen.globs)
-        other_files.check_paths(kept, [file.path for file in (*old.weights, *new.weights)])
-        files = [INDEX_NAME, *(shard_path(file.path) for file in new.weights), *map(other_file_path, kept)]
-        check_output(out, [*old.paths, *new.paths], folder=not new.is_file, overwrite=overwrite, files=files)
+        _check_paths(old, new, out, overwrite)
         with build_beside(out, overwrite=overwrite) as built, open(built.with_name("spool"), "w+b") as spool:
             encoder, groups = choose_encoder(device)
             maker = PatchMaker(old, new, codec, threads or default_threads(), rules, report, spool, progress, encoder, groups)
             maker.repos = {"base": _repo_of(old, base_repo), "target": _repo_of(new, target_repo)}
-            if new.is_file:
-                with open(built, "wb") as file:
-                    size = maker.write_file(file)
-            else:
-                size = maker.write_folder(built, kept)
+            size = _write(maker, new, built)
             old.check_unchanged()
             new.check_unchanged()
-        target_size = sum(file.file.size for file in new.weights) + sum(new.others[name].stat().st_size for name in kept)
-        return MakeResult(
-            patch=out,
-            totals=maker.totals,
-            patch_size=size,
-            target_size=target_size,
-            files=tuple(kept),
-            left_out=new.left_out,
-            secrets=tuple(filter(suspicious_name, new.left_out)),
-            other_formats={name: maker.stored[name] for name in other_formats(kept) if maker.stored[name]},
-            followed={f"{side.path}/{name}": to for side in (old, new) for name, to in side.followed.items()},
-            removed_files=maker.removed_files,
-            codecs=maker.codecs,
-            seconds=time.perf_counter() - started,
-        )
+        return _result(maker, old, new, out, size, time.perf_counter() - started)
+
+
+def _check_paths(old: Checkpoint, new: Checkpoint, out: Path, overwrite: bool) -> None:
+    """Raise an error if two files of the patch would have one path, or the patch cannot be written to ``out``."""
+    other_files.check_paths(new.kept, [file.path for file in (*old.weights, *new.weights)])
+    files = [INDEX_NAME, *(shard_path(file.path) for file in new.weights), *map(other_file_path, new.kept)]
+    check_output(out, [*old.paths, *new.paths], folder=not new.is_file, overwrite=overwrite, files=files)
+
+
+def _write(maker: PatchMaker, new: Checkpoint, built: Path) -> int:
+    """Write the patch file or folder; returns its size in bytes."""
+    if new.is_file:
+        with open(built, "wb") as file:
+            return maker.write_file(file)
+    return maker.write_folder(built, new.kept)
+
+
+def _result(maker: PatchMaker, old: Checkpoint, new: Checkpoint, out: Path, size: int, seconds: float) -> MakeResult:
+    return MakeResult(
+        patch=out,
+        totals=maker.totals,
+        patch_size=size,
+        target_size=sum(file.file.size for file in new.weights) + sum(new.others[name].stat().st_size for name in new.kept),
+        files=tuple(new.kept),
+        left_out=new.left_out,
+        secrets=tuple(filter(suspicious_name, new.left_out)),
+        other_formats={name: maker.stored[name] for name in other_formats(new.kept) if maker.stored[name]},
+        followed={f"{side.path}/{name}": to for side in (old, new) for name, to in side.followed.items()},
+        removed_files=maker.removed_files,
+        codecs=maker.codecs,
+        seconds=seconds,
+    )
 
 
 def _repo_of(checkpoint: Checkpoint, recorded: str | None) -> Repo | None:
-    """The repo that a checkpoint is from, or is said to be in."""
+    """The repo that a checkpoint was read from, or that is said to hold it."""
     if recorded is None:
         return open_repo(checkpoint.origin) if checkpoint.origin else None
     hub_id = parse_id(recorded)

@@ -1,4 +1,4 @@
-"""``overlap``: did several updates of one base change the same elements, and how does an update grow over a run?"""
+"""``overlap`` compares which elements several updates of one base changed, and how an update grew over a run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 
-from ckptdiff.analysis.overlap import OverlapResult, count_block, gather
+from ckptdiff.analysis.overlap import OverlapResult, count_block, tensor_overlap
 from ckptdiff.analysis.pairs import named_base, open_source
 from ckptdiff.checkpoint.pairing import check_globs
 from ckptdiff.checkpoint.selection import Selection
@@ -30,18 +30,18 @@ def overlap(
     """Compare which elements several updates of one base changed.
 
     Args:
-        updates: patches from ``base``, or checkpoints; of one run in order of its steps.
-        base: the checkpoint that all started from, as positions in a patch can only be read with it; None: the repo on the Hub that the
-            first patch names as its base.
-        atol: count an element as changed where |d| exceeds this; 0: where its bits differ.
-        include, exclude, follow_links: of checkpoints, as :func:`ckptdiff.make` takes them.
-        threads: how many to use.
-        progress: called with how far it is.
+        updates: patches from ``base``, or checkpoints; those of one run in the order of its steps.
+        base: the checkpoint that all updates started from, without which positions in a patch cannot be read; None: the repo on the Hub
+            that the first patch names as its base.
+        atol: count an element as changed if |d| exceeds this; at 0, if its bits differ.
+        include, exclude, follow_links: choose the files of checkpoints, as in :func:`ckptdiff.make`.
+        threads: number of threads.
+        progress: called with what is being done, how much is done, and how much there is.
 
     Raises:
         CheckpointError: a checkpoint cannot be read, or no tensor is in all of them.
         FormatError, UnsupportedError, IntegrityError: a patch is broken.
-        BaseMismatchError: a patch has another base. HubError: there is no base given or named, or the named one cannot be read.
+        BaseMismatchError: a patch has another base. HubError: no base is given or named, or the named one cannot be read.
     """
     if isinstance(updates, (str, os.PathLike)):
         raise CheckpointError(f"updates: expected several, found {os.fspath(updates)!r}: put it in a list")
@@ -52,9 +52,9 @@ def overlap(
     with ExitStack() as stack:
         chosen = Selection(include, exclude, follow_links)
         sources = [stack.enter_context(open_source(base, update, selection=chosen)) for update in updates]
-        sides = [side for source in sources for side in source.sides]
-        if sides:  # together, as one of the updates may have a file that no other has
-            check_globs(chosen.globs, *sides)
+        checkpoints = [checkpoint for source in sources for checkpoint in source.checkpoints]
+        if checkpoints:  # all at once, as one of the updates may have a file that no other has
+            check_globs(chosen.globs, *checkpoints)
         tables = [{(pair.old.scope, pair.old.name): pair for pair in source.pairs} for source in sources]
         keys = [key for key in tables[0] if all(key in table for table in tables)]
         left_out = {name for table in tables for _, name in table.keys() - set(keys)}
@@ -67,7 +67,7 @@ def overlap(
         rows = []
         with closing(run_ordered(jobs, threads or default_threads())) as blocks:
             for group in groups:
-                rows.append(gather(group, blocks))
+                rows.append(tensor_overlap(group, blocks))
                 done += group[0].nbytes
                 progress("comparing", done, total)
         names = tuple(Path(update).name or str(update) for update in updates)

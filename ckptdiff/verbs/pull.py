@@ -1,4 +1,4 @@
-"""``pull``: find a patch on the Hub, the base that it is pinned to, and all patches in between; check, fetch, rebuild."""
+"""``pull`` rebuilds a model from a patch on the Hub, the base that the patch is pinned to, and all patches in between."""
 
 from __future__ import annotations
 
@@ -21,19 +21,24 @@ from ckptdiff.verbs.verify import verify
 
 @dataclass(frozen=True, slots=True)
 class PullResult:
-    """What :func:`pull` rebuilt: from ``base`` and ``patches`` in the order they were applied. ``notes`` say what was unusual.
-
-    ``verified``: every file has the SHA-256 that the patch states. Digests of what was rebuilt were compared in any case.
-    """
+    """The result of :func:`pull`."""
 
     out: Path
+    """The folder or file that was written."""
     base: str
+    """The checkpoint that the first patch was applied to."""
     patches: tuple[str, ...]
+    """Ids of the patches, in the order in which they were applied."""
     files: tuple[str, ...]
+    """Paths of the files in the folder, or the name of the file."""
     size: int
+    """Bytes of all files."""
     verified: bool
+    """Whether every file has the SHA-256 that the patch states. The digests of tensors were compared in any case."""
     notes: tuple[str, ...]
+    """What was unusual, in sentences for people."""
     seconds: float
+    """Wall time."""
 
 
 def pull(
@@ -50,19 +55,19 @@ def pull(
 ) -> PullResult:
     """Rebuild a model from a patch on the Hugging Face Hub and the base that it names.
 
-    Everything is resolved and compared by metadata before anything large is fetched; ``out`` appears only when it is whole and right.
+    Everything is found and compared by metadata before anything large is fetched; ``out`` appears only when it is whole and right.
 
     Args:
         repo_id: ``org/name``, ``org/name@revision`` or ``hf://...`` of a repo with a patch.
-        out: the folder (or with a lone patch file, or ``only``, the file) to write.
-        base: a checkpoint, here or on the Hub, to use instead of the one that the patch names.
-        revision: instead of ``@revision``.
-        only: globs of tensor names: rebuild just these, fetching no other payloads.
-        token: instead of ``HF_TOKEN`` or the stored one.
-        threads, overwrite, progress: as of :func:`ckptdiff.apply`.
+        out: the folder to write, or the file if the patch is a lone patch file or ``only`` is given.
+        base: a checkpoint, as a path or an id on the Hub, to use instead of the one that the patch names.
+        revision: branch, tag or commit of the patch, instead of ``@revision`` in the id.
+        only: globs of tensor names; only these tensors are rebuilt, and no other payloads are fetched.
+        token: access token for the Hub, instead of ``HF_TOKEN`` or the stored one.
+        threads, overwrite, progress: as in :func:`ckptdiff.apply`.
 
     Raises:
-        HubError: a repo or revision is missing, gated, or another than it was. Others as :func:`ckptdiff.apply`.
+        HubError: a repo or revision is missing or gated, or has changed. Other errors are those of :func:`ckptdiff.apply`.
     """
     started = time.perf_counter()
     hub_id = parse_id(repo_id)
@@ -74,15 +79,16 @@ def pull(
         if base is not None:
             check_exists(base)
         notes: list[str] = []
-        links, found = resolve_chain(open_repo(hub_id), base is None, notes)
-        origin = os.fspath(base) if base is not None else found
+        links, named_base = resolve_chain(open_repo(hub_id), base is None, notes)
+        origin = os.fspath(base) if base is not None else named_base
         assert origin is not None
         patches = [link.name for link in links]
-        done = apply(origin, patches, out, only=only, threads=threads, overwrite=overwrite, progress=progress)
+        applied = apply(origin, patches, out, only=only, threads=threads, overwrite=overwrite, progress=progress)
         if not only:
-            _verify(patches[-1], done.out, threads, progress)
+            _verify(patches[-1], applied.out, threads, progress)
         verified = not only and links[-1].states_sha256
-        return PullResult(done.out, origin, tuple(patches), done.files, done.size, verified, tuple(notes), time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        return PullResult(applied.out, origin, tuple(patches), applied.files, applied.size, verified, tuple(notes), seconds)
 
 
 def _verify(patch: str, out: Path, threads: int | None, progress: Progress) -> None:

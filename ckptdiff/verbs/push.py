@@ -1,10 +1,9 @@
-"""``push``: a patch, its model card and what the Hub wants beside it, in one commit of a repo."""
+"""``push`` publishes a patch on the Hub, with a model card and what else the Hub needs, in one commit of a repo."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -27,21 +26,26 @@ from ckptdiff.verbs.info import info
 from ckptdiff.verbs.report import report_patch
 from ckptdiff.verbs.verify import verify
 
-CARD, CONFIG, PICTURE = "README.md", "config.json", "ckptdiff-changed.png"
+CARD_PATH, CONFIG_PATH, PICTURE_PATH = "README.md", "config.json", "ckptdiff-changed.png"
 TAGS = ("ckptdiff", "patch")
-SCANNED = 1 << 24
-"""Other files of at most this many bytes are looked through for secrets."""
+MAX_SCANNED_BYTES = 1 << 24
+"""Bytes up to which a file without weights is searched for secrets."""
 
 
 @dataclass(frozen=True, slots=True)
 class PushResult:
-    """What :func:`push` sent, or with ``dry_run`` would send: sizes in bytes by path in the repo. ``commit`` is None then."""
+    """The result of :func:`push`: what was sent, or with ``dry_run`` would be sent."""
 
     repo: str
+    """Id of the repo."""
     files: dict[str, int]
+    """Bytes of each file, by its path in the repo."""
     deleted: tuple[str, ...]
+    """Paths of files that an earlier push wrote and this one deletes."""
     card: str
+    """Text of the model card."""
     commit: Commit | None
+    """The commit; None with ``dry_run``."""
 
     @property
     def size(self) -> int:
@@ -54,8 +58,11 @@ class _Plan:
     """What goes into the commit."""
 
     files: dict[str, bytes | Path] = field(default_factory=dict)
-    gone: list[str] = field(default_factory=list)
+    """Content of each file, or where it lies on this machine, by its path in the repo."""
+    deleted: list[str] = field(default_factory=list)
+    """Paths to delete in the repo."""
     checked: list[str] = field(default_factory=list)
+    """What was checked, in Markdown."""
 
 
 def push(
@@ -77,65 +84,70 @@ def push(
 
     Args:
         patch: a patch folder or file on this machine.
-        repo_id: ``org/name`` or ``org/name@branch``; made if it is not there.
-        base_repo: the id of the base, if the patch does not record it (then a patch folder).
-        licence: what the card states; by default the base's.
+        repo_id: ``org/name`` or ``org/name@branch``; the repo and the branch are made if they do not exist.
+        base_repo: id of the repo that has the base, if the patch, which must then be a folder, does not record it.
+        licence: the licence that the card states; by default that of the base.
         private: whether a new repo is private; None for the account's default.
-        create_pr: open a pull request instead of committing.
-        message: of the commit.
-        allow_secrets: publish although a file looks like a secret.
-        dry_run: do everything but write to the Hub.
-        token: instead of ``HF_TOKEN`` or the stored one.
-        threads, progress: of the check of the patch.
+        create_pr: open a pull request instead of committing to the branch.
+        message: message of the commit; by default one that names the base.
+        allow_secrets: publish the patch even if a file looks like a secret.
+        dry_run: do everything except writing to the Hub.
+        token: access token for the Hub, instead of ``HF_TOKEN`` or the stored one.
+        threads, progress: used while the patch is verified, as in :func:`ckptdiff.verify`.
 
     Raises:
         IntegrityError, FormatError: the patch does not verify. CheckpointError: it cannot be published like this.
-        HubError: the Hub refuses, or cannot be reached. The repo is as before then.
+        HubError: the Hub refuses, or cannot be reached; the repo is then as before.
     """
     hub_id = parse_id(repo_id) if not os.path.lexists(repo_id) else HubId(repo_id)
     if hub_id is None or hub_id.subfolder:
         raise CheckpointError(f"{repo_id!r}: expected org/name, or org/name@branch")
     if parse_id(patch) is not None:
         raise CheckpointError(f"{patch}: there is no such file or folder: push sends a patch from this machine")
-    with use_token(token), ExitStack() as stack:
-        opened = stack.enter_context(open_patch(patch))
+    with use_token(token), open_patch(patch) as opened:
         _check(patch, threads, progress)
-        parts = "the index, tables, headers and all payloads" if opened.index else "its table, header and all payloads"
-        plan = _Plan(checked=[f"`ckptdiff verify`: digests of {parts}"])
-        base = _base(opened, base_repo, plan)
-        _add_patch(opened, base, plan, relabel=base_repo is not None)
-        config = _config(opened, base)
-        if config is not None:
-            plan.files[CONFIG] = config
-        if not allow_secrets:
-            _refuse_secrets(opened, plan)
-        there = find_repo(hub_id)
-        measured = report_patch(patch)
-        _add_card(opened, hub_id, base, there, plan, licence, measured)
-        plan.gone = [path for path in there.files if _is_ours(path) and path not in plan.files] if there else []
+        plan, base = _make_plan(opened, hub_id, base_repo, licence, allow_secrets)
         sizes = {path: len(data) if isinstance(data, bytes) else data.stat().st_size for path, data in plan.files.items()}
         commit = None
         if not dry_run:
             text = message or f"ckptdiff patch from {base.name}@{base.commit[:12]}"
-            commit = publish(hub_id, plan.files, plan.gone, message=text, private=private, pull_request=create_pr)
-        card = plan.files[CARD]
+            commit = publish(hub_id, plan.files, plan.deleted, message=text, private=private, pull_request=create_pr)
+        card = plan.files[CARD_PATH]
         assert isinstance(card, bytes)
-        return PushResult(str(hub_id), sizes, tuple(plan.gone), card.decode(), commit)
+        return PushResult(str(hub_id), sizes, tuple(plan.deleted), card.decode(), commit)
 
 
-def _is_ours(path: str) -> bool:
-    return path in (INDEX_NAME, PICTURE) or path.startswith(("patch/", "files/"))
+def _make_plan(patch: OpenPatch, hub_id: HubId, base_repo: str | None, licence: str | None, allow_secrets: bool) -> tuple[_Plan, Repo]:
+    """What goes into the commit, and the repo of the base."""
+    parts = "the index, tables, headers and all payloads" if patch.index else "its table, header and all payloads"
+    plan = _Plan(checked=[f"`ckptdiff verify`: digests of {parts}"])
+    base = _find_base(patch, base_repo, plan)
+    _add_patch(patch, base, plan, relabel=base_repo is not None)
+    config = _config(patch, base)
+    if config is not None:
+        plan.files[CONFIG_PATH] = config
+    if not allow_secrets:
+        _refuse_secrets(patch, plan)
+    existing = find_repo(hub_id)
+    _add_card(patch, hub_id, base, existing, plan, licence)
+    plan.deleted = [path for path in existing.files if _is_written_by_push(path) and path not in plan.files] if existing else []
+    return plan, base
+
+
+def _is_written_by_push(path: str) -> bool:
+    return path in (INDEX_NAME, PICTURE_PATH) or path.startswith(("patch/", "files/"))
 
 
 def _check(patch: str | os.PathLike[str], threads: int | None, progress: Progress) -> None:
-    found = verify(patch, threads=threads, progress=progress)
-    if not found.ok:
-        more = f" (and {len(found.problems) - 1} more)" if len(found.problems) > 1 else ""
-        raise IntegrityError(f"{patch}: does not verify, so it was not published: {found.problems[0].message}{more}")
+    """Raise IntegrityError unless the patch verifies."""
+    result = verify(patch, threads=threads, progress=progress)
+    if not result.ok:
+        more = f" (and {len(result.problems) - 1} more)" if len(result.problems) > 1 else ""
+        raise IntegrityError(f"{patch}: does not verify, so it was not published: {result.problems[0].message}{more}")
 
 
-def _base(patch: OpenPatch, base_repo: str | None, plan: _Plan) -> Repo:
-    """The repo that the patch records as its base's, or is told; its files must be the ones that the patch was made from."""
+def _find_base(patch: OpenPatch, base_repo: str | None, plan: _Plan) -> Repo:
+    """The repo of the base: the one that is given, or that the patch records. Its files must be those that the patch was made from."""
     hub_id = patch.base_repo
     if base_repo is not None:
         hub_id = parse_id(base_repo)
@@ -172,6 +184,7 @@ def _compare_files(patch: OpenPatch, repo: Repo) -> list[str]:
 
 
 def _add_patch(patch: OpenPatch, base: Repo, plan: _Plan, relabel: bool) -> None:
+    """Add the files of the patch; ``relabel``: record another repo as that of its base."""
     if patch.index is None:
         if relabel:
             raise CheckpointError(f"{patch.path}: is a lone patch file: record its base with ckptdiff make ... --base-repo {base.name}")
@@ -186,35 +199,37 @@ def _add_patch(patch: OpenPatch, base: Repo, plan: _Plan, relabel: bool) -> None
 
 
 def _config(patch: OpenPatch, base: Repo) -> bytes | None:
-    """The target's ``config.json``: the Hub reads from it what model this is, and counts downloads by it."""
-    found = next((other for other in patch.others if other.path == CONFIG), None)
-    if found is None:
+    """The target's ``config.json``, from which the Hub reads what model this is, and by which it counts downloads."""
+    config = next((other for other in patch.others if other.path == CONFIG_PATH), None)
+    if config is None:
         return None
     try:
-        return b"".join(other_files.decode(patch, found, None if found.kind == "new" else download(base, [CONFIG]) / CONFIG))
+        return b"".join(other_files.decode(patch, config, None if config.kind == "new" else download(base, [CONFIG_PATH]) / CONFIG_PATH))
     except (CkptdiffError, OSError):
-        return None  # of a chain: its base's config.json is not in that repo as it was
+        return None  # the base is a patch's repo, whose own config.json is not the one that this patch changes
 
 
 def _refuse_secrets(patch: OpenPatch, plan: _Plan) -> None:
-    found = [f"{other.path} (by its name)" for other in patch.others if suspicious_name(other.path)]
+    """Raise CheckpointError if the name or the content of a file looks like a secret."""
+    suspects = [f"{other.path} (by its name)" for other in patch.others if suspicious_name(other.path)]
     for other in patch.others:
         what = suspicious_content(_content(patch, other))
         if what:
-            found.append(f"{other.path} (holds {what})")
-    config = plan.files.get(CONFIG)
+            suspects.append(f"{other.path} (holds {what})")
+    config = plan.files.get(CONFIG_PATH)
     if isinstance(config, bytes) and suspicious_content(config):
-        found.append(CONFIG)
-    if found:
+        suspects.append(CONFIG_PATH)
+    if suspects:
         raise CheckpointError(
-            f"{patch.path}: would publish what looks like secrets: {', '.join(found[:10])}: make the patch with --exclude, "
+            f"{patch.path}: would publish what looks like secrets: {', '.join(suspects[:10])}: make the patch with --exclude, "
             "or push with --allow-secrets if they are none"
         )
 
 
 def _content(patch: OpenPatch, other: OtherFile) -> bytes:
-    """A file's bytes as far as they stand in the patch: of one that is coded against the base's what the frame holds literally."""
-    if other.kind == "same" or other.size > SCANNED:
+    """The bytes that the patch holds of a file; of one that is coded against the base's, the compressed bytes, which may hold text
+    literally."""
+    if other.kind == "same" or other.size > MAX_SCANNED_BYTES:
         return b""
     if other.kind == "delta":
         return (patch.path / other.stored_path).read_bytes()
@@ -224,23 +239,25 @@ def _content(patch: OpenPatch, other: OtherFile) -> bytes:
         return b""
 
 
-def _add_card(patch: OpenPatch, hub_id: HubId, base: Repo, there: Repo | None, plan: _Plan, licence: str | None, report: Report) -> None:
-    own = None
-    if there is not None and CARD in there.files:
-        own = (download(there, [CARD]) / CARD).read_text(encoding="utf-8", errors="replace")
+def _add_card(patch: OpenPatch, hub_id: HubId, base: Repo, existing: Repo | None, plan: _Plan, licence: str | None) -> None:
+    """Add the model card, and the picture that it shows; what the owner of the repo wrote in the card stays."""
+    card = None
+    if existing is not None and CARD_PATH in existing.files:
+        card = (download(existing, [CARD_PATH]) / CARD_PATH).read_text(encoding="utf-8", errors="replace")
     stated = {"license": licence} if licence else licence_of(base.pinned)
-    if not stated and not (own and "\nlicense:" in own):
+    if not stated and not (card and "\nlicense:" in card):
         raise HubError(f"{base.name}: states no licence that the card could carry on: push with --license")
+    report = report_patch(patch.path)
     picture = _picture(report)
     if picture is not None:
-        plan.files[PICTURE] = picture
+        plan.files[PICTURE_PATH] = picture
     facts = Facts(
         patch=info(patch.path),
         repo=HubId(hub_id.repo),
         base=HubId(base.name, base.commit),
         report=report,
         checked=tuple(plan.checked),
-        picture=PICTURE if picture else None,
+        picture=PICTURE_PATH if picture else None,
         endpoint=endpoint(),
     )
     metadata: Mapping[str, object] = {
@@ -250,14 +267,13 @@ def _add_card(patch: OpenPatch, hub_id: HubId, base: Repo, there: Repo | None, p
         "library_name": "ckptdiff",
         "tags": list(TAGS),
     }
-    plan.files[CARD] = update_card(card_text(facts, own), metadata).encode()
+    plan.files[CARD_PATH] = update_card(card_text(facts, card), metadata).encode()
 
 
 def _picture(report: Report) -> bytes | None:
-    """The chart of where weights changed, if the patch has a report and the libraries are there."""
+    """The chart of where weights changed, if the patch has a report and the libraries for charts are installed."""
     if not report.complete:
         return None
-
     try:
         return next(
             (pages.drawing.png(chart, scale=1) for chart in pages.report_charts.charts(report.to_json()) if chart.name == "changed"), None

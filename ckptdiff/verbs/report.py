@@ -1,4 +1,4 @@
-"""``report``: what training changed, measured in one pass over base and target, and matrix by matrix for ranks."""
+"""``report`` measures what training changed: in one pass over base and target, and for ranks matrix by matrix."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import get_args
 import numpy as np
 import numpy.typing as npt
 
-from ckptdiff.analysis.matrices import counted_lines, matrix_shape, ranked, spread
+from ckptdiff.analysis.matrices import choose_sample, count_ranked, counted_lines, matrix_shape
 from ckptdiff.analysis.modules import layer_of, module_of
-from ckptdiff.analysis.pairs import Pair, open_source
+from ckptdiff.analysis.pairs import Pair, Source, open_source
 from ckptdiff.analysis.rank import check_device, expected_random_rank, spectrum
 from ckptdiff.analysis.report_model import QUANTILES, Bin, ExponentRow, MatrixRank, Quantiles, RankChoice, Report, TensorReport
 from ckptdiff.analysis.report_stored import unpack
-from ckptdiff.analysis.sparsity import NUMBERS, ZERO_EXPONENT, BlockCounter, BlockCounts, Counts, Histograms, Tolerance, subtract
+from ckptdiff.analysis.sparsity import COUNT_FIELDS, ZERO_EXPONENT_BIN, BlockCounter, BlockCounts, Counts, Histograms, Tolerance, subtract
 from ckptdiff.analysis.values import element_bits, values_of
 from ckptdiff.checkpoint.pairing import Rename, check_globs
 from ckptdiff.checkpoint.selection import Selection
@@ -29,12 +29,13 @@ from ckptdiff.io.parallel import Progress, default_threads, no_progress, run_ord
 from ckptdiff.kernels.bins import LOWEST
 from ckptdiff.patching.patch import open_patch
 
-WIDEST = 52
-"""The octave from which on ulp distances count together: every JSON reader has the integers up to 2^53."""
-GROUP = 1 << 22
-"""Bytes of base that a job counts, or up to a block more."""
-SMALL_MATRIX = 512
-"""Up to this smaller side matrices are taken on a thread each; larger ones one after the other, since LAPACK has threads of its own."""
+LAST_ULP_OCTAVE = 52
+"""Binary exponent from which ulp distances are counted in one bin, as not every JSON reader has integers above 2^53."""
+JOB_BYTES = 1 << 22
+"""Bytes of the base that a job counts, or up to a block more."""
+MAX_PARALLEL_SIDE = 512
+"""Smaller side of a matrix up to which ranks are taken on several threads, each of one matrix. Larger matrices are taken one after the
+other, as LAPACK has threads of its own."""
 
 
 def report(
@@ -54,20 +55,22 @@ def report(
 ) -> Report:
     """Measure what changed between a base and a target, which may be a patch from that base.
 
-    Sparsity and moves take one pass over both; memory does not depend on their size. Rank takes one matrix at a time whole.
+    Sparsity and moves take one pass over both, in memory that does not depend on their size. Ranks need one whole matrix at a time.
 
     Args:
-        base: checkpoint.
-        target: checkpoint, or patch; the patch is not applied to the disk.
-        include, exclude, follow_links, rename: of checkpoints, as :func:`ckptdiff.make` takes them; a patch says itself what is in it.
-        atol, rtol: see :class:`Counts`.
-        rank: of no matrix, of 32 spread over kinds of modules and over layers (:attr:`Report.sample` says which), or of all.
-        device: a torch device for rank, such as ``cuda``, or ``auto`` for the first accelerator; None for NumPy.
-        threads: how many to use.
-        progress: called with how far it is.
+        base: the base checkpoint.
+        target: the target checkpoint, or a patch from the base, which is not written out.
+        include, exclude, follow_links, rename: choose the files and tensors of checkpoints, as in :func:`ckptdiff.make`; a patch says
+            itself what is in it.
+        atol, rtol: the tolerances at which elements count as unchanged, see :class:`Counts`.
+        rank: take the rank of no matrix, of a sample of 32 spread over kinds of modules and over layers (:attr:`Report.sample` says which),
+            or of all matrices.
+        device: a torch device on which ranks are taken, such as ``cuda``, or ``auto`` for the first accelerator; None for NumPy.
+        threads: number of threads.
+        progress: called with what is being done, how much is done, and how much there is.
 
     Raises:
-        CheckpointError: a checkpoint cannot be read, they have no name in common, or an argument is wrong.
+        CheckpointError: a checkpoint cannot be read, the two have no tensor name in common, or an argument is wrong.
         FormatError, UnsupportedError, IntegrityError: the patch is broken.
         BaseMismatchError: the patch has another base. UnsupportedError: torch is missing, or cannot use the device.
     """
@@ -77,33 +80,38 @@ def report(
         raise CheckpointError(f"unknown choice of ranks {rank!r}: expected one of {', '.join(get_args(RankChoice))}")
     if device is not None:
         device = check_device(device)
-    count = threads or default_threads()
     chosen, renames = Selection(include, exclude, follow_links), [Rename.parse(text) for text in rename]
     with open_source(base, target, selection=chosen, renames=renames) as source:
-        if source.sides:
-            check_globs(chosen.globs, *source.sides)
+        if source.checkpoints:
+            check_globs(chosen.globs, *source.checkpoints)
         if not source.pairs and not source.unpaired and source.added and source.removed:
             raise CheckpointError(f"{base} and {target} have no tensor of the same name: are they of one model?")
-        total, tensors = Histograms.empty(), []
-        without: tuple[str, ...] = ()
-        jobs = (partial(_count, group, Tolerance(atol, rtol)) for group in _groups(source.pairs))
-        done, nbytes = 0, sum(pair.nbytes for pair in source.pairs)
-        with closing(run_ordered(jobs, count)) as results:
-            blocks = _blocks(results, total)
-            for pair in source.pairs:
-                tensors.append(_gather(pair, blocks))
-                done += pair.nbytes
-                progress("counting", done, nbytes)
-        if rank != "none":
-            tensors, without = _ranks(source.pairs, tensors, rank, device, count, progress)
-        ulps, moves, exponents = _bins(total)
-        names = (source.added, source.removed, source.unpaired)
-        return Report(source.base, source.target, Tolerance(atol, rtol), rank, tuple(tensors), ulps, moves, exponents, *names, without)
+        return _measure(source, Tolerance(atol, rtol), rank, device, threads or default_threads(), progress)
+
+
+def _measure(source: Source, tolerance: Tolerance, rank: RankChoice, device: str | None, threads: int, progress: Progress) -> Report:
+    """Count the changes of all pairs of tensors, then take ranks."""
+    total, tensors = Histograms.empty(), []
+    without_rank: tuple[str, ...] = ()
+    jobs = (partial(_count_blocks, group, tolerance) for group in _block_groups(source.pairs))
+    done, nbytes = 0, sum(pair.nbytes for pair in source.pairs)
+    with closing(run_ordered(jobs, threads)) as results:
+        blocks = _counted_blocks(results, total)
+        for pair in source.pairs:
+            tensors.append(_tensor_report(pair, blocks))
+            done += pair.nbytes
+            progress("counting", done, nbytes)
+    if rank != "none":
+        tensors, without_rank = _take_ranks(source.pairs, tensors, rank, device, threads, progress)
+    names = (source.added, source.removed, source.unpaired)
+    return Report(source.base, source.target, tolerance, rank, tuple(tensors), *_histogram_rows(total), *names, without_rank)
 
 
 def report_patch(patch: str | os.PathLike[str]) -> Report:
-    """What a patch alone says: the report stored in it (see :func:`ckptdiff.make`), or how many units (elements, but for types of less
-    than a byte) changed in each tensor. Payloads are not read.
+    """Show what a patch alone says, without reading its payloads.
+
+    That is the report stored in it (see :func:`ckptdiff.make`), or else how many units changed in each tensor. Units are elements, except
+    for types of less than a byte.
 
     Raises:
         CheckpointError: there is no such file. FormatError, UnsupportedError, IntegrityError: it is not a whole and valid patch.
@@ -125,13 +133,13 @@ def report_patch(patch: str | os.PathLike[str]) -> Report:
         return Report("", opened.path.name, Tolerance(), "none", tuple(tensors), (), (), (), *names, (), complete=False)
 
 
-def _groups(pairs: Sequence[Pair]) -> Iterator[list[tuple[Pair, int]]]:
-    """Blocks to count in one job: of one dtype, and so much that handing jobs to threads takes no time."""
+def _block_groups(pairs: Sequence[Pair]) -> Iterator[list[tuple[Pair, int]]]:
+    """Blocks to count in one job: those of a group have one dtype, and are so many that handing jobs to threads takes no time."""
     group: list[tuple[Pair, int]] = []
     size = 0
     for pair in pairs:
         for start in pair.starts:
-            if group and (size >= GROUP or pair.dtype != group[0][0].dtype):
+            if group and (size >= JOB_BYTES or pair.dtype != group[0][0].dtype):
                 yield group
                 group, size = [], 0
             group.append((pair, start))
@@ -140,26 +148,27 @@ def _groups(pairs: Sequence[Pair]) -> Iterator[list[tuple[Pair, int]]]:
         yield group
 
 
-def _count(group: list[tuple[Pair, int]], tolerance: Tolerance) -> tuple[list[BlockCounts], Histograms]:
+def _count_blocks(group: list[tuple[Pair, int]], tolerance: Tolerance) -> tuple[list[BlockCounts], Histograms]:
+    """The counts of each block of a group, and the histograms over all of them."""
     dtype = group[0][0].dtype
     counter = BlockCounter(dtype, tolerance)
     blocks = []
     for pair, start in group:
         old, new = pair.read(start, start + pair.step)
         blocks.append(counter.count(old, new, counted_lines(pair.shape)[1], 8 * start // DTYPES[dtype].bits))
-    return blocks, counter.tally()
+    return blocks, counter.histograms()
 
 
-def _blocks(results: Iterator[tuple[list[BlockCounts], Histograms]], total: Histograms) -> Iterator[BlockCounts]:
-    """The blocks of all jobs; adds up their bins."""
-    for blocks, tally in results:
-        total.add(tally)
+def _counted_blocks(results: Iterator[tuple[list[BlockCounts], Histograms]], total: Histograms) -> Iterator[BlockCounts]:
+    """The counts of the blocks of all jobs; adds their histograms to ``total``."""
+    for blocks, histograms in results:
+        total.add(histograms)
         yield from blocks
 
 
-def _gather(pair: Pair, blocks: Iterator[BlockCounts]) -> TensorReport:
-    """Add up a tensor's blocks."""
-    numbers, (height, width) = np.zeros(len(NUMBERS), np.int64), counted_lines(pair.shape)
+def _tensor_report(pair: Pair, blocks: Iterator[BlockCounts]) -> TensorReport:
+    """Add up the counts of a tensor's blocks, which come first in ``blocks``."""
+    numbers, (height, width) = np.zeros(len(COUNT_FIELDS), np.int64), counted_lines(pair.shape)
     rows, columns = np.zeros(height, np.int64), np.zeros(width * (1 + (pair.dtype == "C64")), np.int64)
     for _ in pair.starts:
         block = next(blocks)
@@ -170,26 +179,32 @@ def _gather(pair: Pair, blocks: Iterator[BlockCounts]) -> TensorReport:
         columns[: len(block.columns) - whole] += block.columns[whole:]
     pair.finish()
     shares = (_quantiles(rows, len(columns)), _quantiles(columns, len(rows))) if height else (None, None)
-    counts = Counts.of(numbers)
+    counts = Counts.from_numbers(numbers)
     return TensorReport(pair.scope, pair.name, pair.dtype, pair.shape, layer_of(pair.name), module_of(pair.name), counts, *shares)
 
 
 def _quantiles(changed: npt.NDArray[np.int64], length: int) -> Quantiles:
-    """What ``np.quantile`` gives of ``changed / length``; that takes ten times as long, which was a tenth of the counting pass."""
-    ordered, last, found = np.sort(changed), len(changed) - 1, []
+    """Quantiles of ``changed / length``, as ``np.quantile`` interpolates them.
+
+    ``np.quantile`` takes ten times as long, which was a tenth of the time of the counting pass.
+    """
+    ordered, last, result = np.sort(changed), len(changed) - 1, []
     for quantile in QUANTILES:
         k, part = int(last * quantile), last * quantile % 1
         low, high = float(ordered[k] / length), float(ordered[min(k + 1, last)] / length)
-        found.append(low + (high - low) * part if part < 0.5 else high - (high - low) * (1 - part))
-    return tuple(found)
+        result.append(low + (high - low) * part if part < 0.5 else high - (high - low) * (1 - part))
+    return tuple(result)
 
 
-def _bins(total: Histograms) -> tuple[tuple[Bin, ...], tuple[Bin, ...], tuple[ExponentRow, ...]]:
-    counts = [*total.ulps[:WIDEST], int(total.ulps[WIDEST:].sum())]
-    ulps = tuple(Bin(2.0**k, 2.0 ** (k + 1) - 1 if k < WIDEST else None, int(n)) for k, n in enumerate(counts) if n)
+def _histogram_rows(total: Histograms) -> tuple[tuple[Bin, ...], tuple[Bin, ...], tuple[ExponentRow, ...]]:
+    """Distances in ulps, absolute changes and exponents of the base, as rows of a report; empty bins are left out."""
+    counts = [*total.ulps[:LAST_ULP_OCTAVE], int(total.ulps[LAST_ULP_OCTAVE:].sum())]
+    ulps = tuple(Bin(2.0**k, 2.0 ** (k + 1) - 1 if k < LAST_ULP_OCTAVE else None, int(n)) for k, n in enumerate(counts) if n)
     moves = tuple(Bin(2.0 ** (k + LOWEST), 2.0 ** (k + LOWEST + 1), int(n)) for k, n in enumerate(total.moves) if n)
     exponents = tuple(
-        ExponentRow(k - ZERO_EXPONENT if k else None, int(n), int(total.changed_exponents[k])) for k, n in enumerate(total.exponents) if n
+        ExponentRow(k - ZERO_EXPONENT_BIN if k else None, int(n), int(total.changed_exponents[k]))
+        for k, n in enumerate(total.exponents)
+        if n
     )
     return ulps, moves, exponents
 
@@ -197,34 +212,37 @@ def _bins(total: Histograms) -> tuple[tuple[Bin, ...], tuple[Bin, ...], tuple[Ex
 # --- rank ---
 
 
-def _ranks(
+def _take_ranks(
     pairs: Sequence[Pair], tensors: Sequence[TensorReport], choice: RankChoice, device: str | None, threads: int, progress: Progress
 ) -> tuple[list[TensorReport], tuple[str, ...]]:
     """The tensors with their ranks, and the names of those with a matrix whose update holds infinities or NaNs."""
-    chosen = [(k, i) for k, t in enumerate(tensors) for i in range(ranked(t.module, t.dtype, t.shape))]
+    chosen = [(k, i) for k, t in enumerate(tensors) for i in range(count_ranked(t.module, t.dtype, t.shape))]
     if choice == "sample":
-        chosen = [chosen[number] for number in spread([(tensors[k].module, tensors[k].layer) for k, _ in chosen])]
-    small, large = ([(k, i) for k, i in chosen if (min(tensors[k].shape[-2:]) <= SMALL_MATRIX) == wanted] for wanted in (True, False))
-    found: dict[int, list[MatrixRank]] = {}
+        chosen = [chosen[number] for number in choose_sample([(tensors[k].module, tensors[k].layer) for k, _ in chosen])]
+    small, large = ([(k, i) for k, i in chosen if (min(tensors[k].shape[-2:]) <= MAX_PARALLEL_SIDE) == wanted] for wanted in (True, False))
+    ranks: dict[int, list[MatrixRank]] = {}
     without: dict[str, None] = {}
     done = 0
     for group, workers in ((small, threads), (large, 1)):
         jobs: list[Callable[[], MatrixRank | None]] = [
-            partial(_rank, pairs[k], i, device, threads if workers == 1 else 1) for k, i in group
+            partial(_matrix_rank, pairs[k], i, device, threads if workers == 1 else 1) for k, i in group
         ]
         with closing(run_ordered(jobs, workers)) as results:
             for (k, _), row in zip(group, results, strict=True):
                 done += 1
                 progress("taking ranks", done, len(chosen))
                 if row is not None:
-                    found.setdefault(k, []).append(row)
+                    ranks.setdefault(k, []).append(row)
                 else:
                     without[tensors[k].name] = None
-    return [replace(t, ranks=tuple(found[k])) if k in found else t for k, t in enumerate(tensors)], tuple(without)
+    return [replace(t, ranks=tuple(ranks[k])) if k in ranks else t for k, t in enumerate(tensors)], tuple(without)
 
 
-def _rank(pair: Pair, index: int, device: str | None, threads: int) -> MatrixRank | None:
-    """None for an update without a rank: with infinities or NaNs, or with singular values beyond float64."""
+def _matrix_rank(pair: Pair, index: int, device: str | None, threads: int) -> MatrixRank | None:
+    """The rank of the update of one matrix of a tensor.
+
+    None if the update holds infinities or NaNs, or has singular values beyond float64.
+    """
     _, height, width = matrix_shape(pair.shape)
     size = height * width * DTYPES[pair.dtype].bits // 8
     update = np.empty(height * width, np.float64 if pair.dtype == "F64" else np.float32)
@@ -239,7 +257,7 @@ def _rank(pair: Pair, index: int, device: str | None, threads: int) -> MatrixRan
     if not np.isfinite([update.max(initial=0.0), update.min(initial=0.0)]).all():
         return None
     with np.errstate(over="ignore"):
-        found = spectrum(update.reshape(height, width), device, threads)
-    if not math.isfinite(found.singular_values[0]):
+        matrix_spectrum = spectrum(update.reshape(height, width), device, threads)
+    if not math.isfinite(matrix_spectrum.singular_values[0]):
         return None
-    return MatrixRank(index, found, expected_random_rank(height, width, changed / len(update)))
+    return MatrixRank(index, matrix_spectrum, expected_random_rank(height, width, changed / len(update)))

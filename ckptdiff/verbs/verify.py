@@ -1,4 +1,4 @@
-"""``verify``: problems of a patch, of a base for it, or of files rebuilt from it. It writes nothing."""
+"""``verify`` finds problems of a patch, of a base for it, or of files that were rebuilt from it. It writes nothing."""
 
 from __future__ import annotations
 
@@ -33,23 +33,29 @@ from ckptdiff.patching.recipes import BaseTensor, PatchedTensor, check_result, d
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong: ``kind`` as in :mod:`ckptdiff.errors`, and a line that names file and tensor."""
+    """One thing that is wrong."""
 
     kind: str
+    """Kind of the error, see :mod:`ckptdiff.errors`."""
     message: str
+    """A line that names the file and the tensor."""
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyResult:
-    """``problems`` found, how many things were ``checked``, and against what."""
+    """The result of :func:`verify` and :func:`verify_against_hub`."""
 
     problems: tuple[Problem, ...]
     checked: int
+    """Number of checks."""
     against_base: bool
+    """Whether a base was checked."""
     against_target: bool
+    """Whether rebuilt files were checked."""
 
     @property
     def ok(self) -> bool:
+        """Whether no problem was found."""
         return not self.problems
 
 
@@ -61,9 +67,16 @@ def verify(
     threads: int | None = None,
     progress: Progress = no_progress,
 ) -> VerifyResult:
-    """Check a patch alone; with ``base`` also that it gives what it states; with ``target`` also that these are its files (SHA-256).
+    """Check a patch, and a base for it, or files that were rebuilt from it.
 
-    All problems found are collected. Changes can be decoded only with the base: without it their stored bytes are checked.
+    All problems are collected. Without the base, changes cannot be decoded, and only their stored bytes are checked.
+
+    Args:
+        patch: a patch file or folder, or an id on the Hub.
+        base: a checkpoint; check that the patch fits it, and gives what it states.
+        target: a checkpoint; check by SHA-256 that its files are those that the patch gives.
+        threads: number of threads.
+        progress: called with what is being done, how much is done, and how much there is.
 
     Raises:
         CheckpointError: the base is not a checkpoint, or the patch does not exist.
@@ -72,28 +85,29 @@ def verify(
         if path is not None:
             check_exists(path)
     checks: list[Callable[[], CkptdiffError | None]] = []
-    found: list[CkptdiffError] = []
+    errors: list[CkptdiffError] = []
     try:
         with open_patch(patch) as opened:
             checks += patch_checks(opened)
             if target is not None:
                 checks += target_checks(opened, Path(target))
             if base is None:
-                found += _run(checks, threads, progress)
+                errors += _run(checks, threads, progress)
             else:
                 with open_base(base, [opened]) as checkpoint:
                     rebuilder = Rebuilder(checkpoint, [opened], 1, no_progress)
                     checks += base_checks(rebuilder, opened)
-                    found += _told_apart(rebuilder, list(_run(checks, threads, progress)))
+                    errors += _merge_already_target(rebuilder, list(_run(checks, threads, progress)))
     except CheckpointError:
         raise
     except CkptdiffError as error:  # the container itself is broken: nothing more can be checked
-        found.append(error)
-    problems = tuple(Problem(error.kind, str(error)) for error in found)
+        errors.append(error)
+    problems = tuple(Problem(error.kind, str(error)) for error in errors)
     return VerifyResult(problems, max(len(checks), 1), base is not None, target is not None)
 
 
 def _run(checks: list[Callable[[], CkptdiffError | None]], threads: int | None, progress: Progress) -> Iterator[CkptdiffError]:
+    """The problems that checks find, in the order of the checks."""
     with closing(run_ordered(checks, threads or default_threads())) as results:
         for done, error in enumerate(results, 1):
             progress("verifying", done, len(checks))
@@ -101,20 +115,20 @@ def _run(checks: list[Callable[[], CkptdiffError | None]], threads: int | None, 
                 yield error
 
 
-def _told_apart(rebuilder: Rebuilder, found: list[CkptdiffError]) -> list[CkptdiffError]:
-    """One problem instead of one for each tensor where the base is the target already."""
-    wrong = [error for error in found if error.kind == "wrong_base"]
+def _merge_already_target(rebuilder: Rebuilder, errors: list[CkptdiffError]) -> list[CkptdiffError]:
+    """Where the base is the target already, one problem instead of one for each tensor."""
+    wrong = [error for error in errors if error.kind == "wrong_base"]
     if wrong:
         try:
             rebuilder.raise_if_wrong_base(recipes_of(rebuilder.outputs()))
         except CkptdiffError as error:
             if error.kind == "already_target":
-                return [*(error for error in found if error not in wrong), error]
-    return found
+                return [*(error for error in errors if error not in wrong), error]
+    return errors
 
 
 def patch_checks(patch: OpenPatch) -> list[Callable[[], CkptdiffError | None]]:
-    """Checks of payloads, stored files and the patch files' SHA-256; what :func:`open_patch` checks is not repeated."""
+    """Checks of payloads, of stored files and of the patch files' SHA-256. What :func:`open_patch` has checked is not checked again."""
     checks: list[Callable[[], CkptdiffError | None]] = []
     for file in patch.files:
         checks += [partial(_payload_error, file, entry) for entry in file.table.entries if entry.has_payload]
@@ -141,12 +155,12 @@ def _other_error(patch: OpenPatch, other: OtherFile) -> CkptdiffError | None:
     return other_files.stored_error(patch, other) or (_decoding_error(patch, other, None) if other.kind == "new" else None)
 
 
-DECODING = threading.Lock()
-"""Files without weights are decoded one at a time: each may need a window of 128 MiB, or old and new of 64 MiB."""
+DECODING_LOCK = threading.Lock()
+"""Files without weights are decoded one at a time: each may need a window of 128 MiB, or 64 MiB for each of its old and new content."""
 
 
 def _decoding_error(patch: OpenPatch, other: OtherFile, base: Path | None) -> CkptdiffError | None:
-    with DECODING:
+    with DECODING_LOCK:
         return other_files.decoding_error(patch, other, base)
 
 
@@ -162,7 +176,8 @@ def target_checks(patch: OpenPatch, target: Path) -> list[Callable[[], CkptdiffE
 
 
 def _weights_error(patch: OpenPatch, file: PatchFile, path: Path) -> CkptdiffError | None:
-    """By SHA-256; a target that was never a file has none, and goes by header and tensor digests."""
+    """The problem of a rebuilt weight file. A target that was never a file has no SHA-256, and is compared by its header and tensor
+    digests."""
     metadata = file.metadata
     if metadata.target_sha256 is not None:
         return _file_error(path, metadata.target_size, metadata.target_sha256)
@@ -172,21 +187,27 @@ def _weights_error(patch: OpenPatch, file: PatchFile, path: Path) -> CkptdiffErr
             if weights.header.raw != file.header.raw:
                 return IntegrityError(f"{path}: its header is not the one that {patch.path} gives")
             for tensor, entry in zip(weights.tensors, file.table.entries, strict=True):
-                found, expected = digest_of(tensor), patch.entries[metadata.target_scope, entry.of or entry.name][1].digest
-                if found != expected:
-                    return IntegrityError(f"{path}: tensor {cut(tensor.name)} has the digest {found.hex()}, expected {expected.hex()}")
+                digest, expected = digest_of(tensor), patch.entries[metadata.target_scope, entry.of or entry.name][1].digest
+                if digest != expected:
+                    return IntegrityError(f"{path}: tensor {cut(tensor.name)} has the digest {digest.hex()}, expected {expected.hex()}")
     except CheckpointError as error:
         return error
     return None
 
 
 def verify_against_hub(checkpoint: str | os.PathLike[str], hub_id: str, *, threads: int | None = None) -> VerifyResult:
-    """Compare a folder's files (or a file) with what the Hub states of a repo's, and fetch none: SHA-256, or git's SHA-1 of small ones.
+    """Compare a checkpoint's files with the digests that the Hub states for those of a repo, without fetching any.
 
-    Files here that the repo lacks are problems, and weight files there that are not here.
+    The digests are SHA-256, or for small files git's SHA-1. Files that the repo lacks are problems, and so are weight files that only the
+    repo has.
+
+    Args:
+        checkpoint: a folder, or a file.
+        hub_id: ``org/name`` or ``org/name@revision``.
+        threads: number of threads.
 
     Raises:
-        CheckpointError: it does not exist, or the id is none. HubError: the repo cannot be read.
+        CheckpointError: the checkpoint does not exist, or ``hub_id`` is not an id on the Hub. HubError: the repo cannot be read.
     """
     path, wanted = Path(checkpoint), parse_id(hub_id)
     if wanted is None:
@@ -198,27 +219,29 @@ def verify_against_hub(checkpoint: str | os.PathLike[str], hub_id: str, *, threa
     checks: list[Callable[[], CkptdiffError | None]] = [
         partial(_hub_error, path / name if os.path.isdir(path) else path, name, repo) for name in files
     ]
-    found = list(_run(checks, threads, no_progress))
+    errors = list(_run(checks, threads, no_progress))
     for name in repo.files:
         if os.path.isdir(path) and name.endswith(".safetensors") and name not in files:
-            found.append(CheckpointError(f"{path / name}: is missing, {repo.pinned} has it"))
-    return VerifyResult(tuple(Problem(error.kind, str(error)) for error in found), len(checks), False, True)
+            errors.append(CheckpointError(f"{path / name}: is missing, {repo.pinned} has it"))
+    return VerifyResult(tuple(Problem(error.kind, str(error)) for error in errors), len(checks), False, True)
 
 
 def _hub_error(path: Path, name: str, repo: Repo) -> CkptdiffError | None:
+    """The problem of a file that a repo should have under a name."""
     row = repo.files.get(name)
     if row is None:
         return IntegrityError(f"{path}: {repo.pinned} has no such file")
     if row.sha256 is not None:
         return _file_error(path, row.size, row.sha256)
     data = path.read_bytes()
-    found = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-    if found == row.blob_id:
+    sha1 = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    if sha1 == row.blob_id:
         return None
-    return IntegrityError(f"{path}: as git counts it its SHA-1 is {found}, expected {row.blob_id}: not the file in {repo.pinned}")
+    return IntegrityError(f"{path}: its SHA-1, as git computes it, is {sha1}, expected {row.blob_id}: not the file in {repo.pinned}")
 
 
 def _file_error(path: Path, size: int, sha256: str) -> CkptdiffError | None:
+    """The problem of a file that should have a size and a SHA-256."""
     try:
         file = LocalFile(path)
     except CheckpointError as error:
@@ -226,8 +249,8 @@ def _file_error(path: Path, size: int, sha256: str) -> CkptdiffError | None:
     try:
         if file.size != size:
             return IntegrityError(f"{path}: has {file.size} bytes, expected {size}")
-        found = sha256_file(file)
-        return None if found == sha256 else IntegrityError(f"{path}: its SHA-256 is {found}, expected {sha256}")
+        computed = sha256_file(file)
+        return None if computed == sha256 else IntegrityError(f"{path}: its SHA-256 is {computed}, expected {sha256}")
     except CheckpointError as error:
         return error
     finally:
@@ -235,7 +258,7 @@ def _file_error(path: Path, size: int, sha256: str) -> CkptdiffError | None:
 
 
 def base_checks(rebuilder: Rebuilder, patch: OpenPatch) -> list[Callable[[], CkptdiffError | None]]:
-    """Checks that the base's tensors and files are those that the patch needs, and that the changes to them give what it states."""
+    """Checks that the base's tensors and files are those that the patch needs, and that its changes to them give what it states."""
     checks: list[Callable[[], CkptdiffError | None]] = [
         partial(_tensor_error, rebuilder, file, entry)
         for file in patch.files
@@ -254,8 +277,8 @@ def _tensor_error(rebuilder: Rebuilder, file: PatchFile, entry: Entry) -> Ckptdi
                 recipe.build(start, stop)
             rebuilder.check(recipe)
         except (FormatError, IntegrityError) as error:
-            if isinstance(base, BaseTensor) and (found := rebuilder.checked.digest_of(base.tensor)) != base.digest:
-                return rebuilder.wrong_base(rebuilder.chain[0], describe_mismatch(base, found))
+            if isinstance(base, BaseTensor) and (digest := rebuilder.checked.digest_of(base.tensor)) != base.digest:
+                return rebuilder.wrong_base(rebuilder.chain[0], describe_mismatch(base, digest))
             return error
     except CkptdiffError as error:
         return error

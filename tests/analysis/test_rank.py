@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckptdiff.analysis import rank
-from ckptdiff.analysis.rank import TOP, expected_random_rank, spectrum
+from ckptdiff.analysis.rank import ENERGY_RANKS, expected_random_rank, spectrum
 from ckptdiff.kernels.gram import sparse_gram
 
 RNG = np.random.default_rng(0)
@@ -59,7 +59,7 @@ def test_figures_are_those_of_the_svd(name: str) -> None:
     assert (found.rows, found.columns, found.largest) == (*d.shape, min(d.shape))
     assert found.stable_rank == pytest.approx(np.sum((s / s[0]) ** 2), rel=1e-9)
     assert found.effective_rank == int(np.argmax(energy >= 0.99 * (1 - 1e-12)) + 1)
-    assert found.top_energy == pytest.approx([energy[min(k, len(s)) - 1] for k in TOP], rel=1e-9)
+    assert found.top_energy == pytest.approx([energy[min(k, len(s)) - 1] for k in ENERGY_RANKS], rel=1e-9)
     assert found.singular_values[0] == pytest.approx(s[0], rel=1e-9) and len(found.singular_values) == min(len(s), 64)
 
 
@@ -84,7 +84,7 @@ def test_the_ends_of_float64(rows: int, exponent: int) -> None:
 def test_next_to_the_tolerance(factor: float) -> None:
     """The Gram matrix's eigenvalues decide as the SVD in float64 does; torch's float32 is asked where it can tell."""
     q, p = (np.linalg.qr(RNG.normal(size=(160, 160)))[0] for _ in range(2))
-    s = np.append(np.linspace(1, 0.1, 159), 160 * rank.EPS * factor)
+    s = np.append(np.linspace(1, 0.1, 159), 160 * rank.FLOAT32_EPSILON * factor)
     d = (q * s) @ p.T
     assert spectrum(d).rank == (160 if factor > 1 else 159)
     if abs(factor - 1) > 1e-3:
@@ -113,7 +113,7 @@ def test_products_have_the_rank_of_their_factors(rows: int, columns: int, inner:
     rng = np.random.default_rng(seed)
     d = (rng.integers(-9, 10, (rows, inner)) @ rng.integers(-9, 10, (inner, columns))).astype(np.float64)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rank, "BY_SVD", by_svd)
+        patch.setattr(rank, "MAX_SVD_SIDE", by_svd)
         assert spectrum(d).rank == np.linalg.matrix_rank(d, tol=1e-6 * max(np.abs(d).max(initial=0), 1))
 
 
@@ -145,7 +145,7 @@ def test_the_spectrum_is_the_same_by_both_products(monkeypatch: pytest.MonkeyPat
     rng = np.random.default_rng(1)
     update = (rng.normal(0, 1e-4, (300, 900)) * (rng.random((300, 900)) < 0.05)).astype(np.float32)
     sparse = spectrum(update, threads=2)
-    monkeypatch.setattr("ckptdiff.analysis.rank.SPARSE", math.inf)
+    monkeypatch.setattr("ckptdiff.analysis.rank.SPARSE_PRODUCT_COST", math.inf)
     dense = spectrum(update)
     assert (sparse.rank, sparse.effective_rank) == (dense.rank, dense.effective_rank) and sparse.rank > 290
     assert np.allclose(sparse.singular_values, dense.singular_values, rtol=1e-9)

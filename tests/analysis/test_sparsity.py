@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import ckptdiff
-from ckptdiff.analysis.sparsity import NUMBERS, BlockCounter, Counts, Tolerance
+from ckptdiff.analysis.sparsity import COUNT_FIELDS, BlockCounter, Counts, Tolerance
 from ckptdiff.analysis.values import element_bits, values_of
 from ckptdiff.checkpoint.recognition import is_patch
 from ckptdiff.format.dtypes import DTYPES
@@ -76,7 +76,7 @@ def test_every_dtype_is_counted(name: str) -> None:
     elements = nbytes * 8 // row.bits
     counter = BlockCounter(name, Tolerance(0.5, 0.01))
     found = counter.count(old, new, elements // 64, 0)
-    counts, tally = Counts.of(found.numbers), counter.tally()
+    counts, histograms = Counts.from_numbers(found.numbers), counter.histograms()
     kind = "F32" if name == "C64" else name
     a, b = element_bits(old, kind), element_bits(new, kind)
     changed = a != b
@@ -87,8 +87,8 @@ def test_every_dtype_is_counted(name: str) -> None:
         assert counts.within_atol == int(np.sum(~changed | (d <= 0.5)))
         assert counts.within_rtol == int(np.sum(~changed | ((d <= 0.01 * np.abs(x)) & np.isfinite(d))))
         assert (counts.up, counts.down) == (int(np.sum(y > x)), int(np.sum(y < x)))
-    assert counts.elements == len(a) and counts.changed == changed.sum() == tally.ulps.sum()
-    assert tally.exponents.sum() in (0, len(a)) and tally.changed_exponents.sum() in (0, changed.sum())
+    assert counts.elements == len(a) and counts.changed == changed.sum() == histograms.ulps.sum()
+    assert histograms.exponents.sum() in (0, len(a)) and histograms.changed_exponents.sum() in (0, changed.sum())
     assert found.rows.tolist() == changed.reshape(64, -1).sum(1).tolist()
     assert found.columns.tolist() == changed.reshape(64, -1).sum(0).tolist()
 
@@ -102,19 +102,24 @@ def test_moves_that_are_gathered(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     old, new = (side.astype("<u2").view(np.uint8) for side in (units, moved))
     found = []
     for many in (0, 0, len(units) + 1):
-        monkeypatch.setattr("ckptdiff.analysis.sparsity.MANY", many)
+        monkeypatch.setattr("ckptdiff.analysis.sparsity.MIN_MERGED_CHANGES", many)
         counter = BlockCounter(name, Tolerance())
         block = counter.count(old, new, 1 << 10, 0)
-        tally = counter.tally()
-        found.append([x.tolist() for x in (block.numbers, block.rows, block.columns, tally.ulps, tally.moves, tally.changed_exponents)])
-    assert found[0] == found[1] == found[2] and Counts.of(found[0][0]).changed == 12 << 16
-    assert (found[0][0][NUMBERS.index("one_ulp")]) > 1 << 16
+        histograms = counter.histograms()
+        found.append(
+            [
+                x.tolist()
+                for x in (block.numbers, block.rows, block.columns, histograms.ulps, histograms.moves, histograms.changed_exponents)
+            ]
+        )
+    assert found[0] == found[1] == found[2] and Counts.from_numbers(found[0][0]).changed == 12 << 16
+    assert (found[0][0][COUNT_FIELDS.index("one_ulp")]) > 1 << 16
 
 
 def test_nan_equals_itself_only_by_bits() -> None:
     old = np.array([0x7FC0, 0x7FC0, 0x7FC1, 0x3F80], "<u2").view(np.uint8)
     new = np.array([0x7FC0, 0x7FC1, 0x3F80, 0x7FC0], "<u2").view(np.uint8)
-    counts = Counts.of(BlockCounter("BF16", Tolerance()).count(old, new, 0, 0).numbers)
+    counts = Counts.from_numbers(BlockCounter("BF16", Tolerance()).count(old, new, 0, 0).numbers)
     assert counts == Counts(elements=4, bit_identical=1, equal=1, within_atol=1, within_rtol=1, within_atol_rounded=1, one_ulp=1)
 
 

@@ -82,7 +82,7 @@ def checkpoints(draw: st.DrawFn) -> list[dict[str, TensorData]]:
 def _without_scripts() -> Any:
     """Pages without Vega's code, which does not look at the numbers."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ckptdiff.pages.html.bundled", lambda: "")
+        patch.setattr("ckptdiff.pages.templating.bundled", lambda: "")
         yield
 
 
@@ -91,7 +91,7 @@ def look_at_report(found: Report) -> dict[str, Any]:
     value: dict[str, Any] = found.to_json()
     json.dumps(value, allow_nan=False)
     jsonschema.validate(value, SCHEMA)
-    render_report.reported(found, True)
+    render_report.print_report(found, True)
     render_page(value)  # which takes no NaN and no infinity
     again = unpack(found.to_bytes(), "the report", "target")
     assert [(t.name, t.layer, t.counts) for t in again.tensors] == [(t.name, t.layer, t.counts) for t in found.tensors]
@@ -110,7 +110,7 @@ def test_anything_can_be_measured(sides: list[dict[str, TensorData]], rank: Any,
                 look_at_report(report(base, target, rank=rank, atol=atol))
             except CheckpointError as error:
                 assert "have no tensor of the same name" in str(error)
-            render.compared(ckptdiff.compare(base, target, atol=(atol,)), True)
+            render.print_compare(ckptdiff.compare(base, target, atol=(atol,)), True)
         try:
             both = ckptdiff.overlap(targets, base, atol=atol)
         except CheckpointError as error:
@@ -119,7 +119,7 @@ def test_anything_can_be_measured(sides: list[dict[str, TensorData]], rank: Any,
             value = both.to_json()
             json.dumps(value, allow_nan=False)
             jsonschema.validate(value, OVERLAP_SCHEMA)
-            render_report.overlapped(both, series, True)
+            render_report.print_overlap(both, series, True)
             render_overlap(both, series)
 
 

@@ -326,7 +326,7 @@ def test_the_largest_models_fit(model: str) -> None:
                 "changed": 9999999,
             }
             header = {name: {"dtype": dtype, "shape": shape, "data_offsets": [9999999999, 9999999999]}}
-            counts = dict.fromkeys(report_stored.COUNTS, 14680064)
+            counts = dict.fromkeys(report_stored.COUNT_FIELDS, 14680064)
             row = {"scope": "model", "name": name, "dtype": dtype, "shape": shape, "layer": layer, "module": "experts", "spectra": None}
             row |= {"rows": [0.01234] * 7, "columns": [0.01234] * 7, **counts}
             tensors += 3 * experts

@@ -20,7 +20,7 @@ import xxhash
 import ckptdiff
 from ckptdiff.analysis.modules import KINDS
 from ckptdiff.analysis.report_stored import unpack as unpack_report
-from ckptdiff.cli.render_report import reported
+from ckptdiff.cli.render_report import print_report
 from ckptdiff.errors import CkptdiffError
 from ckptdiff.format import canonical
 from ckptdiff.format.safetensors import read_header
@@ -367,7 +367,7 @@ def run_report(data: bytes) -> Outcome:
     if wrong is not None or {**report.to_json(), "target": ""} != value:
         raise Disagreement(f"accepted, but by the schema {wrong and wrong.message[:200]}")
     with redirect_stdout(StringIO()):
-        reported(report, True)
+        print_report(report, True)
     return Outcome(True, "accepted")
 
 

@@ -91,7 +91,7 @@ def test_verify_against_a_repo(hub: Hub, models: list[Path], tmp_path: Path) -> 
     other = client.run("verify", models[2], "--hub", "org/tuned", code=1).stdout
     assert "model-00001-of-00002.safetensors: its SHA-256 is" in other and "tokenizer.json" in other and "config.json" not in other
     (models[1] / "config.json").write_text("{}")
-    assert "config.json: as git counts it its SHA-1" in client.run("verify", models[1], "--hub", "org/tuned", code=1).stdout
+    assert "config.json: its SHA-1, as git computes it, is" in client.run("verify", models[1], "--hub", "org/tuned", code=1).stdout
     os.rename(models[0], tmp_path / "store")
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "unet").symlink_to(tmp_path / "store")

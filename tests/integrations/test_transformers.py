@@ -90,11 +90,11 @@ def test_a_patch_as_a_model(folders: tuple[Path, Path, Path], options: dict[str,
 
 def test_what_would_change_weights_is_refused(folders: tuple[Path, Path, Path]) -> None:
     base, _, patch = folders
-    with pytest.raises(UnsupportedError, match=r"dtype=torch.float32: would change the weights that the patch gives: load, then change"):
+    with pytest.raises(UnsupportedError, match=r"dtype=torch.float32: would change the weights that the patch gives: load the model, then"):
         from_pretrained(transformers.AutoModelForCausalLM, patch, base, dtype=torch.float32)
     with pytest.raises(UnsupportedError, match="load_in_8bit=True"):
         from_pretrained(transformers.AutoModelForCausalLM, patch, base, load_in_8bit=True)
-    with pytest.raises(UnsupportedError, match=r"revision='main': means nothing to a patch; its id has the revision"):
+    with pytest.raises(UnsupportedError, match=r"revision='main': does not apply to a patch; give the revision in its id"):
         from_pretrained(transformers.AutoModelForCausalLM, patch, base, revision="main")
     assert from_pretrained(transformers.AutoModelForCausalLM, patch, base, use_cache=False).config.use_cache is False
     with pytest.raises(HubError, match="does not say which repo has its base: give the base with --base"):

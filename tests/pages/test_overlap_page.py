@@ -14,7 +14,7 @@ import pytest
 
 from ckptdiff.analysis.overlap import OverlapResult, TensorOverlap
 from ckptdiff.errors import OutputError
-from ckptdiff.pages.overlap_prose import CAPTIONS, beyond, headline
+from ckptdiff.pages.overlap_prose import CAPTIONS, beyond_chance, headline
 from tests.support.checkpoints import tensor, write
 from tests.support.commands import run
 from tests.support.sample_reports import llama
@@ -23,7 +23,7 @@ pytest.importorskip("altair", reason="needs ckptdiff[report]")
 pytest.importorskip("vl_convert", reason="needs ckptdiff[report]")
 
 from ckptdiff.pages import drawing, overlap_charts
-from ckptdiff.pages.overlap_page import MOST_UPDATES, render_overlap, tensor_columns
+from ckptdiff.pages.overlap_page import MAX_UPDATE_COLUMNS, render_overlap, tensor_columns
 from tests.support.browser import ATTACK, browse, needs_browser, png_bytes, value
 
 RUN = {"sparsity", "growth"}
@@ -115,7 +115,7 @@ def test_charts_captions_and_escapes(name: str) -> None:
 
 
 def test_many_updates_keep_the_page_small() -> None:
-    few, many = (tensor_columns(sample(k)) for k in (MOST_UPDATES, MOST_UPDATES + 1))
+    few, many = (tensor_columns(sample(k)) for k in (MAX_UPDATE_COLUMNS, MAX_UPDATE_COLUMNS + 1))
     assert ("changed by 1", "number") in few and ("least changed", "number") in many and len(many) < len(few)
     assert 'id="pairs"' in render_overlap(sample(3), False) and 'id="pairs"' not in render_overlap(sample(21, layers=1), False)
 
@@ -181,7 +181,7 @@ def test_an_update_that_changed_nothing_beside_one_that_did() -> None:
 
 
 def test_beyond_chance() -> None:
-    assert [beyond(*x, 1e6) for x in ((0.5, 0.5), (0.6, 0.5), (0.4, 0.5), (0.9996, 0.99959), (0.9999, 0.95), (0.011, 0.01))] == [
+    assert [beyond_chance(*x, 1e6) for x in ((0.5, 0.5), (0.6, 0.5), (0.4, 0.5), (0.9996, 0.99959), (0.9999, 0.95), (0.011, 0.01))] == [
         0,
         1,
         -1,
@@ -189,7 +189,7 @@ def test_beyond_chance() -> None:
         1,
         0,
     ]
-    assert beyond(0.3, 0.1, 10) == 0  # ten changes tell nothing
+    assert beyond_chance(0.3, 0.1, 10) == 0  # ten changes tell nothing
 
 
 def test_the_command_writes_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from ckptdiff.errors import OutputError
-from ckptdiff.pages.report_prose import definitions, headline, key_figures, number, percent
+from ckptdiff.pages.report_prose import definitions, headline, key_figures
+from ckptdiff.units import count_in_words, percent
 from tests.support import sample_reports
 from tests.support.browser import ATTACK, browse, needs_browser, png_bytes, value
 from tests.support.sample_reports import assemble, many_tensors, without_names
@@ -156,7 +157,7 @@ def test_png_folder_that_cannot_be_written(tmp_path: Path) -> None:
         report_charts.write_png(one_tensor(), tmp_path / "file")
 
 
-@pytest.mark.parametrize("missing", ["altair", "vl_convert"])
+@pytest.mark.parametrize("missing", ["altair", "jinja2", "vl_convert"])
 def test_missing_libraries_say_what_to_install(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(OutputError, match=r"pip install 'ckptdiff\[report\]'"):
@@ -164,7 +165,7 @@ def test_missing_libraries_say_what_to_install(missing: str, monkeypatch: pytest
 
 
 def test_importing_loads_no_pictures() -> None:
-    code = "import sys, ckptdiff.pages.report_page; print([m for m in ('altair', 'vl_convert') if m in sys.modules])"
+    code = "import sys, ckptdiff.pages.report_page; print([m for m in ('altair', 'jinja2', 'vl_convert') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
@@ -210,7 +211,7 @@ def test_numbers_are_written_in_words() -> None:
     values = (None, 0, 1, 0.0154, 0.5, 0.999987, 0.00001234, 0.25)
     shown = "\u2013|0 %|100 %|1.54 %|50.0 %|99.9987 %|0.00123 %|25.0 %"
     assert [percent(v) for v in values] == shown.split("|")
-    assert [number(n) for n in (999_999, 5_200_000, 7_620_000_000)] == ["999,999", "5.2 million", "7.62 billion"]
+    assert [count_in_words(n) for n in (999_999, 5_200_000, 7_620_000_000)] == ["999,999", "5.2 million", "7.62 billion"]
 
 
 def test_figures_and_definitions_use_the_settings() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from ckptdiff.errors import CheckpointError
 from ckptdiff.kernels import mask_ops
-from ckptdiff.subnetwork import freeze
+from ckptdiff.subnetwork import masked_parameter
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
 
@@ -51,7 +51,7 @@ def test_nothing_outside_moves(name: str, dtype: Any) -> None:
 @pytest.mark.parametrize("name", ["AdamW", "Adam", "SGD"])
 def test_torchs_operations_do_what_the_kernels_do(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch's operations in place of the kernels, which serve the host alone."""
-    monkeypatch.setattr(freeze, "_on_host", lambda _: False)
+    monkeypatch.setattr(masked_parameter, "_on_host", lambda _: False)
     test_nothing_outside_moves(name, torch.float32)
     test_a_full_mask_changes_nothing(name, torch.float32)
 
@@ -78,7 +78,7 @@ def test_state_that_is_saved_is_zero_outside(name: str) -> None:
 @pytest.mark.parametrize("name", ["AdamW", "Adagrad"])
 def test_nothing_outside_moves_on_several_threads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large tensors are cut to slices, which threads share."""
-    monkeypatch.setattr(freeze, "WORTH", 0)
+    monkeypatch.setattr(masked_parameter, "MIN_THREADED_ELEMENTS", 0)
     monkeypatch.setattr(mask_ops, "JOB_ELEMENTS", 64)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     test_nothing_outside_moves(name, torch.float32)

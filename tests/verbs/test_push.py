@@ -22,7 +22,7 @@ def test_the_card_says_what_the_report_found_and_keeps_its_owners_text(hub: Hub,
     """It parses with the client, keeps its owner's text, and its figures are those of ``report --json``."""
     from huggingface_hub import ModelCard
 
-    from ckptdiff.pages.report_prose import percent
+    from ckptdiff.units import percent
 
     client = Client(hub, tmp_path / "a")
     publish(hub, client, models, "--report")
