@@ -176,8 +176,9 @@ def pair_all(base: Checkpoint, target: Checkpoint, renames: Sequence[Rename] = (
                 pairs.append((other, tensor))
         used = {tensor.name for tensor in names.values()} | set(tensors)
         only_in_base += [display_name(tensor, base) for name, tensor in others.items() if name not in used]
-    paired = set(scopes.values())
-    only_in_base += [display_name(t, base) for scope, tensors in base.scopes.items() if scope not in paired for t in tensors.values()]
+    only_in_base += [
+        display_name(t, base) for scope, tensors in base.scopes.items() if scope not in scopes.values() for t in tensors.values()
+    ]
     return PairedTensors(tuple(pairs), tuple(only_in_base), tuple(only_in_target), tuple(mismatched))
 
 

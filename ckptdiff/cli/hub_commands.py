@@ -49,7 +49,6 @@ def push(patch: Path, repo_id: str, revision: str | None, json_output: bool, **o
       ckptdiff make org/base my-model -o patch --report
       ckptdiff push patch me/my-model-ckptdiff
     """
-
     if revision is not None:
         if "@" in repo_id:
             raise click.UsageError("give the branch once: as --revision, or behind an @")
@@ -81,7 +80,6 @@ def pull(repo_id: str, out: Path, json_output: bool, **options: Any) -> None:
     \b
       ckptdiff pull me/my-model-ckptdiff -o my-model
     """
-
     with progress_bar() as progress:
         result = verbs.pull.pull(repo_id, out, progress=progress, **options)
     for note in result.notes:

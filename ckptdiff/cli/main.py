@@ -134,7 +134,6 @@ def make(base: Path, target: Path, patch: Path, codec: str, with_report: bool, j
       ckptdiff make base.safetensors tuned.safetensors -o tuned-patch.safetensors
       ckptdiff make Llama-3-8B Llama-3-8B-GRPO -o grpo-patch
     """
-
     with progress_bar() as progress:
         measured = None
         if with_report:
@@ -169,7 +168,6 @@ def apply(base: Path, patches: tuple[Path, ...], out: Path, json_output: bool, *
       ckptdiff apply base step1 step2 step3 -o model
       ckptdiff apply base patch -o heads.safetensors --only '*lm_head*'
     """
-
     runnable = "" if options["only"] else cli.render.runnable_files(verbs.info.info(patches[-1]))
     if runnable:  # before anything is written (spec 14)
         print_note(f"the patch gives files that other tools may run, read them before you use them: {runnable}")
@@ -207,7 +205,6 @@ def verify(patch: Path, hub: str | None, json_output: bool, **options: Any) -> N
     Lists the problems that were found; of more than ten of one kind only the first, unless --json is given. The exit code is 1 if there
     is a problem.
     """
-
     if hub is not None and (options["base"] or options["target"]):
         raise click.UsageError("--hub compares a checkpoint with a repo: give no --base and no --target.")
     with progress_bar() as progress:
@@ -248,7 +245,6 @@ def compare(a: Path, b: Path, base: Path | None, tensors: bool, json_output: boo
 
     The exit code is 1 if any bit of a tensor differs.
     """
-
     if base is not None:
         checkpoint.recognition.check_exists(base)
     with progress_bar() as progress:
@@ -284,7 +280,6 @@ def demo(folder: Path | None) -> None:
 
     The files are kept in DIR if you name one.
     """
-
     cli.demo.run(folder, main)
 
 
@@ -296,7 +291,6 @@ def warmup(json_output: bool) -> None:
     Otherwise each kernel is compiled when it is first needed. Compiled kernels are kept in the folder that CKPTDIFF_CACHE_DIR names; by
     default that is in the package's own folder, or in the user's cache where that cannot be written. The folder is printed.
     """
-
     with progress_bar(sizes=False) as progress:
         result = cli.warmup.warm_up(progress)
     if json_output:

@@ -141,7 +141,6 @@ def to_json(value: Any) -> Any:
 @contextmanager
 def progress_bar(sizes: bool = True) -> Iterator[Progress]:
     """A progress bar on standard error if that is a terminal; ``sizes``: progress is in bytes, so that a speed is shown."""
-
     if not sys.stderr.isatty():
         yield io.parallel.no_progress
         return

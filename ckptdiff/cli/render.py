@@ -186,9 +186,8 @@ def print_compare(result: CompareResult, tensors: bool) -> None:
         ("bit-identical", f"{result.identical:,} ({percent_of(result.identical, result.elements)})"),
     ]
     rows += [(f"within {atol:g}", f"{n:,} ({percent_of(n, result.elements)})") for atol, n in zip(result.atol, result.within, strict=True)]
-    for label, names in (("only in A", result.only_in_a), ("only in B", result.only_in_b), ("another dtype or shape", result.mismatched)):
-        if names:
-            rows.append((label, first_names(names)))
+    apart = (("only in A", result.only_in_a), ("only in B", result.only_in_b), ("another dtype or shape", result.mismatched))
+    rows += [(label, first_names(names)) for label, names in apart if names]
     print_grid(out, rows)
     if tensors:
         within = (f"within {atol:g}" for atol in result.atol)

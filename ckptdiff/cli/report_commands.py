@@ -72,7 +72,6 @@ def report(
     TARGET is a checkpoint, or a patch from BASE, which need not be applied. For a patch alone, the report that make --report stored in it
     is shown, or else how many elements changed.
     """
-
     if target is None:
         _check_lone_patch(base, checkpoint.recognition.is_patch(base))
     elif checkpoint.recognition.is_patch(base) and not checkpoint.recognition.is_patch(target):
@@ -153,7 +152,6 @@ def overlap(
     them stands what chance gives: at random among all weights, expected within each tensor, and by size among the weights of the same
     tensor and binary exponent. Same direction is the share of what both changed that moved the same way.
     """
-
     _check_outputs(html, png, (*updates, *([base] if base else [])), overwrite)
     with progress_bar() as progress:
         result = verbs.overlap.overlap(updates, base, progress=progress, **options)
@@ -181,7 +179,6 @@ def mask(patch: Path, base: Path | None, out: Path, overwrite: bool, json_output
 
     In Python, ckptdiff.subnetwork.freeze_outside takes the mask.
     """
-
     patching.output.check_plain_output(out, (patch, *([base] if base else [])), folder=False, overwrite=overwrite)
     with progress_bar() as progress:
         result = subnetwork.mask.Mask.from_patch(patch, base, progress=progress, **options)

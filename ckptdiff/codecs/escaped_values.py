@@ -60,7 +60,6 @@ def read_escaped(reader: Reader, count: int, width: int, low: int, unit: np.dtyp
 
     Args:
         reader: stands before the planes.
-        count: how many values there are.
         width: bytes of a value.
         low: how many low planes there are.
         unit: the type of the result, of at least ``width`` bytes.

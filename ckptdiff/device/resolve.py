@@ -19,8 +19,7 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        device = torch.device(name)
-        device = torch.empty(1, device=device).device  # with its index: tensors on ``cuda`` are on ``cuda:0``
+        device = torch.empty(1, device=name).device  # with its index: tensors on ``cuda`` are on ``cuda:0``
         if device.type == "meta":
             raise RuntimeError("meta tensors have no content")
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -165,11 +165,7 @@ class Entry:
 
     @classmethod
     def read(cls, value: Any, where: str) -> Entry:
-        """Read an entry of a table's JSON, which has no digests yet.
-
-        Raises:
-            FormatError, UnsupportedError: as the rule that it breaks has it.
-        """
+        """Read an entry of a table's JSON, which has no digests yet; raises FormatError or UnsupportedError, as a broken rule asks."""
         f = Fields(value, where, ALL_MEMBERS)
         kind = f.kind(KIND_MEMBERS, COMMON_MEMBERS)
         name = as_name(f.text("name"), f"{where}.name")

@@ -49,8 +49,7 @@ def run_ordered(jobs: Iterable[Callable[[], T]], threads: int) -> Generator[T, N
     interrupt no further job starts, and those under way have ended when the generator ends.
     """
     if threads <= 1:
-        for job in jobs:
-            yield job()
+        yield from (job() for job in jobs)
         return
     pool = ThreadPoolExecutor(threads, thread_name_prefix="ckptdiff")
     pending: deque[Future[T]] = deque()

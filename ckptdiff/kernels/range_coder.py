@@ -135,11 +135,7 @@ def decode_bit(contexts, i, coder, words):
 
 @jit
 def finish_range(coder, words):
-    """Write as few bytes as tell the range.
-
-    Returns:
-        How many bytes of ``words`` count: more than it has if they did not suffice.
-    """
+    """Write as few bytes as tell the range; returns how many bytes of ``words`` count: more than it has if they did not suffice."""
     low, span, at = coder
     if at + 4 > len(words):
         return 2 * at + 8

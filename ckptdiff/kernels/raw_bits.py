@@ -44,16 +44,13 @@ def for_kernels(writer: BitWriter) -> BitWriter:
 
 @jit
 def put_raw(value, size, raw, writer):
-    """Append the low bits of a value that has no others.
+    """Append the low bits of a value that has no others; returns the writer behind them.
 
     Args:
         value: uint64 below 2^size.
         size: how many bits, 0 to 32.
         raw: uint32 words, with room for the bits.
         writer: where the bits go.
-
-    Returns:
-        The writer behind them.
     """
     waiting, count, filled = writer
     waiting |= value << np.uint64(count)

@@ -84,8 +84,7 @@ def count_tokens(contexts, positions, tokens, sums, counts):
     Args:
         contexts, tokens: of each unit: uint16 and uint8.
         positions: of the units that changed: int32.
-        sums: zeros, int32[3, contexts].
-        counts: zeros, uint32[contexts, tokens], to fill.
+        sums, counts: zeros, int32[3, contexts] and uint32[contexts, tokens], to fill.
     """
     each = 2 if len(contexts) >= SAMPLED_FROM else 1
     count_sample(contexts, each, sums)

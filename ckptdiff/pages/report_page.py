@@ -84,9 +84,11 @@ def sample_table(report: JsonReport) -> Table:
     return Table("sample", "Matrices whose rank was taken", note, SAMPLE_COLUMNS, rows)
 
 
+EXPLANATION = "“one ulp” and “grew” are shares of the changed elements."
+
+
 def render_page(report: JsonReport) -> str:
     """The report as the text of an HTML file."""
-    explanation = "“one ulp” and “grew” are shares of the changed elements."
     left_out = (
         ("only in the target", report["added"]),
         ("only in the base", report["removed"]),
@@ -100,7 +102,7 @@ def render_page(report: JsonReport) -> str:
             charts=charts(report),
             captions=captions(report),
             tables=[module_table(report), sample_table(report)],
-            tensors=TensorTable(explanation, COLUMNS, [report_row(tensor) for tensor in report["tensors"]]),
+            tensors=TensorTable(EXPLANATION, COLUMNS, [report_row(tensor) for tensor in report["tensors"]]),
             left_out=[(reason, names) for reason, names in left_out if names],
             definitions=definitions(report),
         )

@@ -17,15 +17,12 @@ GROUPS_IN_MEMORY = 8
 
 
 def choose_encoder(device: str | None, tensors: Sequence[Tensor] = (), codec: str | None = None) -> tuple[TensorEncoder, int]:
-    """Choose an encoder.
+    """Choose an encoder, and how many groups it should be given at once.
 
     Args:
         device: name of the torch device to compare on; None: the device that all ``tensors`` are on, or the host.
         tensors: all tensors of base and target if they are in memory.
         codec: as of :func:`ckptdiff.make`.
-
-    Returns:
-        The encoder, and how many groups it should be given at once.
 
     Raises:
         UnsupportedError: torch is missing, or has no such device.

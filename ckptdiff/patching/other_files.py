@@ -156,9 +156,7 @@ def decode(patch: OpenPatch, other: OtherFile, base: Path | None) -> Iterator[by
     for piece in _pieces(patch, other, base):
         size += len(piece)
         if size > other.size:
-            raise IntegrityError(
-                f"{other.path}: decodes to more than the {other.size} bytes that the index states: do not trust this patch"
-            )
+            raise IntegrityError(f"{other.path}: decodes to more than the {other.size} bytes of the index: do not trust this patch")
         sha.update(piece)
         yield piece
     if (size, sha.hexdigest()) != (other.size, other.sha256):
