@@ -107,7 +107,7 @@ def main() -> None:
     type=click.Choice(["auto", "context", "sparse", "raw"]),
     default="auto",
     show_default=True,
-    help="Codec of changed tensors; auto takes the smallest.",
+    help="Codec of changed tensors; auto takes the one that gives the smallest patch.",
 )
 @selection_options
 @click.option("--report", "with_report", is_flag=True, help="Measure what training changed, and store the report in the patch.")
@@ -196,14 +196,14 @@ def info(patch: Path, tensors: bool, json_output: bool) -> None:
 @click.argument("patch", type=PATH)
 @base_option("Also check that the patch fits this base, and that its changes can be decoded.")
 @click.option("--target", type=PATH, metavar="CHECKPOINT", help="Also check by SHA-256 that these are the files that the patch gives.")
-@click.option("--hub", metavar="ID", help="Instead check that PATCH, which is then a checkpoint, is that of this repo on the Hub.")
+@click.option("--hub", metavar="ID", help="Compare a checkpoint, given in place of PATCH, with the one in this repo on the Hub.")
 @threads_option
 @as_json
 def verify(patch: Path, hub: str | None, json_output: bool, **options: Any) -> None:
     """Check a patch, its base, or rebuilt files.
 
-    Lists the problems that were found; of more than ten of one kind only the first, unless --json is given. The exit code is 1 if there
-    is a problem.
+    Lists the problems that were found. If there are more than ten of one kind, only the first is shown; --json lists all. The exit code
+    is 1 if there is a problem.
     """
     if hub is not None and (options["base"] or options["target"]):
         raise click.UsageError("--hub compares a checkpoint with a repo: give no --base and no --target.")
@@ -286,9 +286,9 @@ def demo(folder: Path | None) -> None:
 @main.command()
 @as_json
 def warmup(json_output: bool) -> None:
-    """Compile all kernels now, for images, read-only installs and shared folders.
+    """Compile all kernels ahead of time.
 
-    Otherwise each kernel is compiled when it is first needed. Compiled kernels are kept in the folder that CKPTDIFF_CACHE_DIR names; by
+    That is for images, read-only installs and shared folders: otherwise each kernel is compiled when it is first needed. Compiled kernels are kept in the folder that CKPTDIFF_CACHE_DIR names; by
     default that is in the package's own folder, or in the user's cache where that cannot be written. The folder is printed.
     """
     with progress_bar(sizes=False) as progress:
