@@ -288,8 +288,9 @@ def demo(folder: Path | None) -> None:
 def warmup(json_output: bool) -> None:
     """Compile all kernels ahead of time.
 
-    That is for images, read-only installs and shared folders: otherwise each kernel is compiled when it is first needed. Compiled kernels are kept in the folder that CKPTDIFF_CACHE_DIR names; by
-    default that is in the package's own folder, or in the user's cache where that cannot be written. The folder is printed.
+    That is for images, read-only installs and shared folders: otherwise each kernel is compiled when it is first needed. Compiled kernels
+    are kept in the folder that CKPTDIFF_CACHE_DIR names; by default that is in the package's own folder, or in the user's cache where that
+    cannot be written. The folder is printed.
     """
     with progress_bar(sizes=False) as progress:
         result = cli.warmup.warm_up(progress)

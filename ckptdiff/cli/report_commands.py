@@ -150,7 +150,8 @@ def overlap(
     For every two updates, o1 is the share of the first one's changes that the second one made too, and o2 the share of the second one's
     changes that the first one made (arXiv 2505.11711, section 5). Jaccard is the share of what either changed that both changed. Next to
     each value stands what chance would give if as many weights were picked at random: from all weights ("at random"), from each tensor
-    ("expected"), or from the weights of one tensor with the same binary exponent ("by size"). Same direction is the share of what both changed that moved the same way.
+    ("expected"), or from the weights of one tensor with the same binary exponent ("by size"). Same direction is the share of what both
+    changed that moved the same way.
     """
     _check_outputs(html, png, (*updates, *([base] if base else [])), overwrite)
     with progress_bar() as progress:
