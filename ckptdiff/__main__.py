@@ -1,5 +1,6 @@
 """The start of the command line. From here on a signal ends it with one line, also while the rest is still being imported."""
 
+import atexit
 import os
 import sys
 
@@ -12,6 +13,7 @@ def main() -> None:
     try:
         from ckptdiff.io.signals import block, install
 
+        atexit.register(block)  # as the first, so that it is run as the last: until then a signal ends what hangs
         install(_leave)
     except KeyboardInterrupt:
         _leave()
@@ -22,15 +24,19 @@ def main() -> None:
     except SystemExit as end:
         if end.code == INTERRUPTED:  # if a SIGINT came within an exec(), as imports use it, Python -m would kill itself by it
             try:
-                sys.stdout.flush()
+                _flush()
             finally:
                 os._exit(INTERRUPTED)
         try:
-            sys.stdout.flush()
-        except OSError:
+            _flush()
+        except (OSError, ValueError):
             pass  # Python tries again when it ends, and says what failed
-        block()
         raise
+
+
+def _flush() -> None:
+    if sys.stdout is not None:  # None if the caller has closed it, as >&- does
+        sys.stdout.flush()
 
 
 def _leave(*_: object) -> None:

@@ -36,7 +36,10 @@ else:
 
         def __getattr__(self, attribute: str) -> Any:
             library = import_module(self._name)
-            return getattr(library, attribute) if hasattr(library, attribute) else import_module(f"{self._name}.{attribute}")
+            try:
+                return getattr(library, attribute)
+            except AttributeError:
+                return submodules(self._name)(attribute)
 
     def __getattr__(name: str) -> Any:
         if name not in LIBRARIES:

@@ -53,12 +53,13 @@ def push(patch: Path, repo_id: str, revision: str | None, json_output: bool, **o
         if "@" in repo_id:
             raise click.UsageError("give the branch once: as --revision, or behind an @")
         repo_id = f"{repo_id}@{revision}"
+    show = cli.render_hub.print_push  # a library that it needs is missed before anything is sent
     with progress_bar() as progress:
         result = verbs.push.push(patch, repo_id, progress=progress, **options)
     if json_output:
         print_json({**to_json(result), "size": result.size})
     else:
-        cli.render_hub.print_push(result)
+        show(result)
 
 
 @click.command()
@@ -80,6 +81,7 @@ def pull(repo_id: str, out: Path, json_output: bool, **options: Any) -> None:
     \b
       ckptdiff pull me/my-model-ckptdiff -o my-model
     """
+    show = cli.render_hub.print_pull  # a library that it needs is missed before anything is written
     with progress_bar() as progress:
         result = verbs.pull.pull(repo_id, out, progress=progress, **options)
     for note in result.notes:
@@ -87,4 +89,4 @@ def pull(repo_id: str, out: Path, json_output: bool, **options: Any) -> None:
     if json_output:
         print_json(to_json(result))
     else:
-        cli.render_hub.print_pull(result)
+        show(result)

@@ -134,6 +134,7 @@ def make(base: Path, target: Path, patch: Path, codec: str, with_report: bool, j
       ckptdiff make base.safetensors tuned.safetensors -o tuned-patch.safetensors
       ckptdiff make Llama-3-8B Llama-3-8B-GRPO -o grpo-patch
     """
+    show = cli.render.print_make  # a library that it needs is missed before anything is written
     with progress_bar() as progress:
         measured = None
         if with_report:
@@ -145,7 +146,7 @@ def make(base: Path, target: Path, patch: Path, codec: str, with_report: bool, j
     if json_output:
         print_json({**to_json(result), "ratio": result.ratio})
     else:
-        cli.render.print_make(result)
+        show(result)
 
 
 @main.command()
@@ -171,12 +172,13 @@ def apply(base: Path, patches: tuple[Path, ...], out: Path, json_output: bool, *
     runnable = "" if options["only"] else cli.render.runnable_files(verbs.info.info(patches[-1]))
     if runnable:  # before anything is written (spec 14)
         print_note(f"the patch gives files that other tools may run, read them before you use them: {runnable}")
+    show = cli.render.print_apply
     with progress_bar() as progress:
         result = verbs.apply.apply(base, patches, out, progress=progress, **options)
     if json_output:
         print_json(to_json(result))
     else:
-        cli.render.print_apply(result)
+        show(result)
 
 
 @main.command()

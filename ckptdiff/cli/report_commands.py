@@ -181,10 +181,11 @@ def mask(patch: Path, base: Path | None, out: Path, overwrite: bool, json_output
     In Python, ckptdiff.subnetwork.freeze_outside takes the mask.
     """
     patching.output.check_plain_output(out, (patch, *([base] if base else [])), folder=False, overwrite=overwrite)
+    show = cli.render_report.print_mask  # a library that it needs is missed before anything is written
     with progress_bar() as progress:
         result = subnetwork.mask.Mask.from_patch(patch, base, progress=progress, **options)
     size = result.save(out, overwrite=overwrite)
     if json_output:
         print_json({"mask": str(out), "elements": result.total, "tensors": result.counts, "size": size})
     else:
-        cli.render_report.print_mask(out, result, size)
+        show(out, result, size)

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -126,7 +126,7 @@ def environment() -> Environment:
     templates.filters["prose"] = lambda text: markup.escape(visible(text)).replace(" %", percent_sign)
     templates.filters["breakable"] = lambda name: markup.escape(visible(name)).replace(".", dot)
     templates.filters["thousands"] = "{:,}".format
-    templates.globals["zip"] = zip
+    templates.globals["zip"] = partial(zip, strict=True)
     return templates
 
 

@@ -38,6 +38,10 @@ if not TYPE_CHECKING:
             return _submodule(name)
         try:
             require("torch")
-        except ModuleNotFoundError:
+        except ImportError:
             raise UnsupportedError("training within a mask needs torch: pip install 'ckptdiff[torch]'") from None
         return getattr(_submodule(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -172,6 +173,13 @@ def test_stdout_closed_by_a_reader_is_no_traceback(folders: Pair) -> None:
         f"{' '.join(map(repr, CKPTDIFF))} info {folders.patch} --tensors | head -1", shell=True, capture_output=True, text=True
     )
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--version"], 0), (["info", "nothing"], 3)])
+def test_stdout_that_the_caller_has_closed_changes_no_exit_code(arguments: list[str], code: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ckptdiff", *arguments]
+    result = subprocess.run(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, preexec_fn=lambda: os.close(1))
+    assert result.returncode == code and "Traceback" not in result.stderr
 
 
 def test_demo_keeps_its_files_where_told(tmp_path: Path) -> None:

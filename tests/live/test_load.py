@@ -9,6 +9,7 @@ import pytest
 
 import ckptdiff
 from ckptdiff.errors import BaseMismatchError, CheckpointError, UnsupportedError
+from tests.support import checkpoints
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
 safetensors_torch = pytest.importorskip("safetensors.torch")
@@ -125,3 +126,11 @@ def test_tensors_that_were_replaced_are_refused() -> None:
     del old["bias"]
     with pytest.raises(BaseMismatchError, match="tensor bias is not the one"):
         loaded.apply_()
+
+
+def test_a_dtype_that_torch_lacks_is_named(tmp_path: Path) -> None:
+    for name, byte in (("base", 1), ("target", 2)):
+        checkpoints.write(tmp_path / f"{name}.safetensors", {"w": checkpoints.tensor("F6_E2M3", (8,), bytes([byte] * 6))})
+    ckptdiff.make(tmp_path / "base.safetensors", tmp_path / "target.safetensors", tmp_path / "patch")
+    with pytest.raises(UnsupportedError, match=r"tensor w: torch \S+ has no dtype for F6_E2M3; ckptdiff apply writes it to a file$"):
+        ckptdiff.load_target(tmp_path / "base.safetensors", tmp_path / "patch")

@@ -11,11 +11,10 @@ import pytest
 
 from ckptdiff.errors import CheckpointError
 from ckptdiff.kernels import mask_ops
-from ckptdiff.subnetwork import masked_parameter
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
 
-from ckptdiff.subnetwork import Mask, UpdateTracker, freeze_outside  # noqa: E402
+from ckptdiff.subnetwork import Mask, UpdateTracker, freeze_outside, masked_parameter  # noqa: E402
 from tests.support.networks import OPTIMIZERS, backward, bits_of, moved, network, some_mask  # noqa: E402
 
 
