@@ -29,7 +29,7 @@ from ckptdiff.hub.repo import RemoteFile, Repo
 from ckptdiff.io import source
 from ckptdiff.patching import write as writer
 from ckptdiff.patching.patch import MAX_ALL_DESCRIBED, MAX_ALL_TENSORS, OpenPatch
-from ckptdiff.subnetwork import mask
+from ckptdiff.subnetwork import mask_file
 from ckptdiff.verbs import verify
 from tests.support import hostile_files as made
 from tests.support.checkpoints import bf16, tensor, tree, write, write_sharded
@@ -289,7 +289,7 @@ def test_masks_that_no_reader_takes_are_not_saved(tmp_path: Path, monkeypatch: p
     small = Mask.from_arrays({name: [True] for name in "ab"})
     for limit, text in (("MAX_TENSORS", "a mask of 2 tensors"), ("MAX_HEADER", "whose header has")):
         with monkeypatch.context() as patched:
-            patched.setattr(mask, limit, 1)
+            patched.setattr(mask_file, limit, 1)
             with pytest.raises(CheckpointError, match=text):
                 small.save(tmp_path / "m")
     small.save(tmp_path / "m")
