@@ -290,7 +290,7 @@ def demo(folder: Path | None) -> None:
 def warmup(json_output: bool) -> None:
     """Compile all kernels ahead of time.
 
-    That is for images, read-only installs and shared folders: otherwise each kernel is compiled when it is first needed. Compiled kernels
+    Useful for images, read-only installs and shared folders: otherwise each kernel is compiled when it is first needed. Compiled kernels
     are kept in the folder that CKPTDIFF_CACHE_DIR names; by default that is in the package's own folder, or in the user's cache where that
     cannot be written. The folder is printed.
     """

@@ -19,6 +19,7 @@ from ckptdiff.io.source import read_bytes
 from ckptdiff.live.load import Loader
 from ckptdiff.live.switch import WRITE_LOCK, LoadedPatch
 from ckptdiff.patching.choose_encoder import choose_encoder
+from ckptdiff.patching.encode_pair import PairEncoder
 from ckptdiff.patching.memory import BytesFile, open_state, state_of
 from ckptdiff.patching.patch import OpenPatch, open_patch
 from ckptdiff.patching.rebuild import check_stored
@@ -52,8 +53,8 @@ def diff(
     rules, out = [Rename.parse(text) for text in rename], io.BytesIO()
     tensors = [tensor for side in (base, target) for file in side.weights for tensor in file.tensors]
     encoder, groups = choose_encoder(device, tensors, codec)
-    maker = PatchMaker(base, target, codec, threads or default_threads(), rules, None, io.BytesIO(), no_progress, encoder, groups)
-    maker.write_file(out)
+    pair = PairEncoder(base, target, codec, threads or default_threads(), rules, io.BytesIO(), no_progress, encoder, groups)
+    PatchMaker(pair, None).write_file(out)
     return Patch(out.getvalue())
 
 

@@ -16,7 +16,7 @@ from ckptdiff.format.dtypes import DTYPES
 from ckptdiff.format.entry import Entry
 from ckptdiff.io.parallel import FileHasher, Progress, run_ordered
 from ckptdiff.patching.adapt import read_range, units_per_group
-from ckptdiff.patching.encode import EncodedBlocks, PendingTensor, TensorEncoder, choose_codec, encode_blocks, encode_trials
+from ckptdiff.patching.encode import EncodedBlocks, PendingTensor, TensorEncoder, choose_codec, encode_trials
 
 EncodingStep = tuple[PendingTensor, int, int, bool]
 """A tensor, the first unit to encode and the one behind the last, and whether the tensor is complete after them."""
@@ -54,8 +54,8 @@ class PairEncoder:
         renames: Sequence[Rename],
         spool: BinaryIO,
         progress: Progress,
-        encoder: TensorEncoder = encode_blocks,
-        groups: int = 1,
+        encoder: TensorEncoder,
+        groups: int,
     ) -> None:
         self.base, self.target, self.codec, self.threads, self.renames = base, target, codec, threads, renames
         self.spool, self.progress, self.encoder, self.groups = spool, progress, encoder, groups

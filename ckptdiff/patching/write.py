@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from ckptdiff.checkpoint.contents import Checkpoint, WeightFile
-from ckptdiff.checkpoint.pairing import Rename
 from ckptdiff.checkpoint.recognition import is_patch_repo
 from ckptdiff.checkpoint.scopes import is_index
 from ckptdiff.errors import CheckpointError
@@ -21,10 +20,8 @@ from ckptdiff.format.safetensors import MAX_TENSORS
 from ckptdiff.format.sealed import FileRef
 from ckptdiff.format.table import Table
 from ckptdiff.hub.repo import Repo, check_files
-from ckptdiff.io.parallel import Progress
 from ckptdiff.patching import other_files
 from ckptdiff.patching.chain import repo_gives
-from ckptdiff.patching.encode import TensorEncoder, encode_blocks
 from ckptdiff.patching.encode_pair import PairEncoder
 from ckptdiff.patching.patch import MAX_ALL_BYTES, MAX_ALL_DESCRIBED, MAX_ALL_TENSORS
 
@@ -41,7 +38,7 @@ class StorableReport(Protocol):
 
 
 class PatchMaker:
-    """The steps of one ``make``: encode all tensors, then write a patch file or folder.
+    """The steps of one ``make``: encode all tensors of a pair, then write a patch file or folder, which may hold a report of the pair.
 
     Attributes:
         repos: the repos of ``base`` and ``target`` that the patch records, by these words.
@@ -50,21 +47,8 @@ class PatchMaker:
         stored: bytes that each other file takes in the patch, by path; complete after writing a folder.
     """
 
-    def __init__(
-        self,
-        base: Checkpoint,
-        target: Checkpoint,
-        codec: str | None,
-        threads: int,
-        renames: Sequence[Rename],
-        report: StorableReport | None,
-        spool: BinaryIO,
-        progress: Progress,
-        encoder: TensorEncoder = encode_blocks,
-        groups: int = 1,
-    ) -> None:
-        self.base, self.target, self.report = base, target, report
-        self.pair = PairEncoder(base, target, codec, threads, renames, spool, progress, encoder, groups)
+    def __init__(self, pair: PairEncoder, report: StorableReport | None) -> None:
+        self.pair, self.base, self.target, self.report = pair, pair.base, pair.target, report
         self.repos: dict[str, Repo | None] = {}
         self._check_size()
         self.stored_report = report.to_bytes() if report is not None else None  # here, as a large one is refused before anything is encoded

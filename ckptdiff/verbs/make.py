@@ -23,6 +23,7 @@ from ckptdiff.hub.repo import Repo, open_repo
 from ckptdiff.io.parallel import Progress, default_threads, no_progress
 from ckptdiff.patching import other_files
 from ckptdiff.patching.choose_encoder import choose_encoder
+from ckptdiff.patching.encode_pair import PairEncoder
 from ckptdiff.patching.output import build_beside, check_output
 from ckptdiff.patching.write import PatchMaker, StorableReport
 
@@ -113,7 +114,8 @@ def make(
         _check_paths(old, new, out, overwrite)
         with build_beside(out, overwrite=overwrite) as built, open(built.with_name("spool"), "w+b") as spool:
             encoder, groups = choose_encoder(device)
-            maker = PatchMaker(old, new, codec, threads or default_threads(), rules, report, spool, progress, encoder, groups)
+            pair = PairEncoder(old, new, codec, threads or default_threads(), rules, spool, progress, encoder, groups)
+            maker = PatchMaker(pair, report)
             maker.repos = {"base": _repo_of(old, base_repo), "target": _repo_of(new, target_repo)}
             size = _write(maker, new, built)
             old.check_unchanged()
