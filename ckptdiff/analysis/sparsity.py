@@ -90,7 +90,7 @@ class Histograms:
     ulps: Array
     """Changed elements by distance in ulps: bin k counts distances from 2^k to 2^(k + 1) - 1."""
     moves: Array
-    """Changed elements by the binary exponent of |d|, from the smallest exponent of a float64 on."""
+    """Changed elements by the binary exponent of |d|, from :data:`~ckptdiff.kernels.bins.LOWEST` on."""
     exponents: Array
     """Elements by the binary exponent of their base value, see :data:`EXPONENT_BINS`."""
     changed_exponents: Array

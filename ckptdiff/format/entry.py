@@ -32,12 +32,12 @@ class Totals:
     """Sums over a table, or over the tables of a folder (spec 5.1)."""
 
     same: int = 0
-    """How many entries there are of this kind; and so of the next three."""
+    """Entries of this kind; the next three fields count those of the other kinds."""
     delta: int = 0
     new: int = 0
     copy: int = 0
     removed: int = 0
-    """How many names of base tensors are in no target."""
+    """Base tensors that no target tensor comes from."""
     units: int = 0
     """Units of all entries."""
     changed: int = 0
@@ -165,7 +165,7 @@ class Entry:
 
     @classmethod
     def read(cls, value: Any, where: str) -> Entry:
-        """Read an entry of a table's JSON, which has no digests yet; raises FormatError or UnsupportedError, as a broken rule asks."""
+        """Read an entry of a table's JSON, which has no digests yet; raises FormatError or UnsupportedError."""
         f = Fields(value, where, ALL_MEMBERS)
         kind = f.kind(KIND_MEMBERS, COMMON_MEMBERS)
         name = as_name(f.text("name"), f"{where}.name")

@@ -160,7 +160,7 @@ class Index:
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Index:
-        """Read an index; raises FormatError, UnsupportedError or IntegrityError, as the rule that it breaks has it."""
+        """Read an index; raises FormatError, UnsupportedError or IntegrityError, for the first rule that is broken."""
         f = open_sealed(data, where, "ckptdiff-index", "base files removed shards target totals")
         base = f.child("base", "files identity")
         index = cls(

@@ -35,8 +35,9 @@ class Metadata:
     """Identity of the whole target checkpoint, 16 bytes."""
     target_scope: str
     table: bytes = b""
-    """XXH3-128 of the stored table, 16 bytes, and so of the stored target header."""
+    """XXH3-128 of the stored table, 16 bytes."""
     header: bytes = b""
+    """XXH3-128 of the stored target header, 16 bytes."""
     report: bytes | None = None
     """XXH3-128 of the stored report, 16 bytes; None if there is none."""
     totals: Totals
@@ -77,7 +78,7 @@ class Metadata:
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Metadata:
-        """Read metadata; raises FormatError, UnsupportedError or IntegrityError, as the rule that they break has it."""
+        """Read metadata; raises FormatError, UnsupportedError or IntegrityError, for the first rule that is broken."""
         f = open_sealed(data, where, "ckptdiff", "base header report table target totals")
         base, target = f.child("base", "files identity scope"), f.child("target", "identity path scope sha256 size")
         if "scope" in base and base.value["scope"] is None:

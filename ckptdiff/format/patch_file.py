@@ -32,8 +32,9 @@ REPORT_NAME = "ckptdiff/report"
 PAYLOADS_NAME = "ckptdiff/payloads"
 """Names of the tensors of a patch file; that of the target's header: :func:`_header_name`."""
 MAX_STORED_TABLE = MAX_TABLE + (MAX_TABLE >> 6)
-"""Limit of the frame of a table in bytes: more than what does not compress needs; and so of a target header."""
+"""Limit of the frame of a table in bytes: a little more than the table, as what does not compress takes."""
 MAX_STORED_HEADER = MAX_HEADER + (MAX_HEADER >> 6)
+"""The same of a target header."""
 MAX_STORED_REPORT = 1 << 24
 """Limit of the frame of a report in bytes."""
 
@@ -176,7 +177,7 @@ class PatchFile:
         """Read and check the file.
 
         Raises:
-            FormatError, UnsupportedError, IntegrityError: as the rule that it breaks has it.
+            FormatError, UnsupportedError, IntegrityError: for the first rule that is broken.
         """
         self.source = source
         try:

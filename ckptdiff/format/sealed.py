@@ -72,7 +72,7 @@ def open_sealed(data: bytes, where: str, expected_format: str, known: str) -> Fi
         known: names of the members beside those that every sealed object has, with spaces between.
 
     Raises:
-        FormatError, UnsupportedError, IntegrityError: as the rule that it breaks has it.
+        FormatError, UnsupportedError, IntegrityError: for the first rule that is broken.
     """
     if len(data) > MAX_INDEX:
         raise FormatError(f"{where}: has {len(data)} bytes, expected at most {MAX_INDEX}")

@@ -78,7 +78,7 @@ class Table:
             target_size: bytes of the target file, as the metadata states them: they limit how many blocks an entry can have.
 
         Raises:
-            FormatError, UnsupportedError: as the rule that it breaks has it.
+            FormatError, UnsupportedError: for the first rule that is broken.
         """
         content = zstd_frame.decompress(stored, MAX_TABLE, where)
         length = int.from_bytes(content[:4], "little")

@@ -94,7 +94,7 @@ def _narrowed(hub_id: HubId, name: str, commit: str, all_files: Iterable[RemoteF
 
 
 def _open_cached(hub_id: HubId) -> Repo:
-    """A repo as the cache has it: at the revision that is asked for, or without one at the commit that was fetched last."""
+    """What the cache holds of a repo: at the revision that is asked for, or without one at the commit that was fetched last."""
     try:
         repos = [repo for repo in huggingface_hub.scan_cache_dir().repos if (repo.repo_id, repo.repo_type) == (hub_id.repo, "model")]
     except huggingface_hub.errors.CacheNotFound:

@@ -269,7 +269,7 @@ FOLDER_LIMITS = {
 
 
 def _add_to_sums(sums: dict[str, int], file: PatchFile, where: str) -> None:
-    """Add a patch file to the sums of a folder; raises FormatError if a patch may not have so much in all its files (spec 11)."""
+    """Add a patch file to the sums of a folder; raises FormatError if they exceed the limits of a patch (spec 11)."""
     counts = (len(file.table.entries), len(file.table.removed), file.described, file.metadata.target_size)
     for (what, limit), count in zip(FOLDER_LIMITS.items(), counts, strict=True):
         sums[what] = sums.get(what, 0) + count
