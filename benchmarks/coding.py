@@ -21,11 +21,11 @@ import numpy as np
 
 from ckptdiff.checkpoint.contents import Tensor
 from ckptdiff.checkpoint.reader import open_checkpoint
-from ckptdiff.codecs import context
+from ckptdiff.codecs import apply_change, context
 from ckptdiff.format.digests import BLOCK
 from ckptdiff.format.dtypes import DTYPES, Bytes, Dtype
 from ckptdiff.kernels.block_layout import WITHOUT_ROWS, BlockLayout
-from ckptdiff.patching.adapt import read_range
+from ckptdiff.kernels.changes import changes_of
 from ckptdiff.patching.encode import row_width
 
 Job = tuple[Bytes, Bytes, Dtype, BlockLayout]
@@ -34,9 +34,13 @@ Job = tuple[Bytes, Bytes, Dtype, BlockLayout]
 def jobs_of(base: Tensor, target: Tensor) -> list[Job]:
     """Base, target, dtype and place of each block."""
     dtype, width = DTYPES[target.dtype], row_width(target)
-    both = [(read_range(t, 0, t.nbytes, "whole").copy()) for t in (base, target)]
+    both = [t.read(0, t.nbytes, "whole").copy() for t in (base, target)]
     places = (BlockLayout(width, s // dtype.carrier % width) if width else WITHOUT_ROWS for s in range(0, target.nbytes, BLOCK))
     return [(*(x[k * BLOCK : (k + 1) * BLOCK] for x in both), dtype, place) for k, place in enumerate(places)]
+
+
+def encode(base: Bytes, target: Bytes, dtype: Dtype, layout: BlockLayout) -> bytes:
+    return context.pack(base, changes_of(base, target, dtype), dtype, layout)
 
 
 def best(function: Callable[[], Any], runs: int) -> float:
@@ -49,26 +53,27 @@ def best(function: Callable[[], Any], runs: int) -> float:
 
 
 def measured(jobs: list[Job], threads: int, runs: int) -> dict[str, float]:
-    coded = [context.encode(*job)[0] for job in jobs]
+    coded = [encode(*job) for job in jobs]
     size, units = sum(len(job[1]) for job in jobs), sum(len(job[1]) // job[2].carrier for job in jobs)
 
     def decode(k: int) -> None:
         base, target, dtype, _ = jobs[k]
-        if not np.array_equal(context.decode(memoryview(coded[k]), base.copy(), len(base), dtype)[0], target):
+        copy = base.copy()
+        if not np.array_equal(apply_change(context.unpack(memoryview(coded[k]), copy, len(copy), dtype), copy, dtype)[0], target):
             raise AssertionError(f"block {k} does not come back")
 
     row: dict[str, float] = {"bytes": sum(map(len, coded)), "target": size}
     for count in dict.fromkeys((1, threads)):
         with ThreadPoolExecutor(count) as pool:
             for name, function in (
-                ("encode", lambda: list(pool.map(lambda job: context.encode(*job), jobs))),
+                ("encode", lambda: list(pool.map(lambda job: encode(*job), jobs))),
                 ("decode", lambda: list(pool.map(decode, range(len(jobs))))),
             ):
                 function()
                 seconds = best(function, runs)
                 row |= {f"{name}_{count}_ns": 1e9 * seconds / units, f"{name}_{count}_mb_s": size / seconds / 1e6}
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-            list(pool.map(lambda job: context.encode(*job), jobs))
+            list(pool.map(lambda job: encode(*job), jobs))
             row["faults"] = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
     return row
 

@@ -14,11 +14,11 @@ from unittest.mock import patch
 
 from ckptdiff.checkpoint.contents import Tensor
 from ckptdiff.checkpoint.reader import open_checkpoint
-from ckptdiff.codecs import context
+from ckptdiff.codecs import apply_change, context
 from ckptdiff.format.digests import BLOCK
 from ckptdiff.format.dtypes import DTYPES
 from ckptdiff.kernels.block_layout import WITHOUT_ROWS, BlockLayout
-from ckptdiff.patching.adapt import read_range
+from ckptdiff.kernels.changes import changes_of
 from ckptdiff.patching.encode import row_width
 
 NEVER = 2.0
@@ -39,10 +39,10 @@ def payload(base: Tensor, target: Tensor, rows: bool) -> int:
     dtype, total = DTYPES[target.dtype], 0
     width = row_width(target) if rows else 0
     for start in range(0, target.nbytes, BLOCK):
-        old, new = read_range(base, start, start + BLOCK, "base"), read_range(target, start, start + BLOCK, "target")
+        old, new = base.read(start, start + BLOCK, "base"), target.read(start, start + BLOCK, "target")
         place = BlockLayout(width, start // dtype.carrier % width) if width else WITHOUT_ROWS
-        coded, _ = context.encode(old, new, dtype, place)
-        if context.decode(memoryview(coded), old, len(old), dtype)[0].tobytes() != new.tobytes():
+        coded = context.pack(old, changes_of(old, new, dtype), dtype, place)
+        if apply_change(context.unpack(memoryview(coded), old, len(old), dtype), old, dtype)[0].tobytes() != new.tobytes():
             raise AssertionError(f"{target.name}: a block does not come back")
         total += len(coded)
     return total

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     import markupsafe as markupsafe
     import pandas as pandas
     import rich as rich
+    import safetensors as safetensors
     import torch as torch
     import transformers as transformers
     from huggingface_hub import constants, errors, hf_api  # noqa: F401
     from rich import console, progress  # noqa: F401
 else:
-    LIBRARIES = ("altair", "huggingface_hub", "jinja2", "markupsafe", "pandas", "rich", "torch", "transformers")
+    LIBRARIES = ("altair", "huggingface_hub", "jinja2", "markupsafe", "pandas", "rich", "safetensors", "torch", "transformers")
 
     class _Library:
         """Stands for a library and its submodules. Where the library is missing, every attribute raises ModuleNotFoundError."""

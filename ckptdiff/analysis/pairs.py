@@ -13,15 +13,15 @@ from ckptdiff.checkpoint.pairing import Rename, check_renames, pair_all
 from ckptdiff.checkpoint.reader import open_checkpoint
 from ckptdiff.checkpoint.recognition import is_patch
 from ckptdiff.checkpoint.selection import Selection
-from ckptdiff.errors import BaseMismatchError, CheckpointError, FormatError, IntegrityError
+from ckptdiff.errors import CheckpointError
 from ckptdiff.format.digests import BLOCK
 from ckptdiff.format.dtypes import DTYPES, Bytes
-from ckptdiff.io.parallel import no_progress
-from ckptdiff.patching.adapt import read_range
+from ckptdiff.io.parallel import Threads
+from ckptdiff.patching.build import TensorCheck, build
 from ckptdiff.patching.chain import check_chain
 from ckptdiff.patching.patch import OpenPatch, open_patch
 from ckptdiff.patching.provenance import recorded_base
-from ckptdiff.patching.rebuild import Rebuilder, check_stored, open_base, recipes_of
+from ckptdiff.patching.rebuild import Rebuilder, check_stored, open_base
 from ckptdiff.patching.recipes import Recipe
 
 
@@ -112,12 +112,9 @@ def open_source(
         if is_patch(target):
             patch = stack.enter_context(open_patch(target))
             old = stack.enter_context(open_base(base, [patch], only_weights=True))
-            rebuilder = Rebuilder(old, [patch], 1, no_progress)
-            try:
+            rebuilder = Rebuilder(old, [patch], Threads(1))
+            with rebuilder.explained(rebuilder.target_recipes):
                 yield _source_of_patch(rebuilder, patch, *names)
-            except (FormatError, IntegrityError, BaseMismatchError):
-                rebuilder.raise_if_wrong_base(recipes_of(rebuilder.outputs()))
-                raise
         else:
             old, new = (stack.enter_context(open_checkpoint(path, selection=selection)) for path in (base, target))
             check_renames(new, renames)
@@ -129,7 +126,7 @@ def open_source(
 
 def _pair_of_tensors(old: Tensor, new: Tensor) -> Pair:
     def read(start: int, stop: int) -> tuple[Bytes, Bytes]:
-        return read_range(old, start, stop, "base"), read_range(new, start, stop, "target")
+        return old.read(start, stop, "base"), new.read(start, stop, "target")
 
     return Pair(new.scope, new.name, new.dtype, new.shape, new.nbytes, old, read, lambda: None)
 
@@ -159,8 +156,11 @@ def _source_of_patch(rebuilder: Rebuilder, patch: OpenPatch, base_name: str, tar
 
 
 def _pair_of_recipe(rebuilder: Rebuilder, recipe: Recipe, old: Tensor, scope: str, name: str) -> Pair:
-    def read(start: int, stop: int) -> tuple[Bytes, Bytes]:
-        new = recipe.build(start, stop)
-        return read_range(old, start, stop, "base"), new
+    check = TensorCheck(recipe)
 
-    return Pair(scope, name, old.dtype, old.shape, old.nbytes, old, read, lambda: rebuilder.check(recipe))
+    def read(start: int, stop: int) -> tuple[Bytes, Bytes]:
+        built = build(recipe, start, stop)
+        check.add(start, built.leaves, built.changed)
+        return old.read(start, stop, "base"), built.data
+
+    return Pair(scope, name, old.dtype, old.shape, old.nbytes, old, read, lambda: check.finish(rebuilder.checked))

@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from ckptdiff.checkpoint.selection import exclude_option
 from ckptdiff.errors import CheckpointError, cut
-from ckptdiff.format.dtypes import Bytes
+from ckptdiff.format.dtypes import DTYPES, Bytes
 from ckptdiff.format.safetensors import Header
 from ckptdiff.hub.ids import HubId
-from ckptdiff.io.source import ByteSource, WeightSource
+from ckptdiff.io.scratch import scratch
+from ckptdiff.io.source import WeightSource
+from ckptdiff.lazy import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +28,40 @@ class Tensor:
     """Its dimensions, in elements."""
     nbytes: int
     """Size of its data in bytes."""
-    source: ByteSource
+    source: WeightSource
     offset: int
     """Where its data begins in ``source``, in bytes."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Scope and name."""
+        return self.scope, self.name
+
+    @property
+    def units(self) -> int:
+        """Number of its units (spec section 4)."""
+        return self.nbytes // DTYPES[self.dtype].carrier
+
+    @property
+    def memory(self) -> Bytes | torch.Tensor | None:
+        """Its data without a copy, if it is in memory: numpy's on the host, torch's on another device. None for a tensor of a file."""
+        return self.source.view(self.offset, self.nbytes)
 
     def readinto(self, start: int, out: Bytes) -> None:
         """Fill ``out`` with the tensor's bytes from ``start`` on."""
         self.source.readinto(self.offset + start, out)
+
+    def read(self, start: int, stop: int, name: str = "read") -> Bytes:
+        """Bytes ``start`` to ``stop``, or fewer where the tensor ends before, in the :func:`scratch` array called ``name``."""
+        out = scratch(name, max(min(stop, self.nbytes) - start, 0), np.uint8)
+        if len(out):  # a checkpoint may have a hundred thousand empty tensors, for which no file is opened
+            self.readinto(start, out)
+        return out
+
+    def view(self, start: int, stop: int, name: str) -> Bytes:
+        """As :meth:`read`, but the tensor's own memory if that is on the host: the bytes must not be written to."""
+        data = self.memory
+        return data[start:stop] if isinstance(data, np.ndarray) else self.read(start, stop, name)
 
 
 @dataclass(frozen=True, slots=True)

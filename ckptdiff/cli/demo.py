@@ -14,12 +14,15 @@ import numpy.typing as npt
 
 from ckptdiff.errors import CkptdiffError, OutputError, visible
 from ckptdiff.format.dtypes import cast
-from ckptdiff.format.safetensors import predicted_header
+from ckptdiff.format.safetensors_library import write_tensors
 from ckptdiff.io.work_folder import work_folder
 
 WIDTH, LAYERS, VOCABULARY, HIDDEN = 512, 8, 8192, 1408
 UPDATE_SCALE = 3e-6
 """Standard deviation of the total update of one weight, which is about what some hundred Adam steps at a rate of 1e-6 add up to."""
+
+Weights = dict[str, npt.NDArray[np.uint16]]
+"""Bits of bf16 weights by name."""
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
@@ -38,37 +41,36 @@ def shapes() -> dict[str, tuple[int, ...]]:
     return names | {"model.norm.weight": (WIDTH,)}
 
 
-def to_bf16(weights: npt.NDArray[np.float32]) -> bytes:
-    """Weights rounded to bf16."""
-    return cast(weights.reshape(-1).view(np.uint8), "F32", "BF16").tobytes()
+def to_bf16(weights: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+    """Weights rounded to bf16, as bits."""
+    return cast(weights.reshape(-1).view(np.uint8), "F32", "BF16").view(np.uint16).reshape(weights.shape)
 
 
-def write_pair(folder: Path) -> tuple[Path, Path]:
-    """Write a base and a target checkpoint of bf16 weights; the same bytes every time.
+def make_weights() -> tuple[Weights, Weights]:
+    """Weights of a base and a target; the same every time.
 
     fp32 master weights move by an Adam-sized update whose scale varies by row and column, and are rounded to bf16.
     """
+    rng, base, target = np.random.default_rng(0), Weights(), Weights()
+    for name, shape in shapes().items():
+        if name.endswith("norm.weight"):
+            base[name] = target[name] = to_bf16(np.ones(shape, np.float32))
+            continue
+        weights = rng.standard_normal(shape, np.float32) * np.float32(0.02)
+        scale = rng.lognormal(0, 0.5, (shape[0], 1)) * rng.lognormal(0, 0.5, (1, shape[1]))
+        update = rng.standard_normal(shape, np.float32) * (UPDATE_SCALE * scale).astype(np.float32)
+        base[name], target[name] = to_bf16(weights), to_bf16(weights + update)
+    return base, target
+
+
+def write_pair(folder: Path) -> tuple[Path, Path]:
+    """Write a base and a target checkpoint of bf16 weights; the same bytes every time."""
     base, target = folder / "base", folder / "tuned"
-    rng = np.random.default_rng(0)
-    rows = [(name, "BF16", shape, 2 * int(np.prod(shape))) for name, shape in shapes().items()]
-    header = predicted_header(rows)
-    for path, tokens in ((base, 4096), (target, 2048)):
+    for path, tokens, weights in zip((base, target), (4096, 2048), make_weights(), strict=True):
         path.mkdir(parents=True)
         config = {"architectures": ["LlamaForCausalLM"], "hidden_size": WIDTH, "max_position_embeddings": tokens, "vocab_size": VOCABULARY}
         (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    with open(base / "model.safetensors", "xb") as old, open(target / "model.safetensors", "xb") as new:
-        for file in (old, new):
-            file.write(len(header).to_bytes(8, "little") + header)
-        for name, _, shape, _ in rows:
-            if name.endswith("norm.weight"):
-                weights = np.ones(shape, np.float32)
-                update = np.zeros(shape, np.float32)
-            else:
-                weights = rng.standard_normal(shape, np.float32) * np.float32(0.02)
-                scale = rng.lognormal(0, 0.5, (shape[0], 1)) * rng.lognormal(0, 0.5, (1, shape[1]))
-                update = rng.standard_normal(shape, np.float32) * (UPDATE_SCALE * scale).astype(np.float32)
-            old.write(to_bf16(weights))
-            new.write(to_bf16(weights + update))
+        write_tensors(path / "model.safetensors", {name: ("BF16", bits) for name, bits in weights.items()}, {"format": "pt"})
     return base, target
 
 

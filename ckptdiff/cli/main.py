@@ -157,7 +157,6 @@ def make(base: Path, target: Path, patch: Path, codec: str, with_report: bool, j
 )
 @only_option
 @threads_option
-@device_option("on which weights are patched", note=" The host is faster from file to file.")
 @overwrite_option
 @as_json
 def apply(base: Path, patches: tuple[Path, ...], out: Path, json_output: bool, **options: Any) -> None:

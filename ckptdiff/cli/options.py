@@ -41,9 +41,9 @@ only_option = click.option(
 )
 
 
-def device_option(purpose: str, default: str = "the host", note: str = "") -> Decorator:
-    """A torch device, for what ``purpose`` says; ``note``: a sentence to add."""
-    text = f"Torch device {purpose}, such as cuda; auto takes the first accelerator.{note}  [default: {default}]"
+def device_option(purpose: str, default: str = "the host") -> Decorator:
+    """A torch device, for what ``purpose`` says."""
+    text = f"Torch device {purpose}, such as cuda; auto takes the first accelerator.  [default: {default}]"
     return click.option("--device", metavar="DEVICE", help=text)
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
+
+from ckptdiff import kernels
 from ckptdiff.codecs import context, raw, sparse
-from ckptdiff.format.dtypes import Bytes, Changes, Dtype
+from ckptdiff.format.dtypes import BlockChange, Bytes, Dtype, Replacement
 from ckptdiff.kernels.block_layout import BlockLayout
 from ckptdiff.lazy import submodules
 
@@ -19,31 +22,28 @@ else:
 class Codec(Protocol):
     """What a codec module offers."""
 
-    def encode(self, base: Bytes, target: Bytes, dtype: Dtype, layout: BlockLayout, changes: Changes | None) -> tuple[bytes, int]:
+    def pack(self, base: Bytes | None, change: BlockChange, dtype: Dtype, layout: BlockLayout) -> bytes:
         """Code a block.
 
         Args:
-            base, target: its bytes on both sides: as many, and whole units.
+            base: the block's bytes in the base; None where they are not at hand, as only ``context`` reads them.
+            change: what turns them into the target's; for ``raw`` always a :class:`~ckptdiff.format.dtypes.Replacement`, which the other
+                codecs never get.
             dtype: of the target.
             layout: how the block lies in its tensor.
-            changes: those of the block, if they are known already.
-
-        Returns:
-            The coded bytes, and how many units changed.
         """
 
-    def decode(self, coded: memoryview, base: Bytes, size: int, dtype: Dtype) -> tuple[Bytes, int]:
+    def unpack(self, coded: memoryview, base: Bytes | None, size: int, dtype: Dtype) -> BlockChange:
         """Decode a block.
 
         Args:
             coded: the coded bytes.
-            base: the block's bytes in the base. They may be turned into the target in place: a copy of each block would cost more
-                than the rest of ``sparse``.
+            base: the block's bytes in the base; None where they are not at hand, as only ``context`` reads them.
             size: bytes of the block.
             dtype: of the target.
 
         Returns:
-            The target's bytes, and how many units changed.
+            What turns base into target. The positions of ``context`` are scratch, which the thread's next call overwrites.
 
         Raises:
             ValueError: with one line that says which rule of the spec the coded bytes break.
@@ -51,3 +51,23 @@ class Codec(Protocol):
 
 
 CODECS: dict[str, Codec] = {"raw": raw, "sparse": sparse, "context": context}
+
+
+def apply_change(change: BlockChange, base: Bytes, dtype: Dtype) -> tuple[Bytes, int]:
+    """Turn a block of the base into the target's.
+
+    Args:
+        change: as :meth:`Codec.unpack` gives it.
+        base: the block's bytes in the base. They may be changed in place: a copy of each block would cost more than the rest of ``sparse``.
+        dtype: of the target.
+
+    Returns:
+        The target's bytes, and how many units changed.
+    """
+    units = base.view(dtype.unit)
+    if isinstance(change, Replacement):
+        return change.target, int(np.count_nonzero(change.target.view(dtype.unit) != units))
+    positions, zigzags = change
+    if len(positions):
+        kernels.moves.move_units(units, positions, zigzags, dtype, False)
+    return base, len(positions)

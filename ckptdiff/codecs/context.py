@@ -8,7 +8,7 @@ import numpy as np
 
 from ckptdiff import kernels
 from ckptdiff.codecs.planes import Reader, write_varint
-from ckptdiff.format.dtypes import Bytes, Changes, Dtype, Units
+from ckptdiff.format.dtypes import BlockChange, Bytes, Changes, Dtype, Replacement, Units
 from ckptdiff.kernels.block_layout import WITHOUT_ROWS, BlockLayout
 
 if TYPE_CHECKING:
@@ -27,16 +27,10 @@ BOTH_BELOW = 1 << 17
 """In a dense block of fewer units, or of fewer changes than a third of this, the adaptive form is tried too."""
 
 
-def encode(
-    base: Bytes, target: Bytes, dtype: Dtype, layout: BlockLayout = WITHOUT_ROWS, changes: Changes | None = None
-) -> tuple[bytes, int]:
-    """Code a block; see :class:`ckptdiff.codecs.Codec`."""
-    positions, zigzags = changes or kernels.changes.changes_of(base, target, dtype)
-    return pack(base, positions, zigzags, dtype, layout), len(positions)
-
-
-def pack(base: Bytes, positions: Units, zigzags: Units, dtype: Dtype, layout: BlockLayout = WITHOUT_ROWS) -> bytes:
-    """The coded form of a block's changes: the smaller one where both forms are tried."""
+def pack(base: Bytes | None, change: BlockChange, dtype: Dtype, layout: BlockLayout = WITHOUT_ROWS) -> bytes:
+    """Code a block, in the smaller form where both are tried; see :class:`ckptdiff.codecs.Codec`."""
+    assert base is not None and not isinstance(change, Replacement)
+    positions, zigzags = change
     if len(positions) == 0:
         return b""
     old = base.view(dtype.unit)
@@ -57,23 +51,11 @@ def _join(form: int, coded: bytes, raw: np.ndarray[Any, Any], bits: int) -> byte
     return bytes([form]) + write_varint(size) + raw.astype("<u4").tobytes()[:size] + coded
 
 
-def decode(coded: memoryview, base: Bytes, size: int, dtype: Dtype) -> tuple[Bytes, int]:
+def unpack(coded: memoryview, base: Bytes | None, size: int, dtype: Dtype) -> Changes:
     """Decode a block; see :class:`ckptdiff.codecs.Codec`."""
     if len(coded) == 0:
-        return base, 0
-    positions, zigzags = unpack(coded, base, dtype)
-    kernels.moves.move_units(base.view(dtype.unit), positions, zigzags, dtype, False)
-    return base, len(positions)
-
-
-def unpack(coded: memoryview, base: Bytes, dtype: Dtype) -> Changes:
-    """The changes of a block, given its base.
-
-    Raises:
-        ValueError: with one line that says which rule of the spec the coded bytes break.
-    """
-    if len(coded) == 0:
         return np.empty(0, np.int32), np.empty(0, dtype.unit)
+    assert base is not None
     units = base.view(dtype.unit)
     changes = _read_changes(coded, units, dtype)
     zigzags = np.empty(len(changes.positions), dtype.unit)

@@ -5,23 +5,19 @@ from __future__ import annotations
 import numpy as np
 
 from ckptdiff.codecs.planes import Reader, join, split, write_plane
-from ckptdiff.format.dtypes import Bytes, Changes, Dtype
+from ckptdiff.format.dtypes import BlockChange, Bytes, Dtype, Replacement
 from ckptdiff.kernels.block_layout import WITHOUT_ROWS, BlockLayout
 
 
-def encode(
-    base: Bytes, target: Bytes, dtype: Dtype, layout: BlockLayout = WITHOUT_ROWS, changes: Changes | None = None
-) -> tuple[bytes, int]:
+def pack(base: Bytes | None, change: BlockChange, dtype: Dtype, layout: BlockLayout = WITHOUT_ROWS) -> bytes:
     """Code a block; see :class:`ckptdiff.codecs.Codec`."""
-    units = target.view(dtype.unit)
-    coded = b"".join(map(write_plane, split(units, dtype.carrier)))
-    return coded, len(changes[0]) if changes else int(np.count_nonzero(units != base.view(dtype.unit)))
+    assert isinstance(change, Replacement)
+    return b"".join(map(write_plane, split(change.target.view(dtype.unit), dtype.carrier)))
 
 
-def decode(coded: memoryview, base: Bytes, size: int, dtype: Dtype) -> tuple[Bytes, int]:
+def unpack(coded: memoryview, base: Bytes | None, size: int, dtype: Dtype) -> Replacement:
     """Decode a block; see :class:`ckptdiff.codecs.Codec`."""
     reader, count = Reader(coded), size // dtype.carrier
     planes = [reader.plane(count) for _ in range(dtype.carrier)]
     reader.end()
-    units = join(planes, count, dtype.unit)
-    return units.view(np.uint8), int(np.count_nonzero(units != base.view(dtype.unit)))
+    return Replacement(join(planes, count, dtype.unit).view(np.uint8))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from ckptdiff.format.dtypes import Bytes, Dtype, Units
+from ckptdiff.format.dtypes import Dtype
 
 SIGNED_DTYPES = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Torch's signed integers by their width in bytes."""
@@ -65,11 +65,3 @@ def apply_changes(units: torch.Tensor, positions: torch.Tensor | None, zigzags: 
         where = positions[start : start + CHANGES_PER_STEP] if positions is not None else slice(start, start + CHANGES_PER_STEP)
         ordered = _order(units[where], dtype)
         units[where] = _order(ordered - step if back else ordered + step, dtype)
-
-
-def apply_changes_to_block(block: Bytes, positions: Units, zigzags: Units, dtype: Dtype, device: torch.device) -> Bytes:
-    """Apply changes on a device to a block of host memory; returns the changed block, which on the CPU is ``block`` itself."""
-    flat = torch.from_numpy(block).to(device)
-    signed = torch.from_numpy(zigzags.view(f"i{dtype.carrier}")).to(device)
-    apply_changes(units_of(flat, dtype), torch.from_numpy(positions).to(device), signed, dtype, False)
-    return flat.cpu().numpy()

@@ -19,6 +19,17 @@ Bytes: TypeAlias = npt.NDArray[np.uint8]
 Changes: TypeAlias = tuple[Units, Units]
 """The changes of a block: the positions of units in it, rising, and the zigzags of their ulp distances, none of them 0 (spec 7.2)."""
 
+
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """All bytes of a block of the target, whatever the base has."""
+
+    target: Bytes
+
+
+BlockChange: TypeAlias = Changes | Replacement
+"""What turns a block of the base into that of the target: units that move, or a block that is replaced."""
+
 MAX_SIZE = 1 << 48
 """Limit of a tensor's size in bytes, of a dimension, and of the product of the dimensions that are not 0 (spec 11)."""
 

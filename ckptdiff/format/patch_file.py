@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
@@ -93,10 +92,8 @@ class PatchParts:
     """The target file's header, padding included."""
     report: bytes | None
     """The report's frame, if there is one."""
-    spool: BinaryIO
-    """A temporary file that holds the payloads, in any order."""
-    offsets: dict[str, int]
-    """Where in the spool the payload of each entry begins, by name."""
+    payload: Iterable[bytes]
+    """The payloads of all entries, in the table's order, piece by piece."""
 
 
 def encode_target_header(raw: bytes, entries: Sequence[Entry]) -> bytes:
@@ -142,16 +139,7 @@ def _pieces(raw: bytes, front: Sequence[bytes], parts: PatchParts) -> Iterator[b
     """The bytes of a patch file, piece by piece."""
     yield len(raw).to_bytes(8, "little") + raw
     yield from front
-    for entry in parts.table.entries:
-        if entry.has_payload:
-            parts.spool.seek(parts.offsets[entry.name])
-            left = entry.payload_size
-            while left:
-                piece = parts.spool.read(min(left, READ_BYTES))
-                if not piece:
-                    raise OSError(errno.EIO, "the temporary file of payloads ends too soon")
-                left -= len(piece)
-                yield piece
+    yield from parts.payload
 
 
 # --- reading -------------------------------------------------------------------------------------------------------

@@ -8,6 +8,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -62,6 +65,76 @@ def run_ordered(jobs: Iterable[Callable[[], T]], threads: int) -> Generator[T, N
             yield pending.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Job(Protocol):
+    """What an :class:`Executor` is told to do, and nothing else: a job holds no open file, so that another process can do it."""
+
+    @property
+    def nbytes(self) -> int:
+        """About how many bytes of tensors it works on."""
+
+
+J = TypeVar("J", bound=Job)
+
+
+class Executor(Protocol):
+    """Runs the jobs of a plan, wherever that is."""
+
+    def __call__(self, work: Callable[[J], T], jobs: Iterable[J]) -> Generator[T, None, None]:
+        """Run ``work`` on each job, in any order, and yield the results in the order of the jobs.
+
+        ``work`` reads open files: an executor of other processes has each of them open its own, and do the same job with these.
+        """
+
+
+def run_plan(execute: Executor, work: Callable[[J], T], jobs: Iterable[J]) -> Generator[tuple[J, T], None, None]:
+    """Run the jobs of a plan; yields each with what it gave, in the order of the plan."""
+    started = deque[J]()
+
+    def noted() -> Generator[J, None, None]:
+        for job in jobs:
+            started.append(job)
+            yield job
+
+    with closing(execute(work, noted())) as results:
+        for result in results:
+            yield started.popleft(), result
+
+
+MOST_JOBS = 256
+"""Jobs that a thread is given at once, however small they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Threads:
+    """An :class:`Executor` on threads of this process, by :func:`run_ordered`."""
+
+    count: int
+    """How many threads."""
+    batch: int = 0
+    """Bytes of jobs, or more, that a thread is given at once."""
+
+    def __call__(self, work: Callable[[J], T], jobs: Iterable[J]) -> Generator[T, None, None]:
+        tasks = (partial(_run_batch, work, batch) for batch in self._batches(jobs))
+        with closing(run_ordered(tasks, self.count)) as results:
+            for batch in results:
+                yield from batch
+
+    def _batches(self, jobs: Iterable[J]) -> Generator[list[J], None, None]:
+        batch, size = list[J](), 0
+        for job in jobs:
+            batch.append(job)
+            size += job.nbytes
+            if size >= self.batch or len(batch) == MOST_JOBS:
+                yield batch
+                batch, size = [], 0
+        if batch:
+            yield batch
+
+
+def _run_batch(work: Callable[[J], T], batch: Iterable[J]) -> list[T]:
+    return [work(job) for job in batch]
 
 
 class FileHasher:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from stat import S_ISREG
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,9 @@ class WeightSource(ByteSource, Protocol):
 
     path: Path
 
+    def view(self, offset: int, size: int) -> Any:
+        """Memory at ``offset``, without a copy, if the file is in memory; None if it must be read."""
+
     def check_unchanged(self) -> None:
         """Raise CheckpointError if the file was written to since it was opened."""
 
@@ -46,6 +49,12 @@ def read_bytes(source: ByteSource, offset: int, size: int) -> bytes:
     out = bytearray(size)
     source.readinto(offset, memoryview(out))
     return bytes(out)
+
+
+def chunks(source: ByteSource, size: int) -> Iterator[bytes]:
+    """All bytes of a file, in pieces of ``size``; raises CheckpointError as :func:`read_bytes`."""
+    for offset in range(0, source.size, size):
+        yield read_bytes(source, offset, min(size, source.size - offset))
 
 
 class LocalFile:
@@ -103,6 +112,9 @@ class LocalFile:
                         f"{self.name}: ends at byte {offset + done}, expected {offset + len(view)} or more: truncated? fetch it again"
                     )
                 done += count
+
+    def view(self, offset: int, size: int) -> None:
+        """None: the file must be read."""
 
     def check_unchanged(self) -> None:
         """Raise CheckpointError if the file was written to since it was opened."""

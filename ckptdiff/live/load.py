@@ -7,29 +7,29 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from ckptdiff import kernels
 from ckptdiff.checkpoint.contents import Tensor
-from ckptdiff.codecs import context, sparse
-from ckptdiff.errors import BaseMismatchError, FormatError, IntegrityError, UnsupportedError, cut
+from ckptdiff.errors import FormatError, UnsupportedError, cut
 from ckptdiff.format.digests import BLOCK, tensor_digest, xxh128
-from ckptdiff.format.dtypes import DTYPES, Bytes, Changes
+from ckptdiff.format.dtypes import DTYPES, Bytes, Changes, Replacement
 from ckptdiff.format.entry import Entry
-from ckptdiff.io.parallel import no_progress, run_ordered
+from ckptdiff.io.parallel import Threads, run_ordered
 from ckptdiff.lazy import torch
 from ckptdiff.live.hashing import hash_in_background, leaves_in_memory
 from ckptdiff.live.names import MODEL, find_tensors, scope_of
 from ckptdiff.live.switch import LoadedPatch
 from ckptdiff.live.updates import BYTES_PER_UPDATE_JOB, RangeUpdate, TensorUpdate, merge_blocks, on_device, range_update
+from ckptdiff.live.writing import MemoryRange
+from ckptdiff.patching.build import check_changed, unpack
 from ckptdiff.patching.chain import check_chain
-from ckptdiff.patching.encode import view_range
-from ckptdiff.patching.memory import MemoryFile, open_state
+from ckptdiff.patching.memory import open_state
 from ckptdiff.patching.patch import OpenPatch
 from ckptdiff.patching.rebuild import Rebuilder
-from ckptdiff.patching.recipes import BaseTensor, PatchedTensor, Recipe, check_changed, describe_mismatch, ranges
+from ckptdiff.patching.recipes import BaseTensor, PatchedTensor, RebuildJob, Recipe
 from ckptdiff.patching.torch_dtypes import memory_range
 
 
@@ -59,18 +59,20 @@ class Loader:
         self.tied = {name: kept for name, kept in patch.tied.items() if kept in entries and name not in entries}
         self.find_tensors = partial(find_tensors, base, names, self.tied)
         self.base = open_state(self.find_tensors(), MODEL, set(names))
-        self.rebuilder = Rebuilder(self.base, [patch], threads, no_progress)
+        self.rebuilder = Rebuilder(self.base, [patch], Threads(threads))
         self.tensors = next(iter(self.base.scopes.values()), {})
 
     def load(self) -> LoadedPatch:
         """Decode the patch, and check that the model has the base's content."""
         destinations = self._destinations()
-        try:
+        with self.rebuilder.explained(lambda: [destination.recipe for destination in destinations]):
             updates = self._updates(destinations)
-        except (FormatError, IntegrityError, BaseMismatchError):
-            self.rebuilder.raise_if_wrong_base([destination.recipe for destination in destinations])
-            raise
         return LoadedPatch(str(self.patch.path), updates, self.threads, self.find_tensors)
+
+    @property
+    def memory(self) -> list[MemoryRange]:
+        """The memory of all the model's tensors."""
+        return [memory_range(tensor.memory) for tensor in self.tensors.values() if tensor.memory is not None]
 
     def _destinations(self) -> list[Destination]:
         """Where every target tensor goes. Tensors that share memory count once; tied names with memory of their own count separately."""
@@ -113,7 +115,7 @@ class Loader:
 
     def _from_sparse(self, destinations: Sequence[Destination]) -> list[TensorUpdate]:
         """Unpack the changes on this thread while others hash: it is many small steps, for which threads would wait for each other."""
-        with hash_in_background([self._memory(destination) for destination in destinations], max(self.threads - 1, 1)) as leaves:
+        with hash_in_background([_memory(destination) for destination in destinations], max(self.threads - 1, 1)) as leaves:
             blocks_by_tensor = [
                 [self._unpack(destination, start) for start in range(0, destination.tensor.nbytes, BLOCK)] for destination in destinations
             ]
@@ -128,75 +130,66 @@ class Loader:
     def _from_context(self, destinations: Sequence[Destination]) -> Iterator[TensorUpdate]:
         """Hash and unpack each block on one thread, since the codec ``context`` reads the base's block too."""
 
-        def job(destination: Destination, start: int) -> tuple[bytes, Changes | None, str]:
-            data = view_range(destination.tensor, start, start + BLOCK, "base")
+        def job(destination: Destination, start: int) -> tuple[bytes, Changes | FormatError]:
+            data = destination.tensor.view(start, start + BLOCK, "base")
             try:
-                return xxh128(data), self._unpack(destination, start), ""
+                return xxh128(data), self._unpack(destination, start, data)
             except FormatError as error:
-                return xxh128(data), None, str(error)  # most likely the base is wrong, which the caller finds
+                return xxh128(data), error  # most likely the base is wrong, which is found first
 
         jobs = (partial(job, destination, start) for destination in destinations for start in range(0, destination.tensor.nbytes, BLOCK))
         with closing(run_ordered(jobs, self.threads)) as results:
             for destination in destinations:
                 rows = [next(results) for _ in range(0, destination.tensor.nbytes, BLOCK)]
-                before = [leaf for leaf, _, _ in rows]
+                before, blocks = [leaf for leaf, _ in rows], list[Changes]()
                 self._check_base(destination, before)
-                for _, _, error in rows:
-                    if error:
-                        raise FormatError(error)
-                yield self._from_blocks(destination, [changes for _, changes, _ in rows if changes], before)
+                for _, changes in rows:
+                    if isinstance(changes, FormatError):
+                        raise changes
+                    blocks.append(changes)
+                yield self._from_blocks(destination, blocks, before)
 
     def _from_content(self, destinations: Sequence[Destination]) -> Iterator[TensorUpdate]:
         """Build the whole content of tensors, and compare it with what is in memory."""
-        jobs = (
-            partial(self._changes, destination, start, stop, last)
-            for destination in destinations
-            for start, stop, last in ranges(destination.recipe)
-        )
-        parts: list[RangeUpdate | None] = []
-        before = iter(leaves_in_memory([self._memory(destination) for destination in destinations], self.threads))
-        with closing(run_ordered(jobs, self.threads)) as results:
-            for destination, part, last in results:
-                parts.append(part)
-                if last:
-                    self.rebuilder.check(destination.recipe)
-                    yield self._tensor_update(destination, parts, next(before))
-                    parts = []
 
-    def _memory(self, destination: Destination) -> Bytes | torch.Tensor:
-        """The memory of a destination's tensor, as bytes."""
-        source = destination.tensor.source
-        assert isinstance(source, MemoryFile)
-        return source.view(destination.tensor.offset, destination.tensor.nbytes)
+        def sink(job: RebuildJob, new: Bytes) -> RangeUpdate | None:
+            tensor, recipe = destinations[job.tensor].tensor, destinations[job.tensor].recipe
+            if isinstance(recipe, BaseTensor) and recipe.tensor is tensor:
+                return None  # it stays as it is
+            stop, dtype = job.start + len(new), DTYPES[tensor.dtype]
+            positions, zigzags = kernels.changes.changes_of(tensor.view(job.start, stop, "old"), new, dtype)
+            return range_update(job.start, stop, positions.copy(), zigzags.copy(), dtype)
+
+        parts: list[RangeUpdate | None] = []
+        before = iter(leaves_in_memory([_memory(destination) for destination in destinations], self.threads))
+        with closing(self.rebuilder.rebuild([destination.recipe for destination in destinations], sink)) as results:
+            for job, part in results:
+                parts.append(part)
+                if job.last:
+                    yield _tensor_update(destinations[job.tensor], parts, next(before))
+                    parts = []
 
     def _check_base(self, destination: Destination, leaves: list[bytes]) -> None:
         """Raise BaseMismatchError unless a tensor with these leaves has the digest of the patch's base."""
         recipe, found = destination.recipe, tensor_digest(leaves)
         assert isinstance(recipe, PatchedTensor) and isinstance(recipe.base, BaseTensor)
         if found != recipe.base.digest:
-            raise self.rebuilder.wrong_base(self.patch, describe_mismatch(recipe.base, found))
+            raise recipe.base.origin.mismatch(recipe.base.tensor, found, recipe.base.digest)
 
-    def _unpack(self, destination: Destination, start: int) -> Changes:
-        """The changes of the block that begins at byte ``start``."""
-        recipe, entry, block = destination.recipe, destination.entry, start // BLOCK
+    def _unpack(self, destination: Destination, start: int, base: Bytes | None = None) -> Changes:
+        """The changes of the block that begins at byte ``start``, given the block's bytes in the base where the codec needs them."""
+        recipe, block = destination.recipe, start // BLOCK
         assert isinstance(recipe, PatchedTensor)
-        dtype, stop = DTYPES[entry.dtype], min(start + BLOCK, destination.tensor.nbytes)
-        (coded,) = recipe.file.read_blocks(entry, block, block + 1)
-        try:
-            if destination.codec == "sparse":
-                positions, zigzags = sparse.unpack(coded, (stop - start) // dtype.carrier, dtype)
-            else:
-                positions, zigzags = context.unpack(coded, view_range(destination.tensor, start, stop, "base"), dtype)
-                positions = positions.copy()  # the codec gives a scratch array
-        except ValueError as error:
-            raise FormatError(f"{recipe.file.source.name}: tensor {cut(entry.name)}, block {block}: {error}") from None
-        recipe.changed[block] = len(positions)
-        return positions, zigzags
+        (coded,) = recipe.file.read_blocks(recipe.entry, block, block + 1)
+        change = unpack(recipe, block, coded, base, min(BLOCK, destination.tensor.nbytes - start))
+        assert not isinstance(change, Replacement)  # tensors coded by raw are compared with their whole content
+        positions, zigzags = change
+        return (positions.copy() if recipe.entry.codec == "context" else positions), zigzags
 
     def _from_blocks(self, destination: Destination, blocks: Sequence[Changes], before: list[bytes]) -> TensorUpdate:
         """A tensor's update from the changes of all its blocks."""
         assert isinstance(destination.recipe, PatchedTensor)
-        check_changed(destination.recipe)
+        check_changed(destination.recipe, sum(len(positions) for positions, _ in blocks))
         dtype, size = DTYPES[destination.entry.dtype], destination.tensor.nbytes
         parts = [
             merge_blocks(
@@ -204,33 +197,29 @@ class Loader:
             )
             for start in range(0, size, BYTES_PER_UPDATE_JOB)
         ]
-        return self._tensor_update(destination, parts, before)
+        return _tensor_update(destination, parts, before)
 
-    def _changes(self, destination: Destination, start: int, stop: int, last: bool) -> tuple[Destination, RangeUpdate | None, bool]:
-        """Build a range of a tensor and find what changes there; None if the tensor in memory is the one that is built."""
-        dtype, stop = DTYPES[destination.entry.dtype], min(stop, destination.tensor.nbytes)
-        new = destination.recipe.build(start, stop)
-        if isinstance(destination.recipe, BaseTensor) and destination.recipe.tensor is destination.tensor:
-            return destination, None, last
-        positions, zigzags = kernels.changes.changes_of(view_range(destination.tensor, start, stop, "old"), new, dtype)
-        return destination, range_update(start, stop, positions.copy(), zigzags.copy(), dtype), last
 
-    def _tensor_update(self, destination: Destination, updates: Sequence[RangeUpdate | None], before: list[bytes]) -> TensorUpdate:
-        """A tensor's update, with its changes on the tensor's device."""
-        flat, dtype, name = self._memory(destination), DTYPES[destination.entry.dtype], destination.tensor.name
-        parts = [part for part in updates if part is not None]
-        if isinstance(flat, np.ndarray):
-            if parts and not flat.flags.writeable:
-                raise UnsupportedError(f"{MODEL}: {name}: is read-only memory: give a copy of it")
-        elif parts:
-            parts = [on_device(flat, parts, dtype)]
-        return TensorUpdate(name, dtype, flat, parts, before, destination.recipe.digest)
+def _memory(destination: Destination) -> Bytes | torch.Tensor:
+    """The memory of a destination's tensor, as bytes."""
+    return cast("Bytes | torch.Tensor", destination.tensor.memory)
+
+
+def _tensor_update(destination: Destination, updates: Sequence[RangeUpdate | None], before: list[bytes]) -> TensorUpdate:
+    """A tensor's update, with its changes on the tensor's device."""
+    flat, dtype, name = _memory(destination), DTYPES[destination.entry.dtype], destination.tensor.name
+    parts = [part for part in updates if part is not None]
+    if isinstance(flat, np.ndarray):
+        if parts and not flat.flags.writeable:
+            raise UnsupportedError(f"{MODEL}: {name}: is read-only memory: give a copy of it")
+    elif parts:
+        parts = [on_device(flat, parts, dtype)]
+    return TensorUpdate(name, dtype, flat, parts, before, destination.recipe.digest)
 
 
 def _memory_key(tensor: Tensor) -> tuple[str, int, int]:
     """Device, address and size of a tensor's memory: the same for two names of one tensor. Empty tensors count each for itself."""
-    assert isinstance(tensor.source, MemoryFile)
-    return memory_range(tensor.source.view(tensor.offset, tensor.nbytes)) if tensor.nbytes else (tensor.name, 0, 0)
+    return memory_range(tensor.memory) if tensor.memory is not None and tensor.nbytes else (tensor.name, 0, 0)
 
 
 def _check_overlaps(destinations: Mapping[tuple[str, int, int], Destination]) -> None:

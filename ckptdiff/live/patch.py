@@ -17,13 +17,15 @@ from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.io.parallel import default_threads, no_progress
 from ckptdiff.io.source import read_bytes
 from ckptdiff.live.load import Loader
-from ckptdiff.live.switch import WRITE_LOCK, LoadedPatch
-from ckptdiff.patching.choose_encoder import choose_encoder
-from ckptdiff.patching.encode_pair import PairEncoder
+from ckptdiff.live.switch import LoadedPatch
+from ckptdiff.live.writing import writing
+from ckptdiff.patching.encode_options import on_threads
+from ckptdiff.patching.encode_pair import encode_pair
 from ckptdiff.patching.memory import BytesFile, open_state, state_of
 from ckptdiff.patching.patch import OpenPatch, open_patch
+from ckptdiff.patching.provenance import recorded_facts
 from ckptdiff.patching.rebuild import check_stored
-from ckptdiff.patching.write import PatchMaker
+from ckptdiff.patching.write import PatchContents, check_size, write_file
 
 
 def diff(
@@ -51,10 +53,10 @@ def diff(
         raise CheckpointError(f"unknown codec {codec!r}: expected one of {', '.join(CODEC_NAMES)}")
     base, target = (open_state(state_of(state, where), where) for state, where in ((old, "the old tensors"), (new, "the new tensors")))
     rules, out = [Rename.parse(text) for text in rename], io.BytesIO()
-    tensors = [tensor for side in (base, target) for file in side.weights for tensor in file.tensors]
-    encoder, groups = choose_encoder(device, tensors, codec)
-    pair = PairEncoder(base, target, codec, threads or default_threads(), rules, io.BytesIO(), no_progress, encoder, groups)
-    PatchMaker(pair, None).write_file(out)
+    options = on_threads(base, target, codec, rules, threads or default_threads(), device)
+    check_size(target)
+    pair = encode_pair(base, target, options, io.BytesIO(), no_progress)
+    write_file(PatchContents(pair, recorded_facts(pair, None, None), None), out)
     return Patch(out.getvalue())
 
 
@@ -150,9 +152,7 @@ class Patch:
                 a tensor that would have another content.
             FormatError, IntegrityError: the patch does not give what it states.
         """
-        if self._closed:
-            raise CheckpointError(f"{self._opened.path}: the patch is closed: open it again")
-        return Loader(self._opened, base, scope, threads or default_threads()).load()
+        return self._loader(base, scope, threads).load()
 
     def apply_(self, model: Any, *, scope: str | None = None, threads: int | None = None) -> None:
         """Turn a model that has the base's content into the target in place; after an error the model is as it was.
@@ -160,8 +160,14 @@ class Patch:
         The base is checked before anything is written, and the result afterwards; a wrong result is taken back. Arguments and errors are
         those of :meth:`load`.
         """
-        with WRITE_LOCK:
-            self.load(model, scope=scope, threads=threads).write(False, True)
+        loader = self._loader(model, scope, threads)
+        with writing(loader.memory):
+            loader.load().write(False, True)
+
+    def _loader(self, model: Any, scope: str | None, threads: int | None) -> Loader:
+        if self._closed:
+            raise CheckpointError(f"{self._opened.path}: the patch is closed: open it again")
+        return Loader(self._opened, model, scope, threads or default_threads())
 
     def close(self) -> None:
         """Close the patch's files."""

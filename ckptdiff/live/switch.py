@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
@@ -18,10 +17,8 @@ from ckptdiff.lazy import torch
 from ckptdiff.live.hashing import leaves_in_memory
 from ckptdiff.live.names import MODEL
 from ckptdiff.live.updates import RangeUpdate, TensorUpdate
+from ckptdiff.live.writing import writing
 from ckptdiff.patching.torch_dtypes import flat_bytes, memory_range
-
-WRITE_LOCK = threading.RLock()
-"""Held while a model is written to: two threads that apply patches to one model would mix them."""
 
 
 class LoadedPatch:
@@ -37,6 +34,7 @@ class LoadedPatch:
     def __init__(self, name: str, updates: Sequence[TensorUpdate], threads: int, find_tensors: Callable[[], Mapping[str, Any]]) -> None:
         self._name, self._updates, self._threads, self._find_tensors = name, updates, threads, find_tensors
         self.applied = False
+        self._memory = [memory_range(update.flat) for update in updates]
 
     @property
     def nbytes(self) -> int:
@@ -55,7 +53,7 @@ class LoadedPatch:
                 nothing was written.
             IntegrityError: the result is not the target; the changes were taken back.
         """
-        with WRITE_LOCK:
+        with writing(self._memory):
             if self.applied:
                 raise BaseMismatchError(f"{self._name}: is applied already: revert it first", "already_target")
             self._changed_tensors()
@@ -65,7 +63,7 @@ class LoadedPatch:
 
     def revert_(self, *, check: bool = True) -> None:
         """Turn target into base in place, with the arguments and errors of :meth:`apply_`."""
-        with WRITE_LOCK:
+        with writing(self._memory):
             if not self.applied:
                 raise BaseMismatchError(f"{self._name}: is not applied: there is nothing to revert")
             self._changed_tensors()
@@ -87,9 +85,9 @@ class LoadedPatch:
 
     def write(self, back: bool, check: bool) -> None:
         """Apply all changes, or take them ``back``. What is there before is not checked; the result is, with ``check``."""
-        arrays = self._changed_tensors()
+        arrays, done = self._changed_tensors(), list[tuple[TensorUpdate, RangeUpdate]]()
         try:
-            for update, leaves in self._update_all(back, check):
+            for update, leaves in self._update_all(back, check, done):
                 found, expected = tensor_digest(leaves), tensor_digest(update.before) if back else update.digest
                 if check and found != expected:
                     raise IntegrityError(
@@ -97,7 +95,7 @@ class LoadedPatch:
                         f"{self._name} is broken, or another thread wrote to the tensor; it was taken back"
                     )
         except BaseException:
-            for update, part in self._done:
+            for update, part in done:
                 _update_range(update, part, not back, False)
             raise
         finally:
@@ -120,10 +118,21 @@ class LoadedPatch:
                 arrays.append(array)
         return arrays
 
-    def _update_all(self, back: bool, check: bool) -> Iterator[tuple[TensorUpdate, list[bytes]]]:
-        """Apply all changes, or take them back; yields each tensor with its leaves afterwards if they are to be checked."""
-        self._done: list[tuple[TensorUpdate, RangeUpdate]] = []
-        jobs = (partial(self._update_part, update, part, back, check) for update in self._updates for part in update.parts)
+    def _update_all(
+        self, back: bool, check: bool, done: list[tuple[TensorUpdate, RangeUpdate]]
+    ) -> Iterator[tuple[TensorUpdate, list[bytes]]]:
+        """Apply all changes, or take them back, and note those that are ``done``.
+
+        Yields:
+            Each tensor with its leaves afterwards, if they are to be checked.
+        """
+
+        def job(update: TensorUpdate, part: RangeUpdate) -> list[bytes]:
+            leaves = _update_range(update, part, back, check)
+            done.append((update, part))
+            return leaves
+
+        jobs = (partial(job, update, part) for update in self._updates for part in update.parts)
         threads = max(self._threads, 2)  # with at least two, Ctrl-C interrupts the calling thread between jobs, and never a job
         with closing(run_ordered(jobs, threads)) as results:
             for update in self._updates:
@@ -139,12 +148,6 @@ class LoadedPatch:
         on_devices = [update for update in self._updates if update.parts and not isinstance(update.flat, np.ndarray)]
         if check:  # all at once: a device hashes a thousand leaves in the time of one
             yield from zip(on_devices, leaves_in_memory([update.flat for update in on_devices], self._threads), strict=True)
-
-    def _update_part(self, update: TensorUpdate, part: RangeUpdate, back: bool, check: bool) -> list[bytes]:
-        """Update one range, and note that it is done; returns its new leaves if it is on the host."""
-        leaves = _update_range(update, part, back, check)
-        self._done.append((update, part))
-        return leaves
 
 
 def _update_range(update: TensorUpdate, part: RangeUpdate, back: bool, hashed: bool) -> list[bytes]:

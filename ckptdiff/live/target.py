@@ -5,20 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ckptdiff.errors import BaseMismatchError, FormatError, IntegrityError, cut
-from ckptdiff.io.parallel import default_threads, no_progress, run_ordered
+from ckptdiff.errors import cut
+from ckptdiff.format.dtypes import Bytes
+from ckptdiff.io.parallel import Threads, default_threads
 from ckptdiff.live.names import scope_of
 from ckptdiff.patching.chain import check_chain
 from ckptdiff.patching.patch import open_patch
 from ckptdiff.patching.provenance import recorded_base
 from ckptdiff.patching.rebuild import Rebuilder, check_stored, open_base
-from ckptdiff.patching.recipes import Recipe, ranges
+from ckptdiff.patching.recipes import RebuildJob
+from ckptdiff.patching.target_files import write_others
 from ckptdiff.patching.torch_dtypes import flat_bytes, new_tensor
 
 if TYPE_CHECKING:
@@ -59,20 +60,14 @@ class Target:
         rows = [(entry, rebuilder.recipe(last, file, entry)) for (id_, _), (file, entry) in patch.entries.items() if id_ == wanted]
         tensors = {entry.name: new_tensor(entry.dtype, entry.shape, f"{patch.path}: tensor {cut(entry.name)}") for entry, _ in rows}
 
-        def step(name: str, recipe: Recipe, start: int, stop: int, last: bool) -> tuple[Recipe, bool]:
-            out, data = np.asarray(flat_bytes(tensors[name], name)), recipe.build(start, stop)
-            out[start : start + len(data)] = data
-            return recipe, last
+        memory = [np.asarray(flat_bytes(tensors[entry.name], entry.name)) for entry, _ in rows]
 
-        jobs = (partial(step, entry.name, recipe, start, stop, last) for entry, recipe in rows for start, stop, last in ranges(recipe))
-        try:
-            with closing(run_ordered(jobs, rebuilder.threads)) as results:
-                for recipe, done in results:
-                    if done:
-                        rebuilder.check(recipe)
-        except (FormatError, IntegrityError, BaseMismatchError):
-            rebuilder.raise_if_wrong_base([recipe for _, recipe in rows])
-            raise
+        def sink(job: RebuildJob, data: Bytes) -> None:
+            memory[job.tensor][job.start : job.start + len(data)] = data
+
+        with closing(rebuilder.rebuild([recipe for _, recipe in rows], sink)) as results:
+            for _ in results:
+                pass
         rebuilder.base.check_unchanged()
         return tensors | {name: tensors[kept] for name, kept in patch.tied.items() if kept in tensors and name not in tensors}
 
@@ -82,7 +77,7 @@ class Target:
         A lone patch file holds none; then the base's are written.
         """
         if self._rebuilder.chain[-1].index is not None:
-            self._rebuilder.write_others(folder)
+            write_others(self._rebuilder, folder)
             return [other.path for other in self._rebuilder.chain[-1].others]
         base = self._rebuilder.base
         beside = {path.name: path for path in base.path.parent.iterdir() if path.is_file()} if base.is_file else base.others
@@ -114,4 +109,4 @@ def open_target(
         origin = base if base is not None else recorded_base(names[0])
         use_base_files = with_files and chain[-1].index is None  # a lone patch file holds none itself
         opened = open_base(origin, chain, only_weights=not with_files, with_files=use_base_files)
-        yield Target(Rebuilder(stack.enter_context(opened), chain, threads or default_threads(), no_progress))
+        yield Target(Rebuilder(stack.enter_context(opened), chain, Threads(threads or default_threads())))

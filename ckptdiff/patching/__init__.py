@@ -7,20 +7,26 @@ from ckptdiff.lazy import submodules
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ckptdiff.patching import adapt as adapt
+    from ckptdiff.patching import build as build
     from ckptdiff.patching import chain as chain
-    from ckptdiff.patching import choose_encoder as choose_encoder
+    from ckptdiff.patching import compare_on_device as compare_on_device
+    from ckptdiff.patching import compare_on_host as compare_on_host
     from ckptdiff.patching import encode as encode
-    from ckptdiff.patching import encode_on_device as encode_on_device
+    from ckptdiff.patching import encode_options as encode_options
     from ckptdiff.patching import encode_pair as encode_pair
+    from ckptdiff.patching import encode_plan as encode_plan
     from ckptdiff.patching import memory as memory
     from ckptdiff.patching import other_files as other_files
     from ckptdiff.patching import output as output
     from ckptdiff.patching import overwrite as overwrite
     from ckptdiff.patching import patch as patch
+    from ckptdiff.patching import pending_tensor as pending_tensor
     from ckptdiff.patching import provenance as provenance
     from ckptdiff.patching import rebuild as rebuild
     from ckptdiff.patching import recipes as recipes
+    from ckptdiff.patching import target_files as target_files
     from ckptdiff.patching import torch_dtypes as torch_dtypes
     from ckptdiff.patching import write as write
+    from ckptdiff.patching import wrong_base as wrong_base
 else:
     __getattr__ = submodules(__name__)

@@ -1,13 +1,11 @@
-"""Ranges of tensors read, and base tensors adapted to their targets (spec section 8)."""
+"""Base tensors adapted to their targets (spec section 8)."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from ckptdiff.checkpoint.contents import Tensor
 from ckptdiff.format.digests import BLOCK
 from ckptdiff.format.dtypes import DTYPES, Bytes, cast
-from ckptdiff.io.scratch import scratch
 
 
 def adapt(data: Bytes, source: str, target: str, size: int) -> Bytes:
@@ -21,10 +19,3 @@ def adapt(data: Bytes, source: str, target: str, size: int) -> Bytes:
 def units_per_group(*dtypes: str) -> int:
     """Units in a group: the shortest range that consists of whole blocks in each of these dtypes."""
     return BLOCK // min(DTYPES[dtype].carrier for dtype in dtypes)
-
-
-def read_range(tensor: Tensor, start: int, stop: int, name: str = "read") -> Bytes:
-    """Bytes ``start`` to ``stop`` of a tensor, or fewer where it ends before, in the :func:`scratch` array called ``name``."""
-    out = scratch(name, max(min(stop, tensor.nbytes) - start, 0), np.uint8)
-    tensor.readinto(start, out)
-    return out

@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import xxhash
 import zstandard
@@ -17,7 +16,7 @@ from ckptdiff.format import safe_paths
 from ckptdiff.format.index import OtherFile
 from ckptdiff.format.sealed import MAX_DELTA_FILE, MAX_FILE_WINDOW
 from ckptdiff.io.parallel import READ_BYTES, sha256_file
-from ckptdiff.io.source import LocalFile
+from ckptdiff.io.source import LocalFile, chunks, read_bytes
 from ckptdiff.machine import machine_error
 from ckptdiff.patching.patch import OpenPatch
 
@@ -27,6 +26,8 @@ ZSTD_LEVEL_LARGE_FILES = 3
 """Levels of zstd for files of at most 8 MiB with their prefix, for files that may have a prefix, and for those too large for one."""
 MAX_FRAME_HEADER = 18
 """Bytes of the longest zstd frame header (RFC 8878, section 3.1.1)."""
+INPUT_BYTES = 1 << 12
+"""How much of a frame is decompressed at once, which bounds how much it can decode to before its size is looked at."""
 
 
 def check_paths(names: Sequence[str], weights: Sequence[str]) -> None:
@@ -64,7 +65,13 @@ def encode(path: str, target: Path, base: Path | None, folder: Path) -> OtherFil
         with open(target, "rb") as source, open(out, "wb") as sink:
             zstandard.ZstdCompressor(level=ZSTD_LEVEL_LARGE_FILES).copy_stream(source, sink, size=size)
     return OtherFile(
-        path=path, size=size, sha256=sha256, kind=entry.kind, base_sha256=entry.base_sha256, stored=out.stat().st_size, digest=_digest(out)
+        path=path,
+        size=size,
+        sha256=sha256,
+        kind=entry.kind,
+        base_sha256=entry.base_sha256,
+        stored=out.stat().st_size,
+        digest=_file_digest(out),
     )
 
 
@@ -89,26 +96,34 @@ def _hash(path: Path) -> tuple[str, int]:
         file.close()
 
 
-def _digest(path: Path) -> bytes:
+def _file_digest(path: Path) -> bytes:
+    file = LocalFile(path)
+    try:
+        return _digest(chunks(file, READ_BYTES))
+    finally:
+        file.close()
+
+
+def _digest(pieces: Iterable[bytes]) -> bytes:
     hasher = xxhash.xxh3_128()
-    with open(path, "rb") as file:
-        while chunk := file.read(READ_BYTES):
-            hasher.update(chunk)
+    for piece in pieces:
+        hasher.update(piece)
     return hasher.digest()
 
 
 def stored_error(patch: OpenPatch, other: OtherFile) -> IntegrityError | None:
     """The error of a stored frame without the size and digest that the index states; None if there is none."""
-    path = patch.path / other.stored_path
     if other.kind == "same":
         return None
+    where = patch.where(other)
     try:
-        size, digest = path.stat().st_size, _digest(path)
-    except OSError as error:
-        return IntegrityError(f"{path}: cannot be read: {error.strerror}: fetch the patch again")
+        with patch.open_other(other) as source:
+            size, digest = source.size, _digest(chunks(source, READ_BYTES))
+    except CheckpointError as error:
+        return IntegrityError(f"{error}: fetch the patch again")
     if (size, digest) == (other.stored, other.digest):
         return None
-    return IntegrityError(f"{path}: has the digest {digest.hex()}, expected {other.digest.hex()}: corrupted? fetch the patch again")
+    return IntegrityError(f"{where}: has the digest {digest.hex()}, expected {other.digest.hex()}: corrupted? fetch the patch again")
 
 
 def rebuild(patch: OpenPatch, other: OtherFile, base: Path | None, out: Path) -> None:
@@ -173,10 +188,10 @@ def decoding_error(patch: OpenPatch, other: OtherFile, base: Path | None) -> Ckp
             pass
     except (FormatError, IntegrityError) as error:
         return error
+    except CheckpointError as error:
+        return IntegrityError(f"{error}: fetch the patch again")
     except OSError as error:
-        return IntegrityError(
-            f"{error.filename or patch.path / other.stored_path}: cannot be read: {error.strerror}: fetch the patch again"
-        )
+        return IntegrityError(f"{error.filename or patch.where(other)}: cannot be read: {error.strerror}: fetch the patch again")
     return None
 
 
@@ -189,11 +204,11 @@ def _pieces(patch: OpenPatch, other: OtherFile, base: Path | None) -> Iterable[b
         return
     prefix = base.read_bytes() if other.kind == "delta" and base else b""
     dictionary = zstandard.ZstdCompressionDict(prefix, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if prefix else None
-    path = patch.path / other.stored_path
-    with open(path, "rb") as file:
-        _check_frame(file.read(MAX_FRAME_HEADER), str(path))
-        file.seek(0)
-        yield from _decompressed(file, dictionary, str(path))
+    with patch.open_other(other) as source:
+        where = patch.where(other)
+        _check_frame(read_bytes(source, 0, min(MAX_FRAME_HEADER, source.size)), where)
+        pieces = (piece[at : at + INPUT_BYTES] for piece in chunks(source, READ_BYTES) for at in range(0, len(piece), INPUT_BYTES))
+        yield from _decompressed(pieces, dictionary, where)
 
 
 def _check_frame(head: bytes, where: str) -> None:
@@ -205,14 +220,14 @@ def _check_frame(head: bytes, where: str) -> None:
         raise FormatError(f"{where}: expected a zstd frame with a window of at most {MAX_FILE_WINDOW} bytes and no dictionary id")
 
 
-def _decompressed(file: BinaryIO, dictionary: zstandard.ZstdCompressionDict | None, where: str) -> Iterable[bytes]:
-    """The content of a file of exactly one frame. Chunks of the input are small, which bounds how much one of them can decode to."""
+def _decompressed(pieces: Iterable[bytes], dictionary: zstandard.ZstdCompressionDict | None, where: str) -> Iterable[bytes]:
+    """The content of exactly one frame, whose pieces have at most :data:`INPUT_BYTES`."""
     decoder = zstandard.ZstdDecompressor(dict_data=dictionary, max_window_size=MAX_FILE_WINDOW).decompressobj()
     try:
-        while chunk := file.read(1 << 12):
+        for piece in pieces:
             if decoder.eof:
                 raise FormatError(f"{where}: bytes after its zstd frame")
-            yield decoder.decompress(chunk)
+            yield decoder.decompress(piece)
     except zstandard.ZstdError as error:
         raise machine_error(error) or FormatError(f"{where}: bad zstd frame: {error}") from None
     if not decoder.eof or decoder.unused_data:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +27,38 @@ MAX_ALL_BYTES = 1 << 42
 """Limits of all patch files of a patch together (spec 11): tensors, and removed ones; decoded tables and headers; bytes to rebuild."""
 
 
+class ClosableSource(ByteSource, Protocol):
+    """A :class:`ByteSource` that must be closed."""
+
+    def close(self) -> None: ...
+
+
+class SourceFolder(Protocol):
+    """The folder with the files of a patch, on this machine or on the Hub."""
+
+    name: str
+
+    def size(self, path: str) -> int | None:
+        """Size of a file in bytes; None if there is none."""
+
+    def open(self, path: str) -> ClosableSource: ...
+
+
+class LocalFolder:
+    """A :class:`SourceFolder` on this machine."""
+
+    def __init__(self, path: Path) -> None:
+        self.name, self._path = str(path), path
+
+    def size(self, path: str) -> int | None:
+        """Size of a file in bytes; None if there is none."""
+        file = self._path / path
+        return file.stat().st_size if os.path.isfile(file) else None
+
+    def open(self, path: str) -> LocalFile:
+        return LocalFile(self._path / path)
+
+
 @dataclass(slots=True)
 class OpenPatch:
     """An open patch, whose files agree with each other."""
@@ -37,6 +69,8 @@ class OpenPatch:
     files: list[PatchFile]
     index_size: int = 0
     """Size of the index in bytes."""
+    folder: SourceFolder | None = None
+    """Where its files lie; None for a patch file in memory."""
     entries: dict[tuple[str, str], tuple[PatchFile, Entry]] = field(init=False)
     """The entry of each target tensor, with the file that it is in, by scope and name."""
     scopes: frozenset[str] = field(init=False)
@@ -91,6 +125,17 @@ class OpenPatch:
                 needs_base = any(entry.kind in ("same", "delta") for entry in file.table.entries)
                 if needs_base and file.metadata.target_sha256 is not None:
                     raise FormatError(f"{file.source.name}: its table needs a base, but the patch lists no file of it: make it again")
+
+    def where(self, other: OtherFile) -> str:
+        """What messages call the stored form of a file without weights."""
+        return f"{self.path}/{other.stored_path}"
+
+    @contextmanager
+    def open_other(self, other: OtherFile) -> Iterator[ByteSource]:
+        """Open the stored form of a file without weights; raises CheckpointError if it cannot be opened."""
+        assert self.folder is not None  # only a patch folder has an index, which lists such files
+        with closing(self.folder.open(other.stored_path)) as source:
+            yield source
 
     @property
     def paths(self) -> list[Path]:
@@ -153,38 +198,6 @@ class OpenPatch:
         """Bytes of the patch, all its files together."""
         size = sum(file.source.size for file in self.files) + sum(other.stored for other in self.others)
         return size + self.index_size
-
-
-class ClosableSource(ByteSource, Protocol):
-    """A :class:`ByteSource` that must be closed."""
-
-    def close(self) -> None: ...
-
-
-class SourceFolder(Protocol):
-    """The folder with the files of a patch, on this machine or on the Hub."""
-
-    name: str
-
-    def size(self, path: str) -> int | None:
-        """Size of a file in bytes; None if there is none."""
-
-    def open(self, path: str) -> ClosableSource: ...
-
-
-class LocalFolder:
-    """A :class:`SourceFolder` on this machine."""
-
-    def __init__(self, path: Path) -> None:
-        self.name, self._path = str(path), path
-
-    def size(self, path: str) -> int | None:
-        """Size of a file in bytes; None if there is none."""
-        file = self._path / path
-        return file.stat().st_size if os.path.isfile(file) else None
-
-    def open(self, path: str) -> LocalFile:
-        return LocalFile(self._path / path)
 
 
 @contextmanager
@@ -251,7 +264,7 @@ def _open_folder(folder: SourceFolder, stack: ExitStack) -> OpenPatch:
             raise FormatError(f"{where}: its metadata does not agree with {INDEX_NAME}")
         if file.report is not None and file is not files[0]:
             raise FormatError(f"{where}: has a report, which only the first patch file of a folder may have")
-    patch = OpenPatch(Path(folder.name), index, files, index_size)
+    patch = OpenPatch(Path(folder.name), index, files, index_size, folder)
     if patch.totals != index.totals:
         raise FormatError(f"{folder.name}/{INDEX_NAME}: its totals do not agree with its shards")
     for other in index.files:

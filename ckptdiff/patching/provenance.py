@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from ckptdiff.checkpoint.recognition import is_patch_repo
-from ckptdiff.errors import BaseMismatchError, HubError, RevisionError
+from ckptdiff.errors import BaseMismatchError, CheckpointError, HubError, RevisionError
 from ckptdiff.hub.ids import HubId
 from ckptdiff.hub.repo import Repo, check_files, open_repo
-from ckptdiff.patching.chain import MAX_CHAIN, follows
+from ckptdiff.patching.chain import MAX_CHAIN, follows, repo_gives
+from ckptdiff.patching.encode_pair import EncodedPair
 from ckptdiff.patching.patch import OpenPatch, open_patch
 
 
@@ -33,6 +35,27 @@ class PatchRecord:
         sha256 = {file.path: file.sha256 for file in patch.base_files}
         states = all(file.metadata.target_sha256 is not None for file in patch.files)
         return cls(name, patch.base_identity, patch.target_identity, patch.base_repo, sha256, states)
+
+
+def recorded_facts(pair: EncodedPair, base: Repo | None, target: Repo | None) -> dict[str, Any]:
+    """Further facts that a patch records (spec 5.1): other names of tied tensors, and the repos and commits that hold base and target.
+
+    Raises:
+        HubError: a repo cannot be read, or lacks a weight file, or has another one of that path.
+        CheckpointError: a repo holds a patch that gives another checkpoint.
+    """
+    facts: dict[str, Any] = {"tied": pair.target.tied} if pair.target.tied else {}
+    sides = (("base", base, pair.base, pair.base_identity), ("target", target, pair.target, pair.target_identity))
+    for side, repo, checkpoint, identity in sides:
+        if repo is None:
+            continue
+        if not is_patch_repo(repo):
+            sha256 = {file.path: digest for file in checkpoint.weights if (digest := pair.sha256(file)) is not None}
+            check_files(repo, sha256, str(checkpoint.path))
+        elif not repo_gives(repo, identity):
+            raise CheckpointError(f"{checkpoint.path}: is not what the patch in {repo.pinned} gives")
+        facts |= {f"{side}_repo": repo.name, f"{side}_revision": repo.commit}
+    return facts
 
 
 def recorded_base(patch: str | os.PathLike[str]) -> str:

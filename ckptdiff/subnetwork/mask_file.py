@@ -16,6 +16,7 @@ from ckptdiff.format.dtypes import MAX_SIZE
 from ckptdiff.format.entry import as_name
 from ckptdiff.format.fields import Fields, as_integer
 from ckptdiff.format.safetensors import MAX_HEADER, MAX_RANK, MAX_TENSORS, Header, header_json, read_header
+from ckptdiff.format.safetensors_library import write_tensors
 from ckptdiff.io.source import LocalFile
 from ckptdiff.patching.output import build_beside, check_output
 from ckptdiff.subnetwork.mask_rows import Row, check_row, count_elements, is_sparse, read_row
@@ -36,18 +37,17 @@ def write_mask(out: Path, rows: Mapping[str, Row], shapes: Shapes, *, overwrite:
     parts = sorted(rows.items(), key=lambda part: _file_order(*part))
     metadata: dict[str, Any] = {"format": FORMAT, "version": VERSION, "shapes": {name: list(shape) for name, shape in shapes.items()}}
     text = canonical.dumps({**metadata, "digest": _digest(metadata, [row for _, row in parts])}).decode()
+    tensors = {name: ("U8" if row.dtype.itemsize == 1 else "U32", row) for name, row in parts}
     first = [("__metadata__", f'{{"{FORMAT}":{canonical.quote(text)}}}')]
-    header = header_json(first, [(name, "U8" if row.dtype.itemsize == 1 else "U32", row.shape, row.nbytes) for name, row in parts])
-    if len(parts) > MAX_TENSORS or len(header) > MAX_HEADER:
+    header = len(header_json(first, ((name, dtype, row.shape, row.nbytes) for name, (dtype, row) in tensors.items())))
+    if len(parts) > MAX_TENSORS or header > MAX_HEADER:
         raise CheckpointError(
-            f"a mask of {len(parts)} tensors, whose header has {len(header)} bytes: a file holds at most {MAX_TENSORS} tensors, named in "
+            f"a mask of {len(parts)} tensors, whose header has {header} bytes: a file holds at most {MAX_TENSORS} tensors, named in "
             f"{MAX_HEADER} bytes: save the mask in parts"
         )
     check_output(out, [], folder=False, overwrite=overwrite)
-    with build_beside(out, overwrite=overwrite) as built, open(built, "wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        for _, row in parts:
-            file.write(row.data)
+    with build_beside(out, overwrite=overwrite) as built:
+        write_tensors(built, tensors, {FORMAT: text})  # by dtype, then by name, as the spec orders them
     return out.stat().st_size
 
 

@@ -9,13 +9,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptdiff.device.resolve import resolve_device
-from ckptdiff.errors import BaseMismatchError, FormatError, IntegrityError
-from ckptdiff.io.parallel import Progress, default_threads, no_progress
+from ckptdiff.io.parallel import Progress, Threads, default_threads, no_progress
 from ckptdiff.patching.chain import check_chain, check_length
 from ckptdiff.patching.output import build_beside, check_output, check_space
 from ckptdiff.patching.patch import open_patch
-from ckptdiff.patching.rebuild import OutputFile, Rebuilder, check_stored, open_base, recipes_of
+from ckptdiff.patching.rebuild import Rebuilder, check_stored, open_base
+from ckptdiff.patching.target_files import outputs_of, subset_of, write_files, write_others
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +40,6 @@ def apply(
     *,
     only: Sequence[str] = (),
     threads: int | None = None,
-    device: str | None = None,
     overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> ApplyResult:
@@ -55,18 +53,15 @@ def apply(
         out: the file or folder to write.
         only: globs of tensor names; only these tensors are rebuilt, into one safetensors file.
         threads: number of threads.
-        device: torch device on which tensors coded by ``sparse`` are patched, ``auto`` for the first accelerator; by default the host. From
-            file to file the host is faster, as all bytes come from it and return to it.
         overwrite: replace an existing ``out``.
         progress: called with what is being done, how much is done, and how much there is.
 
     Raises:
         FormatError, UnsupportedError, IntegrityError: a patch is broken.
         BaseMismatchError: the base or the order of the chain is wrong, or the base is the target already.
-        CheckpointError: the base cannot be read. OutputError: ``out`` cannot be written. UnsupportedError: there is no such device.
+        CheckpointError: the base cannot be read. OutputError: ``out`` cannot be written.
     """
     started, out = time.perf_counter(), Path(out)
-    torch_device = resolve_device(device) if device is not None else None
     names = [patches] if isinstance(patches, (str, os.PathLike)) else list(patches)
     if not names:
         check_length(0)
@@ -81,26 +76,16 @@ def apply(
         for patch in chain:
             check_stored(patch, only, progress)
         check_chain(chain)
-        rebuilder = Rebuilder(old, chain, threads or default_threads(), progress, torch_device)
-        outputs = [rebuilder.subset(only)] if only else rebuilder.outputs()
+        rebuilder = Rebuilder(old, chain, Threads(threads or default_threads()))
+        outputs = [subset_of(rebuilder, only)] if only else outputs_of(rebuilder)
         check_space(out, sum(output.size for output in outputs) + (0 if only else sum(o.size for o in last.others)))
         with build_beside(out, overwrite=overwrite) as built:
-            _write(rebuilder, outputs, built, folder)
+            if folder:
+                built.mkdir()  # a target without files is an empty folder
+            write_files(rebuilder, {built / output.path if folder else built: output for output in outputs}, progress)
+            if folder:
+                write_others(rebuilder, built)
             old.check_unchanged()
         files = [output.path or out.name for output in outputs] + [other.path for other in others]
         size = sum(output.size for output in outputs) + sum(other.size for other in others)
         return ApplyResult(out, tuple(files), sum(len(o.tensors) for o in outputs), size, time.perf_counter() - started)
-
-
-def _write(rebuilder: Rebuilder, outputs: Sequence[OutputFile], built: Path, folder: bool) -> None:
-    """Write the rebuilt files below ``built``, or a single one as ``built``."""
-    if folder:
-        built.mkdir()  # a target without files is an empty folder
-    try:
-        for output in outputs:
-            rebuilder.write(output, built / output.path if folder else built)
-    except (FormatError, IntegrityError, BaseMismatchError):
-        rebuilder.raise_if_wrong_base(recipes_of(outputs))
-        raise
-    if folder:
-        rebuilder.write_others(built)

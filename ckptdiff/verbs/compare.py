@@ -17,7 +17,6 @@ from ckptdiff.checkpoint.reader import open_checkpoint
 from ckptdiff.checkpoint.selection import Selection
 from ckptdiff.format.dtypes import DTYPES
 from ckptdiff.io.parallel import Progress, default_threads, no_progress, run_ordered
-from ckptdiff.patching.adapt import read_range
 
 CHUNK_ELEMENTS = 1 << 20
 """Elements that are compared at a time."""
@@ -131,7 +130,7 @@ def _count_all(
 
 def _count_chunk(a: Tensor, b: Tensor, start: int, stop: int, atol: Sequence[float]) -> list[int]:
     """Elements of one chunk: all, those with the same bits, and those within each tolerance."""
-    x, y = (element_bits(read_range(tensor, start, stop, name), tensor.dtype) for tensor, name in ((a, "base"), (b, "target")))
+    x, y = (element_bits(tensor.read(start, stop, name), tensor.dtype) for tensor, name in ((a, "base"), (b, "target")))
     differing = np.flatnonzero(x != y)
     d = distances(x[differing], y[differing], a.dtype)
     identical = len(x) - len(differing)

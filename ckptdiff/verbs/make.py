@@ -22,10 +22,11 @@ from ckptdiff.hub.ids import parse_id
 from ckptdiff.hub.repo import Repo, open_repo
 from ckptdiff.io.parallel import Progress, default_threads, no_progress
 from ckptdiff.patching import other_files
-from ckptdiff.patching.choose_encoder import choose_encoder
-from ckptdiff.patching.encode_pair import PairEncoder
+from ckptdiff.patching.encode_options import on_threads
+from ckptdiff.patching.encode_pair import encode_pair
 from ckptdiff.patching.output import build_beside, check_output
-from ckptdiff.patching.write import PatchMaker, StorableReport
+from ckptdiff.patching.provenance import recorded_facts
+from ckptdiff.patching.write import PatchContents, StorableReport, WrittenPatch, check_report, check_size, write_file, write_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,15 +113,18 @@ def make(
         old, new = (stack.enter_context(open_checkpoint(path, with_files=True, selection=chosen)) for path in (base, target))
         check_patterns(old, new, rules, chosen.globs)
         _check_paths(old, new, out, overwrite)
+        check_size(new)
+        stored_report = report.to_bytes() if report is not None else None  # here, as a large one is refused before anything is encoded
+        repos = [_repo_of(old, base_repo), _repo_of(new, target_repo)]
+        options = on_threads(old, new, codec, rules, threads or default_threads(), device)
         with build_beside(out, overwrite=overwrite) as built, open(built.with_name("spool"), "w+b") as spool:
-            encoder, groups = choose_encoder(device)
-            pair = PairEncoder(old, new, codec, threads or default_threads(), rules, spool, progress, encoder, groups)
-            maker = PatchMaker(pair, report)
-            maker.repos = {"base": _repo_of(old, base_repo), "target": _repo_of(new, target_repo)}
-            size = _write(maker, new, built)
+            pair = encode_pair(old, new, options, spool, progress)
+            if report is not None:
+                check_report(report, pair)
+            written = _write(PatchContents(pair, recorded_facts(pair, *repos), stored_report), built)
             old.check_unchanged()
             new.check_unchanged()
-        return _result(maker, old, new, out, size, time.perf_counter() - started)
+        return _result(written, old, new, out, time.perf_counter() - started)
 
 
 def _check_paths(old: Checkpoint, new: Checkpoint, out: Path, overwrite: bool) -> None:
@@ -130,27 +134,29 @@ def _check_paths(old: Checkpoint, new: Checkpoint, out: Path, overwrite: bool) -
     check_output(out, [*old.paths, *new.paths], folder=not new.is_file, overwrite=overwrite, files=files)
 
 
-def _write(maker: PatchMaker, new: Checkpoint, built: Path) -> int:
-    """Write the patch file or folder; returns its size in bytes."""
-    if new.is_file:
+def _write(contents: PatchContents, built: Path) -> WrittenPatch:
+    """Write the patch file or folder."""
+    target = contents.pair.target
+    if target.is_file:
         with open(built, "wb") as file:
-            return maker.write_file(file)
-    return maker.write_folder(built, new.kept)
+            return write_file(contents, file)
+    built.mkdir()
+    return write_folder(contents, built, target.kept)
 
 
-def _result(maker: PatchMaker, old: Checkpoint, new: Checkpoint, out: Path, size: int, seconds: float) -> MakeResult:
+def _result(written: WrittenPatch, old: Checkpoint, new: Checkpoint, out: Path, seconds: float) -> MakeResult:
     return MakeResult(
         patch=out,
-        totals=maker.totals,
-        patch_size=size,
+        totals=written.totals,
+        patch_size=written.size,
         target_size=sum(file.file.size for file in new.weights) + sum(new.others[name].stat().st_size for name in new.kept),
         files=tuple(new.kept),
         left_out=new.left_out,
         secrets=tuple(filter(suspicious_name, new.left_out)),
-        other_formats={name: maker.stored[name] for name in other_formats(new.kept) if maker.stored[name]},
+        other_formats={name: written.stored[name] for name in other_formats(new.kept) if written.stored[name]},
         followed={f"{side.path}/{name}": to for side in (old, new) for name, to in side.followed.items()},
-        removed_files=maker.removed_files,
-        codecs=maker.codecs,
+        removed_files=written.removed_files,
+        codecs=written.codecs,
         seconds=seconds,
     )
 

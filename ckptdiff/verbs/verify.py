@@ -14,8 +14,7 @@ from pathlib import Path
 from ckptdiff.checkpoint.reader import open_checkpoint
 from ckptdiff.checkpoint.recognition import check_exists
 from ckptdiff.checkpoint.selection import select
-from ckptdiff.errors import CheckpointError, CkptdiffError, FormatError, IntegrityError, cut
-from ckptdiff.format.digests import BLOCK
+from ckptdiff.errors import CheckpointError, CkptdiffError, IntegrityError, cut
 from ckptdiff.format.entry import Entry
 from ckptdiff.format.index import OtherFile
 from ckptdiff.format.patch_file import PatchFile
@@ -23,12 +22,13 @@ from ckptdiff.hub.ids import parse_id
 from ckptdiff.hub.repo import Repo, open_repo
 from ckptdiff.io.folder import list_folder
 from ckptdiff.io.leftovers import if_gone
-from ckptdiff.io.parallel import Progress, default_threads, no_progress, run_ordered, sha256_file
+from ckptdiff.io.parallel import Progress, Threads, default_threads, no_progress, run_ordered, sha256_file
 from ckptdiff.io.source import LocalFile
 from ckptdiff.patching import other_files
+from ckptdiff.patching.build import CheckCache, digest_of
 from ckptdiff.patching.patch import OpenPatch, open_patch
-from ckptdiff.patching.rebuild import Rebuilder, open_base, recipes_of
-from ckptdiff.patching.recipes import BaseTensor, PatchedTensor, check_result, describe_mismatch, digest_of, ranges, steps_of
+from ckptdiff.patching.rebuild import Rebuilder, open_base
+from ckptdiff.patching.recipes import PatchedTensor, steps_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ def verify(
                 errors += _run(checks, threads, progress)
             else:
                 with open_base(base, [opened]) as checkpoint:
-                    rebuilder = Rebuilder(checkpoint, [opened], 1, no_progress)
+                    rebuilder = Rebuilder(checkpoint, [opened], Threads(1))
                     checks += base_checks(rebuilder, opened)
                     errors += _merge_already_target(rebuilder, list(_run(checks, threads, progress)))
     except CheckpointError:
@@ -120,7 +120,7 @@ def _merge_already_target(rebuilder: Rebuilder, errors: list[CkptdiffError]) -> 
     wrong = [error for error in errors if error.kind == "wrong_base"]
     if wrong:
         try:
-            rebuilder.raise_if_wrong_base(recipes_of(rebuilder.outputs()))
+            rebuilder.raise_if_wrong_base(rebuilder.target_recipes())
         except CkptdiffError as error:
             if error.kind == "already_target":
                 return [*(error for error in errors if error not in wrong), error]
@@ -141,14 +141,7 @@ def _payload_error(file: PatchFile, entry: Entry) -> CkptdiffError | None:
     error = file.payload_error(entry)
     if error or entry.kind != "new":
         return error
-    recipe = PatchedTensor(file, entry, None)
-    try:
-        for start in range(0, entry.nbytes, BLOCK):
-            recipe.build(start, start + BLOCK)
-        check_result(recipe)
-    except (FormatError, IntegrityError) as error:
-        return error
-    return None
+    return CheckCache().error_of(PatchedTensor(file, entry, None))
 
 
 def _other_error(patch: OpenPatch, other: OtherFile) -> CkptdiffError | None:
@@ -271,18 +264,10 @@ def base_checks(rebuilder: Rebuilder, patch: OpenPatch) -> list[Callable[[], Ckp
 def _tensor_error(rebuilder: Rebuilder, file: PatchFile, entry: Entry) -> CkptdiffError | None:
     try:
         recipe = rebuilder.recipe(0, file, entry)
-        base = steps_of(recipe)[0]
-        try:
-            for start, stop, _ in ranges(recipe):
-                recipe.build(start, stop)
-            rebuilder.check(recipe)
-        except (FormatError, IntegrityError) as error:
-            if isinstance(base, BaseTensor) and (digest := rebuilder.checked.digest_of(base.tensor)) != base.digest:
-                return rebuilder.wrong_base(rebuilder.chain[0], describe_mismatch(base, digest))
-            return error
+        error = rebuilder.checked.error_of(recipe)
+        return error and (rebuilder.base_error(steps_of(recipe)[0]) or error)
     except CkptdiffError as error:
         return error
-    return None
 
 
 def _base_file_error(rebuilder: Rebuilder, patch: OpenPatch, other: OtherFile) -> CkptdiffError | None:

@@ -15,7 +15,15 @@ from ckptdiff.format.dtypes import DTYPES, Dtype
 from ckptdiff.kernels import classes as unit_classes
 from ckptdiff.kernels import pace
 from ckptdiff.kernels.block_layout import WITHOUT_ROWS, BlockLayout
-from tests.support.codec_checks import Case, check_a_whole_block, check_any_bytes, check_damage, check_that_decoding_undoes_encoding
+from tests.support.codec_checks import (
+    Case,
+    check_a_whole_block,
+    check_any_bytes,
+    check_damage,
+    check_that_decoding_undoes_encoding,
+    decode,
+    encode,
+)
 from tests.support.mutations import mutate
 from tests.support.strategies import DAMAGE, DTYPE_NAMES, blocks, quick
 from tests.support.vectors import READER
@@ -50,8 +58,8 @@ def minimal(coded: bytes, base: np.ndarray, dtype: Dtype) -> tuple[bytes, int]:
 
 def check(base: np.ndarray, target: np.ndarray, dtype: Dtype, place: BlockLayout = WITHOUT_ROWS) -> bytes:
     """Code a block; decode it with both readers; returns the coded form."""
-    coded, changed = context.encode(base, target, dtype, place)
-    out, found = context.decode(memoryview(coded), base.copy(), len(base), dtype)
+    coded, changed = encode("context", base, target, dtype, place)
+    out, found = decode("context", coded, base.copy(), dtype)
     assert out.tobytes() == target.tobytes()
     assert found == changed == np.count_nonzero(base.view(dtype.unit) != target.view(dtype.unit))
     assert minimal(coded, base, dtype) == (target.tobytes(), changed)
@@ -127,8 +135,8 @@ def test_a_full_block_of_one_class() -> None:
     base = np.full(1 << 21, 7, np.uint8)
     target = base.copy()
     target[0] = 8
-    coded, _ = context.encode(base, target, dtype)
-    out, _ = context.decode(memoryview(coded), base.copy(), len(base), dtype)
+    coded, _ = encode("context", base, target, dtype)
+    out, _ = decode("context", coded, base.copy(), dtype)
     assert (out == target).all() and len(coded) < 20
 
 
@@ -175,9 +183,9 @@ def test_classes_that_a_sample_misses(hidden: str, share: float) -> None:
     base = np.where(rare, 0x4400, 0x3C00).astype("<u2")
     target = base ^ (rng.random(n) < share) * (~rare)
     target[np.flatnonzero(rare)[5]] ^= 1
-    coded, _ = context.encode(base.view(np.uint8), target.astype("<u2").view(np.uint8), dtype, BlockLayout(1024, 0))
+    coded, _ = encode("context", base.view(np.uint8), target.astype("<u2").view(np.uint8), dtype, BlockLayout(1024, 0))
     assert coded[0] == (context.ADAPTIVE if share < 0.1 else context.STATIC) and len(coded) < n // 8
-    out, _ = context.decode(memoryview(coded), base.view(np.uint8).copy(), 2 * n, dtype)
+    out, _ = decode("context", coded, base.view(np.uint8).copy(), dtype)
     assert out.tobytes() == target.astype("<u2").tobytes()
 
 
@@ -201,11 +209,11 @@ def test_both_readers_say_the_same_of_damaged_blocks(seed: int, monkeypatch: pyt
     rng = np.random.default_rng(seed)
     dtype = DTYPES[["BF16", "F32", "U8", "I16", "F64"][seed % 5]]
     base, target = block(rng, dtype, 2000, SHARES[seed % 4], "weights")
-    coded, _ = context.encode(base, target, dtype, BlockLayout(50, 3))
+    coded, _ = encode("context", base, target, dtype, BlockLayout(50, 3))
     for _ in range(40):
         damaged = mutate(rng, coded)
         try:
-            out, changed = context.decode(memoryview(damaged), base.copy(), len(base), dtype)
+            out, changed = decode("context", damaged, base.copy(), dtype)
             ours = (out.tobytes(), changed) if changed else None
         except ValueError as error:
             assert "\n" not in str(error)
@@ -239,12 +247,12 @@ def words_of(coded: bytes) -> tuple[bytes, bytes]:
 def test_refusals_of_the_adaptive_form(change, words: str) -> None:
     dtype = DTYPES["BF16"]
     base, target = block(np.random.default_rng(1), dtype, 2000, 0.01, "weights")
-    coded, _ = context.encode(base, target, dtype)
+    coded, _ = encode("context", base, target, dtype)
     assert coded[0] == context.ADAPTIVE
     with pytest.raises(ValueError, match=words):
-        context.decode(memoryview(change(coded)), base.copy(), len(base), dtype)
+        decode("context", change(coded), base.copy(), dtype)
 
 
 def test_the_static_form_is_not_for_eight_bytes() -> None:
     with pytest.raises(ValueError, match="form 2, expected 1 or 2, and 1 for units of 8 bytes"):
-        context.decode(memoryview(b"\x02\x00" + bytes(16)), np.zeros(80, np.uint8), 80, DTYPES["F64"])
+        decode("context", b"\x02\x00" + bytes(16), np.zeros(80, np.uint8), DTYPES["F64"])

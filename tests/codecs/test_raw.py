@@ -7,7 +7,6 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ckptdiff.codecs import raw
 from ckptdiff.format.dtypes import DTYPES
 from tests.support.codec_checks import (
     Case,
@@ -15,6 +14,8 @@ from tests.support.codec_checks import (
     check_any_bytes,
     check_damage,
     check_that_decoding_undoes_encoding,
+    decode,
+    encode,
 )
 from tests.support.strategies import DAMAGE, DTYPE_NAMES, blocks, quick
 
@@ -46,6 +47,6 @@ def test_damaged_blocks_are_refused_or_give_a_block(case: Case, damage: tuple[li
 def test_the_coded_form_does_not_depend_on_the_base() -> None:
     """So that a tensor without a base can be stored, and one whose base is of no use."""
     target, bases = np.arange(64, dtype=np.uint8), (np.zeros(64, np.uint8), np.full(64, 255, np.uint8))
-    forms = {raw.encode(base, target, DTYPES["BF16"])[0] for base in bases}
+    forms = {encode("raw", base, target, DTYPES["BF16"])[0] for base in bases}
     assert len(forms) == 1
-    assert [raw.decode(memoryview(*forms), base, 64, DTYPES["BF16"])[0].tobytes() for base in bases] == [target.tobytes()] * 2
+    assert [decode("raw", *forms, base, DTYPES["BF16"])[0].tobytes() for base in bases] == [target.tobytes()] * 2

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ckptdiff.codecs import sparse
 from ckptdiff.format.dtypes import DTYPES
 from tests.support.codec_checks import (
     Case,
@@ -16,6 +15,8 @@ from tests.support.codec_checks import (
     check_any_bytes,
     check_damage,
     check_that_decoding_undoes_encoding,
+    decode,
+    encode,
 )
 from tests.support.strategies import DAMAGE, DTYPE_NAMES, blocks, quick
 
@@ -47,8 +48,8 @@ def test_damaged_blocks_are_refused_or_give_a_block(case: Case, damage: tuple[li
 
 def test_a_block_without_changes_takes_no_bytes() -> None:
     base = np.arange(64, dtype=np.uint8)
-    assert sparse.encode(base, base.copy(), DTYPES["F32"]) == (b"", 0)
-    assert sparse.decode(memoryview(b""), base.copy(), 64, DTYPES["F32"])[0].tobytes() == base.tobytes()
+    assert encode("sparse", base, base.copy(), DTYPES["F32"]) == (b"", 0)
+    assert decode("sparse", b"", base.copy(), DTYPES["F32"])[0].tobytes() == base.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ def test_a_form_that_breaks_the_spec_is_refused_by_name(coded: str, text: str) -
     """Blocks of 8 units of BF16."""
     assert not accepts("sparse", bytes.fromhex(coded), np.zeros(16, np.uint8), "BF16")
     with pytest.raises(ValueError, match=text):
-        sparse.decode(memoryview(bytes.fromhex(coded)), np.zeros(16, np.uint8), 16, DTYPES["BF16"])
+        decode("sparse", bytes.fromhex(coded), np.zeros(16, np.uint8), DTYPES["BF16"])
 
 
 @pytest.mark.parametrize("gap", [8, 9, 255])

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ckptdiff import codecs
+from ckptdiff.format.dtypes import BlockChange, Dtype
 from tests.fuzz.engine import Disagreement, Outcome, Target, loop
 from tests.fuzz.targets import TARGETS
 
@@ -49,18 +51,15 @@ def test_the_same_seed_gives_the_same_inputs() -> None:
 @pytest.mark.parametrize("name", ["raw", "sparse", "adaptive", "static"])
 def test_a_decoder_that_is_wrong_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One unit changed more than the coded form says: each target of a decoder must tell."""
-    from ckptdiff.patching import recipes
+    real = codecs.apply_change
 
-    codec = {"raw": "raw", "sparse": "sparse"}.get(name, "context")
-    real = recipes.CODECS[codec].decode
-
-    def wrong(coded: memoryview, base: np.ndarray, size: int, dtype: object) -> tuple[np.ndarray, int]:
-        target, changed = real(coded, base, size, dtype)  # type: ignore[arg-type]
+    def wrong(change: BlockChange, base: np.ndarray, dtype: Dtype) -> tuple[np.ndarray, int]:
+        target, changed = real(change, base, dtype)
         target = target.copy()
         target[-1] ^= 1
         return target, changed
 
-    monkeypatch.setattr(recipes.CODECS[codec], "decode", wrong)
+    monkeypatch.setattr(codecs, "apply_change", wrong)
     with pytest.raises(Disagreement, match=rf"bytes: .*Again: python -m tests.fuzz {name} /"):
         loop(TARGETS[name], 1, 20)
 

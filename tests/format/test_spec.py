@@ -11,13 +11,14 @@ import xxhash
 import ckptdiff
 from ckptdiff.analysis import report_stored
 from ckptdiff.checkpoint import weight_map
-from ckptdiff.codecs import CODECS, context, planes, sparse
+from ckptdiff.codecs import CODECS, planes
 from ckptdiff.errors import SHOWN
 from ckptdiff.format import canonical, dtypes, entry, json_scan, patch_file, safe_paths, safetensors, sealed, table
 from ckptdiff.format.digests import BLOCK, tensor_digest
 from ckptdiff.format.dtypes import CASTS, DTYPES
 from ckptdiff.patching import chain, patch
 from tests.support.checkpoints import BITS, tensor, tree, write
+from tests.support.codec_checks import encode
 
 SPEC = (Path(__file__).resolve().parents[2] / "spec" / "ckptdiff-v1.md").read_text()
 
@@ -116,7 +117,7 @@ def test_the_sparse_example() -> None:
     old = np.full(8, 0x3F80, "<u2")
     new = old.copy()
     new[1], new[6] = 0x3F81, 0x3F7E
-    coded = sparse.encode(old.view(np.uint8), new.view(np.uint8), DTYPES["BF16"])
+    coded = encode("sparse", old.view(np.uint8), new.view(np.uint8), DTYPES["BF16"])
     assert coded == (bytes.fromhex(text[1]), 2)
 
 
@@ -126,7 +127,7 @@ def test_the_context_example() -> None:
     old = np.full(8, 0x3F80, "<u2")
     new = old.copy()
     new[1], new[6] = 0x3F81, 0x3F7E
-    coded = context.encode(old.view(np.uint8), new.view(np.uint8), DTYPES["BF16"])
+    coded = encode("context", old.view(np.uint8), new.view(np.uint8), DTYPES["BF16"])
     assert coded == (bytes.fromhex(text[1]), 2)
 
 

@@ -8,16 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zstandard
 
-from ckptdiff.checkpoint.contents import Tensor
+from ckptdiff.checkpoint.contents import Checkpoint, Tensor
 from ckptdiff.errors import CkptdiffError
 from ckptdiff.format.patch_file import PatchFile
-from ckptdiff.patching.memory import BytesFile
-from ckptdiff.patching.recipes import BaseTensor, PatchedTensor, check_result
+from ckptdiff.format.safetensors import Header, TensorInfo
+from ckptdiff.io.parallel import Threads
+from ckptdiff.patching.build import CheckCache, rebuild
+from ckptdiff.patching.memory import BytesFile, MemoryFile
+from ckptdiff.patching.patch import OpenPatch
+from ckptdiff.patching.recipes import BaseTensor, PatchedTensor, RebuildJob
+from ckptdiff.patching.wrong_base import WantedBase
 from tests.fuzz.engine import Disagreement, Outcome, Rng, Target
 from tests.fuzz.vectors import BUILD, READER, scenarios
 from tests.support.mutations import mutate
@@ -90,11 +96,16 @@ def run(codec: str, data: bytes) -> Outcome:
     error = file.payload_error(entry)
     if error:
         raise Disagreement(f"the builder's seal is not right: {error}")
-    tensor = Tensor("", "t", dtype, entry.shape, len(base), BytesFile(base, "base"), 0)
-    recipe = PatchedTensor(file, entry, BaseTensor(tensor, entry.base_digest))
+    memory = MemoryFile("base", Header(b"", {}, (TensorInfo("t", dtype, entry.shape, 0, len(base)),)), [np.frombuffer(base, np.uint8)])
+    tensor = Tensor("", "t", dtype, entry.shape, len(base), memory, memory.begins[0])
+    origin = WantedBase(Checkpoint(Path("base"), True, [], {}), OpenPatch(Path("patch"), None, [file]))
+    recipe = PatchedTensor(file, entry, BaseTensor(tensor, entry.base_digest, origin))
+
+    def sink(job: RebuildJob, data: np.ndarray) -> bytes:
+        return data.tobytes()
+
     try:
-        found = recipe.build(0, len(base)).tobytes()
-        check_result(recipe)
+        found = b"".join(part for _, part in rebuild([recipe], sink, Threads(1), CheckCache()))
     except CkptdiffError as refused:
         if refused.kind != "format" or changed:
             raise Disagreement(f"{dtype}, {len(base)} bytes: the minimal reader changes {changed} units") from refused

@@ -20,8 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 MODULES = """
 format/canonical format/fields format/digests format/dtypes format/json_scan format/metadata format/index format/sealed format/patch_file
 format/safe_paths format/safetensors format/zstd_frame format/entry format/table
-patching/recipes patching/other_files patching/patch subnetwork/mask
-subnetwork/mask_file subnetwork/mask_rows analysis/report_stored codecs/planes codecs/raw codecs/sparse codecs/escaped_values codecs/context
+patching/recipes patching/build patching/other_files patching/patch subnetwork/mask
+subnetwork/mask_file subnetwork/mask_rows analysis/report_stored codecs/__init__ codecs/planes codecs/raw codecs/sparse
+codecs/escaped_values codecs/context
 kernels/adaptive kernels/changes kernels/classes kernels/escapes kernels/context_groups kernels/context_map
 kernels/leaves kernels/moves kernels/pace
 kernels/range_coder kernels/rans kernels/raw_bits kernels/static kernels/tokens kernels/ulps
@@ -35,10 +36,11 @@ distance_between move_run move_and_hash leaves_of_\w+ as_leaves fill_whole_leave
 fold fill_lea\w+ start_leaf hash_steps merge_sums finish_leaf count_escapes best_width split_escaped split_changes compress
 group_contexts measure_contexts cut_into_runs assign_groups table_cost log2_fixed merge_runs
 write_patch_file _pieces encode_target_header check_paths
-_compressor decoding_error from_patch from_arrays union intersection vote random shared precision recall save write_mask _changed_bits
+_compressor _file_digest decoding_error from_patch from_arrays union intersection vote random shared precision recall save write_mask
+_changed_bits
 _check_counterparts count_shared vote_rows smallest_weights _smallest_bits
-__repr__ __hash__ __eq__ total predicted_header warm patch_paths _no_patch base_files info
-stored_size output_size paths report target_size
+__repr__ __hash__ __eq__ total predicted_header base_files info
+stored_size output_size paths report
 """.split()
 """Functions that no reader of a patch's bytes calls, as patterns."""
 

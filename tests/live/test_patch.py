@@ -50,10 +50,9 @@ def test_files_and_memory_and_devices_agree(tmp_path: Path, codec: str) -> None:
         host.target_identity,
     )
     for patch in ("memory", "host"):
-        for device in (None, "cpu"):
-            out = tmp_path / f"{patch}-{device}.safetensors"
-            ckptdiff.apply(base, tmp_path / f"{patch}.safetensors", out, device=device)
-            assert out.read_bytes() == target.read_bytes()
+        out = tmp_path / f"{patch}-out.safetensors"
+        ckptdiff.apply(base, tmp_path / f"{patch}.safetensors", out)
+        assert out.read_bytes() == target.read_bytes()
     assert ckptdiff.verify(tmp_path / "memory.safetensors", base=base, target=target).ok
     (problem,) = ckptdiff.verify(tmp_path / "memory.safetensors", target=base).problems
     assert "has the digest" in problem.message

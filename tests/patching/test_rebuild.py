@@ -28,7 +28,7 @@ def test_wrong_base_names_the_first_tensor_and_the_base_it_wants(files: Pair, tm
 
 
 def test_wrong_base_names_the_hub_repo_if_the_patch_knows_it(files: Pair, tmp_path: Path) -> None:
-    from ckptdiff.patching.rebuild import describe_base
+    from ckptdiff.patching.wrong_base import describe_base
 
     with open_patch(files.patch) as patch:
         patch.files[0].metadata.info.update({"base_repo": "org/model", "base_revision": "abc123"})

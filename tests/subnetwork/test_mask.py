@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,22 @@ def test_masks_are_saved_and_loaded(tmp_path_factory: pytest.TempPathFactory, se
     with pytest.raises(OutputError, match="exists"):
         mask.save(folder / "a.safetensors")
     mask.save(folder / "a.safetensors", overwrite=True)
+
+
+def test_a_mask_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    """The library that writes it has errors of its own."""
+    mask = Mask.from_arrays({"w": np.ones(1 << 20, np.bool_)})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+    try:
+        with pytest.raises(ckptdiff.OutputError, match="the mask: cannot be written: File too large"):
+            mask.save(tmp_path / "the mask")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "plain").touch()
+    mask.save(tmp_path / "the mask")
+    assert (tmp_path / "the mask").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_broken_files_are_refused(tmp_path: Path) -> None:

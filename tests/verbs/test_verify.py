@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -42,16 +41,14 @@ def test_verify_collects_every_problem(folders: Pair, tmp_path: Path) -> None:
 def test_verify_with_a_base_decodes_what_changed(files: Pair, folders: Pair, tmp_path: Path) -> None:
     """A tensor and a file whose stored forms are whole, but do not give what the patch states."""
     with open_patch(files.patch) as opened:
-        file, spool, offsets = opened.files[0], io.BytesIO(), {}
-        for entry in file.table.entries:
-            if entry.has_payload:
-                offsets[entry.name] = spool.tell()
-                spool.write(read_bytes(file.source, file.offsets[entry.name], entry.payload_size))
+        file = opened.files[0]
+        sizes = ((file.offsets[entry.name], entry.payload_size) for entry in file.table.entries if entry.has_payload)
+        payload = [read_bytes(file.source, offset, size) for offset, size in sizes]
         entries = tuple(replace(e, digest=bytes(16)) if e.name == "b.weight" else e for e in file.table.entries)
         found = identity(("target", e.name, e.dtype, e.shape, e.digest) for e in entries)
         metadata = replace(file.metadata, target_identity=found)
         with open(tmp_path / "wrong.safetensors", "wb") as out:
-            write_patch_file(out, metadata, PatchParts(Table(entries), file.header.raw, None, spool, offsets))
+            write_patch_file(out, metadata, PatchParts(Table(entries), file.header.raw, None, payload))
     assert ckptdiff.verify(tmp_path / "wrong.safetensors").ok
     (problem,) = ckptdiff.verify(tmp_path / "wrong.safetensors", base=files.base).problems
     assert problem.kind == "integrity" and "tensor b.weight: rebuilt with the digest" in problem.message

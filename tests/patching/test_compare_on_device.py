@@ -1,4 +1,4 @@
-"""Which tensors the device encodes, and which go to the host's encoder."""
+"""Which tensors the device encodes, and which go to the host."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import ckptdiff
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
 
-from ckptdiff.patching.encode_on_device import DeviceEncoder  # noqa: E402
+from ckptdiff.patching.compare_on_device import DeviceComparer  # noqa: E402
 from tests.support.torch_states import tensor  # noqa: E402
 
 
-def test_a_device_coder_reads_what_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cast and resized bases, and new tensors, go to the host's encoder."""
+def test_a_device_leaves_to_the_host_what_it_must() -> None:
+    """Cast and resized bases, and new tensors, go to the host."""
     rng = np.random.default_rng(8)
     old = {"cast": tensor(rng, "BF16", (30, 4)), "rows": tensor(rng, "F32", (30, 4))}
     new = {"cast": old["cast"].float() * 1.01, "rows": tensor(rng, "F32", (33, 4)), "new": tensor(rng, "U8", (9,))}
-    coder = DeviceEncoder(torch.device("cpu"))
-    assert coder.groups > 1
+    comparer = DeviceComparer(torch.device("cpu"))
+    assert comparer.groups > 1
     assert ckptdiff.diff(old, new, codec="context", device="cpu").to_bytes() == ckptdiff.diff(old, new, codec="context").to_bytes()

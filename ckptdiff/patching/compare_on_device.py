@@ -1,24 +1,22 @@
-"""Groups of blocks compared on a torch device and encoded on the host, bit for bit as :mod:`ckptdiff.patching.encode` does."""
+"""Groups of blocks compared on a torch device, bit for bit as :mod:`ckptdiff.patching.compare_on_host` does."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
 from contextlib import nullcontext
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 
 from ckptdiff.checkpoint.contents import Tensor
-from ckptdiff.codecs import context, sparse
 from ckptdiff.device.leaves import leaf_digests
 from ckptdiff.device.ops import find_changes, units_of, zigzag
 from ckptdiff.format.digests import BLOCK, leaves_of
-from ckptdiff.format.dtypes import DTYPES, Bytes
-from ckptdiff.kernels.block_layout import WITHOUT_ROWS, BlockLayout
-from ckptdiff.patching.encode import EncodedBlocks, encode_blocks, row_width, view_range
-from ckptdiff.patching.memory import MemoryFile
+from ckptdiff.format.dtypes import DTYPES, Bytes, Changes, Dtype, Units
+from ckptdiff.patching.compare_on_host import ComparedGroup, compare_on_host
 
 GROUPS_FROM_HOST = 4
 GROUPS_ON_DEVICE = 32
@@ -34,10 +32,10 @@ class _ThreadState(threading.local):
         self.pinned: dict[str, torch.Tensor] = {}
 
 
-class DeviceEncoder:
-    """A :class:`~ckptdiff.patching.encode.TensorEncoder` that compares on a torch device.
+class DeviceComparer:
+    """A :class:`~ckptdiff.patching.compare_on_host.Comparer` on a torch device.
 
-    New and empty tensors, those with an adapted base, and the codec ``raw`` are left to the host.
+    New and empty tensors, those with an adapted base, and what is coded by ``raw`` are left to the host.
 
     Args:
         device: where to compare.
@@ -53,41 +51,25 @@ class DeviceEncoder:
         leaves = leaf_digests([memory for _, memory in resident])
         self._leaves = {(id(tensor.source), tensor.offset): row for (tensor, _), row in zip(resident, leaves, strict=True) if tensor.nbytes}
 
-    def __call__(self, base: Tensor | None, target: Tensor, codec: str, first: int, stop: int) -> EncodedBlocks:
+    def __call__(self, base: Tensor | None, target: Tensor, first: int, stop: int, codec: str | None) -> ComparedGroup:
+        """Compare a group."""
         if base is None or codec == "raw" or not target.nbytes or (base.dtype, base.shape) != (target.dtype, target.shape):
-            return encode_blocks(base, target, codec, first, stop)
+            return compare_on_host(base, target, first, stop)
         dtype = DTYPES[target.dtype]
-        start, stop = first * dtype.carrier, min(stop * dtype.carrier, target.nbytes)
+        start, end = first * dtype.carrier, min(stop * dtype.carrier, target.nbytes)
         with self._stream():
-            (old, host_old), (new, host_new) = self._bytes(base, start, stop, "base"), self._bytes(target, start, stop, "target")
-            if host_old is None and codec == "context":
+            (old, host_old), (new, host_new) = self._bytes(base, start, end, "base"), self._bytes(target, start, end, "target")
+            if host_old is None and codec != "sparse":
                 host_old = self._copy_to_host(old, "base")
             changed, distances = find_changes(units_of(old, dtype), units_of(new, dtype), dtype)  # waits for the stream
             positions, zigzags = changed.int().cpu().numpy(), zigzag(distances).cpu().numpy().view(dtype.unit)
-        blocks = self._encode(host_old, positions, zigzags, target, codec, first, stop - start)
-        base_leaves, leaves = self._leaves_of(base, host_old, start, stop), self._leaves_of(target, host_new, start, stop)
-        return EncodedBlocks(blocks, len(positions), leaves, base_leaves, stop - start)
-
-    def _encode(self, old: Bytes | None, positions: Any, zigzags: Any, target: Tensor, codec: str, first: int, nbytes: int) -> list[bytes]:
-        """Encode each block, given the changes of all of them, with positions relative to unit ``first``."""
-        dtype, width, encoded = DTYPES[target.dtype], row_width(target), []
-        per_block = BLOCK // dtype.carrier
-        bounds = np.searchsorted(positions, np.arange(0, nbytes // dtype.carrier + per_block, per_block))
-        for k in range(-(-nbytes // BLOCK)):
-            block = slice(bounds[k], bounds[k + 1])
-            in_block = positions[block] - np.int32(k * per_block)
-            if codec == "sparse" or old is None:
-                encoded.append(sparse.pack(in_block, zigzags[block], dtype))
-            else:
-                layout = BlockLayout(width, (first + k * per_block) % width) if width else WITHOUT_ROWS
-                encoded.append(context.pack(old[k * BLOCK : (k + 1) * BLOCK], in_block, zigzags[block], dtype, layout))
-        return encoded
+        changes = _by_block(positions, zigzags, end - start, dtype)
+        base_leaves, leaves = self._leaves_of(base, host_old, start, end), self._leaves_of(target, host_new, start, end)
+        return ComparedGroup(end - start, changes, base_leaves, leaves, host_old, host_new)
 
     def _device_memory(self, tensor: Tensor) -> torch.Tensor | None:
         """The memory of a tensor that is on the device; None for any other tensor."""
-        if not isinstance(tensor.source, MemoryFile):
-            return None
-        data = tensor.source.view(tensor.offset, tensor.nbytes)
+        data = tensor.memory
         return data if isinstance(data, torch.Tensor) and data.device == self.device else None
 
     def _bytes(self, tensor: Tensor, start: int, stop: int, name: str) -> tuple[torch.Tensor, Bytes | None]:
@@ -96,7 +78,7 @@ class DeviceEncoder:
         if memory is not None:
             return memory[start:stop], None
         if self.device.type == "cpu":
-            data = view_range(tensor, start, stop, name)
+            data = tensor.view(start, stop, name)
             return torch.from_numpy(data), data
         buffer = self._pinned(name, stop - start)
         tensor.readinto(start, buffer.numpy())
@@ -129,3 +111,10 @@ class DeviceEncoder:
         if self._thread.stream is None:
             self._thread.stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         return torch.cuda.stream(self._thread.stream)
+
+
+def _by_block(positions: Units, zigzags: Units, size: int, dtype: Dtype) -> list[Changes]:
+    """The changes of each block of ``size`` bytes, given those of all of them."""
+    units = BLOCK // dtype.carrier
+    ends = np.searchsorted(positions, np.arange(0, size + BLOCK, BLOCK) // dtype.carrier).tolist()
+    return [(positions[i:j] - np.int32(k * units), zigzags[i:j]) for k, (i, j) in enumerate(pairwise(ends))]

@@ -1,0 +1,231 @@
+"""Target tensors built by their recipes, range by range, and the checks of what was built (spec section 10, step 4)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from ckptdiff import codecs
+from ckptdiff.checkpoint.contents import Tensor
+from ckptdiff.errors import CkptdiffError, FormatError, IntegrityError, cut
+from ckptdiff.format.digests import BLOCK, block_count, leaves_of, tensor_digest
+from ckptdiff.format.dtypes import DTYPES, BlockChange, Bytes
+from ckptdiff.io.parallel import Executor, Threads, run_plan
+from ckptdiff.patching.adapt import adapt
+from ckptdiff.patching.recipes import BaseTensor, PatchedTensor, RebuildJob, Recipe, ranges, steps_built_whole, steps_of, units_of
+
+T = TypeVar("T")
+Sink = Callable[[RebuildJob, Bytes], T]
+"""Takes the bytes of a range, on the thread that built them. They may be scratch, which the thread's next range overwrites."""
+
+
+def no_sink(job: RebuildJob, data: Bytes) -> None:
+    """A :data:`Sink` for what is only checked."""
+
+
+@dataclass(slots=True)
+class BuiltRange:
+    """A range of a target tensor, with what is known of each step that led to it, the base's first."""
+
+    data: Bytes
+    """Its bytes. They may be scratch, which this thread's next range overwrites."""
+    leaves: list[list[bytes]]
+    """Leaves (spec 3.2) of what each step gave."""
+    changed: list[int]
+    """Number of units that each step changed."""
+
+
+def build(recipe: Recipe, start: int, stop: int) -> BuiltRange:
+    """Build bytes ``start`` to ``stop``, or fewer where the tensor ends before.
+
+    Raises:
+        FormatError: a block cannot be decoded.
+    """
+    if isinstance(recipe, BaseTensor):
+        data = recipe.tensor.read(start, stop)
+        return BuiltRange(data, [leaves_of(data)], [0])
+    entry, dtype, base = recipe.entry, DTYPES[recipe.entry.dtype], recipe.base
+    size, changed = max(min(stop, entry.nbytes) - start, 0), 0
+    if base is None:
+        built = BuiltRange(np.zeros(size, np.uint8), [], [])
+    else:
+        width = DTYPES[base.dtype].carrier
+        if isinstance(base, BaseTensor) and units_of(base) > units_of(recipe):
+            stop = start + size  # units of the base past the target's end are cut off: do not read them
+        built = build(base, start // dtype.carrier * width, stop // dtype.carrier * width)
+        built.data = adapt(built.data, base.dtype, entry.dtype, size)
+    if entry.kind != "same" and size:
+        built.data, changed = _decode(recipe, built.data, start // BLOCK)
+    built.leaves.append(leaves_of(built.data))
+    built.changed.append(changed)
+    return built
+
+
+def _decode(step: PatchedTensor, base: Bytes, first: int) -> tuple[Bytes, int]:
+    """Decode a run of blocks from number ``first`` on, against the adapted bytes of their base.
+
+    Returns:
+        The target's bytes, and how many units changed.
+    """
+    entry, dtype, parts, changed = step.entry, DTYPES[step.entry.dtype], [], 0
+    for k, coded in enumerate(step.file.read_blocks(entry, first, first + block_count(len(base)))):
+        block = base[k * BLOCK : (k + 1) * BLOCK]
+        part, count = codecs.apply_change(unpack(step, first + k, coded, block, len(block)), block, dtype)
+        parts.append(part)
+        changed += count
+    return parts[0] if len(parts) == 1 else np.concatenate(parts), changed
+
+
+def unpack(step: PatchedTensor, block: int, coded: memoryview, base: Bytes | None, size: int) -> BlockChange:
+    """The change of an entry's block.
+
+    Args:
+        step: whose entry it is.
+        block: the block's number.
+        coded, base, size: as of :meth:`ckptdiff.codecs.Codec.unpack`.
+
+    Raises:
+        FormatError: the coded form breaks a rule.
+    """
+    entry = step.entry
+    try:
+        return codecs.CODECS[entry.codec or ""].unpack(coded, base, size, DTYPES[entry.dtype])
+    except ValueError as error:
+        raise FormatError(f"{step.file.source.name}: tensor {cut(entry.name)}, block {block}: {error}") from None
+
+
+class TensorCheck:
+    """What was built of one tensor, range by range, on any thread; and its check once all ranges are there."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe, self._ranges = recipe, dict[int, tuple[list[list[bytes]], list[int]]]()
+
+    def add(self, start: int, leaves: list[list[bytes]], changed: list[int]) -> None:
+        """Note what is known of the range that begins at byte ``start``, as of :class:`BuiltRange`. A range may be built again."""
+        self._ranges[start] = leaves, changed
+
+    def finish(self, cache: CheckCache) -> None:
+        """Compare the digests of the tensor, and of all tensors that it was built from, the base's first; and forget all ranges.
+
+        Raises:
+            BaseMismatchError: the base tensor has another content than the patch was made from.
+            FormatError, IntegrityError: an entry has changed another number of units, or gives another digest, than it says.
+        """
+        steps, longer = steps_built_whole(self.recipe)
+        if longer is not None:
+            cache.check(longer)
+        before, ranges_in_order = len(steps_of(longer)), [self._ranges[start] for start in sorted(self._ranges)]
+        for k, step in enumerate(steps, before):
+            digest = tensor_digest(leaf for leaves, _ in ranges_in_order for leaf in leaves[k])
+            if isinstance(step, PatchedTensor):
+                check_changed(step, sum(changed[k] for _, changed in ranges_in_order))
+                _check_digest(step, digest)
+            elif digest != step.digest:
+                raise step.origin.mismatch(step.tensor, digest, step.digest)
+        self._ranges.clear()
+
+
+def check_changed(step: PatchedTensor, changed: int) -> None:
+    """Raise FormatError unless an entry has changed as many units as it says."""
+    if step.entry.kind == "delta" and changed != step.entry.changed:
+        where = f"{step.file.source.name}: tensor {cut(step.entry.name)}"
+        raise FormatError(f"{where}: its blocks change {changed} units, expected {step.entry.changed}")
+
+
+def _check_digest(step: PatchedTensor, digest: bytes) -> None:
+    if digest != step.digest:
+        where = f"{step.file.source.name}: tensor {cut(step.entry.name)}"
+        raise IntegrityError(f"{where}: rebuilt with the digest {digest.hex()}, expected {step.digest.hex()}: fetch the patch again")
+
+
+def digest_of(tensor: Tensor) -> bytes:
+    """Tensor digest of a tensor of a checkpoint, read block by block."""
+    return tensor_digest(leaf for start in range(0, tensor.nbytes, BLOCK) for leaf in leaves_of(tensor.read(start, start + BLOCK)))
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt(Generic[T]):
+    """What a job gives."""
+
+    leaves: list[list[bytes]]
+    changed: list[int]
+    """As of :class:`~ckptdiff.patching.build.BuiltRange`."""
+    taken: T
+    """What the sink made of the bytes."""
+
+
+class RangeBuilder(Generic[T]):
+    """Does the jobs of a list of recipes, on any thread."""
+
+    def __init__(self, recipes: Sequence[Recipe], sink: Sink[T]) -> None:
+        self.recipes, self.sink = recipes, sink
+
+    def __call__(self, job: RebuildJob) -> Rebuilt[T]:
+        built = build(self.recipes[job.tensor], job.start, job.stop)
+        return Rebuilt(built.leaves, built.changed, self.sink(job, built.data))
+
+
+def rebuild(recipes: Sequence[Recipe], sink: Sink[T], execute: Executor, cache: CheckCache) -> Generator[tuple[RebuildJob, T], None, None]:
+    """Build tensors range by range, and check each one after its last range.
+
+    Yields:
+        The jobs, in order, with what the sink made of them. A tensor is right once its last job has been yielded.
+
+    Raises:
+        FormatError, IntegrityError, BaseMismatchError: for the first tensor that is not what the patch states.
+    """
+    check: TensorCheck | None = None
+    with closing(run_plan(execute, RangeBuilder(recipes, sink), plan(recipes))) as results:
+        for job, result in results:
+            check = check or TensorCheck(recipes[job.tensor])
+            check.add(job.start, result.leaves, result.changed)
+            if job.last:
+                check.finish(cache)
+                check = None
+            yield job, result.taken
+
+
+def plan(recipes: Sequence[Recipe]) -> Iterator[RebuildJob]:
+    """The jobs that build tensors, told from headers and tables alone."""
+    return (job for number, recipe in enumerate(recipes) for job in ranges(recipe, number))
+
+
+class CheckCache:
+    """Digests and checks of tensors that many entries start from, each done once: a patch may cut one tensor into a hundred thousand."""
+
+    def __init__(self) -> None:
+        self._digests: dict[int, bytes] = {}
+        self._errors: dict[tuple[int, str], CkptdiffError | None] = {}
+        self._lock = threading.RLock()
+
+    def digest_of(self, tensor: Tensor) -> bytes:
+        """Tensor digest of a base tensor."""
+        with self._lock:
+            if id(tensor) not in self._digests:
+                self._digests[id(tensor)] = digest_of(tensor)
+            return self._digests[id(tensor)]
+
+    def check(self, recipe: Recipe) -> None:
+        """Build a whole tensor, once; raises its error, at each call."""
+        key = (id(recipe.file), recipe.entry.name) if isinstance(recipe, PatchedTensor) else (id(recipe.tensor), recipe.digest.hex())
+        with self._lock:
+            if key not in self._errors:
+                self._errors[key] = self.error_of(recipe)
+            error = self._errors[key]
+        if error is not None:
+            raise error
+
+    def error_of(self, recipe: Recipe) -> CkptdiffError | None:
+        """Build a whole tensor; the error of one that does not come out as its patch states."""
+        try:
+            with closing(rebuild([recipe], no_sink, Threads(1), self)) as results:
+                for _ in results:
+                    pass
+        except CkptdiffError as error:
+            return error
+        return None

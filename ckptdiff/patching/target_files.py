@@ -1,0 +1,160 @@
+"""The files of a rebuilt target (spec section 10, steps 3 to 5)."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckptdiff.checkpoint.selection import matches
+from ckptdiff.errors import BaseMismatchError, OutputError, cut
+from ckptdiff.format.dtypes import Bytes
+from ckptdiff.format.entry import Entry
+from ckptdiff.format.patch_file import PatchFile
+from ckptdiff.format.safetensors import header_json
+from ckptdiff.io.parallel import Progress
+from ckptdiff.patching import other_files
+from ckptdiff.patching.rebuild import Rebuilder
+from ckptdiff.patching.recipes import RebuildJob, Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFile:
+    """A safetensors file to write."""
+
+    path: str
+    """Path relative to the output folder; empty for a file of selected tensors."""
+    head: bytes
+    """The bytes before the tensors: the header's length and the header."""
+    tensors: tuple[tuple[int, Recipe], ...]
+    """Offset in the file and recipe of each tensor."""
+    size: int
+    """Size of the whole file in bytes."""
+
+
+def outputs_of(rebuilder: Rebuilder) -> list[OutputFile]:
+    """All weight files of a chain's target."""
+    last, outputs = len(rebuilder.chain) - 1, []
+    for file in rebuilder.chain[last].files:
+        start = file.header.data_start
+        recipes = zip((start + info.begin for info in file.header.tensors), file.table.entries, strict=True)
+        tensors = tuple((offset, rebuilder.recipe(last, file, entry)) for offset, entry in recipes)
+        head = len(file.header.raw).to_bytes(8, "little") + file.header.raw
+        outputs.append(OutputFile(file.metadata.target_path, head, tensors, file.metadata.target_size))
+    return outputs
+
+
+def subset_of(rebuilder: Rebuilder, globs: Sequence[str]) -> OutputFile:
+    """One new safetensors file with the target's tensors whose names match a glob.
+
+    Raises:
+        OutputError: no name matches, or one name matches in two scopes.
+    """
+    last = len(rebuilder.chain) - 1
+    entries, chosen = rebuilder.chain[last].entries, dict[str, tuple[PatchFile, Entry]]()
+    for (_, name), (file, entry) in entries.items():
+        if matches(name, globs):
+            if name in chosen:
+                both = f"{cut(chosen[name][0].metadata.target_scope)} and {cut(file.metadata.target_scope)}"
+                raise OutputError(f"--only matches {cut(name)} of two scopes, {both}: narrow it")
+            chosen[name] = file, entry
+    if not chosen:
+        raise OutputError(f"--only matches none of the {len(entries)} tensors; ckptdiff info --tensors lists them")
+    rows = [(name, entry.dtype, entry.shape, entry.nbytes) for name, (_, entry) in chosen.items()]
+    raw = header_json([("__metadata__", '{"format":"pt"}')], rows)
+    tensors, position = [], 8 + len(raw)
+    for file, entry in chosen.values():
+        tensors.append((position, rebuilder.recipe(last, file, entry)))
+        position += entry.nbytes
+    return OutputFile("", len(raw).to_bytes(8, "little") + raw, tuple(tensors), position)
+
+
+# --- writing ---
+
+
+def write_files(rebuilder: Rebuilder, outputs: Mapping[Path, OutputFile], progress: Progress) -> None:
+    """Build and check every tensor of some files, and write the files, by path; none of them may exist."""
+    places, recipes, done, total = list[tuple[Path, int]](), list[Recipe](), 0, sum(output.size for output in outputs.values())
+    for path, output in outputs.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "xb") as file:
+            file.write(output.head)
+        places += [(path, offset) for offset, _ in output.tensors]
+        recipes += [recipe for _, recipe in output.tensors]
+    with closing(FileSink(places)) as sink, closing(rebuilder.rebuild(recipes, sink)) as results:
+        for job, _ in results:
+            done += job.nbytes
+            progress("rebuilding", done, total)
+
+
+class FileSink:
+    """A :data:`~ckptdiff.patching.build.Sink` that writes tensors into files; ``places``: path and offset of each tensor.
+
+    Each thread has one file open, so that a target of a hundred thousand shards needs no more.
+    """
+
+    def __init__(self, places: Sequence[tuple[Path, int]]) -> None:
+        self._places, self._open, self._lock = places, dict[int, tuple[Path, int]](), threading.Lock()
+
+    def __call__(self, job: RebuildJob, data: Bytes) -> None:
+        path, offset = self._places[job.tensor]
+        write_at(self._descriptor(path), data, offset + job.start)
+
+    def _descriptor(self, path: Path) -> int:
+        """A descriptor of a file for this thread."""
+        thread = threading.get_ident()
+        known, fd = self._open.get(thread, (None, -1))
+        if known != path:
+            fresh = os.open(path, os.O_WRONLY | getattr(os, "O_CLOEXEC", 0))
+            with self._lock:
+                self._open[thread] = path, fresh
+            if known is not None:
+                os.close(fd)
+            fd = fresh
+        return fd
+
+    def close(self) -> None:
+        """Close all files, once no thread writes any more."""
+        while self._open:
+            os.close(self._open.popitem()[1][1])
+
+
+def write_at(fd: int, data: Bytes, offset: int) -> None:
+    """Write all of ``data`` at ``offset``."""
+    view = memoryview(data)
+    while len(view):
+        count = os.pwrite(fd, view, offset)
+        view, offset = view[count:], offset + count
+
+
+def write_others(rebuilder: Rebuilder, folder: Path) -> None:
+    """Write the target's files without weights; those that earlier patches give are rebuilt in a scratch folder."""
+    base, chain = rebuilder.base, rebuilder.chain
+    if base.is_file and any(other.kind != "new" for other in chain[0].others):
+        raise BaseMismatchError(f"{base.path}: is one file; give the folder that it lies in, since the patch needs other files too")
+    files = _OtherFiles(rebuilder)
+    for k, other in enumerate(chain[-1].others):
+        before = files.before(len(chain) - 1, other.path, folder.with_name("scratch") / str(k))
+        other_files.rebuild(chain[-1], other, before, folder / other.path)
+
+
+class _OtherFiles:
+    """The files without weights of a chain."""
+
+    def __init__(self, rebuilder: Rebuilder) -> None:
+        self.base, self.chain = rebuilder.base, rebuilder.chain
+        self.by_path = [{other.path: other for other in patch.others} for patch in self.chain]
+
+    def before(self, depth: int, path: str, scratch: Path) -> Path | None:
+        """The file ``path`` that patch number ``depth`` starts from: the base's, or one rebuilt in ``scratch``; None if there is none."""
+        if depth == 0:
+            return self.base.others.get(path)
+        other = self.by_path[depth - 1].get(path)
+        if other is None:
+            return None
+        out = scratch / str(depth)
+        other_files.rebuild(self.chain[depth - 1], other, self.before(depth - 1, path, scratch), out)
+        return out
