@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import tempfile
@@ -43,7 +44,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 def to_bf16(weights: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
     """Weights rounded to bf16, as bits."""
-    return cast(weights.reshape(-1).view(np.uint8), "F32", "BF16").view(np.uint16).reshape(weights.shape)
+    return cast(weights.reshape(-1).view(np.uint8), "F32", "BF16").view(np.uint16)
 
 
 def make_weights() -> tuple[Weights, Weights]:
@@ -51,15 +52,19 @@ def make_weights() -> tuple[Weights, Weights]:
 
     fp32 master weights move by an Adam-sized update whose scale varies by row and column, and are rounded to bf16.
     """
-    rng, base, target = np.random.default_rng(0), Weights(), Weights()
+    rng, base, target, at = np.random.default_rng(0), Weights(), Weights(), 0
+    memory = np.empty((2, sum(map(math.prod, shapes().values()))), np.uint16)  # in one piece, which is given back in one
     for name, shape in shapes().items():
+        old, new = memory[:, at : at + math.prod(shape)]
+        at += len(old)
+        base[name], target[name] = old.reshape(shape), new.reshape(shape)
         if name.endswith("norm.weight"):
-            base[name] = target[name] = to_bf16(np.ones(shape, np.float32))
+            old[:] = new[:] = to_bf16(np.ones(shape, np.float32))
             continue
         weights = rng.standard_normal(shape, np.float32) * np.float32(0.02)
         scale = rng.lognormal(0, 0.5, (shape[0], 1)) * rng.lognormal(0, 0.5, (1, shape[1]))
         update = rng.standard_normal(shape, np.float32) * (UPDATE_SCALE * scale).astype(np.float32)
-        base[name], target[name] = to_bf16(weights), to_bf16(weights + update)
+        old[:], new[:] = to_bf16(weights), to_bf16(weights + update)
     return base, target
 
 
