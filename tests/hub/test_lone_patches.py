@@ -17,6 +17,7 @@ from ckptdiff.checkpoint.recognition import is_patch
 from ckptdiff.format.index import Index
 from ckptdiff.format.metadata import Metadata
 from ckptdiff.format.patch_file import PatchParts, write_patch_file
+from ckptdiff.io.source import read_bytes
 from ckptdiff.patching.patch import open_patch
 from tests.support.checkpoints import perturb, tensor, tree, write
 from tests.support.hub_client import CARD, Client
@@ -73,10 +74,11 @@ def rewritten(patch: Path, out: Path, **changes: object) -> Path:
     """A patch file with other metadata, sealed again; the payloads stay."""
     with open_patch(patch) as opened:
         file = opened.files[0]
-        offsets = {entry.name: file.offsets[entry.name] for entry in file.table.entries if entry.has_payload}
+        places = ((file.offsets[entry.name], entry.payload_size) for entry in file.table.entries if entry.has_payload)
+        payload = [read_bytes(file.source, *place) for place in places]
         metadata: Metadata = replace(file.metadata, **changes)  # type: ignore[arg-type]
-        with open(patch, "rb") as spool, open(out, "wb") as sink:
-            write_patch_file(sink, metadata, PatchParts(file.table, file.header.raw, file.report, spool, offsets))
+        with open(out, "wb") as sink:
+            write_patch_file(sink, metadata, PatchParts(file.table, file.header.raw, file.report, payload))
     return out
 
 

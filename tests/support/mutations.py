@@ -7,7 +7,6 @@ prints one JSON object: how often each outcome occurred, and the peak RSS in MB.
 
 from __future__ import annotations
 
-import io
 import json
 import resource
 import shutil
@@ -84,17 +83,16 @@ def mutate_resealed(rng: np.random.Generator, patch: Path, out: Path) -> None:
     """Mutate payloads of a patch file and make all digests around them right again, so that the codecs meet the fault."""
     with open_patch(patch) as opened:
         file = opened.files[0]
-        spool, entries, offsets = io.BytesIO(), [], {}
+        entries, payloads = [], []
         for entry in file.table.entries:
             if entry.has_payload:
                 payload = read_bytes(file.source, file.offsets[entry.name], entry.payload_size)
                 if rng.random() < 0.7:
                     payload = mutate(rng, payload)
-                offsets[entry.name] = spool.tell()
-                spool.write(payload)
+                payloads.append(payload)
                 entry = replace(entry, blocks=(len(payload),), payload_digest=xxhash.xxh3_64_digest(payload))
             entries.append(entry)
-        parts = PatchParts(Table(tuple(entries), file.table.removed), file.header.raw, None, spool, offsets)
+        parts = PatchParts(Table(tuple(entries), file.table.removed), file.header.raw, None, payloads)
         with open(out, "wb") as built:
             write_patch_file(built, file.metadata, parts)
 
