@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ckptdiff.format.dtypes import cast
 from ckptdiff.format.safetensors import predicted_header
+from ckptdiff.kernels.casts import cast
 
 WIDTH, HIDDEN = 1024, 2816
 

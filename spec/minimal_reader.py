@@ -5,6 +5,7 @@ It is for learning and for checking other readers, not for speed. Comments name 
 Needs zstandard, numpy and xxhash. Usage: python minimal_reader.py BASE PATCH [PATCH...] OUT
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -27,7 +28,7 @@ DTYPES = {"BOOL": (8, 1, 0), "U8": (8, 1, 0), "I8": (8, 1, 0), "F8_E8M0": (8, 1,
           "F8_E5M2": (8, 1, 1), "F8_E4M3": (8, 1, 1), "F8_E5M2FNUZ": (8, 1, 1), "F8_E4M3FNUZ": (8, 1, 1),
           "F16": (16, 2, 1), "BF16": (16, 2, 1), "F32": (32, 4, 1), "F64": (64, 8, 1), "C64": (64, 4, 1),
           "F4": (4, 1, 0), "F6_E2M3": (6, 1, 0), "F6_E3M2": (6, 1, 0)}
-CASTS = {("BF16", "F32"), ("F16", "F32"), ("F32", "BF16")}  # section 8: (base, target)
+FLOATS = {"F16", "BF16", "F32"}  # section 8: those between which numbers are cast
 
 
 class PatchError(Exception):
@@ -115,6 +116,11 @@ def name(value):
     return text(value) and 0 < len(value.encode()) <= 4096
 
 
+def piece(value):  # section 6: [name, first, units], or [null, 0, units]
+    return (type(value) is list and len(value) == 3 and (name(value[0]) or value[0] is None and value[1] == 0)
+            and count(value[1]) and count(value[2]) and value[2] >= 1 and value[1] + value[2] <= 1 << 48)
+
+
 def safe_path(value):  # section 9
     parts = value.encode().split(b"/") if text(value) else [b""]
     return (len(parts) <= 32 and all(0 < len(p) <= 250 and p not in (b".", b"..") and p.lower() != b".git" for p in parts)
@@ -142,7 +148,7 @@ INDEX = {"format": text, "version": count, "digest": xxh, "info": info, "target"
 FILES = {"same": {**FILE, "kind": text}, "new": {**FILE, "kind": text, "stored": file_size, "digest": xxh}}
 FILES["delta"] = {**FILES["new"], "base_sha256": sha}
 ENTRY = {"name": name, "dtype": dtype, "shape": shape, "kind": text}
-BASE = {"name?": name, "dtype?": dtype, "shape?": shape}
+BASE = {"dtype?": dtype, "pieces?": lambda v: type(v) is list and all(map(piece, v))}
 CODED = {"codec": text, "blocks": [lambda v: count(v) and v <= 1 << 24]}
 ENTRIES = {"same": {**ENTRY, "base?": BASE}, "delta": {**ENTRY, "base?": BASE, "changed": count, **CODED},
            "new": {**ENTRY, **CODED}, "copy": {**ENTRY, "of": name}}
@@ -315,27 +321,38 @@ def tensor_digest(blocks):
 # ---- Section 10, step 1: patch files and patch folders --------------------------------------------------------------
 
 class Entry:
-    """An entry of a table with its digests; ``base_*`` say which tensor of the base it needs."""
+    """An entry of a table with its digests; ``pieces`` is None where its base is the tensor of its own name."""
 
     def __init__(self, fields):
         self.__dict__.update({"blocks": [], **fields})
-        self.base = fields.get("base", {})
-        need(self.base or "base" not in fields, f"{self.name!r}: base is empty")
-        for key, value in self.base.items():
-            need(value != fields[key], f"{self.name!r}: base.{key} is the entry's own")
-        self.base_name, self.base_dtype, self.base_shape = (
-            self.base.get(key, fields[key]) for key in ("name", "dtype", "shape"))
+        base = fields.get("base", {})
+        need(base or "base" not in fields, f"{self.name!r}: base is empty")
+        self.base_dtype, self.pieces = base.get("dtype", self.dtype), base.get("pieces")
         self.size = size_of(self.dtype, self.shape)
         self.units = self.size // DTYPES[self.dtype][1]
-        size_of(self.base_dtype, self.base_shape)
-        need("dtype" not in self.base or (self.base_dtype, self.dtype) in CASTS, f"{self.name!r}: no such cast")
-        need("shape" not in self.base or (len(self.shape) == len(self.base_shape) >= 1
-             and self.shape[1:] == self.base_shape[1:]), f"{self.name!r}: no such change of shape")
+        need("dtype" not in base or self.base_dtype != self.dtype, f"{self.name!r}: base.dtype is the entry's own")
+        need(has_rule(self.base_dtype, self.dtype), f"{self.name!r}: no such cast")
+        if self.pieces is not None:
+            self.check_pieces()
         if self.kind in ("delta", "new"):
             need(self.codec in ("raw", "sparse", "context"), f"{self.name!r}: codec {self.codec!r}", "unsupported")
             need(self.kind == "delta" or self.codec == "raw", f"{self.name!r}: a new tensor is coded raw")
             need(len(self.blocks) == -(-self.size // BLOCK), f"{self.name!r}: wrong number of blocks")
         need(self.kind != "delta" or 1 <= self.changed <= self.units, f"{self.name!r}: changed is out of range")
+
+    def check_pieces(self):  # section 6
+        need(any(key is not None for key, _, _ in self.pieces), f"{self.name!r}: no piece of its base has a name")
+        need(sum(units for _, _, units in self.pieces) <= self.units, f"{self.name!r}: its pieces are longer than it is")
+        need(self.pieces != [[self.name, 0, self.units]], f"{self.name!r}: its piece is what stands for it anyway")
+        need(self.pieces[-1][0] is not None, f"{self.name!r}: its last piece is of zeros")
+        for (key, first, units), (key_after, first_after, _) in zip(self.pieces, self.pieces[1:]):
+            need(key != key_after or key is not None and first + units != first_after, f"{self.name!r}: two pieces could be one")
+
+    def base_names(self):
+        """The names of the base tensors that it is made from."""
+        if self.kind not in ("same", "delta"):
+            return set()
+        return {self.name} if self.pieces is None else {key for key, _, _ in self.pieces if key is not None}
 
 
 class PatchFile:
@@ -349,7 +366,7 @@ class PatchFile:
         if "report" in meta:
             heads.append(("ckptdiff/report", "report", 1 << 24))  # 5.4: checked here, and not needed to rebuild
         stored = {t[0]: weights.read(*t[3:]) for t in weights.tensors if t[0] in [key for key, _, _ in heads]}
-        need(len(stored) == len(heads), "no table, no header or no report")
+        need([t[0] for t in weights.tensors[:len(heads)]] == [key for key, _, _ in heads], "no table, no header or no report first")
         for key, member, limit in heads:
             need(len(stored[key]) <= limit, f"the {member} is too large")
         for key, member, limit in heads:
@@ -386,6 +403,7 @@ class PatchFile:
         for fields in table["tensors"]:
             check_kind(fields, ENTRIES, "entry")
             self.entries.append(Entry(fields))
+        need(sum(len(e.pieces or ()) for e in self.entries) <= 1 << 20, "too many pieces")
         need(len({e.name for e in self.entries}) == len(self.entries), "two entries have the same name")
         scope = self.metadata["base"]["scope"]
         need(scope is not None or not self.removed and all(e.kind in ("new", "copy") for e in self.entries),
@@ -396,8 +414,7 @@ class PatchFile:
         need(totals == self.metadata["totals"], "totals do not agree with the table")
         at = 4 + length
         for e in self.entries:
-            two = e.kind == "delta" or e.kind == "same" and ("dtype" in e.base or "shape" in e.base)
-            sizes = (0 if e.kind == "copy" else 16, 16 * two, 8 if e.kind in ("delta", "new") else 0)
+            sizes = (0 if e.kind == "copy" else 16, 16 if e.kind == "delta" else 0, 8 if e.kind in ("delta", "new") else 0)
             e.digest, e.base_digest, e.payload_digest = (raw[at + sum(sizes[:i]):at + sum(sizes[:i + 1])]
                                                          for i in range(3))
             e.base_digest = e.base_digest or e.digest
@@ -528,7 +545,7 @@ class Patch:
             for e in shard.entries:
                 need(e.name not in names, f"two files of a scope hold {e.name!r}")
                 names[e.name] = (shard, e)
-                taken |= {(scope, e.name), (scope, e.base_name)}
+                taken |= {(scope, n) for n in {e.name} | e.base_names()}
             removed |= {(scope, n) for n in shard.removed}
         need(not taken & removed, "a removed tensor is in the target, or is a base")
         for names in self.scopes.values():
@@ -826,30 +843,68 @@ def decode_context(coded, base, dtype):  # section 7.5; returns the block and ho
 
 # ---- Section 8: adapting the base -----------------------------------------------------------------------------------
 
-def cast(data, pair):
-    if pair == ("BF16", "F32"):
-        return (np.frombuffer(data, "<u2").astype("<u4") << 16).tobytes()
-    if pair == ("F16", "F32"):
-        half = np.frombuffer(data, "<u2")
-        bits = half.astype("<u4")
-        special = (bits & 0x8000) << 16 | 0x7F800000 | (bits & 0x3FF) << 13
-        with np.errstate(invalid="ignore"):
-            wide = half.view("<f2").astype("<f4").view("<u4")
-        return np.where(bits & 0x7C00 == 0x7C00, special, wide).astype("<u4").tobytes()
-    x = np.frombuffer(data, "<u4").astype(U64)
-    nan = (x & U64(0x7FFFFFFF)) > U64(0x7F800000)
-    rounded = (x + U64(0x7FFF) + (x >> U64(16) & U64(1))) >> U64(16)
-    return np.where(nan, x >> U64(16) | U64(64), rounded).astype("<u2").tobytes()
+def has_rule(base, target):
+    return {base, target} <= FLOATS or DTYPES[base][1] == DTYPES[target][1]
 
 
-def adapted(base, entry, begin, end):
-    """Bytes begin to end of the base tensor, cast and then cut or extended to the entry's dtype and shape."""
-    if base.dtype == entry.dtype:
-        data = base.read(begin, end)
-    else:
-        from_bits, to_bits = DTYPES[base.dtype][0], DTYPES[entry.dtype][0]
-        data = cast(base.read(begin * from_bits // to_bits, end * from_bits // to_bits), (base.dtype, entry.dtype))
-    return data + bytes(end - begin - len(data))
+def cast(data, base, target):
+    """Units of the base's dtype as units of the target's: by way of F32, whose units fit into x, where both are of FLOATS."""
+    if base == target or not {base, target} <= FLOATS:
+        return data
+    x = np.frombuffer(data, f"<u{DTYPES[base][1]}").astype(np.int64)
+    if base == "BF16":
+        x = x << 16
+    elif base == "F16":
+        x = widened(x)
+    if target == "BF16":
+        nan = x & 0x7FFFFFFF > 0x7F800000
+        x = np.where(nan, x >> 16 | 64, x + 0x7FFF + (x >> 16 & 1) >> 16)
+    elif target == "F16":
+        x = narrowed(x)
+    return x.astype(f"<u{DTYPES[target][1]}").tobytes()
+
+
+def widened(x):
+    """F16 to F32."""
+    sign, a = (x & 0x8000) << 16, x & 0x7FFF
+    tiny = a.astype("<f4").view("<u4").astype(np.int64) - (24 << 23)  # a subnormal number is a / 2^24
+    normal = (a << 13) + (112 << 23)
+    return sign | np.where(a >= 0x7C00, 0x7F800000 | a << 13, np.where(a >= 0x400, normal, np.where(a, tiny, 0)))
+
+
+def narrowed(x):
+    """F32 to F16."""
+    sign, a = x >> 16 & 0x8000, x & 0x7FFFFFFF
+    y = a - 0x38000000
+    normal = np.minimum(y + 0xFFF + (y >> 13 & 1) >> 13, 0x7C00)
+    mantissa, k = a & 0x7FFFFF | 0x800000, np.clip(126 - (a >> 23), 1, 40)
+    tiny = mantissa + (1 << k - 1) - 1 + (mantissa >> k & 1) >> k
+    number = np.where(a >= 0x38800000, normal, np.where(a >> 23 < 102, 0, tiny))
+    return sign | np.where(a > 0x7F800000, 0x7E00 | a >> 13 & 0x3FF, number)
+
+
+def adapted(e):
+    """The adapted base of an entry, block by block: runs of units of base tensors, and of zeros where there is no tensor."""
+    source, target = DTYPES[e.base_dtype][1], DTYPES[e.dtype][1]
+    room, parts = BLOCK // target, []
+    with contextlib.ExitStack() as opened:
+        paths = {tensor.weights.path for tensor, _, _ in e.runs if tensor}
+        files = {path: opened.enter_context(open(path, "rb", buffering=0)) for path in paths}
+        for tensor, first, units in e.runs:
+            while units:
+                n = min(units, room)
+                if tensor:
+                    file = files[tensor.weights.path]
+                    file.seek(tensor.weights.start + tensor.begin + first * source)
+                    parts.append(file.read(n * source))
+                else:
+                    parts.append(bytes(n * source))  # which every cast leaves zeros
+                first, units, room = first + n, units - n, room - n
+                if room == 0:
+                    yield cast(b"".join(parts), e.base_dtype, e.dtype)
+                    room, parts = BLOCK // target, []
+    if parts:
+        yield cast(b"".join(parts), e.base_dtype, e.dtype)
 
 
 # ---- Section 3.1: the scopes of a base ------------------------------------------------------------------------------
@@ -901,37 +956,71 @@ def group(path, found, by_indexes, known):
 
 # ---- Section 10, steps 3 to 6 ---------------------------------------------------------------------------------------
 
-def find_base(base_path, patch):
-    """Step 3: give every entry of kind same or delta its base tensor, and every such file its base file."""
-    entries = [(s.metadata["base"]["scope"], e) for s in patch.shards for e in s.entries if e.kind in ("same", "delta")]
-    wanted = {s.metadata["base"]["scope"] for s in patch.shards} - {None}
-    scopes, opened, wrong = base_scopes(base_path, {f["path"]: f["size"] for f in patch.base_files or ()}, wanted), {}, []
-    for scope in {scope for scope, _ in entries}:
-        need(len(scopes) == 1 or scope in scopes, f"the base has no scope {scope!r}", "wrong_base")
-        tensors = opened[scope] = {}
-        for path in scopes[scope] if len(scopes) > 1 else next(iter(scopes.values())):
-            try:
-                weights = Weights(path)
-            except PatchError as error:
-                raise PatchError("checkpoint", f"{path}: {error.message}") from None
-            for key, *rest in weights.tensors:
-                need(key not in tensors, f"the base's scope {scope!r} holds {key!r} twice", "checkpoint")
-                tensors[key] = Tensor(weights, *rest)
-    for scope, e in entries:
-        e.base_tensor = opened[scope].get(e.base_name)
-        need(e.base_tensor, f"the base lacks {e.base_name!r}", "wrong_base")
-        need((e.base_tensor.dtype, e.base_tensor.shape) == (e.base_dtype, e.base_shape),
-             f"the base's {e.base_name!r} has another dtype or shape", "wrong_base")
-    for _, e in entries:
-        e.found_digest = e.base_tensor.digest()
-        wrong += [e] if e.found_digest != e.base_digest else []
-    if wrong:
-        deltas = [e for _, e in entries if e.kind == "delta"]
-        already = deltas and all(e.found_digest == e.digest for e in deltas)
-        raise PatchError("already_target" if already else "wrong_base", f"{wrong[0].base_name!r} has another digest")
+class Base:
+    """A base, or the target of the patch before, as a patch sees it."""
+
+    def __init__(self, path, patch):
+        wanted = {s.metadata["base"]["scope"] for s in patch.shards} - {None}
+        self.path, self.opened = path, {}
+        self.scopes = base_scopes(path, {f["path"]: f["size"] for f in patch.base_files or ()}, wanted)
+
+    def tensors(self, scope):
+        """The tensors of a scope by name, of the only scope if there is but one; None where there is no such scope."""
+        scope = next(iter(self.scopes)) if len(self.scopes) == 1 else scope
+        if scope in self.scopes and scope not in self.opened:
+            tensors = self.opened[scope] = {}
+            for path in self.scopes[scope]:
+                try:
+                    weights = Weights(path)
+                except PatchError as error:
+                    raise PatchError("checkpoint", f"{path}: {error.message}") from None
+                for key, *rest in weights.tensors:
+                    need(key not in tensors, f"the base's scope {scope!r} holds {key!r} twice", "checkpoint")
+                    tensors[key] = Tensor(weights, *rest)
+        return self.opened.get(scope)
+
+    def is_target(self, patch):
+        """Whether it holds what every entry of kind delta gives, and there is one."""
+        deltas = [(s.metadata["target"]["scope"], e) for s in patch.shards for e in s.entries if e.kind == "delta"]
+        found = [((self.tensors(scope) or {}).get(e.name), e) for scope, e in deltas]
+        return bool(found) and all(t and (t.dtype, t.shape) == (e.dtype, e.shape) for t, e in found) and all(
+            t.digest() == e.digest for t, e in found)
+
+
+def find_base(base, patch):
+    """Step 3 without digests: give every entry of kind same or delta the runs of units that its base is made of."""
+    for shard in patch.shards:
+        for e in shard.entries:
+            if e.kind in ("same", "delta"):
+                scope = shard.metadata["base"]["scope"]
+                tensors = base.tensors(scope)
+                need(tensors is not None, f"the base has no scope {scope!r}", "wrong_base")
+                e.runs = [run(tensors, e, *p) for p in e.pieces or [(e.name, 0, None)]]
+                e.runs.append((None, 0, e.units - sum(units for _, _, units in e.runs)))
+
+
+def run(tensors, e, key, first, units):
+    """The tensor of a piece, with where it begins and how many units it has: as many as both have, where that is None."""
+    if key is None:
+        return None, first, units
+    tensor = tensors.get(key)
+    need(tensor, f"the base lacks {key!r}", "wrong_base")
+    need(tensor.dtype == e.base_dtype, f"the base's {key!r} has another dtype", "wrong_base")
+    most = tensor.size // DTYPES[tensor.dtype][1]
+    units = min(most, e.units) if units is None else units
+    need(first + units <= most, f"the base's {key!r} has too few units", "wrong_base")
+    return tensor, first, units
+
+
+def check_base(base, patch):
+    """Step 3: the digests of adapted bases, and the base's other files."""
+    for shard in patch.shards:
+        for e in shard.entries:
+            need(e.kind not in ("same", "delta") or tensor_digest(adapted(e)) == e.base_digest,
+                 f"what stands for {e.name!r} has another digest", "wrong_base")
     for item in patch.files:
         if item["kind"] != "new":
-            item["base"] = os.path.join(base_path, item["path"])
+            item["base"] = os.path.join(base.path, item["path"])
             need(os.path.isfile(item["base"]), f"the base lacks {item['path']}", "wrong_base")
             need(sha256(item["base"]) == item.get("base_sha256", item["sha256"]),
                  f"the base's {item['path']} is another", "wrong_base")
@@ -941,9 +1030,10 @@ def build_tensor(weights, e):
     """Step 4: the blocks of the target tensor."""
     carrier, is_float = DTYPES[e.dtype][1:]
     at, changed = e.payload[0] if e.blocks else 0, 0
+    bases = adapted(e) if e.kind != "new" else None
     for i, begin in enumerate(range(0, e.size, BLOCK)):
         end = min(begin + BLOCK, e.size)
-        base = adapted(e.base_tensor, e, begin, end) if e.kind != "new" else b""
+        base = next(bases) if bases else b""
         if e.kind == "same":
             block = base
         else:
@@ -975,11 +1065,12 @@ def create(path):
     return open(path, "x+b")
 
 
-def rebuild(base_path, patch, out):
-    find_base(base_path, patch)
+def rebuild(base, patch, out):
+    find_base(base, patch)
     total = sum(s.metadata["target"]["size"] for s in patch.shards)
     if total > shutil.disk_usage(os.path.dirname(out)).free:  # section 14; no error of the patch
         raise OSError(errno.ENOSPC, f"no space for {total} bytes")
+    check_base(base, patch)
     places = [os.path.join(out, s.metadata["target"]["path"]) if patch.folder else out for s in patch.shards]
     outputs = dict(zip(patch.shards, places))
     for shard, place in outputs.items():  # step 5, weight files: all but the copies
@@ -1047,10 +1138,15 @@ def apply(base_path, patch_paths, out_path):
     for before, after in zip(patches, patches[1:]):  # step 2
         need(before.identities[1] == after.identities[0], "a patch does not fit the one before", "wrong_base")
     with tempfile.TemporaryDirectory(prefix=".ckptdiff-", dir=os.path.dirname(out_path)) as temporary:
+        given = base = Base(base_path, patches[0])
         for i, patch in enumerate(patches):
             place = os.path.join(temporary, str(i))
-            rebuild(base_path, patch, place)
-            base_path = place
+            try:
+                rebuild(base, patch, place)
+            except PatchError as error:
+                already = error.kind == "wrong_base" and given.is_target(patches[-1])
+                raise PatchError("already_target" if already else error.kind, error.message) from None
+            base = Base(place, patches[i + 1]) if i + 1 < len(patches) else None
         os.rename(place, out_path)  # step 6
 
 

@@ -21,14 +21,14 @@ lazy errors machine units
 io: leftovers signals durable work_folder scratch open_files source parallel folder
 format: json_scan canonical fields dtypes digests xxh3 wrong_file safetensors safetensors_library safe_paths zstd_frame entry table
 format: sealed metadata index patch_file
-kernels: bins block_layout cache arrays jit leaves classes ulps changes moves escapes histogram gram mask_ops
+kernels: bins block_layout cache arrays jit casts leaves classes ulps changes moves escapes histogram gram mask_ops
 kernels: raw_bits range_coder pace adaptive rans context_groups context_map tokens static
 codecs: planes raw escaped_values sparse context
 hub: ids client repo commit
 checkpoint: weight_map secrets selection recognition other_formats scopes contents reader pairing
 device: resolve ops xxh3_triton leaves
-patching: torch_dtypes memory adapt compare_on_host compare_on_device encode_options encode_plan encode pending_tensor \
-encode_pair patch chain other_files overwrite output write wrong_base recipes build rebuild target_files provenance
+patching: torch_dtypes memory adapt compare_on_host compare_on_device encode_plan encode_options encode pending_tensor \
+encode_pair patch chain other_files overwrite output write wrong_base recipes file_sink build rebuild target_files provenance
 live: names updates hashing writing switch load patch target
 analysis: modules values sparsity matrices rank report_model report_stored pairs overlap
 subnetwork: mask_rows mask_file mask masked_parameter freeze track

@@ -205,7 +205,9 @@ def tensor_overlap(group: Sequence[Pair], blocks: Iterator[list[CountArray]]) ->
         pair.finish()
     elements, changed, both, same, core, last, ever, back, sizes = sums
     counts = (int(elements), changed, both, same, int(core), last, ever, back)
-    return TensorOverlap(group[0].old.scope, group[0].old.name, *counts, *_expected_by_size(sizes))
+    old = group[0].old
+    assert old is not None
+    return TensorOverlap(old.scope, old.name, *counts, *_expected_by_size(sizes))
 
 
 def _expected_by_size(sizes: CountArray) -> tuple[npt.NDArray[np.float64], float]:

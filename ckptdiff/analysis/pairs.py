@@ -16,13 +16,15 @@ from ckptdiff.checkpoint.selection import Selection
 from ckptdiff.errors import CheckpointError
 from ckptdiff.format.digests import BLOCK
 from ckptdiff.format.dtypes import DTYPES, Bytes
+from ckptdiff.format.entry import Entry
 from ckptdiff.io.parallel import Threads
+from ckptdiff.patching.adapt import AdaptedBase
 from ckptdiff.patching.build import TensorCheck, build
 from ckptdiff.patching.chain import check_chain
 from ckptdiff.patching.patch import OpenPatch, open_patch
 from ckptdiff.patching.provenance import recorded_base
 from ckptdiff.patching.rebuild import Rebuilder, check_stored, open_base
-from ckptdiff.patching.recipes import Recipe
+from ckptdiff.patching.recipes import AdaptedTensor, Recipe, steps_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +39,8 @@ class Pair:
     shape: tuple[int, ...]
     nbytes: int
     """Bytes in each of base and target."""
-    old: Tensor
-    """The tensor of the base."""
+    old: Tensor | None
+    """The tensor of the base; None where it is adapted to the target's dtype or put together from pieces."""
     read: Callable[[int, int], tuple[Bytes, Bytes]]
     """``read(start, start + step)`` returns its bytes in base and target. It may be called for :attr:`starts` in any order; the arrays are
     valid until the same thread reads again."""
@@ -113,7 +115,7 @@ def open_source(
             patch = stack.enter_context(open_patch(target))
             old = stack.enter_context(open_base(base, [patch], only_weights=True))
             rebuilder = Rebuilder(old, [patch], Threads(1))
-            with rebuilder.explained(rebuilder.target_recipes):
+            with rebuilder.explained():
                 yield _source_of_patch(rebuilder, patch, *names)
         else:
             old, new = (stack.enter_context(open_checkpoint(path, selection=selection)) for path in (base, target))
@@ -135,32 +137,34 @@ def _source_of_patch(rebuilder: Rebuilder, patch: OpenPatch, base_name: str, tar
     """The tensors of a patch, each of which is rebuilt block by block while it is read."""
     check_chain([patch])
     check_stored(patch)
-    base = rebuilder.base
     pairs: list[Pair] = []
     added: list[str] = []
     removed: list[str] = []
     unpaired: list[str] = []
     for file in patch.files:
-        tensors = base.scope(file.metadata.base_scope) or {} if file.metadata.base_scope is not None else {}
         for entry in file.table.entries:
-            old = tensors.get(entry.base_name or entry.name)
+            recipe = rebuilder.recipe(0, file, entry)
+            source = steps_of(recipe)[0]
+            old = source.source if isinstance(source, AdaptedTensor) and isinstance(source.source, AdaptedBase) else None
             if old is None:
                 added.append(entry.name)
-            elif (old.dtype, old.shape) != (entry.dtype, entry.shape):
+            elif old.against_zeros:
                 unpaired.append(entry.name)
             else:
-                recipe = rebuilder.recipe(0, file, entry)
-                pairs.append(_pair_of_recipe(rebuilder, recipe, old, file.metadata.target_scope, entry.name))
+                pairs.append(_pair_of_recipe(rebuilder, recipe, old, file.metadata.target_scope, entry))
         removed += file.table.removed
     return Source(base_name, target_name, tuple(pairs), tuple(added), tuple(removed), tuple(unpaired))
 
 
-def _pair_of_recipe(rebuilder: Rebuilder, recipe: Recipe, old: Tensor, scope: str, name: str) -> Pair:
+def _pair_of_recipe(rebuilder: Rebuilder, recipe: Recipe, old: AdaptedBase, scope: str, entry: Entry) -> Pair:
     check = TensorCheck(recipe)
 
     def read(start: int, stop: int) -> tuple[Bytes, Bytes]:
-        built = build(recipe, start, stop)
+        built = build(recipe, start, min(stop, entry.nbytes))
         check.add(start, built.leaves, built.changed)
-        return old.read(start, stop, "base"), built.data
+        return old.read(start, stop), built.data
 
-    return Pair(scope, name, old.dtype, old.shape, old.nbytes, old, read, lambda: check.finish(rebuilder.checked))
+    def finish() -> None:
+        check.finish(rebuilder.checked)
+
+    return Pair(scope, entry.name, entry.dtype, entry.shape, entry.nbytes, old.whole, read, finish)

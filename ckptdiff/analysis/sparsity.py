@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from ckptdiff import kernels
 from ckptdiff.analysis.values import SMALL_FLOATS, element_bits, values_of
-from ckptdiff.format.dtypes import DTYPES, Bytes, cast
+from ckptdiff.format.dtypes import DTYPES, Bytes
 from ckptdiff.io.scratch import scratch
 from ckptdiff.kernels.bins import HIGHEST, LOWEST, ULP_OCTAVES
 
@@ -237,5 +237,6 @@ def subtract(new: Array, old: Array, dtype: str) -> Array:
 
 def _round(values: Array, dtype: str) -> Array:
     if dtype == "BF16":
+        cast = kernels.casts.cast
         return cast(cast(values.view(np.uint8), "F32", "BF16"), "BF16", "F32").view("<f4")
     return values.astype(np.float16).astype(np.float32) if dtype == "F16" else values

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ckptdiff.checkpoint.contents import Checkpoint, Tensor
 from ckptdiff.checkpoint.selection import matches_path
 from ckptdiff.errors import CheckpointError
-from ckptdiff.format.dtypes import CASTS
+from ckptdiff.format.dtypes import is_castable
 
 WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.")
 """What DataParallel, torch.compile and head models put before the names of tensors."""
@@ -84,18 +84,16 @@ def pair_scopes(base: Checkpoint, target: Checkpoint) -> dict[str, str | None]:
 
 
 def is_adaptable(base: Tensor, target: Tensor) -> bool:
-    """Whether a base tensor can be adapted to a target tensor: by a known cast, by cutting or adding rows, or as it is."""
-    if base.dtype != target.dtype and (base.dtype, target.dtype) not in CASTS:
+    """Whether a base tensor can be adapted to a target tensor: it has the same dtype, or one that can be cast, and they have units."""
+    if base.dtype != target.dtype and not is_castable(base.dtype, target.dtype):
         return False
-    if base.shape == target.shape:
-        return True
-    return len(base.shape) == len(target.shape) > 0 and base.shape[1:] == target.shape[1:]
+    return base.name == target.name or min(base.units, target.units) > 0
 
 
 def pair_names(base: dict[str, Tensor], target: Iterable[Tensor], renames: Sequence[Rename] = ()) -> dict[str, Tensor]:
     """Base tensor by target name: by ``--rename``, then by equal name, then by names that differ in a common prefix only.
 
-    Pairs whose dtypes or shapes do not allow to adapt one to the other are left out.
+    Pairs whose dtypes do not allow to adapt one to the other are left out.
     """
     targets = list(target)
     pairs: dict[str, Tensor] = {}

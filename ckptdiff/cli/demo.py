@@ -13,8 +13,8 @@ import click
 import numpy as np
 import numpy.typing as npt
 
+from ckptdiff import kernels
 from ckptdiff.errors import CkptdiffError, OutputError, visible
-from ckptdiff.format.dtypes import cast
 from ckptdiff.format.safetensors_library import write_tensors
 from ckptdiff.io.work_folder import work_folder
 
@@ -44,7 +44,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 def to_bf16(weights: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
     """Weights rounded to bf16, as bits."""
-    return cast(weights.reshape(-1).view(np.uint8), "F32", "BF16").view(np.uint16)
+    return kernels.casts.cast(weights.reshape(-1).view(np.uint8), "F32", "BF16").view(np.uint16)
 
 
 def make_weights() -> tuple[Weights, Weights]:

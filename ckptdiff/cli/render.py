@@ -150,9 +150,9 @@ def print_info(result: PatchInfo, tensors: bool) -> None:
     if tensors:
         table = plain_table("tensor", "dtype", "shape", "kind", "codec", "changed", "payload", "base")
         for row in result.tensors:
-            base = row.base if row.base not in (None, row.name) else ""
+            bases = "" if row.bases == (row.name,) else escaped(", ".join(row.bases[:MAX_NAMES]))
             changed = percent_of(row.changed, row.units) if row.kind == "delta" else ""
-            cells = (row.dtype, shape_text(row.shape), row.kind, row.codec or "", changed, byte_size(row.payload), escaped(base or ""))
+            cells = (row.dtype, shape_text(row.shape), row.kind, row.codec or "", changed, byte_size(row.payload), bases)
             table.add_row(escaped(row.name), *cells)
         out.print()
         out.print(table)

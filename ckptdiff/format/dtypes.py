@@ -1,4 +1,4 @@
-"""The closed table of dtypes (spec section 4) and the exact casts (8).
+"""The closed table of dtypes (spec section 4), and which can be cast to each other (8).
 
 Everything here works on bit patterns that are held in unsigned integers; nothing is ever a float.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -95,41 +95,12 @@ DTYPES: dict[str, Dtype] = {
 """All dtypes by name."""
 
 
-def _bf16_to_f32(x: Units) -> Units:
-    return x.astype("<u4") << 16
+NUMBERS = ("F16", "BF16", "F32")
+"""Dtypes whose numbers are cast to each other (spec section 8)."""
+CASTS = {(source, target) for source in NUMBERS for target in NUMBERS if source != target}
+"""The pairs of dtypes whose numbers are cast."""
 
 
-def _f32_to_bf16(x: Units) -> Units:
-    is_nan = (x & 0x7FFFFFFF) > 0x7F800000
-    rounded = (x + np.uint32(0x7FFF) + ((x >> 16) & 1)) >> 16
-    return np.where(is_nan, (x >> 16) | 0x40, rounded).astype("<u2")
-
-
-@cache
-def _f16_table() -> Units:
-    """The F32 bits of every F16 bit pattern, by integer arithmetic: conversion by hardware may make a signalling NaN quiet."""
-    x = np.arange(1 << 16, dtype=np.uint32)
-    sign, exponent, mantissa = (x >> 15) << 31, (x >> 10) & 31, x & 1023
-    bits = ((exponent + 112) << 23) | (mantissa << 13)
-    bits[exponent == 31] = 0x7F800000 | (mantissa[exponent == 31] << 13)
-    for value in range(1, 1024):  # subnormals, value * 2^-24, become normal numbers
-        shift = value.bit_length() - 1
-        sub = ((shift + 103) << 23) | ((value << (23 - shift)) & 0x7FFFFF)
-        bits[(exponent == 0) & (mantissa == value)] = sub
-    bits[(exponent == 0) & (mantissa == 0)] = 0
-    return sign | bits
-
-
-def _f16_to_f32(x: Units) -> Units:
-    return _f16_table()[x]
-
-
-CASTS = {("BF16", "F32"): _bf16_to_f32, ("F16", "F32"): _f16_to_f32, ("F32", "BF16"): _f32_to_bf16}
-"""The casts of spec section 8, by the dtypes of base and target."""
-
-
-def cast(data: Bytes, source: str, target: str) -> Bytes:
-    """Bytes of whole elements, cast as spec section 8 says; unchanged if both dtypes are the same."""
-    if source == target:
-        return data
-    return CASTS[source, target](data.view(DTYPES[source].unit)).view(np.uint8)
+def is_castable(source: str, target: str) -> bool:
+    """Whether section 8 has a rule that turns units of one dtype into units of another: a cast, or bits as they are."""
+    return source != target and ((source, target) in CASTS or DTYPES[source].carrier == DTYPES[target].carrier)

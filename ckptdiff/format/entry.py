@@ -6,14 +6,16 @@ Reading is strict: every fault is one FormatError or UnsupportedError that says 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from ckptdiff.errors import FormatError, UnsupportedError, cut
 from ckptdiff.format import fields
 from ckptdiff.format.canonical import JsonObject, quoted
 from ckptdiff.format.digests import block_count
-from ckptdiff.format.dtypes import CASTS, DTYPES, MAX_SIZE
+from ckptdiff.format.dtypes import DTYPES, MAX_SIZE, is_castable
 from ckptdiff.format.fields import Fields
 from ckptdiff.format.safetensors import MAX_NAME, MAX_RANK
 
@@ -58,6 +60,16 @@ class Totals:
         return cls(**{name: child.integer(name) for name in names})
 
 
+class Piece(NamedTuple):
+    """A run of units that an adapted base is put together from (spec 8)."""
+
+    name: str | None
+    """The base tensor; None for zeros."""
+    first: int
+    """Number of the first unit in that tensor; 0 for zeros."""
+    units: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """One tensor of the target file (spec 6)."""
@@ -66,10 +78,10 @@ class Entry:
     dtype: str
     shape: tuple[int, ...]
     kind: Kind
-    base_name: str | None = None
-    """Name of the base tensor; None where there is none, as for its dtype and shape."""
     base_dtype: str | None = None
-    base_shape: tuple[int, ...] | None = None
+    """Dtype of the base tensors; None for a ``new`` tensor and a ``copy``."""
+    pieces: tuple[Piece, ...] = ()
+    """What the base is put together from; none: the base tensor of the entry's own name, as many units as both have."""
     codec: str | None = None
     """Name of the codec of a ``delta`` or ``new`` tensor."""
     changed: int = 0
@@ -81,7 +93,7 @@ class Entry:
     digest: bytes = b""
     """Tensor digest, 16 bytes; empty for a ``copy``."""
     base_digest: bytes = b""
-    """Tensor digest of the base tensor, 16 bytes; empty where there is none."""
+    """Tensor digest of the adapted base, 16 bytes; empty where there is none."""
     payload_digest: bytes = b""
     """XXH3-64 of the payload, 8 bytes; empty where there is none."""
 
@@ -96,11 +108,16 @@ class Entry:
         return self.nbytes // DTYPES[self.dtype].carrier
 
     @property
-    def base_nbytes(self) -> int:
-        """Size of the base tensor in bytes; 0 where there is none."""
-        if self.base_dtype is None or self.base_shape is None:
-            return 0
-        return DTYPES[self.base_dtype].nbytes(self.base_shape) or 0
+    def has_base(self) -> bool:
+        """Whether the tensor is made from base tensors."""
+        return self.kind in ("same", "delta")
+
+    @property
+    def base_names(self) -> tuple[str, ...]:
+        """The base tensors that it is made from, each once."""
+        if not self.has_base:
+            return ()
+        return tuple(dict.fromkeys(piece.name for piece in self.pieces if piece.name is not None)) or (self.name,)
 
     @property
     def has_payload(self) -> bool:
@@ -112,24 +129,16 @@ class Entry:
         """Size of all coded blocks in bytes."""
         return sum(self.blocks)
 
-    @property
-    def adapted(self) -> bool:
-        """Whether the base tensor must be cast, cut or extended (spec 8)."""
-        return self.base_name is not None and (self.base_dtype, self.base_shape) != (self.dtype, self.shape)
-
     def to_json(self) -> JsonObject:
         """The entry as it stands in the table's JSON, without its digests."""
         value: JsonObject = {"dtype": self.dtype, "kind": self.kind, "name": self.name, "shape": list(self.shape)}
-        if self.base_name is not None:
-            base: JsonObject = {}
-            if self.base_name != self.name:
-                base["name"] = self.base_name
-            if self.base_dtype != self.dtype:
-                base["dtype"] = self.base_dtype
-            if self.base_shape != self.shape:
-                base["shape"] = list(self.base_shape or ())
-            if base:
-                value["base"] = base
+        base: JsonObject = {}
+        if self.has_base and self.base_dtype != self.dtype:
+            base["dtype"] = self.base_dtype
+        if self.pieces:
+            base["pieces"] = [list(piece) for piece in self.pieces]
+        if base:
+            value["base"] = base
         if self.has_payload:
             value |= {"codec": self.codec, "blocks": list(self.blocks)}
         if self.kind == "delta":
@@ -140,9 +149,9 @@ class Entry:
 
     def digests(self) -> bytes:
         """What the entry adds to the digests behind the table's JSON."""
-        if self.kind == "same":
-            return self.digest + (self.base_digest if self.adapted else b"")
-        return self.digest + self.base_digest + self.payload_digest if self.kind != "copy" else b""
+        if self.kind == "copy":
+            return b""
+        return self.digest + (self.base_digest if self.kind == "delta" else b"") + self.payload_digest
 
     def with_digests(self, digest: bytes, base_digest: bytes, payload_digest: bytes) -> Entry:
         """The entry with the digests that stood behind the table's JSON."""
@@ -151,9 +160,8 @@ class Entry:
             dtype=self.dtype,
             shape=self.shape,
             kind=self.kind,
-            base_name=self.base_name,
             base_dtype=self.base_dtype,
-            base_shape=self.base_shape,
+            pieces=self.pieces,
             codec=self.codec,
             changed=self.changed,
             blocks=self.blocks,
@@ -173,7 +181,7 @@ class Entry:
         nbytes = DTYPES[dtype].nbytes(shape)
         if nbytes is None:
             raise FormatError(f"{where}: a {dtype} tensor of shape {cut(list(shape))} has no whole size of at most {MAX_SIZE} bytes")
-        members: dict[str, Any] = _read_base(f, name, dtype, shape) if kind in ("same", "delta") else {}
+        members: dict[str, Any] = _read_base(f, name, dtype, nbytes // DTYPES[dtype].carrier) if kind in ("same", "delta") else {}
         if kind in ("delta", "new"):
             members |= {"codec": _codec(f, kind), "blocks": _blocks(f, nbytes)}
         if kind == "delta":
@@ -234,28 +242,43 @@ def _blocks(f: Fields, nbytes: int) -> tuple[int, ...]:
     return blocks
 
 
-def _read_base(f: Fields, name: str, dtype: str, shape: tuple[int, ...]) -> dict[str, Any]:
-    """The fields of the base tensor, given the entry's own: a member of ``base`` says only what differs."""
-    own = {"base_name": name, "base_dtype": dtype, "base_shape": shape}
-    merged: dict[str, Any] = dict(own)
+def _read_base(f: Fields, name: str, dtype: str, units: int) -> dict[str, Any]:
+    """The dtype and the pieces of the base of an entry with this name, dtype and number of units."""
     if "base" not in f:
-        return merged
-    base = f.child("base", "name dtype shape")
+        return {"base_dtype": dtype}
+    base, found = f.child("base", "dtype pieces"), dict[str, Any](base_dtype=dtype)
     if not base.value:
         raise FormatError(f"{base.where}: expected a member")
-    if "name" in base:
-        merged["base_name"] = as_name(base.text("name"), f"{base.where}.name")
     if "dtype" in base:
-        merged["base_dtype"] = _dtype(base)
-        if (merged["base_dtype"], dtype) not in CASTS:
-            raise FormatError(f"{base.where}.dtype: {merged['base_dtype']} cannot be cast to {dtype}")
-    if "shape" in base:
-        old = merged["base_shape"] = _shape(base)
-        if len(old) != len(shape) or old[1:] != shape[1:]:
-            raise FormatError(f"{base.where}.shape: {cut(list(old))} and {cut(list(shape))} differ in more than rows")
-        if DTYPES[merged["base_dtype"]].nbytes(old) is None:
-            raise FormatError(f"{base.where}.shape: {cut(list(old))} has no whole size of at most {MAX_SIZE} bytes")
-    for key in ("name", "dtype", "shape"):
-        if key in base and merged[f"base_{key}"] == own[f"base_{key}"]:
-            raise FormatError(f"{base.where}.{key}: it is written although it equals the entry's own")
-    return merged
+        found["base_dtype"] = _dtype(base)
+        if not is_castable(found["base_dtype"], dtype):
+            raise FormatError(f"{base.where}.dtype: {found['base_dtype']} cannot be cast to {dtype}, or is the same")
+    if "pieces" in base:
+        found["pieces"] = base.array("pieces", _piece)
+        _check_pieces(found["pieces"], name, units, f"{base.where}.pieces")
+    return found
+
+
+def _piece(value: Any, where: str) -> Piece:
+    """One of the pieces of a base."""
+    if not isinstance(value, list) or len(value) != 3:
+        raise FormatError(f"{where}: expected an array of a name or null, and two integers")
+    name = None if value[0] is None else as_name(value[0], where)
+    first, units = (fields.as_integer(number, where) for number in value[1:])
+    if units < 1 or first + units > MAX_SIZE or (name is None and first):
+        raise FormatError(f"{where}: {units} units from unit {first} on: expected at least 1, at most {MAX_SIZE}, and zeros from 0 on")
+    return Piece(name, first, units)
+
+
+def _check_pieces(pieces: Sequence[Piece], name: str, units: int, where: str) -> None:
+    """Raise FormatError for pieces that do not fit an entry, or say in more words what fewer would."""
+    total = sum(piece.units for piece in pieces)
+    if not pieces or total > units:
+        raise FormatError(f"{where}: {len(pieces)} pieces of {total} units, expected at least one, and at most {units} units")
+    if pieces[-1].name is None:
+        raise FormatError(f"{where}: it ends in zeros, which stand there anyway")
+    if pieces == (Piece(name, 0, units),):
+        raise FormatError(f"{where}: it says what is so without it")
+    for before, piece in itertools.pairwise(pieces):
+        if piece.name == before.name and (piece.name is None or piece.first == before.first + before.units):
+            raise FormatError(f"{where}: two neighbours could be one piece, of {quoted(piece.name)}")

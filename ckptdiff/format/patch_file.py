@@ -190,7 +190,7 @@ class PatchFile:
         self._begins: dict[str, npt.NDArray[np.int64]] = {}
         if self.table.totals != self.metadata.totals:
             raise FormatError(f"{source.name}: its totals do not agree with its table")
-        needs_base = self.table.removed or any(entry.base_name is not None for entry in self.table.entries)
+        needs_base = self.table.removed or any(entry.has_base for entry in self.table.entries)
         if needs_base and self.metadata.base_scope is None:
             raise FormatError(f"{source.name}: its table needs a base, but its metadata names no scope of it")
 

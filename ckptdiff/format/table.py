@@ -20,10 +20,14 @@ from ckptdiff.format.safetensors import MAX_TENSORS
 
 MAX_TABLE = 1 << 25
 """Limit of a decoded table in bytes."""
+MAX_PIECES = 1 << 20
+"""Limit of the pieces of all bases of a table."""
 MAX_ENTRY_NODES = 128
-"""Limit of the braces, brackets and commas of an entry but for its blocks: two shapes and eleven members need no more than 76."""
-MAX_ENTRY_DEPTH = 5
-"""How deep a table nests: the shape in the base of an entry in the array of the table."""
+"""Limit of the braces, brackets and commas of an entry but for its blocks and pieces: its shape and ten members need no more than 48."""
+PIECE_NODES = 4
+"""Brackets and commas of a piece."""
+MAX_ENTRY_DEPTH = 6
+"""How deep a table nests: a piece in the array in the base of an entry in the array of the table."""
 
 
 def check_sorted(names: Iterable[str], where: str) -> None:
@@ -59,6 +63,8 @@ class Table:
         Raises:
             CheckpointError: it would be larger than a reader takes.
         """
+        if sum(len(entry.pieces) for entry in self.entries) > MAX_PIECES:
+            raise CheckpointError(f"its bases have more than {MAX_PIECES} pieces: save the checkpoint in more and smaller files")
         text = canonical.dumps({"removed": list(self.removed), "tensors": [entry.to_json() for entry in self.entries]})
         content = len(text).to_bytes(4, "little") + text + b"".join(entry.digests() for entry in self.entries)
         if len(content) > MAX_TABLE or len(self.removed) > MAX_TENSORS:
@@ -91,12 +97,14 @@ class Table:
             {"removed": as_name, "tensors": Entry.read},
             most=MAX_TENSORS,
             depth=MAX_ENTRY_DEPTH,
-            nodes=MAX_ENTRY_NODES + min(target_size, MAX_FILE) // BLOCK,
+            nodes=MAX_ENTRY_NODES + min(target_size, MAX_FILE) // BLOCK + PIECE_NODES * min(target_size, MAX_PIECES),
         )
         entries, removed = f.items("tensors"), f.items("removed")
         check_sorted(removed, f"{where}.removed")
         if len({entry.name for entry in entries}) != len(entries):
             raise FormatError(f"{where}: a tensor name is repeated")
+        if sum(len(entry.pieces) for entry in entries) > MAX_PIECES:
+            raise FormatError(f"{where}: its bases have more than {MAX_PIECES} pieces")
         return cls(_with_digests(entries, content, 4 + length, where), tuple(removed))
 
 
@@ -111,8 +119,7 @@ def _with_digests(entries: Iterable[Entry], content: bytes, start: int, where: s
 
     for entry in entries:
         digest = take(16) if entry.kind != "copy" else b""
-        own = entry.kind == "delta" or (entry.kind == "same" and entry.adapted)
-        base = take(16) if own else digest if entry.kind == "same" else b""
+        base = take(16) if entry.kind == "delta" else digest if entry.kind == "same" else b""
         complete.append(entry.with_digests(digest, base, take(8) if entry.has_payload else b""))
     if at > len(content):
         raise FormatError(f"{where}: its digests end too soon")

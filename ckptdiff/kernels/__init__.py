@@ -8,6 +8,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ckptdiff.kernels import adaptive as adaptive
     from ckptdiff.kernels import cache as cache
+    from ckptdiff.kernels import casts as casts
     from ckptdiff.kernels import changes as changes
     from ckptdiff.kernels import classes as classes
     from ckptdiff.kernels import context_groups as context_groups

@@ -24,12 +24,13 @@ from ckptdiff.live.names import MODEL, find_tensors, scope_of
 from ckptdiff.live.switch import LoadedPatch
 from ckptdiff.live.updates import BYTES_PER_UPDATE_JOB, RangeUpdate, TensorUpdate, merge_blocks, on_device, range_update
 from ckptdiff.live.writing import MemoryRange
+from ckptdiff.patching.adapt import AdaptedBase
 from ckptdiff.patching.build import check_changed, unpack
 from ckptdiff.patching.chain import check_chain
 from ckptdiff.patching.memory import open_state
 from ckptdiff.patching.patch import OpenPatch
 from ckptdiff.patching.rebuild import Rebuilder
-from ckptdiff.patching.recipes import BaseTensor, PatchedTensor, RebuildJob, Recipe
+from ckptdiff.patching.recipes import AdaptedTensor, PatchedTensor, RebuildJob, Recipe
 from ckptdiff.patching.torch_dtypes import memory_range
 
 
@@ -53,7 +54,7 @@ class Loader:
         check_chain([patch])
         self.patch, self.threads = patch, threads
         self.scope = scope_of(patch, scope)
-        base_names = [e.base_name or name for (scope_id, name), (_, e) in patch.entries.items() if scope_id == self.scope]
+        base_names = [base for (scope_id, _), (_, e) in patch.entries.items() if scope_id == self.scope for base in e.base_names]
         names = [*base_names, *(name for _, name in patch.entries)]
         entries = {name for scope_id, name in patch.entries if scope_id == self.scope}
         self.tied = {name: kept for name, kept in patch.tied.items() if kept in entries and name not in entries}
@@ -64,9 +65,8 @@ class Loader:
 
     def load(self) -> LoadedPatch:
         """Decode the patch, and check that the model has the base's content."""
-        destinations = self._destinations()
-        with self.rebuilder.explained(lambda: [destination.recipe for destination in destinations]):
-            updates = self._updates(destinations)
+        with self.rebuilder.explained():
+            updates = self._updates(self._destinations())
         return LoadedPatch(str(self.patch.path), updates, self.threads, self.find_tensors)
 
     @property
@@ -77,7 +77,7 @@ class Loader:
     def _destinations(self) -> list[Destination]:
         """Where every target tensor goes. Tensors that share memory count once; tied names with memory of their own count separately."""
         rows = [(name, file, entry) for (scope, name), (file, entry) in self.patch.entries.items() if scope == self.scope]
-        uses = Counter(entry.base_name for _, _, entry in rows)
+        uses = Counter(name for _, _, entry in rows for name in entry.base_names)
         names = {entry.name for _, _, entry in rows}
         rows += [(name, *self.patch.entries[self.scope, kept]) for name, kept in self.tied.items() if name in self.tensors]
         by_memory: dict[tuple[str, int, int], Destination] = {}
@@ -90,7 +90,7 @@ class Loader:
                     f"{self.patch.path}: its target has the tensor {cut(name)}, {entry.dtype} {cut(list(entry.shape))}; {found}: "
                     "it cannot be written in place; rebuild the target with ckptdiff.load_target or ckptdiff apply"
                 )
-            simple = isinstance(recipe, PatchedTensor) and entry.kind == "delta" and not entry.adapted and tensor.name == entry.base_name
+            simple = isinstance(recipe, PatchedTensor) and entry.kind == "delta" and _whole_base(recipe) is tensor
             destination = Destination(entry, recipe, tensor, entry.codec if simple and entry.codec != "raw" else None)
             first = by_memory.setdefault(_memory_key(tensor), destination)
             if first.tensor.name != tensor.name and first.recipe.digest != recipe.digest:
@@ -101,9 +101,9 @@ class Loader:
         _check_overlaps(by_memory)
         return list(by_memory.values())
 
-    def _tensor_for(self, name: str, entry: Entry, uses: Mapping[str | None, int], names: Collection[str]) -> Tensor | None:
-        """The model's tensor of a target's name; or else its base tensor, if no other entry uses that (it was renamed)."""
-        old = entry.base_name
+    def _tensor_for(self, name: str, entry: Entry, uses: Mapping[str, int], names: Collection[str]) -> Tensor | None:
+        """The model's tensor of a target's name; or else its only base tensor, if no other entry uses that (it was renamed)."""
+        old = entry.base_names[0] if len(entry.base_names) == 1 else None
         renamed = old is not None and uses[old] == 1 and old not in names
         return self.tensors.get(name) or (self.tensors[old] if renamed and old is not None else None)
 
@@ -154,7 +154,7 @@ class Loader:
 
         def sink(job: RebuildJob, new: Bytes) -> RangeUpdate | None:
             tensor, recipe = destinations[job.tensor].tensor, destinations[job.tensor].recipe
-            if isinstance(recipe, BaseTensor) and recipe.tensor is tensor:
+            if isinstance(recipe, AdaptedTensor) and _whole_base(recipe) is tensor:
                 return None  # it stays as it is
             stop, dtype = job.start + len(new), DTYPES[tensor.dtype]
             positions, zigzags = kernels.changes.changes_of(tensor.view(job.start, stop, "old"), new, dtype)
@@ -172,9 +172,9 @@ class Loader:
     def _check_base(self, destination: Destination, leaves: list[bytes]) -> None:
         """Raise BaseMismatchError unless a tensor with these leaves has the digest of the patch's base."""
         recipe, found = destination.recipe, tensor_digest(leaves)
-        assert isinstance(recipe, PatchedTensor) and isinstance(recipe.base, BaseTensor)
+        assert isinstance(recipe, PatchedTensor) and isinstance(recipe.base, AdaptedTensor)
         if found != recipe.base.digest:
-            raise recipe.base.origin.mismatch(recipe.base.tensor, found, recipe.base.digest)
+            raise recipe.base.mismatch(found)
 
     def _unpack(self, destination: Destination, start: int, base: Bytes | None = None) -> Changes:
         """The changes of the block that begins at byte ``start``, given the block's bytes in the base where the codec needs them."""
@@ -198,6 +198,12 @@ class Loader:
             for start in range(0, size, BYTES_PER_UPDATE_JOB)
         ]
         return _tensor_update(destination, parts, before)
+
+
+def _whole_base(recipe: Recipe) -> Tensor | None:
+    """The tensor that an entry's adapted base is, unchanged; None where it is anything else."""
+    base = recipe.base if isinstance(recipe, PatchedTensor) else recipe
+    return base.source.whole if isinstance(base, AdaptedTensor) and isinstance(base.source, AdaptedBase) else None
 
 
 def _memory(destination: Destination) -> Bytes | torch.Tensor:

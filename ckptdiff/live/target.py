@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -13,11 +14,12 @@ import numpy as np
 from ckptdiff.errors import cut
 from ckptdiff.format.dtypes import Bytes
 from ckptdiff.io.parallel import Threads, default_threads
+from ckptdiff.io.work_folder import work_folder
 from ckptdiff.live.names import scope_of
 from ckptdiff.patching.chain import check_chain
 from ckptdiff.patching.patch import open_patch
 from ckptdiff.patching.provenance import recorded_base
-from ckptdiff.patching.rebuild import Rebuilder, check_stored, open_base
+from ckptdiff.patching.rebuild import Rebuilder, ScratchTensors, check_stored, open_base
 from ckptdiff.patching.recipes import RebuildJob
 from ckptdiff.patching.target_files import write_others
 from ckptdiff.patching.torch_dtypes import flat_bytes, new_tensor
@@ -57,7 +59,8 @@ class Target:
         rebuilder, last = self._rebuilder, len(self._rebuilder.chain) - 1
         patch = rebuilder.chain[last]
         wanted = scope_of(patch, scope)
-        rows = [(entry, rebuilder.recipe(last, file, entry)) for (id_, _), (file, entry) in patch.entries.items() if id_ == wanted]
+        with rebuilder.explained():
+            rows = [(entry, rebuilder.recipe(last, file, entry)) for (id_, _), (file, entry) in patch.entries.items() if id_ == wanted]
         tensors = {entry.name: new_tensor(entry.dtype, entry.shape, f"{patch.path}: tensor {cut(entry.name)}") for entry, _ in rows}
 
         memory = [np.asarray(flat_bytes(tensors[entry.name], entry.name)) for entry, _ in rows]
@@ -65,7 +68,7 @@ class Target:
         def sink(job: RebuildJob, data: Bytes) -> None:
             memory[job.tensor][job.start : job.start + len(data)] = data
 
-        with closing(rebuilder.rebuild([recipe for _, recipe in rows], sink)) as results:
+        with rebuilder.explained(), closing(rebuilder.rebuild([recipe for _, recipe in rows], sink)) as results:
             for _ in results:
                 pass
         rebuilder.base.check_unchanged()
@@ -109,4 +112,6 @@ def open_target(
         origin = base if base is not None else recorded_base(names[0])
         use_base_files = with_files and chain[-1].index is None  # a lone patch file holds none itself
         opened = open_base(origin, chain, only_weights=not with_files, with_files=use_base_files)
-        yield Target(Rebuilder(stack.enter_context(opened), chain, Threads(threads or default_threads())))
+        folder = stack.enter_context(work_folder(Path(tempfile.gettempdir()), "ckptdiff-tensors-")).path
+        scratch = stack.enter_context(closing(ScratchTensors(folder)))
+        yield Target(Rebuilder(stack.enter_context(opened), chain, Threads(threads or default_threads()), scratch))

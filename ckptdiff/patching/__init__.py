@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ckptdiff.patching import encode_options as encode_options
     from ckptdiff.patching import encode_pair as encode_pair
     from ckptdiff.patching import encode_plan as encode_plan
+    from ckptdiff.patching import file_sink as file_sink
     from ckptdiff.patching import memory as memory
     from ckptdiff.patching import other_files as other_files
     from ckptdiff.patching import output as output

@@ -1,21 +1,119 @@
-"""Base tensors adapted to their targets (spec section 8)."""
+"""Base tensors adapted to their targets (spec section 8): runs of units, put together, cast, and extended with zeros."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import accumulate
+
 import numpy as np
 
+from ckptdiff import kernels
+from ckptdiff.checkpoint.contents import Tensor
 from ckptdiff.format.digests import BLOCK
-from ckptdiff.format.dtypes import DTYPES, Bytes, cast
-
-
-def adapt(data: Bytes, source: str, target: str, size: int) -> Bytes:
-    """Cast base bytes, then cut or extend them with zeros to ``size`` bytes (spec section 8)."""
-    data = cast(data, source, target)
-    if len(data) >= size:
-        return data[:size]
-    return np.concatenate([data, np.zeros(size - len(data), np.uint8)])
+from ckptdiff.format.dtypes import DTYPES, Bytes
+from ckptdiff.format.entry import Piece
+from ckptdiff.io.scratch import scratch
 
 
 def units_per_group(*dtypes: str) -> int:
     """Units in a group: the shortest range that consists of whole blocks in each of these dtypes."""
     return BLOCK // min(DTYPES[dtype].carrier for dtype in dtypes)
+
+
+def extended(data: Bytes, source: str, target: str, size: int) -> Bytes:
+    """Cast bytes, then cut or extend them with zeros to ``size`` bytes (spec section 8)."""
+    data = kernels.casts.cast(data, source, target)
+    return data[:size] if len(data) >= size else np.concatenate([data, np.zeros(size - len(data), np.uint8)])
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptedBase:
+    """What a target tensor is compared with: pieces of base tensors of one dtype, cast to the target's; then zeros."""
+
+    pieces: tuple[Piece, ...]
+    tensors: dict[str, Tensor]
+    """The tensors that the pieces name."""
+    base_dtype: str
+    """Their dtype."""
+    dtype: str
+    """The target's."""
+    units: int
+    """The target's."""
+    starts: list[int] = field(init=False)
+    """At which unit each piece begins, and at which the last one ends."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "starts", list(accumulate((piece.units for piece in self.pieces), initial=0)))
+
+    @property
+    def whole(self) -> Tensor | None:
+        """The tensor that it is, unchanged; None where it is anything else."""
+        if len(self.pieces) != 1 or self.base_dtype != self.dtype:
+            return None
+        (piece,) = self.pieces
+        tensor = self.tensors[piece.name] if piece.name is not None else None
+        is_whole = tensor is not None and piece.first == 0 and piece.units == tensor.units == self.units
+        return tensor if is_whole else None
+
+    @property
+    def against_zeros(self) -> int:
+        """How many units of the target stand against zeros that are in no base tensor."""
+        return self.units - sum(piece.units for piece in self.pieces if piece.name is not None)
+
+    def read(self, start: int, stop: int, name: str = "base") -> Bytes:
+        """Bytes ``start`` to ``stop`` of the result, or fewer where it ends before; they may lie in scratch called ``name``."""
+        width, carrier = DTYPES[self.base_dtype].carrier, DTYPES[self.dtype].carrier
+        first, last = start // carrier, min(stop // carrier, self.units)
+        out, filled = scratch(name, max(last - first, 0) * width, np.uint8), 0
+        for tensor, begin, count in self._parts(first, last):
+            part = out[filled : filled + count * width]
+            filled += len(part)
+            if tensor is None:
+                part[:] = 0
+            else:
+                tensor.readinto(begin * width, part)
+        out[filled:] = 0
+        return kernels.casts.cast(out, self.base_dtype, self.dtype)
+
+    def view(self, start: int, stop: int, name: str = "base") -> Bytes:
+        """As :meth:`read`, but a tensor's own memory if it is one that is on the host: the bytes must not be written to."""
+        tensor = self.whole
+        return tensor.view(start, stop, name) if tensor is not None else self.read(start, stop, name)
+
+    def _parts(self, first: int, last: int) -> Iterator[tuple[Tensor | None, int, int]]:
+        """Where units ``first`` to ``last`` come from: a tensor, or None for zeros; the first unit there, and how many."""
+        for k in range(max(bisect_right(self.starts, first) - 1, 0), len(self.pieces)):
+            piece, at = self.pieces[k], self.starts[k]
+            begin, end = max(first, at), min(last, at + piece.units)
+            if begin >= end:
+                return
+            yield self.tensors[piece.name] if piece.name is not None else None, piece.first + begin - at, end - begin
+
+
+def default_pieces(name: str, base_units: int, units: int) -> tuple[Piece, ...]:
+    """What a target tensor stands against where its entry names no pieces: the tensor of its own name, as many units as both have."""
+    count = min(base_units, units)
+    return (Piece(name, 0, count),) if count else ()
+
+
+def adapt(tensor: Tensor, target: Tensor) -> AdaptedBase:
+    """A base tensor adapted to a target, from the first unit on."""
+    pieces = default_pieces(tensor.name, tensor.units, target.units)
+    return AdaptedBase(pieces, {tensor.name: tensor}, tensor.dtype, target.dtype, target.units)
+
+
+def joined(pieces: Iterable[Piece], tensors: Callable[[str], Tensor], target: Tensor) -> AdaptedBase:
+    """Pieces of base tensors adapted to a target; neighbours that can be one piece become one, and zeros at the end are left out."""
+    kept = list[Piece]()
+    for piece in pieces:
+        before = kept[-1] if kept else None
+        if before is not None and piece.name == before.name and (piece.name is None or piece.first == before.first + before.units):
+            kept[-1] = before._replace(units=before.units + piece.units)
+        else:
+            kept.append(piece)
+    while kept and kept[-1].name is None:
+        kept.pop()
+    named = {piece.name: tensors(piece.name) for piece in kept if piece.name is not None}
+    return AdaptedBase(tuple(kept), named, next(iter(named.values())).dtype, target.dtype, target.units)

@@ -16,8 +16,8 @@ from ckptdiff.errors import CkptdiffError, FormatError, IntegrityError, cut
 from ckptdiff.format.digests import BLOCK, block_count, leaves_of, tensor_digest
 from ckptdiff.format.dtypes import DTYPES, BlockChange, Bytes
 from ckptdiff.io.parallel import Executor, Threads, run_plan
-from ckptdiff.patching.adapt import adapt
-from ckptdiff.patching.recipes import BaseTensor, PatchedTensor, RebuildJob, Recipe, ranges, steps_built_whole, steps_of, units_of
+from ckptdiff.patching.adapt import AdaptedBase, extended, units_per_group
+from ckptdiff.patching.recipes import AdaptedTensor, PatchedTensor, RebuildJob, Recipe, ranges, steps_built_whole, steps_of, units_of
 
 T = TypeVar("T")
 Sink = Callable[[RebuildJob, Bytes], T]
@@ -41,28 +41,36 @@ class BuiltRange:
 
 
 def build(recipe: Recipe, start: int, stop: int) -> BuiltRange:
-    """Build bytes ``start`` to ``stop``, or fewer where the tensor ends before.
+    """Build bytes ``start`` to ``stop``, a range of :func:`~ckptdiff.patching.recipes.ranges`.
 
     Raises:
         FormatError: a block cannot be decoded.
     """
-    if isinstance(recipe, BaseTensor):
-        data = recipe.tensor.read(start, stop)
-        return BuiltRange(data, [leaves_of(data)], [0])
-    entry, dtype, base = recipe.entry, DTYPES[recipe.entry.dtype], recipe.base
-    size, changed = max(min(stop, entry.nbytes) - start, 0), 0
-    if base is None:
-        built = BuiltRange(np.zeros(size, np.uint8), [], [])
+    changed = 0
+    if isinstance(recipe, AdaptedTensor):
+        built = _adapted(recipe, start, stop)
     else:
-        width = DTYPES[base.dtype].carrier
-        if isinstance(base, BaseTensor) and units_of(base) > units_of(recipe):
-            stop = start + size  # units of the base past the target's end are cut off: do not read them
-        built = build(base, start // dtype.carrier * width, stop // dtype.carrier * width)
-        built.data = adapt(built.data, base.dtype, entry.dtype, size)
-    if entry.kind != "same" and size:
-        built.data, changed = _decode(recipe, built.data, start // BLOCK)
+        if recipe.base is None:
+            built = BuiltRange(np.zeros(stop - start, np.uint8), [], [])
+        else:
+            built = build(recipe.base, start, stop)
+        if stop > start:
+            built.data, changed = _decode(recipe, built.data, start // BLOCK)
     built.leaves.append(leaves_of(built.data))
     built.changed.append(changed)
+    return built
+
+
+def _adapted(step: AdaptedTensor, start: int, stop: int) -> BuiltRange:
+    """A range of an adapted base, with what is known of the steps before it."""
+    if isinstance(step.source, AdaptedBase):
+        return BuiltRange(step.source.read(start, stop, "read"), [], [])
+    lower, carrier, width = step.source, DTYPES[step.dtype].carrier, DTYPES[step.source.dtype].carrier
+    first, last = start // carrier, max(min(stop // carrier, step.used), start // carrier)
+    group = units_per_group(*(step.dtype for step in steps_of(lower)))
+    end = min(first + -(-(last - first) // group) * group, units_of(lower))  # what is decoded is whole blocks in all steps
+    built = build(lower, first * width, max(end, first) * width)
+    built.data = extended(built.data[: (last - first) * width], lower.dtype, step.dtype, stop - start)
     return built
 
 
@@ -113,7 +121,7 @@ class TensorCheck:
         """Compare the digests of the tensor, and of all tensors that it was built from, the base's first; and forget all ranges.
 
         Raises:
-            BaseMismatchError: the base tensor has another content than the patch was made from.
+            BaseMismatchError: an adapted base has another content than the patch was made from.
             FormatError, IntegrityError: an entry has changed another number of units, or gives another digest, than it says.
         """
         steps, longer = steps_built_whole(self.recipe)
@@ -126,7 +134,7 @@ class TensorCheck:
                 check_changed(step, sum(changed[k] for _, changed in ranges_in_order))
                 _check_digest(step, digest)
             elif digest != step.digest:
-                raise step.origin.mismatch(step.tensor, digest, step.digest)
+                raise step.mismatch(digest)
         self._ranges.clear()
 
 
@@ -212,7 +220,7 @@ class CheckCache:
 
     def check(self, recipe: Recipe) -> None:
         """Build a whole tensor, once; raises its error, at each call."""
-        key = (id(recipe.file), recipe.entry.name) if isinstance(recipe, PatchedTensor) else (id(recipe.tensor), recipe.digest.hex())
+        key = (id(recipe.file), recipe.entry.name) if isinstance(recipe, PatchedTensor) else (id(recipe.source), recipe.digest.hex())
         with self._lock:
             if key not in self._errors:
                 self._errors[key] = self.error_of(recipe)

@@ -16,12 +16,13 @@ from ckptdiff.device.leaves import leaf_digests
 from ckptdiff.device.ops import find_changes, units_of, zigzag
 from ckptdiff.format.digests import BLOCK, leaves_of
 from ckptdiff.format.dtypes import DTYPES, Bytes, Changes, Dtype, Units
+from ckptdiff.patching.adapt import AdaptedBase
 from ckptdiff.patching.compare_on_host import ComparedGroup, compare_on_host
 
-GROUPS_FROM_HOST = 4
-GROUPS_ON_DEVICE = 32
-"""Groups compared at once, of tensors that come from the host and of tensors on the device. Starting a kernel takes as
-long as comparing 1 MB, so that fewer groups would be slower."""
+BLOCKS_FROM_HOST = 4
+BLOCKS_ON_DEVICE = 32
+"""Blocks compared at once, of tensors that come from the host and of tensors on the device. Starting a kernel takes as
+long as comparing 1 MB, so that fewer blocks would be slower."""
 
 
 class _ThreadState(threading.local):
@@ -44,27 +45,28 @@ class DeviceComparer:
 
     def __init__(self, device: torch.device, tensors: Iterable[Tensor] = ()) -> None:
         self.device, self._thread = device, _ThreadState()
-        self.groups = GROUPS_FROM_HOST
+        self.blocks = BLOCKS_FROM_HOST
         resident = [(tensor, memory) for tensor in tensors if (memory := self._device_memory(tensor)) is not None]
         if resident:
-            self.groups = GROUPS_ON_DEVICE
+            self.blocks = BLOCKS_ON_DEVICE
         leaves = leaf_digests([memory for _, memory in resident])
         self._leaves = {(id(tensor.source), tensor.offset): row for (tensor, _), row in zip(resident, leaves, strict=True) if tensor.nbytes}
 
-    def __call__(self, base: Tensor | None, target: Tensor, first: int, stop: int, codec: str | None) -> ComparedGroup:
+    def __call__(self, base: AdaptedBase | None, target: Tensor, first: int, stop: int, codec: str | None) -> ComparedGroup:
         """Compare a group."""
-        if base is None or codec == "raw" or not target.nbytes or (base.dtype, base.shape) != (target.dtype, target.shape):
+        tensor = base.whole if base is not None else None
+        if tensor is None or codec == "raw":
             return compare_on_host(base, target, first, stop)
         dtype = DTYPES[target.dtype]
         start, end = first * dtype.carrier, min(stop * dtype.carrier, target.nbytes)
         with self._stream():
-            (old, host_old), (new, host_new) = self._bytes(base, start, end, "base"), self._bytes(target, start, end, "target")
+            (old, host_old), (new, host_new) = self._bytes(tensor, start, end, "base"), self._bytes(target, start, end, "target")
             if host_old is None and codec != "sparse":
                 host_old = self._copy_to_host(old, "base")
             changed, distances = find_changes(units_of(old, dtype), units_of(new, dtype), dtype)  # waits for the stream
             positions, zigzags = changed.int().cpu().numpy(), zigzag(distances).cpu().numpy().view(dtype.unit)
         changes = _by_block(positions, zigzags, end - start, dtype)
-        base_leaves, leaves = self._leaves_of(base, host_old, start, end), self._leaves_of(target, host_new, start, end)
+        base_leaves, leaves = self._leaves_of(tensor, host_old, start, end), self._leaves_of(target, host_new, start, end)
         return ComparedGroup(end - start, changes, base_leaves, leaves, host_old, host_new)
 
     def _device_memory(self, tensor: Tensor) -> torch.Tensor | None:

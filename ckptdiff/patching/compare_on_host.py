@@ -9,7 +9,7 @@ from ckptdiff import kernels
 from ckptdiff.checkpoint.contents import Tensor
 from ckptdiff.format.digests import leaves_of
 from ckptdiff.format.dtypes import DTYPES, Bytes, Changes
-from ckptdiff.patching.adapt import adapt
+from ckptdiff.patching.adapt import AdaptedBase
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class ComparedGroup:
     """The changes of each block; none for a new tensor, which has no base."""
     base_leaves: list[bytes]
     leaves: list[bytes]
-    """Leaves (spec 3.2) of the base's blocks, before they are adapted, and of the target's."""
+    """Leaves (spec 3.2) of the blocks of the adapted base, and of the target's."""
     base: Bytes | None
     target: Bytes | None
     """The bytes of the adapted base and of the target; None where they are not on the host."""
@@ -31,27 +31,24 @@ class ComparedGroup:
 class Comparer(Protocol):
     """Compares units ``first`` to ``stop`` of a target tensor with its base, on the host or on a torch device."""
 
-    def __call__(self, base: Tensor | None, target: Tensor, first: int, stop: int, codec: str | None) -> ComparedGroup:
+    def __call__(self, base: AdaptedBase | None, target: Tensor, first: int, stop: int, codec: str | None) -> ComparedGroup:
         """Compare a group.
 
         Args:
-            base, target: the tensors. Past the target's end there is only a longer base tensor, of which nothing but the leaves is taken.
+            base: what the target is compared with.
+            target: the tensor.
             first, stop: the units.
             codec: the codec that will code the group; None: several will be tried. The base's bytes are given on the host unless this is
                 ``sparse``, the target's if it is ``raw``.
         """
 
 
-def compare_on_host(base: Tensor | None, target: Tensor, first: int, stop: int, codec: str | None = None) -> ComparedGroup:
+def compare_on_host(base: AdaptedBase | None, target: Tensor, first: int, stop: int, codec: str | None = None) -> ComparedGroup:
     """Compare a group; see :class:`Comparer`."""
     dtype = DTYPES[target.dtype]
     new = target.view(first * dtype.carrier, stop * dtype.carrier, "target")
     if base is None:
         return ComparedGroup(len(new), [], [], leaves_of(new), None, new)
-    width = DTYPES[base.dtype].carrier
-    read = base.view(first * width, stop * width, "base")
-    old = adapt(read, base.dtype, target.dtype, len(new))
+    old = base.view(first * dtype.carrier, stop * dtype.carrier)
     changes, base_leaves, leaves = kernels.changes.compared(old, new, dtype)
-    if base.dtype != target.dtype or len(read) != len(old):
-        base_leaves = leaves_of(read)
     return ComparedGroup(len(new), changes, base_leaves, leaves, old, new)

@@ -11,8 +11,9 @@ from ckptdiff.codecs import CODECS
 from ckptdiff.format.digests import BLOCK, block_count, xxh128
 from ckptdiff.format.dtypes import DTYPES, BlockChange, Replacement
 from ckptdiff.kernels.block_layout import WITHOUT_ROWS, BlockLayout
+from ckptdiff.patching.adapt import AdaptedBase
 from ckptdiff.patching.compare_on_host import ComparedGroup, Comparer, compare_on_host
-from ckptdiff.patching.encode_plan import EncodeJob, HashJob
+from ckptdiff.patching.encode_plan import EncodeJob, HashJob, JobBase, TensorKey
 
 RAW_TRIAL_SHARE = 0.5
 """If ``context`` needs more than this share of the target's bytes, ``raw`` may be smaller and is tried too."""
@@ -20,6 +21,10 @@ CONTEXT_SHARE = 0.4
 """Up to this share of changed units, ``context`` needs about :data:`RAW_TRIAL_SHARE` of the bytes at most: a long tensor is coded by it."""
 SPARSE_TRIAL_CHANGES = 32
 """Up to so many changed units in a group, ``sparse`` may be smaller than ``context`` and is tried too."""
+DEPENDENCE_SHARE = 0.98
+"""If a tensor's changes take this share of what ``raw`` needs, or more, its base is of no use."""
+KEPT_BASES = 64
+"""Bases that an encoder keeps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +37,7 @@ class EncodedGroup:
     """Number of units that differ from the base."""
     leaves: list[bytes]
     base_leaves: list[bytes]
-    """Leaves (spec 3.2) of the target's blocks, and of the base's before it was adapted."""
+    """Leaves (spec 3.2) of the target's blocks, and of those of the adapted base."""
     nbytes: int
     """Bytes of the target tensor that the blocks stand for."""
 
@@ -45,12 +50,25 @@ class GroupEncoder:
     """Does the jobs of a plan, on any thread, given the open checkpoints that the jobs name tensors of."""
 
     def __init__(self, base: Checkpoint, target: Checkpoint, compare: Comparer = compare_on_host) -> None:
-        self.base, self.target, self.compare = base, target, compare
+        self.base, self.target, self.compare, self._bases = base, target, compare, dict[TensorKey, AdaptedBase]()
 
-    def tensors(self, job: EncodeJob) -> tuple[Tensor | None, Tensor]:
-        """The base tensor of a job, if it has one, and its target tensor."""
+    def tensors(self, job: EncodeJob) -> tuple[AdaptedBase | None, Tensor]:
+        """What a job compares: the base, if there is one, and the target tensor."""
         scope, name = job.target
-        return self.base.scopes[job.base[0]][job.base[1]] if job.base else None, self.target.scopes[scope][name]
+        target = self.target.scopes[scope][name]
+        return self._adapted(job.base, target) if job.base is not None else None, target
+
+    def _adapted(self, base: JobBase, target: Tensor) -> AdaptedBase:
+        """The base of a tensor; that of the last few is kept, as it may have very many pieces."""
+        known = self._bases.get(target.key)
+        if known is None:
+            tensors = self.base.scopes[base.scope]
+            named = {piece.name: tensors[piece.name] for piece in base.pieces if piece.name is not None}
+            known = AdaptedBase(base.pieces, named, base.dtype, target.dtype, target.units)
+            if len(self._bases) > KEPT_BASES:
+                self._bases.clear()
+            self._bases[target.key] = known
+        return known
 
     def __call__(self, job: EncodeJob) -> EncodedGroup:
         base, target = self.tensors(job)
@@ -119,3 +137,11 @@ def choose_codec(groups: Sequence[EncodedGroup], units: int) -> str:
     if groups[0].changed <= CONTEXT_SHARE * units or not all("raw" in group.blocks for group in groups):
         return "context"
     return min(("context", "raw"), key=lambda codec: sum(group.size(codec) for group in groups))
+
+
+def is_independent(groups: Sequence[EncodedGroup], codec: str) -> bool:
+    """Whether a tensor that was tried by ``raw`` may as well stand alone: its changes take hardly less."""
+    if not all("raw" in group.blocks for group in groups):
+        return False
+    size, alone = (sum(group.size(which) for group in groups) for which in (codec, "raw"))
+    return size >= DEPENDENCE_SHARE * alone

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -12,26 +12,30 @@ from ckptdiff.checkpoint.contents import Checkpoint
 from ckptdiff.checkpoint.pairing import Rename
 from ckptdiff.device.resolve import resolve_device
 from ckptdiff.format.digests import BLOCK
+from ckptdiff.format.entry import Piece
 from ckptdiff.io.parallel import Executor, Threads
 from ckptdiff.patching.compare_on_host import Comparer, compare_on_host
+from ckptdiff.patching.encode_plan import TensorKey
 
-GROUPS_IN_MEMORY = 8
-"""Groups that the host encodes at once by ``sparse`` of tensors in memory. With fewer, threads hand Python's lock over more often."""
+BLOCKS_IN_MEMORY = 8
+"""Blocks that the host encodes at once by ``sparse`` of tensors in memory. With fewer, threads hand Python's lock over more often."""
 
 
 @dataclass(frozen=True, slots=True)
 class EncodeOptions:
-    """How to encode a pair. The result depends on the first two members only."""
+    """How to encode a pair. The result depends on codec, renames and pieces only."""
 
     codec: str | None
     """The codec of all tensors that have a base; None: the smallest, tensor by tensor."""
     renames: Sequence[Rename]
     compare: Comparer
     """Compares blocks."""
-    groups: int
-    """How many groups of blocks a job has at most."""
+    blocks: int
+    """How many blocks a job has at most."""
     execute: Executor
     """Runs the jobs."""
+    pieces: Mapping[TensorKey, Sequence[Piece]] = field(default_factory=dict)
+    """What some tensors of the target are made from, by scope and name; others are paired by name and content."""
 
 
 def on_threads(
@@ -46,17 +50,17 @@ def on_threads(
     Raises:
         UnsupportedError: torch is missing, or has no such device.
     """
-    compare, groups = _comparer(base, target, codec, device)
-    batch = min((groups - 1) * BLOCK, sum(file.header.data_size for file in target.weights) // (4 * threads))
-    return EncodeOptions(codec, renames, compare, groups, Threads(threads, batch))  # small tensors are batched to about a job's bytes
+    compare, blocks = _comparer(base, target, codec, device)
+    batch = min((blocks - 1) * BLOCK, sum(file.header.data_size for file in target.weights) // (4 * threads))
+    return EncodeOptions(codec, renames, compare, blocks, Threads(threads, batch))  # small tensors are batched to about a job's bytes
 
 
 def _comparer(base: Checkpoint, target: Checkpoint, codec: str | None, device: str | None) -> tuple[Comparer, int]:
-    """What compares blocks, and how many groups of them it should be given at once."""
+    """What compares blocks, and how many it should be given at once."""
     tensors = [tensor for side in (base, target) if side.in_memory for file in side.weights for tensor in file.tensors]
     devices = {str(memory.device) for t in tensors if not isinstance(memory := t.memory, np.ndarray) and memory is not None}
     if device is None and len(devices) != 1:
-        return compare_on_host, GROUPS_IN_MEMORY if tensors and codec == "sparse" else 1
+        return compare_on_host, BLOCKS_IN_MEMORY if tensors and codec == "sparse" else 1
     resolved = resolve_device(device or devices.pop())  # before the comparer's module, which needs torch
     comparer = patching.compare_on_device.DeviceComparer(resolved, tensors)
-    return comparer, comparer.groups
+    return comparer, comparer.blocks

@@ -11,11 +11,12 @@ from ckptdiff.checkpoint.contents import Checkpoint, Tensor, WeightFile
 from ckptdiff.checkpoint.pairing import pair_scopes, pair_tied
 from ckptdiff.format.digests import BLOCK, identity, tensor_digest
 from ckptdiff.format.dtypes import DTYPES
-from ckptdiff.format.entry import Entry
+from ckptdiff.format.entry import Entry, Piece
 from ckptdiff.io.parallel import FileHasher, Progress, run_plan
+from ckptdiff.patching.adapt import AdaptedBase, adapt, joined
 from ckptdiff.patching.encode import EncodedGroup, GroupEncoder
 from ckptdiff.patching.encode_options import EncodeOptions
-from ckptdiff.patching.encode_plan import EncodeJob, HashJob, TensorKey, TensorPlan, plan_tensor
+from ckptdiff.patching.encode_plan import EncodeJob, HashJob, TensorKey, TensorPlan
 from ckptdiff.patching.pending_tensor import PendingTensor, Spool, SpoolRange
 
 
@@ -94,13 +95,13 @@ class _PairEncoder:
         self.done, self.total = 0, sum(file.header.data_size for file in target.weights)
 
     def encode(self) -> EncodedPair:
-        matched: list[tuple[Tensor | None, Tensor]] = []
+        matched: list[tuple[AdaptedBase | None, Tensor]] = []
         unmatched: list[Tensor] = []
         for scope_id, scope in self.scopes.items():
             tensors = [tensor for file in self.target.weights if file.scope == scope_id for tensor in file.tensors]
-            pairs = pair_tied(scope.base, self.base.tied, tensors, self.target.tied, self.options.renames)
-            matched += [(pairs[tensor.name], tensor) for tensor in tensors if tensor.name in pairs]
-            unmatched += [tensor for tensor in tensors if tensor.name not in pairs]
+            bases = self._bases(scope, tensors)
+            matched += [(bases[tensor.name], tensor) for tensor in tensors if tensor.name in bases]
+            unmatched += [tensor for tensor in tensors if tensor.name not in bases]
         self._encode_all(matched)
         covered = covered_scopes(self.base, self.target, self.scopes)
         base_tensors = [tensor for scope in covered.values() for tensor in scope.values()]
@@ -118,15 +119,30 @@ class _PairEncoder:
             self.payloads,
         )
 
+    def _bases(self, scope: PairedScope, tensors: Sequence[Tensor]) -> dict[str, AdaptedBase]:
+        """What the tensors of a scope are compared with, by name."""
+        paired = pair_tied(scope.base, self.base.tied, tensors, self.target.tied, self.options.renames)
+        by_name = {tensor.name: tensor for tensor in tensors}
+        bases = {name: adapt(base, by_name[name]) for name, base in paired.items()}
+        for name, tensor in by_name.items():
+            if tensor.key in self.options.pieces:
+                bases[name] = joined(self.options.pieces[tensor.key], scope.base.__getitem__, tensor)
+        return bases
+
     # --- encoding ---
 
-    def _encode_all(self, pairs: Sequence[tuple[Tensor | None, Tensor]]) -> None:
+    def _encode_all(self, pairs: Sequence[tuple[AdaptedBase | None, Tensor]]) -> None:
         for first in range(0, len(pairs), TENSORS_AT_ONCE):
             some = pairs[first : first + TENSORS_AT_ONCE]
-            self._encode([plan_tensor(base, target, self.options.codec, self.options.groups) for base, target in some])
+            self._encode([self._plan(base, target) for base, target in some])
+
+    def _plan(self, base: AdaptedBase | None, target: Tensor) -> TensorPlan:
+        """The plan of one tensor; a new one is coded by ``raw``."""
+        codec = self.options.codec if base is not None else "raw"
+        return TensorPlan(base, self.scopes[target.scope].base_id or "", target, codec, self.options.blocks)
 
     def _encode(self, plans: Sequence[TensorPlan]) -> None:
-        """Encode tensors job by job: first those groups on which the codec of a long tensor is chosen, then all others."""
+        """Encode tensors job by job: first those blocks on which the codec of a long tensor is chosen, then all others."""
         pending = {plan.target.key: PendingTensor(plan, self.spool) for plan in plans}
         entries = dict[TensorKey, Entry]()
         trials = (job for plan in plans if not plan.is_tried_whole for job in plan.trials())
@@ -142,16 +158,17 @@ class _PairEncoder:
         for plan in plans:
             entry = entries[plan.target.key]
             self.scopes[plan.target.scope].entries[plan.target.name] = entry
-            if plan.base is not None:
-                self.base_digests[plan.base.key] = entry.base_digest
+            whole = plan.base.whole if plan.base is not None else None
+            if whole is not None and entry.has_base:
+                self.base_digests[whole.key] = entry.base_digest
 
     def _encode_and_hash(self, job: EncodeJob) -> EncodedGroup:
         """Do a job; what it has read of files is hashed by then, or later by another thread."""
         group = self.encoder(job)
         base, target = self.encoder.tensors(job)
-        for tensor in (target, base or target):
-            hasher = self.hashers.get(id(tensor.source))
-            if hasher:
+        for tensor in (target, base.whole if base is not None else None):
+            hasher = self.hashers.get(id(tensor.source)) if tensor is not None else None
+            if hasher and tensor:
                 hasher.advance(tensor.offset + min(job.stop * DTYPES[tensor.dtype].carrier, tensor.nbytes))
         return group
 
@@ -173,18 +190,19 @@ class _PairEncoder:
 
     def _pair_by_content(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Pair target tensors with base tensors of the same content, whatever their names; return those without one."""
-        known: dict[tuple[str | None, bytes, str, tuple[int, ...]], Tensor] = {}
+        known: dict[tuple[str | None, bytes, str, int], Tensor] = {}
         for base_id in {scope.base_id for scope in self.scopes.values()} - {None}:
             for base in self.base.scopes[base_id or ""].values():
-                known.setdefault((base_id, self.base_digests[base.key], base.dtype, base.shape), base)
+                known.setdefault((base_id, self.base_digests[base.key], base.dtype, base.nbytes), base)
         digests, unpaired = self._hash_all(False, tensors), []
         for target in tensors:
             digest, scope = digests[target.key], self.scopes[target.scope]
-            match = known.get((scope.base_id, digest, target.dtype, target.shape))
+            match = known.get((scope.base_id, digest, target.dtype, target.nbytes))
             if match is None or target.nbytes == 0:
                 unpaired.append(target)
                 continue
             entry = Entry(name=target.name, dtype=target.dtype, shape=target.shape, kind="same", digest=digest, base_digest=digest)
-            scope.entries[target.name] = replace(entry, base_name=match.name, base_dtype=match.dtype, base_shape=match.shape)
+            pieces = (Piece(match.name, 0, match.units),) if match.name != target.name else ()
+            scope.entries[target.name] = replace(entry, base_dtype=match.dtype, pieces=pieces)
             self._advance(target.nbytes)
         return unpaired

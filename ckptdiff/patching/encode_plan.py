@@ -4,20 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ckptdiff.checkpoint.contents import Tensor
+from ckptdiff.format.digests import BLOCK
 from ckptdiff.format.dtypes import DTYPES
-from ckptdiff.patching.adapt import units_per_group
+from ckptdiff.format.entry import Piece
+from ckptdiff.patching.adapt import AdaptedBase
 
 TensorKey = tuple[str, str]
 """Scope and name of a tensor."""
 
 
+class JobBase(NamedTuple):
+    """What a target tensor is compared with, by name."""
+
+    scope: str
+    dtype: str
+    pieces: tuple[Piece, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class EncodeJob:
-    """Units of a target tensor to encode against its base: whole groups, of which the last may be short."""
+    """Units of a target tensor to encode against its base: whole blocks, of which the last may be short."""
 
-    base: TensorKey | None
+    base: JobBase | None
     """None for a new tensor."""
     target: TensorKey
     codec: str | None
@@ -42,63 +53,55 @@ class HashJob:
 
 @dataclass(frozen=True, slots=True)
 class TensorPlan:
-    """The jobs of one target tensor. Of a long one whose codec is not given, some groups are tried before the others are encoded."""
+    """The jobs of one target tensor. Of a long one whose codec is not given, some blocks are tried before the others are encoded."""
 
-    base: Tensor | None
+    base: AdaptedBase | None
+    base_scope: str
     target: Tensor
     codec: str | None
     """The codec, if it is known before anything is encoded."""
-    groups: int
-    """How many groups a job has at most."""
-
-    @property
-    def group(self) -> int:
-        """Units of a group."""
-        return units_per_group(self.target.dtype, self.base.dtype if self.base else self.target.dtype)
+    blocks: int
+    """How many blocks a job has at most."""
 
     @property
     def units(self) -> int:
-        """Units of the longer of target and base, whose digest needs all of it."""
-        return max(self.target.units, self.base.units if self.base else 0)
+        """Units of the target."""
+        return self.target.units
+
+    @property
+    def block(self) -> int:
+        """Units of a block."""
+        return BLOCK // DTYPES[self.target.dtype].carrier
 
     @property
     def tried(self) -> list[int]:
-        """The first units of the groups that are tried: the first, one in the middle, and the last of the target."""
-        units, group = self.target.units, self.group
-        if self.codec is not None or self.units <= group:
+        """The first units of the blocks that are tried: the first, one in the middle, and the last."""
+        if self.codec is not None or self.units <= self.block:
             return []
-        return sorted({0, units // 2 // group * group, (units - 1) // group * group})
+        return sorted({0, self.units // 2 // self.block * self.block, (self.units - 1) // self.block * self.block})
 
     @property
     def is_tried_whole(self) -> bool:
-        """Whether it has no other groups than those that are tried."""
-        return bool(self.tried) and len(self.tried) * self.group >= self.units
+        """Whether it has no other blocks than those that are tried."""
+        return bool(self.tried) and len(self.tried) * self.block >= self.units
 
     def trials(self) -> Iterator[EncodeJob]:
-        """A job for each group that is tried."""
-        return (self._job(start, start + self.group, None) for start in self.tried)
+        """A job for each block that is tried."""
+        return (self._job(start, start + self.block, None) for start in self.tried)
 
     def remaining(self, codec: str | None) -> Iterator[EncodeJob]:
         """The jobs after the trials, in order; of a tensor that is tried whole these. A tensor without units has a job too."""
         if self.is_tried_whole:
             yield from self.trials()
             return
-        start, step = 0, self.group * self.groups
+        start, step = 0, self.block * self.blocks
         for end in (*self.tried, max(self.units, 1)):
             for first in range(start, end, step):
                 yield self._job(first, min(first + step, end), codec)
-            start = end + self.group
+            start = end + self.block
 
     def _job(self, first: int, stop: int, codec: str | None) -> EncodeJob:
         width = DTYPES[self.target.dtype].carrier
         nbytes = max(min(stop * width, self.target.nbytes) - first * width, 0)
-        return EncodeJob(self.base.key if self.base else None, self.target.key, codec, first, stop, nbytes)
-
-
-def plan_tensor(base: Tensor | None, target: Tensor, codec: str | None, groups: int) -> TensorPlan:
-    """The plan of one tensor. New tensors are coded by ``raw``; where a long base tensor becomes empty, there is nothing to try."""
-    if base is None:
-        codec = "raw"
-    elif codec is None and target.units == 0 and base.units:
-        codec = "context"
-    return TensorPlan(base, target, codec, groups)
+        base = JobBase(self.base_scope, self.base.base_dtype, self.base.pieces) if self.base else None
+        return EncodeJob(base, self.target.key, codec, first, stop, nbytes)

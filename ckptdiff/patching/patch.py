@@ -104,7 +104,7 @@ class OpenPatch:
                 raise FormatError(f"{file.source.name}: its scope has two base scopes, {found}")
         gone = {(file.metadata.target_scope, name) for file in self.files for name in file.table.removed}
         for file in self.files if gone else ():
-            for name in (name for e in file.table.entries for name in (e.name, e.base_name)):
+            for name in (name for e in file.table.entries for name in (e.name, *e.base_names)):
                 if (file.metadata.target_scope, name) in gone:
                     raise FormatError(f"{file.source.name}: the tensor {cut(name)} is listed as removed, but is in the target, or a base")
 
@@ -122,7 +122,7 @@ class OpenPatch:
         listed = self.index.base_files if self.index else self.files[0].metadata.base_files
         if listed is not None and not listed:
             for file in self.files:
-                needs_base = any(entry.kind in ("same", "delta") for entry in file.table.entries)
+                needs_base = any(entry.has_base for entry in file.table.entries)
                 if needs_base and file.metadata.target_sha256 is not None:
                     raise FormatError(f"{file.source.name}: its table needs a base, but the patch lists no file of it: make it again")
 

@@ -12,7 +12,8 @@ import xxhash
 from ckptdiff.format.digests import tensor_digest
 from ckptdiff.format.entry import Entry
 from ckptdiff.io.parallel import READ_BYTES
-from ckptdiff.patching.encode import EncodedGroup, choose_codec, smallest
+from ckptdiff.patching.adapt import default_pieces
+from ckptdiff.patching.encode import EncodedGroup, choose_codec, is_independent, smallest
 from ckptdiff.patching.encode_plan import EncodeJob, TensorPlan
 
 
@@ -81,6 +82,9 @@ class PendingTensor:
         self._groups: dict[int, _StoredGroup] = {}
         self._changed = self._covered = self._hashed = 0  # units: changed, stored, and those whose payload is hashed
         self._payload = xxhash.xxh3_64()
+        base, target = plan.base, plan.target
+        self._is_own = base is not None and base.base_dtype == target.dtype and {p.name for p in base.pieces} <= {target.name}
+        self._stands_alone = base is None
 
     @property
     def complete(self) -> bool:
@@ -96,7 +100,9 @@ class PendingTensor:
         if len(self._tried) < len(self.plan.tried):
             return
         groups = [group for _, group in self._tried]
-        self.codec = choose_codec(groups, min(self.plan.group, self.plan.target.units)) if self.plan.tried else smallest(group)
+        self.codec = choose_codec(groups, min(self.plan.block, self.plan.units)) if self.plan.tried else smallest(group)
+        if not self._is_own and is_independent(groups, self.codec):
+            self.codec, self._stands_alone = "raw", True
         for tried in self._tried:
             self._store(*tried, self.codec)
         self._tried.clear()
@@ -117,21 +123,29 @@ class PendingTensor:
                     self._payload.update(piece)
                 self._hashed = later.stop
 
+    @property
+    def _must_say_pieces(self) -> bool:
+        """Whether the pieces are not those that an entry has if it names none."""
+        base, target = self.plan.base, self.plan.target
+        assert base is not None
+        own = base.tensors.get(target.name)
+        return base.pieces != (default_pieces(target.name, own.units, target.units) if own is not None else ())
+
     def finish(self) -> tuple[Entry, list[SpoolRange]]:
         """The table entry, and where in the spool its payload is. An unchanged tensor leaves nothing there."""
         groups, plan = [self._groups[first] for first in sorted(self._groups)], self.plan
         base, target, sizes = plan.base, plan.target, tuple(size for group in groups for size in group.sizes)
         digest = tensor_digest(leaf for group in groups for leaf in group.leaves)
         members: dict[str, Any] = {"name": target.name, "dtype": target.dtype, "shape": target.shape, "digest": digest}
-        if base is not None:
+        if base is not None and not self._stands_alone:
             base_digest = tensor_digest(leaf for group in groups for leaf in group.base_leaves)
-            members |= {"base_name": base.name, "base_dtype": base.dtype, "base_shape": base.shape}
+            members |= {"base_dtype": base.base_dtype, "pieces": base.pieces if self._must_say_pieces else ()}
             members |= {"base_digest": base_digest, "changed": self._changed}
             if not self._changed:
                 self._spool.drop_last(sum(sizes))  # only raw, which is never tried on such a tensor, takes bytes: they lie together
                 return Entry(kind="same", **members), []
         members |= {"codec": self.codec, "blocks": sizes, "payload_digest": self._payload.digest()}
-        return Entry(kind="new" if base is None else "delta", **members), _merged(group.place for group in groups)
+        return Entry(kind="new" if self._stands_alone else "delta", **members), _merged(group.place for group in groups)
 
 
 def _merged(ranges: Iterable[SpoolRange]) -> list[SpoolRange]:

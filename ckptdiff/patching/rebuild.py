@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from functools import partial
+from pathlib import Path
 
-from ckptdiff.checkpoint.contents import Checkpoint
+from ckptdiff.checkpoint.contents import Checkpoint, Tensor
 from ckptdiff.checkpoint.reader import RecordedBase, open_checkpoint
 from ckptdiff.checkpoint.selection import matches
 from ckptdiff.errors import BaseMismatchError, CkptdiffError, FormatError, IntegrityError, cut
 from ckptdiff.format.entry import Entry
 from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.io.parallel import Executor, Progress, no_progress
+from ckptdiff.io.source import LocalFile
 from ckptdiff.patching import other_files
+from ckptdiff.patching.adapt import AdaptedBase, default_pieces
 from ckptdiff.patching.build import CheckCache, Sink, T, rebuild
+from ckptdiff.patching.file_sink import FileSink
 from ckptdiff.patching.patch import OpenPatch
-from ckptdiff.patching.recipes import BaseTensor, PatchedTensor, RebuildJob, Recipe, steps_of
+from ckptdiff.patching.recipes import AdaptedTensor, PatchedTensor, RebuildJob, Recipe, units_of
 from ckptdiff.patching.wrong_base import WantedBase
 
 
@@ -54,93 +59,185 @@ def check_stored(patch: OpenPatch, only: Sequence[str] = (), progress: Progress 
 
 
 class Rebuilder:
-    """Rebuilds the target of a checked chain of patches from an open base."""
+    """Rebuilds the target of a checked chain of patches from an open base.
 
-    def __init__(self, base: Checkpoint, chain: Sequence[OpenPatch], execute: Executor) -> None:
-        self.base, self.chain, self.execute = base, chain, execute
+    Args:
+        base: the checkpoint that the first patch was made from.
+        chain: the patches.
+        execute: runs the jobs.
+        scratch: keeps tensors that patches before the last give, where a patch after them takes pieces of them.
+    """
+
+    def __init__(self, base: Checkpoint, chain: Sequence[OpenPatch], execute: Executor, scratch: ScratchTensors | None = None) -> None:
+        self.base, self.chain, self.execute, self.scratch = base, chain, execute, scratch
         self.wanted, self.checked = WantedBase(base, chain[0]), CheckCache()
+        self._needed: list[AdaptedTensor] = []  # all that is needed of the base so far
 
     def recipe(self, depth: int, file: PatchFile, entry: Entry) -> Recipe:
         """How to build an entry of the chain's patch number ``depth`` (spec 10, step 3).
 
         Raises:
-            BaseMismatchError: its base tensor does not exist, or has another dtype, shape or digest.
+            BaseMismatchError: a base tensor does not exist, or has another dtype or too few units, or, in a chain, another digest.
         """
         scope = file.metadata.target_scope
         if entry.kind == "copy":
             return self.recipe(depth, *self.chain[depth].entries[scope, entry.of or ""])
         if entry.kind == "new":
             return PatchedTensor(file, entry, None)
-        base = self._base_recipe(depth, file, entry)
-        return PatchedTensor(file, entry, base) if entry.kind == "delta" or entry.adapted else base
+        base = self._from_base(file, entry) if depth == 0 else self._from_patch(depth, file, entry)
+        return PatchedTensor(file, entry, base) if entry.kind == "delta" else base
 
-    def _base_recipe(self, depth: int, file: PatchFile, entry: Entry) -> Recipe:
-        """How to build an entry's base tensor, which comes from the base or from the patch before."""
-        name, scope, patch = entry.base_name or "", file.metadata.base_scope, self.chain[depth]
-        if depth == 0:
-            tensor = (self.base.scope(scope or "") or {}).get(name)
+    def _from_base(self, file: PatchFile, entry: Entry) -> AdaptedTensor:
+        """The adapted base of an entry of the first patch."""
+        scope, tensors = file.metadata.base_scope or "", dict[str, Tensor]()
+        for name in entry.base_names:
+            tensor = (self.base.scope(scope) or {}).get(name)
             if tensor is None:
                 raise self.wanted.error(f"it has no tensor {cut(name)}" + (f" in {cut(scope)}" if len(self.base.scopes) > 1 else ""))
-            if (tensor.dtype, tensor.shape) != (entry.base_dtype, entry.base_shape):
-                found, expected = f"{tensor.dtype} {cut(list(tensor.shape))}", f"{entry.base_dtype} {cut(list(entry.base_shape or ()))}"
-                raise self.wanted.error(f"its tensor {cut(name)} is {found}, expected {expected}")
-            return BaseTensor(tensor, entry.base_digest, self.wanted)
-        before = self.chain[depth - 1]
-        source = before.entries.get((next(iter(before.scopes)) if len(before.scopes) == 1 else scope or "", name))
-        if source is None or (source[1].dtype, source[1].shape) != (entry.base_dtype, entry.base_shape):
-            raise BaseMismatchError(f"{patch.path}: needs the tensor {cut(name)}, which {before.path} does not give in that form")
-        recipe = self.recipe(depth - 1, *source)
-        if recipe.digest != entry.base_digest:
-            raise BaseMismatchError(f"{patch.path}: tensor {cut(name)} is not the one that {before.path} gives")
-        return recipe
+            if tensor.dtype != entry.base_dtype:
+                raise self.wanted.error(f"its tensor {cut(name)} is {tensor.dtype}, expected {entry.base_dtype}")
+            if tensor.units < _units_needed(entry, name):
+                raise self.wanted.error(f"its tensor {cut(name)} has {tensor.units} units, expected {_units_needed(entry, name)} or more")
+            tensors[name] = tensor
+        self._needed.append(self._adapted(entry, tensors, partial(self.wanted.mismatch, entry)))
+        return self._needed[-1]
+
+    def _adapted(self, entry: Entry, tensors: dict[str, Tensor], mismatch: Callable[[bytes], CkptdiffError]) -> AdaptedTensor:
+        """The adapted base of an entry, from the tensors that its pieces name."""
+        pieces = entry.pieces or default_pieces(entry.name, tensors[entry.name].units, entry.units)
+        source = AdaptedBase(pieces, tensors, entry.base_dtype or "", entry.dtype, entry.units)
+        return AdaptedTensor(source, entry.units, entry.dtype, entry.nbytes, entry.base_digest, mismatch)
+
+    def _from_patch(self, depth: int, file: PatchFile, entry: Entry) -> Recipe:
+        """The adapted base of an entry of a later patch, out of what the patch before gives."""
+        before, patch = self.chain[depth - 1], self.chain[depth]
+        scope = next(iter(before.scopes)) if len(before.scopes) == 1 else file.metadata.base_scope or ""
+        sources = {name: before.entries.get((scope, name)) for name in entry.base_names}
+        found = {name: source for name, source in sources.items() if source is not None}
+        for name, source in sources.items():
+            if source is None or source[1].dtype != entry.base_dtype or source[1].units < _units_needed(entry, name):
+                raise BaseMismatchError(f"{patch.path}: needs the tensor {cut(name)}, which {before.path} does not give in that form")
+
+        def mismatch(digest: bytes) -> BaseMismatchError:
+            return BaseMismatchError(f"{patch.path}: tensor {cut(entry.base_names[0])} is not the one that {before.path} gives")
+
+        if not is_streamed(entry):
+            assert self.scratch is not None
+            return self._adapted(entry, {name: self._built(depth - 1, *source) for name, source in found.items()}, mismatch)
+        lower = self.recipe(depth - 1, *next(iter(found.values())))
+        used = entry.pieces[0].units if entry.pieces else min(units_of(lower), entry.units)
+        if lower.dtype == entry.dtype and used == units_of(lower) == entry.units:
+            if lower.digest != entry.base_digest:
+                raise mismatch(lower.digest)
+            return lower
+        return AdaptedTensor(lower, used, entry.dtype, entry.nbytes, entry.base_digest, mismatch)
+
+    def _built(self, depth: int, file: PatchFile, entry: Entry) -> Tensor:
+        """A tensor that a patch before the last gives, built and checked, in scratch."""
+        assert self.scratch is not None
+        key = (depth, file.metadata.target_scope, entry.of or entry.name)
+        if key not in self.scratch.tensors:
+            recipe = self.recipe(depth, file, entry)
+            path = self.scratch.folder / f"tensor-{len(self.scratch.tensors)}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            with closing(FileSink([(path, 0)])) as sink:
+                for _ in rebuild([recipe], sink, self.execute, self.checked):
+                    pass
+            self.scratch.add(key, Tensor(key[1], key[2], entry.dtype, entry.shape, entry.nbytes, LocalFile(path), 0))
+        return self.scratch.tensors[key]
 
     def rebuild(self, recipes: Sequence[Recipe], sink: Sink[T]) -> Generator[tuple[RebuildJob, T], None, None]:
-        """:func:`rebuild` with this chain's recipes; a failure is explained by :meth:`explained`."""
-        with self.explained(lambda: recipes):
-            yield from rebuild(recipes, sink, self.execute, self.checked)
+        """:func:`~ckptdiff.patching.build.rebuild` with this chain's recipes."""
+        yield from rebuild(recipes, sink, self.execute, self.checked)
 
     @contextmanager
-    def explained(self, recipes: Callable[[], Iterable[Recipe]]) -> Iterator[None]:
-        """After a failure, look for its cause in the base tensors of these recipes.
+    def explained(self) -> Iterator[None]:
+        """After a failure, look for its cause in the base.
 
         Raises:
-            BaseMismatchError: a base tensor of these recipes has another content than the patch was made from; the first one is named.
-                Of kind ``already_target`` if all tensors that the chain changes have the target's content.
+            BaseMismatchError: the base has another content than the first patch was made from; the first tensor is named. Of kind
+                ``already_target`` if it has the target's content wherever the last patch changes a tensor (spec 10).
         """
         try:
             yield
-        except (FormatError, IntegrityError, BaseMismatchError):
-            self.raise_if_wrong_base(recipes())
+        except BaseMismatchError:
+            self.raise_if_target()
+            raise
+        except (FormatError, IntegrityError):
+            error = self.base_error()
+            if error is not None:
+                self.raise_if_target()
+                raise error from None
             raise
 
-    def raise_if_wrong_base(self, recipes: Iterable[Recipe]) -> None:
-        """Look for a fault of the base; see :meth:`explained`."""
-        first: CkptdiffError | None = None
-        deltas = at_target = 0
-        for recipe in recipes:
-            steps = steps_of(recipe)
-            error = self.base_error(steps[0])
-            first = first or error
-            if isinstance(steps[0], BaseTensor) and any(isinstance(step, PatchedTensor) and step.entry.kind == "delta" for step in steps):
+    def base_error(self) -> CkptdiffError | None:
+        """The error of the first tensor for which the base, as far as it was looked for, has another content."""
+        errors = (self.checked.error_of(step) for step in self._needed)
+        return next((error for error in errors if isinstance(error, BaseMismatchError)), None)
+
+    def raise_if_target(self) -> None:
+        """Raise BaseMismatchError of kind ``already_target`` if the base is the chain's target already (spec 10)."""
+        last, deltas = self.chain[-1], 0
+        for (scope, name), (_, entry) in last.entries.items():
+            if entry.kind == "delta":
                 deltas += 1
-                at_target += self.checked.digest_of(steps[0].tensor) == steps[-1].digest
-        if first and deltas and at_target == deltas:
+                tensor = (self.base.scope(scope) or {}).get(name)
+                if tensor is None or (tensor.dtype, tensor.shape) != (entry.dtype, entry.shape):
+                    return
+                if self.checked.digest_of(tensor) != entry.digest:
+                    return
+        if deltas:
             raise BaseMismatchError(
-                f"{self.base.path}: is already the target of {self.chain[-1].path}; nothing to do: "
+                f"{self.base.path}: is already the target of {last.path}; nothing to do: "
                 "give the checkpoint that the patch was made from, or use this one as it is",
                 "already_target",
             )
-        if first:
-            raise first
 
-    def base_error(self, step: Recipe) -> BaseMismatchError | None:
-        """The error of a base tensor that is read for this and has another digest than the patch wants; None for any other step."""
-        if not isinstance(step, BaseTensor):
-            return None
-        found = self.checked.digest_of(step.tensor)
-        return step.origin.mismatch(step.tensor, found, step.digest) if found != step.digest else None
 
-    def target_recipes(self) -> list[Recipe]:
-        """The recipes of all tensors of the chain's target."""
-        last = len(self.chain) - 1
-        return [self.recipe(last, file, entry) for file in self.chain[last].files for entry in file.table.entries]
+def _units_needed(entry: Entry, name: str) -> int:
+    """How many units a base tensor must have for an entry's pieces."""
+    return max((piece.first + piece.units for piece in entry.pieces if piece.name == name), default=0)
+
+
+def is_streamed(entry: Entry) -> bool:
+    """Whether an entry takes the first units of one tensor, and nothing else: then that tensor can be built along with it."""
+    return len(entry.pieces) <= 1 and all(piece.first == 0 for piece in entry.pieces)
+
+
+class ScratchTensors:
+    """Tensors that patches before the last one of a chain give, each in a file of a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.tensors = folder, dict[tuple[int, str, str], Tensor]()
+
+    def add(self, key: tuple[int, str, str], tensor: Tensor) -> None:
+        """Keep a tensor, by the number of its patch, scope and name."""
+        self.tensors[key] = tensor
+
+    def close(self) -> None:
+        """Close the files; the folder's owner removes them."""
+        for tensor in self.tensors.values():
+            tensor.source.close()
+
+
+def scratch_size(chain: Sequence[OpenPatch]) -> int:
+    """Bytes of the tensors that a chain's target needs in scratch."""
+    sizes = dict[tuple[int, str, str], int]()
+    needed = {(len(chain) - 1, scope, name) for scope, name in chain[-1].entries}
+    for depth in range(len(chain) - 1, 0, -1):
+        lower = set[tuple[int, str, str]]()
+        before = chain[depth - 1]
+        for _, scope, name in needed:
+            file, entry = chain[depth].entries[scope, name]
+            if entry.kind == "copy":
+                file, entry = chain[depth].entries[scope, entry.of or ""]
+            base_scope = next(iter(before.scopes)) if len(before.scopes) == 1 else file.metadata.base_scope or ""
+            for base in entry.base_names:
+                found = before.entries.get((base_scope, base))
+                if found is not None:
+                    lower.add((depth - 1, base_scope, found[1].of or base))
+                    if not is_streamed(entry):
+                        sizes[depth - 1, base_scope, found[1].of or base] = found[1].nbytes
+        needed = lower
+    return sum(sizes.values())

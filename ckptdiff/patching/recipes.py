@@ -1,38 +1,39 @@
-"""How a target tensor is built: from a base tensor, by an entry of each patch of a chain (spec section 10, step 4).
+"""How a target tensor is built: from base tensors, by an entry of each patch of a chain (spec section 10, steps 3 and 4).
 
-A recipe is a linked list of steps: its last step gives the target tensor, and each :class:`PatchedTensor` takes what its ``base`` gives.
+A recipe is a linked list of steps: its last step gives the target tensor, and each step takes what the one before it gives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ckptdiff.checkpoint.contents import Tensor
+from ckptdiff.errors import CkptdiffError
 from ckptdiff.format.dtypes import DTYPES
 from ckptdiff.format.entry import Entry
 from ckptdiff.format.patch_file import PatchFile
-from ckptdiff.patching.adapt import units_per_group
-from ckptdiff.patching.wrong_base import WantedBase
+from ckptdiff.patching.adapt import AdaptedBase, units_per_group
 
 
 @dataclass(frozen=True, slots=True)
-class BaseTensor:
-    """A tensor of the base checkpoint, as it is."""
+class AdaptedTensor:
+    """The adapted base of an entry."""
 
-    tensor: Tensor
+    source: AdaptedBase | PatchedTensor | AdaptedTensor
+    """Where its units come from: pieces of tensors; or the tensor that the patch before gives, of which the first ``used`` units are
+    taken, cast and extended with zeros."""
+    used: int
+    dtype: str
+    nbytes: int
     digest: bytes
     """The tensor digest that it must have."""
-    origin: WantedBase
-    """Whose tensor it is, and which patch wants it."""
+    mismatch: Callable[[bytes], CkptdiffError]
+    """The error of another digest."""
 
     @property
-    def dtype(self) -> str:
-        return self.tensor.dtype
-
-    @property
-    def nbytes(self) -> int:
-        return self.tensor.nbytes
+    def base(self) -> PatchedTensor | AdaptedTensor | None:
+        """The step before."""
+        return self.source if not isinstance(self.source, AdaptedBase) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +42,8 @@ class PatchedTensor:
 
     file: PatchFile
     entry: Entry
-    base: BaseTensor | PatchedTensor | None
-    """The step that gives the entry's base tensor; None for a new tensor."""
+    base: AdaptedTensor | PatchedTensor | None
+    """The step that gives the adapted base; None for a new tensor."""
 
     @property
     def dtype(self) -> str:
@@ -57,15 +58,15 @@ class PatchedTensor:
         return self.entry.digest
 
 
-Recipe = BaseTensor | PatchedTensor
+Recipe = AdaptedTensor | PatchedTensor
 
 
 def steps_of(recipe: Recipe | None) -> list[Recipe]:
-    """The steps of a recipe in the order in which they are built: the base tensor first."""
+    """The steps of a recipe in the order in which they are built: the base first."""
     steps: list[Recipe] = []
     while recipe is not None:
         steps.append(recipe)
-        recipe = recipe.base if isinstance(recipe, PatchedTensor) else None
+        recipe = recipe.base
     return steps[::-1]
 
 
@@ -80,8 +81,8 @@ def steps_built_whole(recipe: Recipe) -> tuple[list[Recipe], Recipe | None]:
     That step, and those before it, must be checked separately, and once: a patch may cut one long tensor into very many short ones.
     """
     steps = [recipe]
-    while isinstance(steps[-1], PatchedTensor) and (base := steps[-1].base) is not None:
-        if units_of(base) > units_of(steps[-1]):
+    while (base := steps[-1].base) is not None:
+        if isinstance(steps[-1], AdaptedTensor) and units_of(base) > steps[-1].used:
             return steps[::-1], base
         steps.append(base)
     return steps[::-1], None
@@ -95,21 +96,18 @@ class RebuildJob:
     """Number of the tensor in a list of recipes, which comes from the patch alone."""
     start: int
     stop: int
-    """The range, in bytes of the tensor; it may reach past its end, where there is only a longer step before it."""
-    nbytes: int
-    """Bytes of the tensor in it."""
+    """The range, in bytes of the tensor."""
     last: bool
     """Whether it is the last one of its tensor."""
 
+    @property
+    def nbytes(self) -> int:
+        """Size of the range."""
+        return self.stop - self.start
+
 
 def ranges(recipe: Recipe, number: int = 0) -> Iterator[RebuildJob]:
-    """The ranges in which to build a tensor.
-
-    Each is whole blocks in the dtypes of all steps, and together they cover all steps that are built whole.
-    """
-    whole, width = steps_built_whole(recipe)[0], DTYPES[recipe.dtype].carrier
-    group = units_per_group(*(step.dtype for step in steps_of(recipe)))
-    units = max(units_of(step) for step in whole)
-    for first in range(0, max(units, 1), group):
-        start, stop = first * width, (first + group) * width
-        yield RebuildJob(number, start, stop, max(min(stop, recipe.nbytes) - start, 0), first + group >= units)
+    """The ranges in which to build a tensor; each is whole blocks in the dtypes of all steps."""
+    step = units_per_group(*(step.dtype for step in steps_of(recipe))) * DTYPES[recipe.dtype].carrier
+    for start in range(0, max(recipe.nbytes, 1), step):
+        yield RebuildJob(number, start, min(start + step, recipe.nbytes), start + step >= recipe.nbytes)

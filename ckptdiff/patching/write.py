@@ -153,7 +153,7 @@ def _removed(contents: PatchContents, file: WeightFile) -> tuple[str, ...]:
     """Base tensors that the target scope neither has nor uses as a base; listed by the first file of the scope alone."""
     if file is not next(first for first in contents.pair.target.weights if first.scope == file.scope):
         return ()
-    used = {name for entry in contents.entries[file.scope].values() for name in (entry.name, entry.base_name)}
+    used = {name for entry in contents.entries[file.scope].values() for name in (entry.name, *entry.base_names)}
     return tuple(sorted(set(contents.pair.scopes[file.scope].base) - used, key=str.encode))
 
 

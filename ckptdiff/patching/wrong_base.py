@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ckptdiff.checkpoint.contents import Checkpoint, Tensor
+from ckptdiff.checkpoint.contents import Checkpoint
 from ckptdiff.errors import BaseMismatchError, cut
 from ckptdiff.format.canonical import quoted
+from ckptdiff.format.entry import Entry
 from ckptdiff.patching.patch import OpenPatch
 
 
@@ -21,9 +22,15 @@ class WantedBase:
         """The error for a base that the patch was not made from."""
         return BaseMismatchError(f"{self.checkpoint.path}: is not the base of {self.patch.path}: {why}. {describe_base(self.patch)}")
 
-    def mismatch(self, tensor: Tensor, found: bytes, expected: bytes) -> BaseMismatchError:
-        """The error for a tensor of another digest."""
-        return self.error(f"its tensor {cut(tensor.name)} has the digest {found.hex()}, expected {expected.hex()}")
+    def mismatch(self, entry: Entry, found: bytes) -> BaseMismatchError:
+        """The error for what stands for a target tensor, and has another digest."""
+        names = ", ".join(map(cut, entry.base_names[:MOST_NAMES])) + (" and others" if len(entry.base_names) > MOST_NAMES else "")
+        what = f"its tensor {names}" if entry.base_names == (entry.name,) else f"what stands for {cut(entry.name)} (from {names})"
+        return self.error(f"{what} has the digest {found.hex()}, expected {entry.base_digest.hex()}")
+
+
+MOST_NAMES = 4
+"""Base tensors that a message names."""
 
 
 def describe_base(patch: OpenPatch) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from ckptdiff.io.parallel import Progress, Threads, default_threads, no_progress
 from ckptdiff.patching.chain import check_chain, check_length
 from ckptdiff.patching.output import build_beside, check_output, check_space
 from ckptdiff.patching.patch import open_patch
-from ckptdiff.patching.rebuild import Rebuilder, check_stored, open_base
+from ckptdiff.patching.rebuild import Rebuilder, ScratchTensors, check_stored, open_base, scratch_size
 from ckptdiff.patching.target_files import outputs_of, subset_of, write_files, write_others
 
 
@@ -76,15 +76,19 @@ def apply(
         for patch in chain:
             check_stored(patch, only, progress)
         check_chain(chain)
-        rebuilder = Rebuilder(old, chain, Threads(threads or default_threads()))
-        outputs = [subset_of(rebuilder, only)] if only else outputs_of(rebuilder)
-        check_space(out, sum(output.size for output in outputs) + (0 if only else sum(o.size for o in last.others)))
-        with build_beside(out, overwrite=overwrite) as built:
-            if folder:
-                built.mkdir()  # a target without files is an empty folder
-            write_files(rebuilder, {built / output.path if folder else built: output for output in outputs}, progress)
-            if folder:
-                write_others(rebuilder, built)
+        if not only:
+            check_space(out, last.output_size + scratch_size(chain))
+        with build_beside(out, overwrite=overwrite) as built, closing(ScratchTensors(built.with_name("tensors"))) as scratch:
+            rebuilder = Rebuilder(old, chain, Threads(threads or default_threads()), scratch)
+            with rebuilder.explained():
+                outputs = [subset_of(rebuilder, only)] if only else outputs_of(rebuilder)
+                if only:
+                    check_space(out, sum(output.size for output in outputs))
+                if folder:
+                    built.mkdir()  # a target without files is an empty folder
+                write_files(rebuilder, {built / output.path if folder else built: output for output in outputs}, progress)
+                if folder:
+                    write_others(rebuilder, built)
             old.check_unchanged()
         files = [output.path or out.name for output in outputs] + [other.path for other in others]
         size = sum(output.size for output in outputs) + sum(other.size for other in others)

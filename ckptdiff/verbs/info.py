@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckptdiff.format.entry import Totals
+from ckptdiff.format.entry import Entry, Totals
 from ckptdiff.patching.patch import open_patch
 
 
@@ -30,8 +30,8 @@ class TensorRow:
     """All units: elements, except for types of less than a byte (spec 4)."""
     payload: int
     """Bytes of its payload in the patch."""
-    base: str | None
-    """Name of its base tensor, or of the target's tensor that it is a copy of."""
+    bases: tuple[str, ...]
+    """Names of its base tensors, or of the target's tensor that it is a copy of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +89,7 @@ def info(patch: str | os.PathLike[str]) -> PatchInfo:
             FileRow(f.metadata.target_path, f.metadata.target_size, f.metadata.target_sha256, "weights", f.source.size)
             for f in opened.files
         ]
-        tensors = [
-            TensorRow(
-                f.metadata.target_path, e.name, e.dtype, e.shape, e.kind, e.codec, e.changed, e.units, e.payload_size, e.of or e.base_name
-            )
-            for f in opened.files
-            for e in f.table.entries
-        ]
+        tensors = [_tensor_row(f.metadata.target_path, entry) for f in opened.files for entry in f.table.entries]
         return PatchInfo(
             path=Path(patch),
             is_folder=opened.index is not None,
@@ -112,3 +106,9 @@ def info(patch: str | os.PathLike[str]) -> PatchInfo:
             has_report=opened.report is not None,
             extra=opened.info,
         )
+
+
+def _tensor_row(path: str, entry: Entry) -> TensorRow:
+    bases = entry.base_names if entry.of is None else (entry.of,)
+    counts = entry.changed, entry.units, entry.payload_size
+    return TensorRow(path, entry.name, entry.dtype, entry.shape, entry.kind, entry.codec, *counts, bases)

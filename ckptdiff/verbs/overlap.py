@@ -55,10 +55,11 @@ def overlap(
         checkpoints = [checkpoint for source in sources for checkpoint in source.checkpoints]
         if checkpoints:  # all at once, as one of the updates may have a file that no other has
             check_globs(chosen.globs, *checkpoints)
-        tables = [{(pair.old.scope, pair.old.name): pair for pair in source.pairs} for source in sources]
+        tables = [{pair.old.key: pair for pair in source.pairs if pair.old is not None} for source in sources]
         keys = [key for key in tables[0] if all(key in table for table in tables)]
         left_out = {name for table in tables for _, name in table.keys() - set(keys)}
         left_out |= {name for source in sources for name in (*source.added, *source.removed, *source.unpaired)}
+        left_out |= {pair.name for source in sources for pair in source.pairs if pair.old is None}
         if not keys and left_out:
             raise CheckpointError(f"no tensor of {base} is in all updates with one dtype and shape: is it their base?")
         groups = [[table[key] for table in tables] for key in keys]

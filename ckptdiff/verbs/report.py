@@ -123,7 +123,7 @@ def report_patch(patch: str | os.PathLike[str]) -> Report:
         for (scope, name), (_, entry) in opened.entries.items():
             if entry.kind == "new":
                 added.append(name)
-            elif entry.adapted or entry.kind == "copy":
+            elif entry.kind == "copy" or entry.base_dtype != entry.dtype or entry.pieces:
                 unpaired.append(name)
             else:
                 counts = Counts(elements=entry.units, bit_identical=entry.units - entry.changed)

@@ -14,7 +14,7 @@ from pathlib import Path
 from ckptdiff.checkpoint.reader import open_checkpoint
 from ckptdiff.checkpoint.recognition import check_exists
 from ckptdiff.checkpoint.selection import select
-from ckptdiff.errors import CheckpointError, CkptdiffError, IntegrityError, cut
+from ckptdiff.errors import BaseMismatchError, CheckpointError, CkptdiffError, IntegrityError, cut
 from ckptdiff.format.entry import Entry
 from ckptdiff.format.index import OtherFile
 from ckptdiff.format.patch_file import PatchFile
@@ -120,7 +120,7 @@ def _merge_already_target(rebuilder: Rebuilder, errors: list[CkptdiffError]) -> 
     wrong = [error for error in errors if error.kind == "wrong_base"]
     if wrong:
         try:
-            rebuilder.raise_if_wrong_base(rebuilder.target_recipes())
+            rebuilder.raise_if_target()
         except CkptdiffError as error:
             if error.kind == "already_target":
                 return [*(error for error in errors if error not in wrong), error]
@@ -253,10 +253,7 @@ def _file_error(path: Path, size: int, sha256: str) -> CkptdiffError | None:
 def base_checks(rebuilder: Rebuilder, patch: OpenPatch) -> list[Callable[[], CkptdiffError | None]]:
     """Checks that the base's tensors and files are those that the patch needs, and that its changes to them give what it states."""
     checks: list[Callable[[], CkptdiffError | None]] = [
-        partial(_tensor_error, rebuilder, file, entry)
-        for file in patch.files
-        for entry in file.table.entries
-        if entry.kind in ("same", "delta")
+        partial(_tensor_error, rebuilder, file, entry) for file in patch.files for entry in file.table.entries if entry.has_base
     ]
     return checks + [partial(_base_file_error, rebuilder, patch, other) for other in patch.others if other.kind != "new"]
 
@@ -265,7 +262,8 @@ def _tensor_error(rebuilder: Rebuilder, file: PatchFile, entry: Entry) -> Ckptdi
     try:
         recipe = rebuilder.recipe(0, file, entry)
         error = rebuilder.checked.error_of(recipe)
-        return error and (rebuilder.base_error(steps_of(recipe)[0]) or error)
+        bottom = rebuilder.checked.error_of(steps_of(recipe)[0]) if error is not None else None
+        return bottom if isinstance(bottom, BaseMismatchError) else error
     except CkptdiffError as error:
         return error
 

@@ -29,8 +29,12 @@ def test_renamed_with_the_same_content(tmp_path: Path, rng: np.random.Generator)
     """A tensor under an unrelated new name is found by its content: no payload, the old name recorded."""
     w, v = random_tensor(rng, "F32", [40, 40]), random_tensor(rng, "BF16", [3])
     rows = pair(tmp_path, {"transformer.h.0.w": w, "v": v}, {"layers.0.weight": w, "other": v})
-    assert (rows["layers.0.weight"].kind, rows["layers.0.weight"].payload, rows["layers.0.weight"].base) == ("same", 0, "transformer.h.0.w")
-    assert (rows["other"].kind, rows["other"].base) == ("same", "v")
+    assert (rows["layers.0.weight"].kind, rows["layers.0.weight"].payload, rows["layers.0.weight"].bases) == (
+        "same",
+        0,
+        ("transformer.h.0.w",),
+    )
+    assert (rows["other"].kind, rows["other"].bases) == ("same", ("v",))
     assert ckptdiff.info(tmp_path / "the patch").removed_tensors == ()
 
 
@@ -44,7 +48,7 @@ def test_renamed_by_prefix_and_changed(tmp_path: Path, rng: np.random.Generator,
     base, target = (plain, {prefix + n: d for n, d in changed.items()}) if forward else ({prefix + n: d for n, d in plain.items()}, changed)
     rows = pair(tmp_path, base, target, codec=codec)
     assert {row.kind for row in rows.values()} == {"delta"}
-    assert {(row.name, row.base) for row in rows.values()} == set(zip(target, base, strict=True))
+    assert {(row.name, *row.bases) for row in rows.values()} == set(zip(target, base, strict=True))
 
 
 @pytest.mark.parametrize("rules", [["^decoder\\.=transformer."], ["^decoder=tmp", "^tmp\\.(.*)=transformer.\\1"]])
@@ -53,7 +57,7 @@ def test_renamed_by_rule_and_changed(tmp_path: Path, rng: np.random.Generator, r
     base = {f"transformer.{i}.w": random_tensor(rng, "F32", [8, 8]) for i in range(3)}
     target = {name.replace("transformer", "decoder"): perturb(rng, data, 0.02) for name, data in base.items()}
     rows = pair(tmp_path, base, target, rename=rules)
-    assert {(row.name, row.base, row.kind) for row in rows.values()} == {(t, b, "delta") for t, b in zip(target, base, strict=True)}
+    assert {(row.name, *row.bases, row.kind) for row in rows.values()} == {(t, b, "delta") for t, b in zip(target, base, strict=True)}
 
 
 def test_renames_that_swap_and_share(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -61,7 +65,7 @@ def test_renames_that_swap_and_share(tmp_path: Path, rng: np.random.Generator) -
     base = {"a": random_tensor(rng, "F32", [8, 8]), "b": random_tensor(rng, "F32", [8, 8])}
     target = {"a": perturb(rng, base["b"], 0.02), "b": perturb(rng, base["a"], 0.02), "b2": perturb(rng, base["a"], 0.03)}
     rows = pair(tmp_path, base, target, rename=["^a$=x", "^b2?$=a", "^x$=b"])
-    assert {(row.name, row.base) for row in rows.values()} == {("a", "b"), ("b", "a"), ("b2", "a")}
+    assert {(row.name, *row.bases) for row in rows.values()} == {("a", "b"), ("b", "a"), ("b2", "a")}
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -70,8 +74,8 @@ def test_an_untied_copy_is_stored_once(tmp_path: Path, rng: np.random.Generator,
     embed, fresh = random_tensor(rng, "BF16", [30, 8]), random_tensor(rng, "F32", [9])
     changed = perturb(rng, embed, 0.1)
     rows = pair(tmp_path, {"embed": embed}, {"embed": changed, "head": changed, "n1": fresh, "n2": fresh, "n3": fresh}, codec=codec)
-    assert {name: (row.kind, row.base) for name, row in rows.items()} == {
-        "embed": ("delta", "embed"), "head": ("copy", "embed"), "n1": ("new", None), "n2": ("copy", "n1"), "n3": ("copy", "n1"),
+    assert {name: (row.kind, *row.bases) for name, row in rows.items()} == {
+        "embed": ("delta", "embed"), "head": ("copy", "embed"), "n1": ("new",), "n2": ("copy", "n1"), "n3": ("copy", "n1"),
     }  # fmt: skip
 
 
@@ -82,7 +86,7 @@ def test_copies_across_shards(tmp_path: Path, rng: np.random.Generator) -> None:
     base = write_sharded(tmp_path / "base", {"model-00001-of-00002.safetensors": {"a": a}, "model-00002-of-00002.safetensors": {"b": b}})
     shards = {"model-00001-of-00002.safetensors": {"a": a2, "early": b2}, "model-00002-of-00002.safetensors": {"b": b2, "late": a2}}
     info = roundtrip(tmp_path, base, write_sharded(tmp_path / "target", shards))
-    assert {row.name: (row.kind, row.base) for row in info.tensors} == {
+    assert {row.name: (row.kind, *row.bases) for row in info.tensors} == {
         "a": ("delta", "a"), "early": ("copy", "b"), "b": ("delta", "b"), "late": ("copy", "a"),
     }  # fmt: skip
 
@@ -92,7 +96,7 @@ def test_copy_of_an_adapted_tensor(tmp_path: Path) -> None:
     base, wide = CASTS["BF16-F32"]
     new = tensor("F32", wide[1], wide[2][:-4] + b"\1\1\1\1")
     rows = pair(tmp_path, {"w": base, "x": new}, {"w": wide, "w2": wide, "x": wide, "y": new, "z": new})
-    assert {name: (row.kind, row.base) for name, row in rows.items()} == {
+    assert {name: (row.kind, *row.bases) for name, row in rows.items()} == {
         "w": ("same", "w"), "w2": ("copy", "w"), "x": ("copy", "w"), "y": ("same", "x"), "z": ("same", "x"),
     }  # fmt: skip
 

@@ -28,7 +28,7 @@ def test_scopes_of_a_diffusers_folder(tmp_path: Path, rng: np.random.Generator) 
     info = roundtrip(tmp_path, tmp_path / "base", tmp_path / "target")
     expected = {(file, name): "delta" if k % 2 and name == "w" else "same" for k, file in enumerate(files) for name in ("w", "bias")}
     assert kinds(info) == expected
-    assert {row.base for row in info.tensors} == {"w", "bias"}
+    assert {row.bases for row in info.tensors} == {("w",), ("bias",)}
 
 
 def test_sharded_variants_beside_each_other(tmp_path: Path, rng: np.random.Generator) -> None:

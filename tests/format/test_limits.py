@@ -184,7 +184,7 @@ def test_entries_have_limits() -> None:
     both_sides(lambda n: entry(shape=[2**24, n, 0]), 2**24, "no whole size of at most")
     for text in ("name", "of"):
         both_sides(lambda n, text=text: entry(**{"kind": "copy", "of": "x", text: "k" * n}), 4096, "expected 1 to 4096 bytes")  # type: ignore[misc]
-    both_sides(lambda n: entry(base={"name": "é" * (n // 2) + "k" * (n % 2)}), 4096, "expected 1 to 4096 bytes, found 4097")
+    both_sides(lambda n: entry(base={"pieces": [["é" * (n // 2) + "k" * (n % 2), 0, 1]]}), 4096, "expected 1 to 4096 bytes, found 4097")
     both_sides(lambda n: Table.from_bytes(_table(["k" * n]), "here"), 4096, "expected 1 to 4096 bytes")
 
 

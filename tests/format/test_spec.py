@@ -68,6 +68,7 @@ def test_the_limits() -> None:
         [sealed.MAX_FILES, sealed.MAX_FILES],
         [safetensors.MAX_RANK, dtypes.MAX_SIZE, dtypes.MAX_SIZE],
         [1, safetensors.MAX_NAME],
+        [table.MAX_PIECES, dtypes.MAX_SIZE],
         [safe_paths.MAX_PATH, safe_paths.MAX_COMPONENTS, safe_paths.MAX_COMPONENT, safe_paths.MAX_PATH],
         [entry.MAX_CODED_BLOCK, planes.MAX_PLANE_WINDOW],
         [dtypes.MAX_FILE],

@@ -8,22 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zstandard
 
-from ckptdiff.checkpoint.contents import Checkpoint, Tensor
-from ckptdiff.errors import CkptdiffError
+from ckptdiff.checkpoint.contents import Tensor
+from ckptdiff.errors import BaseMismatchError, CkptdiffError
+from ckptdiff.format.entry import Piece
 from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.format.safetensors import Header, TensorInfo
 from ckptdiff.io.parallel import Threads
+from ckptdiff.patching.adapt import AdaptedBase
 from ckptdiff.patching.build import CheckCache, rebuild
 from ckptdiff.patching.memory import BytesFile, MemoryFile
-from ckptdiff.patching.patch import OpenPatch
-from ckptdiff.patching.recipes import BaseTensor, PatchedTensor, RebuildJob
-from ckptdiff.patching.wrong_base import WantedBase
+from ckptdiff.patching.recipes import AdaptedTensor, PatchedTensor, RebuildJob
 from tests.fuzz.engine import Disagreement, Outcome, Rng, Target
 from tests.fuzz.vectors import BUILD, READER, scenarios
 from tests.support.mutations import mutate
@@ -98,8 +97,9 @@ def run(codec: str, data: bytes) -> Outcome:
         raise Disagreement(f"the builder's seal is not right: {error}")
     memory = MemoryFile("base", Header(b"", {}, (TensorInfo("t", dtype, entry.shape, 0, len(base)),)), [np.frombuffer(base, np.uint8)])
     tensor = Tensor("", "t", dtype, entry.shape, len(base), memory, memory.begins[0])
-    origin = WantedBase(Checkpoint(Path("base"), True, [], {}), OpenPatch(Path("patch"), None, [file]))
-    recipe = PatchedTensor(file, entry, BaseTensor(tensor, entry.base_digest, origin))
+    adapted = AdaptedBase((Piece("t", 0, entry.units),), {"t": tensor}, dtype, dtype, entry.units)
+    step = AdaptedTensor(adapted, entry.units, dtype, entry.nbytes, entry.base_digest, lambda _: BaseMismatchError("another base"))
+    recipe = PatchedTensor(file, entry, step)
 
     def sink(job: RebuildJob, data: np.ndarray) -> bytes:
         return data.tobytes()
@@ -136,10 +136,10 @@ def _blocks(parts: dict[str, bytes], codec: str) -> Iterator[Block]:
         return
     where = {name: parts["base.safetensors"][8 + length + begin : 8 + length + end] for name, _, _, begin, end in tensors}
     for entry in file.table.entries:
-        if entry.kind == "delta" and entry.codec == codec and len(entry.blocks) == 1 and entry.units < MOST and not entry.adapted:
+        if entry.kind == "delta" and entry.codec == codec and len(entry.blocks) == 1 and entry.units < MOST and not entry.pieces:
             coded = bytes(file.read_blocks(entry, 0, 1)[0])
-            if len(where.get(entry.base_name or "", b"")) == entry.nbytes:
-                yield entry.dtype, where[entry.base_name or ""], coded
+            if entry.base_dtype == entry.dtype and len(where.get(entry.name, b"")) == entry.nbytes:
+                yield entry.dtype, where[entry.name], coded
 
 
 # --- mutating ------------------------------------------------------------------------------------------------------

@@ -84,9 +84,8 @@ def seal_identity(opened: Opened) -> None:
     at, rows, found = 0, {}, opened.digests
     try:
         for e in opened.table["tensors"]:
-            two = e["kind"] == "delta" or (e["kind"] == "same" and bool({"dtype", "shape"} & set(e.get("base", {}))))
             rows[e["name"]] = e, found[at : at + 16]
-            at += {"copy": 0, "new": 24, "delta": 40, "same": 32 if two else 16}[e["kind"]]
+            at += {"copy": 0, "new": 24, "delta": 40, "same": 16}[e["kind"]]
         state = b""
         for name in sorted(rows, key=str.encode):
             e, digest = rows[name]

@@ -36,7 +36,7 @@ VALUES: list[Any] = [None, True, False, [], {}, [[]], [0], {"a": 0}, [None], *NU
 MEMBERS = """
 name dtype shape kind base codec changed blocks of removed tensors format version digest table header report target totals info
 files identity scope path size sha256 stored base_sha256 shards same delta new copy units base_repo data_offsets __metadata__
-shapes
+shapes pieces
 """.split()
 
 

@@ -1,4 +1,4 @@
-"""Bases that do not fit the target: more or fewer rows, and another dtype, with and without an exact cast."""
+"""Bases that do not fit the target: more or fewer rows, another shape, and another dtype, with and without an exact cast."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_rows_that_are_only_cut_take_no_payload(tmp_path: Path, rng: np.random.G
     """Rows are cut off and nothing else: kind ``same``, no payload."""
     base = random_tensor(rng, "BF16", [8, 5])
     row = one(tmp_path, base, resized(base, rows, b""), codec=codec)
-    assert (row.kind, row.payload, row.base) == ("same", 0, "w")
+    assert (row.kind, row.payload, row.bases) == ("same", 0, ("w",))
 
 
 def test_more_rows_of_zeros_take_no_payload(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -52,26 +52,43 @@ def test_more_rows_of_zeros_take_no_payload(tmp_path: Path, rng: np.random.Gener
     assert (rows["w"].kind, rows["e"].kind) == ("same", "same")
 
 
-@pytest.mark.parametrize("shape", [[4, 6], [5, 4], [20], [2, 2, 5], [4, 5, 1], [0, 6]])
-def test_other_changes_of_shape_are_new(tmp_path: Path, rng: np.random.Generator, shape: list[int]) -> None:
-    """More columns, another rank, another layout: no base can stand for it."""
-    assert one(tmp_path, random_tensor(rng, "F16", [4, 5]), random_tensor(rng, "F16", shape)).kind == "new"
+@pytest.mark.parametrize("shape", [[5, 4], [20], [2, 2, 5], [4, 5, 1]])
+def test_another_shape_of_the_same_bytes_takes_no_payload(tmp_path: Path, rng: np.random.Generator, shape: list[int]) -> None:
+    """Bytes are bytes: a tensor that is reshaped only is ``same``."""
+    base = random_tensor(rng, "F16", [4, 5])
+    row = one(tmp_path, base, tensor("F16", shape, base[2]))
+    assert (row.kind, row.payload) == ("same", 0)
 
 
-NO_CASTS = [("F32", "F16"), ("BF16", "F16"), ("F16", "BF16"), ("F64", "F32"), ("F32", "F64"), ("I32", "F32"), ("U8", "I8"), ("F32", "C64")]
+@pytest.mark.parametrize("shape", [[4, 6], [7], [2, 2, 6]])
+def test_another_shape_and_content_is_a_delta(tmp_path: Path, rng: np.random.Generator, shape: list[int]) -> None:
+    """Of the same name and dtype, so that what changed in it stays known, although nothing stayed."""
+    base, target = random_tensor(rng, "F16", [4, 5]), random_tensor(rng, "F16", shape)
+    row = one(tmp_path, base, target)
+    assert (row.kind, row.changed) == ("delta", changed_units(base, target))
 
 
-@pytest.mark.parametrize(("before", "after"), NO_CASTS)
+@pytest.mark.parametrize(("before", "after"), [("F64", "F32"), ("F32", "F64"), ("I8", "F16"), ("BF16", "U8"), ("F8_E4M3", "BF16")])
 def test_a_change_of_dtype_without_a_cast_is_new(tmp_path: Path, rng: np.random.Generator, before: str, after: str) -> None:
-    """Only three casts are known; any other change of dtype stores the tensor."""
+    """Another width, and not numbers of F16, BF16 and F32: the tensor is stored."""
     row = one(tmp_path, random_tensor(rng, before, [6, 6]), random_tensor(rng, after, [6, 6]))
-    assert (row.kind, row.codec, row.base) == ("new", "raw", None)
+    assert (row.kind, row.codec, row.bases) == ("new", "raw", ())
+
+
+@pytest.mark.parametrize(("before", "after"), [("U8", "F8_E4M3"), ("I16", "BF16"), ("U8", "I8"), ("F32", "U32"), ("F64", "I64")])
+def test_bits_may_be_called_another_dtype(tmp_path: Path, rng: np.random.Generator, before: str, after: str) -> None:
+    """Of one width: the same bits are ``same``; where hardly a bit stays, the base is of no use, and the tensor is new."""
+    base = random_tensor(rng, before, [60, 60])
+    row = one(tmp_path / "same", base, tensor(after, [60, 60], base[2]))
+    assert (row.kind, row.payload, row.bases) == ("same", 0, ("w",))
+    row = one(tmp_path / "other", base, random_tensor(rng, after, [60, 60]))
+    assert (row.kind, row.codec, row.bases) == ("new", "raw", ())
 
 
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("cast", CASTS)
 def test_exact_casts_take_no_payload(tmp_path: Path, cast: str, codec: str | None) -> None:
-    """All 65,536 patterns up; ties, subnormals, infinities and NaN down: kind ``same``, no payload."""
+    """All 65,536 patterns of 16 bits; of 32 ties, subnormals, infinities and NaN: kind ``same``, no payload."""
     row = one(tmp_path, *CASTS[cast], codec=codec)
     assert (row.kind, row.payload, row.changed) == ("same", 0, 0)
 

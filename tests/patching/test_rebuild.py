@@ -39,8 +39,8 @@ def test_wrong_base_names_the_hub_repo_if_the_patch_knows_it(files: Pair, tmp_pa
     ("change", "text"),
     [
         (lambda t: {n: v for n, v in t.items() if n != "b.weight"}, "it has no tensor b.weight"),
-        (lambda t: {**t, "b.weight": bf16(np.zeros(30))}, "its tensor b.weight is BF16 [30], expected F32 [30]"),
-        (lambda t: {**t, "a.weight": bf16(np.zeros((64, 40)))}, "its tensor a.weight is BF16 [64, 40], expected BF16 [40, 64]"),
+        (lambda t: {**t, "b.weight": bf16(np.zeros(30))}, "its tensor b.weight is BF16, expected F32"),
+        (lambda t: {**t, "a.weight": bf16(np.zeros((64, 40)))}, "its tensor a.weight has the digest"),
     ],
 )
 def test_wrong_base_by_header(change: object, text: str, files: Pair, tmp_path: Path) -> None:

@@ -32,13 +32,31 @@ def f32_as_bf16(bits: np.ndarray) -> np.ndarray:
     return cut
 
 
+def f32_as_f16(bits: np.ndarray) -> np.ndarray:
+    """F32 to F16 by numpy; NaN by its bits: quiet, with the high bits of the mantissa."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        half = bits.astype("<u4").view("<f4").astype("<f2").view("<u2")
+    nan = (bits & 0x7FFFFFFF) > 0x7F800000
+    half[nan] = ((bits[nan] >> 16) & 0x8000) | 0x7E00 | ((bits[nan] >> 13) & 0x3FF)
+    return half
+
+
 ALL_16 = np.arange(1 << 16, dtype="<u2")
 
 TIES = [
     *(0x3F800000, 0x3F808000, 0x3F818000, 0x3F807FFF, 0x3F808001, 0x3F817FFF, 0x3F818001, 0xBF808000, 0xBF818000, 0x7F7FFFFF),
     *(0x7F7F7FFF, 0x7F7F8000, 0xFF7FFFFF, 0x7F800000, 0xFF800000, 0x7F800001, 0x7FFFFFFF, 0xFF800001, 0xFFFFFFFF, 0x7FC00000),
+    *(0x33000000, 0x33000001, 0x32FFFFFF, 0x33800000, 0x387FC000, 0x387FE000, 0x387FFFFF, 0x38800000, 0x38801000, 0x38803000, 0x38800FFF),
+    *(0x477FE000, 0x477FEFFF, 0x477FF000, 0x477FFFFF, 0xC77FF000, 0x33400000, 0x33C00000, 0xB3000001, 0x7F802000, 0x7F801FFF, 0xFFFFE000),
     *(0x00008000, 0x00018000, 0x00000001, 0x80008000, 0x80000001, 0x007FFFFF, 0x00800000, 0, 0x80000000, 0x7F80FFFF, 0xFF807FFF),
 ]
+
+
+def cast_bits(cast: str, bits: np.ndarray) -> np.ndarray:
+    """Bits of one dtype as those of another; ``cast``: the names of both."""
+    source, target = cast.split("-")
+    wide = bits.astype("<u4") if source == "F32" else f16_as_f32(bits) if source == "F16" else bits.astype("<u4") << 16
+    return wide if target == "F32" else f32_as_f16(wide) if target == "F16" else f32_as_bf16(wide)
 
 
 def cast_pairs() -> dict[str, tuple[TensorData, TensorData]]:
@@ -46,11 +64,13 @@ def cast_pairs() -> dict[str, tuple[TensorData, TensorData]]:
     wide = np.concatenate([np.array(TIES, "<u4"), rng.integers(0, 1 << 32, 1 << 14, dtype=np.uint32)]).astype("<u4")
     halves = np.concatenate([(ALL_16.astype("<u4") << 16) | low for low in (0x7FFF, 0x8000, 0x8001)]).astype("<u4")
     wide = np.concatenate([wide, halves])
-    return {
-        "BF16-F32": (tensor("BF16", [256, 256], ALL_16), tensor("F32", [256, 256], ALL_16.astype("<u4") << 16)),
-        "F16-F32": (tensor("F16", [256, 256], ALL_16), tensor("F32", [256, 256], f16_as_f32(ALL_16))),
-        "F32-BF16": (tensor("F32", wide.shape, wide), tensor("BF16", wide.shape, f32_as_bf16(wide))),
-    }
+    pairs = {}
+    for cast in ("BF16-F32", "F16-F32", "F32-BF16", "F32-F16", "F16-BF16", "BF16-F16"):
+        source, target = cast.split("-")
+        bits = wide if source == "F32" else ALL_16
+        shape = wide.shape if source == "F32" else (256, 256)
+        pairs[cast] = tensor(source, shape, bits), tensor(target, shape, cast_bits(cast, bits))
+    return pairs
 
 
 CASTS = cast_pairs()
@@ -61,6 +81,4 @@ def wide_pair(rng: np.random.Generator, cast: str, units: int) -> tuple[TensorDa
     source, target = cast.split("-")
     base = random_tensor(rng, source, [units, 1])
     bits = np.frombuffer(base[2], f"<u{BITS[source] // 8}")
-    if cast == "BF16-F32":
-        return base, tensor(target, [units, 1], bits.astype("<u4") << 16)
-    return base, tensor(target, [units, 1], f16_as_f32(bits) if cast == "F16-F32" else f32_as_bf16(bits))
+    return base, tensor(target, [units, 1], cast_bits(cast, bits))

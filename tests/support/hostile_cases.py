@@ -290,10 +290,15 @@ def report_of_other_members(folder: Path, n: int) -> list[Path]:
 def tensors_cut_from_a_long_one(folder: Path, n: int) -> list[Path]:
     """Of 16 MB each: read for each of them that would be 256 GB."""
     base = made.safetensors(folder / "base.safetensors", made.header_of([("w", "U8", [16 * MB])]), 16 * MB)
-    leaf = xxhash.xxh3_128_digest(bytes(1 << 21))
-    digests = xxhash.xxh3_128_digest(xxhash.xxh3_128_digest(b"\0")) + xxhash.xxh3_128_digest(leaf * 8)
-    table = rows(n, shape=[1], base={"name": "w", "shape": [16 * MB]})
-    return [base, made.entries_patch(folder / "p", table, digest=digests)]
+    table = rows(n, shape=[1], base={"pieces": [["w", 0, 1]]})
+    return [base, made.entries_patch(folder / "p", table, digest=xxhash.xxh3_128_digest(xxhash.xxh3_128_digest(b"\0")))]
+
+
+@case(1 << 18, "info")
+def pieces_of_one_tensor(folder: Path, n: int) -> list[Path]:
+    """As many as a table may have, each of another tensor than its neighbours."""
+    pieces = [["w" if k % 2 else "v", k, 1] for k in range(n)]
+    return [made.entries_patch(folder / "p", rows(1, shape=[n], base={"pieces": pieces}))]
 
 
 @case(1 << 13, "report")
