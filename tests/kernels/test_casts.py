@@ -57,13 +57,10 @@ def test_torch_casts_numbers_alike(name: str) -> None:
     assert np.array_equal(ours[numeric], theirs.view(ours.dtype)[numeric]) and np.count_nonzero(numeric) > 60_000
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_casts_that_widen_come_back(name: str) -> None:
-    source, target = name.split("-")
-    if target != "F32":
-        pytest.skip("it does not widen")
-    wide = cast(ALL_16.view(np.uint8), source, target)
-    back = as_units(cast(wide, target, source), source)
-    quiet = {"F16": 0x200, "BF16": 0x40}[source]
+@pytest.mark.parametrize(("source", "quiet"), [("F16", 0x200), ("BF16", 0x40)])
+def test_casts_that_widen_come_back(source: str, quiet: int) -> None:
+    """All but NaN, which become quiet."""
+    wide = cast(ALL_16.view(np.uint8), source, "F32")
+    back = as_units(cast(wide, "F32", source), source)
     is_nan = np.isnan(as_units(wide, "F32").view("<f4"))
     assert np.array_equal(back, np.where(is_nan, ALL_16 | quiet, ALL_16))
