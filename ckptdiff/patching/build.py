@@ -208,7 +208,7 @@ class CheckCache:
 
     def __init__(self) -> None:
         self._digests: dict[int, bytes] = {}
-        self._errors: dict[tuple[int, str], CkptdiffError | None] = {}
+        self._errors: dict[int, tuple[Recipe, CkptdiffError | None]] = {}  # with the recipe, whose number is its own while it is there
         self._lock = threading.RLock()
 
     def digest_of(self, tensor: Tensor) -> bytes:
@@ -220,11 +220,10 @@ class CheckCache:
 
     def check(self, recipe: Recipe) -> None:
         """Build a whole tensor, once; raises its error, at each call."""
-        key = (id(recipe.file), recipe.entry.name) if isinstance(recipe, PatchedTensor) else (id(recipe.source), recipe.digest.hex())
         with self._lock:
-            if key not in self._errors:
-                self._errors[key] = self.error_of(recipe)
-            error = self._errors[key]
+            if id(recipe) not in self._errors:
+                self._errors[id(recipe)] = recipe, self.error_of(recipe)
+            error = self._errors[id(recipe)][1]
         if error is not None:
             raise error
 

@@ -71,17 +71,21 @@ class Rebuilder:
     def __init__(self, base: Checkpoint, chain: Sequence[OpenPatch], execute: Executor, scratch: ScratchTensors | None = None) -> None:
         self.base, self.chain, self.execute, self.scratch = base, chain, execute, scratch
         self.wanted, self.checked = WantedBase(base, chain[0]), CheckCache()
+        self._recipes: dict[tuple[int, str, str], Recipe] = {}
         self._needed: list[AdaptedTensor] = []  # all that is needed of the base so far
 
     def recipe(self, depth: int, file: PatchFile, entry: Entry) -> Recipe:
-        """How to build an entry of the chain's patch number ``depth`` (spec 10, step 3).
+        """How to build an entry of the chain's patch number ``depth`` (spec 10, step 3): for one entry always the same object.
 
         Raises:
             BaseMismatchError: a base tensor does not exist, or has another dtype or too few units, or, in a chain, another digest.
         """
-        scope = file.metadata.target_scope
-        if entry.kind == "copy":
-            return self.recipe(depth, *self.chain[depth].entries[scope, entry.of or ""])
+        key = (depth, file.metadata.target_scope, entry.of or entry.name)
+        if key not in self._recipes:
+            self._recipes[key] = self._recipe(depth, *self.chain[depth].entries[key[1:]])
+        return self._recipes[key]
+
+    def _recipe(self, depth: int, file: PatchFile, entry: Entry) -> Recipe:
         if entry.kind == "new":
             return PatchedTensor(file, entry, None)
         base = self._from_base(file, entry) if depth == 0 else self._from_patch(depth, file, entry)
@@ -121,8 +125,7 @@ class Rebuilder:
         def mismatch(digest: bytes) -> BaseMismatchError:
             return BaseMismatchError(f"{patch.path}: tensor {cut(entry.base_names[0])} is not the one that {before.path} gives")
 
-        if not is_streamed(entry):
-            assert self.scratch is not None
+        if not is_streamed(entry, next(iter(found.values()))[1].units):
             return self._adapted(entry, {name: self._built(depth - 1, *source) for name, source in found.items()}, mismatch)
         lower = self.recipe(depth - 1, *next(iter(found.values())))
         used = entry.pieces[0].units if entry.pieces else min(units_of(lower), entry.units)
@@ -200,9 +203,14 @@ def _units_needed(entry: Entry, name: str) -> int:
     return max((piece.first + piece.units for piece in entry.pieces if piece.name == name), default=0)
 
 
-def is_streamed(entry: Entry) -> bool:
-    """Whether an entry takes the first units of one tensor, and nothing else: then that tensor can be built along with it."""
-    return len(entry.pieces) <= 1 and all(piece.first == 0 for piece in entry.pieces)
+def is_streamed(entry: Entry, units: int) -> bool:
+    """Whether the tensor that an entry is made from, of so many units, is built along with it, and not once for all that take from it.
+
+    It must take the first units of one tensor, and at least half of them: a patch may cut one long tensor into very many short ones.
+    """
+    if len(entry.pieces) > 1 or any(piece.first for piece in entry.pieces):
+        return False
+    return 2 * (entry.pieces[0].units if entry.pieces else min(entry.units, units)) >= units
 
 
 class ScratchTensors:
@@ -237,7 +245,7 @@ def scratch_size(chain: Sequence[OpenPatch]) -> int:
                 found = before.entries.get((base_scope, base))
                 if found is not None:
                     lower.add((depth - 1, base_scope, found[1].of or base))
-                    if not is_streamed(entry):
+                    if not is_streamed(entry, found[1].units):
                         sizes[depth - 1, base_scope, found[1].of or base] = found[1].nbytes
         needed = lower
     return sum(sizes.values())

@@ -200,6 +200,21 @@ def test_a_tensor_of_a_chain_that_is_cut_into_many_is_built_once(tmp_path: Path,
             apply(tmp_path / "again")
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_an_unchanged_tensor_of_a_chain_that_is_cut_into_many_is_read_once(tmp_path: Path, counted: list[int], steps: int) -> None:
+    base = made.safetensors(tmp_path / "base.safetensors", made.header_of([("w", "U8", [LONG])]), LONG)
+    header = made.header_of([("w", "U8", [LONG])])
+    chain = []
+    for k in range(steps):
+        path, row = tmp_path / f"p{k}", {"name": "w", "dtype": "U8", "shape": [LONG], "kind": "same"}
+        options = {"size": 8 + len(header) + LONG, "identity": str(k + 1) * 32, "base_identity": str(k) * 32 if k else "0" * 32}
+        text = made.canonical({"removed": [], "tensors": [row]})
+        chain.append(made.patch(path, text, WHOLE, header, predicted=header, totals={"same": 1, "units": LONG}, **options))
+    chain.append(cuts(tmp_path / "last", b"\0", base_identity=str(steps) * 32))
+    ckptdiff.apply(base, chain, tmp_path / "out", threads=1)
+    assert (tmp_path / "out").read_bytes().endswith(bytes(MANY)) and sum(counted) < 1.1 * LONG
+
+
 def test_the_files_of_a_chain_are_looked_up_not_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each search went through all files: of 2^15 of them half a thousand million."""
     for step in range(3):
