@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -46,6 +47,8 @@ class Pair:
     valid until the same thread reads again."""
     finish: Callable[[], None]
     """Compares what was read with the digests of a patch, once all of it was read."""
+    against_zeros: int = 0
+    """Elements at the target's end that stand against zeros, and are not part of this."""
 
     @property
     def step(self) -> int:
@@ -148,7 +151,7 @@ def _source_of_patch(rebuilder: Rebuilder, patch: OpenPatch, base_name: str, tar
             old = source.source if isinstance(source, AdaptedTensor) and isinstance(source.source, AdaptedBase) else None
             if old is None:
                 added.append(entry.name)
-            elif old.against_zeros:
+            elif not _is_comparable(old, entry):
                 unpaired.append(entry.name)
             else:
                 pairs.append(_pair_of_recipe(rebuilder, recipe, old, file.metadata.target_scope, entry))
@@ -156,15 +159,34 @@ def _source_of_patch(rebuilder: Rebuilder, patch: OpenPatch, base_name: str, tar
     return Source(base_name, target_name, tuple(pairs), tuple(added), tuple(removed), tuple(unpaired))
 
 
-def _pair_of_recipe(rebuilder: Rebuilder, recipe: Recipe, old: AdaptedBase, scope: str, entry: Entry) -> Pair:
-    check = TensorCheck(recipe)
+def _is_comparable(old: AdaptedBase, entry: Entry) -> bool:
+    """Whether what stands against base tensors is the first elements of a target tensor: no zeros before others, and no half elements."""
+    dtype, units = DTYPES[entry.dtype], entry.units - old.against_zeros
+    inside = any(piece.name is None for piece in old.pieces)
+    return not inside and (units > 0 or entry.units == 0) and 8 * units * dtype.carrier % dtype.bits == 0
 
-    def read(start: int, stop: int) -> tuple[Bytes, Bytes]:
+
+def _pair_of_recipe(rebuilder: Rebuilder, recipe: Recipe, old: AdaptedBase, scope: str, entry: Entry) -> Pair:
+    """A tensor of a patch as far as it stands against units of base tensors: what it has beyond them is left out."""
+    check, dtype = TensorCheck(recipe), DTYPES[entry.dtype]
+    nbytes = entry.nbytes - old.against_zeros * dtype.carrier
+    elements, row = 8 * nbytes // dtype.bits, math.prod(entry.shape[1:])
+    shape = entry.shape if nbytes == entry.nbytes else (elements // row, *entry.shape[1:]) if row and elements % row == 0 else (elements,)
+
+    def add(start: int, stop: int) -> Bytes:
         built = build(recipe, start, min(stop, entry.nbytes))
         check.add(start, built.leaves, built.changed)
-        return old.read(start, stop), built.data
+        return built.data
+
+    def read(start: int, stop: int) -> tuple[Bytes, Bytes]:
+        new = add(start, stop)[: max(nbytes - start, 0)]
+        return old.read(start, start + len(new)), new
 
     def finish() -> None:
+        for start in range(pair.starts[-1] + pair.step, entry.nbytes, pair.step):
+            add(start, start + pair.step)
         check.finish(rebuilder.checked)
 
-    return Pair(scope, entry.name, entry.dtype, entry.shape, entry.nbytes, old.whole, read, finish)
+    left_out = 8 * (entry.nbytes - nbytes) // dtype.bits
+    pair = Pair(scope, entry.name, entry.dtype, shape, nbytes, old.whole, read, finish, left_out)
+    return pair

@@ -154,6 +154,8 @@ class Report:
     """Names of tensors that both have, but with another dtype or shape."""
     without_rank: tuple[str, ...]
     """Names of tensors with a matrix whose update holds infinities or NaNs, or has singular values beyond float64."""
+    against_zeros: int = 0
+    """Elements of the target that stand against zeros, as no base tensor has them (rows that were added); they count in nothing else."""
     complete: bool = True
     """False for a report from a patch alone that stores none: it says how many elements changed, but not how far."""
 
@@ -233,6 +235,7 @@ class Report:
             "removed": list(self.removed),
             "unpaired": list(self.unpaired),
             "without_rank": list(self.without_rank),
+            "against_zeros": self.against_zeros,
         }
 
     @property

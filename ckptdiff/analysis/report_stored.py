@@ -37,7 +37,9 @@ MAX_ROW_NODES = 1 << 18
 OPEN_BIN_START = 1 << 52
 """Lower end of the bin of ulp distances that has no upper end."""
 
-REPORT_FIELDS = "schema base target settings totals layers modules moves rank sample tensors added removed unpaired without_rank"
+REPORT_FIELDS = (
+    "schema base target settings totals layers modules moves rank sample tensors added removed unpaired without_rank against_zeros"
+)
 TENSOR_FIELDS = ("scope", "name", "dtype", "shape", "layer", "module", "rows", "columns", "spectra", *COUNT_FIELDS)
 SPECTRUM_FIELDS = ("index", *(field.name for field in fields(Spectrum)), "random_rank")
 
@@ -75,6 +77,7 @@ def unpack(stored: bytes, where: str, target: str) -> Report:
         removed=f.array("removed", as_text),
         unpaired=f.array("unpaired", as_text),
         without_rank=f.array("without_rank", as_text),
+        against_zeros=f.integer("against_zeros"),
     )
     if {key: member for key, member in report.sums().items() if key in f.value or key != "sample"} != {  # older reports lack the sample
         key: member for key, member in f.value.items() if key != "tensors"

@@ -83,7 +83,8 @@ def _unpaired_rows(result: Report) -> list[tuple[str, str]]:
         ("other dtype or shape", result.unpaired),
         ("no rank: inf or NaN", result.without_rank),
     )
-    return [(what, first_names(names)) for what, names in lists if names]
+    rows = [(what, first_names(names)) for what, names in lists if names]
+    return rows + ([("added rows", f"{result.against_zeros:,} elements, in no number above")] if result.against_zeros else [])
 
 
 def _group_table(title: str, groups: dict[str, Counts], result: Report) -> Table:

@@ -93,6 +93,7 @@ def render_page(report: JsonReport) -> str:
         ("only in the target", report["added"]),
         ("only in the base", report["removed"]),
         ("on both sides, but of different shapes or types", report["unpaired"]),
+        ("in added rows, which no base tensor has", [f"{zeros:,} elements"] if (zeros := report.get("against_zeros", 0)) else []),
     )
     return render(
         Page(

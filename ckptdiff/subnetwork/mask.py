@@ -229,7 +229,7 @@ class _PackedRows(Mapping[str, Bits]):
 
 def _check_counterparts(source: Source, patch: PathLike, base: PathLike) -> None:
     """Raise CheckpointError unless each tensor of the target stands for one of the base, and each name for one tensor."""
-    missing = [*source.added, *source.unpaired]
+    missing = [*source.added, *source.unpaired, *(pair.name for pair in source.pairs if pair.against_zeros)]
     if missing:
         raise CheckpointError(
             f"{patch}: its tensor {cut(missing[0])} ({len(missing)} in all) has no counterpart of the same shape and dtype in {base}: "

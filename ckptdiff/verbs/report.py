@@ -104,7 +104,8 @@ def _measure(source: Source, tolerance: Tolerance, rank: RankChoice, device: str
     if rank != "none":
         tensors, without_rank = _take_ranks(source.pairs, tensors, rank, device, threads, progress)
     names = (source.added, source.removed, source.unpaired)
-    return Report(source.base, source.target, tolerance, rank, tuple(tensors), *_histogram_rows(total), *names, without_rank)
+    zeros = sum(pair.against_zeros for pair in source.pairs)
+    return Report(source.base, source.target, tolerance, rank, tuple(tensors), *_histogram_rows(total), *names, without_rank, zeros)
 
 
 def report_patch(patch: str | os.PathLike[str]) -> Report:

@@ -40,6 +40,7 @@ _compressor _file_digest decoding_error from_patch from_arrays union intersectio
 _changed_bits
 _check_counterparts count_shared vote_rows smallest_weights _smallest_bits
 __repr__ __hash__ __eq__ total predicted_header base_files info
+row_from_bits row_from_positions pack_positions bits __getitem__ __iter__ __len__
 stored_size output_size paths report
 """.split()
 """Functions that no reader of a patch's bytes calls, as patterns."""

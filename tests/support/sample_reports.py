@@ -145,6 +145,7 @@ def assemble(tensors: list[dict[str, Any]], histograms: dict[str, Any], rank: st
         "added": [],
         "removed": [],
         "unpaired": [],
+        "against_zeros": 0,
     }
 
 
