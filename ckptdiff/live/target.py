@@ -17,9 +17,10 @@ from ckptdiff.io.parallel import Threads, default_threads
 from ckptdiff.io.work_folder import work_folder
 from ckptdiff.live.names import scope_of
 from ckptdiff.patching.chain import check_chain
+from ckptdiff.patching.output import check_space, explain_write_errors
 from ckptdiff.patching.patch import open_patch
 from ckptdiff.patching.provenance import recorded_base
-from ckptdiff.patching.rebuild import Rebuilder, ScratchTensors, check_stored, open_base
+from ckptdiff.patching.rebuild import Rebuilder, ScratchTensors, check_stored, open_base, scratch_size
 from ckptdiff.patching.recipes import RebuildJob
 from ckptdiff.patching.target_files import write_others
 from ckptdiff.patching.torch_dtypes import flat_bytes, new_tensor
@@ -59,7 +60,7 @@ class Target:
         rebuilder, last = self._rebuilder, len(self._rebuilder.chain) - 1
         patch = rebuilder.chain[last]
         wanted = scope_of(patch, scope)
-        with rebuilder.explained():
+        with rebuilder.explained(), explain_write_errors(Path(tempfile.gettempdir())):
             rows = [(entry, rebuilder.recipe(last, file, entry)) for (id_, _), (file, entry) in patch.entries.items() if id_ == wanted]
         tensors = {entry.name: new_tensor(entry.dtype, entry.shape, f"{patch.path}: tensor {cut(entry.name)}") for entry, _ in rows}
 
@@ -113,5 +114,6 @@ def open_target(
         use_base_files = with_files and chain[-1].index is None  # a lone patch file holds none itself
         opened = open_base(origin, chain, only_weights=not with_files, with_files=use_base_files)
         folder = stack.enter_context(work_folder(Path(tempfile.gettempdir()), "ckptdiff-tensors-")).path
+        check_space(folder, scratch_size(chain))
         scratch = stack.enter_context(closing(ScratchTensors(folder)))
         yield Target(Rebuilder(stack.enter_context(opened), chain, Threads(threads or default_threads()), scratch))

@@ -105,7 +105,11 @@ def adapt(tensor: Tensor, target: Tensor) -> AdaptedBase:
 
 
 def joined(pieces: Iterable[Piece], tensors: Callable[[str], Tensor], target: Tensor) -> AdaptedBase:
-    """Pieces of base tensors adapted to a target; neighbours that can be one piece become one, and zeros at the end are left out."""
+    """Pieces of base tensors adapted to a target; neighbours that can be one piece become one, and zeros at the end are left out.
+
+    Raises:
+        ValueError: none of them has a name, or they are longer than the target.
+    """
     kept = list[Piece]()
     for piece in pieces:
         before = kept[-1] if kept else None
@@ -115,5 +119,7 @@ def joined(pieces: Iterable[Piece], tensors: Callable[[str], Tensor], target: Te
             kept.append(piece)
     while kept and kept[-1].name is None:
         kept.pop()
+    if not kept or sum(piece.units for piece in kept) > target.units:
+        raise ValueError(f"{target.name}: {len(kept)} pieces of {sum(piece.units for piece in kept)} units for a target of {target.units}")
     named = {piece.name: tensors(piece.name) for piece in kept if piece.name is not None}
     return AdaptedBase(tuple(kept), named, next(iter(named.values())).dtype, target.dtype, target.units)

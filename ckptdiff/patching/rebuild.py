@@ -94,14 +94,14 @@ class Rebuilder:
     def _from_base(self, file: PatchFile, entry: Entry) -> AdaptedTensor:
         """The adapted base of an entry of the first patch."""
         scope, tensors = file.metadata.base_scope or "", dict[str, Tensor]()
-        for name in entry.base_names:
+        for name, needed in _units_needed(entry).items():
             tensor = (self.base.scope(scope) or {}).get(name)
             if tensor is None:
                 raise self.wanted.error(f"it has no tensor {cut(name)}" + (f" in {cut(scope)}" if len(self.base.scopes) > 1 else ""))
             if tensor.dtype != entry.base_dtype:
                 raise self.wanted.error(f"its tensor {cut(name)} is {tensor.dtype}, expected {entry.base_dtype}")
-            if tensor.units < _units_needed(entry, name):
-                raise self.wanted.error(f"its tensor {cut(name)} has {tensor.units} units, expected {_units_needed(entry, name)} or more")
+            if tensor.units < needed:
+                raise self.wanted.error(f"its tensor {cut(name)} has {tensor.units} units, expected {needed} or more")
             tensors[name] = tensor
         self._needed.append(self._adapted(entry, tensors, partial(self.wanted.mismatch, entry)))
         return self._needed[-1]
@@ -116,11 +116,12 @@ class Rebuilder:
         """The adapted base of an entry of a later patch, out of what the patch before gives."""
         before, patch = self.chain[depth - 1], self.chain[depth]
         scope = next(iter(before.scopes)) if len(before.scopes) == 1 else file.metadata.base_scope or ""
-        sources = {name: before.entries.get((scope, name)) for name in entry.base_names}
-        found = {name: source for name, source in sources.items() if source is not None}
-        for name, source in sources.items():
-            if source is None or source[1].dtype != entry.base_dtype or source[1].units < _units_needed(entry, name):
+        found = dict[str, tuple[PatchFile, Entry]]()
+        for name, needed in _units_needed(entry).items():
+            source = before.entries.get((scope, name))
+            if source is None or source[1].dtype != entry.base_dtype or source[1].units < needed:
                 raise BaseMismatchError(f"{patch.path}: needs the tensor {cut(name)}, which {before.path} does not give in that form")
+            found[name] = source
 
         def mismatch(digest: bytes) -> BaseMismatchError:
             return BaseMismatchError(f"{patch.path}: tensor {cut(entry.base_names[0])} is not the one that {before.path} gives")
@@ -198,9 +199,13 @@ class Rebuilder:
             )
 
 
-def _units_needed(entry: Entry, name: str) -> int:
-    """How many units a base tensor must have for an entry's pieces."""
-    return max((piece.first + piece.units for piece in entry.pieces if piece.name == name), default=0)
+def _units_needed(entry: Entry) -> dict[str, int]:
+    """How many units each base tensor must have for an entry's pieces."""
+    needed = dict.fromkeys(entry.base_names, 0)
+    for name, first, units in entry.pieces:
+        if name is not None:
+            needed[name] = max(needed[name], first + units)
+    return needed
 
 
 def is_streamed(entry: Entry, units: int) -> bool:
@@ -229,10 +234,10 @@ class ScratchTensors:
             tensor.source.close()
 
 
-def scratch_size(chain: Sequence[OpenPatch]) -> int:
-    """Bytes of the tensors that a chain's target needs in scratch."""
+def scratch_size(chain: Sequence[OpenPatch], only: Sequence[str] = ()) -> int:
+    """Bytes of the tensors that a chain's target needs in scratch, or those of its tensors whose names match a glob."""
     sizes = dict[tuple[int, str, str], int]()
-    needed = {(len(chain) - 1, scope, name) for scope, name in chain[-1].entries}
+    needed = {(len(chain) - 1, scope, name) for scope, name in chain[-1].entries if not only or matches(name, only)}
     for depth in range(len(chain) - 1, 0, -1):
         lower = set[tuple[int, str, str]]()
         before = chain[depth - 1]

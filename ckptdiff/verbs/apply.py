@@ -76,8 +76,7 @@ def apply(
         for patch in chain:
             check_stored(patch, only, progress)
         check_chain(chain)
-        if not only:
-            check_space(out, last.output_size + scratch_size(chain))
+        check_space(out, (0 if only else last.output_size) + scratch_size(chain, only))
         with build_beside(out, overwrite=overwrite) as built, closing(ScratchTensors(built.with_name("tensors"))) as scratch:
             rebuilder = Rebuilder(old, chain, Threads(threads or default_threads()), scratch)
             with rebuilder.explained():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -108,3 +110,41 @@ def test_a_wrong_base_names_what_the_pieces_name(tmp_path: Path) -> None:
     assert raised.value.kind == "already_target"
     info = ckptdiff.info(patch)
     assert info.tensors[0].bases == ("a", "b", "c") and info.removed_tensors == ()
+
+
+def test_pieces_of_very_many_tensors_take_linear_time(tmp_path: Path) -> None:
+    """Of 20,000 tensors, for each of which all pieces were once looked at; and none is longer than its target."""
+    count = 20_000
+    base = write(tmp_path / "base.safetensors", {f"t{k}": tensor("U8", [2], bytes([k % 256, 1])) for k in range(count)})
+    target = write(
+        tmp_path / "target.safetensors", {"all": tensor("U8", [2 * count], bytes(b for k in range(count) for b in (k % 256, 1)))}
+    )
+    told = [Piece(f"t{k}", 0, 2) for k in range(count)]
+    patch = make_patch(base, target, tmp_path / "patch.safetensors", {"all": told})
+    started = time.process_time()
+    ckptdiff.apply(base, patch, tmp_path / "out.safetensors", threads=1)
+    print(f"{count:,} pieces: {time.process_time() - started:.2f} s of CPU")
+    assert (tmp_path / "out.safetensors").read_bytes() == target.read_bytes()
+    with pytest.raises(ValueError, match=r"all: 20001 pieces of 40001 units for a target of 40000"):
+        make_patch(base, target, tmp_path / "again", {"all": [*told, Piece("t0", 1, 1)]})
+
+
+def test_load_target_says_that_its_temporary_folder_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    states = [write(tmp_path / "0.safetensors", {"w": tensor("U8", [4000], bytes(4000))})]
+    for k in (1, 2):
+        states.append(write(tmp_path / f"{k}.safetensors", {"w": tensor("U8", [4000], bytes([k]) * 4000)}))
+        told = {"w": [Piece("w", 2000, 2000), Piece("w", 0, 2000)]}
+        make_patch(states[-2], states[-1], tmp_path / f"p{k}.safetensors", told, "sparse")
+    patches = [tmp_path / "p1.safetensors", tmp_path / "p2.safetensors"]
+    assert ckptdiff.load_target(states[0], patches)["w"].eq(2).all()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, before[1]))
+    try:
+        with pytest.raises(ckptdiff.OutputError, match="cannot be written: File too large"):
+            ckptdiff.load_target(states[0], patches)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    monkeypatch.setattr(output.shutil, "disk_usage", lambda path: output.shutil._ntuple_diskusage(0, 0, 3999))  # type: ignore[attr-defined]
+    with pytest.raises(ckptdiff.OutputError, match="4,000 bytes are needed, 3,999 are free"):
+        ckptdiff.load_target(states[0], patches)
