@@ -403,7 +403,8 @@ class PatchFile:
         for fields in table["tensors"]:
             check_kind(fields, ENTRIES, "entry")
             self.entries.append(Entry(fields))
-        need(sum(len(e.pieces or ()) for e in self.entries) <= 1 << 20, "too many pieces")
+        self.pieces = sum(len(e.pieces or ()) for e in self.entries)
+        need(self.pieces <= 1 << 20, "too many pieces")
         need(len({e.name for e in self.entries}) == len(self.entries), "two entries have the same name")
         scope = self.metadata["base"]["scope"]
         need(scope is not None or not self.removed and all(e.kind in ("new", "copy") for e in self.entries),
@@ -524,7 +525,7 @@ class Patch:
 
     def check_sums(self):
         need(sum(len(s.entries) for s in self.shards) <= 1 << 18 and sum(len(s.removed) for s in self.shards) <= 1 << 18
-             and sum(s.described for s in self.shards) <= 1 << 27
+             and sum(s.pieces for s in self.shards) <= 1 << 20 and sum(s.described for s in self.shards) <= 1 << 27
              and sum(s.metadata["target"]["size"] for s in self.shards) <= 1 << 42, "too much in all patch files together")
 
     def identity(self):  # section 3.2

@@ -47,6 +47,11 @@ class Table:
     """Names of the scope's base tensors that no target tensor comes from, sorted."""
 
     @property
+    def pieces(self) -> int:
+        """How many pieces the bases of all entries have."""
+        return sum(len(entry.pieces) for entry in self.entries)
+
+    @property
     def totals(self) -> Totals:
         """The sums that the metadata states too."""
         counts = {kind: sum(entry.kind == kind for entry in self.entries) for kind in KINDS}
@@ -63,7 +68,7 @@ class Table:
         Raises:
             CheckpointError: it would be larger than a reader takes.
         """
-        if sum(len(entry.pieces) for entry in self.entries) > MAX_PIECES:
+        if self.pieces > MAX_PIECES:
             raise CheckpointError(f"its bases have more than {MAX_PIECES} pieces: save the checkpoint in more and smaller files")
         text = canonical.dumps({"removed": list(self.removed), "tensors": [entry.to_json() for entry in self.entries]})
         content = len(text).to_bytes(4, "little") + text + b"".join(entry.digests() for entry in self.entries)

@@ -56,7 +56,9 @@ class TensorPlan:
     """The jobs of one target tensor. Of a long one whose codec is not given, some blocks are tried before the others are encoded."""
 
     base: AdaptedBase | None
+    """None for a new tensor."""
     base_scope: str
+    """Id of the scope of the base's tensors."""
     target: Tensor
     codec: str | None
     """The codec, if it is known before anything is encoded."""

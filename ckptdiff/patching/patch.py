@@ -22,9 +22,10 @@ from ckptdiff.hub.repo import RemoteFolder, download, open_repo
 from ckptdiff.io.source import ByteSource, LocalFile, read_bytes
 
 MAX_ALL_TENSORS = 1 << 18
+MAX_ALL_PIECES = 1 << 20
 MAX_ALL_DESCRIBED = 1 << 27
 MAX_ALL_BYTES = 1 << 42
-"""Limits of all patch files of a patch together (spec 11): tensors, and removed ones; decoded tables and headers; bytes to rebuild."""
+"""Limits of all patch files together (spec 11): tensors, and removed ones; pieces; bytes of tables and headers; bytes to rebuild."""
 
 
 class ClosableSource(ByteSource, Protocol):
@@ -276,6 +277,7 @@ def _open_folder(folder: SourceFolder, stack: ExitStack) -> OpenPatch:
 FOLDER_LIMITS = {
     "tensors": MAX_ALL_TENSORS,
     "removed tensors": MAX_ALL_TENSORS,
+    "pieces": MAX_ALL_PIECES,
     "bytes of tables and headers": MAX_ALL_DESCRIBED,
     "bytes to rebuild": MAX_ALL_BYTES,
 }
@@ -283,7 +285,8 @@ FOLDER_LIMITS = {
 
 def _add_to_sums(sums: dict[str, int], file: PatchFile, where: str) -> None:
     """Add a patch file to the sums of a folder; raises FormatError if they exceed the limits of a patch (spec 11)."""
-    counts = (len(file.table.entries), len(file.table.removed), file.described, file.metadata.target_size)
+    table = file.table
+    counts = (len(table.entries), len(table.removed), table.pieces, file.described, file.metadata.target_size)
     for (what, limit), count in zip(FOLDER_LIMITS.items(), counts, strict=True):
         sums[what] = sums.get(what, 0) + count
         if sums[what] > limit:

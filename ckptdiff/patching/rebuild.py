@@ -115,7 +115,7 @@ class Rebuilder:
     def _from_patch(self, depth: int, file: PatchFile, entry: Entry) -> Recipe:
         """The adapted base of an entry of a later patch, out of what the patch before gives."""
         before, patch = self.chain[depth - 1], self.chain[depth]
-        scope = next(iter(before.scopes)) if len(before.scopes) == 1 else file.metadata.base_scope or ""
+        scope = _scope_before(before, file)
         found = dict[str, tuple[PatchFile, Entry]]()
         for name, needed in _units_needed(entry).items():
             source = before.entries.get((scope, name))
@@ -146,8 +146,9 @@ class Rebuilder:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
             with closing(FileSink([(path, 0)])) as sink:
-                for _ in rebuild([recipe], sink, self.execute, self.checked):
-                    pass
+                with closing(self.rebuild([recipe], sink)) as results:
+                    for _ in results:
+                        pass
             self.scratch.add(key, Tensor(key[1], key[2], entry.dtype, entry.shape, entry.nbytes, LocalFile(path), 0))
         return self.scratch.tensors[key]
 
@@ -199,6 +200,11 @@ class Rebuilder:
             )
 
 
+def _scope_before(before: OpenPatch, file: PatchFile) -> str:
+    """The scope of the patch before that a patch file takes its base tensors from: the only one, or that of its base scope's id."""
+    return next(iter(before.scopes)) if len(before.scopes) == 1 else file.metadata.base_scope or ""
+
+
 def _units_needed(entry: Entry) -> dict[str, int]:
     """How many units each base tensor must have for an entry's pieces."""
     needed = dict.fromkeys(entry.base_names, 0)
@@ -245,7 +251,7 @@ def scratch_size(chain: Sequence[OpenPatch], only: Sequence[str] = ()) -> int:
             file, entry = chain[depth].entries[scope, name]
             if entry.kind == "copy":
                 file, entry = chain[depth].entries[scope, entry.of or ""]
-            base_scope = next(iter(before.scopes)) if len(before.scopes) == 1 else file.metadata.base_scope or ""
+            base_scope = _scope_before(before, file)
             for base in entry.base_names:
                 found = before.entries.get((base_scope, base))
                 if found is not None:

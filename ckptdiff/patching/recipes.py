@@ -23,7 +23,9 @@ class AdaptedTensor:
     """Where its units come from: pieces of tensors; or the tensor that the patch before gives, of which the first ``used`` units are
     taken, cast and extended with zeros."""
     used: int
+    """Of pieces all units count as used."""
     dtype: str
+    """The target's, as the size in bytes is."""
     nbytes: int
     digest: bytes
     """The tensor digest that it must have."""

@@ -21,7 +21,7 @@ from ckptdiff.format.sealed import FileRef
 from ckptdiff.format.table import Table
 from ckptdiff.patching import other_files
 from ckptdiff.patching.encode_pair import EncodedPair
-from ckptdiff.patching.patch import MAX_ALL_BYTES, MAX_ALL_DESCRIBED, MAX_ALL_TENSORS
+from ckptdiff.patching.patch import MAX_ALL_BYTES, MAX_ALL_DESCRIBED, MAX_ALL_PIECES, MAX_ALL_TENSORS
 
 
 class StorableReport(Protocol):
@@ -163,7 +163,11 @@ def _codecs(tables: Iterable[Table]) -> dict[str, int]:
 
 
 def _write_shards(contents: PatchContents, tables: Sequence[Table], built: Path) -> list[ShardRef]:
-    target, shards, described = contents.pair.target, list[ShardRef](), 0
+    target, shards, described, pieces = contents.pair.target, list[ShardRef](), 0, sum(table.pieces for table in tables)
+    if pieces > MAX_ALL_PIECES:
+        raise CheckpointError(
+            f"{target.path}: its bases have {pieces} pieces, a patch at most {MAX_ALL_PIECES}: patch its parts one by one"
+        )
     for file, table in zip(target.weights, tables, strict=True):
         path = built / "patch" / file.path
         path.parent.mkdir(parents=True, exist_ok=True)

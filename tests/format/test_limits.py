@@ -278,18 +278,19 @@ def test_sizes_of_files_have_a_limit() -> None:
 
 def test_sums_of_all_patch_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Of the limits themselves the spec's table is compared; here that each counts what it says, over all files."""
-    row = {"name": "t", "dtype": "U8", "shape": [0], "kind": "same"}
+    row = {"name": "t", "dtype": "U8", "shape": [2], "kind": "same", "base": {"pieces": [["u", 0, 1], ["v", 0, 1]]}}
     listed, target = [], {"identity": made.DIGEST}
     for name in ("a.safetensors", "b.safetensors"):
-        text, header = canonical.dumps({"removed": ["x"], "tensors": [row]}), made.header_of([("t", "U8", [0])])
-        options = {"totals": {"same": 1, "removed": 1}, "predicted": header, "header": header}
+        text, header = canonical.dumps({"removed": ["x"], "tensors": [row]}), made.header_of([("t", "U8", [2])])
+        options = {"totals": {"same": 1, "removed": 1, "units": 2}, "predicted": header, "header": header, "size": 8 + len(header) + 2}
         path = made.patch(tmp_path / "p" / "patch" / name, text, bytes(16), file=name, **options)  # type: ignore[arg-type]
         with open(path, "rb") as file:
             size, digest = path.stat().st_size, PatchFile(BytesFile(file.read(), "here")).digest.hex()
         listed.append({**made.file_row(f"patch/{name}", size), "target": name, "digest": digest})
     folder = made.index(tmp_path / "p", target=target, shards=listed)
     content = 4 + len(text) + 16 + len(header)
-    sums = {"tensors": 2, "removed tensors": 2, "bytes of tables and headers": 2 * content, "bytes to rebuild": 2 * (8 + len(header))}
+    sums = {"tensors": 2, "removed tensors": 2, "pieces": 4}
+    sums |= {"bytes of tables and headers": 2 * content, "bytes to rebuild": 2 * (10 + len(header))}
     for what, found in sums.items():
         monkeypatch.setitem(patch.FOLDER_LIMITS, what, found)
         with pytest.raises(FormatError, match="hold the same tensor of one scope"):

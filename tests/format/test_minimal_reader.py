@@ -10,7 +10,7 @@ import pytest
 
 import ckptdiff
 from ckptdiff.checkpoint import scopes
-from ckptdiff.patching.patch import MAX_ALL_DESCRIBED
+from ckptdiff.patching.patch import MAX_ALL_DESCRIBED, MAX_ALL_PIECES
 from tests.support import hostile_files as made
 from tests.support.checkpoints import tree
 from tests.support.mutations import mutate
@@ -70,14 +70,16 @@ def test_limits_of_the_minimal_reader() -> None:
         READER.document(b" " * (1 << 24), "ckptdiff", READER.METADATA)
     with pytest.raises(READER.PatchError, match="this ckptdiff is too large"):
         READER.document(b" " * ((1 << 24) + 1), "ckptdiff", READER.METADATA)
-    for key, most in (("entries", 1 << 18), ("removed", 1 << 18), ("described", MAX_ALL_DESCRIBED), ("size", 1 << 42)):
+    limits = {"entries": 1 << 18, "removed": 1 << 18, "pieces": MAX_ALL_PIECES, "described": MAX_ALL_DESCRIBED, "size": 1 << 42}
+    for key, most in limits.items():
         for more in (0, 1):
-            sums = dict.fromkeys(("entries", "removed", "described", "size"), 0) | {key: most // 2}
+            sums = dict.fromkeys(limits, 0) | {key: most // 2}
             last = {**sums, key: most // 2 + more}
             shards = [
                 SimpleNamespace(
                     entries=range(row["entries"]),
                     removed=range(row["removed"]),
+                    pieces=row["pieces"],
                     described=row["described"],
                     metadata={"target": {"size": row["size"]}},
                 )

@@ -64,7 +64,7 @@ def test_the_limits() -> None:
         [sealed.MAX_INDEX, sealed.MAX_INDEX, sealed.MAX_INFO, sealed.MAX_REPO],
         [patch_file.MAX_STORED_REPORT, report_stored.MAX_REPORT],
         [safetensors.MAX_TENSORS, safetensors.MAX_TENSORS, safetensors.MAX_MEMBER_NODES],
-        [patch.MAX_ALL_TENSORS, patch.MAX_ALL_TENSORS, patch.MAX_ALL_DESCRIBED, patch.MAX_ALL_BYTES],
+        [patch.MAX_ALL_TENSORS, patch.MAX_ALL_TENSORS, patch.MAX_ALL_PIECES, patch.MAX_ALL_DESCRIBED, patch.MAX_ALL_BYTES],
         [sealed.MAX_FILES, sealed.MAX_FILES],
         [safetensors.MAX_RANK, dtypes.MAX_SIZE, dtypes.MAX_SIZE],
         [1, safetensors.MAX_NAME],
@@ -93,6 +93,7 @@ def test_security_states_the_same_limits() -> None:
     text = (Path(__file__).resolve().parents[2] / "SECURITY.md").read_text()
     for stated in (
         f"{safetensors.MAX_TENSORS:,} tensors a file, {patch.MAX_ALL_TENSORS:,} in all files of a patch",
+        f"; {table.MAX_PIECES:,} pieces of bases a table, {patch.MAX_ALL_PIECES:,} in all of a patch; ",
         f"{safetensors.MAX_HEADER >> 20} MiB of JSON in a header or table, {patch.MAX_ALL_DESCRIBED >> 20} MiB\nof these in all of a patch",
         f"{sealed.MAX_INDEX >> 20} MiB for an index or metadata, {report_stored.MAX_REPORT >> 20} MiB for a report",
         f"; {sealed.MAX_FILES:,} files; ",

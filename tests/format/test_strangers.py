@@ -293,6 +293,10 @@ def test_make_writes_no_folder_that_no_reader_takes(tmp_path: Path, monkeypatch:
     with pytest.raises(CheckpointError, match="1: its tables and headers have more than 300 bytes: patch its parts one by one"):
         ckptdiff.make(tmp_path / "0", tmp_path / "1", tmp_path / "p")
     assert not (tmp_path / "p").exists()
+    write_sharded(tmp_path / "renamed", {f"{k}.safetensors": {f"v{k}": tensor("U8", (1,), bytes(1))} for k in "ab"}, None)
+    monkeypatch.setattr(writer, "MAX_ALL_PIECES", 1)
+    with pytest.raises(CheckpointError, match="renamed: its bases have 2 pieces, a patch at most 1: patch its parts one by one"):
+        ckptdiff.make(tmp_path / "0", tmp_path / "renamed", tmp_path / "p", rename=["v=w"])
 
 
 def test_masks_that_no_reader_takes_are_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

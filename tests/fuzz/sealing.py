@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 from tests.fuzz.trees import dump
@@ -68,8 +69,9 @@ class Opened:
 
 
 def _predicted(entries: list[dict[str, Any]]) -> bytes:
-    tensors = {e["name"]: BUILD.T(e["dtype"], e["shape"], bytes(BUILD.units(e) * BUILD.CARRIER[e["dtype"]])) for e in entries}
-    return bytes(BUILD.header(tensors))
+    """The predicted header, for which no data is made but its length: a mutation may state any shape."""
+    sizes = {e["name"]: (e["dtype"], e["shape"], range(BUILD.units(e) * BUILD.CARRIER[e["dtype"]])) for e in entries}
+    return bytes(BUILD.header({name: SimpleNamespace(dtype=d, shape=s, data=data) for name, (d, s, data) in sizes.items()}))
 
 
 def _totals(table: Any, old: Any) -> Any:

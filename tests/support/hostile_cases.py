@@ -235,6 +235,17 @@ def _shards(folder: Path, n: int, table: bytes, header: bytes, **metadata: Any) 
     return [made.index(folder / "p", target={"identity": made.DIGEST}, shards=listed)]
 
 
+@case(1)
+def shards_of_pieces(folder: Path, n: int) -> list[Path]:
+    """Each has as many as all may have together, so that the second is refused."""
+    count = 1 << 20
+    pieces = [["w" if k % 2 else "v", k, 1] for k in range(count)]
+    header = made.header_of([("t0", "U8", [count])])
+    table = made.canonical({"removed": [], "tensors": rows(1, shape=[count], base={"pieces": pieces})})
+    options = {"predicted": header, "totals": {"same": 1, "units": count}, "size": 8 + len(header) + count}
+    return _shards(folder, n, table, header, digests=bytes(16), **options)
+
+
 @case(64 * MB, "verify")
 def other_file_that_expands(folder: Path, n: int) -> list[Path]:
     data = made.rle(n)
