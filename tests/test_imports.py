@@ -25,9 +25,10 @@ kernels: bins block_layout cache arrays jit casts leaves classes ulps changes mo
 kernels: raw_bits range_coder pace adaptive rans context_groups context_map tokens static
 codecs: planes raw escaped_values sparse context
 hub: ids client repo commit
-checkpoint: weight_map secrets selection recognition other_formats scopes contents reader pairing
+checkpoint: weight_map secrets selection recognition other_formats scopes contents reader
+checkpoint: adapt names renames samples keys parts rows evidence pairing
 device: resolve ops xxh3_triton leaves
-patching: torch_dtypes memory adapt compare_on_host compare_on_device encode_plan encode_options encode pending_tensor \
+patching: torch_dtypes memory compare_on_host compare_on_device encode_plan encode_options encode pending_tensor \
 encode_pair patch chain other_files overwrite output write wrong_base recipes file_sink build rebuild target_files provenance
 live: names updates hashing writing switch load patch target
 analysis: modules values sparsity matrices rank report_model report_stored pairs overlap

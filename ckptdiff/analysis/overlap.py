@@ -29,7 +29,9 @@ class TensorOverlap:
     """What K updates changed in one tensor of the base, in numbers of elements."""
 
     scope: str
+    """Its scope in the base."""
     name: str
+    """Its name there; that of the first update's tensor where this is adapted or put together."""
     elements: int
     """All elements of the tensor; a complex number counts as its two parts."""
     changed: CountArray
@@ -118,7 +120,7 @@ class OverlapResult:
     """An element counts as changed if |d| exceeds this; at 0, if its bits differ."""
     tensors: tuple[TensorOverlap, ...]
     left_out: tuple[str, ...]
-    """Names of tensors that the base and the updates do not all have with one dtype and shape."""
+    """Names of tensors that not all updates have, made from the same part of the base and in one dtype."""
     elements: int = field(init=False)
     """All elements of the tensors."""
 
@@ -205,9 +207,8 @@ def tensor_overlap(group: Sequence[Pair], blocks: Iterator[list[CountArray]]) ->
         pair.finish()
     elements, changed, both, same, core, last, ever, back, sizes = sums
     counts = (int(elements), changed, both, same, int(core), last, ever, back)
-    old = group[0].old
-    assert old is not None
-    return TensorOverlap(old.scope, old.name, *counts, *_expected_by_size(sizes))
+    first, old = group[0], group[0].old
+    return TensorOverlap(first.base_scope, old.name if old is not None else first.name, *counts, *_expected_by_size(sizes))
 
 
 def _expected_by_size(sizes: CountArray) -> tuple[npt.NDArray[np.float64], float]:

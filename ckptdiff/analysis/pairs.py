@@ -7,19 +7,23 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
+from ckptdiff.checkpoint.adapt import AdaptedBase
 from ckptdiff.checkpoint.contents import Checkpoint, Tensor
-from ckptdiff.checkpoint.pairing import Rename, check_renames, pair_all
+from ckptdiff.checkpoint.pairing import Counterpart, pair
 from ckptdiff.checkpoint.reader import open_checkpoint
 from ckptdiff.checkpoint.recognition import is_patch
+from ckptdiff.checkpoint.renames import Rename, check_renames
 from ckptdiff.checkpoint.selection import Selection
-from ckptdiff.errors import CheckpointError
+from ckptdiff.errors import CheckpointError, cut
 from ckptdiff.format.digests import BLOCK
 from ckptdiff.format.dtypes import DTYPES, Bytes
 from ckptdiff.format.entry import Entry
 from ckptdiff.io.parallel import Threads
-from ckptdiff.patching.adapt import AdaptedBase
 from ckptdiff.patching.build import TensorCheck, build
 from ckptdiff.patching.chain import check_chain
 from ckptdiff.patching.patch import OpenPatch, open_patch
@@ -29,8 +33,21 @@ from ckptdiff.patching.recipes import AdaptedTensor, Recipe, steps_of
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """A tensor of a pair, or a matrix of one that is stacked from several base tensors."""
+
+    index: int | None
+    """Number of the matrix; None for the whole tensor."""
+    stop: int
+    """The element of the pair behind its last."""
+    shape: tuple[int, ...]
+    bases: tuple[str, ...]
+    """Names of the base tensors that it stands against."""
+
+
+@dataclass(frozen=True)
 class Pair:
-    """A tensor that has the same dtype and shape in base and target."""
+    """A tensor of the target, as far as it stands against units of base tensors, and these, adapted to it."""
 
     scope: str
     """Its scope in the target."""
@@ -38,17 +55,38 @@ class Pair:
     """Its name in the target."""
     dtype: str
     shape: tuple[int, ...]
-    nbytes: int
-    """Bytes in each of base and target."""
-    old: Tensor | None
-    """The tensor of the base; None where it is adapted to the target's dtype or put together from pieces."""
-    read: Callable[[int, int], tuple[Bytes, Bytes]]
-    """``read(start, start + step)`` returns its bytes in base and target. It may be called for :attr:`starts` in any order; the arrays are
-    valid until the same thread reads again."""
+    """Of what is compared."""
+    base: AdaptedBase
+    """What it stands against."""
+    base_scope: str
+    read_all: Callable[[int, int], tuple[Bytes, Bytes]]
+    """``read_all(start, start + step)`` returns its bytes in base and target; see :meth:`read`."""
     finish: Callable[[], None]
     """Compares what was read with the digests of a patch, once all of it was read."""
-    against_zeros: int = 0
-    """Elements at the target's end that stand against zeros, and are not part of this."""
+    target_shape: tuple[int, ...]
+    """Of the whole tensor of the target."""
+    means: str = "name"
+    """How the two were paired, one of :data:`~ckptdiff.checkpoint.pairing.MEANS`; ``patch`` if a patch says it."""
+
+    @property
+    def old(self) -> Tensor | None:
+        """The tensor of the base; None where it is adapted to the target's dtype or put together from pieces."""
+        return self.base.whole
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it stands against the base tensor of its own name, and has that one's dtype."""
+        return set(self.base.tensors) <= {self.name} and self.base.base_dtype == self.dtype
+
+    @property
+    def against_zeros(self) -> int:
+        """Elements of the target that stand against zeros, as no base tensor has them; they are not part of this."""
+        return 8 * self.base.against_zeros * DTYPES[self.dtype].carrier // DTYPES[self.dtype].bits
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the target up to the last one that stands against a base tensor."""
+        return self.base.starts[-1] * DTYPES[self.dtype].carrier
 
     @property
     def step(self) -> int:
@@ -59,6 +97,56 @@ class Pair:
     def starts(self) -> range:
         """Where to read from, in bytes."""
         return range(0, max(self.nbytes, 1), self.step)
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """The tensor; or its matrices, where it is stacked from several base tensors, such as experts."""
+        elements = math.prod(self.shape)
+        whole = [Part(None, elements, self.shape, tuple(self.base.tensors))]
+        if len(self.shape) < 3 or len(self.base.tensors) < 2 or DTYPES[self.dtype].bits < 8 or self.base.against_zeros:
+            return whole
+        size, count = math.prod(self.shape[-2:]), math.prod(self.shape[:-2])
+        units = self.base.units // count
+        return [Part(k, (k + 1) * size, self.shape[-2:], tuple(self.base.names(k * units, (k + 1) * units))) for k in range(count)]
+
+    def read(self, start: int, stop: int) -> tuple[Bytes, Bytes]:
+        """Its bytes ``start`` to ``stop`` in base and target, without what stands against zeros.
+
+        It may be called for :attr:`starts` in any order; the arrays are valid until the same thread reads again.
+        """
+        old, new = self.read_all(start, stop)
+        runs = self._runs(start, start + len(new))
+        if runs == [(0, len(new))]:
+            return old[: len(new)], new
+        parts = [[data[first:last] for first, last in runs] or [data[:0]] for data in (old, new)]
+        return np.concatenate(parts[0]), np.concatenate(parts[1])
+
+    def _runs(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """Where in bytes ``start`` to ``stop`` of the target base tensors stand against it, counted from ``start``."""
+        if self.base.named[-1] == self.base.starts[-1]:
+            return [(0, min(stop, self.nbytes) - start)] * (self.nbytes > start)
+        carrier, runs = DTYPES[self.dtype].carrier, list[tuple[int, int]]()
+        for named, first, last in self.base.runs(start // carrier, stop // carrier):
+            begin, end = first * carrier - start, last * carrier - start
+            if not named:
+                continue
+            if runs and runs[-1][1] == begin:
+                runs[-1] = runs[-1][0], end
+            else:
+                runs.append((begin, end))
+        return runs
+
+    def starts_of(self, first: int, stop: int) -> list[int]:
+        """Where to read from for elements ``first`` to ``stop`` of the pair."""
+        if self.base.named[-1] == self.base.starts[-1]:
+            bits = DTYPES[self.dtype].bits
+            return list(range(first * bits // 8 // self.step * self.step, stop * bits // 8, self.step))
+        return [s for s in self.starts if self.elements_before(s) < stop and self.elements_before(s + self.step) > first]
+
+    def elements_before(self, start: int) -> int:
+        """How many elements stand against base tensors before byte ``start`` of the target."""
+        carrier = DTYPES[self.dtype].carrier
+        return 8 * carrier * self.base.named_before(start // carrier) // DTYPES[self.dtype].bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +163,19 @@ class Source:
     removed: tuple[str, ...]
     """Names of tensors that only the base has."""
     unpaired: tuple[str, ...]
-    """Names of tensors that both have, but with another dtype or shape."""
+    """Names of tensors that both have, but with a dtype that cannot be compared."""
     checkpoints: tuple[Checkpoint, ...] = ()
     """Base and target, where both are checkpoints."""
+
+
+def check_common(source: Source) -> None:
+    """Raise CheckpointError for a base and a target of which nothing can be compared."""
+    if not source.pairs and (source.added or source.unpaired) and (source.removed or source.unpaired):
+        why = f"; {cut(source.unpaired[0])} has a dtype or shape that cannot be compared" if source.unpaired else ""
+        raise CheckpointError(
+            f"{source.base} and {source.target} have nothing in common: no tensor of the one was made from the other's, "
+            f"by name or by content{why}: are they of one model?"
+        )
 
 
 def named_base(*updates: str | os.PathLike[str]) -> str:
@@ -123,17 +221,64 @@ def open_source(
         else:
             old, new = (stack.enter_context(open_checkpoint(path, selection=selection)) for path in (base, target))
             check_renames(new, renames)
-            paired = pair_all(old, new, renames)
-            pairs = tuple(_pair_of_tensors(a, b) for a, b in paired.pairs)
-            yield Source(*names, pairs, paired.only_in_target, paired.only_in_base, paired.mismatched, (old, new))
+            yield _source_of_checkpoints(old, new, renames, *names)
         old.check_unchanged()
 
 
-def _pair_of_tensors(old: Tensor, new: Tensor) -> Pair:
-    def read(start: int, stop: int) -> tuple[Bytes, Bytes]:
-        return old.read(start, stop, "base"), new.read(start, stop, "target")
+def _source_of_checkpoints(old: Checkpoint, new: Checkpoint, renames: Sequence[Rename], base_name: str, target_name: str) -> Source:
+    """The tensors of two checkpoints, paired as ``make`` pairs them."""
+    paired = pair(old, new, renames)
+    pairs, added, unpaired = list[Pair](), list[str](), list[str]()
+    used: dict[str, set[str]] = {}
+    for scope, tensors in new.scopes.items():
+        base_id = paired.scopes[scope]
+        known = old.scopes[base_id] if base_id is not None else {}
+        names = used.setdefault(base_id or "", set())
+        for tensor in tensors.values():
+            found = paired.counterparts.get(tensor.key)
+            names.add(tensor.name)
+            if found is None or (found.related is False and known[tensor.name].shape != tensor.shape):
+                (unpaired if tensor.name in known else added).append(display_name(tensor, new))
+                continue
+            names.update(found.base.tensors)
+            one = _pair_of_tensors(found, tensor, base_id or "")
+            if one is not None:
+                pairs.append(one)
+            else:
+                unpaired.append(display_name(tensor, new))
+    removed = [display_name(t, old) for scope, known in old.scopes.items() for name, t in known.items() if name not in used.get(scope, ())]
+    return Source(base_name, target_name, tuple(pairs), tuple(added), tuple(removed), tuple(unpaired), (old, new))
 
-    return Pair(new.scope, new.name, new.dtype, new.shape, new.nbytes, old, read, lambda: None)
+
+def display_name(tensor: Tensor, checkpoint: Checkpoint) -> str:
+    """A tensor's name, with its scope before it if the checkpoint has several."""
+    return tensor.name if len(checkpoint.scopes) == 1 else f"{tensor.scope}: {tensor.name}"
+
+
+def _pair_of_tensors(found: Counterpart, new: Tensor, base_scope: str) -> Pair | None:
+    shape, old = compared_shape(found.base, new.shape), found.base
+
+    def read(start: int, stop: int) -> tuple[Bytes, Bytes]:
+        return old.view(start, stop, "base"), new.view(start, stop, "target")
+
+    return (
+        Pair(new.scope, new.name, new.dtype, shape, old, base_scope, read, lambda: None, new.shape, found.means)
+        if shape is not None
+        else None
+    )
+
+
+def compared_shape(base: AdaptedBase, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape of what stands against base tensors: whole rows, or else one dimension; None if that is nothing, or no whole elements."""
+    dtype, named = DTYPES[base.dtype], base.units - base.against_zeros
+    edges = (8 * dtype.carrier * unit % dtype.bits for _, *run in base.runs(0, base.units) for unit in run)
+    if (not named and base.units) or any(edges):
+        return None
+    if named == base.units:
+        return shape
+    elements, row = 8 * named * dtype.carrier // dtype.bits, math.prod(shape[1:])
+    whole_rows = row and all(8 * dtype.carrier * unit // dtype.bits % row == 0 for _, *run in base.runs(0, base.units) for unit in run)
+    return (elements // row, *shape[1:]) if whole_rows else (elements,)
 
 
 def _source_of_patch(rebuilder: Rebuilder, patch: OpenPatch, base_name: str, target_name: str) -> Source:
@@ -145,33 +290,29 @@ def _source_of_patch(rebuilder: Rebuilder, patch: OpenPatch, base_name: str, tar
     removed: list[str] = []
     unpaired: list[str] = []
     for file in patch.files:
-        for entry in file.table.entries:
+        for entry in filter(lambda entry: entry.counts, file.table.entries):
             recipe = rebuilder.recipe(0, file, entry)
             source = steps_of(recipe)[0]
             old = source.source if isinstance(source, AdaptedTensor) and isinstance(source.source, AdaptedBase) else None
             if old is None:
                 added.append(entry.name)
-            elif not _is_comparable(old, entry):
+                continue
+            shape = compared_shape(old, entry.shape)
+            if shape is None:
                 unpaired.append(entry.name)
             else:
-                pairs.append(_pair_of_recipe(rebuilder, recipe, old, file.metadata.target_scope, entry))
+                scope, base_scope = file.metadata.target_scope, file.metadata.base_scope or ""
+                read, finish = _reader_of_recipe(rebuilder, recipe, old, entry)
+                pairs.append(Pair(scope, entry.name, entry.dtype, shape, old, base_scope, read, finish, entry.shape, "patch"))
         removed += file.table.removed
     return Source(base_name, target_name, tuple(pairs), tuple(added), tuple(removed), tuple(unpaired))
 
 
-def _is_comparable(old: AdaptedBase, entry: Entry) -> bool:
-    """Whether what stands against base tensors is the first elements of a target tensor: no zeros before others, and no half elements."""
-    dtype, units = DTYPES[entry.dtype], entry.units - old.against_zeros
-    inside = any(piece.name is None for piece in old.pieces)
-    return not inside and (units > 0 or entry.units == 0) and 8 * units * dtype.carrier % dtype.bits == 0
-
-
-def _pair_of_recipe(rebuilder: Rebuilder, recipe: Recipe, old: AdaptedBase, scope: str, entry: Entry) -> Pair:
-    """A tensor of a patch as far as it stands against units of base tensors: what it has beyond them is left out."""
+def _reader_of_recipe(
+    rebuilder: Rebuilder, recipe: Recipe, old: AdaptedBase, entry: Entry
+) -> tuple[Callable[[int, int], tuple[Bytes, Bytes]], Callable[[], None]]:
+    """What reads a tensor of a patch and its base, and what checks the rest of it afterwards: see :class:`Pair`."""
     check, dtype = TensorCheck(recipe), DTYPES[entry.dtype]
-    nbytes = entry.nbytes - old.against_zeros * dtype.carrier
-    elements, row = 8 * nbytes // dtype.bits, math.prod(entry.shape[1:])
-    shape = entry.shape if nbytes == entry.nbytes else (elements // row, *entry.shape[1:]) if row and elements % row == 0 else (elements,)
 
     def add(start: int, stop: int) -> Bytes:
         built = build(recipe, start, min(stop, entry.nbytes))
@@ -179,14 +320,13 @@ def _pair_of_recipe(rebuilder: Rebuilder, recipe: Recipe, old: AdaptedBase, scop
         return built.data
 
     def read(start: int, stop: int) -> tuple[Bytes, Bytes]:
-        new = add(start, stop)[: max(nbytes - start, 0)]
-        return old.read(start, start + len(new)), new
+        new = add(start, stop)
+        return old.view(start, start + len(new)), new
 
     def finish() -> None:
-        for start in range(pair.starts[-1] + pair.step, entry.nbytes, pair.step):
-            add(start, start + pair.step)
+        step = BLOCK * (3 if dtype.bits == 6 else 1)
+        for start in range(max(-(-old.starts[-1] * dtype.carrier // step), 1) * step, entry.nbytes, step):
+            add(start, start + step)
         check.finish(rebuilder.checked)
 
-    left_out = 8 * (entry.nbytes - nbytes) // dtype.bits
-    pair = Pair(scope, entry.name, entry.dtype, shape, nbytes, old.whole, read, finish, left_out)
-    return pair
+    return read, finish

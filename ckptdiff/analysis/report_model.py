@@ -71,6 +71,17 @@ class TensorReport:
     """The same quantiles over its columns."""
     ranks: tuple[MatrixRank, ...] | None = None
     """Ranks of those of its matrices whose rank was taken."""
+    part: int | None = None
+    """Number of the matrix in the tensor, of one that is stacked from several base tensors, as experts are; None for a whole tensor."""
+    bases: tuple[str, ...] = ()
+    """Base tensors that it was compared with, where that is not simply the one of its own name."""
+    base_dtype: str | None = None
+    """Their dtype, where that is not the tensor's: values are compared after a cast (spec 8)."""
+
+    @property
+    def label(self) -> str:
+        """Its name, with the number of the part."""
+        return self.name if self.part is None else f"{self.name}[{self.part}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +162,7 @@ class Report:
     removed: tuple[str, ...]
     """Names of tensors that only the base has."""
     unpaired: tuple[str, ...]
-    """Names of tensors that both have, but with another dtype or shape."""
+    """Names of tensors that both have, but with a dtype or shape that cannot be compared."""
     without_rank: tuple[str, ...]
     """Names of tensors with a matrix whose update holds infinities or NaNs, or has singular values beyond float64."""
     against_zeros: int = 0
@@ -241,7 +252,11 @@ class Report:
     @property
     def changes(self) -> dict[tuple[str, str], tuple[int, int]]:
         """Number of elements of each tensor, and of those that changed, by scope and name."""
-        return {(t.scope, t.name): (t.counts.elements, t.counts.changed) for t in self.tensors}
+        sums: dict[tuple[str, str], Counts] = {}
+        for tensor in self.tensors:
+            key = tensor.scope, tensor.name
+            sums[key] = sums.get(key, Counts()) + tensor.counts
+        return {key: (counts.elements, counts.changed) for key, counts in sums.items()}
 
     def to_bytes(self) -> bytes:
         """The report as :func:`ckptdiff.make` stores it in a patch: the same bytes wherever the checkpoints lie.
@@ -271,7 +286,7 @@ class Report:
         Raises:
             ImportError: pandas is not installed.
         """
-        keep = ("scope", "name", "dtype", "shape", "layer", "module")
+        keep = ("scope", "name", "part", "dtype", "shape", "layer", "module")
         return pandas.DataFrame(
             [
                 {key: getattr(t, key) for key in keep} | asdict(t.counts) | {"sparsity": t.counts.sparsity} | _mean_ranks(t.ranks or ())
@@ -290,6 +305,7 @@ def tensor_json(tensor: TensorReport) -> dict[str, Any]:
     """A tensor's row as plain JSON values, without its counts."""
     row = {key: getattr(tensor, key) for key in ("scope", "name", "dtype")}
     row |= {"shape": list(tensor.shape), "layer": tensor.layer, "module": tensor.module}
+    row |= {"part": tensor.part, "bases": list(tensor.bases), "base_dtype": tensor.base_dtype}
     row |= {"rows": list(tensor.rows) if tensor.rows else None, "columns": list(tensor.columns) if tensor.columns else None}
     spectra = None
     if tensor.ranks is not None:

@@ -40,7 +40,8 @@ OPEN_BIN_START = 1 << 52
 REPORT_FIELDS = (
     "schema base target settings totals layers modules moves rank sample tensors added removed unpaired without_rank against_zeros"
 )
-TENSOR_FIELDS = ("scope", "name", "dtype", "shape", "layer", "module", "rows", "columns", "spectra", *COUNT_FIELDS)
+TENSOR_FIELDS = ("scope", "name", "part", "bases", "base_dtype", "dtype", "shape", "layer", "module", "rows", "columns", "spectra")
+TENSOR_FIELDS += COUNT_FIELDS
 SPECTRUM_FIELDS = ("index", *(field.name for field in fields(Spectrum)), "random_rank")
 
 
@@ -146,6 +147,9 @@ def _tensor(value: Any, where: str) -> TensorReport:
         rows=_quantiles(f, "rows"),
         columns=_quantiles(f, "columns"),
         ranks=f.array("spectra", _rank) if f.value.get("spectra") is not None else None,
+        part=f.integer("part") if f.value.get("part") is not None else None,
+        bases=f.array("bases", as_text),
+        base_dtype=f.text("base_dtype") if f.value.get("base_dtype") is not None else None,
     )
 
 

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from ckptdiff.checkpoint.selection import exclude_option
-from ckptdiff.errors import CheckpointError, cut
+from ckptdiff.checkpoint.weight_map import WeightMap
 from ckptdiff.format.dtypes import DTYPES, Bytes
 from ckptdiff.format.safetensors import Header
 from ckptdiff.hub.ids import HubId
 from ckptdiff.io.scratch import scratch
 from ckptdiff.io.source import WeightSource
 from ckptdiff.lazy import torch
+
+
+class TensorKey(NamedTuple):
+    """What tells a tensor of a checkpoint from all others."""
+
+    scope: str
+    name: str
+    file: str = ""
+    """Path of its file where the tensor does not count, as another file of its scope has one of that name that does (spec 3.1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +41,18 @@ class Tensor:
     source: WeightSource
     offset: int
     """Where its data begins in ``source``, in bytes."""
+    uncounted_in: str = ""
+    """Path of its file if it does not count (:class:`TensorKey`)."""
 
     @property
-    def key(self) -> tuple[str, str]:
-        """Scope and name."""
-        return self.scope, self.name
+    def key(self) -> TensorKey:
+        """Its key in its checkpoint."""
+        return TensorKey(self.scope, self.name, self.uncounted_in)
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is the tensor of its name in its scope (spec 3.1)."""
+        return not self.uncounted_in
 
     @property
     def units(self) -> int:
@@ -73,12 +90,19 @@ class WeightFile:
     scope: str
     file: WeightSource
     header: Header
+    uncounted: set[str] = field(default_factory=set)
+    """Names of those of its tensors that do not count, which the checkpoint finds out."""
 
     @property
     def tensors(self) -> list[Tensor]:
         """The file's tensors in the order of their data."""
         start = self.header.data_start
-        return [Tensor(self.scope, t.name, t.dtype, t.shape, t.nbytes, self.file, start + t.begin) for t in self.header.tensors]
+        return [
+            Tensor(
+                self.scope, t.name, t.dtype, t.shape, t.nbytes, self.file, start + t.begin, self.path if t.name in self.uncounted else ""
+            )
+            for t in self.header.tensors
+        ]
 
 
 @dataclass(slots=True)
@@ -95,29 +119,48 @@ class Checkpoint:
     """Paths of the files that do not belong to it, by default or because the caller said so."""
     followed: dict[str, Path] = field(default_factory=dict)
     """Where links lead that leave its folder and were followed, by the path of the link."""
-    can_exclude: bool = False
-    """Whether the caller has an option to leave files out, which messages may advise."""
     origin: HubId | None = None
     """The repo and commit that it is from."""
     in_memory: bool = False
     """Whether its weights are tensors in memory, not files."""
     tied: dict[str, str] = field(default_factory=dict)
     """Further names of tensors in memory, and the name that each tensor counts under."""
-    scopes: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    """The tensors by scope and name."""
+    weight_maps: Mapping[str, Sequence[WeightMap]] = field(default_factory=dict)
+    """The weight maps of the indexes of each scope, by scope."""
+    scopes: dict[str, dict[str, Tensor]] = field(init=False, default_factory=dict)
+    """The tensors that count, by scope and name."""
+    uncounted: dict[TensorKey, Tensor] = field(init=False, default_factory=dict)
+    """The tensors that do not count, by key."""
 
     def __post_init__(self) -> None:
+        self._mark_uncounted()
         for file in self.weights:
             tensors = self.scopes.setdefault(file.scope, {})
             for tensor in file.tensors:
-                if tensor.name in tensors:
-                    self.close()
-                    way_on = f", or leave it out with {exclude_option(file.path)}" if self.can_exclude else ""
-                    raise CheckpointError(
-                        f"{file.file.name}: tensor {cut(tensor.name)} is also in {tensors[tensor.name].source.name}; "
-                        f"two files of one index must not share names: remove the stale shard{way_on}"
-                    )
-                tensors[tensor.name] = tensor
+                if tensor.counts:
+                    tensors[tensor.name] = tensor
+                else:
+                    self.uncounted[tensor.key] = tensor
+
+    def _mark_uncounted(self) -> None:
+        """Decide which tensor counts of each name that several files of one scope hold (spec 3.1)."""
+        first: dict[str, dict[str, WeightFile]] = {}
+        doubled: dict[tuple[str, str], dict[str, WeightFile]] = {}
+        for file in self.weights:
+            known = first.setdefault(file.scope, {})
+            for info in file.header.tensors:
+                other = known.setdefault(info.name, file)
+                if other is not file:
+                    doubled.setdefault((file.scope, info.name), {other.path: other})[file.path] = file
+        for (scope, name), files in doubled.items():
+            named = (weight_map.get(name) for weight_map in self.weight_maps.get(scope, ()))
+            chosen = next((path for path in named if path in files), min(files, key=str.encode))
+            for path in files.keys() - {chosen}:
+                files[path].uncounted.add(name)
+
+    def tensor(self, key: TensorKey) -> Tensor:
+        """The tensor of a key."""
+        return self.uncounted[key] if key.file else self.scopes[key.scope][key.name]
 
     def scope(self, name: str) -> dict[str, Tensor] | None:
         """The tensors of a scope; a checkpoint with one scope gives that one whatever it is called (spec 10, step 3)."""

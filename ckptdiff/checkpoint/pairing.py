@@ -1,86 +1,64 @@
-"""Base tensors paired with target tensors by name (spec 3.1 and 8).
-
-Pairing by content needs digests, and is in :mod:`ckptdiff.patching.encode_pair`.
-"""
+"""Which tensors of a base each tensor of a target is compared with (spec 3.1 and 8): by name, and where names differ by evidence."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-from ckptdiff.checkpoint.contents import Checkpoint, Tensor
-from ckptdiff.checkpoint.selection import matches_path
-from ckptdiff.errors import CheckpointError
+from ckptdiff.checkpoint.adapt import AdaptedBase, adapt
+from ckptdiff.checkpoint.contents import Checkpoint, Tensor, TensorKey
+from ckptdiff.checkpoint.evidence import Evidence
+from ckptdiff.checkpoint.names import numbers
+from ckptdiff.checkpoint.renames import Rename, rename_all
+from ckptdiff.checkpoint.samples import Relation, agree, compare
 from ckptdiff.format.dtypes import is_castable
 
-WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.")
-"""What DataParallel, torch.compile and head models put before the names of tensors."""
+CHECK_ALL = 1 << 11
+"""Tensors up to which each that is paired by its name is checked; of more, the largest of each layer or expert."""
+CHECK_UNITS = 256
+"""Units that are read in the middle of a pair of one name and size to check it."""
+TABLE_WINDOWS = 8
+"""Windows that are read of a tall table, and of a tensor that has not the size of its base: rows may have been moved, cut or added."""
+TALL = 3
+"""How many times more rows than columns a tall table has at least."""
 
 
 @dataclass(frozen=True, slots=True)
-class Rename:
-    """A rule ``--rename REGEX=REPL``, which turns the name of a target tensor into that of its base tensor."""
+class Counterpart:
+    """What of a base a tensor of the target is compared with."""
 
-    pattern: re.Pattern[str]
-    replacement: str
-
-    @classmethod
-    def parse(cls, text: str) -> Rename:
-        """Parse ``REGEX=REPL``, split at the first ``=``.
-
-        Raises:
-            CheckpointError: there is no ``=``, or the pattern or the replacement is not valid.
-        """
-        pattern, separator, replacement = text.partition("=")
-        try:
-            if not separator or not pattern:
-                raise re.error("expected REGEX=REPL")
-            rename = cls(re.compile(pattern), replacement)
-            re.compile(pattern + "|").sub(replacement, "")
-        except (re.error, IndexError, OverflowError, RecursionError) as error:
-            raise CheckpointError(f"--rename {text!r}: {error}") from None
-        return rename
+    base: AdaptedBase
+    means: str
+    """How it was found: one of :data:`MEANS`."""
+    related: bool | None = True
+    """Whether the target has content of it; None where a sample cannot tell."""
 
 
-def rename_all(name: str, renames: Sequence[Rename]) -> tuple[str, set[Rename]]:
-    """Apply rules to a target tensor's name, one after the other; returns its name in the base, and the rules that matched."""
-    used = set()
-    for rename in renames:
-        if rename.pattern.search(name):
-            used.add(rename)
-            name = rename.pattern.sub(rename.replacement, name)
-    return name, used
+MEANS = ("name", "rename", "content", "parts", "rows", "similar name")
+"""By equal names; by ``--rename``; by content; as parts of tensors, or of several; by the content of rows; by names that are alike."""
 
 
-def check_patterns(base: Checkpoint, target: Checkpoint, renames: Sequence[Rename], globs: Iterable[str]) -> None:
-    """Raise CheckpointError for a rule that matches no tensor of the target, or a glob that matches no file: most likely a slip."""
-    check_renames(target, renames)
-    check_globs(globs, base, target)
+@dataclass(frozen=True, slots=True)
+class Pairing:
+    """The scopes and tensors of a target, and what they are paired with."""
+
+    scopes: dict[str, str | None]
+    """The base scope of each target scope; None if there is none."""
+    counterparts: dict[TensorKey, Counterpart] = field(default_factory=dict)
+    """By key of the target tensor. Tensors without one are new, or found by their digest."""
 
 
-def check_renames(target: Checkpoint, renames: Sequence[Rename]) -> None:
-    """Raise CheckpointError for a rule that matches no tensor of the target."""
-    tensors = [name for tensors in target.scopes.values() for name in tensors]
-    used = set[Rename]().union(*(rename_all(name, renames)[1] for name in tensors))
-    for rename in renames:
-        if rename not in used:
-            raise CheckpointError(f"--rename {rename.pattern.pattern!r} matches no tensor of {target.path}, such as {tensors[:1]}")
-
-
-def check_globs(globs: Iterable[str], *sides: Checkpoint) -> None:
-    """Raise CheckpointError for a glob that matches no file of any of the checkpoints."""
-    names = {name for side in sides for name in (*side.others, *(file.path for file in side.weights), *side.left_out, *side.followed)}
-    for glob in globs:
-        if not any(matches_path(name, [glob]) for name in names):
-            raise CheckpointError(f"the glob {glob!r} matches no file of {' and '.join(dict.fromkeys(str(side.path) for side in sides))}")
-
-
-def pair_scopes(base: Checkpoint, target: Checkpoint) -> dict[str, str | None]:
-    """The base scope of each target scope: the same id, or the only one where each side has only one."""
-    if len(base.scopes) == 1 and len(target.scopes) == 1:
-        return dict(zip(target.scopes, base.scopes, strict=True))
-    return {scope: scope if scope in base.scopes else None for scope in target.scopes}
+def pair(base: Checkpoint, target: Checkpoint, renames: Sequence[Rename] = ()) -> Pairing:
+    """Pair the scopes and the tensors of two checkpoints."""
+    by_scope: dict[str, list[Tensor]] = {scope: [] for scope in target.scopes}
+    for file in target.weights:
+        by_scope[file.scope] += file.tensors
+    pairing = Pairing(_pair_scopes(base, target, by_scope, renames))
+    for scope, tensors in by_scope.items():
+        base_id = pairing.scopes[scope]
+        if base_id is not None:
+            pairing.counterparts.update(_pair_tensors(base, target, base.scopes[base_id], tensors, renames))
+    return pairing
 
 
 def is_adaptable(base: Tensor, target: Tensor) -> bool:
@@ -90,96 +68,100 @@ def is_adaptable(base: Tensor, target: Tensor) -> bool:
     return base.name == target.name or min(base.units, target.units) > 0
 
 
-def pair_names(base: dict[str, Tensor], target: Iterable[Tensor], renames: Sequence[Rename] = ()) -> dict[str, Tensor]:
-    """Base tensor by target name: by ``--rename``, then by equal name, then by names that differ in a common prefix only.
-
-    Pairs whose dtypes do not allow to adapt one to the other are left out.
-    """
-    targets = list(target)
-    pairs: dict[str, Tensor] = {}
-    for tensor in targets:
-        wanted, _ = rename_all(tensor.name, renames)
-        if wanted in base and is_adaptable(base[wanted], tensor):
-            pairs[tensor.name] = base[wanted]
-    used = {tensor.name for tensor in pairs.values()}
-    free_base = _by_stem(tensor for tensor in base.values() if tensor.name not in used)
-    free_target = _by_stem(tensor for tensor in targets if tensor.name not in pairs)
-    for stem, candidates in free_target.items():
-        others = free_base.get(stem, [])
-        if len(candidates) == len(others) == 1 and is_adaptable(others[0], candidates[0]):
-            pairs[candidates[0].name] = others[0]
-    return pairs
+# --- scopes ---
 
 
-def pair_tied(
-    base: dict[str, Tensor], base_tied: Mapping[str, str], target: Sequence[Tensor], tied: Mapping[str, str], renames: Sequence[Rename]
-) -> dict[str, Tensor]:
-    """As :func:`pair_names`, but a tensor with further names may also be paired by one of these."""
-    pairs = pair_names(base, target, renames)
-    known = {name: base[kept] for name, kept in base_tied.items()} | base
-    for tensor in target if base_tied or tied else ():
-        names = (tensor.name, *(name for name, kept in tied.items() if kept == tensor.name))
-        candidates = [known[name] for name in names if name in known and is_adaptable(known[name], tensor)]
-        if tensor.name not in pairs and candidates:
-            pairs[tensor.name] = candidates[0]
-    return pairs
+def _pair_scopes(
+    base: Checkpoint, target: Checkpoint, by_scope: Mapping[str, Sequence[Tensor]], renames: Sequence[Rename]
+) -> dict[str, str | None]:
+    """The base scope of each target scope: that of its id; or else that which has most of its names, or of its contents."""
+    if len(base.scopes) == 1 and len(target.scopes) == 1:
+        return dict(zip(target.scopes, base.scopes, strict=True))
+    return {
+        scope: scope if scope in base.scopes else _scope_by_names(base, tensors, renames) or _scope_by_contents(base, tensors)
+        for scope, tensors in by_scope.items()
+    }
 
 
-def _by_stem(tensors: Iterable[Tensor]) -> dict[str, list[Tensor]]:
-    """Tensors by their name without prefixes."""
-    stems: dict[str, list[Tensor]] = {}
+def _scope_by_names(base: Checkpoint, tensors: Iterable[Tensor], renames: Sequence[Rename]) -> str | None:
+    names = [rename_all(tensor.name, renames)[0] for tensor in tensors]
+    found = {scope: sum(name in known for name in names) for scope, known in base.scopes.items()}
+    return max(found, key=found.__getitem__) if any(found.values()) else None
+
+
+def _scope_by_contents(base: Checkpoint, tensors: Sequence[Tensor]) -> str | None:
+    """The scope in which most bytes of some tensors are found again."""
+    found: dict[str, int] = {}
+    for scope, known in base.scopes.items():
+        paired = Evidence(known, tensors, {}, {}).find(tensors)
+        found[scope] = sum(tensor.nbytes for tensor in tensors if tensor.key in paired)
+    return max(found, key=found.__getitem__) if any(found.values()) else None
+
+
+# --- tensors ---
+
+
+def _pair_tensors(
+    base: Checkpoint, target: Checkpoint, known: dict[str, Tensor], tensors: Sequence[Tensor], renames: Sequence[Rename]
+) -> dict[TensorKey, Counterpart]:
+    """The counterparts of the tensors of one scope."""
+    named = _by_names(known, base.tied, tensors, target.tied, renames)
+    in_memory = base.in_memory or target.in_memory
+    doubtful = {} if in_memory else _doubtful([t for t in tensors if t.key in named and named[t.key].means == "name"], named)
+    left = [tensor for tensor in tensors if tensor.nbytes and (tensor.key not in named or tensor.key in doubtful)]
+    if not left:
+        return named
+    bases = {key: found.base for key, found in named.items()}
+    for key, found in Evidence(known, tensors, bases, doubtful).find(left).items():
+        named[key] = Counterpart(found.base, found.means, found.related)
+    return {
+        key: replace(found, related=doubtful[key].related) if key in doubtful and found.means == "name" else found
+        for key, found in named.items()
+    }
+
+
+def _by_names(
+    known: Mapping[str, Tensor],
+    base_tied: Mapping[str, str],
+    tensors: Iterable[Tensor],
+    tied: Mapping[str, str],
+    renames: Sequence[Rename],
+) -> dict[TensorKey, Counterpart]:
+    """The tensors that have a base tensor of their name, or of one of their further names, or by a rule."""
+    found: dict[TensorKey, Counterpart] = {}
+    by_name = {name: known[kept] for name, kept in base_tied.items() if kept in known} | dict(known)
+    further: dict[str, list[str]] = {}
+    for name, kept in tied.items():
+        further.setdefault(kept, []).append(name)
     for tensor in tensors:
-        stems.setdefault(strip_prefixes(tensor.name), []).append(tensor)
-    return stems
+        wanted, rules = rename_all(tensor.name, renames)
+        for name in (wanted, *further.get(tensor.name, ())):
+            if name in by_name and is_adaptable(by_name[name], tensor):
+                found[tensor.key] = Counterpart(adapt(by_name[name], tensor), "rename" if rules else "name")
+                break
+    return found
 
 
-def strip_prefixes(name: str) -> str:
-    """The name without :data:`WRAPPER_PREFIXES`."""
-    while True:
-        stripped = name
-        for prefix in WRAPPER_PREFIXES:
-            stripped = stripped.removeprefix(prefix)
-        if stripped == name or not stripped:
-            return name
-        name = stripped
+def _doubtful(tensors: Sequence[Tensor], named: Mapping[TensorKey, Counterpart]) -> dict[TensorKey, Relation]:
+    """Pairs of one name whose samples show no relation, or not all over, and how far apart they are."""
+    suspects, groups = list[Tensor](), dict[tuple[int, ...], list[Tensor]]()
+    for tensor in tensors:
+        groups.setdefault(numbers(tensor.name), []).append(tensor)
+    for group in groups.values():
+        chosen = group if len(tensors) <= CHECK_ALL else [max(group, key=lambda tensor: tensor.nbytes)]
+        if any(not _agrees(named[tensor.key].base, tensor) for tensor in chosen):
+            suspects += group
+    doubtful = dict[TensorKey, Relation]()
+    for tensor in suspects:
+        found = compare(named[tensor.key].base, tensor)
+        if found.related is False or not _agrees(named[tensor.key].base, tensor):
+            doubtful[tensor.key] = found
+    return doubtful
 
 
-@dataclass(frozen=True, slots=True)
-class PairedTensors:
-    """The tensors of two checkpoints, paired as far as they have the same dtype and shape."""
-
-    pairs: tuple[tuple[Tensor, Tensor], ...]
-    """Tensors of base and target."""
-    only_in_base: tuple[str, ...]
-    only_in_target: tuple[str, ...]
-    mismatched: tuple[str, ...]
-    """Names of tensors whose dtype or shape is not that of their counterpart."""
-
-
-def pair_all(base: Checkpoint, target: Checkpoint, renames: Sequence[Rename] = ()) -> PairedTensors:
-    """Pair all tensors of two checkpoints, and name those without a counterpart of the same dtype and shape."""
-    pairs: list[tuple[Tensor, Tensor]] = []
-    only_in_base, only_in_target, mismatched = [], [], []
-    scopes = pair_scopes(base, target)
-    for scope, tensors in target.scopes.items():
-        others = base.scopes.get(scopes[scope] or "", {})
-        names = pair_names(others, tensors.values(), renames)
-        for tensor in tensors.values():
-            other = names.get(tensor.name) or others.get(tensor.name)
-            if other is None:
-                only_in_target.append(display_name(tensor, target))
-            elif (other.dtype, other.shape) != (tensor.dtype, tensor.shape):
-                mismatched.append(display_name(tensor, target))
-            else:
-                pairs.append((other, tensor))
-        used = {tensor.name for tensor in names.values()} | set(tensors)
-        only_in_base += [display_name(tensor, base) for name, tensor in others.items() if name not in used]
-    only_in_base += [
-        display_name(t, base) for scope, tensors in base.scopes.items() if scope not in scopes.values() for t in tensors.values()
-    ]
-    return PairedTensors(tuple(pairs), tuple(only_in_base), tuple(only_in_target), tuple(mismatched))
-
-
-def display_name(tensor: Tensor, checkpoint: Checkpoint) -> str:
-    """A tensor's name, with its scope before it if the checkpoint has several."""
-    return tensor.name if len(checkpoint.scopes) == 1 else f"{tensor.scope}: {tensor.name}"
+def _agrees(base: AdaptedBase, target: Tensor) -> bool:
+    """Whether a few windows of a pair show that the target was made from the base; a sample that cannot tell does not speak against it."""
+    common = sum(piece.units for piece in base.pieces)
+    tall = len(target.shape) == 2 and target.shape[0] >= TALL * target.shape[1]
+    cut = target.units != next(iter(base.tensors.values())).units
+    return agree(base, target, common, TABLE_WINDOWS if tall or cut else 1, CHECK_UNITS)

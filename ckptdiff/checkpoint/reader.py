@@ -12,12 +12,12 @@ from pathlib import Path, PurePosixPath
 from ckptdiff.checkpoint.contents import Checkpoint, WeightFile
 from ckptdiff.checkpoint.other_formats import CONVERTERS, other_formats, refuse_without_safetensors
 from ckptdiff.checkpoint.recognition import is_patch_folder, is_patch_repo
-from ckptdiff.checkpoint.scopes import is_index, scope_of_name, scopes_of, scopes_of_recorded
+from ckptdiff.checkpoint.scopes import Scopes, is_index, possible_scopes, scope_of_name, scopes_of, scopes_of_recorded
 from ckptdiff.checkpoint.selection import Selection, exclude_option, matches, select
 from ckptdiff.errors import CheckpointError
 from ckptdiff.format.index import INDEX_NAME
 from ckptdiff.format.patch_file import is_patch_header
-from ckptdiff.format.safetensors import read_header
+from ckptdiff.format.safetensors import UnusualHeaderError, read_header
 from ckptdiff.hub.ids import HubId, parse_id
 from ckptdiff.hub.repo import download, open_repo
 from ckptdiff.io.folder import Listing, list_folder
@@ -97,7 +97,7 @@ class _Opener:
     def _read_file(self, path: Path) -> Checkpoint:
         if path.suffix in CONVERTERS:
             refuse_without_safetensors(path, [path.name], (), can_include=False)
-        return Checkpoint(path, True, _open_weights({path.name: path}, {path.name: scope_of_name(path.name)}), {})
+        return _open({path.name: path}, Scopes({path.name: scope_of_name(path.name)}), path, {}, is_file=True)
 
     def _read_folder(self, path: Path) -> Checkpoint:
         _refuse_hub_root(path)
@@ -195,7 +195,7 @@ class _Opener:
     def _select(self, names: Iterable[str]) -> tuple[list[str], list[str]]:
         """Split paths as :func:`select` does, but take the weight files of scopes that the patch needs: ``make`` may have been told to."""
         names, scopes = list(names), self.recorded.scopes
-        named = [glob.escape(name) for name in names if name.endswith(".safetensors") and scope_of_name(name) in scopes]
+        named = [glob.escape(name) for name in names if name.endswith(".safetensors") and not possible_scopes(name).isdisjoint(scopes)]
         return select(names, [*self.selection.include, *named], self.selection.exclude)
 
     def _has_recorded(self, sizes: Mapping[str, int]) -> bool:
@@ -205,19 +205,19 @@ class _Opener:
     def _open_recorded(self, path: Path, indexes: Iterable[str], others: Iterable[str] = ()) -> Checkpoint:
         """Open just the weight files that the patch records."""
         weights = {name: path / name for name in self.recorded.weights}
-        scope_of = scopes_of_recorded(weights, {name: path / name for name in indexes}, self.recorded.scopes)
+        scopes = scopes_of_recorded(weights, {name: path / name for name in indexes}, self.recorded.scopes)
         names = [name for name in (*others, *self.recorded.others) if not name.endswith(".safetensors")]
-        return Checkpoint(path, False, _open_weights(weights, scope_of), {name: path / name for name in names})
+        return _open(weights, scopes, path, {name: path / name for name in names})
 
     def _open_files(self, path: Path, files: Mapping[str, Path], kept: Iterable[str]) -> Checkpoint:
         """Open the weight files among the kept ones."""
         weights = {name: files[name] for name in kept if name.endswith(".safetensors")}
         if not weights and self.needs_weights:
             refuse_without_safetensors(path, sorted(files), set(files) - set(kept), self.can_exclude)
-        scope_of = scopes_of(weights, {name: files[name] for name in kept if is_index(name)}, self.can_exclude)
+        scopes = scopes_of(weights, {name: files[name] for name in kept if is_index(name)}, self.can_exclude)
         others = {name: file for name, file in files.items() if not name.endswith(".safetensors")}
         others |= {name: path / name for name in self.recorded.others if name not in others}
-        return Checkpoint(path, False, _open_weights(weights, scope_of), others, can_exclude=self.can_exclude)
+        return _open(weights, scopes, path, others)
 
 
 def _patch_error(source: Path | HubId, command: str) -> CheckpointError:
@@ -249,6 +249,17 @@ def _refuse_hub_root(path: Path) -> None:
         raise CheckpointError(f"{path}: is a repo of the Hub cache; give one of its snapshots: {', '.join(snapshots[:5])}")
 
 
+REWRITE = """
+  from safetensors.torch import load_file, save_file
+  save_file({{name or "unnamed": tensor for name, tensor in load_file({0!r}).items()}}, {1!r})"""
+"""How to write a file again with a header as the safetensors library writes it, in Python."""
+
+
+def _open(weights: dict[str, Path], scopes: Scopes, path: Path, others: dict[str, Path], is_file: bool = False) -> Checkpoint:
+    """A checkpoint of these weight files and others."""
+    return Checkpoint(path, is_file, _open_weights(weights, scopes.of_file), others, weight_maps=scopes.weight_maps)
+
+
 def _open_weights(files: dict[str, Path], scopes: dict[str, str]) -> list[WeightFile]:
     """Open weight files and read their headers; after an error none stays open."""
     opened: list[WeightFile] = []
@@ -260,6 +271,12 @@ def _open_weights(files: dict[str, Path], scopes: dict[str, str]) -> list[Weight
                 if is_patch_header(header):
                     raise _patch_error(path, f"apply BASE {path}")
                 opened.append(WeightFile(name, scopes[name], file, header))
+            except UnusualHeaderError as error:
+                file.close()
+                raise CheckpointError(
+                    f"{path}: {error}; the safetensors library accepts that, ckptdiff does not, as other readers may not either: "
+                    f"rewrite the file with{REWRITE.format(str(path), str(path.with_suffix('.rewritten.safetensors')))}"
+                ) from None
             except ValueError as error:
                 file.close()
                 raise CheckpointError(f"{path}: not a valid safetensors file: {error}") from None

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckptdiff.checkpoint.selection import exclude_option
-from ckptdiff.checkpoint.weight_map import shards_of_index
+from ckptdiff.checkpoint.weight_map import WeightMap, read_weight_map
 from ckptdiff.errors import CheckpointError, cut
 
 INDEX_FILE = re.compile(r"(?s)(?P<stem>.+)\.safetensors\.index(?P<variant>\.[^./]+)?\.json")
-SHARD_FILE = re.compile(r"(?s)(?P<stem>.+)-[0-9]{5}-of-(?P<count>[0-9]{5})(?P<variant>\.[^./]+)?\.safetensors")
+SHARD_FILE = re.compile(r"(?s)(?P<stem>.+)-(?P<number>[0-9]{5,})-of-(?P<count>[0-9]{5,})(?P<variant>\.[^./]+)?\.safetensors")
+
+
+@dataclass(slots=True)
+class Scopes:
+    """The scopes of a checkpoint's weight files."""
+
+    of_file: dict[str, str] = field(default_factory=dict)
+    """Scope of each weight file, by its path."""
+    weight_maps: dict[str, list[WeightMap]] = field(default_factory=dict)
+    """The weight maps of each scope's indexes, in the order of their paths, by scope; they name shards by their paths."""
 
 
 def is_index(path: str) -> bool:
@@ -19,16 +30,28 @@ def is_index(path: str) -> bool:
     return INDEX_FILE.fullmatch(path.rpartition("/")[2]) is not None
 
 
-def scope_of_name(path: str) -> str:
-    """Scope of a weight file that no index lists (spec 3.1, rules 2 and 3)."""
+def scope_of_name(path: str, indexed: Collection[str] = ()) -> str:
+    """Scope of a weight file that no index lists (spec 3.1, rules 2 and 3); ``indexed``: the scopes that indexes give."""
     folder, _, name = path.rpartition("/")
+    prefix = f"{folder}/" if folder else ""
     match = SHARD_FILE.fullmatch(name)
-    stem = match["stem"] + (match["variant"] or "") if match else name.removesuffix(".safetensors")
-    return f"{folder}/{stem}" if folder else stem
+    scope = prefix + _stem(match) if match else None
+    return scope if scope is not None and scope not in indexed else prefix + name.removesuffix(".safetensors")
 
 
-def scopes_of(weights: Collection[str], indexes: Mapping[str, Path], can_exclude: bool) -> dict[str, str]:
-    """Scope of every weight file, by its path.
+def possible_scopes(path: str) -> set[str]:
+    """The scopes that a weight file which no index lists may have, whatever lies beside it."""
+    return {scope_of_name(path), path.removesuffix(".safetensors"), path}
+
+
+def _stem(shard: re.Match[str]) -> str:
+    """What the names of all shards of a set have in common."""
+    stem = shard["stem"]
+    return (stem.removesuffix(".safetensors") or stem) + (shard["variant"] or "")
+
+
+def scopes_of(weights: Collection[str], indexes: Mapping[str, Path], can_exclude: bool) -> Scopes:
+    """The scopes of all weight files.
 
     Args:
         weights: paths of all weight files.
@@ -38,65 +61,82 @@ def scopes_of(weights: Collection[str], indexes: Mapping[str, Path], can_exclude
     Raises:
         CheckpointError: an index is broken, or lists a file that does not exist; or not all shards of a set exist.
     """
-    indexed = _scopes_by_index(indexes, weights, can_exclude)
-    _check_siblings([name for name in weights if name not in indexed], set(weights), can_exclude)
-    return _all_scopes(weights, indexed)
+    scopes = _scopes_by_index(indexes, weights, can_exclude)
+    given = set(scopes.of_file.values())
+    _check_siblings([name for name in weights if name not in scopes.of_file and _is_shard(name, given)], can_exclude)
+    return _with_others(weights, scopes)
 
 
-def scopes_of_recorded(weights: Collection[str], indexes: Mapping[str, Path], wanted: Collection[str]) -> dict[str, str]:
-    """Scope of every weight file of a base, of which a patch records the files and scopes, but not which indexes were used.
+def scopes_of_recorded(weights: Collection[str], indexes: Mapping[str, Path], wanted: Collection[str]) -> Scopes:
+    """The scopes of a base of which a patch records the weight files and scopes, but not which indexes were used.
 
     Those indexes are used whose shards are all recorded; but none of them if they do not give the scopes that the patch wants.
     """
-    usable: dict[str, str] = {}
+    usable: dict[str, Path] = {}
     for name, path in indexes.items():
         try:
-            usable = {**_scopes_by_index({name: path}, weights, False), **usable}
+            _scopes_by_index({name: path}, weights, False)
         except CheckpointError:
             continue  # it is stale or broken, so that make was told to leave it out
-    scopes = _all_scopes(weights, usable)
-    given = set(scopes.values())
-    return scopes if len(given) == 1 or given.issuperset(wanted) else _all_scopes(weights, {})
+        usable[name] = path
+    scopes = _with_others(weights, _scopes_by_index(usable, weights, False))
+    given = set(scopes.of_file.values())
+    return scopes if len(given) == 1 or given.issuperset(wanted) else _with_others(weights, Scopes())
 
 
-def _all_scopes(weights: Collection[str], indexed: Mapping[str, str]) -> dict[str, str]:
+def _with_others(weights: Collection[str], scopes: Scopes) -> Scopes:
     """Scopes of all weight files, given those of indexed ones; a single file whose scope is taken is a scope of its own path."""
-    scopes = {name: indexed.get(name) or scope_of_name(name) for name in weights}
-    alone = {name for name in weights if name not in indexed and not SHARD_FILE.fullmatch(name)}
-    taken = {scope for name, scope in scopes.items() if name not in alone}
-    return {name: name if name in alone and scope in taken else scope for name, scope in scopes.items()}
+    given = set(scopes.of_file.values())
+    found = {name: scopes.of_file.get(name) or scope_of_name(name, given) for name in weights}
+    alone = {name for name in weights if name not in scopes.of_file and not _is_shard(name, given)}
+    taken = {scope for name, scope in found.items() if name not in alone}
+    of_file = {name: name if name in alone and scope in taken else scope for name, scope in found.items()}
+    return Scopes(of_file, scopes.weight_maps)
 
 
-def _scopes_by_index(indexes: Mapping[str, Path], weights: Collection[str], can_exclude: bool) -> dict[str, str]:
+def _is_shard(path: str, indexed: Collection[str]) -> bool:
+    """Whether a file that no index lists is in a scope with others by its name (spec 3.1, rule 2)."""
+    folder, _, name = path.rpartition("/")
+    match = SHARD_FILE.fullmatch(name)
+    return match is not None and (f"{folder}/" if folder else "") + _stem(match) not in indexed
+
+
+def _scopes_by_index(indexes: Mapping[str, Path], weights: Collection[str], can_exclude: bool) -> Scopes:
     """Scopes of the weight files that indexes list; raises CheckpointError if one of these is missing."""
-    indexed: dict[str, str] = {}
-    for name, path in indexes.items():
-        folder, _, file_name = name.rpartition("/")
+    scopes = Scopes()
+    for name in sorted(indexes, key=str.encode):
+        path, (folder, _, file_name) = indexes[name], name.rpartition("/")
         match = INDEX_FILE.fullmatch(file_name)
         assert match is not None
         prefix = f"{folder}/" if folder else ""
-        shards = shards_of_index(path)
-        missing = [shard for shard in shards if prefix + shard not in weights]
+        weight_map = {tensor: prefix + shard for tensor, shard in read_weight_map(path).items()}
+        shards = sorted(set(weight_map.values()))
+        missing = [shard.removeprefix(prefix) for shard in shards if shard not in weights]
         if missing:
             more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
             way_on = f"leave the stale index out with {exclude_option(name)}" if can_exclude else "remove the stale index"
             raise CheckpointError(f"{path}: lists the shard {cut(missing[0])}, which is missing{more}: fetch it, or {way_on}")
+        scope = prefix + match["stem"] + (match["variant"] or "")
+        scopes.weight_maps.setdefault(scope, []).append(weight_map)
         for shard in shards:
-            indexed.setdefault(prefix + shard, prefix + match["stem"] + (match["variant"] or ""))
-    return indexed
+            scopes.of_file.setdefault(shard, scope)
+    return scopes
 
 
-def _check_siblings(names: list[str], present: set[str], can_exclude: bool) -> None:
-    """Raise CheckpointError if a file called K-of-N, which no index lists, lacks one of its N - 1 siblings."""
+def _check_siblings(names: Iterable[str], can_exclude: bool) -> None:
+    """Raise CheckpointError unless the shards of each set, which no index lists, are numbered through; the first may have the number 0."""
+    sets: dict[tuple[str | None, ...], dict[int, str]] = {}
     for name in names:
         match = SHARD_FILE.fullmatch(name)
-        if match:
-            for k in range(1, int(match["count"]) + 1):
-                sibling = f"{match['stem']}-{k:05}-of-{match['count']}{match['variant'] or ''}.safetensors"
-                if sibling not in present:
-                    alike = match.group("stem", "count", "variant")
-                    siblings = [
-                        other for other in names if (m := SHARD_FILE.fullmatch(other)) and m.group("stem", "count", "variant") == alike
-                    ]
-                    way_on = f", or leave the others out with {exclude_option(*siblings[:3])}" if can_exclude else ""
-                    raise CheckpointError(f"{name}: its sibling {sibling} is missing: fetch it{way_on}")
+        assert match is not None
+        sets.setdefault(match.group("stem", "count", "variant"), {})[int(match["number"])] = name
+    for (_, count, _), shards in sets.items():
+        wanted = range(min(min(shards), 1), min(min(shards), 1) + int(count or 0))
+        missing = next((number for number in wanted if number not in shards), None)
+        if missing is not None:
+            first = min(shards.values(), key=str.encode)
+            match = SHARD_FILE.fullmatch(first)
+            assert match is not None
+            sibling = f"{first[: match.start('number')]}{missing:0{len(match['number'])}}{first[match.end('number') :]}"
+            way_on = f", or leave the others out with {exclude_option(*list(shards.values())[:3])}" if can_exclude else ""
+            raise CheckpointError(f"{first}: its sibling {sibling} is missing: fetch it{way_on}")

@@ -1,8 +1,9 @@
-"""The shards that the index of a sharded checkpoint, ``*.safetensors.index.json``, lists."""
+"""The index of a sharded checkpoint, ``*.safetensors.index.json``: which shard holds which tensor."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from ckptdiff.errors import CheckpointError
@@ -14,8 +15,12 @@ MAX_INDEX_NODES = 1 << 19
 """Braces, brackets and commas of an index, which has about one for each tensor."""
 
 
-def shards_of_index(path: Path) -> list[str]:
-    """The shards that an index lists, sorted.
+WeightMap = Mapping[str, str]
+"""The shard that an index names for each tensor, by the tensor's name."""
+
+
+def read_weight_map(path: Path) -> WeightMap:
+    """The weight map of an index.
 
     Raises:
         CheckpointError: it cannot be read, is larger than any model needs, or is not an index.
@@ -29,7 +34,7 @@ def shards_of_index(path: Path) -> list[str]:
         if nodes > MAX_INDEX_NODES:
             raise CheckpointError(f"{path}: an index with {nodes} braces, brackets and commas is too large (limit {MAX_INDEX_NODES})")
         weight_map = json.loads(data.decode("utf-8-sig"))["weight_map"]  # not UTF-16, in which the count of nodes would be wrong
-        return sorted({str(name) for name in weight_map.values()})
+        return {name: str(shard) for name, shard in weight_map.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(f"{path}: not a safetensors index: expected a JSON object with a weight_map") from None
     except OSError as error:

@@ -90,6 +90,8 @@ class Entry:
     """Size in bytes of each block's coded form."""
     of: str | None = None
     """Name of the tensor that a ``copy`` is a copy of."""
+    counts: bool = True
+    """False: another file of the scope holds the tensor of this name that counts (spec 3.1)."""
     digest: bytes = b""
     """Tensor digest, 16 bytes; empty for a ``copy``."""
     base_digest: bytes = b""
@@ -145,6 +147,8 @@ class Entry:
             value["changed"] = self.changed
         if self.kind == "copy":
             value["of"] = self.of
+        if not self.counts:
+            value["counts"] = False
         return value
 
     def digests(self) -> bytes:
@@ -166,6 +170,7 @@ class Entry:
             changed=self.changed,
             blocks=self.blocks,
             of=self.of,
+            counts=self.counts,
             digest=digest,
             base_digest=base_digest,
             payload_digest=payload_digest,
@@ -188,10 +193,12 @@ class Entry:
             members["changed"] = f.integer("changed", 1, nbytes // DTYPES[dtype].carrier)
         if kind == "copy":
             members["of"] = as_name(f.text("of"), f"{where}.of")
+        if "counts" in f:
+            members["counts"] = _counts(f)
         return cls(name=name, dtype=dtype, shape=shape, kind=kind, **members)
 
 
-COMMON_MEMBERS = "name dtype shape kind"
+COMMON_MEMBERS = "name dtype shape kind counts"
 """Members that an entry of any kind has."""
 ALL_MEMBERS = f"{COMMON_MEMBERS} base codec changed blocks of"
 """Members that some kind may have."""
@@ -221,6 +228,13 @@ def _shape(f: Fields) -> tuple[int, ...]:
     if len(shape) > MAX_RANK or any(dim > MAX_SIZE for dim in shape):
         raise FormatError(f"{f.where}.shape: more than {MAX_RANK} dimensions, or one above {MAX_SIZE}")
     return shape
+
+
+def _counts(f: Fields) -> bool:
+    """The member ``counts``, which is there only where it is false."""
+    if f.value["counts"] is not False:
+        raise FormatError(f"{f.where}.counts: expected false, found {quoted(f.value['counts'])}")
+    return False
 
 
 def _codec(f: Fields, kind: str) -> str:

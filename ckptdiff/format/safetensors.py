@@ -9,6 +9,7 @@ from typing import Any
 from ckptdiff.errors import cut
 from ckptdiff.format import canonical
 from ckptdiff.format.dtypes import DTYPES, MAX_FILE, MAX_SIZE
+from ckptdiff.format.json_scan import WHITE_SPACE
 from ckptdiff.format.wrong_file import HEAD_BYTES, describe_wrong_file
 from ckptdiff.io.source import ByteSource, read_bytes
 
@@ -22,6 +23,12 @@ MAX_RANK = 32
 """Limit of the dimensions of a tensor."""
 MAX_NAME = 4096
 """Limit of a tensor's name in bytes of UTF-8."""
+MEMBERS = {"dtype", "shape", "data_offsets"}
+"""Members of a tensor's object in a header."""
+
+
+class UnusualHeaderError(ValueError):
+    """A header that breaks a rule of spec 5.3 which the safetensors library does not have, so that it opens the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,21 +75,27 @@ def parse_header(raw: bytes, data_size: int) -> Header:
     """Parse the N header bytes of a file whose data has ``data_size`` bytes.
 
     Raises:
-        ValueError: with one line that says which rule of spec 5.3 is broken.
+        ValueError: with one line that says which rule of spec 5.3 is broken; UnusualHeaderError where the safetensors library has no such
+            rule.
     """
     if data_size > MAX_FILE:
         raise ValueError(f"it has {data_size} bytes of data, more than {MAX_FILE}")
-    if not (raw.startswith(b"{") and raw.rstrip(b" ").endswith(b"}")):
-        raise ValueError("the header is not a JSON object and then spaces")
+    text = raw.rstrip(WHITE_SPACE)
+    if text.lstrip(WHITE_SPACE).startswith(b"{") and not text.startswith(b"{"):
+        raise UnusualHeaderError("white space stands before the JSON of its header")
+    if not (text.startswith(b"{") and text.endswith(b"}")):
+        raise ValueError("the header is not a JSON object and then white space")
     parsed: list[TensorInfo] = []
     has_metadata, metadata = False, None
-    for _, name, value in canonical.members(raw.rstrip(b" "), {}, MAX_MEMBER_NODES, depth=3):
+    for _, name, value in canonical.members(text, {}, MAX_MEMBER_NODES, depth=3):
         if name == "__metadata__":
             has_metadata, metadata = True, value
         elif len(parsed) == MAX_TENSORS:
             raise ValueError(f"it holds more than {MAX_TENSORS} tensors")
         else:
             parsed.append(_parse_tensor(name, value))
+    if has_metadata and metadata is None:
+        raise UnusualHeaderError("its __metadata__ is null")
     if has_metadata and not (isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())):
         raise ValueError("__metadata__ is not an object of strings")
     tensors = tuple(sorted(parsed, key=lambda t: (t.begin, t.end)))
@@ -108,10 +121,14 @@ def _is_count(value: Any) -> bool:
 
 def _parse_tensor(name: str, entry: Any) -> TensorInfo:
     """A tensor from its member of the header; raises ValueError as :func:`parse_header`."""
-    if not 1 <= len(name.encode()) <= MAX_NAME:
+    if not name:
+        raise UnusualHeaderError("a tensor has an empty name")
+    if len(name.encode()) > MAX_NAME:
         raise ValueError(f"a tensor name has {len(name.encode())} bytes, expected 1 to {MAX_NAME}")
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(entry, dict) or not MEMBERS <= set(entry):
         raise ValueError(f"tensor {cut(name)}: expected an object of dtype, shape and data_offsets")
+    if set(entry) != MEMBERS:
+        raise UnusualHeaderError(f"tensor {cut(name)}: has a further member {canonical.quoted(min(set(entry) - MEMBERS))}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"tensor {cut(name)}: unknown dtype {cut(repr(dtype))}")

@@ -24,7 +24,7 @@ from ckptdiff.live.names import MODEL, find_tensors, scope_of
 from ckptdiff.live.switch import LoadedPatch
 from ckptdiff.live.updates import BYTES_PER_UPDATE_JOB, RangeUpdate, TensorUpdate, merge_blocks, on_device, range_update
 from ckptdiff.live.writing import MemoryRange
-from ckptdiff.patching.adapt import AdaptedBase
+from ckptdiff.checkpoint.adapt import AdaptedBase
 from ckptdiff.patching.build import check_changed, unpack
 from ckptdiff.patching.chain import check_chain
 from ckptdiff.patching.memory import open_state

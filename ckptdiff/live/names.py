@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ckptdiff.checkpoint.pairing import strip_prefixes
 from ckptdiff.errors import UnsupportedError, cut
 from ckptdiff.patching.memory import State, state_of
 from ckptdiff.patching.patch import OpenPatch
 
+WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.")
+"""What DataParallel, torch.compile and head models put before the names of tensors."""
 MODEL = "the model"
 """How messages call the tensors in memory."""
 
@@ -50,3 +51,14 @@ def _align_names(state: State, names: Sequence[str]) -> dict[str, Any]:
         if own is not None and own not in names and own in state:
             state[name] = state.pop(own)
     return state
+
+
+def strip_prefixes(name: str) -> str:
+    """The name without :data:`WRAPPER_PREFIXES`."""
+    while True:
+        stripped = name
+        for prefix in WRAPPER_PREFIXES:
+            stripped = stripped.removeprefix(prefix)
+        if stripped == name or not stripped:
+            return name
+        name = stripped

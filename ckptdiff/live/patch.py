@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ckptdiff.checkpoint.pairing import Rename
+from ckptdiff.checkpoint.renames import Rename
 from ckptdiff.errors import CheckpointError
 from ckptdiff.format.entry import CODEC_NAMES, Totals
 from ckptdiff.format.patch_file import PatchFile

@@ -6,7 +6,6 @@ from ckptdiff.lazy import submodules
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ckptdiff.patching import adapt as adapt
     from ckptdiff.patching import build as build
     from ckptdiff.patching import chain as chain
     from ckptdiff.patching import compare_on_device as compare_on_device

@@ -9,7 +9,7 @@ from ckptdiff import kernels
 from ckptdiff.checkpoint.contents import Tensor
 from ckptdiff.format.digests import leaves_of
 from ckptdiff.format.dtypes import DTYPES, Bytes, Changes
-from ckptdiff.patching.adapt import AdaptedBase
+from ckptdiff.checkpoint.adapt import AdaptedBase
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,14 +6,14 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ckptdiff.checkpoint.contents import Checkpoint, Tensor
+from ckptdiff.checkpoint.contents import Checkpoint, Tensor, TensorKey
 from ckptdiff.codecs import CODECS
 from ckptdiff.format.digests import BLOCK, block_count, xxh128
 from ckptdiff.format.dtypes import DTYPES, BlockChange, Replacement
 from ckptdiff.kernels.block_layout import WITHOUT_ROWS, BlockLayout
-from ckptdiff.patching.adapt import AdaptedBase
+from ckptdiff.checkpoint.adapt import AdaptedBase
 from ckptdiff.patching.compare_on_host import ComparedGroup, Comparer, compare_on_host
-from ckptdiff.patching.encode_plan import EncodeJob, HashJob, JobBase, TensorKey
+from ckptdiff.patching.encode_plan import EncodeJob, HashJob, JobBase
 
 RAW_TRIAL_SHARE = 0.5
 """If ``context`` needs more than this share of the target's bytes, ``raw`` may be smaller and is tried too."""
@@ -54,8 +54,7 @@ class GroupEncoder:
 
     def tensors(self, job: EncodeJob) -> tuple[AdaptedBase | None, Tensor]:
         """What a job compares: the base, if there is one, and the target tensor."""
-        scope, name = job.target
-        target = self.target.scopes[scope][name]
+        target = self.target.tensor(job.target)
         return self._adapted(job.base, target) if job.base is not None else None, target
 
     def _adapted(self, base: JobBase, target: Tensor) -> AdaptedBase:
@@ -82,8 +81,7 @@ class GroupEncoder:
 
     def leaf(self, job: HashJob) -> bytes:
         """The leaf (spec 3.2) of a block."""
-        scope, name = job.tensor
-        tensor = (self.base if job.of_base else self.target).scopes[scope][name]
+        tensor = (self.base if job.of_base else self.target).tensor(job.tensor)
         return xxh128(tensor.read(job.start, job.start + job.nbytes))
 
 

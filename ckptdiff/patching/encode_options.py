@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ckptdiff import patching
-from ckptdiff.checkpoint.contents import Checkpoint
-from ckptdiff.checkpoint.pairing import Rename
+from ckptdiff.checkpoint.contents import Checkpoint, TensorKey
+from ckptdiff.checkpoint.renames import Rename
 from ckptdiff.device.resolve import resolve_device
 from ckptdiff.format.digests import BLOCK
 from ckptdiff.format.entry import Piece
 from ckptdiff.io.parallel import Executor, Threads
 from ckptdiff.patching.compare_on_host import Comparer, compare_on_host
-from ckptdiff.patching.encode_plan import TensorKey
 
 BLOCKS_IN_MEMORY = 8
 """Blocks that the host encodes at once by ``sparse`` of tensors in memory. With fewer, threads hand Python's lock over more often."""
@@ -35,7 +34,7 @@ class EncodeOptions:
     execute: Executor
     """Runs the jobs."""
     pieces: Mapping[TensorKey, Sequence[Piece]] = field(default_factory=dict)
-    """What some tensors of the target are made from, by scope and name; others are paired by name and content."""
+    """What some tensors of the target are made from, by their keys; others are paired by name and evidence."""
 
 
 def on_threads(

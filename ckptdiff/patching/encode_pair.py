@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from ckptdiff.checkpoint.contents import Checkpoint, Tensor, WeightFile
-from ckptdiff.checkpoint.pairing import pair_scopes, pair_tied
+from ckptdiff.checkpoint.adapt import AdaptedBase, joined
+from ckptdiff.checkpoint.contents import Checkpoint, Tensor, TensorKey, WeightFile
+from ckptdiff.checkpoint.pairing import Pairing, pair
 from ckptdiff.format.digests import BLOCK, identity, tensor_digest
 from ckptdiff.format.dtypes import DTYPES
 from ckptdiff.format.entry import Entry, Piece
 from ckptdiff.io.parallel import FileHasher, Progress, run_plan
-from ckptdiff.patching.adapt import AdaptedBase, adapt, joined
 from ckptdiff.patching.encode import EncodedGroup, GroupEncoder
 from ckptdiff.patching.encode_options import EncodeOptions
-from ckptdiff.patching.encode_plan import EncodeJob, HashJob, TensorKey, TensorPlan
+from ckptdiff.patching.encode_plan import EncodeJob, HashJob, TensorPlan
 from ckptdiff.patching.pending_tensor import PendingTensor, Spool, SpoolRange
 
 
@@ -28,8 +28,8 @@ class PairedScope:
     """Id of the base scope; None if the target scope has no counterpart."""
     base: dict[str, Tensor]
     """The base scope's tensors by name; empty without a counterpart."""
-    entries: dict[str, Entry] = field(default_factory=dict)
-    """Table entries of the target tensors, by name, before any becomes a copy of another."""
+    entries: dict[TensorKey, Entry] = field(default_factory=dict)
+    """Table entries of the target tensors, before any becomes a copy of another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,9 @@ class EncodedPair:
     spool: Spool
     """The payloads."""
     payloads: dict[TensorKey, list[SpoolRange]]
-    """Where in the spool each target tensor's payload is, by scope and name."""
+    """Where in the spool each target tensor's payload is."""
+    pairing: Pairing
+    """How the tensors were paired before they were encoded."""
 
     def sha256(self, file: WeightFile) -> str | None:
         """SHA-256 of a weight file of either side; None if its tensors are in memory."""
@@ -86,9 +88,10 @@ class _PairEncoder:
         self.spool, self.encoder = Spool(spool), GroupEncoder(base, target, options.compare)
         files = (file.file for side in (base, target) if not side.in_memory for file in side.weights)
         self.hashers = {id(file): FileHasher(file) for file in files}
+        self.pairing = pair(base, target, options.renames)
         self.scopes = {
             scope: PairedScope(base_id, base.scopes[base_id] if base_id is not None else {})
-            for scope, base_id in pair_scopes(base, target).items()
+            for scope, base_id in self.pairing.scopes.items()
         }
         self.payloads: dict[TensorKey, list[SpoolRange]] = {}
         self.base_digests: dict[TensorKey, bytes] = {}
@@ -99,35 +102,36 @@ class _PairEncoder:
         unmatched: list[Tensor] = []
         for scope_id, scope in self.scopes.items():
             tensors = [tensor for file in self.target.weights if file.scope == scope_id for tensor in file.tensors]
-            bases = self._bases(scope, tensors)
-            matched += [(bases[tensor.name], tensor) for tensor in tensors if tensor.name in bases]
-            unmatched += [tensor for tensor in tensors if tensor.name not in bases]
+            for tensor in tensors:
+                base = self._base(scope, tensor)
+                if base is not None:
+                    matched.append((base, tensor))
+                else:
+                    unmatched.append(tensor)
         self._encode_all(matched)
         covered = covered_scopes(self.base, self.target, self.scopes)
         base_tensors = [tensor for scope in covered.values() for tensor in scope.values()]
         self.base_digests |= self._hash_all(True, [tensor for tensor in base_tensors if tensor.key not in self.base_digests])
         self._encode_all([(None, tensor) for tensor in self._pair_by_content(unmatched)])
-        entries = [(scope_id, entry) for scope_id, scope in self.scopes.items() for entry in scope.entries.values()]
+        entries = [(scope_id, entry) for scope_id, scope in self.scopes.items() for entry in scope.entries.values() if entry.counts]
         return EncodedPair(
             self.base,
             self.target,
             self.scopes,
-            identity((*t.key, t.dtype, t.shape, self.base_digests[t.key]) for t in base_tensors),
+            identity((t.scope, t.name, t.dtype, t.shape, self.base_digests[t.key]) for t in base_tensors),
             identity((scope_id, e.name, e.dtype, e.shape, e.digest) for scope_id, e in entries),
             self.hashers,
             self.spool,
             self.payloads,
+            self.pairing,
         )
 
-    def _bases(self, scope: PairedScope, tensors: Sequence[Tensor]) -> dict[str, AdaptedBase]:
-        """What the tensors of a scope are compared with, by name."""
-        paired = pair_tied(scope.base, self.base.tied, tensors, self.target.tied, self.options.renames)
-        by_name = {tensor.name: tensor for tensor in tensors}
-        bases = {name: adapt(base, by_name[name]) for name, base in paired.items()}
-        for name, tensor in by_name.items():
-            if tensor.key in self.options.pieces:
-                bases[name] = joined(self.options.pieces[tensor.key], scope.base.__getitem__, tensor)
-        return bases
+    def _base(self, scope: PairedScope, tensor: Tensor) -> AdaptedBase | None:
+        """What a tensor of a scope is compared with."""
+        if tensor.key in self.options.pieces:
+            return joined(self.options.pieces[tensor.key], scope.base.__getitem__, tensor)
+        found = self.pairing.counterparts.get(tensor.key)
+        return found.base if found is not None else None
 
     # --- encoding ---
 
@@ -157,7 +161,7 @@ class _PairEncoder:
                         entries[job.target], self.payloads[job.target] = tensor.finish()
         for plan in plans:
             entry = entries[plan.target.key]
-            self.scopes[plan.target.scope].entries[plan.target.name] = entry
+            self.scopes[plan.target.scope].entries[plan.target.key] = entry
             whole = plan.base.whole if plan.base is not None else None
             if whole is not None and entry.has_base:
                 self.base_digests[whole.key] = entry.base_digest
@@ -201,8 +205,16 @@ class _PairEncoder:
             if match is None or target.nbytes == 0:
                 unpaired.append(target)
                 continue
-            entry = Entry(name=target.name, dtype=target.dtype, shape=target.shape, kind="same", digest=digest, base_digest=digest)
-            pieces = (Piece(match.name, 0, match.units),) if match.name != target.name else ()
-            scope.entries[target.name] = replace(entry, base_dtype=match.dtype, pieces=pieces)
+            scope.entries[target.key] = Entry(
+                name=target.name,
+                dtype=target.dtype,
+                shape=target.shape,
+                kind="same",
+                base_dtype=match.dtype,
+                pieces=(Piece(match.name, 0, match.units),) if match.name != target.name else (),
+                counts=target.counts,
+                digest=digest,
+                base_digest=digest,
+            )
             self._advance(target.nbytes)
         return unpaired

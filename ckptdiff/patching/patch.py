@@ -73,40 +73,54 @@ class OpenPatch:
     folder: SourceFolder | None = None
     """Where its files lie; None for a patch file in memory."""
     entries: dict[tuple[str, str], tuple[PatchFile, Entry]] = field(init=False)
-    """The entry of each target tensor, with the file that it is in, by scope and name."""
+    """The entry of each target tensor that counts (spec 3.1), with the file that it is in, by scope and name."""
     scopes: frozenset[str] = field(init=False)
     """Scopes of the target."""
 
     def __post_init__(self) -> None:
-        self.entries = {(file.metadata.target_scope, e.name): (file, e) for file in self.files for e in file.table.entries}
+        counting = [(file, e) for file in self.files for e in file.table.entries if e.counts]
+        self.entries = {(file.metadata.target_scope, e.name): (file, e) for file, e in counting}
         self.scopes = frozenset(scope for scope, _ in self.entries)
-        if len(self.entries) != sum(len(file.table.entries) for file in self.files):
-            raise FormatError(f"{self.path}: two of its shards hold the same tensor of one scope")
+        if len(self.entries) != len(counting):
+            raise FormatError(f"{self.path}: two of its shards hold the same tensor of one scope, and both count")
+        self._check_uncounted()
         self._check_copies()
         self._check_removed()
         self._check_identity()
         self._check_base_files()
 
+    def _check_uncounted(self) -> None:
+        """Where a tensor does not count, another file of its scope must have the one that does; a file by itself has no other."""
+        for file in self.files:
+            alone = file.metadata.base_files is not None
+            for entry in file.table.entries:
+                if not entry.counts and (
+                    alone or (self.index is not None and (file.metadata.target_scope, entry.name) not in self.entries)
+                ):
+                    raise FormatError(f"{file.source.name}: tensor {cut(entry.name)}: it does not count, but no other of its name does")
+
     def _check_copies(self) -> None:
-        for (scope, name), (file, entry) in self.entries.items():
-            if entry.kind == "copy":
-                found = self.entries.get((scope, entry.of or ""))
-                if not found or found[1].kind == "copy" or (found[1].dtype, found[1].shape) != (entry.dtype, entry.shape):
-                    raise FormatError(f"{file.source.name}: tensor {cut(name)}: it cannot be a copy of {quoted(entry.of)}")
+        for file in self.files:
+            for entry in file.table.entries:
+                if entry.kind == "copy":
+                    found = self.entries.get((file.metadata.target_scope, entry.of or ""))
+                    if not found or found[1].kind == "copy" or (found[1].dtype, found[1].shape) != (entry.dtype, entry.shape):
+                        raise FormatError(f"{file.source.name}: tensor {cut(entry.name)}: it cannot be a copy of {quoted(entry.of)}")
 
     def _check_removed(self) -> None:
-        seen: dict[str, str | None] = {}
+        base_scopes: dict[str, str | None] = {}
+        listed = set[str | None]()
         for file in self.files:
-            scope, removed = file.metadata.target_scope, file.table.removed
-            if removed and scope in seen:
-                raise FormatError(f"{file.source.name}: only the first file of a scope may list removed tensors")
-            if seen.setdefault(scope, file.metadata.base_scope) != file.metadata.base_scope:
-                found = f"{cut(seen[scope])} and {cut(file.metadata.base_scope)}"
-                raise FormatError(f"{file.source.name}: its scope has two base scopes, {found}")
-        gone = {(file.metadata.target_scope, name) for file in self.files for name in file.table.removed}
+            scope, base_scope = file.metadata.target_scope, file.metadata.base_scope
+            if file.table.removed and base_scope in listed:
+                raise FormatError(f"{file.source.name}: only the first file with its base scope may list removed tensors")
+            listed.add(base_scope)
+            if base_scopes.setdefault(scope, base_scope) != base_scope:
+                raise FormatError(f"{file.source.name}: its scope has two base scopes, {cut(base_scopes[scope])} and {cut(base_scope)}")
+        gone = {(file.metadata.base_scope, name) for file in self.files for name in file.table.removed}
         for file in self.files if gone else ():
             for name in (name for e in file.table.entries for name in (e.name, *e.base_names)):
-                if (file.metadata.target_scope, name) in gone:
+                if (file.metadata.base_scope, name) in gone:
                     raise FormatError(f"{file.source.name}: the tensor {cut(name)} is listed as removed, but is in the target, or a base")
 
     def _check_identity(self) -> None:

@@ -12,7 +12,7 @@ import xxhash
 from ckptdiff.format.digests import tensor_digest
 from ckptdiff.format.entry import Entry
 from ckptdiff.io.parallel import READ_BYTES
-from ckptdiff.patching.adapt import default_pieces
+from ckptdiff.checkpoint.adapt import default_pieces
 from ckptdiff.patching.encode import EncodedGroup, choose_codec, is_independent, smallest
 from ckptdiff.patching.encode_plan import EncodeJob, TensorPlan
 
@@ -136,7 +136,8 @@ class PendingTensor:
         groups, plan = [self._groups[first] for first in sorted(self._groups)], self.plan
         base, target, sizes = plan.base, plan.target, tuple(size for group in groups for size in group.sizes)
         digest = tensor_digest(leaf for group in groups for leaf in group.leaves)
-        members: dict[str, Any] = {"name": target.name, "dtype": target.dtype, "shape": target.shape, "digest": digest}
+        members: dict[str, Any] = {"name": target.name, "dtype": target.dtype, "shape": target.shape}
+        members |= {"counts": target.counts, "digest": digest}
         if base is not None and not self._stands_alone:
             base_digest = tensor_digest(leaf for group in groups for leaf in group.base_leaves)
             members |= {"base_dtype": base.base_dtype, "pieces": base.pieces if self._must_say_pieces else ()}

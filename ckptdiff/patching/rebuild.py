@@ -17,7 +17,7 @@ from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.io.parallel import Executor, Progress, no_progress
 from ckptdiff.io.source import LocalFile
 from ckptdiff.patching import other_files
-from ckptdiff.patching.adapt import AdaptedBase, default_pieces
+from ckptdiff.checkpoint.adapt import AdaptedBase, default_pieces
 from ckptdiff.patching.build import CheckCache, Sink, T, rebuild
 from ckptdiff.patching.file_sink import FileSink
 from ckptdiff.patching.patch import OpenPatch
@@ -71,7 +71,7 @@ class Rebuilder:
     def __init__(self, base: Checkpoint, chain: Sequence[OpenPatch], execute: Executor, scratch: ScratchTensors | None = None) -> None:
         self.base, self.chain, self.execute, self.scratch = base, chain, execute, scratch
         self.wanted, self.checked = WantedBase(base, chain[0]), CheckCache()
-        self._recipes: dict[tuple[int, str, str], Recipe] = {}
+        self._recipes: dict[tuple[int, str, str, str], Recipe] = {}
         self._needed: list[AdaptedTensor] = []  # all that is needed of the base so far
 
     def recipe(self, depth: int, file: PatchFile, entry: Entry) -> Recipe:
@@ -80,9 +80,10 @@ class Rebuilder:
         Raises:
             BaseMismatchError: a base tensor does not exist, or has another dtype or too few units, or, in a chain, another digest.
         """
-        key = (depth, file.metadata.target_scope, entry.of or entry.name)
+        own = "" if entry.counts or entry.of else file.metadata.target_path
+        key = (depth, file.metadata.target_scope, entry.of or entry.name, own)
         if key not in self._recipes:
-            self._recipes[key] = self._recipe(depth, *self.chain[depth].entries[key[1:]])
+            self._recipes[key] = self._recipe(depth, *((file, entry) if own else self.chain[depth].entries[key[1:3]]))
         return self._recipes[key]
 
     def _recipe(self, depth: int, file: PatchFile, entry: Entry) -> Recipe:
@@ -243,20 +244,20 @@ class ScratchTensors:
 def scratch_size(chain: Sequence[OpenPatch], only: Sequence[str] = ()) -> int:
     """Bytes of the tensors that a chain's target needs in scratch, or those of its tensors whose names match a glob."""
     sizes = dict[tuple[int, str, str], int]()
-    needed = {(len(chain) - 1, scope, name) for scope, name in chain[-1].entries if not only or matches(name, only)}
+    needed = [(file, entry) for file in chain[-1].files for entry in file.table.entries if not only or matches(entry.name, only)]
     for depth in range(len(chain) - 1, 0, -1):
-        lower = set[tuple[int, str, str]]()
+        lower = dict[tuple[str, str], tuple[PatchFile, Entry]]()
         before = chain[depth - 1]
-        for _, scope, name in needed:
-            file, entry = chain[depth].entries[scope, name]
+        for file, entry in needed:
             if entry.kind == "copy":
-                file, entry = chain[depth].entries[scope, entry.of or ""]
+                file, entry = chain[depth].entries[file.metadata.target_scope, entry.of or ""]
             base_scope = _scope_before(before, file)
             for base in entry.base_names:
                 found = before.entries.get((base_scope, base))
                 if found is not None:
-                    lower.add((depth - 1, base_scope, found[1].of or base))
+                    key = base_scope, found[1].of or base
+                    lower[key] = before.entries[key]
                     if not is_streamed(entry, found[1].units):
-                        sizes[depth - 1, base_scope, found[1].of or base] = found[1].nbytes
-        needed = lower
+                        sizes[depth - 1, *key] = found[1].nbytes
+        needed = list(lower.values())
     return sum(sizes.values())

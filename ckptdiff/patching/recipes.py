@@ -12,7 +12,7 @@ from ckptdiff.errors import CkptdiffError
 from ckptdiff.format.dtypes import DTYPES
 from ckptdiff.format.entry import Entry
 from ckptdiff.format.patch_file import PatchFile
-from ckptdiff.patching.adapt import AdaptedBase, units_per_group
+from ckptdiff.checkpoint.adapt import AdaptedBase, units_per_group
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from ckptdiff.checkpoint.contents import Checkpoint, WeightFile
+from ckptdiff.checkpoint.contents import Checkpoint, TensorKey, WeightFile
 from ckptdiff.checkpoint.scopes import is_index
 from ckptdiff.errors import CheckpointError
 from ckptdiff.format import safe_paths
@@ -50,7 +50,7 @@ def check_report(report: StorableReport, pair: EncodedPair) -> None:
     Entries count carrier units, so that tensors with elements of less than a byte are not compared.
     """
     for (scope, name), (elements, changed) in report.changes.items():
-        entry = pair.scopes[scope].entries.get(name) if scope in pair.scopes else None
+        entry = pair.scopes[scope].entries.get(TensorKey(scope, name)) if scope in pair.scopes else None
         if entry is None or (entry.units == elements and entry.changed != changed):
             found = "there is no such tensor" if entry is None else f"found {entry.changed:,}"
             raise CheckpointError(
@@ -66,7 +66,7 @@ class PatchContents:
         pair: the encoded tensors.
         info: further facts that it records (spec 5.1).
         report: the stored form of the report, if there is one.
-        entries: table entries by scope and name.
+        entries: table entries by scope and key.
     """
 
     def __init__(self, pair: EncodedPair, info: dict[str, Any], report: bytes | None) -> None:
@@ -130,31 +130,35 @@ def write_folder(contents: PatchContents, built: Path, names: Sequence[str]) -> 
 # --- patch files ---
 
 
-def _with_copies(entries: dict[str, Entry]) -> dict[str, Entry]:
-    """The entries of a scope, of which each with a payload that repeats another one's content is a copy of that one."""
+def _with_copies(entries: dict[TensorKey, Entry]) -> dict[TensorKey, Entry]:
+    """The entries of a scope, of which each with a payload that repeats another one's content is a copy of that one, if that one counts."""
     first: dict[tuple[bytes, str, tuple[int, ...]], str] = {}
-    copies = dict[str, Entry]()
-    for name, entry in sorted(entries.items(), key=lambda item: item[1].kind != "same"):
-        key = entry.digest, entry.dtype, entry.shape
-        if entry.has_payload and entry.nbytes and key in first:
-            copies[name] = Entry(name=name, dtype=entry.dtype, shape=entry.shape, kind="copy", of=first[key], digest=entry.digest)
-        else:
-            first.setdefault(key, name)
+    copies = dict[TensorKey, Entry]()
+    for key, entry in sorted(entries.items(), key=lambda item: (not item[1].counts, item[1].kind != "same")):
+        content = entry.digest, entry.dtype, entry.shape
+        if entry.has_payload and entry.nbytes and content in first:
+            members = {"name": entry.name, "dtype": entry.dtype, "shape": entry.shape, "counts": entry.counts, "digest": entry.digest}
+            copies[key] = Entry(kind="copy", of=first[content], **members)
+        elif entry.counts:
+            first.setdefault(content, entry.name)
     return entries | copies
 
 
 def _table(contents: PatchContents, file: WeightFile) -> Table:
     """The table of one weight file's patch file."""
     entries = contents.entries[file.scope]
-    return Table(tuple(entries[info.name] for info in file.header.tensors), _removed(contents, file))
+    return Table(tuple(entries[tensor.key] for tensor in file.tensors), _removed(contents, file))
 
 
 def _removed(contents: PatchContents, file: WeightFile) -> tuple[str, ...]:
-    """Base tensors that the target scope neither has nor uses as a base; listed by the first file of the scope alone."""
-    if file is not next(first for first in contents.pair.target.weights if first.scope == file.scope):
+    """Base tensors that no target scope paired with theirs has, or uses as a base; listed by the first file of all these scopes alone."""
+    scopes = contents.pair.scopes
+    base_id = scopes[file.scope].base_id
+    sharing = [scope for scope, paired in scopes.items() if paired.base_id == base_id]
+    if base_id is None or file.path != min((f.path for f in contents.pair.target.weights if f.scope in sharing), key=str.encode):
         return ()
-    used = {name for entry in contents.entries[file.scope].values() for name in (entry.name, *entry.base_names)}
-    return tuple(sorted(set(contents.pair.scopes[file.scope].base) - used, key=str.encode))
+    used = {name for scope in sharing for entry in contents.entries[scope].values() for name in (entry.name, *entry.base_names)}
+    return tuple(sorted(set(scopes[file.scope].base) - used, key=str.encode))
 
 
 def _codecs(tables: Iterable[Table]) -> dict[str, int]:
@@ -198,7 +202,8 @@ def _write(contents: PatchContents, file: WeightFile, table: Table, out: BinaryI
         info={} if base_files is None else contents.info,
     )
     report = contents.report if file is pair.target.weights[0] else None
-    payload = (piece for e in table.entries if e.has_payload for piece in pair.spool.read(pair.payloads[file.scope, e.name]))
+    stored = (t.key for t, entry in zip(file.tensors, table.entries, strict=True) if entry.has_payload)
+    payload = (piece for key in stored for piece in pair.spool.read(pair.payloads[key]))
     return write_patch_file(out, metadata, PatchParts(table, file.header.raw, report, payload))
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ckptdiff.analysis.pairs import Pair, Source, named_base, open_source
+from ckptdiff.analysis.pairs import Pair, Source, check_common, named_base, open_source
 from ckptdiff.analysis.values import distances, element_bits
 from ckptdiff.errors import CheckpointError, cut
 from ckptdiff.format.dtypes import DTYPES, Bytes
@@ -75,7 +75,9 @@ class Mask:
         threads: int | None = None,
         progress: Progress = no_progress,
     ) -> Mask:
-        """The elements that a patch, or a checkpoint, changes of its base.
+        """The elements that a patch, or a checkpoint, changes of its base, after a cast where the dtypes differ.
+
+        The mask is of the target's tensors; elements that the base does not have, such as rows that were added, are in it.
 
         Args:
             patch: a patch, or the target itself: a path or an id on the Hub.
@@ -84,8 +86,8 @@ class Mask:
             threads, progress: as in :func:`ckptdiff.report`.
 
         Raises:
-            CheckpointError: there is no base, a name is in two scopes, or a tensor has no counterpart of the same dtype and shape in
-            the base. Other errors are those of :func:`ckptdiff.report`.
+            CheckpointError: there is no base, a name is in two scopes, or a tensor has no counterpart in the base. Other errors are those
+            of :func:`ckptdiff.report`.
         """
         base = base if base is not None else named_base(patch)
         rows: dict[str, Row] = {}
@@ -95,12 +97,12 @@ class Mask:
             done, total = 0, sum(pair.nbytes for pair in source.pairs)
             with closing(run_ordered(jobs, threads or default_threads())) as results:
                 for pair in source.pairs:
-                    pieces = [next(results) for _ in pair.starts]
+                    flags = np.concatenate([next(results) for _ in pair.starts])
                     pair.finish()
-                    rows[pair.name] = row_from_bits(np.concatenate(pieces), math.prod(pair.shape))
+                    rows[pair.name] = row_from_bits(_with_added(flags, pair), math.prod(pair.target_shape))
                     done += pair.nbytes
                     progress("comparing", done, total)
-            return cls._from_rows(rows, {pair.name: pair.shape for pair in source.pairs})
+            return cls._from_rows(rows, {pair.name: pair.target_shape for pair in source.pairs})
 
     @classmethod
     def from_arrays(cls, flags: Mapping[str, Any]) -> Mask:
@@ -229,17 +231,32 @@ class _PackedRows(Mapping[str, Bits]):
 
 def _check_counterparts(source: Source, patch: PathLike, base: PathLike) -> None:
     """Raise CheckpointError unless each tensor of the target stands for one of the base, and each name for one tensor."""
-    missing = [*source.added, *source.unpaired, *(pair.name for pair in source.pairs if pair.against_zeros)]
+    check_common(source)
+    missing = [*source.added, *source.unpaired]
     if missing:
         raise CheckpointError(
-            f"{patch}: its tensor {cut(missing[0])} ({len(missing)} in all) has no counterpart of the same shape and dtype in {base}: "
-            "a mask is of the base's elements"
+            f"{patch}: its tensor {cut(missing[0])} ({len(missing)} in all) has no counterpart in {base}: a mask is of what changed of a base"
         )
     names = set[str]()
     for pair in source.pairs:
         if pair.name in names:
             raise CheckpointError(f"{patch}: two scopes have a tensor {cut(pair.name)}: make a mask of each by itself")
         names.add(pair.name)
+
+
+def _with_added(flags: Bits, pair: Pair) -> Bits:
+    """Packed elements of the whole target tensor: what no base tensor has, such as added rows, counts as changed."""
+    if not pair.against_zeros:
+        return flags
+    compared = np.unpackbits(flags, count=math.prod(pair.shape), bitorder="little")
+    whole = np.ones(math.prod(pair.target_shape), np.uint8)
+    carrier, bits, at = DTYPES[pair.dtype].carrier, DTYPES[pair.dtype].bits, 0
+    for named, *run in pair.base.runs(0, pair.base.units):
+        if named:
+            first, stop = (8 * carrier * unit // bits for unit in run)
+            whole[first:stop] = compared[at : at + stop - first]
+            at += stop - first
+    return np.packbits(whole, bitorder="little")
 
 
 def _changed_bits(pair: Pair, start: int, atol: float) -> Bits:

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
+from ckptdiff.analysis.pairs import Pair, check_common, open_source
 from ckptdiff.analysis.values import distances, element_bits
-from ckptdiff.checkpoint.contents import Tensor
-from ckptdiff.checkpoint.pairing import check_patterns, pair_all
-from ckptdiff.checkpoint.reader import open_checkpoint
+from ckptdiff.checkpoint.contents import Checkpoint
+from ckptdiff.checkpoint.recognition import is_patch
+from ckptdiff.checkpoint.renames import Rename, check_globs
 from ckptdiff.checkpoint.selection import Selection
-from ckptdiff.format.dtypes import DTYPES
+from ckptdiff.errors import CheckpointError
 from ckptdiff.io.parallel import Progress, default_threads, no_progress, run_ordered
 
-CHUNK_ELEMENTS = 1 << 20
-"""Elements that are compared at a time."""
 DEFAULT_ATOL = (1e-5, 1e-4)
 
 
 @dataclass(frozen=True, slots=True)
 class TensorComparison:
-    """One tensor that both checkpoints have with one dtype and shape; ``scope`` and ``name`` are those of the second checkpoint."""
+    """A tensor of the second checkpoint, as far as the first one has it, in any layout; values are compared after a cast (spec 8)."""
 
     scope: str
     name: str
@@ -36,6 +35,12 @@ class TensorComparison:
     """Elements that have the same bits."""
     within: tuple[int, ...]
     """For each tolerance the elements with |a - b| at most that, or the same bits."""
+    others: tuple[str, ...] = ()
+    """Tensors of the first checkpoint that it was compared with, where that is not simply the one of its own name."""
+    other_dtype: str | None = None
+    """Their dtype, where that is not the tensor's."""
+    same: bool = False
+    """Whether the first checkpoint has this tensor, of this name, dtype and shape, bit for bit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,14 @@ class CompareResult:
     only_in_b: tuple[str, ...]
     """Names of tensors that only the second checkpoint has."""
     mismatched: tuple[str, ...]
-    """Names of tensors that both have, but with another dtype or shape."""
+    """Names of tensors that both have, but with a dtype or shape that cannot be compared."""
+    same_files: bool
+    """Whether the weight files have the same bytes."""
+
+    @property
+    def differing(self) -> int:
+        """Tensors that only one of the two has in that form: of that name, dtype, shape and content."""
+        return sum(not tensor.same for tensor in self.tensors) + len((*self.only_in_a, *self.only_in_b, *self.mismatched))
 
     @property
     def elements(self) -> int:
@@ -70,7 +82,7 @@ class CompareResult:
     @property
     def same(self) -> bool:
         """Whether both checkpoints have the same tensors, bit for bit."""
-        return self.identical == self.elements and not (self.only_in_a or self.only_in_b or self.mismatched)
+        return not self.differing
 
 
 def compare(
@@ -81,57 +93,67 @@ def compare(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     follow_links: bool = False,
+    rename: Sequence[str] = (),
     threads: int | None = None,
     progress: Progress = no_progress,
 ) -> CompareResult:
     """Count the elements of two checkpoints that are bit-identical, and those within absolute tolerances.
 
     Differences of floats are taken in float64, those of integers exactly. An element that is a NaN on one side only is within no tolerance.
-    Tensors are paired by name; the prefixes that wrappers add do not count.
+    Tensors are paired as in :func:`ckptdiff.make`, and so compared in whatever names, dtypes and layouts the two have them.
 
     Args:
         a, b: the checkpoints.
         atol: the absolute tolerances.
-        include, exclude, follow_links: choose the files of the checkpoints, as in :func:`ckptdiff.make`.
+        include, exclude, follow_links, rename: choose the files and tensors of the checkpoints, as in :func:`ckptdiff.make`.
         threads: number of threads.
         progress: called with what is being done, how much is done, and how much there is.
 
     Raises:
-        CheckpointError: a checkpoint cannot be read, or is not one.
+        CheckpointError: a checkpoint cannot be read, or is not one, or the two have nothing in common.
     """
-    chosen = Selection(include, exclude, follow_links)
-    with open_checkpoint(a, selection=chosen) as left, open_checkpoint(b, selection=chosen) as right:
-        check_patterns(left, right, (), chosen.globs)
-        paired = pair_all(left, right)
-        rows = _count_all(paired.pairs, tuple(atol), threads or default_threads(), progress)
-        return CompareResult(tuple(atol), tuple(rows), paired.only_in_base, paired.only_in_target, paired.mismatched)
+    chosen, rules = Selection(include, exclude, follow_links), [Rename.parse(text) for text in rename]
+    for path in (a, b):
+        if is_patch(path):
+            raise CheckpointError(f"{path}: is a ckptdiff patch, not a checkpoint: see what it changes with ckptdiff report BASE {path}")
+    with open_source(a, b, selection=chosen, renames=rules) as source:
+        left, right = source.checkpoints
+        check_globs(chosen.globs, left, right)
+        check_common(source)
+        rows = tuple(_count_all(source.pairs, left, tuple(atol), threads or default_threads(), progress))
+        same = all(row.same for row in rows) and _same_files(left, right)
+        return CompareResult(tuple(atol), rows, source.removed, source.added, source.unpaired, same)
+
+
+def _same_files(left: Checkpoint, right: Checkpoint) -> bool:
+    """Whether two checkpoints of the same tensors have the same weight files: the same headers under the same paths."""
+    files = [{"" if side.is_file else file.path: file.header.raw for file in side.weights} for side in (left, right)]
+    return files[0] == files[1] and not right.uncounted
 
 
 def _count_all(
-    pairs: Sequence[tuple[Tensor, Tensor]], atol: tuple[float, ...], threads: int, progress: Progress
+    pairs: Sequence[Pair], left: Checkpoint, atol: tuple[float, ...], threads: int, progress: Progress
 ) -> Iterator[TensorComparison]:
-    def starts(tensor: Tensor) -> range:
-        return range(0, max(tensor.nbytes, 1), CHUNK_ELEMENTS * DTYPES[tensor.dtype].bits // 8)
-
-    def jobs() -> Iterator[Callable[[], list[int]]]:
-        for a, b in pairs:
-            for start in starts(a):
-                yield partial(_count_chunk, a, b, start, start + starts(a).step, atol)
-
-    done, total = 0, sum(a.nbytes for a, _ in pairs)
-    with closing(run_ordered(jobs(), threads)) as results:
-        for a, b in pairs:
-            counts = np.sum([next(results) for _ in starts(a)], axis=0)
-            done += a.nbytes
+    jobs = (partial(_count_chunk, pair, start, atol) for pair in pairs for start in pair.starts)
+    done, total = 0, sum(pair.nbytes for pair in pairs)
+    with closing(run_ordered(jobs, threads)) as results:
+        for pair in pairs:
+            counts = np.sum([next(results) for _ in pair.starts], axis=0)
+            done += pair.nbytes
             progress("comparing", done, total)
             elements, identical, *within = (int(count) for count in counts)
-            yield TensorComparison(b.scope, b.name, b.dtype, b.shape, elements, identical, tuple(within))
+            old = pair.old
+            same = old is not None and (old.name, old.shape) == (pair.name, pair.target_shape) and elements == identical
+            others = () if set(pair.base.tensors) <= {pair.name} else tuple(pair.base.tensors)
+            other_dtype = pair.base.base_dtype if pair.base.base_dtype != pair.dtype else None
+            counted = elements, identical, tuple(within)
+            yield TensorComparison(pair.scope, pair.name, pair.dtype, pair.shape, *counted, others, other_dtype, same)
 
 
-def _count_chunk(a: Tensor, b: Tensor, start: int, stop: int, atol: Sequence[float]) -> list[int]:
+def _count_chunk(pair: Pair, start: int, atol: Sequence[float]) -> list[int]:
     """Elements of one chunk: all, those with the same bits, and those within each tolerance."""
-    x, y = (element_bits(tensor.read(start, stop, name), tensor.dtype) for tensor, name in ((a, "base"), (b, "target")))
+    x, y = (element_bits(side, pair.dtype) for side in pair.read(start, start + pair.step))
     differing = np.flatnonzero(x != y)
-    d = distances(x[differing], y[differing], a.dtype)
+    d = distances(x[differing], y[differing], pair.dtype)
     identical = len(x) - len(differing)
     return [len(x), identical, *(identical + int(np.count_nonzero(d <= tolerance)) for tolerance in atol)]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ckptdiff.checkpoint.contents import Checkpoint
 from ckptdiff.checkpoint.other_formats import other_formats
-from ckptdiff.checkpoint.pairing import Rename, check_patterns
+from ckptdiff.checkpoint.renames import Rename, check_patterns
 from ckptdiff.checkpoint.reader import open_checkpoint
 from ckptdiff.checkpoint.secrets import suspicious_name
 from ckptdiff.checkpoint.selection import Selection

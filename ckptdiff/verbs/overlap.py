@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 
 from ckptdiff.analysis.overlap import OverlapResult, count_block, tensor_overlap
-from ckptdiff.analysis.pairs import named_base, open_source
-from ckptdiff.checkpoint.pairing import check_globs
+from ckptdiff.analysis.pairs import Pair, check_common, named_base, open_source
+from ckptdiff.checkpoint.renames import check_globs
 from ckptdiff.checkpoint.selection import Selection
 from ckptdiff.errors import CheckpointError
 from ckptdiff.io.parallel import Progress, default_threads, no_progress, run_ordered
@@ -55,13 +55,17 @@ def overlap(
         checkpoints = [checkpoint for source in sources for checkpoint in source.checkpoints]
         if checkpoints:  # all at once, as one of the updates may have a file that no other has
             check_globs(chosen.globs, *checkpoints)
-        tables = [{pair.old.key: pair for pair in source.pairs if pair.old is not None} for source in sources]
+        for source in sources:
+            check_common(source)
+        tables = [_by_place(source.pairs) for source in sources]
         keys = [key for key in tables[0] if all(key in table for table in tables)]
-        left_out = {name for table in tables for _, name in table.keys() - set(keys)}
+        left_out = {pair.name for table in tables for key, pair in table.items() if key not in set(keys)}
         left_out |= {name for source in sources for name in (*source.added, *source.removed, *source.unpaired)}
-        left_out |= {pair.name for source in sources for pair in source.pairs if pair.old is None}
         if not keys and left_out:
-            raise CheckpointError(f"no tensor of {base} is in all updates with one dtype and shape: is it their base?")
+            raise CheckpointError(
+                f"no part of {base} is in all updates in one dtype: is it their base? updates can be compared with each other only where "
+                "they were saved in one dtype"
+            )
         groups = [[table[key] for table in tables] for key in keys]
         jobs = (partial(count_block, group, start, atol) for group in groups for start in group[0].starts)
         done, total = 0, sum(group[0].nbytes for group in groups)
@@ -73,3 +77,13 @@ def overlap(
                 progress("comparing", done, total)
         names = tuple(Path(update).name or str(update) for update in updates)
         return OverlapResult(sources[0].base, names, atol, tuple(rows), tuple(sorted(left_out)))
+
+
+def _by_place(pairs: Sequence[Pair]) -> dict[Hashable, Pair]:
+    """Pairs by what of the base they stand against; of several the one with the base tensor's name."""
+    table: dict[Hashable, Pair] = {}
+    for pair in pairs:
+        place = pair.base_scope, pair.base.pieces, pair.dtype
+        if place not in table or (pair.is_own and not table[place].is_own):
+            table[place] = pair
+    return table

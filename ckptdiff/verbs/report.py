@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -15,16 +16,16 @@ import numpy.typing as npt
 
 from ckptdiff.analysis.matrices import choose_sample, count_ranked, counted_lines, matrix_shape
 from ckptdiff.analysis.modules import layer_of, module_of
-from ckptdiff.analysis.pairs import Pair, Source, open_source
+from ckptdiff.analysis.pairs import Pair, Part, Source, check_common, open_source
 from ckptdiff.analysis.rank import check_device, expected_random_rank, spectrum
 from ckptdiff.analysis.report_model import QUANTILES, Bin, ExponentRow, MatrixRank, Quantiles, RankChoice, Report, TensorReport
 from ckptdiff.analysis.report_stored import unpack
 from ckptdiff.analysis.sparsity import COUNT_FIELDS, ZERO_EXPONENT_BIN, BlockCounter, BlockCounts, Counts, Histograms, Tolerance, subtract
 from ckptdiff.analysis.values import element_bits, values_of
-from ckptdiff.checkpoint.pairing import Rename, check_globs
+from ckptdiff.checkpoint.renames import Rename, check_globs
 from ckptdiff.checkpoint.selection import Selection
 from ckptdiff.errors import CheckpointError
-from ckptdiff.format.dtypes import DTYPES
+from ckptdiff.format.dtypes import DTYPES, Bytes
 from ckptdiff.io.parallel import Progress, default_threads, no_progress, run_ordered
 from ckptdiff.kernels.bins import LOWEST
 from ckptdiff.patching.patch import open_patch
@@ -84,8 +85,7 @@ def report(
     with open_source(base, target, selection=chosen, renames=renames) as source:
         if source.checkpoints:
             check_globs(chosen.globs, *source.checkpoints)
-        if not source.pairs and not source.unpaired and source.added and source.removed:
-            raise CheckpointError(f"{base} and {target} have no tensor of the same name: are they of one model?")
+        check_common(source)
         return _measure(source, Tolerance(atol, rtol), rank, device, threads or default_threads(), progress)
 
 
@@ -98,11 +98,12 @@ def _measure(source: Source, tolerance: Tolerance, rank: RankChoice, device: str
     with closing(run_ordered(jobs, threads)) as results:
         blocks = _counted_blocks(results, total)
         for pair in source.pairs:
-            tensors.append(_tensor_report(pair, blocks))
+            tensors += _tensor_reports(pair, blocks)
             done += pair.nbytes
             progress("counting", done, nbytes)
     if rank != "none":
-        tensors, without_rank = _take_ranks(source.pairs, tensors, rank, device, threads, progress)
+        places = [(pair, k) for pair in source.pairs for k in range(len(pair.parts))]
+        tensors, without_rank = _take_ranks(places, tensors, rank, device, threads, progress)
     names = (source.added, source.removed, source.unpaired)
     zeros = sum(pair.against_zeros for pair in source.pairs)
     return Report(source.base, source.target, tolerance, rank, tuple(tensors), *_histogram_rows(total), *names, without_rank, zeros)
@@ -149,39 +150,66 @@ def _block_groups(pairs: Sequence[Pair]) -> Iterator[list[tuple[Pair, int]]]:
         yield group
 
 
-def _count_blocks(group: list[tuple[Pair, int]], tolerance: Tolerance) -> tuple[list[BlockCounts], Histograms]:
-    """The counts of each block of a group, and the histograms over all of them."""
+def _count_blocks(group: list[tuple[Pair, int]], tolerance: Tolerance) -> tuple[list[dict[int, BlockCounts]], Histograms]:
+    """The counts of each block of a group by part of its pair, and the histograms over all of them."""
     dtype = group[0][0].dtype
     counter = BlockCounter(dtype, tolerance)
     blocks = []
     for pair, start in group:
         old, new = pair.read(start, start + pair.step)
-        blocks.append(counter.count(old, new, counted_lines(pair.shape)[1], 8 * start // DTYPES[dtype].bits))
+        blocks.append(_count_parts(pair, counter, old, new, pair.elements_before(start)))
     return blocks, counter.histograms()
 
 
-def _counted_blocks(results: Iterator[tuple[list[BlockCounts], Histograms]], total: Histograms) -> Iterator[BlockCounts]:
+def _count_parts(pair: Pair, counter: BlockCounter, old: Bytes, new: Bytes, first: int) -> dict[int, BlockCounts]:
+    """The counts of a block by part of the pair; ``first``: the element with which the block begins."""
+    bits, counted = DTYPES[pair.dtype].bits, dict[int, BlockCounts]()
+    k, at, stop = bisect_right(pair.parts, first, key=lambda part: part.stop), first, first + 8 * len(new) // bits
+    for number in range(min(k, len(pair.parts) - 1), len(pair.parts)):
+        part, begin = pair.parts[number], pair.parts[number - 1].stop if number else 0
+        end = min(part.stop, stop)
+        low, high = ((element - first) * bits // 8 for element in (at, end))
+        counted[number] = counter.count(old[low:high], new[low:high], counted_lines(part.shape)[1], at - begin)
+        at = end
+        if at >= stop:
+            break
+    return counted
+
+
+def _counted_blocks(
+    results: Iterator[tuple[list[dict[int, BlockCounts]], Histograms]], total: Histograms
+) -> Iterator[dict[int, BlockCounts]]:
     """The counts of the blocks of all jobs; adds their histograms to ``total``."""
     for blocks, histograms in results:
         total.add(histograms)
         yield from blocks
 
 
-def _tensor_report(pair: Pair, blocks: Iterator[BlockCounts]) -> TensorReport:
-    """Add up the counts of a tensor's blocks, which come first in ``blocks``."""
-    numbers, (height, width) = np.zeros(len(COUNT_FIELDS), np.int64), counted_lines(pair.shape)
-    rows, columns = np.zeros(height, np.int64), np.zeros(width * (1 + (pair.dtype == "C64")), np.int64)
+def _tensor_reports(pair: Pair, blocks: Iterator[dict[int, BlockCounts]]) -> list[TensorReport]:
+    """Add up the counts of the blocks of each part of a pair, which come first in ``blocks``."""
+    counted: list[list[BlockCounts]] = [[] for _ in pair.parts]
     for _ in pair.starts:
-        block = next(blocks)
+        for number, block in next(blocks).items():
+            counted[number].append(block)
+    pair.finish()
+    return [_tensor_report(pair, part, found) for part, found in zip(pair.parts, counted, strict=True)]
+
+
+def _tensor_report(pair: Pair, part: Part, blocks: Sequence[BlockCounts]) -> TensorReport:
+    """Add up the counts of the blocks of one part."""
+    numbers, (height, width) = np.zeros(len(COUNT_FIELDS), np.int64), counted_lines(part.shape)
+    rows, columns = np.zeros(height, np.int64), np.zeros(width * (1 + (pair.dtype == "C64")), np.int64)
+    for block in blocks:
         numbers += block.numbers
         rows[block.first_row : block.first_row + len(block.rows)] += block.rows
         whole = min(len(block.columns), len(columns) - block.first_column)
         columns[block.first_column : block.first_column + whole] += block.columns[:whole]
         columns[: len(block.columns) - whole] += block.columns[whole:]
-    pair.finish()
     shares = (_quantiles(rows, len(columns)), _quantiles(columns, len(rows))) if height else (None, None)
-    counts = Counts.from_numbers(numbers)
-    return TensorReport(pair.scope, pair.name, pair.dtype, pair.shape, layer_of(pair.name), module_of(pair.name), counts, *shares)
+    counts, bases = Counts.from_numbers(numbers), () if part.bases == (pair.name,) else part.bases
+    base_dtype = pair.base.base_dtype if pair.base.base_dtype != pair.dtype else None
+    names = pair.scope, pair.name, pair.dtype, part.shape, layer_of(pair.name), module_of(pair.name)
+    return TensorReport(*names, counts, *shares, part=part.index, bases=bases, base_dtype=base_dtype)
 
 
 def _quantiles(changed: npt.NDArray[np.int64], length: int) -> Quantiles:
@@ -214,9 +242,17 @@ def _histogram_rows(total: Histograms) -> tuple[tuple[Bin, ...], tuple[Bin, ...]
 
 
 def _take_ranks(
-    pairs: Sequence[Pair], tensors: Sequence[TensorReport], choice: RankChoice, device: str | None, threads: int, progress: Progress
+    places: Sequence[tuple[Pair, int]],
+    tensors: Sequence[TensorReport],
+    choice: RankChoice,
+    device: str | None,
+    threads: int,
+    progress: Progress,
 ) -> tuple[list[TensorReport], tuple[str, ...]]:
-    """The tensors with their ranks, and the names of those with a matrix whose update holds infinities or NaNs."""
+    """The tensors with their ranks, and the names of those with a matrix whose update holds infinities or NaNs.
+
+    ``places``: of each tensor its pair, and the number of its part there.
+    """
     chosen = [(k, i) for k, t in enumerate(tensors) for i in range(count_ranked(t.module, t.dtype, t.shape))]
     if choice == "sample":
         chosen = [chosen[number] for number in choose_sample([(tensors[k].module, tensors[k].layer) for k, _ in chosen])]
@@ -226,7 +262,7 @@ def _take_ranks(
     done = 0
     for group, workers in ((small, threads), (large, 1)):
         jobs: list[Callable[[], MatrixRank | None]] = [
-            partial(_matrix_rank, pairs[k], i, device, threads if workers == 1 else 1) for k, i in group
+            partial(_matrix_rank, *places[k], i, device, threads if workers == 1 else 1) for k, i in group
         ]
         with closing(run_ordered(jobs, workers)) as results:
             for (k, _), row in zip(group, results, strict=True):
@@ -235,26 +271,25 @@ def _take_ranks(
                 if row is not None:
                     ranks.setdefault(k, []).append(row)
                 else:
-                    without[tensors[k].name] = None
+                    without[tensors[k].label] = None
     return [replace(t, ranks=tuple(ranks[k])) if k in ranks else t for k, t in enumerate(tensors)], tuple(without)
 
 
-def _matrix_rank(pair: Pair, index: int, device: str | None, threads: int) -> MatrixRank | None:
-    """The rank of the update of one matrix of a tensor.
+def _matrix_rank(pair: Pair, part: int, index: int, device: str | None, threads: int) -> MatrixRank | None:
+    """The rank of the update of one matrix of a part of a pair.
 
     None if the update holds infinities or NaNs, or has singular values beyond float64.
     """
-    _, height, width = matrix_shape(pair.shape)
-    size = height * width * DTYPES[pair.dtype].bits // 8
+    _, height, width = matrix_shape(pair.parts[part].shape)
     update = np.empty(height * width, np.float64 if pair.dtype == "F64" else np.float32)
-    begin, changed = index * size, 0
-    for start in range(begin // pair.step * pair.step, begin + size, pair.step):
-        old, new = (values_of(element_bits(part, pair.dtype), pair.dtype) for part in pair.read(start, start + pair.step))
-        first = (start - begin) * len(update) // size
+    begin, changed = (pair.parts[part - 1].stop if part else 0) + index * len(update), 0
+    for start in pair.starts_of(begin, begin + len(update)):
+        old, new = (values_of(element_bits(side, pair.dtype), pair.dtype) for side in pair.read(start, start + pair.step))
+        first = pair.elements_before(start) - begin
         low, high = max(0, -first), min(len(old), len(update) - first)
-        part = subtract(new[low:high], old[low:high], pair.dtype)
-        update[first + low : first + high] = part
-        changed += int(np.count_nonzero(part))
+        difference = subtract(new[low:high], old[low:high], pair.dtype)
+        update[first + low : first + high] = difference
+        changed += int(np.count_nonzero(difference))
     if not np.isfinite([update.max(initial=0.0), update.min(initial=0.0)]).all():
         return None
     with np.errstate(over="ignore"):

@@ -180,7 +180,8 @@ def _weights_error(patch: OpenPatch, file: PatchFile, path: Path) -> CkptdiffErr
             if weights.header.raw != file.header.raw:
                 return IntegrityError(f"{path}: its header is not the one that {patch.path} gives")
             for tensor, entry in zip(weights.tensors, file.table.entries, strict=True):
-                digest, expected = digest_of(tensor), patch.entries[metadata.target_scope, entry.of or entry.name][1].digest
+                given = entry if entry.of is None else patch.entries[metadata.target_scope, entry.of][1]
+                digest, expected = digest_of(tensor), given.digest
                 if digest != expected:
                     return IntegrityError(f"{path}: tensor {cut(tensor.name)} has the digest {digest.hex()}, expected {expected.hex()}")
     except CheckpointError as error:

@@ -19,7 +19,7 @@ from ckptdiff.format.entry import Piece
 from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.format.safetensors import Header, TensorInfo
 from ckptdiff.io.parallel import Threads
-from ckptdiff.patching.adapt import AdaptedBase
+from ckptdiff.checkpoint.adapt import AdaptedBase
 from ckptdiff.patching.build import CheckCache, rebuild
 from ckptdiff.patching.memory import BytesFile, MemoryFile
 from ckptdiff.patching.recipes import AdaptedTensor, PatchedTensor, RebuildJob

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -43,9 +43,13 @@ class AdaptedBase:
     """The target's."""
     starts: list[int] = field(init=False)
     """At which unit each piece begins, and at which the last one ends."""
+    named: list[int] = field(init=False)
+    """How many units before each of these stand against base tensors."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "starts", list(accumulate((piece.units for piece in self.pieces), initial=0)))
+        counts = (piece.units * (piece.name is not None) for piece in self.pieces)
+        object.__setattr__(self, "named", list(accumulate(counts, initial=0)))
 
     @property
     def whole(self) -> Tensor | None:
@@ -60,7 +64,7 @@ class AdaptedBase:
     @property
     def against_zeros(self) -> int:
         """How many units of the target stand against zeros that are in no base tensor."""
-        return self.units - sum(piece.units for piece in self.pieces if piece.name is not None)
+        return self.units - self.named[-1]
 
     def read(self, start: int, stop: int, name: str = "base") -> Bytes:
         """Bytes ``start`` to ``stop`` of the result, or fewer where it ends before; they may lie in scratch called ``name``."""
@@ -81,6 +85,24 @@ class AdaptedBase:
         """As :meth:`read`, but a tensor's own memory if it is one that is on the host: the bytes must not be written to."""
         tensor = self.whole
         return tensor.view(start, stop, name) if tensor is not None else self.read(start, stop, name)
+
+    def runs(self, first: int, stop: int) -> Iterator[tuple[bool, int, int]]:
+        """The pieces that units ``first`` to ``stop`` of the target lie in: whether they have a name, and their units there."""
+        for k in range(max(bisect_right(self.starts, first) - 1, 0), len(self.pieces)):
+            begin, end = max(first, self.starts[k]), min(stop, self.starts[k + 1])
+            if begin >= end:
+                return
+            yield self.pieces[k].name is not None, begin, end
+
+    def names(self, first: int, stop: int) -> Iterator[str]:
+        """Each base tensor that units ``first`` to ``stop`` stand against, once."""
+        found = (self.pieces[k].name for k in range(bisect_right(self.starts, first) - 1, bisect_left(self.starts, stop)))
+        yield from dict.fromkeys(name for name in found if name is not None)
+
+    def named_before(self, unit: int) -> int:
+        """How many units before one stand against base tensors."""
+        k = bisect_right(self.starts, unit) - 1
+        return self.named[k] + (unit - self.starts[k] if k < len(self.pieces) and self.pieces[k].name is not None else 0)
 
     def _parts(self, first: int, last: int) -> Iterator[tuple[Tensor | None, int, int]]:
         """Where units ``first`` to ``last`` come from: a tensor, or None for zeros; the first unit there, and how many."""

@@ -1,0 +1,115 @@
+"""Samples of tensors, and whether a sample of a base shows that a target was made from it.
+
+Weights that training has moved are a few ulps from where they were, while two unrelated tensors of one distribution are as far apart as
+a tensor is from itself when it is rotated. So the sample itself says how far apart unrelated units would be. All is counted in whole
+bits, so that every machine decides alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from ckptdiff import kernels
+from ckptdiff.checkpoint.adapt import AdaptedBase
+from ckptdiff.checkpoint.contents import Tensor
+from ckptdiff.format.dtypes import DTYPES
+
+Array: TypeAlias = npt.NDArray[Any]
+
+WINDOWS = 8
+"""Windows of a sample."""
+WINDOW_UNITS = 512
+"""Units of a window."""
+LEAST_UNITS = 64
+"""Units from which a sample can show that two tensors have nothing to do with each other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """How far apart a sample of a base and one of a target are, in bits: the sum of the lengths of the ulp distances (spec 7.2)."""
+
+    bits: int
+    """Between the units at the same places."""
+    rotated: int
+    """Between the target's units and the base's rotated."""
+    related: bool | None
+    """Whether the target was made from the base; None where a sample cannot tell, as it is short, or one side of it constant."""
+    everywhere: bool
+    """Whether no window of the sample shows the contrary."""
+
+
+def windows_of(units: int, count: int = WINDOWS, size: int = WINDOW_UNITS) -> list[tuple[int, int]]:
+    """First and last unit, exclusively, of each window of a tensor of so many units: all of a short one, else evenly spaced windows."""
+    if units <= count * size:
+        return [(0, units)]
+    starts = [k * (units - size) // (count - 1) for k in range(count)] if count > 1 else [(units - size) // 2]
+    return [(start, start + size) for start in starts]
+
+
+def read_units(tensor: Tensor | AdaptedBase, first: int, stop: int) -> Array:
+    """Units ``first`` to ``stop`` of a tensor, as unsigned integers; the memory is the caller's own."""
+    carrier = DTYPES[tensor.dtype].carrier
+    return tensor.read(first * carrier, stop * carrier, "sample").view(f"<u{carrier}").copy()
+
+
+def cast_units(units: Array, source: str, target: str) -> Array:
+    """Units cast as spec section 8 says."""
+    return kernels.casts.cast(units.view(np.uint8), source, target).view(f"<u{DTYPES[target].carrier}")
+
+
+def sample_of(tensor: Tensor | AdaptedBase, count: int = WINDOWS, size: int = WINDOW_UNITS) -> Array:
+    """The units of all windows."""
+    return np.concatenate([read_units(tensor, *window) for window in windows_of(tensor.units, count, size)])
+
+
+def relation(base: Array, target: Array, dtype: str) -> Relation:
+    """Compare samples of one length, of units of one dtype."""
+    if len(base) == 0 or np.array_equal(base, target):
+        return Relation(0, 0, True, True)
+    old, new = (_ordered(units, dtype) for units in (base, target))
+    bits, rotated = _bits(old, new), _bits(np.roll(old, len(old) * 3 // 8 | 1), new)
+    if len(base) < LEAST_UNITS or _is_constant(old) or _is_constant(new):
+        return Relation(int(bits.sum()), int(rotated.sum()), None, True)
+    windows = (
+        [part.reshape(-1, min(WINDOW_UNITS, len(part))) for part in (bits, rotated)] if len(bits) % WINDOW_UNITS == 0 else [bits, rotated]
+    )
+    parts, rotated_parts = (part.sum(axis=-1, dtype=np.int64, keepdims=True) for part in windows)
+    clear = 4 * parts <= 3 * rotated_parts
+    total, rotated_total = int(parts.sum()), int(rotated_parts.sum())
+    return Relation(total, rotated_total, 4 * total <= 3 * rotated_total, bool(clear.all()))
+
+
+def compare(base: Tensor | AdaptedBase, target: Tensor, count: int = WINDOWS, size: int = WINDOW_UNITS) -> Relation:
+    """Compare the samples of a target, and of a base that was adapted to it."""
+    return relation(sample_of(base, count, size), sample_of(target, count, size), target.dtype)
+
+
+def agree(base: AdaptedBase, target: Tensor, units: int, count: int, size: int) -> bool:
+    """Whether no window of the first units of a pair shows that it is unrelated; a window that cannot tell does not."""
+    return all(
+        relation(read_units(base, *window), read_units(target, *window), target.dtype).related is not False
+        for window in windows_of(units, count, size)
+    )
+
+
+def _is_constant(units: Array) -> bool:
+    return bool((units == units[0]).all())
+
+
+def _ordered(units: Array, dtype: str) -> Array:
+    """Units as integers in the order of spec 7.2."""
+    row = DTYPES[dtype]
+    if not row.is_float:
+        return units
+    top = units.dtype.type(1 << (8 * row.carrier - 1))
+    return np.where(units & top, ~units, units | top)
+
+
+def _bits(old: Array, new: Array) -> Array:
+    """The lengths in bits of the distances of ordered units."""
+    distance = np.maximum(old, new) - np.minimum(old, new)
+    return np.frexp(distance.astype(np.float64))[1]
