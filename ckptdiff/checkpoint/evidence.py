@@ -200,10 +200,10 @@ class Evidence:
         indexes: dict[str, RowIndex] = {}
         for tensor in left:
             fitting = [base for base in tables.get(row_units(tensor), ()) if _fits(base, tensor)]
-            base = self._table_with_rows_of(tensor, fitting, used, indexes)
-            if base is not None:
-                rows = _row_index(base, indexes).align(row_keys(tensor))
-                self._offer_pieces(tensor, list(pieces_of_rows(rows, base)), "rows")
+            table = self._table_with_rows_of(tensor, fitting, used, indexes)
+            if table is not None:
+                rows = _row_index(table, indexes).align(row_keys(tensor))
+                self._offer_pieces(tensor, list(pieces_of_rows(rows, table)), "rows")
 
     def _table_with_rows_of(self, tensor: Tensor, tables: Sequence[Tensor], used: set[str], indexes: dict[str, RowIndex]) -> Tensor | None:
         """The table of the base that has the most rows in common with a target's, told by some rows of each."""

@@ -119,7 +119,9 @@ def fill_gaps(parts: Sequence[Part], long: Tensor, candidates: Iterable[Tensor],
     for part in (*parts, Part(long.units, 0, long)):
         gap, neighbour = part.first - at, filled[-1].tensor if filled else part.tensor
         best = _best_for_gap(by_units.get(gap, ()), long, at, neighbour.name, long_is_base) if gap else None
-        filled += [Part(at, gap, best)] * (best is not None) + [part] * bool(part.units)
+        if best is not None:
+            filled.append(Part(at, gap, best))
+        filled += [part] * bool(part.units)
         at = part.first + part.units
     return filled
 
