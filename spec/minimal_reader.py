@@ -147,7 +147,7 @@ INDEX = {"format": text, "version": count, "digest": xxh, "info": info, "target"
          "shards": [{"target": safe_path, "path": safe_path, "size": file_size, "sha256": sha, "digest": xxh}]}
 FILES = {"same": {**FILE, "kind": text}, "new": {**FILE, "kind": text, "stored": file_size, "digest": xxh}}
 FILES["delta"] = {**FILES["new"], "base_sha256": sha}
-ENTRY = {"name": name, "dtype": dtype, "shape": shape, "kind": text}
+ENTRY = {"name": name, "dtype": dtype, "shape": shape, "kind": text, "counts?": lambda v: v is False}
 BASE = {"dtype?": dtype, "pieces?": lambda v: type(v) is list and all(map(piece, v))}
 CODED = {"codec": text, "blocks": [lambda v: count(v) and v <= 1 << 24]}
 ENTRIES = {"same": {**ENTRY, "base?": BASE}, "delta": {**ENTRY, "base?": BASE, "changed": count, **CODED},
@@ -261,8 +261,8 @@ def size_of(kind, dims):
 
 def parse_header(raw, data_size):
     """The ``__metadata__`` and the tensors (name, dtype, shape, begin, end) of a header, in order of their data."""
-    stripped = raw.rstrip(b" ")
-    need(raw[:1] == b"{" and stripped[-1:] == b"}", "the header is not one JSON object and spaces")
+    stripped = raw.rstrip(b" \t\n\r")
+    need(raw[:1] == b"{" and stripped[-1:] == b"}", "the header is not one JSON object and white space")
     need(data_size is None or data_size <= 1 << 40, "the file is too large")
     header, _ = strict_json(stripped)
     metadata = header.pop("__metadata__", {})
@@ -324,7 +324,7 @@ class Entry:
     """An entry of a table with its digests; ``pieces`` is None where its base is the tensor of its own name."""
 
     def __init__(self, fields):
-        self.__dict__.update({"blocks": [], **fields})
+        self.__dict__.update({"blocks": [], "counts": True, **fields})
         base = fields.get("base", {})
         need(base or "base" not in fields, f"{self.name!r}: base is empty")
         self.base_dtype, self.pieces = base.get("dtype", self.dtype), base.get("pieces")
@@ -536,21 +536,24 @@ class Patch:
                 rows.append(canonical([scope if len(scopes) > 1 else "", e.name, e.dtype, e.shape, digest.hex()]) + b"\n")
         return xxhash.xxh3_128_hexdigest(b"".join(rows))
 
-    def check_scopes(self):  # sections 3.1 and 6: what holds of the patch files of one scope together
-        self.scopes, taken, removed, paired = {}, set(), set(), {}
+    def check_scopes(self):  # sections 3.1 and 6: what holds of the patch files of one scope, or one base scope, together
+        self.scopes, taken, removed, paired = {}, set(), {}, {}  # scopes: of each the entries that count, by name
         for shard in self.shards:  # in order of path
             scope, base_scope = shard.metadata["target"]["scope"], shard.metadata["base"]["scope"]
             need(paired.setdefault(scope, base_scope) == base_scope, f"scope {scope!r} is paired with two scopes")
-            need(scope not in self.scopes or not shard.removed, "removed names stand in a scope's first file only")
+            need(base_scope not in removed or not shard.removed, "removed names stand in the first file of a base scope only")
+            removed.setdefault(base_scope, shard.removed)
             names = self.scopes.setdefault(scope, {})
             for e in shard.entries:
-                need(e.name not in names, f"two files of a scope hold {e.name!r}")
-                names[e.name] = (shard, e)
-                taken |= {(scope, n) for n in {e.name} | e.base_names()}
-            removed |= {(scope, n) for n in shard.removed}
-        need(not taken & removed, "a removed tensor is in the target, or is a base")
-        for names in self.scopes.values():
-            for _, e in names.values():
+                need(not e.counts or e.name not in names, f"of two files of a scope the tensor {e.name!r} counts")
+                if e.counts:
+                    names[e.name] = (shard, e)
+                taken |= {(base_scope, n) for n in {e.name} | e.base_names()}
+        need(not taken & {(scope, n) for scope, names in removed.items() for n in names}, "a removed tensor is in the target, or is a base")
+        for shard in self.shards:
+            names = self.scopes[shard.metadata["target"]["scope"]]
+            for e in shard.entries:
+                need(e.counts or (e.name in names if self.folder else self.base_files is None), f"the entry {e.name!r} does not count, and no other does")
                 if e.kind == "copy":
                     of = names.get(e.of, (None, e))[1]
                     need(of.kind != "copy" and of.dtype == e.dtype and of.shape == e.shape, f"{e.name!r}: bad copy")
@@ -910,10 +913,35 @@ def adapted(e):
 
 # ---- Section 3.1: the scopes of a base ------------------------------------------------------------------------------
 
+class Scope:
+    """The weight files of a scope of a base, by path, and of the indexes that give the scope what they say: name -> path."""
+
+    def __init__(self):
+        self.files, self.maps = {}, []
+
+    def tensors(self):
+        """The tensors that count, by name."""
+        found = {}
+        for file in sorted(self.files):
+            try:
+                weights = Weights(self.files[file])
+            except PatchError as error:
+                raise PatchError("checkpoint", f"{self.files[file]}: {error.message}") from None
+            for key, *rest in weights.tensors:
+                found.setdefault(key, {})[file] = Tensor(weights, *rest)
+        return {key: self.counting(key, tensors) for key, tensors in found.items()}
+
+    def counting(self, key, tensors):
+        named = [shards[key] for shards in self.maps if shards.get(key) in tensors]
+        return tensors[named[0] if named else min(tensors)]
+
+
 def base_scopes(path, recorded, wanted):
-    """Scope -> the paths of its weight files; of a folder with all ``recorded`` files (path -> size) just of these (section 10, step 3)."""
+    """The scopes by id; of a folder with all ``recorded`` files (path -> size) those of just these (section 10, step 3)."""
     if os.path.isfile(path):
-        return {"": [path]}  # one scope only: its id does not matter
+        alone = Scope()
+        alone.files[""] = path
+        return {"": alone}  # one scope only: its id does not matter
     found = []
     for folder, _, names in os.walk(path):
         at = os.path.relpath(folder, path).replace(os.sep, "/") + "/"
@@ -929,60 +957,73 @@ def base_scopes(path, recorded, wanted):
 
 def group(path, found, by_indexes, known):
     """Section 3.1 for the files found below a folder; an index counts if all that it lists is known (None: in any case)."""
-    listed, scopes, alone = {}, {}, []
+    indexes, listed, scopes = [], {}, {}
+    weights = sorted(file for file in found if file.endswith(".safetensors"))
     for file in sorted(found) if by_indexes else ():
         match = re.fullmatch(r"((?:.*/)?)([^/]+)\.safetensors\.index(\.[^./]+)?\.json", file, re.S)
         if match:
             with open(os.path.join(path, file), "rb") as stream:
                 try:
-                    shards = {match[1] + shard for shard in json.loads(stream.read().decode("utf-8-sig"))["weight_map"].values()}
+                    shards = {key: match[1] + shard for key, shard in json.loads(stream.read().decode("utf-8-sig"))["weight_map"].items()}
                 except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                     continue  # not an index, whatever its name
-            for shard in shards if known is None or shards <= set(known) else ():
-                listed.setdefault(shard, match[1] + match[2] + (match[3] or ""))
-    for file in sorted(found):
-        if file.endswith(".safetensors"):
-            numbered = re.fullmatch(r"((?:.*/)?[^/]+)-[0-9]{5}-of-[0-9]{5}(\.[^./]+)?\.safetensors", file, re.S)
-            if file in listed or numbered:  # rules 1 and 2
-                scope = listed.get(file) or numbered[1] + (numbered[2] or "")
-                scopes.setdefault(scope, []).append(os.path.join(path, file))
-            else:
-                alone.append(file)
+            if known is None or set(shards.values()) <= set(known):
+                indexes.append((match[1] + match[2] + (match[3] or ""), shards))
+    for scope, shards in indexes:
+        for shard in shards.values():
+            listed.setdefault(shard, scope)
+
+    def put(file, scope):
+        scopes.setdefault(scope, Scope()).files[file] = os.path.join(path, file)
+    for file in weights:  # rule 1
+        if file in listed:
+            put(file, listed[file])
+    by_index, alone = set(scopes), []
+    for file in weights:  # rule 2
+        numbered = re.fullmatch(r"((?:.*/)?)([^/]+)-[0-9]{5,}-of-[0-9]{5,}(\.[^./]+)?\.safetensors", file, re.S)
+        scope = numbered and numbered[1] + re.sub(r"(?<=.)\.safetensors\Z", "", numbered[2], flags=re.S) + (numbered[3] or "")
+        if file not in listed and numbered and scope not in by_index:
+            put(file, scope)
+        elif file not in listed:
+            alone.append(file)
     ruled = set(scopes)
     for file in alone:  # rule 3
         scope = file[:-len(".safetensors")]
-        scopes.setdefault(file if scope in ruled else scope, []).append(os.path.join(path, file))
+        put(file, file if scope in ruled else scope)
+    for scope, shards in indexes:
+        if scope in scopes:
+            scopes[scope].maps.append(shards)
     return scopes
 
 
 # ---- Section 10, steps 3 to 6 ---------------------------------------------------------------------------------------
 
 class Base:
-    """A base, or the target of the patch before, as a patch sees it."""
+    """A base, or the target of the patch before, as a patch sees it: scope -> name -> tensor, of the tensors that count."""
 
-    def __init__(self, path, patch):
+    def __init__(self, path, patch, before=None):
         wanted = {s.metadata["base"]["scope"] for s in patch.shards} - {None}
         self.path, self.opened = path, {}
-        self.scopes = base_scopes(path, {f["path"]: f["size"] for f in patch.base_files or ()}, wanted)
+        if before is None:
+            self.scopes = base_scopes(path, {f["path"]: f["size"] for f in patch.base_files or ()}, wanted)
+        else:  # section 10, step 2: what counts is as the patch before says
+            places = {s: os.path.join(path, s.metadata["target"]["path"]) if before.folder else path for s in before.shards}
+            files = {s: Weights(place) for s, place in places.items()}
+            for scope, names in before.scopes.items():
+                begins = {key: e.begin - files[s].start for key, (s, e) in names.items()}
+                self.opened[scope] = {key: Tensor(files[s], e.dtype, e.shape, begins[key], begins[key] + e.size) for key, (s, e) in names.items()}
+            self.scopes = self.opened
 
     def tensors(self, scope):
         """The tensors of a scope by name, of the only scope if there is but one; None where there is no such scope."""
         scope = next(iter(self.scopes)) if len(self.scopes) == 1 else scope
         if scope in self.scopes and scope not in self.opened:
-            tensors = self.opened[scope] = {}
-            for path in self.scopes[scope]:
-                try:
-                    weights = Weights(path)
-                except PatchError as error:
-                    raise PatchError("checkpoint", f"{path}: {error.message}") from None
-                for key, *rest in weights.tensors:
-                    need(key not in tensors, f"the base's scope {scope!r} holds {key!r} twice", "checkpoint")
-                    tensors[key] = Tensor(weights, *rest)
+            self.opened[scope] = self.scopes[scope].tensors()
         return self.opened.get(scope)
 
     def is_target(self, patch):
-        """Whether it holds what every entry of kind delta gives, and there is one."""
-        deltas = [(s.metadata["target"]["scope"], e) for s in patch.shards for e in s.entries if e.kind == "delta"]
+        """Whether it holds what every entry of kind delta gives that counts, and there is one."""
+        deltas = [(s.metadata["target"]["scope"], e) for s in patch.shards for e in s.entries if e.kind == "delta" and e.counts]
         found = [((self.tensors(scope) or {}).get(e.name), e) for scope, e in deltas]
         return bool(found) and all(t and (t.dtype, t.shape) == (e.dtype, e.shape) for t, e in found) and all(
             t.digest() == e.digest for t, e in found)
@@ -1147,7 +1188,7 @@ def apply(base_path, patch_paths, out_path):
             except PatchError as error:
                 already = error.kind == "wrong_base" and given.is_target(patches[-1])
                 raise PatchError("already_target" if already else error.kind, error.message) from None
-            base = Base(place, patches[i + 1]) if i + 1 < len(patches) else None
+            base = Base(place, patches[i + 1], patch) if i + 1 < len(patches) else None
         os.rename(place, out_path)  # step 6
 
 

@@ -40,8 +40,10 @@ OPEN_BIN_START = 1 << 52
 REPORT_FIELDS = (
     "schema base target settings totals layers modules moves rank sample tensors added removed unpaired without_rank against_zeros"
 )
-TENSOR_FIELDS = ("scope", "name", "part", "bases", "base_dtype", "dtype", "shape", "layer", "module", "rows", "columns", "spectra")
-TENSOR_FIELDS += COUNT_FIELDS
+TENSOR_FIELDS = (
+    *("scope", "name", "part", "bases", "base_dtype", "dtype", "shape", "layer", "module", "rows", "columns", "spectra"),
+    *COUNT_FIELDS,
+)
 SPECTRUM_FIELDS = ("index", *(field.name for field in fields(Spectrum)), "random_rank")
 
 

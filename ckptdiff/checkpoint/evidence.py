@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from ckptdiff.checkpoint.adapt import AdaptedBase, adapt, joined
 from ckptdiff.checkpoint.contents import Tensor, TensorKey
-from ckptdiff.checkpoint.keys import NO_KEYS, SampleIndex, sample_keys
+from ckptdiff.checkpoint.keys import MOST_ALIKE, Keys, SampleIndex, keys_along, says_something
 from ckptdiff.checkpoint.names import LayerMap, closeness, is_within, numbered_prefixes, numbers
 from ckptdiff.checkpoint.parts import Part, StartIndex, fill_gaps, row_units
-from ckptdiff.checkpoint.rows import RowIndex, is_table, pieces_of_rows, row_count, row_keys, sampled_rows
+from ckptdiff.checkpoint.rows import RowIndex, RowTables, is_table, pieces_of_rows, row_count, row_keys, sampled_keys
 from ckptdiff.checkpoint.samples import Relation, cast_units, compare, relation, sample_of
 from ckptdiff.format.dtypes import is_castable
 from ckptdiff.format.entry import Piece
@@ -60,12 +60,11 @@ class Evidence:
         self.known, self.tensors, self.named = known, tensors, named
         self.limits = {key: found.bits for key, found in doubtful.items()}
         self.found: dict[TensorKey, Found] = {}
-        self.keyless: list[Tensor] = []
 
     def find(self, left: Sequence[Tensor]) -> dict[TensorKey, Found]:
         """The bases that can be found for some tensors, and better ones of others."""
         self._by_content(left)
-        self._by_similar_names()
+        self._by_similar_names([tensor for tensor in left if tensor.key not in self.found])
         self._as_joined([tensor for tensor in left if tensor.key not in self.found])
         self._as_split([tensor for tensor in left if tensor.key not in self.found])
         self._by_rows(
@@ -84,13 +83,10 @@ class Evidence:
 
     def _by_content(self, left: Sequence[Tensor]) -> None:
         sizes = {tensor.units for tensor in left}
-        index = SampleIndex(base for base in self.known.values() if base.units in sizes)
+        index = SampleIndex([base for base in self.known.values() if base.units in sizes])
         for tensor in left:
             sample = sample_of(tensor)
-            keys = sample_keys(sample, tensor.dtype)
-            if not set(keys).difference(NO_KEYS):
-                self.keyless.append(tensor)
-                continue
+            keys = keys_along(sample, tensor.dtype)
             found = index.find(tensor.units, keys)
             near = sorted((base for base in found if _fits(base, tensor)), key=lambda base: closeness(base.name, tensor.name), reverse=True)
             compared = [
@@ -102,23 +98,25 @@ class Evidence:
                 row, base = min(confirmed, key=lambda pair: pair[0].bits)
                 self._offer(tensor, adapt(base, tensor), "content", row)
 
-    # --- tensors without a key ---
+    # --- tensors whose names are alike ---
 
-    def _by_similar_names(self) -> None:
+    def _by_similar_names(self, left: Sequence[Tensor]) -> None:
+        """Tensors without a key, or whose keys training has changed: by what the names of their siblings have become."""
         whole = [(t, self.found[t.key].base if t.key in self.found else self.named.get(t.key)) for t in self.tensors]
         layers = LayerMap(
             [(t.name, next(iter(base.tensors))) for t, base in whole if base is not None and self._is_settled(t) and base.tensors]
         )
-        if not layers and not self.keyless:
-            return
-        by_layer: dict[str | tuple[int, ...], list[Tensor]] = {}
+        tensors = [*left, *self._moved(layers)]
+        sizes = {tensor.units for tensor in tensors}
+        by_layer: dict[tuple[int, str | tuple[int, ...]], list[Tensor]] = {}
         for base in self.known.values():
-            by_layer.setdefault(next(numbered_prefixes(base.name), ""), []).append(base)
-            by_layer.setdefault(numbers(base.name), []).append(base)
-        for tensor in (*self.keyless, *self._moved(layers)):
+            if base.units in sizes:
+                by_layer.setdefault((base.units, next(numbered_prefixes(base.name), "")), []).append(base)
+                by_layer.setdefault((base.units, numbers(base.name)), []).append(base)
+        for tensor in tensors:
             prefix = layers.prefix(tensor.name)
-            rows = by_layer.get(numbers(tensor.name) if prefix is None else prefix, ())
-            self._choose_similar(tensor, rows, prefix is not None or (bool(layers) and not numbers(tensor.name)))
+            rows = by_layer.get((tensor.units, numbers(tensor.name) if prefix is None else prefix), [])
+            self._choose_similar(tensor, rows[:MOST_ALIKE], prefix is not None or (bool(layers) and not numbers(tensor.name)))
 
     def _is_settled(self, tensor: Tensor) -> bool:
         """Whether a tensor has a base that its content has shown, or its name and no doubt."""
@@ -130,15 +128,14 @@ class Evidence:
         for tensor in self.tensors:
             own, prefix = next(numbered_prefixes(tensor.name), None), layers.prefix(tensor.name)
             if tensor.key in self.named and tensor.key not in self.limits and prefix not in (None, own):
-                sample = sample_of(tensor)
-                if not set(sample_keys(sample, tensor.dtype)).difference(NO_KEYS):
+                if not says_something(keys_along(sample_of(tensor), tensor.dtype)):
                     self.limits[tensor.key] = compare(self.named[tensor.key], tensor).bits
                     moved.append(tensor)
         return moved
 
     def _choose_similar(self, tensor: Tensor, candidates: Iterable[Tensor], has_siblings: bool) -> None:
         """Take the candidate whose sample is the nearest, and of those that cannot tell the one whose name is."""
-        fitting = (base for base in candidates if base.units == tensor.units and _fits(base, tensor))
+        fitting = (base for base in candidates if _fits(base, tensor))
         near = sorted(fitting, key=lambda base: closeness(base.name, tensor.name), reverse=True)[:MOST_COMPARED]
         rows = [(compare(adapt(base, tensor), tensor), base) for base in near]
         confirmed = [(row, base) for row, base in rows if row.related]
@@ -155,8 +152,8 @@ class Evidence:
         index = StartIndex(base for base in self.known.values() if base.units < longest)
         for tensor in left:
             if index.shortest and tensor.units > index.shortest:
-                parts = index.parts_of(tensor, long_is_base=False)
-                if parts and len(tensor.shape) < 2:
+                parts = list(index.parts_of(tensor, long_is_base=False))
+                if parts and sum(part.units for part in parts) < tensor.units:
                     parts = fill_gaps(parts, tensor, self.known.values(), long_is_base=False)
                 self._offer_pieces(tensor, _pieces_of_parts(parts), "parts")
 
@@ -165,11 +162,10 @@ class Evidence:
         index, rows = StartIndex(left), {row_units(tensor) for tensor in left}
         missing = {tensor.key: tensor for tensor in left}
         for long in self.known.values():
-            is_flat = len(long.shape) < 2
-            if not missing or not index.shortest or long.units <= index.shortest or not (is_flat or row_units(long) in rows):
+            if not missing or not index.shortest or long.units <= index.shortest or not (len(long.shape) < 2 or row_units(long) in rows):
                 continue
-            parts = index.parts_of(long, long_is_base=True)
-            if parts and is_flat:
+            parts = list(index.parts_of(long, long_is_base=True))
+            if parts and sum(part.units for part in parts) < long.units:
                 parts = fill_gaps(parts, long, missing.values(), long_is_base=True)
             for part in parts:
                 if missing.pop(part.tensor.key, None) is not None:
@@ -192,41 +188,47 @@ class Evidence:
 
     def _by_rows(self, left: Sequence[Tensor]) -> None:
         """Tables whose rows were moved, cut or added."""
-        tables: dict[int, list[Tensor]] = {}
-        for base in self.known.values():
-            if is_table(base):
-                tables.setdefault(row_units(base), []).append(base)
+        widths = {row_units(tensor) for tensor in left}
+        tables = [base for base in self.known.values() if is_table(base) and row_units(base) in widths]
         used = {name for key, base in self.named.items() if key not in self.limits for name in base.tensors}
-        indexes: dict[str, RowIndex] = {}
-        for tensor in left:
-            fitting = [base for base in tables.get(row_units(tensor), ()) if _fits(base, tensor)]
-            base = self._table_with_rows_of(tensor, fitting, used, indexes)
-            if base is not None:
-                rows = _row_index(base, indexes).align(row_keys(tensor))
-                self._offer_pieces(tensor, list(pieces_of_rows(rows, base)), "rows")
-
-    def _table_with_rows_of(self, tensor: Tensor, tables: Sequence[Tensor], used: set[str], indexes: dict[str, RowIndex]) -> Tensor | None:
-        """The table of the base that has the most rows in common with a target's, told by some rows of each."""
-        if not tables:
-            return None
-        rows, best = RowIndex(tensor), list[tuple[int, tuple[int, int], Tensor]]()
-        for base in tables:
-            hits = int((rows.find(row_keys(base, sampled_rows(base))) >= 0).sum())
-            best += [(hits, closeness(base.name, tensor.name), base)] * bool(hits)
-        if not best:  # few of a table's rows may be left
-            some = row_keys(tensor, sampled_rows(tensor))
-            for base in tables:
-                if row_count(base) > row_count(tensor) and (base.name == tensor.name or base.name not in used):
-                    hits = int((_row_index(base, indexes).find(some) >= 0).sum())
-                    best += [(hits, closeness(base.name, tensor.name), base)] * bool(hits)
-        return max(best, key=lambda row: row[:2])[2] if best else None
+        used |= {name for found in self.found.values() for name in found.base.tensors}
+        for width in widths:
+            alike = [base for base in tables if row_units(base) == width]
+            finder = _TableFinder(alike, [base for base in alike if base.name not in used])
+            for tensor in left:
+                if row_units(tensor) == width:
+                    keys = row_keys(tensor)
+                    table = finder.find(tensor, keys)
+                    if table is not None:
+                        rows = finder.index(table).align(keys)
+                        self._offer_pieces(tensor, list(pieces_of_rows(rows, table)), "rows")
 
 
-def _row_index(base: Tensor, indexes: dict[str, RowIndex]) -> RowIndex:
-    """The rows of a table of the base by their keys, which are read once."""
-    if base.name not in indexes:
-        indexes[base.name] = RowIndex(base)
-    return indexes[base.name]
+class _TableFinder:
+    """Finds the table of a base that has the rows of a target's; all have rows of one width."""
+
+    def __init__(self, tables: Sequence[Tensor], unused: Sequence[Tensor]) -> None:
+        self._samples, self._unused = RowTables(tables), unused
+        self._indexes: dict[str, RowIndex] = {}
+
+    def index(self, table: Tensor) -> RowIndex:
+        """All rows of a table by their keys, which are read once."""
+        if table.name not in self._indexes:
+            self._indexes[table.name] = RowIndex(row_keys(table))
+        return self._indexes[table.name]
+
+    def find(self, tensor: Tensor, keys: Keys) -> Tensor | None:
+        """The table with the most rows in common, told by some of its rows; or of which few rows are left, by some of the target's."""
+        votes = self._samples.votes(keys)
+        best = [(int(hits), closeness(base.name, tensor.name), base) for hits, base in zip(votes, self._samples.tables, strict=True)]
+        if not any(hits for hits, *_ in best):
+            some = sampled_keys(tensor)
+            rows = [base for base in self._unused if row_count(base) > row_count(tensor)][:MOST_COMPARED]
+            best = [
+                (int((self.index(base).candidates(some) >= 0).any(axis=0).sum()), closeness(base.name, tensor.name), base) for base in rows
+            ]
+        fitting = [row for row in best if row[0] and _fits(row[2], tensor)]
+        return max(fitting, key=lambda row: row[:2])[2] if fitting else None
 
 
 def _fits(base: Tensor, target: Tensor) -> bool:

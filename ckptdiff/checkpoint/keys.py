@@ -1,12 +1,13 @@
 """Keys that find a tensor's content under another name, in another dtype and at another place.
 
-A key is the signs of 64 neighbouring units: training hardly ever turns a sign, and every cast keeps it. Of integers it is their lowest
-bits. Windows whose signs are all the same say nothing, and have no key.
+A key is the signs of 64 neighbouring units: training seldom turns a sign, and every cast keeps it. Of integers it is their lowest bits.
+Windows whose signs are all the same say nothing, and have no key.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,46 +21,78 @@ KEY_UNITS = 64
 """Units of a key."""
 KEYS = 16
 """Keys of a sample."""
-NO_KEYS = 0, (1 << KEY_UNITS) - 1
+NO_KEYS = np.array([0, (1 << KEY_UNITS) - 1], np.uint64)
 """Keys of windows whose signs are all the same."""
 MOST_ALIKE = 64
-"""Base tensors of one key that are looked at."""
+"""Places of one key that are looked at."""
 
 Keys: TypeAlias = npt.NDArray[np.uint64]
 
 
 def keys_of(windows: Array, dtype: str) -> Keys:
-    """The keys of windows of units, [n, 64]."""
+    """The keys of windows of units, [..., 64]."""
     row = DTYPES[dtype]
     bits = windows >> (8 * row.carrier - 1) if row.is_float else windows & 1
-    return np.packbits(bits.astype(np.uint8), axis=-1).view(">u8").astype(np.uint64)[..., 0]
+    packed = np.packbits(np.ascontiguousarray(bits, np.uint8), axis=-1)
+    return np.ascontiguousarray(packed).view(">u8")[..., 0].astype(np.uint64)
 
 
-def sample_keys(sample: Array, dtype: str) -> list[int]:
-    """The keys of a sample, at places that follow from its length; empty for a short one."""
-    if len(sample) < KEY_UNITS:
-        return []
-    starts = sorted({min(k * len(sample) // KEYS, len(sample) - KEY_UNITS) for k in range(KEYS)})
-    windows: Any = sample[np.add.outer(starts, np.arange(KEY_UNITS))]
-    return [int(key) for key in keys_of(windows, dtype)]
+def keys_along(units: Array, dtype: str, count: int = KEYS) -> Keys:
+    """Keys at places that follow from the number of units alone; none of fewer units than a key has."""
+    if len(units) < KEY_UNITS:
+        return np.zeros(0, np.uint64)
+    starts = sorted({min(k * len(units) // count, len(units) - KEY_UNITS) for k in range(count)})
+    windows: Any = units[np.add.outer(starts, np.arange(KEY_UNITS))]
+    return keys_of(windows, dtype)
+
+
+def says_something(keys: Keys) -> bool:
+    """Whether any of some windows has a key."""
+    return not np.isin(keys, NO_KEYS).all()
+
+
+class KeyTable:
+    """Finds the owners of keys, which are given by number; a key counts at one place of its owner only."""
+
+    def __init__(self, rows: Sequence[Keys]) -> None:
+        """``rows``: the keys of each owner, place by place."""
+        places: list[list[tuple[int, Any]]] = []
+        for owner, keys in enumerate(rows):
+            places += [[] for _ in range(len(keys) - len(places))]
+            for place, key in enumerate(keys):
+                places[place].append((owner, key))
+        self._places = [_sorted(place) for place in places]
+
+    def owners(self, place: int, key: Any) -> list[int]:
+        """The owners of a key at a place, in order, but not more than :data:`MOST_ALIKE`."""
+        if place >= len(self._places) or key in NO_KEYS:
+            return []
+        keys, owners = self._places[place]
+        first = int(np.searchsorted(keys, key))
+        found = owners[first : first + MOST_ALIKE]
+        return [int(owner) for owner in found[keys[first : first + MOST_ALIKE] == key]]
+
+    def votes(self, keys: Keys) -> Counter[int]:
+        """How many keys each owner shares at the same place."""
+        return Counter(owner for place, key in enumerate(keys) for owner in self.owners(place, key))
+
+
+def _sorted(place: Sequence[tuple[int, Any]]) -> tuple[Keys, npt.NDArray[np.int64]]:
+    """The keys of one place and their owners, in the order of the keys."""
+    keys, owners = np.array([key for _, key in place], np.uint64), np.array([owner for owner, _ in place], np.int64)
+    order = np.argsort(keys, kind="stable")
+    return keys[order], owners[order]
 
 
 class SampleIndex:
     """Base tensors by the keys of their samples."""
 
-    def __init__(self, tensors: Iterable[Tensor]) -> None:
-        self._known: dict[tuple[int, int, int], list[Tensor]] = {}
-        for tensor in tensors:
-            for place, key in enumerate(sample_keys(sample_of(tensor), tensor.dtype)):
-                if key not in NO_KEYS:
-                    self._known.setdefault((tensor.units, place, key), []).append(tensor)
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._tensors = tensors
+        self._table = KeyTable([keys_along(sample_of(tensor), tensor.dtype) for tensor in tensors])
 
-    def find(self, units: int, keys: Sequence[int]) -> list[Tensor]:
+    def find(self, units: int, keys: Keys) -> list[Tensor]:
         """The tensors of so many units that share a key at the same place; those that share the most first."""
-        votes: dict[int, int] = {}
-        found: dict[int, Tensor] = {}
-        for place, key in enumerate(keys):
-            for tensor in self._known.get((units, place, key), ())[:MOST_ALIKE]:
-                votes[id(tensor)] = votes.get(id(tensor), 0) + 1
-                found[id(tensor)] = tensor
-        return sorted(found.values(), key=lambda tensor: -votes[id(tensor)])
+        votes = self._table.votes(keys)
+        found = sorted(votes, key=lambda owner: (-votes[owner], owner))
+        return [self._tensors[owner] for owner in found if self._tensors[owner].units == units]

@@ -11,15 +11,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ckptdiff.checkpoint.contents import Tensor
-from ckptdiff.checkpoint.keys import KEY_UNITS, MOST_ALIKE, NO_KEYS, keys_of
-from ckptdiff.checkpoint.names import closeness
+from ckptdiff.checkpoint.keys import KEY_UNITS, MOST_ALIKE, Keys, KeyTable, keys_of
+from ckptdiff.checkpoint.names import closeness, numbered_prefixes
 from ckptdiff.checkpoint.samples import Array, Relation, cast_units, read_units, relation
 from ckptdiff.format.dtypes import is_castable
 
-START_UNITS = 256
+START_UNITS = 1024
 """Units that are looked at where a part begins."""
 GAP_UNITS = 4096
 """Units that are looked at of a part that has no key."""
+MOST_COMPARED = 8
+"""Candidates of one part whose units are compared."""
 MOST_PLACES = 1 << 16
 """Places at which the parts of one tensor are looked for."""
 
@@ -44,52 +46,43 @@ class StartIndex:
     """Short tensors by the keys of their first units."""
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
-        self._known: dict[tuple[int, int], list[tuple[Tensor, Array]]] = {}
+        self._tensors = [tensor for tensor in tensors if tensor.units >= KEY_UNITS]
+        self._table = KeyTable([_start_keys(_start(tensor, 0), tensor.dtype) for tensor in self._tensors])
         self._steps: dict[int, int] = {}
-        self.shortest = 0
-        for tensor in tensors:
-            if tensor.units < KEY_UNITS:
-                continue
-            start = read_units(tensor, 0, min(START_UNITS, tensor.units))
-            keys = _start_keys(start, tensor.dtype)
-            for place, key in enumerate(keys):
-                if key not in NO_KEYS:
-                    self._known.setdefault((place, key), []).append((tensor, start))
+        for tensor in self._tensors:
             row = row_units(tensor)
             self._steps[row] = math.gcd(self._steps.get(row, 0), tensor.units)
-            self.shortest = min(self.shortest or tensor.units, tensor.units)
+        self.shortest = min((tensor.units for tensor in self._tensors), default=0)
 
-    def parts_of(self, long: Tensor, long_is_base: bool) -> list[Part]:
+    def parts_of(self, long: Tensor, long_is_base: bool) -> Iterator[Part]:
         """The parts of a long tensor, in order."""
-        return list(self._walk(long, long_is_base))
-
-    def _walk(self, long: Tensor, long_is_base: bool) -> Iterator[Part]:
         step = self._steps.get(row_units(long), 0) or math.gcd(*self._steps.values())
         if not step or long.units // step > MOST_PLACES:
             step = long.units
-        at, before = 0, None
+        at = 0
         while at + KEY_UNITS <= long.units:
-            units = read_units(long, at, min(at + START_UNITS, long.units))
-            found = self._find(units, long, long_is_base, before)
+            found = self._find(_start(long, at), long, long_is_base)
             if found is not None and at + found.units <= long.units:
                 yield Part(at, found.units, found)
-                at, before = at + found.units, found
+                at += found.units
             else:
                 at += step - at % step
 
-    def _find(self, units: Array, long: Tensor, long_is_base: bool, before: Tensor | None) -> Tensor | None:
-        """The short tensor that begins with these units; of several the nearest by content, then the one after ``before``."""
+    def _find(self, units: Array, long: Tensor, long_is_base: bool) -> Tensor | None:
+        """The short tensor that begins with these units; of several the nearest by content, then the first."""
+        votes = self._table.votes(_start_keys(units, long.dtype))
         best: tuple[int, int] | None = None
-        chosen, seen = None, set[int]()
-        for place, key in enumerate(_start_keys(units, long.dtype)):
-            for order, (short, start) in enumerate(self._known.get((place, key), ())[:MOST_ALIKE]):
-                if id(short) in seen or short is long:
-                    continue
-                seen.add(id(short))
-                compared = _relation((long, units), (short, start), long_is_base)
-                if compared is not None and (best is None or (compared.bits, order) < best):
-                    best, chosen = (compared.bits, order), short
-        return chosen
+        for owner in sorted(votes, key=lambda owner: (-votes[owner], owner))[:MOST_COMPARED]:
+            short = self._tensors[owner]
+            compared = _relation((long, units), (short, _start(short, 0)), long_is_base) if short is not long else None
+            if compared is not None and (best is None or (compared.bits, owner) < best):
+                best = compared.bits, owner
+        return self._tensors[best[1]] if best is not None else None
+
+
+def _start(tensor: Tensor, at: int) -> Array:
+    """The units that are looked at where a part may begin."""
+    return read_units(tensor, at, min(at + START_UNITS, tensor.units))
 
 
 def _relation(long: tuple[Tensor, Array], short: tuple[Tensor, Array], long_is_base: bool) -> Relation | None:
@@ -102,31 +95,35 @@ def _relation(long: tuple[Tensor, Array], short: tuple[Tensor, Array], long_is_b
     return found if found.related is not False else None
 
 
-def _start_keys(start: Array, dtype: str) -> list[int]:
-    windows = start[: len(start) // KEY_UNITS * KEY_UNITS].reshape(-1, KEY_UNITS)
-    return [int(key) for key in keys_of(windows, dtype)]
+def _start_keys(start: Array, dtype: str) -> Keys:
+    """The keys of units one after the other."""
+    return keys_of(start[: len(start) // KEY_UNITS * KEY_UNITS].reshape(-1, KEY_UNITS), dtype)
 
 
 def fill_gaps(parts: Sequence[Part], long: Tensor, candidates: Iterable[Tensor], long_is_base: bool) -> list[Part]:
-    """Parts between others that have no key, such as norms in a flat parameter: tensors that are as long as a gap.
+    """Parts between others that have no key, such as norms in a flat parameter, or whose keys training has changed.
 
-    Of those whose content does not tell, the one is taken whose name is the closest to that of the part before the gap.
+    Of the tensors that are as long as a gap that one is taken whose content is the nearest; of those whose content does not tell the one
+    whose name is the closest to that of the part before the gap.
     """
-    by_units: dict[int, list[Tensor]] = {}
+    by_size: dict[tuple[int, str], list[Tensor]] = {}
     for tensor in candidates:
-        by_units.setdefault(tensor.units, []).append(tensor)
+        by_size.setdefault((tensor.units, next(numbered_prefixes(tensor.name), "")), []).append(tensor)
     filled, at = list[Part](), 0
     for part in (*parts, Part(long.units, 0, long)):
         gap, neighbour = part.first - at, filled[-1].tensor if filled else part.tensor
-        best = _best_for_gap(by_units.get(gap, ()), long, at, neighbour.name, long_is_base) if gap else None
-        filled += [Part(at, gap, best)] * (best is not None) + [part] * bool(part.units)
+        if gap:
+            siblings = by_size.get((gap, next(numbered_prefixes(neighbour.name), "")), ())
+            best = _best_for_gap(siblings or by_size.get((gap, ""), ()), long, at, neighbour.name, long_is_base)
+            filled += [Part(at, gap, best)] if best is not None else []
+        filled += [part] * bool(part.units)
         at = part.first + part.units
     return filled
 
 
 def _best_for_gap(tensors: Sequence[Tensor], long: Tensor, at: int, neighbour: str, long_is_base: bool) -> Tensor | None:
     ranked = list[tuple[int, tuple[int, int], Tensor]]()
-    near = sorted(tensors, key=lambda tensor: closeness(tensor.name, neighbour), reverse=True)[:MOST_ALIKE]
+    near = sorted(tensors[:MOST_ALIKE], key=lambda tensor: closeness(tensor.name, neighbour), reverse=True)[:MOST_COMPARED]
     for tensor in near:
         count = min(tensor.units, GAP_UNITS)
         compared = _relation((long, read_units(long, at, at + count)), (tensor, read_units(tensor, 0, count)), long_is_base)

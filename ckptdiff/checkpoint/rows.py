@@ -1,7 +1,8 @@
 """Tables whose rows were moved, cut or added, such as the embeddings of a vocabulary: which row of the base each row of the target is.
 
-Each row has keys (:mod:`ckptdiff.checkpoint.keys`). A row whose keys only one row of the base has is found by them. Rows in between, such
-as those of tokens that were never trained and are all alike, or that training changed very much, continue the run before or behind them.
+Each row has keys (:mod:`ckptdiff.checkpoint.keys`). A row is found by a key that only one row of the base has. Other rows, such as those of
+tokens that were never trained and are all alike, or that training changed very much, are looked for between those that their neighbours
+were found as.
 """
 
 from __future__ import annotations
@@ -21,12 +22,18 @@ from ckptdiff.format.entry import Piece
 
 ROW_KEYS = 4
 """Keys of a row, or fewer of a short one."""
-ROWS_AT_ONCE = 1 << 21
+UNITS_AT_ONCE = 1 << 21
 """Units that are read at a time."""
 SAMPLED_ROWS = 32
-"""Rows of a table that are looked up in another one, to find out whether they have rows in common."""
+"""Rows of a table that are looked up in others, to find out whether they have rows in common."""
+MOST_TURNED = 4
+"""Rows are alike if at most one in so many of their signs differ; of unrelated ones every other does."""
+NEAR_ROWS = 64
+"""Rows of the base between two known ones that are looked at for each row of the target."""
 
 Rows: TypeAlias = npt.NDArray[np.int64]
+MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x85EBCA77C2B2AE63], np.uint64)
+"""Odd factors that make one number of all keys of a row."""
 
 
 def is_table(tensor: Tensor) -> bool:
@@ -39,80 +46,98 @@ def row_count(tensor: Tensor) -> int:
     return math.prod(tensor.shape[:-1])
 
 
-def row_keys(tensor: Tensor, rows: Sequence[int] | None = None) -> Keys:
-    """Keys of all rows, or of some: [rows, n], the same n for all tables whose rows are equally long."""
+def row_keys(tensor: Tensor) -> Keys:
+    """Keys of all rows: [rows, n], the same n for all tables whose rows are equally long."""
+    width, count, columns = row_units(tensor), row_count(tensor), _columns(tensor)
+    keys, step = np.zeros((count, len(columns)), np.uint64), max(UNITS_AT_ONCE // width, 1)
+    for first in range(0, count, step):
+        units = read_units(tensor, first * width, min(first + step, count) * width).reshape(-1, width)
+        keys[first : first + step] = keys_of(units[:, columns], tensor.dtype)
+    return keys
+
+
+def sampled_keys(tensor: Tensor) -> Keys:
+    """Keys of some rows, evenly spaced."""
+    width, count, columns = row_units(tensor), row_count(tensor), _columns(tensor)
+    rows = sorted({k * count // SAMPLED_ROWS for k in range(SAMPLED_ROWS)}) if count else []
+    keys = [keys_of(read_units(tensor, row * width, (row + 1) * width)[columns], tensor.dtype) for row in rows]
+    return np.array(keys, np.uint64).reshape(len(rows), len(columns))
+
+
+def _columns(tensor: Tensor) -> npt.NDArray[np.int64]:
+    """The columns of each window of a row."""
     width = row_units(tensor)
     starts = sorted({k * (width - KEY_UNITS) // (ROW_KEYS - 1) for k in range(ROW_KEYS)})
-    columns = np.add.outer(starts, np.arange(KEY_UNITS))
-    keys = list[Keys]()
-    if rows is not None:
-        for row in rows:
-            keys.append(keys_of(read_units(tensor, row * width, (row + 1) * width)[columns], tensor.dtype)[None])
-    else:
-        step = max(ROWS_AT_ONCE // width, 1)
-        for first in range(0, row_count(tensor), step):
-            units = read_units(tensor, first * width, min(first + step, row_count(tensor)) * width).reshape(-1, width)
-            keys.append(keys_of(units[:, columns], tensor.dtype))
-    return np.concatenate(keys) if keys else np.zeros((0, len(starts)), np.uint64)
-
-
-def sampled_rows(tensor: Tensor) -> list[int]:
-    """Some rows of a table, evenly spaced."""
-    count = row_count(tensor)
-    return sorted({k * count // SAMPLED_ROWS for k in range(SAMPLED_ROWS)} if count else ())
+    return np.add.outer(starts, np.arange(KEY_UNITS))
 
 
 class RowIndex:
-    """The rows of a table by their keys."""
+    """Rows by their keys, each of which only one row has."""
 
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor, self.keys = tensor, row_keys(tensor)
-        self._sorted = [_unique(self.keys[:, k]) for k in range(self.keys.shape[1])]
+    def __init__(self, keys: Keys) -> None:
+        self.keys = keys
+        self._sorted = [_unique(column) for column in self._ways(keys)]
 
-    def find(self, keys: Keys) -> Rows:
-        """The only row that has one of the keys of each of some other rows; -1 where there is none."""
-        found = np.full(len(keys), -1, np.int64)
-        for k, (known, rows) in enumerate(self._sorted):
+    def _ways(self, keys: Keys) -> list[Keys]:
+        """The numbers by which a row is found: each of its keys, and all of them together."""
+        return [*keys.T, (keys * MIX[: keys.shape[1]]).sum(axis=1, dtype=np.uint64)]
+
+    def candidates(self, keys: Keys) -> Rows:
+        """By each of the ways the row that some other rows are, [ways, rows]; -1 where there is none."""
+        found = np.full((keys.shape[1] + 1, len(keys)), -1, np.int64)
+        for k, ((known, rows), wanted) in enumerate(zip(self._sorted, self._ways(keys), strict=True)):
             if len(known):
-                at = np.minimum(np.searchsorted(known, keys[:, k]), len(known) - 1)
-                hit = (found < 0) & (known[at] == keys[:, k])
-                found[hit] = rows[at[hit]]
+                at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+                found[k] = np.where(known[at] == wanted, rows[at], -1)
         return found
 
     def align(self, keys: Keys) -> Rows:
-        """The row for each of the rows of another table, with runs continued; -1 where there is none."""
-        found = self.find(keys)
-        self._continue(found, keys, 1)
-        self._continue(found, keys, -1)
-        return _close_gaps(found)
+        """The row for each of the rows of another table; -1 where there is none."""
+        found, nearest = np.full(len(keys), -1, np.int64), np.full(len(keys), self._most_turned() + 1, np.int64)
+        for rows in self.candidates(keys):
+            turned = np.where(rows >= 0, _turned(self.keys[rows], keys), nearest)
+            found, nearest = np.where(turned < nearest, rows, found), np.minimum(turned, nearest)
+        self._fill(found, keys)
+        return found
 
-    def _continue(self, found: Rows, keys: Keys, step: int) -> None:
-        """Take the next row of the base for a row that no key tells of, behind (or before) one that is known, if they share a key."""
-        for row in np.flatnonzero(found < 0)[::step].tolist():
-            before = row - step
-            if 0 <= before < len(found) and found[before] >= 0 and 0 <= found[before] + step < len(self.keys):
-                if (self.keys[found[before] + step] == keys[row]).any():
-                    found[row] = found[before] + step
+    def _most_turned(self) -> int:
+        """Up to so many signs may differ between rows that are alike."""
+        return self.keys.shape[1] * KEY_UNITS // MOST_TURNED
+
+    def _fill(self, found: Rows, keys: Keys) -> None:
+        """Look for the rows that no key tells of, in order, between those that the rows around them are."""
+        known = np.flatnonzero(found >= 0).tolist()
+        for before, after in zip([-1, *known], [*known, len(found)], strict=True) if known else ():
+            run = range(before + 1, after)
+            last = int(found[after]) if after < len(found) else int(found[before]) + 1 + len(run) + NEAR_ROWS
+            first = int(found[before]) + 1 if before >= 0 else last - len(run) - NEAR_ROWS
+            self._fill_run(found, keys, run, max(first, 0), min(last, len(self.keys)))
+
+    def _fill_run(self, found: Rows, keys: Keys, run: range, first: int, last: int) -> None:
+        """Give each row of a run the nearest of the base's rows from ``first`` to ``last`` that are left, if it is alike."""
+        if len(run) == last - first:  # as many rows as there: also those that have become quite different
+            found[run.start : run.stop] = np.arange(first, last)
+            return
+        for row in run:
+            if first >= last:
+                return
+            turned = _turned(self.keys[first : min(first + NEAR_ROWS, last)], keys[row])
+            best = int(np.argmin(turned))
+            if turned[best] <= self._most_turned():
+                found[row] = first + best
+                first += best + 1
+
+
+def _turned(a: Keys, b: Keys) -> Rows:
+    """How many signs of rows differ."""
+    return np.bitwise_count(a ^ b).sum(axis=-1, dtype=np.int64)
 
 
 def _unique(keys: Keys) -> tuple[Keys, Rows]:
     """The keys that one row alone has, sorted, and these rows."""
     known, first, counts = np.unique(keys, return_index=True, return_counts=True)
-    single = (counts == 1) & ~np.isin(known, np.array(NO_KEYS, np.uint64))
+    single = (counts == 1) & ~np.isin(known, NO_KEYS)
     return known[single], first[single].astype(np.int64)
-
-
-def _close_gaps(found: Rows) -> Rows:
-    """Runs put together where the rows between two are as many as between their rows of the base, or the first begins with both tables."""
-    known = np.flatnonzero(found >= 0)
-    if not len(known):
-        return found
-    offsets = found[known] - known
-    if offsets[0] == 0:
-        found[: known[0]] = np.arange(known[0])
-    for k in np.flatnonzero((offsets[1:] == offsets[:-1]) & (np.diff(known) > 1)):
-        found[known[k] : known[k + 1]] = np.arange(found[known[k]], found[known[k + 1]])
-    return found
 
 
 def pieces_of_rows(found: Rows, base: Tensor) -> Iterator[Piece]:
@@ -124,3 +149,20 @@ def pieces_of_rows(found: Rows, base: Tensor) -> Iterator[Piece]:
             yield Piece(base.name, int(found[first]) * width, int(stop - first) * width)
         elif stop > first:
             yield Piece(None, 0, int(stop - first) * width)
+
+
+class RowTables:
+    """Which tables of a base have rows of a target's: by some rows of each, which are read once."""
+
+    def __init__(self, tables: Sequence[Tensor]) -> None:
+        self.tables = tables
+        keys = [sampled_keys(table) for table in tables]
+        self._owners = np.repeat(np.arange(len(tables)), [len(row) for row in keys])
+        self._index = RowIndex(np.concatenate(keys)) if keys else None
+
+    def votes(self, keys: Keys) -> Rows:
+        """How many of the rows that were read of each table are among some rows, given by their keys."""
+        if self._index is None:
+            return np.zeros(0, np.int64)
+        found = np.unique(self._index.candidates(keys))
+        return np.bincount(self._owners[found[found >= 0]], minlength=len(self.tables))

@@ -23,7 +23,6 @@ from ckptdiff.cli.options import (
     base_option,
     device_option,
     fail,
-    file_options,
     only_option,
     overwrite_option,
     print_json,
@@ -110,6 +109,7 @@ def main() -> None:
     help="Codec of changed tensors; auto takes the one that gives the smallest patch.",
 )
 @selection_options
+@click.option("--force", is_flag=True, help="Make the patch even if nothing of BASE is in TARGET.")
 @click.option("--report", "with_report", is_flag=True, help="Measure what training changed, and store the report in the patch.")
 @click.option(
     "--base-repo", metavar="ID", help="Id of the repo on the Hub that has BASE, to record in the patch; its files are compared by SHA-256."
@@ -233,7 +233,7 @@ def verify(patch: Path, hub: str | None, json_output: bool, **options: Any) -> N
     callback=require_finite,
     help="Also count the elements with |d| up to this as equal. May be repeated.",
 )
-@file_options
+@selection_options
 @base_option("Checkpoint that both started from. Also compare which elements changed in each.")
 @tensors_option
 @threads_option
@@ -241,10 +241,11 @@ def verify(patch: Path, hub: str | None, json_output: bool, **options: Any) -> N
 def compare(a: Path, b: Path, base: Path | None, tensors: bool, json_output: bool, **options: Any) -> None:
     """Count equal elements of two checkpoints.
 
-    Counts the elements that are bit-identical, and those within a tolerance. With --base it also compares which elements each checkpoint
-    changed, and whether these are the same ones.
+    Says whether files and tensors are identical, and counts the elements that are bit-identical, and those within a tolerance. With
+    --base it also compares which elements each checkpoint changed, and whether these are the same ones.
 
-    The exit code is 1 if any bit of a tensor differs.
+    Tensors are paired as make pairs them, whatever their names, dtypes and layouts. The exit code is 1 unless B has the tensors of A, bit
+    for bit.
     """
     if base is not None:
         checkpoint.recognition.check_exists(base)
@@ -255,7 +256,7 @@ def compare(a: Path, b: Path, base: Path | None, tensors: bool, json_output: boo
             shared = {key: options[key] for key in ("include", "exclude", "follow_links", "threads")}
             changed = verbs.overlap.overlap([a, b], base, **shared, progress=progress)
     if json_output:
-        totals = {"elements": result.elements, "identical": result.identical, "within": result.within, "same": result.same}
+        totals = {key: getattr(result, key) for key in ("elements", "identical", "within", "same", "differing")}
         rows = to_json(result)
         if not tensors:
             del rows["tensors"]

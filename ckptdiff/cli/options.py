@@ -74,7 +74,7 @@ def file_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that choose the files of two checkpoints and pair their tensors."""
-    text = "Rule that turns a target tensor's name into the base's. May be repeated."
+    text = "Rule that turns a target tensor's name into the base's, where neither name nor content pairs them. May be repeated."
     return file_options(click.option("--rename", multiple=True, metavar="REGEX=REPL", help=text)(command))
 
 

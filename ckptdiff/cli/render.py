@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+from collections import Counter
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -58,20 +60,26 @@ def first_names(names: Sequence[str]) -> str:
     return ", ".join(map(visible, names[:MAX_NAMES])) + (f" and {more} more" if more > 0 else "")
 
 
-def total_rows(totals: Totals) -> list[tuple[str, str]]:
-    """Counts of tensors and elements."""
-    parts = [f"{totals.same} same", f"{totals.delta} changed", f"{totals.new} added", f"{totals.removed} removed"]
+def total_rows(totals: Totals, replaced: int = 0, replaced_new: int = 0) -> list[tuple[str, str]]:
+    """Counts of tensors and elements; ``replaced`` tensors are stored whole though the base has one, ``replaced_new`` of them as new."""
+    changed, added = totals.delta - (replaced - replaced_new), totals.new - replaced_new
+    parts = [f"{totals.same} same", f"{changed} changed", f"{added} added", f"{totals.removed} removed"]
+    if replaced:
+        parts.insert(2, f"{replaced} replaced")
     if totals.copy:
         parts.append(f"{totals.copy} copies of others")
-    return [
-        ("tensors", ", ".join(parts)),
-        ("elements changed", f"{totals.changed:,} of {totals.units:,} ({percent_of(totals.changed, totals.units)})"),
-    ]
+    shares = f"{totals.changed:,} of {totals.units:,} ({percent_of(totals.changed, totals.units)})"
+    return [("tensors", ", ".join(parts)), ("elements changed", shares if changes_something(totals) else "none: each tensor is the base's")]
+
+
+def changes_something(totals: Totals) -> bool:
+    """Whether a patch gives any tensor that is not the base's, or leaves one out."""
+    return bool(totals.delta or totals.new or totals.copy or totals.removed)
 
 
 def print_make(result: MakeResult) -> None:
     """Print what ``make`` did."""
-    rows = total_rows(result.totals)
+    rows = total_rows(result.totals, result.whole.replaced, result.whole.replaced_new) + _pairing_rows(result)
     if result.files:
         rows.append(("other files", first_names(result.files)))
     if result.removed_files:
@@ -81,12 +89,43 @@ def print_make(result: MakeResult) -> None:
         (
             "patch",
             f"{byte_size(result.patch_size)} for a target of {byte_size(result.target_size)}: "
-            f"{size_ratio(result.target_size, result.patch_size)}",
+            + (size_ratio(result.target_size, result.patch_size) if changes_something(result.totals) else "no tensor changed"),
         ),
         ("time", f"{result.seconds:.2f} s"),
         ("written", str(result.patch)),
     ]
     print_grid(console(), rows)
+
+
+MEANS = {
+    "rename": "by --rename",
+    "content": "by content",
+    "parts": "in parts, by content",
+    "rows": "row by row, by content",
+    "similar name": "by similar names",
+    "digest": "by equal content",
+}
+"""How tensors were paired, by means."""
+
+
+def _pairing_rows(result: MakeResult) -> list[tuple[str, str]]:
+    """Rows about tensors that were paired by other means than their names, and about those that are stored whole."""
+    told = []
+    for row in result.paired:
+        more = f" and {len(row.bases) - 1} more" if len(row.bases) > 1 else ""
+        count = f"{row.tensors} tensor{'s' * (row.tensors != 1)}"
+        told.append(f"{count} {MEANS[row.means]}: {visible(row.target)} from {visible(row.bases[0])}{more}")
+    rows = [("paired", "; ".join(told))] * bool(told)
+    whole = result.whole
+    if whole.replaced or whole.added:
+        rows.append(
+            ("stored whole", f"{whole.replaced + whole.added} tensors of {byte_size(whole.nbytes)}, {whole.replaced} of them replaced")
+        )
+    if whole.rename:
+        rows.append(
+            ("", f"base tensors of the same sizes are left over; if these were trained from them: --rename {shlex.quote(whole.rename)}")
+        )
+    return rows
 
 
 def _file_rows(result: MakeResult) -> list[tuple[str, str]]:
@@ -128,7 +167,7 @@ def print_info(result: PatchInfo, tensors: bool) -> None:
     rows = [
         ("patch", f"{result.path}: {byte_size(result.patch_size)}, {'folder' if result.is_folder else 'file'}, format 1"),
         ("target", f"{byte_size(result.target_size)}: the patch is {size_ratio(result.target_size, result.patch_size)}"),
-        *total_rows(result.totals),
+        *total_rows(result.totals, sum(row.kind == "delta" and row.codec == "raw" for row in result.tensors)),
         ("base wanted", "identity " + result.base_identity),
     ]
     rows += [("", f"{file['path']} ({byte_size(file['size'])}) SHA-256 {file['sha256']}") for file in result.base_files[:MAX_NAMES]]
@@ -180,13 +219,24 @@ def print_verify(result: VerifyResult) -> None:
 def print_compare(result: CompareResult, tensors: bool) -> None:
     """Print counts and shares of equal elements; with ``tensors`` also those of every tensor."""
     out = console()
+    count = len(result.tensors) + len(result.only_in_a) + len(result.only_in_b) + len(result.mismatched)
+    verdict = f"{result.differing} of {count} tensors differ" if result.differing else "identical tensors, in files that differ"
     rows = [
+        ("verdict", "identical files" if result.same_files else verdict),
         ("tensors in both", str(len(result.tensors))),
         ("elements", f"{result.elements:,}"),
         ("bit-identical", f"{result.identical:,} ({percent_of(result.identical, result.elements)})"),
     ]
     rows += [(f"within {atol:g}", f"{n:,} ({percent_of(n, result.elements)})") for atol, n in zip(result.atol, result.within, strict=True)]
-    apart = (("only in A", result.only_in_a), ("only in B", result.only_in_b), ("another dtype or shape", result.mismatched))
+    cast = Counter(row.other_dtype for row in result.tensors if row.other_dtype)
+    rows += [("compared", f"{n} tensors after a cast from {dtype}") for dtype, n in cast.items()]
+    others = [row for row in result.tensors if row.others]
+    if others:
+        more = f" and {len(others[0].others) - 1} more" if len(others[0].others) > 1 else ""
+        rows.append(
+            ("compared", f"{len(others)} tensors of other names: {visible(others[0].name)} with {visible(others[0].others[0])}{more}")
+        )
+    apart = (("only in A", result.only_in_a), ("only in B", result.only_in_b), ("cannot be compared", result.mismatched))
     rows += [(label, first_names(names)) for label, names in apart if names]
     print_grid(out, rows)
     if tensors:

@@ -12,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 
 from ckptdiff import kernels
+from ckptdiff.checkpoint.adapt import AdaptedBase
 from ckptdiff.checkpoint.contents import Tensor
 from ckptdiff.errors import FormatError, UnsupportedError, cut
 from ckptdiff.format.digests import BLOCK, tensor_digest, xxh128
@@ -24,7 +25,6 @@ from ckptdiff.live.names import MODEL, find_tensors, scope_of
 from ckptdiff.live.switch import LoadedPatch
 from ckptdiff.live.updates import BYTES_PER_UPDATE_JOB, RangeUpdate, TensorUpdate, merge_blocks, on_device, range_update
 from ckptdiff.live.writing import MemoryRange
-from ckptdiff.checkpoint.adapt import AdaptedBase
 from ckptdiff.patching.build import check_changed, unpack
 from ckptdiff.patching.chain import check_chain
 from ckptdiff.patching.memory import open_state

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ckptdiff.checkpoint.pairing import pair
 from ckptdiff.checkpoint.renames import Rename
 from ckptdiff.errors import CheckpointError
 from ckptdiff.format.entry import CODEC_NAMES, Totals
@@ -53,10 +54,10 @@ def diff(
         raise CheckpointError(f"unknown codec {codec!r}: expected one of {', '.join(CODEC_NAMES)}")
     base, target = (open_state(state_of(state, where), where) for state, where in ((old, "the old tensors"), (new, "the new tensors")))
     rules, out = [Rename.parse(text) for text in rename], io.BytesIO()
-    options = on_threads(base, target, codec, rules, threads or default_threads(), device)
+    options = on_threads(base, target, codec, threads or default_threads(), device)
     check_size(target)
-    pair = encode_pair(base, target, options, io.BytesIO(), no_progress)
-    write_file(PatchContents(pair, recorded_facts(pair, None, None), None), out)
+    encoded = encode_pair(base, target, pair(base, target, rules), options, io.BytesIO(), no_progress)
+    write_file(PatchContents(encoded, recorded_facts(encoded, None, None), None), out)
     return Patch(out.getvalue())
 
 

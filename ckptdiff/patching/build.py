@@ -11,12 +11,12 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from ckptdiff import codecs
+from ckptdiff.checkpoint.adapt import AdaptedBase, extended, units_per_group
 from ckptdiff.checkpoint.contents import Tensor
 from ckptdiff.errors import CkptdiffError, FormatError, IntegrityError, cut
 from ckptdiff.format.digests import BLOCK, block_count, leaves_of, tensor_digest
 from ckptdiff.format.dtypes import DTYPES, BlockChange, Bytes
 from ckptdiff.io.parallel import Executor, Threads, run_plan
-from ckptdiff.checkpoint.adapt import AdaptedBase, extended, units_per_group
 from ckptdiff.patching.recipes import AdaptedTensor, PatchedTensor, RebuildJob, Recipe, ranges, steps_built_whole, steps_of, units_of
 
 T = TypeVar("T")

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from ckptdiff.checkpoint.adapt import AdaptedBase
 from ckptdiff.checkpoint.contents import Tensor
 from ckptdiff.device.leaves import leaf_digests
 from ckptdiff.device.ops import find_changes, units_of, zigzag
 from ckptdiff.format.digests import BLOCK, leaves_of
 from ckptdiff.format.dtypes import DTYPES, Bytes, Changes, Dtype, Units
-from ckptdiff.checkpoint.adapt import AdaptedBase
 from ckptdiff.patching.compare_on_host import ComparedGroup, compare_on_host
 
 BLOCKS_FROM_HOST = 4

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ckptdiff import kernels
+from ckptdiff.checkpoint.adapt import AdaptedBase
 from ckptdiff.checkpoint.contents import Tensor
 from ckptdiff.format.digests import leaves_of
 from ckptdiff.format.dtypes import DTYPES, Bytes, Changes
-from ckptdiff.checkpoint.adapt import AdaptedBase
 
 
 @dataclass(frozen=True, slots=True)

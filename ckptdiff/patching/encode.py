@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from ckptdiff.checkpoint.adapt import AdaptedBase
 from ckptdiff.checkpoint.contents import Checkpoint, Tensor, TensorKey
 from ckptdiff.codecs import CODECS
 from ckptdiff.format.digests import BLOCK, block_count, xxh128
 from ckptdiff.format.dtypes import DTYPES, BlockChange, Replacement
 from ckptdiff.kernels.block_layout import WITHOUT_ROWS, BlockLayout
-from ckptdiff.checkpoint.adapt import AdaptedBase
 from ckptdiff.patching.compare_on_host import ComparedGroup, Comparer, compare_on_host
 from ckptdiff.patching.encode_plan import EncodeJob, HashJob, JobBase
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from ckptdiff import patching
-from ckptdiff.checkpoint.contents import Checkpoint, TensorKey
-from ckptdiff.checkpoint.renames import Rename
+from ckptdiff.checkpoint.contents import Checkpoint
 from ckptdiff.device.resolve import resolve_device
 from ckptdiff.format.digests import BLOCK
-from ckptdiff.format.entry import Piece
 from ckptdiff.io.parallel import Executor, Threads
 from ckptdiff.patching.compare_on_host import Comparer, compare_on_host
 
@@ -22,28 +19,23 @@ BLOCKS_IN_MEMORY = 8
 
 @dataclass(frozen=True, slots=True)
 class EncodeOptions:
-    """How to encode a pair. The result depends on codec, renames and pieces only."""
+    """How to encode a pair. The result depends on the codec only."""
 
     codec: str | None
     """The codec of all tensors that have a base; None: the smallest, tensor by tensor."""
-    renames: Sequence[Rename]
     compare: Comparer
     """Compares blocks."""
     blocks: int
     """How many blocks a job has at most."""
     execute: Executor
     """Runs the jobs."""
-    pieces: Mapping[TensorKey, Sequence[Piece]] = field(default_factory=dict)
-    """What some tensors of the target are made from, by their keys; others are paired by name and evidence."""
 
 
-def on_threads(
-    base: Checkpoint, target: Checkpoint, codec: str | None, renames: Sequence[Rename], threads: int, device: str | None
-) -> EncodeOptions:
+def on_threads(base: Checkpoint, target: Checkpoint, codec: str | None, threads: int, device: str | None) -> EncodeOptions:
     """Options to run the jobs on threads.
 
     Args:
-        base, target, codec, renames, threads: as of :func:`ckptdiff.make`.
+        base, target, codec, threads: as of :func:`ckptdiff.make`.
         device: name of the torch device to compare on; None: the device that all tensors are on, or the host.
 
     Raises:
@@ -51,7 +43,7 @@ def on_threads(
     """
     compare, blocks = _comparer(base, target, codec, device)
     batch = min((blocks - 1) * BLOCK, sum(file.header.data_size for file in target.weights) // (4 * threads))
-    return EncodeOptions(codec, renames, compare, blocks, Threads(threads, batch))  # small tensors are batched to about a job's bytes
+    return EncodeOptions(codec, compare, blocks, Threads(threads, batch))  # small tensors are batched to about a job's bytes
 
 
 def _comparer(base: Checkpoint, target: Checkpoint, codec: str | None, device: str | None) -> tuple[Comparer, int]:

@@ -7,9 +7,9 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from ckptdiff.checkpoint.adapt import AdaptedBase, joined
+from ckptdiff.checkpoint.adapt import AdaptedBase
 from ckptdiff.checkpoint.contents import Checkpoint, Tensor, TensorKey, WeightFile
-from ckptdiff.checkpoint.pairing import Pairing, pair
+from ckptdiff.checkpoint.pairing import Pairing
 from ckptdiff.format.digests import BLOCK, identity, tensor_digest
 from ckptdiff.format.dtypes import DTYPES
 from ckptdiff.format.entry import Entry, Piece
@@ -75,20 +75,23 @@ TENSORS_AT_ONCE = 1 << 10
 """Tensors that are planned together: of each long one, a little stays in memory from its first job to its last."""
 
 
-def encode_pair(base: Checkpoint, target: Checkpoint, options: EncodeOptions, spool: BinaryIO, progress: Progress) -> EncodedPair:
+def encode_pair(
+    base: Checkpoint, target: Checkpoint, pairing: Pairing, options: EncodeOptions, spool: BinaryIO, progress: Progress
+) -> EncodedPair:
     """Encode all tensors of a target; ``spool`` is an empty file for their payloads."""
-    return _PairEncoder(base, target, options, spool, progress).encode()
+    return _PairEncoder(base, target, pairing, options, spool, progress).encode()
 
 
 class _PairEncoder:
     """The state of :func:`encode_pair`."""
 
-    def __init__(self, base: Checkpoint, target: Checkpoint, options: EncodeOptions, spool: BinaryIO, progress: Progress) -> None:
-        self.base, self.target, self.options, self.progress = base, target, options, progress
+    def __init__(
+        self, base: Checkpoint, target: Checkpoint, pairing: Pairing, options: EncodeOptions, spool: BinaryIO, progress: Progress
+    ) -> None:
+        self.base, self.target, self.pairing, self.options, self.progress = base, target, pairing, options, progress
         self.spool, self.encoder = Spool(spool), GroupEncoder(base, target, options.compare)
         files = (file.file for side in (base, target) if not side.in_memory for file in side.weights)
         self.hashers = {id(file): FileHasher(file) for file in files}
-        self.pairing = pair(base, target, options.renames)
         self.scopes = {
             scope: PairedScope(base_id, base.scopes[base_id] if base_id is not None else {})
             for scope, base_id in self.pairing.scopes.items()
@@ -100,12 +103,12 @@ class _PairEncoder:
     def encode(self) -> EncodedPair:
         matched: list[tuple[AdaptedBase | None, Tensor]] = []
         unmatched: list[Tensor] = []
-        for scope_id, scope in self.scopes.items():
+        for scope_id in self.scopes:
             tensors = [tensor for file in self.target.weights if file.scope == scope_id for tensor in file.tensors]
             for tensor in tensors:
-                base = self._base(scope, tensor)
-                if base is not None:
-                    matched.append((base, tensor))
+                found = self.pairing.counterparts.get(tensor.key)
+                if found is not None:
+                    matched.append((found.base, tensor))
                 else:
                     unmatched.append(tensor)
         self._encode_all(matched)
@@ -125,13 +128,6 @@ class _PairEncoder:
             self.payloads,
             self.pairing,
         )
-
-    def _base(self, scope: PairedScope, tensor: Tensor) -> AdaptedBase | None:
-        """What a tensor of a scope is compared with."""
-        if tensor.key in self.options.pieces:
-            return joined(self.options.pieces[tensor.key], scope.base.__getitem__, tensor)
-        found = self.pairing.counterparts.get(tensor.key)
-        return found.base if found is not None else None
 
     # --- encoding ---
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ckptdiff.checkpoint.adapt import AdaptedBase
 from ckptdiff.checkpoint.contents import Tensor, TensorKey
 from ckptdiff.format.digests import BLOCK
 from ckptdiff.format.dtypes import DTYPES
 from ckptdiff.format.entry import Piece
-from ckptdiff.checkpoint.adapt import AdaptedBase
 
 
 class JobBase(NamedTuple):

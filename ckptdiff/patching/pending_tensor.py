@@ -9,10 +9,10 @@ from typing import Any, BinaryIO
 
 import xxhash
 
+from ckptdiff.checkpoint.adapt import default_pieces
 from ckptdiff.format.digests import tensor_digest
 from ckptdiff.format.entry import Entry
 from ckptdiff.io.parallel import READ_BYTES
-from ckptdiff.checkpoint.adapt import default_pieces
 from ckptdiff.patching.encode import EncodedGroup, choose_codec, is_independent, smallest
 from ckptdiff.patching.encode_plan import EncodeJob, TensorPlan
 

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from functools import partial
 from pathlib import Path
 
+from ckptdiff.checkpoint.adapt import AdaptedBase, default_pieces
 from ckptdiff.checkpoint.contents import Checkpoint, Tensor
 from ckptdiff.checkpoint.reader import RecordedBase, open_checkpoint
 from ckptdiff.checkpoint.selection import matches
@@ -17,7 +18,6 @@ from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.io.parallel import Executor, Progress, no_progress
 from ckptdiff.io.source import LocalFile
 from ckptdiff.patching import other_files
-from ckptdiff.checkpoint.adapt import AdaptedBase, default_pieces
 from ckptdiff.patching.build import CheckCache, Sink, T, rebuild
 from ckptdiff.patching.file_sink import FileSink
 from ckptdiff.patching.patch import OpenPatch
@@ -258,6 +258,6 @@ def scratch_size(chain: Sequence[OpenPatch], only: Sequence[str] = ()) -> int:
                     key = base_scope, found[1].of or base
                     lower[key] = before.entries[key]
                     if not is_streamed(entry, found[1].units):
-                        sizes[depth - 1, *key] = found[1].nbytes
+                        sizes[(depth - 1, *key)] = found[1].nbytes
         needed = list(lower.values())
     return sum(sizes.values())

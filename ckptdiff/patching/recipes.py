@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from ckptdiff.checkpoint.adapt import AdaptedBase, units_per_group
 from ckptdiff.errors import CkptdiffError
 from ckptdiff.format.dtypes import DTYPES
 from ckptdiff.format.entry import Entry
 from ckptdiff.format.patch_file import PatchFile
-from ckptdiff.checkpoint.adapt import AdaptedBase, units_per_group
 
 
 @dataclass(frozen=True, slots=True)

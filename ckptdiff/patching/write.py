@@ -137,8 +137,15 @@ def _with_copies(entries: dict[TensorKey, Entry]) -> dict[TensorKey, Entry]:
     for key, entry in sorted(entries.items(), key=lambda item: (not item[1].counts, item[1].kind != "same")):
         content = entry.digest, entry.dtype, entry.shape
         if entry.has_payload and entry.nbytes and content in first:
-            members = {"name": entry.name, "dtype": entry.dtype, "shape": entry.shape, "counts": entry.counts, "digest": entry.digest}
-            copies[key] = Entry(kind="copy", of=first[content], **members)
+            copies[key] = Entry(
+                name=entry.name,
+                dtype=entry.dtype,
+                shape=entry.shape,
+                kind="copy",
+                of=first[content],
+                counts=entry.counts,
+                digest=entry.digest,
+            )
         elif entry.counts:
             first.setdefault(content, entry.name)
     return entries | copies

@@ -12,8 +12,8 @@ from typing import Any, Literal
 import torch
 import torch.optim
 
-from ckptdiff.live.names import strip_prefixes
 from ckptdiff.errors import CheckpointError
+from ckptdiff.live.names import strip_prefixes
 from ckptdiff.subnetwork.mask import Mask
 from ckptdiff.subnetwork.masked_parameter import Job, MaskedParameter, local_bits, local_part, run_jobs
 

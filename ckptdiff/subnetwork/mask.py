@@ -235,7 +235,8 @@ def _check_counterparts(source: Source, patch: PathLike, base: PathLike) -> None
     missing = [*source.added, *source.unpaired]
     if missing:
         raise CheckpointError(
-            f"{patch}: its tensor {cut(missing[0])} ({len(missing)} in all) has no counterpart in {base}: a mask is of what changed of a base"
+            f"{patch}: its tensor {cut(missing[0])} ({len(missing)} in all) has no counterpart in {base}: "
+            "a mask is of what changed of a base"
         )
     names = set[str]()
     for pair in source.pairs:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from ckptdiff.checkpoint.contents import Checkpoint
 from ckptdiff.checkpoint.other_formats import other_formats
-from ckptdiff.checkpoint.renames import Rename, check_patterns
+from ckptdiff.checkpoint.pairing import pair
 from ckptdiff.checkpoint.reader import open_checkpoint
+from ckptdiff.checkpoint.renames import Rename, check_patterns
 from ckptdiff.checkpoint.secrets import suspicious_name
 from ckptdiff.checkpoint.selection import Selection
 from ckptdiff.errors import CheckpointError
@@ -25,6 +26,7 @@ from ckptdiff.patching import other_files
 from ckptdiff.patching.encode_options import on_threads
 from ckptdiff.patching.encode_pair import encode_pair
 from ckptdiff.patching.output import build_beside, check_output
+from ckptdiff.patching.pair_summary import PairedBy, StoredWhole, check_related, paired_by, stored_whole
 from ckptdiff.patching.provenance import recorded_facts
 from ckptdiff.patching.write import PatchContents, StorableReport, WrittenPatch, check_report, check_size, write_file, write_folder
 
@@ -37,6 +39,10 @@ class MakeResult:
     """The patch that was written."""
     totals: Totals
     """Counts of tensors and units."""
+    paired: tuple[PairedBy, ...]
+    """Tensors that were paired by other means than their name."""
+    whole: StoredWhole
+    """Tensors that are stored whole."""
     patch_size: int
     target_size: int
     files: tuple[str, ...]
@@ -72,6 +78,7 @@ def make(
     exclude: Sequence[str] = (),
     follow_links: bool = False,
     rename: Sequence[str] = (),
+    force: bool = False,
     report: StorableReport | None = None,
     base_repo: str | None = None,
     target_repo: str | None = None,
@@ -90,7 +97,9 @@ def make(
         include: globs of files to take although they are left out by default, of the base too.
         exclude: globs of files to leave out, of the base too.
         follow_links: follow links that lead out of a checkpoint's folder; those to weight files, indexes and the Hub's cache always are.
-        rename: ``REGEX=REPL`` rules that turn a target tensor's name into the base's.
+        rename: ``REGEX=REPL`` rules that turn a target tensor's name into the base's. Without them tensors are paired by name, and where
+            names differ, or say something wrong, by content.
+        force: make the patch even if the target has nothing of the base.
         report: the report of this pair, by :func:`ckptdiff.report`, to store in the patch for those who do not have the base.
         base_repo, target_repo: ids of the repos on the Hub that hold these checkpoints, to record in the patch; an id given as ``base``
             or ``target`` is recorded anyway. The weight files must have the SHA-256 that the Hub states.
@@ -100,7 +109,8 @@ def make(
         progress: called with what is being done, how much is done, and how much there is.
 
     Raises:
-        CheckpointError: a checkpoint cannot be read, or is not one, or the report is one of other checkpoints.
+        CheckpointError: a checkpoint cannot be read, or is not one, or nothing of the base is in the target, or the report is one of
+            other checkpoints.
         UnsupportedError: torch is missing, or has no such device.
         OutputError: the patch cannot be written there. HubError: a repo cannot be read.
     """
@@ -116,15 +126,19 @@ def make(
         check_size(new)
         stored_report = report.to_bytes() if report is not None else None  # here, as a large one is refused before anything is encoded
         repos = [_repo_of(old, base_repo), _repo_of(new, target_repo)]
-        options = on_threads(old, new, codec, rules, threads or default_threads(), device)
+        options = on_threads(old, new, codec, threads or default_threads(), device)
+        pairing = pair(old, new, rules)
+        if not force:
+            check_related(old, new, pairing)
         with build_beside(out, overwrite=overwrite) as built, open(built.with_name("spool"), "w+b") as spool:
-            pair = encode_pair(old, new, options, spool, progress)
+            encoded = encode_pair(old, new, pairing, options, spool, progress)
             if report is not None:
-                check_report(report, pair)
-            written = _write(PatchContents(pair, recorded_facts(pair, *repos), stored_report), built)
+                check_report(report, encoded)
+            contents = PatchContents(encoded, recorded_facts(encoded, *repos), stored_report)
+            written = _write(contents, built)
             old.check_unchanged()
             new.check_unchanged()
-        return _result(written, old, new, out, time.perf_counter() - started)
+        return _result(contents, written, out, time.perf_counter() - started)
 
 
 def _check_paths(old: Checkpoint, new: Checkpoint, out: Path, overwrite: bool) -> None:
@@ -144,10 +158,13 @@ def _write(contents: PatchContents, built: Path) -> WrittenPatch:
     return write_folder(contents, built, target.kept)
 
 
-def _result(written: WrittenPatch, old: Checkpoint, new: Checkpoint, out: Path, seconds: float) -> MakeResult:
+def _result(contents: PatchContents, written: WrittenPatch, out: Path, seconds: float) -> MakeResult:
+    old, new = contents.pair.base, contents.pair.target
     return MakeResult(
         patch=out,
         totals=written.totals,
+        paired=paired_by(contents.pair),
+        whole=stored_whole(contents.pair, contents.entries.values()),
         patch_size=written.size,
         target_size=sum(file.file.size for file in new.weights) + sum(new.others[name].stat().st_size for name in new.kept),
         files=tuple(new.kept),

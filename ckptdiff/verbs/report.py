@@ -187,29 +187,48 @@ def _counted_blocks(
 
 def _tensor_reports(pair: Pair, blocks: Iterator[dict[int, BlockCounts]]) -> list[TensorReport]:
     """Add up the counts of the blocks of each part of a pair, which come first in ``blocks``."""
-    counted: list[list[BlockCounts]] = [[] for _ in pair.parts]
+    sums = [_PartSums(part, pair.dtype) for part in pair.parts]
     for _ in pair.starts:
         for number, block in next(blocks).items():
-            counted[number].append(block)
+            sums[number].add(block)
     pair.finish()
-    return [_tensor_report(pair, part, found) for part, found in zip(pair.parts, counted, strict=True)]
+    return [_tensor_report(pair, part) for part in sums]
 
 
-def _tensor_report(pair: Pair, part: Part, blocks: Sequence[BlockCounts]) -> TensorReport:
-    """Add up the counts of the blocks of one part."""
-    numbers, (height, width) = np.zeros(len(COUNT_FIELDS), np.int64), counted_lines(part.shape)
-    rows, columns = np.zeros(height, np.int64), np.zeros(width * (1 + (pair.dtype == "C64")), np.int64)
-    for block in blocks:
-        numbers += block.numbers
-        rows[block.first_row : block.first_row + len(block.rows)] += block.rows
-        whole = min(len(block.columns), len(columns) - block.first_column)
-        columns[block.first_column : block.first_column + whole] += block.columns[:whole]
-        columns[: len(block.columns) - whole] += block.columns[whole:]
-    shares = (_quantiles(rows, len(columns)), _quantiles(columns, len(rows))) if height else (None, None)
-    counts, bases = Counts.from_numbers(numbers), () if part.bases == (pair.name,) else part.bases
-    base_dtype = pair.base.base_dtype if pair.base.base_dtype != pair.dtype else None
-    names = pair.scope, pair.name, pair.dtype, part.shape, layer_of(pair.name), module_of(pair.name)
-    return TensorReport(*names, counts, *shares, part=part.index, bases=bases, base_dtype=base_dtype)
+class _PartSums:
+    """The counts of one part of a pair, by row and column too."""
+
+    def __init__(self, part: Part, dtype: str) -> None:
+        height, width = counted_lines(part.shape)
+        self.part, self.numbers = part, np.zeros(len(COUNT_FIELDS), np.int64)
+        self.rows, self.columns = np.zeros(height, np.int64), np.zeros(width * (1 + (dtype == "C64")), np.int64)
+
+    def add(self, block: BlockCounts) -> None:
+        """Add the counts of a block."""
+        self.numbers += block.numbers
+        self.rows[block.first_row : block.first_row + len(block.rows)] += block.rows
+        whole = min(len(block.columns), len(self.columns) - block.first_column)
+        self.columns[block.first_column : block.first_column + whole] += block.columns[:whole]
+        self.columns[: len(block.columns) - whole] += block.columns[whole:]
+
+
+def _tensor_report(pair: Pair, sums: _PartSums) -> TensorReport:
+    part, base = sums.part, pair.base
+    has_lines = len(sums.rows) > 0
+    return TensorReport(
+        scope=pair.scope,
+        name=pair.name,
+        dtype=pair.dtype,
+        shape=part.shape,
+        layer=layer_of(pair.name),
+        module=module_of(pair.name),
+        counts=Counts.from_numbers(sums.numbers),
+        rows=_quantiles(sums.rows, len(sums.columns)) if has_lines else None,
+        columns=_quantiles(sums.columns, len(sums.rows)) if has_lines else None,
+        part=part.index,
+        bases=() if set(part.bases) <= {pair.name} else part.bases,
+        base_dtype=base.base_dtype if base.base_dtype != pair.dtype else None,
+    )
 
 
 def _quantiles(changed: npt.NDArray[np.int64], length: int) -> Quantiles:

@@ -509,6 +509,14 @@ def copy(name, of):
     return lambda _, target: ({**describe(name, target[name]), "kind": "copy", "of": of}, b"", None)
 
 
+def uncounted(entry):
+    """The same entry, which does not count."""
+    def make(old, new):
+        members, digests, payload = entry(old, new)
+        return {**members, "counts": False}, digests, payload
+    return make
+
+
 def names_of(entry):
     """The names that an entry keeps from being removed."""
     return {entry["name"], *(key for key, _, _ in entry.get("base", {}).get("pieces", ()) if key is not None)}
@@ -595,30 +603,47 @@ def with_digest(metadata, fault):
 
 # ---- Section 9: patch folders ---------------------------------------------------------------------------------------
 
-def scope_of(path, files):
-    folder, name = path.rsplit("/", 1) if "/" in path else ("", path)
-    folder += "/" * bool(folder)
-    for other in files:
-        listing = re.fullmatch(re.escape(folder) + r"([^/]+)\.safetensors\.index(\.[^/]+)?\.json", other)
-        if listing and name in json.loads(files[other])["weight_map"].values():
-            return folder + listing[1] + (listing[2] or "")
-    shard = re.fullmatch(r"(.+)-\d{5}-of-\d{5}(\.[^/]+)?\.safetensors", name)
-    return folder + (shard[1] + (shard[2] or "") if shard else name[:-12])
+def indexes_of(files):
+    """The scope and the weight_map (name -> path) of each index, in order of path."""
+    found = []
+    for path in sorted(files, key=str.encode):
+        folder, slash, name = path.rpartition("/")
+        listing = re.fullmatch(r"([^/]+)\.safetensors\.index(\.[^./]+)?\.json", name)
+        if listing:
+            shards = json.loads(files[path])["weight_map"]
+            found.append((folder + slash + listing[1] + (listing[2] or ""), {key: folder + slash + shards[key] for key in shards}))
+    return found
+
+
+def scope_of_numbered(path):
+    """What rule 2 makes of a name."""
+    folder, slash, name = path.rpartition("/")
+    shard = re.fullmatch(r"(.+)-\d{5,}-of-\d{5,}(\.[^.]+)?\.safetensors", name, re.A)
+    if not shard:
+        return None
+    stem = shard[1][:-12] if shard[1].endswith(".safetensors") and len(shard[1]) > 12 else shard[1]
+    return folder + slash + stem + (shard[2] or "")
+
+
+def scope_ids(files):
+    """Section 3.1: the scope of each weight file."""
+    paths, indexes = [p for p in files if p.endswith(".safetensors")], indexes_of(files)
+    ids = {p: next((scope for scope, shards in indexes if p in shards.values()), None) for p in paths}
+    listed = set(ids.values())
+    ids = {p: ids[p] or (None if scope_of_numbered(p) in listed else scope_of_numbered(p)) for p in paths}
+    ruled = set(ids.values())
+    return {p: ids[p] or (p if p[:-12] in ruled else p[:-12]) for p in paths}
 
 
 def scopes_of(files):
-    scopes = {}
-    for path, content in files.items():
-        if path.endswith(".safetensors"):
-            scopes.setdefault(full_scope_of(path, files), {}).update(content)
-    return scopes
-
-
-def full_scope_of(path, files):
-    """Rule 3 with its exception: a lone file beside shards of its scope is a scope by its whole path."""
-    scope = scope_of(path, files)
-    others = {scope_of(p, files) for p in files if p.endswith(".safetensors") and scope_of(p, files) != p[:-len(".safetensors")]}
-    return path if scope == path[:-len(".safetensors")] and scope in others else scope
+    """Scope -> the tensors that count, by name."""
+    ids, indexes, held = scope_ids(files), indexes_of(files), {}
+    for path in sorted(ids, key=str.encode):
+        scope = held.setdefault(ids[path], {})
+        for name in files[path]:
+            scope.setdefault(name, []).append(path)
+    return {scope: {name: files[next((shards[name] for other, shards in indexes if other == scope and shards.get(name) in paths), paths[0])][name]
+                    for name, paths in names.items()} for scope, names in held.items()}
 
 
 def same_file(path):
@@ -652,20 +677,18 @@ def patch_folder(base, target, shards, files=(), *, pairs={}, shard={}, index=No
                  removed=None):
     """The files of a patch folder. ``shards``: path -> entries; ``pairs``: target scope -> base scope. Faults:
     ``shard``: path -> arguments of patch_file; ``index``, ``index_text``, ``parts`` (the stored files)."""
-    old_scopes, new_scopes = scopes_of(base), scopes_of(target)
+    old_scopes, new_scopes, ids = scopes_of(base), scopes_of(target), scope_ids(target)
     identities, stored, listed, all_totals, first = (identity(old_scopes), identity(new_scopes)), {}, [], [], set()
+    pairs = {scope: pairs.get(scope, scope if scope in old_scopes else next(iter(old_scopes))) for scope in ids.values()}
     used = {}
     for path, entries in shards.items():
-        scope = full_scope_of(path, target)
-        pair = pairs.get(scope, scope if scope in old_scopes else next(iter(old_scopes)))
+        pair = pairs[ids[path]]
         for entry in entries:
-            e = entry(old_scopes.get(pair, {}), target[path])[0]
-            used.setdefault(scope, set()).update(names_of(e))
+            used.setdefault(pair, set()).update(names_of(entry(old_scopes.get(pair, {}), target[path])[0]))
     for path, entries in sorted(shards.items()):
-        scope = full_scope_of(path, target)
-        pair = pairs.get(scope, scope if scope in old_scopes else next(iter(old_scopes)))
-        gone = [] if scope in first else sorted(set(old_scopes.get(pair, {})) - used[scope])
-        first.add(scope)
+        scope, pair = ids[path], pairs[ids[path]]
+        gone = [] if pair in first else sorted(set(old_scopes.get(pair, {})) - used.get(pair, set()))
+        first.add(pair)
         options = {"removed": gone, "identities": identities, "scope": scope, "base_scope": pair, **shard.get(path, {})}
         patch = patch_file(old_scopes.get(pair, {}), target[path], entries, path=path, **options)
         stored["patch/" + path] = patch.bytes
@@ -808,6 +831,8 @@ def container_vectors():
         head=lambda b: b + b" " * (-len(b) % 8 + 1), padding=b"")
     bad("container_header_padded_with_newline", f, "The header is padded with newlines.",
         head=lambda b: b + b"\n" * (-len(b) % 8 or 8))
+    bad("container_header_ends_with_newline", f, "The last byte of the header's padding is a newline, not a space.",
+        head=lambda b: b + b"\n".rjust(-len(b) % 8))
     bad("container_header_begins_with_space", f, "The header begins with a space, not with an opening brace.",
         head=lambda b: b" " + b)
     bad("container_header_not_utf8", f, "The header is not UTF-8.", head=swap(b"ckptdiff/payloads", b"ckptdiff/\xff"))
@@ -1100,7 +1125,11 @@ def header_vectors():
     decoded("extra_member", "A tensor of the decoded header has a fourth member.", swap(b'"shape":[8]', b'"shape":[8],"x":0'))
     decoded("shape_float", "A shape of the decoded header has a float.", swap(b'"shape":[8]', b'"shape":[8.0]'))
     decoded("no_brace", "The decoded header begins with a space.", lambda b: b" " + b)
-    decoded("ends_with_newline", "A newline follows the decoded header's JSON.", lambda b: b.rstrip(b" ") + b"\n")
+    decoded("ends_with_form_feed", "A form feed follows the decoded header's JSON.", lambda b: b.rstrip(b" ") + b"\f")
+    decoded("metadata_null", "The decoded header's __metadata__ is null.", swap(b'{"format":"pt"}', b"null"))
+    for name, end in (("newline", b"\n"), ("tab", b"  \t")):
+        ok(f"header_ends_with_{name}", f"The target's header ends with a {name} behind its JSON.", BASE, TARGET, ENTRIES,
+           target_header=true.rstrip(b" ") + end)
     decoded("lone_surrogate", "A string of the decoded header is an unpaired surrogate.", swap(b'"pt"', b'"\\udc00"'))
     decoded("not_utf8", "The decoded header is not UTF-8.", swap(b'"pt"', b'"\xc3"'))
     decoded("empty", "The decoded header has no bytes.", lambda b: b"")
@@ -1329,8 +1358,12 @@ def base_vectors():
     other("base_truncated", "The base is no safetensors file: its last byte is missing.", BASE_FILE[:-1], "checkpoint")
     folder = {"x/m.safetensors": BASE_FILE, "y/m.safetensors": BASE_FILE}
     other("base_lacks_scope", "The base has two scopes, and the patch's is neither.", folder)
-    split = {"base-00001-of-00002.safetensors": BASE_FILE, "base-00002-of-00002.safetensors": weights({"a": BASE["a"]})}
-    other("base_scope_holds_name_twice", "Two files of one scope of the base hold the tensor a.", split, "checkpoint")
+    head = header(BASE).rstrip(b" ")
+    for name, end in (("newline", b"\n"), ("tab", b" \t"), ("carriage_return", b"\r")):
+        vector(f"ok_base_header_ends_with_{name}", "success", f"The base's header ends with a {name.replace('_', ' ')} behind its JSON.",
+               weights(BASE, head + end), basic(), output=basic().output)
+    other("base_header_begins_with_newline", "The base's header begins with a newline.", weights(BASE, b"\n" + head), "checkpoint")
+    other("base_header_ends_with_form_feed", "A form feed follows the JSON of the base's header.", weights(BASE, head + b"\f"), "checkpoint")
 
     third, entries = {**TWO_TARGET, "n": T("U8", [1], "0a")}, [same("w"), delta("n")]
     first, second, start = two(), patch_file(TWO_TARGET, third, entries), weights(TWO_BASE)
@@ -1825,7 +1858,7 @@ def folder_vectors():
          shard={M1: {"removed": ["w", "x"]}})
     pair("shards_unsorted", "The shards of the index are not sorted.", index=lambda d: d["shards"].reverse())
     twice = {M1: {"a": BASE["a"]}, M2: {"a": BASE["a"]}}
-    vector("folder_scope_holds_name_twice", f, "Two files of one scope of the target hold the same name.",
+    vector("folder_two_entries_of_one_name_count", f, "Two files of one scope of the target hold the same name, and both entries count.",
            file_bytes({"m.safetensors": {"a": BASE["a"]}}),
            patch_folder({"m.safetensors": {"a": BASE["a"]}}, twice, {M1: [same("a")], M2: [same("a")]}))
     chain = {M1: {"a": BASE["a"], "b": BASE["a"]}, M2: {"c": BASE["a"]}}
@@ -1894,6 +1927,202 @@ def folder_successes():
          SMALL_OLD, SMALL_NEW, extra)
     vector("ok_file_patch_on_folder", "success", "A patch file takes its scope from a base folder with two.", file_bytes(
         {"base.safetensors": BASE, "other.safetensors": {"a": T("U8", [1], "00")}}), basic(), output=basic().output)
+
+
+# ---- Section 3.1: scopes and doubled names --------------------------------------------------------------------------
+
+M3 = "model-00003-of-00003.safetensors"
+LEFT, RIGHT, MOVED = T("U8", [4], "01020304"), T("U8", [4], "11121314"), T("U8", [4], "11121315")
+
+
+def index_of(**shards):
+    return json.dumps({"weight_map": shards}).encode()
+
+
+def on_folder(name, comment, files, base_scope, taken, target, entries, expect="success", **options):
+    """A patch file on a base folder, of one scope of which ``taken`` are the tensors that it was made from."""
+    assert expect != "success" or "base_files" in options or scopes_of(files)[base_scope] == taken
+    patch = patch_file(taken, target, entries, base_scope=base_scope, **options)
+    vector("ok_" * (expect == "success") + name, expect, comment, file_bytes(files), patch, output=patch.output)
+
+
+def scope_vectors():
+    aside, target, entries = {"aside.safetensors": {"a": RIGHT}}, {"a": LEFT, "w": TARGET["w"]}, [same("a"), delta("w")]
+
+    def scope(name, comment, first, second, base_scope, expect="success"):
+        on_folder("base_scope_" + name, comment, {first: {"a": LEFT}, second: {"w": BASE["w"]}, **aside}, base_scope,
+                  {"a": LEFT, "w": BASE["w"]}, target, entries, expect)
+    scope("of_six_digits", "The shards have numbers of five digits, and are of a number of six.", "model-00001-of-000002.safetensors",
+          "model-00002-of-000002.safetensors", "model")
+    scope("of_seven_digits_and_variant", "The numbers of shards of a variant have seven digits.", "model-0000001-of-0000002.fp16.safetensors",
+          "model-0000002-of-0000002.fp16.safetensors", "model.fp16")
+    scope("of_stem_with_suffix", "The stem of the shards ends in .safetensors, which is not part of their scope.",
+          "x/model.safetensors-00001-of-00002.safetensors", "x/model.safetensors-00002-of-00002.safetensors", "x/model")
+    scope("of_four_digits", "The numbers of two files have four digits, so that each is a scope of its own.", "model-0001-of-0002.safetensors",
+          "model-0002-of-0002.safetensors", "model", "wrong_base")
+    stale = "model-00001-of-00003.safetensors"
+    listed = {M1: {"a": LEFT}, M2: {"w": BASE["w"]}, stale: {"a": RIGHT, "x": LEFT}, "model.safetensors.index.json": index_of(a=M1, w=M2)}
+    on_folder("base_scope_of_unlisted_shard", "A shard that the index of its scope does not list is a scope of its own.", listed,
+              stale[:-12], {"a": RIGHT, "x": LEFT}, {"a": MOVED}, [delta("a")])
+    on_folder("base_scope_without_unlisted_shard", "A shard that the index does not list lies beside those of the scope, and has a name of theirs.",
+              listed, "model", {"a": LEFT, "w": BASE["w"]}, target, entries)
+    on_folder("base_scope_lacks_tensor_of_unlisted_shard", "A tensor is only in a shard that the index of the scope does not list.", listed,
+              "model", {"x": LEFT}, {"x": LEFT}, [same("x")], "wrong_base")
+
+
+def doubled_in_base():
+    by_path, by_index = {"a": T("U8", [4], "01020305")}, {"a": MOVED, "b": RIGHT}
+    pair = {M1: {"a": T("I8", [2, 2], "01020304"), "x": LEFT}, M2: {"a": RIGHT, "y": LEFT}}  # a tensor that does not count may be of any dtype
+    alike = {M1: {"a": LEFT, "x": LEFT}, M2: {"a": RIGHT, "y": LEFT}}
+    before = {"model-00000-of-00002.safetensors": {"a": LEFT, "q": LEFT}}
+
+    def doubled(name, comment, files, target, expect="success", base_scope="model", known=(), **indexes):
+        """The patch is made from LEFT or RIGHT; ``known``: the paths in base.files."""
+        held = {path: content for path, content in files.items() if path in (known or files)}
+        taken = {key: t for content in held.values() for key, t in content.items()} | {"a": RIGHT if target is by_index else LEFT}
+        listings = {f"{key}.json".replace("_", "."): content for key, content in indexes.items()}
+        on_folder("base_doubled_name_" + name, comment, {**files, **listings}, base_scope, taken, target,
+                  [delta("a"), same("b", pieces=[["a", 0, 4]])] if target is by_index else [delta("a")], expect,
+                  **({"base_files": [{"path": path, **stat(weights(files[path]))} for path in known]} if known else {}))
+    doubled("by_index", "Two shards hold the name a, and the index names the second for it.", pair, by_index,
+            model_safetensors_index=index_of(x=M1, a=M2, y=M2))
+    doubled("by_path", "Two shards hold the name a, and there is no index: that in the first counts.", alike, by_path)
+    three = {**alike, M3: {"z": LEFT}}
+    doubled("of_an_index_that_errs", "Two shards hold the name a, and the index names a third for it: that in the first counts.", three, by_path,
+            model_safetensors_index=index_of(x=M1, y=M2, z=M3, a=M3))
+    doubled("that_the_index_lacks", "Two shards hold the name a, which the index does not name: that in the first counts.", three, by_path,
+            model_safetensors_index=index_of(x=M1, y=M2, z=M3))
+    doubled("not_of_the_index", "The tensor a that the index names has other bytes; that which does not count has the right ones.", alike, by_index,
+            "wrong_base", model_safetensors_index=index_of(a=M1, y=M2))
+    doubled("not_of_the_first_path", "The tensor a of the first shard has other bytes; that which does not count has the right ones.", alike, by_index,
+            "wrong_base")
+    doubled("of_two_indexes", "Two indexes give one scope: the first by path tells which a counts.", pair, by_index, base_scope="model.fp16",
+            model_fp16_safetensors_index=index_of(a=M2, x=M1), model_safetensors_index_fp16=index_of(a=M1, y=M2))
+    doubled("of_second_index", "Two indexes give one scope: only the second by path names a file that holds a.", {**pair, M3: {"z": LEFT}}, by_index,
+            base_scope="model.fp16", model_fp16_safetensors_index=index_of(x=M1, y=M2, a=M3), model_safetensors_index_fp16=index_of(a=M2))
+    doubled("of_recorded_files", "base.files leaves out a shard that lies before the others; the index, which does not list it, names the second for a.",
+            {**pair, **before}, by_index, known=(M1, M2), model_safetensors_index=index_of(a=M2, x=M1))
+    doubled("of_index_that_counts", "Of two indexes of one scope the first lists a file that base.files leaves out: the second counts.",
+            {**pair, **before}, by_index, known=(M1, M2), base_scope="model.fp16",
+            model_fp16_safetensors_index=index_of(a=M1, q=next(iter(before))), model_safetensors_index_fp16=index_of(a=M2, x=M1))
+    doubled("of_index_that_does_not_count", "The index, which names the second shard for a, lists a file that base.files leaves out: the first counts.",
+            {**alike, **before}, by_path, known=(M1, M2), model_safetensors_index=index_of(a=M2, q=next(iter(before))))
+
+
+def doubled_in_target():
+    f = "format"
+    base = {M1: {"a": LEFT, "w": T("U8", [4], "21222324")}, M2: {"x": LEFT}}
+    w = T("U8", [4], "21222325")
+    first = {"a": LEFT, "w": w, "n": RIGHT, "m": RIGHT}
+    counting = [same("a"), delta("w"), new("n"), new("m")]
+
+    def made(second, entries, one=first, ones=counting, **options):
+        """The patch, and the target: its second shard holds names of the first, whose entries do not count."""
+        target = {M1: one, M2: second}
+        return patch_folder(base, target, {M1: ones, M2: entries}, **options), file_bytes(target)
+
+    def good(name, comment, second, entries, *more):
+        patch, files = made(second, entries, *more)
+        vector("ok_folder_doubled_" + name, "success", comment, file_bytes(base), patch, output=files)
+    good("same", "An entry of kind same does not count.", {"a": LEFT, "x": LEFT}, [uncounted(same("a")), same("x")])
+    good("same_of_pieces", "An entry that does not count is made of a piece, and has another dtype than the one that counts.",
+         {"a": T("I8", [2], "2324"), "x": LEFT}, [uncounted(same("a", dtype="U8", pieces=[["w", 2, 2]])), same("x")])
+    good("delta", "An entry of kind delta does not count.", {"w": T("U8", [4], "20222324")}, [uncounted(delta("w"))])
+    good("new", "An entry of kind new does not count.", {"a": MOVED}, [uncounted(new("a"))])
+    good("copy_of_own_name", "An entry that does not count is a copy of that of its own name, which does.", {"w": w, "n": RIGHT},
+         [uncounted(copy("w", "w")), uncounted(copy("n", "n"))])
+    good("copy_of_another", "An entry that does not count is a copy of a tensor of another name.", {"w": RIGHT}, [uncounted(copy("w", "n"))])
+    good("name_that_is_copied", "A copy is of a doubled name: of that in the other file, which counts.", {"n": MOVED, "c": RIGHT},
+         [uncounted(new("n")), copy("c", "n")])
+    listing = index_of(a=M1, w=M2, m=M1)
+    target = {M1: first, M2: {"w": T("U8", [4], "31323334"), "c": T("U8", [4], "31323334")}, "model.safetensors.index.json": listing}
+    second = patch_folder(base, target, {M1: [same("a"), uncounted(delta("w")), new("n"), new("m")], M2: [new("w"), copy("c", "w")]},
+                          [new_file("model.safetensors.index.json")])
+    vector("ok_folder_doubled_by_index", "success", "The index names the second file for a name: the entry of the first does not count.",
+           file_bytes(base), second, output=file_bytes(target))
+    last = {"m.safetensors": {"w": T("U8", [4], "31323335"), "v": T("U8", [2], "3132")}}
+    vector("ok_chain_of_doubled_name", "success", "The second patch takes a doubled name of what the first gives: that in the second file counts.",
+           file_bytes(base), second, patch_folder(target, last, {"m.safetensors": [delta("w"), same("v", pieces=[["w", 0, 2]])]}),
+           output=file_bytes(last))
+    other, fault = {**target, "model.safetensors.index.json": index_of(a=M1, w=M1, m=M2)}, setter("base", "identity", identity(scopes_of(target)))
+    vector("chain_of_doubled_name_that_does_not_count", "wrong_base", "The second patch takes the tensor of a doubled name that does not count.",
+           file_bytes(base), second, patch_folder(other, {"m.safetensors": {"w": w}}, {"m.safetensors": [same("w")]}, index=fault,
+                                                  shard={"m.safetensors": {"meta": fault}}))
+
+    vector("ok_chain_of_doubled_name_as_stated", "success", "The entry of the second file counts, without an index in the target that says so.",
+           file_bytes(base), patch_folder(base, target, {M1: [same("a"), uncounted(delta("w")), new("n"), new("m")], M2: [new("w"), copy("c", "w")]}),
+           patch_folder(target, {"m.safetensors": {"v": T("U8", [2], "3132")}}, {"m.safetensors": [same("v", pieces=[["w", 0, 2]])]}),
+           output=file_bytes({"m.safetensors": {"v": T("U8", [2], "3132")}}))
+
+    def bad_pair(name, comment, *parts, counted=None, **options):
+        """``counted``: the tensors that target.identity is made of."""
+        if counted:
+            fault = setter("target", "identity", identity({"model": counted}))
+            options = {"index": fault, "shard": {m: {"meta": fault} for m in (M1, M2)}}
+        vector("folder_" + name, f, comment, file_bytes(base), made(*parts, **options)[0])
+    bad_pair("no_entry_of_a_name_counts", "Of two entries of one name in a scope none counts.", {"a": MOVED}, [uncounted(new("a"))], first,
+             [uncounted(same("a")), *counting[1:]], counted={key: first[key] for key in "wnm"})
+    bad_pair("only_entry_of_a_name_does_not_count", "The only entry of a name does not count.", {"x": LEFT}, [uncounted(same("x"))], counted=first)
+    shards = [f"model-0000{k}-of-00003.safetensors" for k in (1, 2, 3)]
+    three = dict(zip(shards, ({"a": LEFT}, {"a": MOVED}, {"a": LEFT})))
+    third = patch_folder(base, three, dict(zip(shards, ([same("a")], [uncounted(new("a"))], [uncounted(new("a"))]))))
+    vector("ok_folder_name_of_three_files", "success", "Of three entries of one name in a scope one counts.", file_bytes(base), third, output=file_bytes(three))
+    vector("folder_two_of_three_entries_count", f, "Of three entries of one name in a scope two count.", file_bytes(base), patch_folder(
+        base, three, dict(zip(shards, ([same("a")], [uncounted(new("a"))], [new("a")])))))
+    bad_pair("copy_of_doubled_name_that_is_a_copy", "A copy is of a doubled name whose entry that counts is a copy.", {"m": MOVED, "c": MOVED},
+             [uncounted(new("m")), copy("c", "m")], first, [*counting[:3], copy("m", "n")])
+    bad_pair("copy_of_own_name_that_is_a_copy", "An entry that does not count is a copy of its own name, whose entry that counts is a copy.",
+             {"m": RIGHT}, [uncounted(copy("m", "m"))], first, [*counting[:3], copy("m", "n")])
+    bad_pair("copy_of_doubled_name_of_other_shape", "A copy has the shape of an entry that does not count, not of the one that does.",
+             {"n": T("U8", [2, 2], RIGHT.data), "c": T("U8", [2, 2], RIGHT.data)}, [uncounted(new("n")), copy("c", "n")])
+    bad_pair("identity_of_entry_that_does_not_count", "target.identity is made with the entry that does not count.", {"a": MOVED}, [uncounted(new("a"))],
+             counted={**first, "a": MOVED})
+
+    bad_entry("table_entry_counts_true", f, "An entry's counts is true.", A, counts=True)
+    bad_entry("table_entry_counts_null", f, "An entry's counts is null.", A, counts=None)
+    bad_entry("table_entry_counts_0", f, "An entry's counts is 0.", A, counts=0)
+    rest = {key: t for key, t in TARGET.items() if key != "a"}
+    vector("table_entry_does_not_count_in_lone_patch_file", f, "A patch file with base.files has an entry that does not count.", BASE_FILE,
+           patch_file(BASE, TARGET, [uncounted(same("a")), *ENTRIES[1:]], identities=(identity({"": BASE}), identity({"": rest})),
+                      base_files=[{"path": "base.safetensors", **stat(BASE_FILE)}]))
+    alone = patch_file(BASE, TARGET, [uncounted(same("a")), *ENTRIES[1:]])
+    vector("ok_patch_file_of_folder_alone", "success", "A patch file without base.files, of a folder, has an entry that does not count.", BASE_FILE,
+           alone, output=alone.output)
+    vector("table_copy_of_own_name_alone", f, "An entry that does not count is a copy of its own name, and no entry of it counts.", BASE_FILE,
+           patch_file(BASE, TARGET, [*ENTRIES[:C], uncounted(copy("c", "c"))]))
+
+    already = "already_target"
+    patch, files = made({"w": MOVED, "x": LEFT}, [uncounted(delta("w")), same("x")])
+    vector("folder_base_is_target_but_for_what_does_not_count", already, "The base has what every delta gives that counts.",
+           {**files, M2: weights({"w": RIGHT, "x": LEFT})}, patch)
+    patch, files = made({"w": MOVED, "x": LEFT}, [uncounted(delta("w")), same("x")], first, [same("a"), *map(new, ("w", "n", "m"))])
+    vector("folder_base_is_target_without_delta_that_counts", "wrong_base", "The base is the target, but the only entry of kind delta does not count.",
+           files, patch)
+    files = file_bytes({M1: {**first, "w": MOVED}, M2: {"w": w}})
+    patch, _ = made({"w": MOVED}, [uncounted(delta("w"))])
+    vector("folder_base_holds_target_where_it_does_not_count", "wrong_base", "The base has what a delta gives in a tensor that does not count.",
+           files, patch)
+
+
+def removed_by_base_scope():
+    base = {"m.safetensors": {"a": LEFT, "b": RIGHT, "x": LEFT}, "v.safetensors": {"a": RIGHT, "z": LEFT}}
+    target = {"p/m.safetensors": {"a": LEFT, "c": RIGHT}, "q/m.safetensors": {"a": LEFT, "b": MOVED}, "r/v.safetensors": {"a": RIGHT}}
+    entries = {"p/m.safetensors": [same("a"), new("c")], "q/m.safetensors": [same("a"), delta("b")], "r/v.safetensors": [same("a")]}
+    pairs = {"p/m": "m", "q/m": "m", "r/v": "v"}
+
+    def paired(name, expect, comment, entries=entries, target=target, **removed):
+        shard = {f"{key}.safetensors".replace("_", "/"): {"removed": names} for key, names in removed.items()}
+        vector("ok_" * (expect == "success") + "folder_" + name, expect, comment, file_bytes(base),
+               patch_folder(base, target, entries, pairs=pairs, shard=shard), output=file_bytes(target))
+    paired("two_scopes_of_one_base_scope", "success", "Two scopes are paired with one of the base: what neither uses is removed in the first file of both, what the third lacks in its own.")
+    paired("removed_in_second_scope", "format", "Of two scopes with one base scope the second has the removed names.", p_m=[], q_m=["x"])
+    paired("removed_in_both_scopes", "format", "Of two scopes with one base scope both have the removed names.", q_m=["x"])
+    paired("removed_is_name_of_other_scope", "format", "A removed name is that of an entry of another scope with the same base scope.", p_m=["b", "x"])
+    pieces = {**entries, "q/m.safetensors": [same("a"), same("b", pieces=[["x", 0, 4]])]}
+    taken = {**target, "q/m.safetensors": {"a": LEFT, "b": LEFT}}
+    paired("removed_is_piece_of_other_scope", "format", "A removed name is a piece in another scope with the same base scope.", pieces, taken, p_m=["x"])
+    paired("removed_is_name_of_other_base_scope", "success", "A name that the third file uses is removed from the base scope of the first two.",
+           {**entries, "r/v.safetensors": [same("a"), new("x")]}, {**target, "r/v.safetensors": {"a": RIGHT, "x": MOVED}})
 
 
 # ---- Successes with one patch file ----------------------------------------------------------------------------------
@@ -2047,7 +2276,7 @@ def main():
     OUT.mkdir(parents=True, exist_ok=True)
     for make in (container_vectors, metadata_vectors, report_vectors, table_vectors, header_vectors, codec_vectors, context_vectors, base_vectors,
                  piece_rejections, piece_successes, piece_bases, folder_vectors,
-                 folder_successes, successes):
+                 folder_successes, scope_vectors, doubled_in_base, doubled_in_target, removed_by_base_scope, successes):
         make()
     for old in OUT.glob("*.vector"):
         if old.stem not in WRITTEN:

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import zstandard
 
+from ckptdiff.checkpoint.adapt import AdaptedBase
 from ckptdiff.checkpoint.contents import Tensor
 from ckptdiff.errors import BaseMismatchError, CkptdiffError
 from ckptdiff.format.entry import Piece
 from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.format.safetensors import Header, TensorInfo
 from ckptdiff.io.parallel import Threads
-from ckptdiff.checkpoint.adapt import AdaptedBase
 from ckptdiff.patching.build import CheckCache, rebuild
 from ckptdiff.patching.memory import BytesFile, MemoryFile
 from ckptdiff.patching.recipes import AdaptedTensor, PatchedTensor, RebuildJob

@@ -21,6 +21,7 @@ from ckptdiff.patching.patch import open_patch
 from ckptdiff.patching.write import PatchContents, write_folder
 from tests.support.checkpoints import SHARED_DATA, tree, write
 from tests.support.layouts_by_pieces import CHAINS, LAYOUTS, Layout, made_table_cut, stated
+from tests.support.pieces import paired_by_hand
 from tests.support.real_pairs import BASE, TARGETS
 from tests.support.roundtrips import Tensors
 from tests.support.safetensors_views import our_view
@@ -94,10 +95,9 @@ def make_by_pieces(base: Path, target: Path, out: Path, pieces: Mapping[str, Seq
     """What ``make`` does, with pieces for some tensors of the target."""
     out.mkdir()
     with open_checkpoint(base, with_files=True) as old, open_checkpoint(target, with_files=True) as new:
-        given = {("model", name): of_one for name, of_one in pieces.items()}
-        options = replace(on_threads(old, new, None, [], 2, None), pieces=given)
+        options = on_threads(old, new, None, 2, None)
         with open(out.with_name(f"{out.name}.spool"), "w+b") as spool:
-            encoded = encode_pair(old, new, options, spool, no_progress)
+            encoded = encode_pair(old, new, paired_by_hand(old, new, pieces), options, spool, no_progress)
             write_folder(PatchContents(encoded, {}, None), out, new.kept)
     return out
 

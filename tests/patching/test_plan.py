@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import ckptdiff
+from ckptdiff.checkpoint.pairing import pair as pair_of
 from ckptdiff.checkpoint.reader import open_checkpoint
 from ckptdiff.io.parallel import Threads, no_progress
 from ckptdiff.patching.compare_on_host import compare_on_host
@@ -84,7 +85,7 @@ def test_jobs_in_fresh_processes_shuffled_give_the_same_bytes(pair: tuple[Path, 
     ckptdiff.make(base, target, tmp_path / "patch")
     with open_checkpoint(base, with_files=True) as old, open_checkpoint(target, with_files=True) as new:
         processes = Processes("encode", base, target)
-        encoded = encode_pair(old, new, EncodeOptions(None, [], compare_on_host, 1, processes), io.BytesIO(), no_progress)
+        encoded = encode_pair(old, new, pair_of(old, new), EncodeOptions(None, compare_on_host, 1, processes), io.BytesIO(), no_progress)
         (tmp_path / "again").mkdir()
         write_folder(PatchContents(encoded, {}, None), tmp_path / "again", new.kept)
     assert tree(tmp_path / "again") == tree(tmp_path / "patch")
@@ -105,8 +106,8 @@ def test_the_size_of_jobs_changes_no_byte(pair: tuple[Path, Path], tmp_path: Pat
     base, target = pair
     ckptdiff.make(base, target, tmp_path / "patch", codec=codec)
     with open_checkpoint(base, with_files=True) as old, open_checkpoint(target, with_files=True) as new:
-        options = EncodeOptions(codec, [], compare_on_host, groups, Threads(3, groups * MIB))
-        encoded = encode_pair(old, new, options, io.BytesIO(), no_progress)
+        options = EncodeOptions(codec, compare_on_host, groups, Threads(3, groups * MIB))
+        encoded = encode_pair(old, new, pair_of(old, new), options, io.BytesIO(), no_progress)
         (tmp_path / "again").mkdir()
         write_folder(PatchContents(encoded, {}, None), tmp_path / "again", new.kept)
     assert tree(tmp_path / "again") == tree(tmp_path / "patch")

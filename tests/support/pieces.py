@@ -8,6 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ckptdiff.checkpoint.adapt import joined
+from ckptdiff.checkpoint.contents import Checkpoint
+from ckptdiff.checkpoint.pairing import Counterpart, Pairing, pair
 from ckptdiff.checkpoint.reader import open_checkpoint
 from ckptdiff.format.dtypes import is_castable
 from ckptdiff.format.entry import Piece
@@ -29,11 +32,20 @@ DTYPES = ("BF16", "F16", "F32", "U8", "F8_E4M3", "I16", "F64", "I32")
 def make_patch(base: Path, target: Path, patch: Path, pieces: Pieces, codec: str | None = None) -> Path:
     """Write the patch of two files, whose pieces are told for some tensors."""
     with open_checkpoint(base) as old, open_checkpoint(target) as new, open(patch, "wb") as out:
-        (scope,) = new.scopes
-        told = {(scope, name): row for name, row in pieces.items()}
-        options = EncodeOptions(codec, [], compare_on_host, 1, Threads(2), told)
-        write_file(PatchContents(encode_pair(old, new, options, io.BytesIO(), no_progress), {}, None), out)
+        options = EncodeOptions(codec, compare_on_host, 1, Threads(2))
+        encoded = encode_pair(old, new, paired_by_hand(old, new, pieces), options, io.BytesIO(), no_progress)
+        write_file(PatchContents(encoded, {}, None), out)
     return patch
+
+
+def paired_by_hand(base: Checkpoint, target: Checkpoint, pieces: Pieces) -> Pairing:
+    """The pairs of two checkpoints of one scope, of which some tensors are told what they are made from."""
+    ((scope, tensors),) = target.scopes.items()
+    pairing = pair(base, target)
+    known = base.scopes[pairing.scopes[scope] or ""]
+    for name, row in pieces.items():
+        pairing.counterparts[tensors[name].key] = Counterpart(joined(row, known.__getitem__, tensors[name]), "parts")
+    return pairing
 
 
 def units_of(data: TensorData) -> np.ndarray:
