@@ -63,9 +63,7 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
 def test_a_leftover_set_of_shards(pair: tuple[Path, Path], tmp_path: Path) -> None:
     write_sharded(pair[0], shards(model(0), 3), None)
     """Each file that the index does not list is a scope of its own; it may also be left out."""
-    assert [file["path"] for file in used_by_all(*pair, tmp_path).base_files] == sorted(
-        [*shards(model(0), 2), *shards(model(0), 3)]
-    )
+    assert [file["path"] for file in used_by_all(*pair, tmp_path).base_files] == sorted([*shards(model(0), 2), *shards(model(0), 3)])
     info = used_by_all(*pair, tmp_path, "--exclude", "*-of-00003*")
     assert [file["path"] for file in info.base_files] == list(shards(model(0), 2))
 
