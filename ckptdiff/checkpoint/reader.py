@@ -212,7 +212,9 @@ class _Opener:
         weights = {name: files[name] for name in kept if name.endswith(".safetensors")}
         if not weights and self.needs_weights:
             refuse_without_safetensors(path, sorted(files), set(files) - set(kept), self.can_exclude)
-        scopes = scopes_of(weights, {name: files[name] for name in kept if is_index(name)}, self.can_exclude)
+        indexes = {name: file for name, file in files.items() if is_index(name)}
+        used = {name: indexes.pop(name) for name in kept if name in indexes}
+        scopes = scopes_of(weights, used, self.can_exclude, unused=indexes)
         others = {name: file for name, file in files.items() if not name.endswith(".safetensors")}
         others |= {name: path / name for name in self.recorded.others if name not in others}
         return _open(weights, scopes, path, others)
