@@ -235,7 +235,9 @@ def rename(folder: Path) -> Path:
         with open(folder / "target.safetensors", "rb") as source, open(folder / "renamed.part", "wb") as out:
             entries = json.loads(source.read(int.from_bytes(source.read(8), "little")))
             names = {name: f"actor.{name.replace('.self_attn.', '._fsdp_wrapped_module.self_attn.')}" for name in entries}
-            text = json.dumps({names[n] if n != "__metadata__" else n: entry for n, entry in entries.items()}, separators=(",", ":")).encode()
+            text = json.dumps(
+                {names[n] if n != "__metadata__" else n: entry for n, entry in entries.items()}, separators=(",", ":")
+            ).encode()
             text += b" " * (-len(text) % 8)
             out.write(len(text).to_bytes(8, "little") + text)
             shutil.copyfileobj(source, out, CHUNK)
