@@ -80,7 +80,7 @@ def installed(name: str, commit: str | None, work: Path, found: Findings) -> Tre
 def made(name: str, megabytes: float, changed: float, work: Path, tree: Tree) -> Pair:
     """A made pair, which lies in ``work`` or is made there."""
     folder = work / f"{name}-{megabytes:g}MB-{changed:g}"
-    command = [tree.python, str(HERE / "made_pairs.py"), str(folder), "--mb", str(megabytes), "--changed", str(changed)]
+    command = [tree.python, str(HERE / "made_pairs.py"), str(folder), "--mb", str(megabytes), "--changed", str(changed), "--renamed"]
     output(command, f"{name}: made_pairs.py", env=tree.env())
     return Pair(name, folder / "base.safetensors", folder / "target.safetensors")
 

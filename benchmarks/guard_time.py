@@ -53,6 +53,7 @@ class Timing:
         found.append(self.task("ckptdiff --help", self.many(lambda tree: [tree.program, "--help"])))
         for name, pair in pairs.items():
             found += self.verbs(name, pair)
+        found.append(self.renamed(pairs["large"]))
         for codec in ("context", "sparse"):
             rows = [f"{call} {codec}" for call in ("diff", "from_bytes", "apply_")]
             found.append(Task(rows, self.memory(pairs["large"], codec, calls)))
@@ -98,6 +99,16 @@ class Timing:
         yield row("report", base, target, "--rank", "none", *threads)
         yield row("verify", patch, "--base", base, "--target", target, *threads)
         yield row("compare", base, target, *threads, fine=(1,))  # they do differ
+
+    def renamed(self, pair: Pair) -> Task:
+        """``make`` of a pair none of whose names agree."""
+
+        def sample(tree: Tree, scratch: Path) -> Figures:
+            target, out = pair.target.with_name("renamed.safetensors"), scratch / "patch.safetensors"
+            command = [tree.program, "make", str(pair.base), str(target), "-o", str(out), "--threads", str(THREADS)]
+            return run(command, self.limit, tree.env())[0]
+
+        return self.task("make renamed", sample)
 
     def memory(self, pair: Pair, codec: str, calls: int) -> Sampler:
         def sample(tree: Tree, _: Path) -> dict[str, Figures]:

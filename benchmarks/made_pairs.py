@@ -2,9 +2,11 @@
 
     python benchmarks/made_pairs.py FOLDER --mb 488 --changed 12
     python benchmarks/made_pairs.py FOLDER --mb 122 --dtype F32
+    python benchmarks/made_pairs.py FOLDER --renamed
     python benchmarks/made_pairs.py --count BASE TARGET
 
-writes FOLDER/base.safetensors, FOLDER/target.safetensors and FOLDER/pair.json. No real model: weights are normal with a
+writes FOLDER/base.safetensors, FOLDER/target.safetensors and FOLDER/pair.json; with ``--renamed`` also FOLDER/renamed.safetensors, the
+target under names that a trainer wraps, none of which the base has. No real model: weights are normal with a
 scale per tensor and row, norms lie near one. The fp32 master weights move by a normal update whose scale varies by row
 and column (lognormal). A bf16 pair holds both sides of that rounded to nearest even, and the update's size is searched
 for, so that about ``--changed`` per cent of the elements differ. In an fp32 pair every element moves. Memory is bounded
@@ -18,6 +20,7 @@ import argparse
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -225,6 +228,23 @@ def count(base: Path, target: Path) -> dict[str, Any]:
     return {"elements": elements, "changed": differ, "percent": 100 * differ / max(1, elements)}
 
 
+def rename(folder: Path) -> Path:
+    """The target of the pair in ``folder`` with other names, which is made unless it is there."""
+    path = folder / "renamed.safetensors"
+    if not path.exists():
+        with open(folder / "target.safetensors", "rb") as source, open(folder / "renamed.part", "wb") as out:
+            entries = json.loads(source.read(int.from_bytes(source.read(8), "little")))
+            names = {name: f"actor.{name.replace('.self_attn.', '._fsdp_wrapped_module.self_attn.')}" for name in entries}
+            text = json.dumps(
+                {names[n] if n != "__metadata__" else n: entry for n, entry in entries.items()}, separators=(",", ":")
+            ).encode()
+            text += b" " * (-len(text) % 8)
+            out.write(len(text).to_bytes(8, "little") + text)
+            shutil.copyfileobj(source, out, CHUNK)
+        os.replace(folder / "renamed.part", path)
+    return path
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?")
@@ -232,6 +252,7 @@ def main() -> None:
     parser.add_argument("--changed", type=float, default=1.0, help="per cent of elements that changes (bf16)")
     parser.add_argument("--dtype", choices=sorted(ITEM), default="BF16")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--renamed", action="store_true", help="also the target with other names")
     parser.add_argument("--count", type=Path, nargs=2, metavar=("BASE", "TARGET"))
     found = parser.parse_args()
     if found.count:
@@ -240,6 +261,8 @@ def main() -> None:
     if not found.folder:
         parser.error("want FOLDER or --count")
     facts = ensure(found.folder, Recipe(found.mb, 100.0 if found.dtype == "F32" else found.changed, found.dtype, found.seed))
+    if found.renamed:
+        rename(found.folder)
     share = f"{facts['percent']:.3f} % of {facts['elements']:,} {found.dtype} elements changed"
     print(f"{found.folder}: {facts['bytes']:,} bytes each, {share}, step {facts['step']:.3g}")
 

@@ -49,7 +49,7 @@ MODELS = {
 
 def left_out(report: ckptdiff.Report) -> list[str]:
     """Which tensors were not compared, one line a reason."""
-    reasons = (("of another dtype or shape", report.unpaired), ("only in the target", report.added), ("only in the base", report.removed))
+    reasons = (("that cannot be compared", report.unpaired), ("only in the target", report.added), ("only in the base", report.removed))
     return [
         f"{len(names)} tensors {what}: {', '.join(names[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         for what, names in reasons
@@ -91,12 +91,15 @@ def main() -> None:
     far = 0
     print("| model | | paper, % | found, % | points |\n|---|---|---|---|---|")
     for name, model in wanted.items():
-        report = ckptdiff.report(model.base, model.target, rank=arguments.rank, device=arguments.device)
+        try:
+            report = ckptdiff.report(model.base, model.target, rank=arguments.rank, device=arguments.device)
+        except ckptdiff.CheckpointError as error:
+            far += 1
+            print(f"{name}: {error}", file=sys.stderr, flush=True)
+            continue
         for line in left_out(report):
             far += 1
             print(f"{name}: not compared: {line}", file=sys.stderr, flush=True)
-        if not report.totals.elements:
-            print(f"{name}: no element of {model.base} was compared with {model.target}: give both in one dtype", file=sys.stderr)
         for what, expected, found in measure(model, report):
             far += abs(found - expected) > arguments.within
             print(f"| {name} | {what} | {expected} | {found:.2f} | {found - expected:+.2f} |", flush=True)

@@ -29,8 +29,8 @@ checkpoint: weight_map secrets selection recognition other_formats scopes conten
 checkpoint: adapt names renames samples keys parts rows evidence pairing
 device: resolve ops xxh3_triton leaves
 patching: torch_dtypes memory compare_on_host compare_on_device encode_plan encode_options encode pending_tensor \
-encode_pair patch chain other_files overwrite output write wrong_base recipes file_sink build rebuild target_files provenance
-live: names updates hashing writing switch load patch target
+encode_pair pair_summary patch chain other_files overwrite output write wrong_base recipes file_sink build rebuild target_files provenance
+live: hashing names updates writing switch load patch target
 analysis: modules values sparsity matrices rank report_model report_stored pairs overlap
 subnetwork: mask_rows mask_file mask masked_parameter freeze track
 pages: chart_data report_prose drawing templating report_charts report_page overlap_prose overlap_charts overlap_page

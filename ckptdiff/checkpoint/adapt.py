@@ -79,7 +79,7 @@ class AdaptedBase:
             else:
                 tensor.readinto(begin * width, part)
         out[filled:] = 0
-        return kernels.casts.cast(out, self.base_dtype, self.dtype)
+        return out if self.base_dtype == self.dtype else kernels.casts.cast(out, self.base_dtype, self.dtype)  # which loads Numba
 
     def view(self, start: int, stop: int, name: str = "base") -> Bytes:
         """As :meth:`read`, but a tensor's own memory if it is one that is on the host: the bytes must not be written to."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ckptdiff.checkpoint.adapt import AdaptedBase, adapt, joined
 from ckptdiff.checkpoint.contents import Tensor, TensorKey
 from ckptdiff.checkpoint.keys import MOST_ALIKE, Keys, SampleIndex, keys_along, says_something
-from ckptdiff.checkpoint.names import LayerMap, closeness, is_within, numbered_prefixes, numbers
+from ckptdiff.checkpoint.names import LayerMap, closeness, common_parts, is_within, numbered_prefixes, numbers
 from ckptdiff.checkpoint.parts import Part, StartIndex, fill_gaps, row_units
 from ckptdiff.checkpoint.rows import RowIndex, RowTables, is_table, pieces_of_rows, row_count, row_keys, sampled_keys
 from ckptdiff.checkpoint.samples import Relation, cast_units, compare, relation, sample_of
@@ -139,7 +139,8 @@ class Evidence:
         near = sorted(fitting, key=lambda base: closeness(base.name, tensor.name), reverse=True)[:MOST_COMPARED]
         rows = [(compare(adapt(base, tensor), tensor), base) for base in near]
         confirmed = [(row, base) for row, base in rows if row.related]
-        unclear = [(row, base) for row, base in rows if row.related is None and (has_siblings or is_within(base.name, tensor.name))]
+        alike = [(row, base) for row, base in rows if is_within(base.name, tensor.name) or (has_siblings and _are_alike(base, tensor))]
+        unclear = [(row, base) for row, base in alike if row.related is None]
         if confirmed or unclear:
             row, base = min(confirmed, key=lambda pair: pair[0].bits) if confirmed else unclear[0]
             self._offer(tensor, adapt(base, tensor), "similar name", row)
@@ -229,6 +230,11 @@ class _TableFinder:
             ]
         fitting = [row for row in best if row[0] and _fits(row[2], tensor)]
         return max(fitting, key=lambda row: row[:2])[2] if fitting else None
+
+
+def _are_alike(base: Tensor, target: Tensor) -> bool:
+    """Whether two tensors have more than half of the shorter name in common."""
+    return 2 * common_parts(base.name, target.name) > min(base.name.count("."), target.name.count(".")) + 1
 
 
 def _fits(base: Tensor, target: Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ckptdiff.checkpoint.adapt import AdaptedBase, adapt
@@ -77,16 +77,24 @@ def _pair_scopes(
     """The base scope of each target scope: that of its id; or else that which has most of its names, or of its contents."""
     if len(base.scopes) == 1 and len(target.scopes) == 1:
         return dict(zip(target.scopes, base.scopes, strict=True))
+    taken = base.scopes.keys() & target.scopes.keys()
     return {
-        scope: scope if scope in base.scopes else _scope_by_names(base, tensors, renames) or _scope_by_contents(base, tensors)
+        scope: scope if scope in base.scopes else _scope_by_names(base, tensors, renames, taken) or _scope_by_contents(base, tensors)
         for scope, tensors in by_scope.items()
     }
 
 
-def _scope_by_names(base: Checkpoint, tensors: Iterable[Tensor], renames: Sequence[Rename]) -> str | None:
-    names = [rename_all(tensor.name, renames)[0] for tensor in tensors]
-    found = {scope: sum(name in known for name in names) for scope, known in base.scopes.items()}
-    return max(found, key=found.__getitem__) if any(found.values()) else None
+def _scope_by_names(base: Checkpoint, tensors: Sequence[Tensor], renames: Sequence[Rename], taken: Collection[str]) -> str | None:
+    """The scope that has most of the names; of several that whose tensors of these names are related; then one without a partner."""
+    named = {scope: _by_names(known, {}, tensors, {}, renames) for scope, known in base.scopes.items()}
+    most = max(map(len, named.values()), default=0)
+    best = [scope for scope, found in named.items() if len(found) == most]
+    if not most or len(best) == 1:
+        return best[0] if most else None
+    related = {
+        scope: sum(t.nbytes for t in tensors if t.key in named[scope] and compare(named[scope][t.key].base, t).related) for scope in best
+    }
+    return max(best, key=lambda scope: (related[scope], scope not in taken))
 
 
 def _scope_by_contents(base: Checkpoint, tensors: Sequence[Tensor]) -> str | None:
@@ -94,7 +102,7 @@ def _scope_by_contents(base: Checkpoint, tensors: Sequence[Tensor]) -> str | Non
     found: dict[str, int] = {}
     for scope, known in base.scopes.items():
         paired = Evidence(known, tensors, {}, {}).find(tensors)
-        found[scope] = sum(tensor.nbytes for tensor in tensors if tensor.key in paired)
+        found[scope] = sum(tensor.nbytes for tensor in tensors if tensor.key in paired and paired[tensor.key].related)
     return max(found, key=found.__getitem__) if any(found.values()) else None
 
 

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from ckptdiff.checkpoint.contents import Checkpoint, WeightFile
 from ckptdiff.checkpoint.other_formats import CONVERTERS, other_formats, refuse_without_safetensors
-from ckptdiff.checkpoint.recognition import is_patch_folder, is_patch_repo
+from ckptdiff.checkpoint.recognition import is_patch_folder, is_patch_repo, patch_error
 from ckptdiff.checkpoint.scopes import Scopes, is_index, possible_scopes, scope_of_name, scopes_of, scopes_of_recorded
 from ckptdiff.checkpoint.selection import Selection, exclude_option, matches, select
 from ckptdiff.errors import CheckpointError
@@ -102,14 +102,14 @@ class _Opener:
     def _read_folder(self, path: Path) -> Checkpoint:
         _refuse_hub_root(path)
         if os.path.lexists(path / INDEX_NAME):
-            raise _patch_error(path, f"apply BASE {path}")
+            raise patch_error(path)
         sizes = {name: file.stat().st_size for name in self.recorded.weights if os.path.isfile(file := path / name)}
         if self._has_recorded(sizes) and not self.with_files:
             return self._open_recorded(path, _indexes_above(path, sizes))
         listing = list_folder(path, follow_links=self.selection.follow_links)
         chosen, out = self._select([*listing.files, *(name for name in listing.outside if name.endswith("/"))])
         if is_patch_folder(path, chosen):
-            raise _patch_error(path, f"apply BASE {path}")
+            raise patch_error(path)
         left_out = set(out)
         kept = self._without_links(path, [name for name in chosen if self._is_wanted(listing.again.get(name), name, left_out)], listing)
         files = {name: file for name, file in listing.files.items() if name in kept or name not in listing.outside}
@@ -166,9 +166,7 @@ class _Opener:
         """Fetch the files that belong to a checkpoint on the Hub into its cache, and open them."""
         repo = open_repo(hub_id)
         if is_patch_repo(repo):
-            raise CheckpointError(
-                f"{hub_id}: is a ckptdiff patch, not a checkpoint; rebuild its target with: ckptdiff pull {hub_id} -o OUT"
-            )
+            raise patch_error(str(hub_id))
         kept, left_out = self._select(repo.files)
         sizes = {name: repo.files[name].size for name in self.recorded.weights if name in repo.files}
         whole = not self._has_recorded(sizes)
@@ -214,14 +212,12 @@ class _Opener:
         weights = {name: files[name] for name in kept if name.endswith(".safetensors")}
         if not weights and self.needs_weights:
             refuse_without_safetensors(path, sorted(files), set(files) - set(kept), self.can_exclude)
-        scopes = scopes_of(weights, {name: files[name] for name in kept if is_index(name)}, self.can_exclude)
+        indexes = {name: file for name, file in files.items() if is_index(name)}
+        used = {name: indexes.pop(name) for name in kept if name in indexes}
+        scopes = scopes_of(weights, used, self.can_exclude, unused=indexes)
         others = {name: file for name, file in files.items() if not name.endswith(".safetensors")}
         others |= {name: path / name for name in self.recorded.others if name not in others}
         return _open(weights, scopes, path, others)
-
-
-def _patch_error(source: Path | HubId, command: str) -> CheckpointError:
-    return CheckpointError(f"{source}: is a ckptdiff patch, not a checkpoint; rebuild its target with: ckptdiff {command} -o OUT")
 
 
 def _is_weights(name: str) -> bool:
@@ -269,7 +265,7 @@ def _open_weights(files: dict[str, Path], scopes: dict[str, str]) -> list[Weight
             try:
                 header = read_header(file)
                 if is_patch_header(header):
-                    raise _patch_error(path, f"apply BASE {path}")
+                    raise patch_error(path)
                 opened.append(WeightFile(name, scopes[name], file, header))
             except UnusualHeaderError as error:
                 file.close()

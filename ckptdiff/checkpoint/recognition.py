@@ -77,6 +77,12 @@ def check_exists(path: str | os.PathLike[str]) -> None:
         raise CheckpointError(f"{path}: no such file or folder{if_gone(path)}")
 
 
+def patch_error(path: str | os.PathLike[str]) -> CheckpointError:
+    """The error of a patch that was given in place of a checkpoint."""
+    command = f"pull {path}" if parse_id(path) is not None else f"apply BASE {path}"
+    return CheckpointError(f"{path}: is a ckptdiff patch, not a checkpoint; rebuild its target with: ckptdiff {command} -o OUT")
+
+
 def _is_patch_source(source: LocalFile | RemoteSource) -> bool:
     with closing(source):
         try:

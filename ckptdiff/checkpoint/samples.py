@@ -58,7 +58,7 @@ def read_units(tensor: Tensor | AdaptedBase, first: int, stop: int) -> Array:
 
 def cast_units(units: Array, source: str, target: str) -> Array:
     """Units cast as spec section 8 says."""
-    return kernels.casts.cast(units.view(np.uint8), source, target).view(f"<u{DTYPES[target].carrier}")
+    return units if source == target else kernels.casts.cast(units.view(np.uint8), source, target).view(f"<u{DTYPES[target].carrier}")
 
 
 def sample_of(tensor: Tensor | AdaptedBase, count: int = WINDOWS, size: int = WINDOW_UNITS) -> Array:

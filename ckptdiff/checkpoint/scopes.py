@@ -50,12 +50,14 @@ def _stem(shard: re.Match[str]) -> str:
     return (stem.removesuffix(".safetensors") or stem) + (shard["variant"] or "")
 
 
-def scopes_of(weights: Collection[str], indexes: Mapping[str, Path], can_exclude: bool) -> Scopes:
+def scopes_of(weights: Collection[str], indexes: Mapping[str, Path], can_exclude: bool, unused: Mapping[str, Path] | None = None) -> Scopes:
     """The scopes of all weight files.
 
     Args:
         weights: paths of all weight files.
         indexes: local files of the indexes to use, by path.
+        unused: those that are left out. Where one gives the same scopes, it still says which tensor of a doubled name counts: a reader of
+            the patch finds it beside the base (:func:`scopes_of_recorded`).
         can_exclude: whether the caller has an option to leave files out, which messages may advise.
 
     Raises:
@@ -64,7 +66,13 @@ def scopes_of(weights: Collection[str], indexes: Mapping[str, Path], can_exclude
     scopes = _scopes_by_index(indexes, weights, can_exclude)
     given = set(scopes.of_file.values())
     _check_siblings([name for name in weights if name not in scopes.of_file and _is_shard(name, given)], can_exclude)
-    return _with_others(weights, scopes)
+    found = _with_others(weights, scopes)
+    for name in sorted(unused or (), key=str.encode):
+        more = _usable({name: (unused or {})[name]}, weights)
+        if more.of_file.items() <= found.of_file.items():
+            for scope, maps in more.weight_maps.items():
+                found.weight_maps.setdefault(scope, []).extend(maps)
+    return found
 
 
 def scopes_of_recorded(weights: Collection[str], indexes: Mapping[str, Path], wanted: Collection[str]) -> Scopes:
@@ -72,16 +80,21 @@ def scopes_of_recorded(weights: Collection[str], indexes: Mapping[str, Path], wa
 
     Those indexes are used whose shards are all recorded; but none of them if they do not give the scopes that the patch wants.
     """
+    scopes = _with_others(weights, _usable(indexes, weights))
+    given = set(scopes.of_file.values())
+    return scopes if len(given) == 1 or given.issuperset(wanted) else _with_others(weights, Scopes())
+
+
+def _usable(indexes: Mapping[str, Path], weights: Collection[str]) -> Scopes:
+    """Scopes of the files that those indexes list whose shards are all there; others are stale or broken, and ``make`` leaves them out."""
     usable: dict[str, Path] = {}
     for name, path in indexes.items():
         try:
             _scopes_by_index({name: path}, weights, False)
         except CheckpointError:
-            continue  # it is stale or broken, so that make was told to leave it out
+            continue
         usable[name] = path
-    scopes = _with_others(weights, _scopes_by_index(usable, weights, False))
-    given = set(scopes.of_file.values())
-    return scopes if len(given) == 1 or given.issuperset(wanted) else _with_others(weights, Scopes())
+    return _scopes_by_index(usable, weights, False)
 
 
 def _with_others(weights: Collection[str], scopes: Scopes) -> Scopes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -80,11 +81,22 @@ def _unpaired_rows(result: Report) -> list[tuple[str, str]]:
     lists = (
         ("only in the target", result.added),
         ("only in the base", result.removed),
-        ("other dtype or shape", result.unpaired),
+        ("cannot be compared", result.unpaired),
         ("no rank: inf or NaN", result.without_rank),
     )
-    rows = [(what, first_names(names)) for what, names in lists if names]
+    rows = _compared_rows(result) + [(what, first_names(names)) for what, names in lists if names]
     return rows + ([("added rows", f"{result.against_zeros:,} elements, in no number above")] if result.against_zeros else [])
+
+
+def _compared_rows(result: Report) -> list[tuple[str, str]]:
+    """What was compared with base tensors of another dtype, or of other names."""
+    casts = Counter(tensor.base_dtype for tensor in result.tensors if tensor.base_dtype is not None)
+    rows = [("compared", f"{count} tensors after a cast from {dtype}") for dtype, count in casts.items()]
+    others = [tensor for tensor in result.tensors if tensor.bases]
+    if others:
+        first, more = others[0], f" and {len(others[0].bases) - 1} more" if len(others[0].bases) > 1 else ""
+        rows.append(("compared", f"{len(others)} tensors with base tensors of other names: {first.label} with {first.bases[0]}{more}"))
+    return rows
 
 
 def _group_table(title: str, groups: dict[str, Counts], result: Report) -> Table:
@@ -104,7 +116,9 @@ def _tensor_table(result: Report) -> Table:
     for row in result.tensors:
         c = row.counts
         cells = [row.dtype, shape_text(row.shape), percent_of(c.changed, c.elements)]
-        table.add_row(escaped(row.name), *cells, percent_of(c.one_ulp, c.changed) if result.complete else "", *_rank_cells(row.ranks or ()))
+        table.add_row(
+            escaped(row.label), *cells, percent_of(c.one_ulp, c.changed) if result.complete else "", *_rank_cells(row.ranks or ())
+        )
     return table
 
 

@@ -21,7 +21,7 @@ from ckptdiff.format.entry import Entry
 from ckptdiff.io.parallel import Threads, run_ordered
 from ckptdiff.lazy import torch
 from ckptdiff.live.hashing import hash_in_background, leaves_in_memory
-from ckptdiff.live.names import MODEL, find_tensors, scope_of
+from ckptdiff.live.names import MODEL, base_contents, find_tensors, own_names, scope_of
 from ckptdiff.live.switch import LoadedPatch
 from ckptdiff.live.updates import BYTES_PER_UPDATE_JOB, RangeUpdate, TensorUpdate, merge_blocks, on_device, range_update
 from ckptdiff.live.writing import MemoryRange
@@ -58,7 +58,9 @@ class Loader:
         names = [*base_names, *(name for _, name in patch.entries)]
         entries = {name for scope_id, name in patch.entries if scope_id == self.scope}
         self.tied = {name: kept for name, kept in patch.tied.items() if kept in entries and name not in entries}
-        self.find_tensors = partial(find_tensors, base, names, self.tied)
+        contents = base_contents(e for (scope_id, _), (_, e) in patch.entries.items() if scope_id == self.scope)
+        own = own_names(base, [*names, *self.tied], contents, threads)
+        self.find_tensors = partial(find_tensors, base, own, set(names), self.tied)
         self.base = open_state(self.find_tensors(), MODEL, set(names))
         self.rebuilder = Rebuilder(self.base, [patch], Threads(threads))
         self.tensors = next(iter(self.base.scopes.values()), {})

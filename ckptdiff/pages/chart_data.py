@@ -101,6 +101,11 @@ def rank_cells(report: JsonReport, field: str) -> Rows:
     return [{"layer": layer, "module": module, "matrices": len(v), "value": sum(v) / len(v)} for (layer, module), v in shares.items()]
 
 
+def label_of(tensor: dict[str, Any]) -> str:
+    """A tensor's name, with the number of its part where it is one of several."""
+    return tensor["name"] if tensor.get("part") is None else f"{tensor['name']}[{tensor['part']}]"
+
+
 def chosen_spectra(report: JsonReport) -> list[tuple[str, str, dict[str, Any]]]:
     """Label, tensor name and spectrum of one matrix of each kind of module, from a middle layer.
 
@@ -111,7 +116,7 @@ def chosen_spectra(report: JsonReport) -> list[tuple[str, str, dict[str, Any]]]:
         for spectrum in tensor["spectra"] or ():
             values = spectrum["singular_values"]
             if len(values) > 1 and values[0] > 0:
-                by_module.setdefault(tensor["module"], []).append((tensor["name"], spectrum))
+                by_module.setdefault(tensor["module"], []).append((label_of(tensor), spectrum))
     if len(by_module) == 1:
         ((module, matrices),) = by_module.items()
         picked = sorted({i * (len(matrices) - 1) // (MAX_SPECTRA_OF_ONE_MODULE - 1) for i in range(MAX_SPECTRA_OF_ONE_MODULE)})

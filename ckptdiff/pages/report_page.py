@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ckptdiff.pages.chart_data import JsonReport, changed_share, mean_of_known, rank_shares, share_of_changed
+from ckptdiff.pages.chart_data import JsonReport, changed_share, label_of, mean_of_known, rank_shares, share_of_changed
 from ckptdiff.pages.report_charts import charts
-from ckptdiff.pages.report_prose import captions, definitions, headline, key_figures
+from ckptdiff.pages.report_prose import captions, compared_words, definitions, headline, key_figures
 from ckptdiff.pages.templating import Cell, Columns, Page, Table, TensorTable, label_cells, render, share_cell
 from ckptdiff.units import MISSING, percent, shape_text, three_digits
 
@@ -45,7 +45,7 @@ def report_row(tensor: dict[str, Any]) -> list[Cell]:
     stable = mean_of_known(s["stable_rank"] for s in tensor["spectra"] or ())
     elements = tensor["elements"]
     return [
-        *label_cells(tensor["scope"], tensor["name"], tensor["layer"], tensor["module"]),
+        *label_cells(tensor["scope"], label_of(tensor), tensor["layer"], tensor["module"]),
         (tensor["dtype"], tensor["dtype"]),
         (shape_text(tensor["shape"], " × "), elements),
         share_cell(changed_share(tensor)),
@@ -92,13 +92,13 @@ def render_page(report: JsonReport) -> str:
     left_out = (
         ("only in the target", report["added"]),
         ("only in the base", report["removed"]),
-        ("on both sides, but of different shapes or types", report["unpaired"]),
+        ("on both sides, but of shapes or types that cannot be compared", report["unpaired"]),
         ("in added rows, which no base tensor has", [f"{zeros:,} elements"] if (zeros := report.get("against_zeros", 0)) else []),
     )
     return render(
         Page(
             title=" → ".join(filter(None, (report["base"], report["target"]))),
-            headline=headline(report),
+            headline=" ".join(filter(None, (headline(report), compared_words(report)))),
             figures=key_figures(report),
             charts=charts(report),
             captions=captions(report),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -35,6 +36,15 @@ def headline(report: JsonReport) -> str:
     shape = " and ".join(filter(None, (spread_words(report), rank_words(report))))
     parts += filter(None, (norm_words(report), f"the update is {shape}" if shape else ""))
     return "; ".join(parts) + "."
+
+
+def compared_words(report: JsonReport) -> str:
+    """What was compared with base tensors of another dtype or of other names; empty if nothing was."""
+    casts = Counter(tensor["base_dtype"] for tensor in report["tensors"] if tensor.get("base_dtype"))
+    parts = [f"{count:,} tensors were compared after a cast from {dtype}" for dtype, count in casts.items()]
+    others = sum(bool(tensor.get("bases")) for tensor in report["tensors"])
+    parts += [f"{others:,} with base tensors of other names"] if others else []
+    return "; ".join(parts) + "." if parts else ""
 
 
 def step_words(report: JsonReport) -> str:

@@ -97,7 +97,7 @@ def stored_whole(pair: EncodedPair, copies: Iterable[Mapping[TensorKey, Entry]])
     if MUCH * nbytes > total:
         used = {(pair.scopes[key.scope].base_id, name) for key, entry in final.items() for name in entry.base_names}
         left = [t for scope, tensors in pair.base_scopes.items() for t in tensors.values() if (scope, t.name) not in used]
-        rename = suggested_rename([pair.target.tensor(key) for key, entry in whole if not entry.has_base], left)
+        rename = suggested_rename([pair.target.tensor(key) for key, _ in whole if key not in pair.pairing.counterparts], left)
     return StoredWhole(len(replaced), sum(not final[key].has_base for key in replaced), len(whole) - len(replaced), nbytes, rename)
 
 

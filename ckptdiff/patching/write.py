@@ -131,10 +131,13 @@ def write_folder(contents: PatchContents, built: Path, names: Sequence[str]) -> 
 
 
 def _with_copies(entries: dict[TensorKey, Entry]) -> dict[TensorKey, Entry]:
-    """The entries of a scope, of which each with a payload that repeats another one's content is a copy of that one, if that one counts."""
+    """The entries of a scope, of which each with a payload that repeats another one's content is a copy of that one, if that one counts.
+
+    The original is the unchanged one, or one whose base is that of its own name.
+    """
     first: dict[tuple[bytes, str, tuple[int, ...]], str] = {}
     copies = dict[TensorKey, Entry]()
-    for key, entry in sorted(entries.items(), key=lambda item: (not item[1].counts, item[1].kind != "same")):
+    for key, entry in sorted(entries.items(), key=lambda item: (not item[1].counts, item[1].kind != "same", bool(item[1].pieces))):
         content = entry.digest, entry.dtype, entry.shape
         if entry.has_payload and entry.nbytes and content in first:
             copies[key] = Entry(

@@ -13,7 +13,7 @@ import torch
 import torch.optim
 
 from ckptdiff.errors import CheckpointError
-from ckptdiff.live.names import strip_prefixes
+from ckptdiff.live.names import names_by_parts
 from ckptdiff.subnetwork.mask import Mask
 from ckptdiff.subnetwork.masked_parameter import Job, MaskedParameter, local_bits, local_part, run_jobs
 
@@ -179,7 +179,7 @@ def freeze_outside(
 
     Args:
         model: a module, or the parameters that the optimizer updates, by their names in the mask (such as fp32 masters).
-        mask: the elements to train. Tensors that it does not name are frozen as a whole. Names may differ by the prefixes that wrappers
+        mask: the elements to train. Tensors that it does not name are frozen as a whole. Names may differ by the parts that wrappers
             add.
         optimizer: the optimizer of these parameters. What is not a parameter, such as a batch norm's running mean, is not frozen.
         before_clipping: mask gradients as they are accumulated, so that ``clip_grad_norm_`` sees the norm of what is in the mask. By
@@ -190,14 +190,14 @@ def freeze_outside(
         UnsupportedError: a parameter is sharded so that this rank's part is not contiguous.
     """
     named = dict(model.named_parameters() if isinstance(model, torch.nn.Module) else model.items() if isinstance(model, Mapping) else model)
-    stems = {strip_prefixes(name): name for name in mask.bits}
+    own = names_by_parts((name for name in named if name not in mask.bits), (name for name in mask.bits if name not in named))
     stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     decay = next((decay for known, decay in DECAYS.items() if type(optimizer) is known), None)
     parts, matching = [], 0
     for name, parameter in named.items():
         if id(parameter) not in stepped:
             continue
-        key = name if name in mask.bits else stems.get(strip_prefixes(name))
+        key = name if name in mask.bits else own.get(name)
         local = local_part(parameter)
         nothing = torch.zeros(-(-local.numel() // 8), dtype=torch.uint8, device=local.device)
         part = MaskedParameter(name, parameter, local.shape, nothing if key is None else local_bits(mask, key, parameter, name))

@@ -13,10 +13,9 @@ import numpy as np
 from ckptdiff.analysis.pairs import Pair, check_common, open_source
 from ckptdiff.analysis.values import distances, element_bits
 from ckptdiff.checkpoint.contents import Checkpoint
-from ckptdiff.checkpoint.recognition import is_patch
+from ckptdiff.checkpoint.recognition import is_patch, patch_error
 from ckptdiff.checkpoint.renames import Rename, check_globs
 from ckptdiff.checkpoint.selection import Selection
-from ckptdiff.errors import CheckpointError
 from ckptdiff.io.parallel import Progress, default_threads, no_progress, run_ordered
 
 DEFAULT_ATOL = (1e-5, 1e-4)
@@ -115,7 +114,7 @@ def compare(
     chosen, rules = Selection(include, exclude, follow_links), [Rename.parse(text) for text in rename]
     for path in (a, b):
         if is_patch(path):
-            raise CheckpointError(f"{path}: is a ckptdiff patch, not a checkpoint: see what it changes with ckptdiff report BASE {path}")
+            raise patch_error(path)
     with open_source(a, b, selection=chosen, renames=rules) as source:
         left, right = source.checkpoints
         check_globs(chosen.globs, left, right)

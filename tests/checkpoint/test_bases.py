@@ -30,8 +30,9 @@ def shards(tensors: Mapping[str, TensorData], count: int, pattern: str = "model-
     return {pattern.format(k + 1, count): {name: tensors[name] for name in NAMES[k::count]} for k in range(count)}
 
 
-def used_by_all(base: Path, target: Path, work: Path, *options: str, gone: tuple[str, ...] = ()) -> ckptdiff.PatchInfo:
+def used_by_all(base: Path, target: Path, work: Path, *options: str, gone: tuple[str, ...] = (), count: int = 6) -> ckptdiff.PatchInfo:
     """Make a patch with options, and see that all verbs that open a base take this one as it is."""
+    work.mkdir(exist_ok=True)
     run("make", base, target, "-o", work / "p", *options)
     run("apply", base, work / "p", "-o", work / "out")
     wanted = {name: digest for name, digest in tree(target).items() if name not in gone}
@@ -39,10 +40,11 @@ def used_by_all(base: Path, target: Path, work: Path, *options: str, gone: tuple
     READER.apply(base, [work / "p"], work / "by the minimal reader")
     assert tree(work / "by the minimal reader") == wanted
     run("verify", work / "p", "--base", base, "--target", work / "out")
-    run("apply", base, work / "p", "-o", work / "part.safetensors", "--only", "*.0.w")
-    assert json.loads(run("report", base, work / "p", "--rank", "none", "--json"))["totals"]["elements"] == 6 * 16 * 8
+    assert json.loads(run("report", base, work / "p", "--rank", "none", "--json"))["totals"]["elements"] == count * 16 * 8
     run("overlap", work / "p", work / "p", "--base", base)
-    run("mask", work / "p", "--base", base, "-o", work / "mask.safetensors")
+    if count < 10:  # else names are in two scopes
+        run("apply", base, work / "p", "-o", work / "part.safetensors", "--only", "*.0.w")
+        run("mask", work / "p", "--base", base, "-o", work / "mask.safetensors")
     return ckptdiff.info(work / "p")
 
 
@@ -62,11 +64,81 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_a_leftover_set_of_shards(pair: tuple[Path, Path], tmp_path: Path) -> None:
     write_sharded(pair[0], shards(model(0), 3), None)
-    text = run("make", *pair, "-o", tmp_path / "p", code=3)
-    first = "model-00001-of-00003.safetensors"
-    assert f"{first}: tensor" in text and f"remove the stale shard, or leave it out with --exclude {first}" in text
+    """Each file that the index does not list is a scope of its own; it may also be left out."""
+    assert [file["path"] for file in used_by_all(*pair, tmp_path / "all").base_files] == sorted(
+        [*shards(model(0), 2), *shards(model(0), 3)]
+    )
     info = used_by_all(*pair, tmp_path, "--exclude", "*-of-00003*")
     assert [file["path"] for file in info.base_files] == list(shards(model(0), 2))
+
+
+def test_leftovers_of_another_set_in_both(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """Shards that the index does not list are scopes of their own, each paired with its like or with the scope of its names."""
+    for step, folder in enumerate(pair):
+        write_sharded(folder, shards(model(step), 3), None)
+    (pair[1] / "model-00003-of-00003.safetensors").unlink()  # not all of a set need be there
+    info = used_by_all(*pair, tmp_path, count=10)
+    assert {row.kind for row in info.tensors} == {"delta"} and info.removed_tensors == ()
+
+
+def test_a_single_file_beside_new_shards(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """The file that was there before costs nothing: its scope has the names of the base's only one."""
+    for path in pair[0].glob("model*"):
+        path.unlink()
+    write(pair[0] / "model.safetensors", model(0))
+    write(pair[1] / "model.safetensors", model(0))
+    info = used_by_all(*pair, tmp_path, count=12)
+    assert {(row.file == "model.safetensors", row.kind) for row in info.tensors} == {(True, "same"), (False, "delta")}
+    assert info.removed_tensors == ()
+
+
+def test_a_file_that_the_index_forgot(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """Tensors that lie in the base's shards, and in a file of their own in the target; what neither of the scopes uses is removed, once."""
+    old = {**model(0), "mtp.w": bf16(np.random.default_rng(1).normal(0, 0.02, (16, 8))), "gone": model(0)[NAMES[0]]}
+    write_sharded(pair[0], {"model-00001-of-00002.safetensors": model(0), "model-00002-of-00002.safetensors": {
+        name: old[name] for name in ("mtp.w", "gone")
+    }})  # fmt: skip
+    write(pair[1] / "mtp.safetensors", {"mtp.w": perturb(np.random.default_rng(2), old["mtp.w"], 0.05)})
+    info = used_by_all(*pair, tmp_path, count=7)
+    assert {row.kind for row in info.tensors} == {"delta"} and info.removed_tensors == ("gone",)
+    with open_patch(tmp_path / "p") as patch:
+        assert [file.table.removed for file in patch.files] == [("gone",), (), ()]
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["model-{:05}-of-{:06}.safetensors", "model-{:07}-of-{:07}.fp16.safetensors", "model.safetensors-{:05}-of-{:05}.safetensors"],
+)
+def test_numbers_of_shards(pattern: str, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """Six digits and more, and names with an ending in the middle, without an index: one scope, whatever the number of shards."""
+    for step, folder in enumerate(pair):
+        for path in folder.glob("model*"):
+            path.unlink()
+        write_sharded(folder, shards(model(step), 3 - step, pattern), None)
+    assert {row.kind for row in used_by_all(*pair, tmp_path).tensors} == {"delta"}
+    (pair[0] / pattern.format(2, 3)).unlink()
+    assert f"its sibling {pattern.format(2, 3)} is missing" in run("make", *pair, "-o", tmp_path / "q", code=3)
+
+
+def test_shards_that_are_numbered_from_zero(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    for step, folder in enumerate(pair):
+        for path in folder.glob("model*"):
+            path.unlink()
+        for k, tensors in enumerate(shards(model(step), 2).values()):
+            write(folder / f"model-{k:05}-of-00002.safetensors", tensors)
+    assert {row.kind for row in used_by_all(*pair, tmp_path).tensors} == {"delta"}
+
+
+@pytest.mark.parametrize("options", [(), ("--exclude", "*.index.json")])
+def test_a_doubled_name(options: tuple[str, ...], pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """Which of two tensors counts in the base is told alike by all verbs, also where the index that tells it is left out."""
+    name = NAMES[0]
+    for step, folder in enumerate(pair):
+        files = shards(model(step), 2)
+        files["model-00002-of-00002.safetensors"][name] = bf16(np.random.default_rng(step).normal(0, 1, (16, 8)))
+        write_sharded(folder, files)
+    info = used_by_all(*pair, tmp_path, *options, gone=("model.safetensors.index.json",) if options else ())
+    assert [row.kind for row in info.tensors if row.name == name] == ["delta", "delta"]
 
 
 @pytest.mark.parametrize("count", [3, 4])

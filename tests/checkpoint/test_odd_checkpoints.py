@@ -108,13 +108,13 @@ def test_anything_can_be_measured(sides: list[dict[str, TensorData]], rank: Any,
         for target in targets:
             try:
                 look_at_report(report(base, target, rank=rank, atol=atol))
+                render.print_compare(ckptdiff.compare(base, target, atol=(atol,)), True)
             except CheckpointError as error:
-                assert "have no tensor of the same name" in str(error)
-            render.print_compare(ckptdiff.compare(base, target, atol=(atol,)), True)
+                assert "have nothing in common" in str(error)
         try:
             both = ckptdiff.overlap(targets, base, atol=atol)
         except CheckpointError as error:
-            assert "is in all updates with one dtype and shape" in str(error)
+            assert "have nothing in common" in str(error) or "is in all updates in one dtype" in str(error)
         else:
             value = both.to_json()
             json.dumps(value, allow_nan=False)

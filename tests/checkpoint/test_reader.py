@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import ckptdiff
-from tests.support.checkpoints import write, write_sharded
+from ckptdiff.checkpoint.reader import open_checkpoint
+from tests.support.checkpoints import perturb, random_tensor, write, write_sharded
 from tests.support.refusals import refused
+from tests.support.roundtrips import roundtrip
 from tests.support.small_pair import Pair, tensors
 
 
@@ -80,13 +84,26 @@ def test_missing_shards_are_named(tmp_path: Path) -> None:
         ckptdiff.compare(folder, folder)
 
 
-def test_the_same_name_in_two_shards(tmp_path: Path) -> None:
-    base, _ = tensors()
-    folder = write_sharded(tmp_path / "m", {"model-00001-of-00002.safetensors": base, "model-00002-of-00002.safetensors": base}, None)
-    before = len(os.listdir("/proc/self/fd"))
-    with refused(ckptdiff.CheckpointError, "two files of one index must not share names: remove the stale shard", tmp_path):
-        ckptdiff.compare(folder, folder)
-    assert len(os.listdir("/proc/self/fd")) == before
+FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+
+
+@pytest.mark.parametrize("counts", [None, FIRST, SECOND])
+def test_the_same_name_in_two_shards(counts: str | None, tmp_path: Path, rng: np.random.Generator) -> None:
+    """The tensor counts that the index names, or else that of the first file; the other one is rebuilt too, from what counts."""
+    one, two = random_tensor(rng, "BF16", [40, 40]), random_tensor(rng, "BF16", [40, 40])
+    moved = [perturb(rng, data, 0.02) for data in (one, two)]
+    for name, (a, b) in {"base": (one, two), "target": moved}.items():
+        folder = write_sharded(tmp_path / name, {FIRST: {"w": a, "a": one}, SECOND: {"w": b}}, None)
+        if counts:
+            (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": counts, "a": FIRST, "b": SECOND}}))
+    with open_checkpoint(tmp_path / "base") as base:
+        assert base.scopes["model"]["w"].source.name.endswith(counts or FIRST)
+        assert [key.file for key in base.uncounted] == [FIRST if counts == SECOND else SECOND]
+    info = roundtrip(tmp_path, tmp_path / "base", tmp_path / "target")
+    kinds = {(row.file, row.name): row.kind for row in info.tensors}
+    other = FIRST if counts == SECOND else SECOND
+    assert kinds == {(FIRST, "a"): "same", (counts or FIRST, "w"): "delta", (other, "w"): "delta"}
+    assert ckptdiff.compare(tmp_path / "base", tmp_path / "base").same
 
 
 @pytest.mark.parametrize(

@@ -43,13 +43,13 @@ def test_sharded_variants_beside_each_other(tmp_path: Path, rng: np.random.Gener
 
 
 def test_a_component_is_added_and_one_removed(tmp_path: Path, rng: np.random.Generator) -> None:
-    """A folder gains a scope (its tensors are new) and loses another."""
+    """A folder gains a scope and loses another, whose tensor it has, which tells which of two scopes of equal names is its base."""
     w, v = random_tensor(rng, "F32", [5, 5]), random_tensor(rng, "F32", [6, 6])
     for folder, files in (("base", {"unet": w, "safety_checker": v}), ("target", {"unet": perturb(rng, w, 0.1), "prior": v})):
         for name, data in files.items():
             write(tmp_path / folder / name / "model.safetensors", {"w": data})
     info = roundtrip(tmp_path, tmp_path / "base", tmp_path / "target")
-    assert kinds(info) == {("prior/model.safetensors", "w"): "new", ("unet/model.safetensors", "w"): "delta"}
+    assert kinds(info) == {("prior/model.safetensors", "w"): "same", ("unet/model.safetensors", "w"): "delta"}
     assert info.removed_files == ("safety_checker/model.safetensors",)
 
 

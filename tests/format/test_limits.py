@@ -15,7 +15,7 @@ import pytest
 import ckptdiff
 from ckptdiff import CheckpointError, FormatError, Mask
 from ckptdiff.analysis import report_model as rows_module
-from ckptdiff.checkpoint.weight_map import shards_of_index
+from ckptdiff.checkpoint.weight_map import WeightMap, read_weight_map
 from ckptdiff.format import canonical, index, json_scan, safe_paths, safetensors, sealed, table
 from ckptdiff.format.entry import Entry
 from ckptdiff.format.index import Index
@@ -342,15 +342,15 @@ def test_masks_have_limits(tmp_path: Path) -> None:
 def test_indexes_of_shards_have_limits(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors.index.json"
 
-    def padded(n: int) -> list[str]:
+    def padded(n: int) -> WeightMap:
         path.write_bytes(b'{"weight_map":{"a":"m.safetensors"}}'.ljust(n))
-        return shards_of_index(path)
+        return read_weight_map(path)
 
     both_sides(padded, 1 << 25, "an index of 33554433 bytes is too large", CheckpointError)
 
-    def recipes(n: int) -> list[str]:
+    def recipes(n: int) -> WeightMap:
         path.write_bytes(b'{"weight_map":{"a":"m.safetensors"},"x":[' + b"0," * (n - 4) + b"0]}")
-        return shards_of_index(path)
+        return read_weight_map(path)
 
     both_sides(recipes, 1 << 19, "an index with 524289 braces, brackets and commas is too large", CheckpointError)
 

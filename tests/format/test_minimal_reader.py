@@ -29,7 +29,7 @@ def test_both_readers_agree_on_random_patches(batch: int, tmp_path: Path) -> Non
         folder.mkdir()
         base, target = random_pair(rng, folder)
         patch = folder / f"patch{target.suffix}"
-        ckptdiff.make(base, target, patch, codec=[None, "raw", "sparse", "context"][k % 4])
+        ckptdiff.make(base, target, patch, codec=[None, "raw", "sparse", "context"][k % 4], force=True)
         ckptdiff.apply(base, patch, folder / "ours")
         READER.apply(base, [patch], folder / "theirs")
         assert tree(folder / "ours") == tree(folder / "theirs") == tree(target)
@@ -58,7 +58,7 @@ def test_both_readers_see_the_same_indexes(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text('{"weight_map":{"w":"x.safetensors"}}')
     found = READER.group(str(tmp_path), [name, "x.safetensors"], True, None)
     assert list(found) == list(
-        scopes.scopes_of(["x.safetensors"], {name: tmp_path / name} if scopes.is_index(name) else {}, False).values()
+        scopes.scopes_of(["x.safetensors"], {name: tmp_path / name} if scopes.is_index(name) else {}, False).of_file.values()
     )
 
 

@@ -135,7 +135,7 @@ def header_of(**members: str) -> str:
 
 
 STRICT = [
-    *("", "[]", "null", " {}", "\n{}", "{}\n", "{} \n ", "{}\t", "{}x", "{}{}", "{", '{"a"}', "\ufeff{}", "{}\x00"),
+    *("", "[]", "null", " {}", "\n{}", "{}\x0b", "{}\x0c", "{}\xa0", "{}x", "{}{}", "{", '{"a"}', "\ufeff{}", "{}\x00"),
     *('{"__metadata__":null}', '{"__metadata__":[]}', '{"__metadata__":"x"}', '{"__metadata__":{"a":1}}', '{"__metadata__":{"a":null}}'),
     *('{"__metadata__":{"a":{}}}', '{"__metadata__":{"a":"1","a":"1"}}', '{"__metadata__":{},"__metadata__":{}}'),
     *('{"__metadata__":{"a":"\\ud800"}}', header_of(shape="[-0]", data_offsets="[0,0]"), header_of(shape="[0]", data_offsets="[0,-0]")),

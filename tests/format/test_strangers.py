@@ -18,7 +18,7 @@ import xxhash
 import ckptdiff
 from ckptdiff import CheckpointError, FormatError, Mask
 from ckptdiff.analysis import report_stored
-from ckptdiff.checkpoint.weight_map import shards_of_index
+from ckptdiff.checkpoint.weight_map import read_weight_map
 from ckptdiff.format import canonical, zstd_frame
 from ckptdiff.format.entry import Entry
 from ckptdiff.format.patch_file import PatchFile
@@ -95,9 +95,9 @@ def test_an_index_of_shards_is_utf_8(encoding: str, tmp_path: Path) -> None:
     path, text = tmp_path / "m.safetensors.index.json", json.dumps({"weight_map": {"w\u2200": "m.safetensors"}}, ensure_ascii=False)
     path.write_bytes(text.encode(encoding))
     with pytest.raises(CheckpointError, match="not a safetensors index: expected a JSON object with a weight_map"):
-        shards_of_index(path)
+        read_weight_map(path)
     path.write_bytes(text.encode())
-    assert shards_of_index(path) == ["m.safetensors"]
+    assert read_weight_map(path) == {"w\u2200": "m.safetensors"}
 
 
 # --- one tensor as the base of many --------------------------------------------------------------------------------

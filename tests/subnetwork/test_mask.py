@@ -51,7 +51,7 @@ def test_a_patch_is_a_mask(tmp_path: Path) -> None:
 def test_errors(tmp_path: Path) -> None:
     base = write(tmp_path / "base.safetensors", {"a": tensor("U8", (4,), b"abcd")})
     other = write(tmp_path / "other.safetensors", {"a": tensor("U8", (4,), b"abcx"), "b": tensor("U8", (1,), b"x")})
-    with pytest.raises(CheckpointError, match=r"its tensor b \(1 in all\) has no counterpart of the same shape and dtype"):
+    with pytest.raises(CheckpointError, match=r"its tensor b \(1 in all\) has no counterpart in"):
         Mask.from_patch(other, base)
     with pytest.raises(CheckpointError, match="checkpoints do not name their base: give it with --base"):
         Mask.from_patch(other)

@@ -28,7 +28,7 @@ def test_chain_of_patches(tmp_path: Path, rng: np.random.Generator, rows: int) -
     seen = [{row.name: row.kind for row in ckptdiff.info(patch).tensors} for patch in patches]
     assert seen[0] == {"w": "delta", "e": "delta", "head": "copy", "s": "same", "fresh": "new"}
     assert seen[1] == {"module.w": "delta", "module.e": "same", "module.head": "delta", "moved": "same", "module.fresh": "same"}
-    assert seen[2] == {"w": "delta", "e": "same", "head": "copy", "s": "same", "fresh": "same"}
+    assert seen[2] == {"w": "delta", "e": "same", "head": "same", "s": "same", "fresh": "same"}
     for k in range(3):
         for j in range(k, 3):
             out = tmp_path / f"out{k}{j}"

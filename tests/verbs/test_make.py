@@ -28,7 +28,7 @@ def test_any_output_name(tmp_path: Path, rng: np.random.Generator, name: str, ki
     """The names of patch and output are free: long ones, and those of ckptdiff's own scratch files."""
     w = random_tensor(rng, "F32", [200, 200])
     for k, folder in enumerate(("a", "b", "c")):
-        write(tmp_path / folder / "model.safetensors", {"w": perturb(rng, w, 0.5) if k else w})
+        write(tmp_path / folder / "model.safetensors", {"w": perturb(rng, w, 0.02) if k else w})
         put(tmp_path / folder, {"tokenizer.json": f"tokens {k}" * 10})
     a, b, c = (tmp_path / f / "model.safetensors" if kind == "file" else tmp_path / f for f in ("a", "b", "c"))
     for place in ("1", "2", "out"):
