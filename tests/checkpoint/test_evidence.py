@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,52 +15,31 @@ from hypothesis import strategies as st
 
 import ckptdiff
 from ckptdiff.checkpoint import evidence, pairing, parts
-from ckptdiff.checkpoint.names import closeness, numbers
+from ckptdiff.checkpoint.names import closeness
 from ckptdiff.checkpoint.pairing import MEANS, Pairing, pair
 from ckptdiff.checkpoint.reader import open_checkpoint
 from ckptdiff.io.source import LocalFile
 from ckptdiff.patching.patch import open_patch
-from tests.support.checkpoints import SHARED_DATA, TensorData, bf16, carrier, tree, write
+from tests.support.checkpoints import SHARED_DATA, TensorData, bf16, carrier, tree
 from tests.support.layouts_by_pieces import EMBEDDING, array, bf16_noise, cast, fused, with_array, with_experts
 from tests.support.real_pairs import BASE, TARGETS
-from tests.support.rewritten import WRAPPERS, Choices, Rewritten, rewrite, write_target
+from tests.support.rewritten import WRAPPERS, Choices, Rewritten, model, pairing_of, rewrite, write_target, written
 from tests.support.roundtrips import Tensors
-from tests.support.safetensors_views import our_view
 from tests.support.smollm2 import INSTALLED, smollm2
 
 needs_pairs = pytest.mark.skipif(not BASE.is_dir(), reason=f"the real checkpoint pairs are not at {SHARED_DATA}")
 COMBINATIONS = range(6, 42)
 ROUNDTRIPS = 12
 """Of how many of them patches are made, which takes longer."""
-LAYERS = 4
-"""Layers of the real models that are taken."""
 PAYLOAD = 1.05
 """How many times as large as against the base adapted by hand a payload may be."""
 RIGHT_ROWS = 0.99
 """Share of the rows of a table that must stand against the right rows."""
 
 
-@cache
-def model(name: str, count: int = LAYERS) -> dict[str, TensorData]:
-    """The first layers of a real model, and what is in none."""
-    tensors = our_view(SHARED_DATA / name / "model.safetensors")
-    return {name: data for name, data in tensors.items() if all(number < count for number in numbers(name))}
-
-
 def rewritten(seed: int) -> Rewritten:
     """A real pair, rewritten by chance; its head is that of another target."""
     return rewrite(model(BASE.name), model(TARGETS[seed % 3]), Choices.drawn(seed), model(TARGETS[(seed + 1) % 3])[EMBEDDING])
-
-
-def pairing_of(base: Path, target: Path) -> tuple[Pairing, dict[str, np.ndarray]]:
-    """How two checkpoints are paired, and the units that each target tensor stands against."""
-    with open_checkpoint(base) as old, open_checkpoint(target) as new:
-        found = pair(old, new)
-        against = {
-            key.name: row.base.read(0, new.tensor(key).nbytes).view(f"<u{carrier(new.tensor(key).dtype)}").copy()
-            for key, row in found.counterparts.items()
-        }
-        return found, against
 
 
 def unique_rows(case: Rewritten, name: str) -> np.ndarray:
@@ -102,10 +80,6 @@ def faults(case: Rewritten, found: Pairing, against: dict[str, np.ndarray]) -> l
 def payload(patch: Path) -> int:
     with open_patch(patch) as opened:
         return sum(entry.payload_size for file in opened.files for entry in file.table.entries)
-
-
-def written(folder: Path, tensors: Tensors) -> Path:
-    return write(folder / "model.safetensors", tensors).parent
 
 
 @needs_pairs

@@ -10,15 +10,22 @@ import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
+from ckptdiff.checkpoint.names import numbers
+from ckptdiff.checkpoint.pairing import Pairing, pair
+from ckptdiff.checkpoint.reader import open_checkpoint
 from ckptdiff.format.entry import Piece
-from tests.support.checkpoints import TensorData, write_sharded
+from tests.support.checkpoints import SHARED_DATA, TensorData, carrier, write, write_sharded
 from tests.support.layouts_by_pieces import EMBEDDING, Parts, array, bf16_noise, cast, expert_parts, fused_parts, layers, units, with_array
 from tests.support.roundtrips import Tensors
+from tests.support.safetensors_views import our_view
 
+LAYERS = 4
+"""Layers of the real models that are taken."""
 HEAD = "lm_head.weight"
 DTYPES = ("BF16", "F16", "F32")
 LAYOUTS = ("plain", "fused", "experts", "fused and experts")
@@ -268,3 +275,28 @@ def _finished(choices: Choices, base: Tensors, state: State) -> Rewritten:
 
 def _cast(data: TensorData, dtype: str) -> TensorData:
     return data if data[0] == dtype else cast({"": data}, dtype)[""]
+
+
+# --- pairs in files ---
+
+
+@cache
+def model(name: str, count: int = LAYERS) -> dict[str, TensorData]:
+    """The first layers of a real model, and what is in none."""
+    tensors = our_view(SHARED_DATA / name / "model.safetensors")
+    return {name: data for name, data in tensors.items() if all(number < count for number in numbers(name))}
+
+
+def pairing_of(base: Path, target: Path) -> tuple[Pairing, dict[str, np.ndarray]]:
+    """How two checkpoints are paired, and the units that each target tensor stands against."""
+    with open_checkpoint(base) as old, open_checkpoint(target) as new:
+        found = pair(old, new)
+        against = {
+            key.name: row.base.read(0, new.tensor(key).nbytes).view(f"<u{carrier(new.tensor(key).dtype)}").copy()
+            for key, row in found.counterparts.items()
+        }
+        return found, against
+
+
+def written(folder: Path, tensors: Tensors) -> Path:
+    return write(folder / "model.safetensors", tensors).parent
