@@ -14,7 +14,7 @@ import pytest
 import ckptdiff
 from ckptdiff import Mask, Report, report
 from ckptdiff.analysis.rank import ENERGY_RANKS, ENERGY_SHARE
-from ckptdiff.verbs.report import QUANTILES
+from ckptdiff.analysis.report_model import QUANTILES
 from tests.support.checkpoints import SHARED_DATA
 from tests.support.commands import run
 from tests.support.layouts_by_pieces import EMBEDDING

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ckptdiff
-from ckptdiff.checkpoint import evidence, pairing, parts
+from ckptdiff.checkpoint import evidence, parts
 from ckptdiff.checkpoint.names import closeness
 from ckptdiff.checkpoint.pairing import MEANS, Pairing, pair
 from ckptdiff.checkpoint.reader import open_checkpoint
@@ -289,7 +289,7 @@ def test_never_worse_than_names_alone(seed: int) -> None:
         with_evidence = ckptdiff.make(old, new, Path(folder) / "patch", force=True).patch_size
         ckptdiff.apply(old, Path(folder) / "patch", Path(folder) / "out")
         assert tree(Path(folder) / "out") == tree(new)
-        patch.setattr(pairing.Evidence, "find", lambda self, left: {})
+        patch.setattr(evidence.Evidence, "find", lambda self, left: {})
         assert with_evidence <= ckptdiff.make(old, new, Path(folder) / "by names", force=True).patch_size + 64
 
 

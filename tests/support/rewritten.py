@@ -161,8 +161,8 @@ def write_target(folder: Path, tensors: Tensors, choices: Choices) -> Path:
 def rewrite(base: Tensors, target: Tensors, choices: Choices, head: TensorData | None = None) -> Rewritten:
     """Rewrite a pair of models in BF16 with equal names and shapes; ``head``: a target's head that was made from the base's embedding."""
     rng = np.random.default_rng([choices.seed, 1])
-    written = _with_layout(base, choices.base_layout) if choices.base_layout != "plain" else dict(base)
-    written = cast(written, choices.base_dtype) if choices.base_dtype != "BF16" else written
+    laid_out = _with_layout(base, choices.base_layout) if choices.base_layout != "plain" else base
+    written = cast(laid_out, choices.base_dtype) if choices.base_dtype != "BF16" else laid_out
     state = _split(_numbered(written), base, target, choices.base_layout)
     if choices.drops_layers:
         state = _without_two_layers(rng, state)
