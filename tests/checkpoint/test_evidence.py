@@ -29,7 +29,7 @@ from tests.support.smollm2 import INSTALLED, smollm2
 
 needs_pairs = pytest.mark.skipif(not BASE.is_dir(), reason=f"the real checkpoint pairs are not at {SHARED_DATA}")
 COMBINATIONS = range(6, 42)
-ROUNDTRIPS = 12
+ROUNDTRIPS = 9
 """Of how many of them patches are made, which takes longer."""
 PAYLOAD = 1.05
 """How many times as large as against the base adapted by hand a payload may be."""
