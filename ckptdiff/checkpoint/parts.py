@@ -50,13 +50,13 @@ class StartIndex:
         self._table = KeyTable([_start_keys(_start(tensor, 0), tensor.dtype) for tensor in self._tensors])
         self._steps: dict[int, int] = {}
         for tensor in self._tensors:
-            row = row_units(tensor)
+            row = row_units(tensor) if len(tensor.shape) > 1 else 0  # a norm is as long as a row of matrices, but no part of them
             self._steps[row] = math.gcd(self._steps.get(row, 0), tensor.units)
         self.shortest = min((tensor.units for tensor in self._tensors), default=0)
 
     def parts_of(self, long: Tensor, long_is_base: bool) -> Iterator[Part]:
         """The parts of a long tensor, in order."""
-        step = self._steps.get(row_units(long), 0) or math.gcd(*self._steps.values())
+        step = (self._steps.get(row_units(long), 0) if len(long.shape) > 1 else 0) or math.gcd(*self._steps.values())
         if not step or long.units // step > MOST_PLACES:
             step = long.units
         at = 0

@@ -29,7 +29,7 @@ SAMPLED_ROWS = 32
 MOST_TURNED = 4
 """Rows are alike if at most one in so many of their signs differ; of unrelated ones every other does."""
 NEAR_ROWS = 64
-"""Rows of the base between two known ones that are looked at for each row of the target."""
+"""Rows of the base behind one that is known, and before the next, that are looked at for each row of the target in between."""
 
 Rows: TypeAlias = npt.NDArray[np.int64]
 MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x85EBCA77C2B2AE63], np.uint64)
@@ -121,11 +121,13 @@ class RowIndex:
         for row in run:
             if first >= last:
                 return
-            turned = _turned(self.keys[first : min(first + NEAR_ROWS, last)], keys[row])
+            near = np.arange(first, last)
+            near = near if len(near) <= 2 * NEAR_ROWS else np.r_[near[:NEAR_ROWS], near[-NEAR_ROWS:]]
+            turned = _turned(self.keys[near], keys[row])
             best = int(np.argmin(turned))
             if turned[best] <= self._most_turned():
-                found[row] = first + best
-                first += best + 1
+                found[row] = near[best]
+                first = int(near[best]) + 1
 
 
 def _turned(a: Keys, b: Keys) -> Rows:
@@ -143,7 +145,8 @@ def _unique(keys: Keys) -> tuple[Keys, Rows]:
 def pieces_of_rows(found: Rows, base: Tensor) -> Iterator[Piece]:
     """Runs of rows as pieces of a table of the base, and zeros for rows that it does not have."""
     width: Any = row_units(base)
-    breaks = np.flatnonzero((np.diff(found) != 1) & ((found[1:] >= 0) | (found[:-1] >= 0))) + 1
+    known = found >= 0
+    breaks = np.flatnonzero((known[1:] != known[:-1]) | (known[1:] & (np.diff(found) != 1))) + 1
     for first, stop in zip([0, *breaks], [*breaks, len(found)], strict=True):
         if found[first] >= 0:
             yield Piece(base.name, int(found[first]) * width, int(stop - first) * width)
