@@ -7,8 +7,10 @@ their siblings had; parts of tensors; rows of tables. Everything is linear in th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from ckptdiff.checkpoint.adapt import AdaptedBase, adapt, joined
 from ckptdiff.checkpoint.contents import Tensor, TensorKey
@@ -22,6 +24,9 @@ from ckptdiff.format.entry import Piece
 
 MOST_COMPARED = 8
 """Candidates of one tensor whose samples are compared."""
+TALL = 3
+"""How many times more rows than columns a tall table has at least."""
+UNRELATED = Relation(0, 0, False, False)
 LEAST_SHARE = 16
 """A tensor must stand against units of base tensors at least in this part of it: one in so many."""
 MOST_PIECES = 1 << 17
@@ -57,7 +62,7 @@ class Evidence:
         named: Mapping[TensorKey, AdaptedBase],
         doubtful: Mapping[TensorKey, Relation],
     ) -> None:
-        self.known, self.tensors, self.named = known, tensors, named
+        self.known, self.tensors, self.named, self.doubtful = known, tensors, named, doubtful
         self.limits = {key: found.bits for key, found in doubtful.items()}
         self.found: dict[TensorKey, Found] = {}
 
@@ -67,9 +72,8 @@ class Evidence:
         self._by_similar_names([tensor for tensor in left if tensor.key not in self.found])
         self._as_joined([tensor for tensor in left if tensor.key not in self.found])
         self._as_split([tensor for tensor in left if tensor.key not in self.found])
-        self._by_rows(
-            [tensor for tensor in left if is_table(tensor) and not (tensor.key in self.found and self.found[tensor.key].everywhere)]
-        )
+        shapes = {(row_count(base), row_units(base)) for base in self.known.values() if is_table(base)}
+        self._by_rows([tensor for tensor in left if is_table(tensor) and self._may_have_moved_rows(tensor, shapes)])
         return self.found
 
     def _offer(self, tensor: Tensor, base: AdaptedBase, means: str, compared: Relation | None = None) -> None:
@@ -152,7 +156,7 @@ class Evidence:
         longest = max((tensor.units for tensor in left), default=0)
         index = StartIndex(base for base in self.known.values() if base.units < longest)
         for tensor in left:
-            if index.shortest and tensor.units > index.shortest:
+            if index.may_have_parts(tensor):
                 parts = list(index.parts_of(tensor, long_is_base=False))
                 if parts and sum(part.units for part in parts) < tensor.units:
                     parts = fill_gaps(parts, tensor, self.known.values(), long_is_base=False)
@@ -163,7 +167,7 @@ class Evidence:
         index, rows = StartIndex(left), {row_units(tensor) for tensor in left}
         missing = {tensor.key: tensor for tensor in left}
         for long in self.known.values():
-            if not missing or not index.shortest or long.units <= index.shortest or not (len(long.shape) < 2 or row_units(long) in rows):
+            if not missing or not index.may_have_parts(long) or not (len(long.shape) < 2 or row_units(long) in rows):
                 continue
             parts = list(index.parts_of(long, long_is_base=True))
             if parts and sum(part.units for part in parts) < long.units:
@@ -186,6 +190,15 @@ class Evidence:
             self._offer(tensor, joined(kept, self.known.__getitem__, tensor), means)
 
     # --- rows ---
+
+    def _may_have_moved_rows(self, tensor: Tensor, shapes: Collection[tuple[int, int]]) -> bool:
+        """Whether to look at every row of a table: it has a base that its sample does not bear out everywhere; or it has none, and is
+        tall, or no table of the base has as many rows, which are those that it would have been found by."""
+        if tensor.key in self.found:
+            return not self.found[tensor.key].everywhere
+        if self.doubtful.get(tensor.key, UNRELATED).related:
+            return True
+        return row_count(tensor) >= TALL * row_units(tensor) or (row_count(tensor), row_units(tensor)) not in shapes
 
     def _by_rows(self, left: Sequence[Tensor]) -> None:
         """Tables whose rows were moved, cut or added."""
@@ -221,15 +234,14 @@ class _TableFinder:
     def find(self, tensor: Tensor, keys: Keys) -> Tensor | None:
         """The table with the most rows in common, told by some of its rows; or of which few rows are left, by some of the target's."""
         votes = self._samples.votes(keys)
-        best = [(int(hits), closeness(base.name, tensor.name), base) for hits, base in zip(votes, self._samples.tables, strict=True)]
-        if not any(hits for hits, *_ in best):
-            some = sampled_keys(tensor)
-            rows = [base for base in self._unused if row_count(base) > row_count(tensor)][:MOST_COMPARED]
-            best = [
-                (int((self.index(base).candidates(some) >= 0).any(axis=0).sum()), closeness(base.name, tensor.name), base) for base in rows
-            ]
-        fitting = [row for row in best if row[0] and _fits(row[2], tensor)]
-        return max(fitting, key=lambda row: row[:2])[2] if fitting else None
+        hits = {int(k): int(votes[k]) for k in np.flatnonzero(votes)}
+        tables = self._samples.tables
+        if not hits:
+            some, tables = sampled_keys(tensor), [base for base in self._unused if row_count(base) > row_count(tensor)][:MOST_COMPARED]
+            counts = {k: int((self.index(base).candidates(some) >= 0).any(axis=0).sum()) for k, base in enumerate(tables)}
+            hits = {k: count for k, count in counts.items() if count}
+        best = [(count, closeness(tables[k].name, tensor.name), tables[k]) for k, count in hits.items() if _fits(tables[k], tensor)]
+        return max(best, key=lambda row: row[:2])[2] if best else None
 
 
 def _are_alike(base: Tensor, target: Tensor) -> bool:

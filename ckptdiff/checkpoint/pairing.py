@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from ckptdiff.checkpoint.adapt import AdaptedBase, adapt
 from ckptdiff.checkpoint.contents import Checkpoint, Tensor, TensorKey
-from ckptdiff.checkpoint.evidence import Evidence
+from ckptdiff.checkpoint.evidence import TALL, Evidence
 from ckptdiff.checkpoint.names import numbers
 from ckptdiff.checkpoint.renames import Rename, rename_all
 from ckptdiff.checkpoint.samples import Relation, agree, compare
@@ -19,8 +19,6 @@ CHECK_UNITS = 256
 """Units that are read in the middle of a pair of one name and size to check it."""
 TABLE_WINDOWS = 8
 """Windows that are read of a tall table, and of a tensor that has not the size of its base: rows may have been moved, cut or added."""
-TALL = 3
-"""How many times more rows than columns a tall table has at least."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,14 +49,19 @@ class StartIndex:
         self._tensors = [tensor for tensor in tensors if tensor.units >= KEY_UNITS]
         self._table = KeyTable([_start_keys(_start(tensor, 0), tensor.dtype) for tensor in self._tensors])
         self._steps: dict[int, int] = {}
+        self._shortest: dict[int, int] = {}
         for tensor in self._tensors:
-            row = row_units(tensor) if len(tensor.shape) > 1 else 0  # a norm is as long as a row of matrices, but no part of them
+            row = _row_of(tensor)
             self._steps[row] = math.gcd(self._steps.get(row, 0), tensor.units)
-        self.shortest = min((tensor.units for tensor in self._tensors), default=0)
+            self._shortest[row] = min(self._shortest.get(row, tensor.units), tensor.units)
+
+    def may_have_parts(self, long: Tensor) -> bool:
+        """Whether a tensor is longer than some that may be its parts: those with rows of its length, if there are any."""
+        return long.units > self._shortest.get(_row_of(long), min(self._shortest.values(), default=long.units))
 
     def parts_of(self, long: Tensor, long_is_base: bool) -> Iterator[Part]:
         """The parts of a long tensor, in order."""
-        step = (self._steps.get(row_units(long), 0) if len(long.shape) > 1 else 0) or math.gcd(*self._steps.values())
+        step = self._steps.get(_row_of(long), 0) or math.gcd(*self._steps.values())
         if not step or long.units // step > MOST_PLACES:
             step = long.units
         at = 0
@@ -78,6 +83,11 @@ class StartIndex:
             if compared is not None and (best is None or (compared.bits, owner) < best):
                 best = compared.bits, owner
         return self._tensors[best[1]] if best is not None else None
+
+
+def _row_of(tensor: Tensor) -> int:
+    """Units of a row of a matrix; 0 for other tensors: a norm is as long as a row of matrices, but no part of them."""
+    return row_units(tensor) if len(tensor.shape) > 1 else 0
 
 
 def _start(tensor: Tensor, at: int) -> Array:
