@@ -56,12 +56,17 @@ class StartIndex:
             self._shortest[row] = min(self._shortest.get(row, tensor.units), tensor.units)
 
     def may_have_parts(self, long: Tensor) -> bool:
-        """Whether a tensor is longer than some that may be its parts: those with rows of its length, if there are any."""
-        return long.units > self._shortest.get(_row_of(long), min(self._shortest.values(), default=long.units))
+        """Whether a tensor is longer than some that may be its parts."""
+        return long.units > min((self._shortest[row] for row in self._rows_for(long)), default=long.units)
+
+    def _rows_for(self, long: Tensor) -> list[int]:
+        """Lengths of the rows of what may be its parts: its own; or else those of all matrices, and for a flat tensor those of all tensors."""
+        row = _row_of(long)
+        return [row] if row in self._steps and row else [other for other in self._steps if other or not row]
 
     def parts_of(self, long: Tensor, long_is_base: bool) -> Iterator[Part]:
         """The parts of a long tensor, in order."""
-        step = self._steps.get(_row_of(long), 0) or math.gcd(*self._steps.values())
+        step = math.gcd(*(self._steps[row] for row in self._rows_for(long)))
         if not step or long.units // step > MOST_PLACES:
             step = long.units
         at = 0
