@@ -60,7 +60,7 @@ class StartIndex:
         return long.units > min((self._shortest[row] for row in self._rows_for(long)), default=long.units)
 
     def _rows_for(self, long: Tensor) -> list[int]:
-        """Lengths of the rows of what may be its parts: its own; or else those of all matrices, and for a flat tensor those of all tensors."""
+        """Lengths of the rows of its possible parts: its own; or else those of all matrices; for a flat tensor those of all tensors."""
         row = _row_of(long)
         return [row] if row in self._steps and row else [other for other in self._steps if other or not row]
 
