@@ -193,12 +193,13 @@ class Evidence:
 
     def _may_have_moved_rows(self, tensor: Tensor, shapes: Collection[tuple[int, int]]) -> bool:
         """Whether to look at every row of a table: it has a base that its sample does not bear out everywhere; or it has none, and is
-        tall, or no table of the base has as many rows, which are those that it would have been found by."""
+        tall or a stack, or no table of the base has as many rows, which are those that it would have been found by."""
         if tensor.key in self.found:
             return not self.found[tensor.key].everywhere
         if self.doubtful.get(tensor.key, UNRELATED).related:
             return True
-        return row_count(tensor) >= TALL * row_units(tensor) or (row_count(tensor), row_units(tensor)) not in shapes
+        is_tall = row_count(tensor) >= TALL * row_units(tensor) or len(tensor.shape) > 2
+        return is_tall or (row_count(tensor), row_units(tensor)) not in shapes
 
     def _by_rows(self, left: Sequence[Tensor]) -> None:
         """Tables whose rows were moved, cut or added."""
@@ -212,10 +213,9 @@ class Evidence:
             for tensor in left:
                 if row_units(tensor) == width:
                     keys = row_keys(tensor)
-                    table = finder.find(tensor, keys)
-                    if table is not None:
-                        rows = finder.index(table).align(keys)
-                        self._offer_pieces(tensor, list(pieces_of_rows(rows, table)), "rows")
+                    chosen = finder.find(tensor, keys)
+                    if chosen:
+                        self._offer_pieces(tensor, finder.pieces(chosen, keys), "rows")
 
 
 class _TableFinder:
@@ -231,8 +231,8 @@ class _TableFinder:
             self._indexes[table.name] = RowIndex(row_keys(table))
         return self._indexes[table.name]
 
-    def find(self, tensor: Tensor, keys: Keys) -> Tensor | None:
-        """The table with the most rows in common, told by some of its rows; or of which few rows are left, by some of the target's."""
+    def find(self, tensor: Tensor, keys: Keys) -> list[Tensor]:
+        """The tables with the most rows in common, told by some of their rows; or of which few rows are left, by some of the target's."""
         votes = self._samples.votes(keys)
         hits = {int(k): int(votes[k]) for k in np.flatnonzero(votes)}
         tables = self._samples.tables
@@ -241,7 +241,14 @@ class _TableFinder:
             counts = {k: int((self.index(base).candidates(some) >= 0).any(axis=0).sum()) for k, base in enumerate(tables)}
             hits = {k: count for k, count in counts.items() if count}
         best = [(count, closeness(tables[k].name, tensor.name), tables[k]) for k, count in hits.items() if _fits(tables[k], tensor)]
-        return max(best, key=lambda row: row[:2])[2] if best else None
+        return [table for *_, table in sorted(best, key=lambda row: row[:2], reverse=True)[:MOST_COMPARED]]
+
+    def pieces(self, tables: Sequence[Tensor], keys: Keys) -> list[Piece]:
+        """Each row of a target as the row of some tables that it is nearest to."""
+        rows = [self.index(table).align(keys) for table in tables]
+        distances = np.array([self.index(table).distances(found, keys) for table, found in zip(tables, rows, strict=True)])
+        which = np.argmin(distances, axis=0)
+        return list(pieces_of_rows(np.array(rows)[which, np.arange(len(keys))], which, tables))
 
 
 def _are_alike(base: Tensor, target: Tensor) -> bool:

@@ -17,6 +17,8 @@ CHECK_ALL = 1 << 11
 """Tensors up to which each that is paired by its name is checked; of more, the largest of each layer or expert."""
 CHECK_UNITS = 256
 """Units that are read in the middle of a pair of one name and size to check it."""
+MUCH = 8
+"""One unit in so many is much."""
 TABLE_WINDOWS = 8
 """Windows that are read of a tall table, and of a tensor that has not the size of its base: rows may have been moved, cut or added."""
 
@@ -155,14 +157,19 @@ def _doubtful(tensors: Sequence[Tensor], named: Mapping[TensorKey, Counterpart])
         groups.setdefault(numbers(tensor.name), []).append(tensor)
     for group in groups.values():
         chosen = group if len(tensors) <= CHECK_ALL else [max(group, key=lambda tensor: tensor.nbytes)]
-        if any(not _agrees(named[tensor.key].base, tensor) for tensor in chosen):
+        if any(not _agrees(named[tensor.key].base, tensor) or _has_much_more(named[tensor.key].base) for tensor in chosen):
             suspects += group
     doubtful = dict[TensorKey, Relation]()
     for tensor in suspects:
         found = compare(named[tensor.key].base, tensor)
-        if found.related is False or not _agrees(named[tensor.key].base, tensor):
+        if found.related is False or not _agrees(named[tensor.key].base, tensor) or _has_much_more(named[tensor.key].base):
             doubtful[tensor.key] = found
     return doubtful
+
+
+def _has_much_more(base: AdaptedBase) -> bool:
+    """Whether so much of a target stands against zeros that it is worth to look for it elsewhere."""
+    return MUCH * base.against_zeros >= base.units > 0
 
 
 def _agrees(base: AdaptedBase, target: Tensor) -> bool:

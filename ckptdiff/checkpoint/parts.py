@@ -123,22 +123,28 @@ def fill_gaps(parts: Sequence[Part], long: Tensor, candidates: Iterable[Tensor],
     """
     by_size: dict[tuple[int, str], list[Tensor]] = {}
     for tensor in candidates:
-        by_size.setdefault((tensor.units, next(numbered_prefixes(tensor.name), "")), []).append(tensor)
+        by_size.setdefault((tensor.units, _layer_of(tensor)), []).append(tensor)
     filled, at = list[Part](), 0
     for part in (*parts, Part(long.units, 0, long)):
         gap, neighbour = part.first - at, filled[-1].tensor if filled else part.tensor
         if gap:
-            siblings = by_size.get((gap, next(numbered_prefixes(neighbour.name), "")), ())
-            best = _best_for_gap(siblings or by_size.get((gap, ""), ()), long, at, neighbour.name, long_is_base)
+            layers = dict.fromkeys((_layer_of(neighbour), _layer_of(part.tensor), ""))
+            near = [tensor for layer in layers for tensor in by_size.get((gap, layer), ())[:MOST_ALIKE]]
+            best = _best_for_gap(near, long, at, neighbour.name, long_is_base)
             filled += [Part(at, gap, best)] if best is not None else []
         filled += [part] * bool(part.units)
         at = part.first + part.units
     return filled
 
 
+def _layer_of(tensor: Tensor) -> str:
+    """What a name begins with, up to its last number."""
+    return next(numbered_prefixes(tensor.name), "")
+
+
 def _best_for_gap(tensors: Sequence[Tensor], long: Tensor, at: int, neighbour: str, long_is_base: bool) -> Tensor | None:
     ranked = list[tuple[int, tuple[int, int], Tensor]]()
-    near = sorted(tensors[:MOST_ALIKE], key=lambda tensor: closeness(tensor.name, neighbour), reverse=True)[:MOST_COMPARED]
+    near = sorted(tensors, key=lambda tensor: closeness(tensor.name, neighbour), reverse=True)[:MOST_COMPARED]
     for tensor in near:
         count = min(tensor.units, GAP_UNITS)
         compared = _relation((long, read_units(long, at, at + count)), (tensor, read_units(tensor, 0, count)), long_is_base)

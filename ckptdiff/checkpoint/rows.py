@@ -76,29 +76,41 @@ class RowIndex:
 
     def __init__(self, keys: Keys) -> None:
         self.keys = keys
-        self._sorted = [_unique(column) for column in self._ways(keys)]
+        self._sorted: dict[bool, list[tuple[Keys, Rows]]] = {}
 
-    def _ways(self, keys: Keys) -> list[Keys]:
-        """The numbers by which a row is found: each of its keys, and all of them together."""
-        return [*keys.T, (keys * MIX[: keys.shape[1]]).sum(axis=1, dtype=np.uint64)]
+    def candidates(self, keys: Keys, halves: bool = False) -> Rows:
+        """By each of several ways the row that some other rows are, [ways, rows]; -1 where there is none.
 
-    def candidates(self, keys: Keys) -> Rows:
-        """By each of the ways the row that some other rows are, [ways, rows]; -1 where there is none."""
-        found = np.full((keys.shape[1] + 1, len(keys)), -1, np.int64)
-        for k, ((known, rows), wanted) in enumerate(zip(self._sorted, self._ways(keys), strict=True)):
-            if len(known):
-                at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
-                found[k] = np.where(known[at] == wanted, rows[at], -1)
-        return found
+        ``halves``: by halves of keys, of which training leaves more as they were, but which unrelated rows may share.
+        """
+        if halves not in self._sorted:
+            self._sorted[halves] = [_unique(column) for column in _ways(self.keys, halves)]
+        found = []
+        for (known, rows), wanted in zip(self._sorted[halves], _ways(keys, halves), strict=True):
+            at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+            found.append(np.where(known[at] == wanted, rows[at], -1) if len(known) else np.full(len(wanted), -1, np.int64))
+        return np.array(found, np.int64)
 
     def align(self, keys: Keys) -> Rows:
         """The row for each of the rows of another table; -1 where there is none."""
-        found, nearest = np.full(len(keys), -1, np.int64), np.full(len(keys), self._most_turned() + 1, np.int64)
-        for rows in self.candidates(keys):
-            turned = np.where(rows >= 0, _turned(self.keys[rows], keys), nearest)
-            found, nearest = np.where(turned < nearest, rows, found), np.minimum(turned, nearest)
+        found = np.full(len(keys), -1, np.int64)
+        for halves in (False, True):
+            left = np.flatnonzero(found < 0)
+            found[left] = self._nearest(keys[left], self.candidates(keys[left], halves))
         self._fill(found, keys)
         return found
+
+    def _nearest(self, keys: Keys, candidates: Rows) -> Rows:
+        """Of some candidates for each row that one of whose signs the fewest differ, if they are alike; else -1."""
+        found, nearest = np.full(len(keys), -1, np.int64), np.full(len(keys), self._most_turned() + 1, np.int64)
+        for rows in candidates:
+            turned = np.where(rows >= 0, _turned(self.keys[rows], keys), nearest)
+            found, nearest = np.where(turned < nearest, rows, found), np.minimum(turned, nearest)
+        return found
+
+    def distances(self, found: Rows, keys: Keys) -> Rows:
+        """How many signs differ between rows and those that were found for them; more than there are where none was."""
+        return np.where(found >= 0, _turned(self.keys[found], keys), self.keys.shape[1] * KEY_UNITS + 1)
 
     def _most_turned(self) -> int:
         """Up to so many signs may differ between rows that are alike."""
@@ -130,6 +142,13 @@ class RowIndex:
                 first = int(near[best]) + 1
 
 
+def _ways(keys: Keys, halves: bool) -> list[Keys]:
+    """The numbers by which a row is found: each of its keys, and all of them together; or each half of its keys."""
+    if halves:
+        return [*(keys >> np.uint64(32)).T, *(keys & np.uint64(0xFFFFFFFF)).T]
+    return [*keys.T, (keys * MIX[: keys.shape[1]]).sum(axis=1, dtype=np.uint64)]
+
+
 def _turned(a: Keys, b: Keys) -> Rows:
     """How many signs of rows differ."""
     return np.bitwise_count(a ^ b).sum(axis=-1, dtype=np.int64)
@@ -138,18 +157,18 @@ def _turned(a: Keys, b: Keys) -> Rows:
 def _unique(keys: Keys) -> tuple[Keys, Rows]:
     """The keys that one row alone has, sorted, and these rows."""
     known, first, counts = np.unique(keys, return_index=True, return_counts=True)
-    single = (counts == 1) & ~np.isin(known, NO_KEYS)
+    single = (counts == 1) & ~np.isin(known, NO_KEYS) & (known != np.uint64(0xFFFFFFFF))
     return known[single], first[single].astype(np.int64)
 
 
-def pieces_of_rows(found: Rows, base: Tensor) -> Iterator[Piece]:
-    """Runs of rows as pieces of a table of the base, and zeros for rows that it does not have."""
-    width: Any = row_units(base)
+def pieces_of_rows(found: Rows, which: Rows, tables: Sequence[Tensor]) -> Iterator[Piece]:
+    """Runs of rows as pieces of tables of the base, and zeros for rows that none has; ``which``: the number of each row's table."""
+    width: Any = row_units(tables[0])
     known = found >= 0
-    breaks = np.flatnonzero((known[1:] != known[:-1]) | (known[1:] & (np.diff(found) != 1))) + 1
+    breaks = np.flatnonzero((known[1:] != known[:-1]) | (known[1:] & ((np.diff(found) != 1) | (which[1:] != which[:-1])))) + 1
     for first, stop in zip([0, *breaks], [*breaks, len(found)], strict=True):
         if found[first] >= 0:
-            yield Piece(base.name, int(found[first]) * width, int(stop - first) * width)
+            yield Piece(tables[which[first]].name, int(found[first]) * width, int(stop - first) * width)
         elif stop > first:
             yield Piece(None, 0, int(stop - first) * width)
 

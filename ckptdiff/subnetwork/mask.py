@@ -274,9 +274,20 @@ def smallest_weights(base: PathLike, like: Mask, *, threads: int | None = None) 
     """A guess without training: as many elements of each tensor as ``like`` has, those with the smallest |weight| in the base.
 
     In bf16 an update is rounded away where it is less than half an ulp, so that small weights change first.
+
+    Raises:
+        CheckpointError: the base cannot be read, or lacks a tensor of the mask, or has it in another shape.
     """
     bits: dict[str, Bits] = {}
     with open_source(base, base) as source:
+        shapes = {pair.name: pair.shape for pair in source.pairs}
+        for name in like.rows:
+            if shapes.get(name) != like.shapes[name]:
+                found = f"has it as {cut(list(shapes[name]))}" if name in shapes else "has no such tensor"
+                raise CheckpointError(
+                    f"the mask has the tensor {cut(name)} of shape {cut(list(like.shapes[name]))}, {base} {found}: "
+                    "give the base a mask of its own tensors"
+                )
         wanted = [pair for pair in source.pairs if pair.name in like.rows and DTYPES[pair.dtype].is_float and pair.dtype != "C64"]
         jobs = (partial(_smallest_bits, pair, like.counts[pair.name]) for pair in wanted)
         with closing(run_ordered(jobs, threads or default_threads())) as rows:
