@@ -14,11 +14,14 @@ from rich.table import Table
 from ckptdiff.errors import visible
 from ckptdiff.format.entry import Totals
 from ckptdiff.units import byte_size, percent_of, shape_text, size_ratio
-from ckptdiff.verbs.apply import ApplyResult
-from ckptdiff.verbs.compare import CompareResult
-from ckptdiff.verbs.info import PatchInfo
-from ckptdiff.verbs.make import MakeResult
-from ckptdiff.verbs.verify import VerifyResult
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # a command needs its own verb alone
+    from ckptdiff.verbs.apply import ApplyResult
+    from ckptdiff.verbs.compare import CompareResult
+    from ckptdiff.verbs.info import PatchInfo
+    from ckptdiff.verbs.make import MakeResult
+    from ckptdiff.verbs.verify import VerifyResult
 
 MAX_NAMES = 10
 """Names, or problems of one kind, that are listed; of more only the first are."""
