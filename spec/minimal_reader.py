@@ -998,7 +998,8 @@ def files_below(root, real_root, prefix="", linked=False):
             yield path
         elif not entry.is_symlink():
             yield from files_below(root, real_root, path + "/", linked)
-        elif not linked and is_within(real, real_root) and not is_within(os.path.realpath(folder), real):
+        elif not linked and is_within(real, real_root) and not is_within(os.path.realpath(folder), real) and (
+                LEFT_OUT.isdisjoint(os.path.relpath(real, real_root).split(os.sep))):
             yield from files_below(root, real_root, path + "/", True)
 
 
