@@ -220,6 +220,7 @@ def frame_header(data):
     need(data[:4] == MAGIC, "not a zstd frame")
     flags = field(1)
     single = flags >> 5 & 1
+    need(flags & 8 == 0, "a zstd frame has a reserved bit set")
     window = 0 if single else field(1)
     window = (1 << 10 + (window >> 3)) // 8 * (8 + (window & 7))
     need(field((0, 1, 2, 4)[flags & 3]) == 0, "a zstd frame asks for a dictionary")
@@ -358,7 +359,7 @@ class Entry:
 class PatchFile:
     def __init__(self, path):
         self.weights = weights = Weights(path)
-        need(weights.metadata.keys() == {"ckptdiff"}, "this is not a ckptdiff patch")
+        need("ckptdiff" in weights.metadata, "this is not a ckptdiff patch")
         meta_text = weights.metadata["ckptdiff"]
         self.metadata = meta = document(meta_text.encode(), "ckptdiff", METADATA)  # 5.1
         header_name = "ckptdiff/header/" + meta["target"]["path"].split("/")[-1]
@@ -458,10 +459,14 @@ class Patch:
 
     def __init__(self, path):
         self.path, self.folder, self.files = path, os.path.isdir(path), []
+        alone = path
+        if self.folder and not os.path.isfile(os.path.join(path, "ckptdiff.json")):  # section 9: a folder of one patch file
+            self.folder, alone = False, self.only_file()
         if self.folder:
             self.open_folder()
         else:
-            self.shards = [PatchFile(path)]
+            self.shards = [PatchFile(alone)]
+            need(alone == path or "files" in self.shards[0].metadata["base"], "a patch folder's patch file, without its ckptdiff.json")
             self.identities = tuple(self.shards[0].metadata[side]["identity"] for side in ("base", "target"))
             self.base_files = self.shards[0].metadata["base"].get("files")
         self.check_scopes()
@@ -472,6 +477,12 @@ class Patch:
         for shard in self.shards:
             shard.check_payloads()
 
+    def only_file(self):
+        found = sorted(os.path.join(place, file) for place, _, files in os.walk(self.path) for file in files if file.endswith(".safetensors"))
+        found = [file for file in found if file.startswith(os.path.join(self.path, "patch", ""))] or found
+        need(len(found) == 1, "the folder has no ckptdiff.json, nor one patch file only")
+        return found[0]
+
     def stored(self, path, size, what):
         full = os.path.join(self.path, path)
         need(os.path.isfile(full), f"the patch lacks {path}")
@@ -480,7 +491,6 @@ class Patch:
 
     def open_folder(self):
         index_path = os.path.join(self.path, "ckptdiff.json")
-        need(os.path.isfile(index_path), "the folder has no ckptdiff.json")
         need(os.path.getsize(index_path) <= 1 << 24, "the index is too large")
         with open(index_path, "rb") as file:
             index = document(file.read(), "ckptdiff-index", INDEX)
@@ -911,7 +921,16 @@ def adapted(e):
         yield cast(b"".join(parts), e.base_dtype, e.dtype)
 
 
-# ---- Section 3.1: the scopes of a base ------------------------------------------------------------------------------
+# ---- Sections 3.1 and 3.3: the scopes of a base ----------------------------------------------------------------------
+
+INDEX_FILE = re.compile(r"((?:.*/)?)([^/]+)\.safetensors\.index(\.[^./]+)?\.json", re.S)
+SHARD_FILE = re.compile(r"((?:.*/)?)([^/]+)-([0-9]{5,})-of-([0-9]{5,})(\.[^./]+)?\.safetensors", re.S)
+LEFT_OUT = {".git", ".cache", "__pycache__", ".ipynb_checkpoints"}
+
+
+def base_need(condition, message):
+    need(condition, message, "checkpoint")
+
 
 class Scope:
     """The weight files of a scope of a base, by path, and of the indexes that give the scope what they say: name -> path."""
@@ -927,6 +946,7 @@ class Scope:
                 weights = Weights(self.files[file])
             except PatchError as error:
                 raise PatchError("checkpoint", f"{self.files[file]}: {error.message}") from None
+            base_need("ckptdiff" not in weights.metadata, f"{self.files[file]} is a patch")
             for key, *rest in weights.tensors:
                 found.setdefault(key, {})[file] = Tensor(weights, *rest)
         return {key: self.counting(key, tensors) for key, tensors in found.items()}
@@ -936,60 +956,121 @@ class Scope:
         return tensors[named[0] if named else min(tensors)]
 
 
-def base_scopes(path, recorded, wanted):
-    """The scopes by id; of a folder with all ``recorded`` files (path -> size) those of just these (section 10, step 3)."""
+def base_scopes(path, recorded, wanted, needed):
+    """The scopes by id. ``recorded``: path -> size of base.files; ``wanted``: every base.scope; ``needed``: whether there must be weights."""
     if os.path.isfile(path):
         alone = Scope()
         alone.files[""] = path
         return {"": alone}  # one scope only: its id does not matter
-    found = []
-    for folder, _, names in os.walk(path):
-        at = os.path.relpath(folder, path).replace(os.sep, "/") + "/"
-        found += [(at if at != "./" else "") + n for n in names]
+    base_need(os.path.isdir(path), "there is no base")
+    base_need(not os.path.lexists(os.path.join(path, "ckptdiff.json")), "the base is a patch")
     full = {file: os.path.join(path, file) for file in recorded}
-    only = recorded and all(os.path.isfile(full[f]) and os.path.getsize(full[f]) == size for f, size in recorded.items())
-    if not only:
-        return group(path, found, True, None)
-    found = [file for file in found if not file.endswith(".safetensors")] + list(recorded)
-    scopes = group(path, found, True, recorded)
-    return scopes if len(scopes) == 1 or wanted <= set(scopes) else group(path, found, False, recorded)
+    if recorded and all(os.path.isfile(full[f]) and os.path.getsize(full[f]) == size for f, size in recorded.items()):
+        folders = {""} | {file[:i + 1] for file in recorded for i, char in enumerate(file) if char == "/"}
+        found = [folder + n for folder in folders for n in os.listdir(os.path.join(path, folder))]
+        indexes = [i for i in (read_index(path, file) for file in sorted(found)) if i and set(i[1].values()) <= set(recorded)]
+        scopes = group(path, recorded, indexes)
+        return scopes if len(scopes) == 1 or wanted <= set(scopes) else group(path, recorded, [])
+    found = sorted(file for file in files_below(path, os.path.realpath(path))
+                   if LEFT_OUT.isdisjoint(file.split("/")[:-1]) or possible_scopes(file) & wanted)
+    weights, indexes = [file for file in found if file.endswith(".safetensors")], [file for file in found if INDEX_FILE.fullmatch(file)]
+    for file in weights + indexes:
+        base_need(os.path.isfile(os.path.join(path, file)), f"{file} is no file")
+    base_need(weights or not needed, "the base has no weight file")
+    indexes = [read_index(path, file) for file in indexes]
+    for index in indexes:
+        base_need(index, "an index is broken")
+        base_need(set(index[1].values()) <= set(weights), "an index lists a file that is missing")
+    check_complete(weights, indexes)
+    return group(path, weights, indexes)
 
 
-def group(path, found, by_indexes, known):
-    """Section 3.1 for the files found below a folder; an index counts if all that it lists is known (None: in any case)."""
-    indexes, listed, scopes = [], {}, {}
-    weights = sorted(file for file in found if file.endswith(".safetensors"))
-    for file in sorted(found) if by_indexes else ():
-        match = re.fullmatch(r"((?:.*/)?)([^/]+)\.safetensors\.index(\.[^./]+)?\.json", file, re.S)
-        if match:
-            with open(os.path.join(path, file), "rb") as stream:
-                try:
-                    shards = {key: match[1] + shard for key, shard in json.loads(stream.read().decode("utf-8-sig"))["weight_map"].items()}
-                except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-                    continue  # not an index, whatever its name
-            if known is None or set(shards.values()) <= set(known):
-                indexes.append((match[1] + match[2] + (match[3] or ""), shards))
+def files_below(root, real_root, prefix="", linked=False):
+    """Paths of all that is no folder, through links to folders that section 3.3 follows."""
+    folder = os.path.join(root, prefix)
+    for entry in os.scandir(folder):
+        try:
+            entry.name.encode()
+        except UnicodeEncodeError:
+            base_need(False, f"the name {entry.name!a} is not UTF-8")
+        path, real = prefix + entry.name, os.path.realpath(entry.path)
+        if not os.path.isdir(entry.path):
+            yield path
+        elif not entry.is_symlink():
+            yield from files_below(root, real_root, path + "/", linked)
+        elif not linked and is_within(real, real_root) and not is_within(os.path.realpath(folder), real) and (
+                LEFT_OUT.isdisjoint(os.path.relpath(real, real_root).split(os.sep))):
+            yield from files_below(root, real_root, path + "/", True)
+
+
+def is_within(path, folder):
+    return os.path.commonpath([path, folder]) == folder
+
+
+def read_index(folder, file):
+    """The scope that an index gives and its weight_map, name -> path; None of what is no index."""
+    match = INDEX_FILE.fullmatch(file)
+    try:
+        with open(os.path.join(folder, file), "rb") as stream:
+            shards = json.loads(stream.read().decode("utf-8-sig"))["weight_map"]
+            return match and (match[1] + match[2] + (match[3] or ""), {key: match[1] + shard for key, shard in shards.items()})
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError):
+        return None
+
+
+def scope_of_shard(file):
+    """What rule 2 makes of a path; None if its name has another form."""
+    match = SHARD_FILE.fullmatch(file)
+    return match and match[1] + re.sub(r"(?<=.)\.safetensors\Z", "", match[2], flags=re.S) + (match[5] or "")
+
+
+def stem_of(file):
+    return file[:-len(".safetensors")] if file.endswith(".safetensors") else file
+
+
+def possible_scopes(file):
+    return {scope_of_shard(file), stem_of(file), file} if file.endswith(".safetensors") else set()
+
+
+def check_complete(weights, indexes):
+    """Section 3.3: no shard may be missing of those that no index lists, and whose scope none gives."""
+    listed, numbers = {}, {}
+    for scope, shards in indexes:
+        for shard in shards.values():
+            listed.setdefault(shard, scope)
+    given = set(listed.values())
+    for file in weights:
+        match = SHARD_FILE.fullmatch(file)
+        if match and file not in listed and scope_of_shard(file) not in given:
+            numbers.setdefault(match.group(1, 2, 4, 5), set()).add(int(match[3]))
+    for (_, _, n, _), found in numbers.items():
+        first = min(min(found), 1)
+        base_need(int(n) <= len(found) and found.issuperset(range(first, first + int(n))), "a shard is missing")
+
+
+def group(path, weights, indexes):
+    """Section 3.1 for these weight files and indexes, in order of path: the scopes by id."""
+    listed, scopes = {}, {}
     for scope, shards in indexes:
         for shard in shards.values():
             listed.setdefault(shard, scope)
 
     def put(file, scope):
         scopes.setdefault(scope, Scope()).files[file] = os.path.join(path, file)
+    weights = sorted(weights)
     for file in weights:  # rule 1
         if file in listed:
             put(file, listed[file])
     by_index, alone = set(scopes), []
     for file in weights:  # rule 2
-        numbered = re.fullmatch(r"((?:.*/)?)([^/]+)-[0-9]{5,}-of-[0-9]{5,}(\.[^./]+)?\.safetensors", file, re.S)
-        scope = numbered and numbered[1] + re.sub(r"(?<=.)\.safetensors\Z", "", numbered[2], flags=re.S) + (numbered[3] or "")
-        if file not in listed and numbered and scope not in by_index:
+        scope = scope_of_shard(file)
+        if file not in listed and scope is not None and scope not in by_index:
             put(file, scope)
         elif file not in listed:
             alone.append(file)
     ruled = set(scopes)
     for file in alone:  # rule 3
-        scope = file[:-len(".safetensors")]
-        put(file, file if scope in ruled else scope)
+        put(file, file if stem_of(file) in ruled else stem_of(file))
     for scope, shards in indexes:
         if scope in scopes:
             scopes[scope].maps.append(shards)
@@ -1002,24 +1083,22 @@ class Base:
     """A base, or the target of the patch before, as a patch sees it: scope -> name -> tensor, of the tensors that count."""
 
     def __init__(self, path, patch, before=None):
-        wanted = {s.metadata["base"]["scope"] for s in patch.shards} - {None}
-        self.path, self.opened = path, {}
-        if before is None:
-            self.scopes = base_scopes(path, {f["path"]: f["size"] for f in patch.base_files or ()}, wanted)
+        self.path, scopes = path, {}
+        if before is None:  # section 3.3
+            wanted = {s.metadata["base"]["scope"] for s in patch.shards} - {None}
+            found = base_scopes(path, {f["path"]: f["size"] for f in patch.base_files or ()}, wanted, bool(patch.shards))
+            scopes = {scope: files.tensors() for scope, files in found.items()}
         else:  # section 10, step 2: what counts is as the patch before says
             places = {s: os.path.join(path, s.metadata["target"]["path"]) if before.folder else path for s in before.shards}
             files = {s: Weights(place) for s, place in places.items()}
             for scope, names in before.scopes.items():
                 begins = {key: e.begin - files[s].start for key, (s, e) in names.items()}
-                self.opened[scope] = {key: Tensor(files[s], e.dtype, e.shape, begins[key], begins[key] + e.size) for key, (s, e) in names.items()}
-            self.scopes = self.opened
+                scopes[scope] = {key: Tensor(files[s], e.dtype, e.shape, begins[key], begins[key] + e.size) for key, (s, e) in names.items()}
+        self.scopes = {scope: tensors for scope, tensors in scopes.items() if tensors}
 
     def tensors(self, scope):
         """The tensors of a scope by name, of the only scope if there is but one; None where there is no such scope."""
-        scope = next(iter(self.scopes)) if len(self.scopes) == 1 else scope
-        if scope in self.scopes and scope not in self.opened:
-            self.opened[scope] = self.scopes[scope].tensors()
-        return self.opened.get(scope)
+        return next(iter(self.scopes.values())) if len(self.scopes) == 1 else self.scopes.get(scope)
 
     def is_target(self, patch):
         """Whether it holds what every entry of kind delta gives that counts, and there is one."""

@@ -136,7 +136,7 @@ def tensor_digest(data):
 
 
 def identity(scopes):
-    state = xxhash.xxh3_128()
+    state, scopes = xxhash.xxh3_128(), {scope: tensors for scope, tensors in scopes.items() if tensors}
     for scope in sorted(scopes, key=str.encode):
         for name in sorted(scopes[scope], key=str.encode):
             t = scopes[scope][name]
@@ -717,7 +717,7 @@ WRITTEN = set()
 
 
 def vector(name, expect, comment, base, *patches, output=None):
-    """``base`` and ``patches``: the bytes of a file, or path -> bytes of a folder."""
+    """``expect``: success, or the kinds of which a reader may give any. ``base`` and ``patches``: the bytes of a file, or path -> bytes of a folder."""
     lines, body = [f"expect: {expect}", f"comment: {comment}"], b""
     for label, item in [("base", base)] + [("patch" + (str(i) if i > 1 else ""), p) for i, p in enumerate(patches, 1)]:
         item = item.bytes if isinstance(item, Patch) else item
@@ -2125,6 +2125,344 @@ def removed_by_base_scope():
            {**entries, "r/v.safetensors": [same("a"), new("x")]}, {**target, "r/v.safetensors": {"a": RIGHT, "x": MOVED}})
 
 
+# ---- Sections 2, 7.1, 9: frames -------------------------------------------------------------------------------------
+
+EITHER = "format integrity"  # what a corrupt compressed block decodes to is undefined
+
+
+def zstd_vectors():
+    def stored(name, expect, comment, framed, path="made.txt", **options):
+        files = [same_file("keep.txt"), delta_file("edit.txt"), new_file(path, framed)]
+        vector("zstd_" + name, expect, comment, file_bytes(TEXT_OLD), patch_folder(TEXT_OLD, TEXT_NEW, {}, files, **options))
+    stored("checksum_wrong", "format", "The frame of a stored file has a wrong checksum.", frame(b"made", checksum=b"abcd"))
+    stored("block_type_reserved", "format", "A block of a stored frame is of the reserved type.", frame(b"")[:-3] + b"\x07\0\0")
+    stored("reserved_bit", "format", "A stored frame has the reserved bit set.", set_flag(frame(b"made"), 8))
+    stored("content_size_lies", EITHER, "A stored frame states a byte more than it holds.", frame(b"made", size=5))
+    stored("content_size_is_that_of_index", EITHER, "A stored frame holds a byte less than it and the index state.", frame(b"mad", size=4))
+    stored("content_shorter", "integrity", "A stored frame, which states no size, holds less than the file.", frame(b"mad", state_size=False))
+    made = {**TEXT_NEW, "made.txt": b"made"}
+    vector("ok_zstd_unused_bit", "success", "A stored frame has the unused bit of its descriptor set, which means nothing.", file_bytes(TEXT_OLD),
+           patch_folder(TEXT_OLD, TEXT_NEW, {}, [same_file("keep.txt"), delta_file("edit.txt"), new_file("made.txt", set_flag(frame(b"made"), 16))]),
+           output=made)
+    bad("zstd_table_block_type_reserved", "format", "A block of the table's frame is of the reserved type.",
+        table_frame=lambda _: frame(table_bytes()) [:-3 - len(table_bytes())] + b"\x07\0\0" + table_bytes())
+    old, new_ = ({"config.json": side} for side in (CONFIG_OLD, CONFIG_NEW))
+    for at, bit in ((12, 1), (13, 4), (17, 64), (19, 16), (19, 128)):
+        turned_ = CONFIG_DELTA[:at] + bytes([CONFIG_DELTA[at] ^ bit]) + CONFIG_DELTA[at + 1:]
+        vector(f"zstd_compressed_block_turned_{at}_{bit}", EITHER, f"Bit {bit} of byte {at} of a stored frame, within its compressed block, is turned.",
+               old, patch_folder(old, new_, {}, [delta_file("config.json", turned_)]))
+    real = bytes.fromhex("20805d000020000102030100f9d41101")
+    for at, bit in ((11, 2), (12, 32), (12, 64), (15, 1)):
+        turned_ = real[:at] + bytes([real[at] ^ bit]) + real[at + 1:]
+        vector(f"zstd_plane_turned_{at}_{bit}", EITHER, f"Bit {bit} of byte {at} of a plane's frame, within its compressed block, is turned.", weights({}),
+               patch_file({}, {"a": T("U8", [128], bytes([0, 1, 2, 3] * 32))}, [new("a", [plane_zstd(turned_)])]))
+
+
+def set_flag(framed, flag):
+    return framed[:4] + bytes([framed[4] | flag]) + framed[5:]
+
+
+# ---- Sections 12 and 13: versions, unknown members, several faults --------------------------------------------------
+
+def both(*faults):
+    """A fault that is several, in order; each changes the value in place, or returns another."""
+    def fault(value):
+        for one in faults:
+            value = edit(value, one)
+        return value
+    return fault
+
+
+def version_vectors():
+    f, u = "format", "unsupported"
+    for name, value, expect in (("0", 0, u), ("2_53_less_1", (1 << 53) - 1, u), ("text", "1", f), ("null", None, f), ("list", [1], f)):
+        bad(f"version_{name}", expect, f"The version is {json.dumps(value)}.", meta=setter("version", value))
+    for name, value, expect in (("0", 0, u), ("minus_1", -1, u), ("text", "1", f), ("true", True, f), ("missing", DROP, f)):
+        bad_folder(f"version_of_index_{name}", expect, f"The version of the index is {name.replace('_', ' ')}.", index=setter("version", value))
+    bad("unknown_member_of_target", u, "target has an unknown member.", meta=setter("target", "mode", 1))
+    bad("unknown_member_of_base_file", u, "A file of base.files has an unknown member.", base_files=[
+        {"path": "base.safetensors", "size": 1, "sha256": "0" * 64, "mode": 1}])
+    for side in ("base", "target", "totals"):
+        bad_folder(f"unknown_member_of_index_{side}", u, f"{side} of the index has an unknown member.", index=setter(side, "other", 0))
+
+
+def fault_vectors():
+    f, u, i = "format", "unsupported", "integrity"
+
+    def faults(name, expect, comment, patch=two, **options):
+        bad("faults_" + name, expect, comment, patch, **options)
+    wrong, unknown, second = setter("digest", "0" * 32), setter("other", 1), setter("version", 2)
+    faults("version_2_and_unknown_member", u, "The version is 2, and there is an unknown member.", meta=both(second, unknown))
+    faults("version_2_and_digest_wrong", u, "The version is 2, and the digest another.", meta=both(second, wrong))
+    faults("version_2_and_members_missing", u, "The version is 2, and most members of version 1 are missing.", meta=both(
+        second, setter("table", DROP), setter("base", DROP), setter("totals", DROP), setter("digest", DROP)))
+    faults("version_2_and_other_layout", u, "The version is 2, and the patch file has a tensor and a key of __metadata__ that version 1 has not.", meta=second,
+           payloads=lambda data: data + [("ckptdiff/more", b"\0")], layout=setter("__metadata__", "ckptdiff/more", "x"))
+    faults("version_2_and_header_not_padded", u, "The version is 2, and the header is padded otherwise.", meta=second, padding=b"")
+    faults("version_2_and_space", f, "The version is 2, but the metadata is not canonical.", meta=second, meta_text=swap(b'"version":2', b'"version": 2'))
+    faults("version_2_and_format_wrong", f, "The version is 2, but the format is another.", meta=both(second, setter("format", "other")))
+    faults("version_2_and_trailing_byte", f, "The version is 2, but the patch file is no safetensors file.", meta=second, file=lambda b: b + b"\0")
+    faults("unknown_member_and_digest_wrong", u, "There is an unknown member, and the digest is another.", meta=both(unknown, wrong))
+    faults("unknown_member_of_base_and_digest_wrong", i, "base has an unknown member, and the digest is another.",
+           meta=both(setter("base", "other", 1), wrong))
+    faults("member_missing_and_digest_wrong", i, "A member is missing, and the digest is another.", meta=both(setter("totals", DROP), wrong))
+    faults("member_missing_and_unknown_member", u, "A member is missing, and there is an unknown one.", meta=both(setter("totals", DROP), unknown))
+    faults("digest_short_and_member_missing", f, "A member is missing, and the digest has 31 digits.", meta=both(setter("totals", DROP), setter("digest", "0" * 31)))
+    faults("table_digest_wrong_and_frame_broken", i, "The table's digest is another, and its frame is cut.", table_frame=lambda b: b[:-1],
+           meta=setter("table", "0" * 32))
+    faults("header_digest_wrong_and_frame_broken", i, "The header's digest is another, and its frame is cut.", header_frame=lambda b: b[:-1],
+           meta=setter("header", "0" * 32))
+    faults("report_digest_wrong_and_table_broken", "format integrity", "The report's digest is another, and the table's frame is cut.", report=REPORT,
+           table_frame=lambda b: b[:-1], meta=setter("report", "0" * 32))
+    faults("payload_digest_wrong_and_block_broken", i, "A payload has another digest, and no coded block of it is one.",
+           payloads=lambda d: d[:2] + [(d[2][0], b"\xff" * len(d[2][1]))])
+    unsorted = setter("removed", ["y", "x"])
+    faults("removed_unsorted_and_payload_digest_wrong", "format integrity", "The removed names are not sorted, and a payload has another digest.", table=unsorted,
+           payloads=lambda d: d[:2] + [(d[2][0], b"\xff" * len(d[2][1]))])
+    faults("removed_unsorted_and_unknown_codec", "format unsupported", "The removed names are not sorted, and a codec is unknown.",
+           table=both(unsorted, lambda t: t["tensors"][0].update(codec="lz4")))
+    faults("unknown_kind_and_changed_0", "format unsupported", "An entry has an unknown kind, another has changed 0.", basic,
+           table=both(lambda t: t["tensors"][A].update(kind="moved"), lambda t: t["tensors"][W].update(changed=0)))
+    faults("unknown_member_of_entry_and_table_member", "unsupported", "The table has an unknown member, and so has an entry.",
+           table=both(unknown, lambda t: t["tensors"][0].update(other=1)))
+
+    def indexes(name, expect, comment, **options):
+        bad_folder("faults_index_" + name, expect, comment, **options)
+    indexes("version_2_and_unknown_member", u, "The index has the version 2 and an unknown member.", index=both(second, unknown))
+    indexes("version_2_and_digest_wrong", u, "The index has the version 2 and another digest.", index=both(second, wrong))
+    indexes("version_2_and_file_missing", u, "The index has the version 2, and a stored file is missing.", index=second, parts=setter("files/made.txt.zst", DROP))
+    indexes("unknown_member_and_digest_wrong", u, "The index has an unknown member and another digest.", index=both(unknown, wrong))
+    indexes("unknown_member_of_file_and_digest_wrong", i, "A file of the index has an unknown member, and the digest is another.",
+            index=both(setter("files", 0, "mode", 1), wrong))
+    indexes("path_unsafe_and_digest_wrong", i, "A path is unsafe, and the digest is another.", index=both(rename_file("keep.txt", "../keep.txt"), wrong))
+    broken = frame(b"made")[:-1]
+    files = [same_file("keep.txt"), delta_file("edit.txt"), new_file("made.txt", broken)]
+    vector("folder_faults_stored_digest_wrong_and_frame_broken", i, "A stored frame is cut, and has another digest.", file_bytes(TEXT_OLD),
+           patch_folder(TEXT_OLD, TEXT_NEW, {}, files, index=setter("files", MADE, "digest", "0" * 32)))
+    files = [same_file("keep.txt"), delta_file("edit.txt", broken), new_file("made.txt")]
+    vector("folder_faults_base_file_other_and_other_frame_broken", "format wrong_base", "The base's file that is to stay is another, and the frame of a delta is cut.",
+           {**file_bytes(TEXT_OLD), "keep.txt": b"kept"}, patch_folder(TEXT_OLD, TEXT_NEW, {}, files))
+
+    def on(name, expect, comment, base, *patches):
+        vector("faults_" + name, expect, comment, base if isinstance(base, bytes) else weights(base), *patches)
+    damaged = basic(payloads=lambda d: d[:2] + [(d[2][0], b"\xff" * len(d[2][1]))])
+    on("payload_digest_wrong_and_base_wrong", "integrity wrong_base", "A payload has another digest, and the base no tensor w.", {"a": BASE["a"]}, damaged)
+    on("payload_digest_wrong_and_base_broken", "checkpoint integrity", "A payload has another digest, and the base is cut.", BASE_FILE[:-1], damaged)
+    on("base_broken_and_chain_in_wrong_order", "checkpoint wrong_base", "The patches of a chain do not follow each other, and the base is cut.", BASE_FILE[:-1],
+       basic(), two())
+    third = patch_file(TWO_TARGET, {**TWO_TARGET, "n": T("U8", [1], "0a")}, [same("w"), delta("n")])
+    on("chain_in_wrong_order_on_its_target", "wrong_base", "The patches of a chain are given in the wrong order, and the base is what the last gives.",
+       TWO_TARGET, third, two())
+    on("second_patch_broken_and_base_wrong", "format wrong_base", "The second patch of a chain has a payload that is no block, and the base no tensor of the first.",
+       {"other": BASE["a"]}, two(), patch_file(TWO_TARGET, {**TWO_TARGET, "n": T("U8", [1], "0a")}, [same("w"), delta("n", blocks=[b"\xff"], changed=1)]))
+    one = {"t": T("U8", [8], bytes(8))}
+    after = {"t": T("U8", [8], b"\1" + bytes(7))}
+    for codec in ("sparse", "context", "raw"):
+        on(f"block_of_{codec}_broken_and_base_wrong", "wrong_base", f"A block of {codec} is none, and what it is decoded with has another digest.",
+           {"t": T("U8", [8], b"\2" * 8)}, patch_file(one, after, [delta("t", codec, blocks=[b"\xff\xff\xff"], changed=1)]))
+    more = {**after, "n": T("U8", [1], "01")}
+    on("new_block_broken_and_base_wrong", "format wrong_base", "The block of a new tensor is none, and the base of another entry has another digest.",
+       {"t": T("U8", [8], b"\2" * 8)}, patch_file(one, more, [delta("t", blocks=[sparse([0], [1], 1)], changed=1), new("n", [b"\xff"])]))
+    old, new_ = sample("BF16", 60, 7)
+    coded = adaptive(old, new_, "BF16")
+    on("base_that_context_cannot_be_decoded_with", "wrong_base", "The base has another tensor, with which the block of context cannot be decoded.",
+       {"t": T("BF16", [60], bytes(120))}, patch_file({"t": T("BF16", [60], old)}, {"t": T("BF16", [60], new_)}, [
+           delta("t", "context", blocks=[coded], changed=len(distances(old, new_, "BF16")[0]))]))
+
+
+# ---- Sections 3.1 and 3.3: names, indexes, the base -----------------------------------------------------------------
+
+ASIDE = {"aside.safetensors": {"z": T("U8", [1], "2a")}}  # so that the base has more than one scope
+
+
+def found(name, comment, files, base_scope="model", taken=None, expect="success", **options):
+    """A small patch on a folder: what it takes is a = LEFT, unless ``taken`` says otherwise."""
+    taken = taken or {"a": LEFT}
+    patch = patch_file(taken, {"a": T("U8", [4], "01020305")}, [delta("a")], base_scope=base_scope, **options)
+    vector("ok_" * (expect == "success") + name, expect, comment, {path: weights(content) if isinstance(content, dict) else content for path, content in files.items()},
+           patch, output=patch.output)
+
+
+def recorded(files, *paths):
+    return [{"path": path, **stat(files[path] if isinstance(files[path], bytes) else weights(files[path]))} for path in sorted(paths, key=str.encode)]
+
+
+def name_vectors():
+    wrong, c = "wrong_base", "checkpoint"
+    odd = "m-00001-of-00002.x-00001-of-00001.safetensors"
+    found("scope_of_longest_stem", "A name can be read in two ways: the longest STEM holds.", {odd: {"a": LEFT}, **ASIDE}, "m-00001-of-00002.x")
+    found("scope_of_shorter_stem", "The patch takes a name's shorter STEM.", {odd: {"a": LEFT}, **ASIDE}, "m.x-00001-of-00001", expect=wrong)
+    found("scope_of_dotted_stem", "A STEM has dots.", {"v1.0.fp8-00001-of-00001.safetensors": {"a": LEFT}, **ASIDE}, "v1.0.fp8")
+    found("scope_of_dotted_variant", "A VARIANT may not have a dot: the file is a scope of its own.", {"m-00001-of-00002.a.b.safetensors": {"a": LEFT}, **ASIDE},
+          "m-00001-of-00002.a.b")
+    found("scope_of_shard_in_capitals", "The form of a shard is written in lower case.", {"m-00001-OF-00002.safetensors": {"a": LEFT}, **ASIDE}, "m-00001-OF-00002")
+    found("scope_of_signed_number", "The number of a shard may have no sign.", {"m-+00001-of-00002.safetensors": {"a": LEFT}, **ASIDE}, "m-+00001-of-00002")
+    found("scope_of_other_digits", "The digits of a shard are those from 0 to 9.", {"m-0000\u0661-of-00002.safetensors": {"a": LEFT}, **ASIDE}, "m-0000\u0661-of-00002")
+    found("scope_without_stem", "A name has no STEM before its number: the file is a scope of its own.", {"-00001-of-00002.safetensors": {"a": LEFT}, **ASIDE}, "-00001-of-00002")
+    found("scope_is_empty", "A file is named .safetensors: its scope is empty.", {".safetensors": {"a": LEFT}, **ASIDE}, "")
+    found("scope_of_folder", "The folder is part of the scope.", {"x/y/m-00001-of-00001.fp16.safetensors": {"a": LEFT}, **ASIDE}, "x/y/m.fp16")
+    found("scope_without_its_folder", "The folder is part of the scope, and the patch leaves it out.", {"x/m.safetensors": {"a": LEFT}, **ASIDE}, "m", expect=wrong)
+    found("scope_of_suffix_twice", "A name ends in .safetensors twice.", {"m.safetensors.safetensors": {"a": LEFT}, **ASIDE}, "m.safetensors")
+    found("ending_in_capitals", "The only file ends in .SAFETENSORS, so that there is no weight file.", {"m.SAFETENSORS": {"a": LEFT}}, "m", expect=c)
+
+    def index(name, comment, listing, expect="success", path="model.safetensors.index.json", base_scope="model", **more):
+        files = {"part.safetensors": {"a": LEFT}, **ASIDE, path: listing, **more.pop("files", {})}
+        found("index_" + name, comment, files, base_scope, expect=expect, **{key: (value(files) if callable(value) else value) for key, value in more.items()})
+    part = index_of(a="part.safetensors")
+    index("of_part", "An index gives the scope.", part)
+    index("of_variant", "An index of a variant gives the scope.", part, path="model.safetensors.index.bf16.json", base_scope="model.bf16")
+    index("of_dotted_stem", "The STEM of an index has dots.", part, path="v1.0.safetensors.index.json", base_scope="v1.0")
+    index("of_dotted_variant", "A VARIANT may not have a dot: the file is no index.", part, path="model.safetensors.index.a.b.json", base_scope="part")
+    index("without_stem", "A file without STEM is no index.", part, path=".safetensors.index.json", base_scope="part")
+    index("in_capitals", "A file whose name is in capitals is no index.", part, path="model.safetensors.INDEX.json", base_scope="part")
+    index("with_byte_order_mark", "An index begins with a byte-order mark.", b"\xef\xbb\xbf" + part)
+    index("of_common_json", "An index has floats, other members, spaces, and a repeated key, of which the last counts.",
+          b'{ "metadata": {"total_size": 1.5e3, "x": -0, "y": [true, null]}, "weight_map": {"a": "gone.safetensors"},\n\t"weight_map": {"a": "part.safetensors"} }')
+    index("in_folder", "The files that an index lists lie in its folder.", index_of(a="part.safetensors"), path="x/model.safetensors.index.json", base_scope="x/model",
+          files={"x/part.safetensors": {"a": LEFT}, "part.safetensors": {"a": RIGHT}})
+    index("of_folder_below", "An index lists a file in a folder below its own.", index_of(a="x/y.safetensors"), files={"x/y.safetensors": {"a": LEFT}, "part.safetensors": {"a": RIGHT}})
+    index("of_two", "Two indexes list a file: the first in order of path gives its scope.", part, base_scope="m",
+          files={"m.safetensors.index.json": part})
+    index("of_two_second", "Two indexes list a file: the second in order of path does not give its scope.", part, wrong,
+          files={"m.safetensors.index.json": part})
+    index("of_two_by_bytes", "The order of paths is that of their UTF-8 bytes.", part, path="\uffee.safetensors.index.json", base_scope="\uffee",
+          files={"\U00010000.safetensors.index.json": part})
+    for name, comment, listing in (
+            ("with_dots", "A path of an index has two dots, which are no way up.", index_of(a="x/../part.safetensors")),
+            ("with_dot", "A path of an index has a dot.", index_of(a="./part.safetensors")),
+            ("lists_missing_file", "An index lists a file that is missing.", index_of(a="part.safetensors", b="gone.safetensors")),
+            ("not_json", "An index is not JSON.", b"{"), ("not_utf8", "An index is UTF-16.", part.decode().encode("utf-16")),
+            ("is_a_list", "An index is a list.", b"[]"), ("without_weight_map", "An index has no weight_map.", b"{}"),
+            ("weight_map_is_a_list", "The weight_map of an index is a list.", b'{"weight_map":["part.safetensors"]}'),
+            ("weight_map_is_null", "The weight_map of an index is null.", b'{"weight_map":null}'),
+            ("of_a_number", "The weight_map of an index holds a number.", b'{"weight_map":{"a":7}}'),
+            ("empty", "An index has no bytes.", b"")):
+        index(name, comment, listing, c, base_scope="part")
+        index(name + "_beside_recorded_files", f"{comment[:-1]}; but base.files is there.", listing, base_scope="part",
+              base_files=lambda files: recorded(files, "part.safetensors", "aside.safetensors"))
+    files = {**{f"{n}.safetensors": {n: LEFT} for n in "bc"}, "a.safetensors": {"a": LEFT}, "m.safetensors.index.json": index_of(a="a.safetensors", b="b.safetensors")}
+    found("recorded_scope_that_index_lacks", "The index would leave no scope of the patch's base.scope: it does not count.", files, "a",
+          base_files=recorded(files, "a.safetensors", "b.safetensors", "c.safetensors"))
+    found("all_scope_that_index_lacks", "The same without base.files: the index counts.", files, "a", expect="wrong_base")
+
+
+def given_vectors():
+    wrong, c = "wrong_base", "checkpoint"
+
+    def base(name, comment, files, *rest, **options):
+        found("base_" + name, comment, files, *rest, **options)
+    model = {"model.safetensors": {"a": LEFT}}
+    base("in_deep_folders", "Weight files lie in folders at any depth.", {"x/y/z/model.safetensors": {"a": LEFT}, **ASIDE}, "x/y/z/model")
+    for folder_ in (".git", ".cache", "__pycache__", ".ipynb_checkpoints"):
+        base(f"left_out_{folder_.strip('._')}", f"What lies below a folder {folder_} does not matter: the base has one scope.",
+             {**model, f"x/{folder_}/y/broken.safetensors": b"broken", f"{folder_}/m.safetensors.index.json": b"broken"}, "of_another_name")
+    base("left_out_but_wanted", "A file below .cache could have the patch's base.scope.", {".cache/m.safetensors": {"a": LEFT}, **model}, ".cache/m")
+    base("hidden_folder_counts", "A file in another hidden folder is a scope, so that the base has two.", {**model, ".hidden/m.safetensors": {"a": LEFT}}, "x", expect=wrong)
+    base("hidden_file_counts", "A hidden file is a scope, so that the base has two.", {**model, ".m.safetensors": {"a": LEFT}}, "x", expect=wrong)
+    base("of_hidden_folder", "A file in a hidden folder gives the scope.", {**model, ".hidden/m.safetensors": {"a": LEFT}}, ".hidden/m")
+    base("unused_file_broken", "A weight file that no entry needs is broken.", {**model, "x.safetensors": b"broken"}, expect=c)
+    base("unused_file_empty", "A weight file that no entry needs has no bytes.", {**model, "x.safetensors": b""}, expect=c)
+    base("unused_file_broken_beside_recorded_files", "A weight file that base.files leaves out is broken.", {**model, "x.safetensors": b"broken"},
+         base_files=recorded(model, "model.safetensors"))
+    base("unused_shard_broken", "A shard that no entry needs is broken.", {M1: {"a": LEFT}, M2: b"broken"}, expect=c)
+    for name, comment, files, scope_ in (
+            ("first", "The first of two shards is missing, and there is no index.", {M2: {"a": LEFT}}, "model"),
+            ("last", "The last of two shards is missing, and there is no index.", {M1: {"a": LEFT}}, "model"),
+            ("of_three", "The second of three shards is missing, and there is no index.",
+             {"model-00001-of-00003.safetensors": {"a": LEFT}, "model-00003-of-00003.safetensors": {"b": LEFT}}, "model"),
+            ("of_variant", "A variant's shard is missing; that of no variant is there.", {M1: {"b": LEFT}, M2: {"c": LEFT}, M1[:-12] + ".fp16.safetensors": {"a": LEFT}}, "model.fp16")):
+        base(f"shard_missing_{name}", comment, files, scope_, expect=c)
+        base(f"shard_missing_{name}_beside_recorded_files", f"{comment[:-1]}; but base.files is there.", files, scope_, base_files=recorded(files, *files))
+    base("shards_from_0", "Shards are numbered from 0.", {"m-00000-of-00002.safetensors": {"a": LEFT}, "m-00001-of-00002.safetensors": {"b": LEFT}, **ASIDE}, "m")
+    base("shards_from_0_to_n", "Shards are numbered from 0 to N.", {"m-00000-of-00001.safetensors": {"a": LEFT}, "m-00001-of-00001.safetensors": {"b": LEFT}, **ASIDE}, "m")
+    base("shard_missing_but_listed", "The only shard of two is listed by an index, so that none need be there beside it.", {
+        M1: {"a": LEFT}, "x.safetensors.index.json": index_of(a=M1), **ASIDE}, "x")
+    base("shard_missing_beside_index", "The shard of another count is a scope of its own beside the index, and need not be complete.", {
+        M1: {"a": RIGHT}, M2: {"b": LEFT}, "model-00001-of-00003.safetensors": {"a": LEFT}, "model.safetensors.index.json": index_of(a=M1, b=M2)}, "model-00001-of-00003")
+    base("without_weights", "The base has no weight file.", {"config.json": b"{}"}, expect=c)
+    base("with_weights_left_out", "The base's only weight file lies below .cache.", {".cache/m.safetensors": {"a": LEFT}}, expect=c)
+    texts_ = {"config.json": b"{}"}
+    vector("ok_base_without_weights_for_files", "success", "The base has no weight file, and the patch no patch file.", texts_, patch_folder(texts_, texts_, {}, [same_file("config.json")]),
+           output=texts_)
+    target = {"m.safetensors": {"n": LEFT}}
+    vector("base_without_weights_for_new", c, "The base has no weight file, and the patch a patch file, which needs none.", texts_,
+           patch_folder({**texts_, "m.safetensors": {}}, target, {"m.safetensors": [new("n")]}, index=setter("base", "files", [])))
+    empty = T("U8", [0], b"")
+    base("scope_without_tensors", "A file without tensors is no scope: the base has one scope, whatever its id.", {**model, "x.safetensors": {}}, "of_another_name")
+    base("scope_of_empty_tensor", "A file with an empty tensor is a scope.", {**model, "x.safetensors": {"e": empty}}, "of_another_name", expect=wrong)
+    base("scope_without_tensors_only", "The base's only scope has no tensors.", {"x.safetensors": {}}, expect=wrong)
+    files = {"weights.bin": {"a": LEFT}, "model.safetensors": {"a": RIGHT}}
+    base("recorded_of_other_ending", "base.files names a file that does not end in .safetensors.", files, "weights.bin", base_files=recorded(files, "weights.bin"))
+    base("recorded_in_git", "base.files names a file below .cache.", {".cache/x/m.safetensors": {"a": LEFT}, "m.safetensors": {"a": RIGHT}}, ".cache/x/m",
+         base_files=recorded({".cache/x/m.safetensors": {"a": LEFT}}, ".cache/x/m.safetensors"))
+    other = {**model, "x.safetensors": {"a": RIGHT}}
+    base("recorded_alone", "base.files names one of two files: the base has one scope, whatever its id.", other, "of_another_name", base_files=recorded(other, "model.safetensors"))
+    base("recorded_of_other_size", "A file of base.files has another size: all files are the base.", other, "of_another_name", expect=wrong,
+         base_files=[{**recorded(other, "model.safetensors")[0], "size": 7}])
+    base("recorded_of_other_sha256", "A file of base.files has another SHA-256, which does not matter.", other, base_files=[
+        {**recorded(other, "model.safetensors")[0], "sha256": "0" * 64}])
+    base("recorded_is_missing", "A file of base.files is missing: all files are the base.", other, expect="success",
+         base_files=recorded({**other, "y.safetensors": {}}, "model.safetensors", "y.safetensors"))
+    patch = basic().bytes
+    vector("base_is_a_patch_file", c, "The base is a patch file.", patch, basic())
+    base("holds_a_patch_file", "A weight file of the base is a patch file.", {**model, "x.safetensors": patch}, expect=c)
+    base("holds_a_patch_file_beside_recorded_files", "A weight file that base.files leaves out is a patch file.", {**model, "x.safetensors": patch},
+         base_files=recorded(model, "model.safetensors"))
+    vector("base_is_a_patch_folder", c, "The base is a patch folder.", texts(), texts())
+    base("with_index_of_a_patch", "The base has a file ckptdiff.json.", {**model, "ckptdiff.json": b"{}"}, expect=c)
+    base("with_index_of_a_patch_below", "The base has a file ckptdiff.json, but not at its root.", {**model, "x/ckptdiff.json": b"{}"})
+    vector("base_is_a_file_for_a_folder_of_files", wrong, "The base is a file, and the patch needs another file of it.", weights(SMALL_OLD["m.safetensors"]), small())
+
+
+# ---- Sections 9 and 10: patches as they are given, and their paths --------------------------------------------------
+
+def opened_vectors():
+    f = "format"
+    files = {"base.safetensors": BASE_FILE}
+    whole = basic(base_files=recorded(files, "base.safetensors"))
+    for name, path in (("at_root", "x.safetensors"), ("below", "x/y.safetensors"), ("below_patch", "patch/x/y.safetensors")):
+        vector(f"ok_patch_folder_of_one_file_{name}", "success", "A folder without index has one weight file, a patch file.", BASE_FILE,
+               {path: whole.bytes, "README.md": b"text"}, output=whole.output)
+    vector("ok_patch_folder_of_one_file_beside_others", "success", "A folder without index has one weight file under patch/, and others beside.", BASE_FILE,
+           {"patch/x.safetensors": whole.bytes, "m.safetensors": BASE_FILE}, output=whole.output)
+    for name, comment, parts in (("of_two_files", "has two patch files", {"x.safetensors": whole.bytes, "y.safetensors": whole.bytes}),
+                                 ("of_a_shard", "has one patch file, which has no base.files", {"patch/base.safetensors": basic().bytes}),
+                                 ("of_no_patch_file", "has one weight file, which is no patch", {"x.safetensors": BASE_FILE}),
+                                 ("without_weight_files", "has no weight file", {"x.txt": b""})):
+        vector(f"patch_folder_{name}", f, f"A folder without index {comment}.", BASE_FILE, parts)
+    first, second = (folder()[f"patch/{name}"] for name in (M1, M2))
+    outputs, old = file_bytes(FOLDER_NEW), file_bytes(FOLDER_OLD)
+    vector("ok_patch_file_of_folder_alone_first", "success", "A patch file of a folder is applied alone: its target.identity cannot be checked.", old, first, output=outputs[M1])
+    vector("patch_file_of_folder_alone_with_copy", f, "A patch file of a folder is applied alone, and has a copy of a tensor in another.", old, second)
+    third = {M1: {"a": BASE["a"], "n": T("U8", [3], "07080a")}}
+    step = patch_folder(FOLDER_NEW, {**third, M2: FOLDER_NEW[M2], "model.safetensors.index.json": LISTING}, {M1: [same("a"), delta("n")], M2: [same("w"), same("c")]},
+                        [same_file("model.safetensors.index.json")])
+    vector("ok_chain_of_patch_files_of_folders", "success", "Patch files of two folders are applied alone, as a chain.", old, first, step[f"patch/{M1}"],
+           output=weights(third[M1]))
+    vector("chain_of_a_patch_file_and_its_folder", "wrong_base", "A patch file of a folder is applied alone, and then a whole folder, which needs more.", old, first, step)
+    gives = {"x.safetensors": {}, "y/m.safetensors": {"a": MOVED}}
+    start = {"m.safetensors": {"a": LEFT}}
+    one = patch_folder(start, gives, {"x.safetensors": [], "y/m.safetensors": [delta("a")]})
+    last = {"a": T("U8", [4], "11121316")}
+    vector("ok_chain_of_scope_without_tensors", "success", "The first patch gives one scope with tensors, which the second takes whatever its id.", file_bytes(start), one,
+           patch_file({"a": MOVED}, last, [delta("a")], base_scope="of_another_name"), output=weights(last))
+
+    def paths(name, comment, *names):
+        target = {**{n: n.encode() for n in names}, "keep.txt": b"keep"}
+        vector("ok_path_" + name, "success", comment, {"keep.txt": b"keep"}, patch_folder({"keep.txt": b"keep"}, target, {}, [same_file("keep.txt"), *map(new_file, names)]),
+               output=target)
+    paths("differs_in_case", "Two output paths differ in case only; a file system that cannot tell them apart is no fault of the patch.", "Readme", "readme", "x/A", "X/a")
+    paths("in_two_forms", "Two output paths differ in their Unicode normal form only.", "\u00e9", "e\u0301")
+    paths("of_reserved_names", "Components that some systems reserve or cannot hold.", "con", "x/nul.txt", "dot.", "space ", "a<b>|?*\"")
+    paths("like_git", "Components that begin or end as .git does.", ".gitignore", "x.git/config", ".git ", "git")
+    vector("path_of_target_is_git", f, "The path of a patch file's target lies below .GIT.", weights(TWO_BASE), two(path=".GIT/hooks.safetensors"))
+    renamed = two(path="weights", scope="weights")
+    vector("ok_path_of_target_without_ending", "success", "The target's path does not end in .safetensors.", weights(TWO_BASE), renamed, output=renamed.output)
+    base = {"t": T("BF16", [3], bytes(6))}
+    coded = bytes.fromhex("00 80 81 00 00 3f 3f 40")
+    ok("raw_example", "The example of section 7.3.", base, {"t": T("BF16", [3], "803f813f0040")}, [delta("t", "raw", blocks=[coded])])
+
+
 # ---- Successes with one patch file ----------------------------------------------------------------------------------
 
 def successes():
@@ -2276,7 +2614,8 @@ def main():
     OUT.mkdir(parents=True, exist_ok=True)
     for make in (container_vectors, metadata_vectors, report_vectors, table_vectors, header_vectors, codec_vectors, context_vectors, base_vectors,
                  piece_rejections, piece_successes, piece_bases, folder_vectors,
-                 folder_successes, scope_vectors, doubled_in_base, doubled_in_target, removed_by_base_scope, successes):
+                 folder_successes, scope_vectors, doubled_in_base, doubled_in_target, removed_by_base_scope,
+                 zstd_vectors, version_vectors, fault_vectors, name_vectors, given_vectors, opened_vectors, successes):
         make()
     for old in OUT.glob("*.vector"):
         if old.stem not in WRITTEN:

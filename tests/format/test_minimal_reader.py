@@ -48,7 +48,7 @@ def test_both_readers_agree_on_random_patches(batch: int, tmp_path: Path) -> Non
 )
 def test_both_readers_see_the_same_scopes(name: str, tmp_path: Path) -> None:
     path = f"{name}.safetensors"
-    assert list(READER.group(str(tmp_path), [path], True, None)) == [scopes.scope_of_name(path)]
+    assert list(READER.group(str(tmp_path), [path], [])) == [scopes.scope_of_name(path)]
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,8 @@ def test_both_readers_see_the_same_scopes(name: str, tmp_path: Path) -> None:
 )
 def test_both_readers_see_the_same_indexes(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text('{"weight_map":{"w":"x.safetensors"}}')
-    found = READER.group(str(tmp_path), [name, "x.safetensors"], True, None)
+    read = READER.read_index(str(tmp_path), name)
+    found = READER.group(str(tmp_path), ["x.safetensors"], [read] if read else [])
     assert list(found) == list(
         scopes.scopes_of(["x.safetensors"], {name: tmp_path / name} if scopes.is_index(name) else {}, False).of_file.values()
     )

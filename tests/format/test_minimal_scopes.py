@@ -10,12 +10,13 @@ import pytest
 from tests.support.vectors import READER
 
 
-def scopes(folder: Path, paths: list[str], known: list[str] | None = None, **indexes: list[str]) -> dict[str, list[str]]:
+def scopes(folder: Path, paths: list[str], **indexes: list[str]) -> dict[str, list[str]]:
     """The files of each scope. ``indexes``: the files that each lists, by its path, with ``_`` for ``.``."""
     named = {f"{key.replace('_', '.')}.json": files for key, files in indexes.items()}
     for name, files in named.items():
         (folder / name).write_text(json.dumps({"weight_map": {f"t{i}": file for i, file in enumerate(files)}}))
-    found = READER.group(str(folder), [*(f"{path}.safetensors" for path in paths), *named], True, known)
+    read = [READER.read_index(str(folder), name) for name in sorted(named)]
+    found = READER.group(str(folder), [f"{path}.safetensors" for path in paths], read)
     return {scope: [file.removesuffix(".safetensors") for file in value.files] for scope, value in found.items()}
 
 
@@ -43,7 +44,7 @@ def test_the_scope_of_a_name(name: str, scope: str, tmp_path: Path) -> None:
 
 
 def test_files_that_an_index_of_their_scope_does_not_list(tmp_path: Path) -> None:
-    """Each is a scope of its own; but an index that gives the scope to no file, or that does not count, leaves them together."""
+    """Each is a scope of its own; without an index they are one."""
     listed, stale = ["model-00001-of-00002", "model-00002-of-00002"], ["model-00001-of-00003", "model-00002-of-00003"]
     every = [*listed, *stale, "model"]
     alone = {path: [path] for path in stale}
@@ -51,8 +52,7 @@ def test_files_that_an_index_of_their_scope_does_not_list(tmp_path: Path) -> Non
     found = scopes(tmp_path, every, model_safetensors_index=weights)
     assert found == {"model": listed, **alone, "model.safetensors": ["model"]}
     together = {"model": sorted([*listed, *stale]), "model.safetensors": ["model"]}
-    assert scopes(tmp_path, every, model_safetensors_index=["gone.safetensors"]) == together
-    assert scopes(tmp_path, every, known=weights, model_safetensors_index=[*weights, "gone.safetensors"]) == together
+    assert scopes(tmp_path, every) == together
     other = scopes(tmp_path, every, other_safetensors_index=weights[:1])
     assert other == {"other": listed[:1], "model": sorted([*listed[1:], *stale]), "model.safetensors": ["model"]}
 
@@ -63,7 +63,7 @@ def test_the_index_of_another_scope_says_nothing_of_doubled_names(tmp_path: Path
     maps = {"m.safetensors.index.json": {"w": files[1], "v": files[0]}, "n.safetensors.index.json": {"v": files[1]}}
     for name, weight_map in maps.items():
         (tmp_path / name).write_text(json.dumps({"weight_map": weight_map}))
-    (scope,) = READER.group(str(tmp_path), [*files, *maps], True, None).values()
+    (scope,) = READER.group(str(tmp_path), files, [READER.read_index(str(tmp_path), name) for name in maps]).values()
     assert list(scope.files) == files
     assert {name: scope.counting(name, {file: file for file in files}) for name in "vwx"} == {"v": files[0], "w": files[1], "x": files[0]}
 

@@ -29,8 +29,8 @@ def test_each_reader_gives_what_the_vector_states(path: Path, reader: Callable[[
     base, patches = vector.inputs(tmp_path)
     before = set(tmp_path.iterdir())
     kind, message = reader(base, patches, tmp_path / "out")
-    assert kind == vector.expect, f"expected {vector.expect}, found {kind}: {message or 'no error'}"
-    if vector.expect == "success":
+    assert kind in vector.expect, f"expected {' or '.join(vector.expect)}, found {kind}: {message or 'no error'}"
+    if vector.expect == ["success"]:
         assert tree(tmp_path / "out") == vector.outputs
     else:
         assert set(tmp_path.iterdir()) == before, "something was left behind"

@@ -16,7 +16,8 @@ VECTORS = sorted((SPEC / "vectors").glob("*.vector"))
 
 @dataclass
 class Vector:
-    expect: str
+    expect: list[str]
+    """``success``, or the kinds of errors of which a reader may give any."""
     parts: list[tuple[str, int]]
     outputs: dict[str, str]
 
@@ -24,11 +25,11 @@ class Vector:
     def unpack(cls, path: Path, folder: Path) -> Vector:
         """Read a vector and write its parts below ``folder``."""
         head, _, body = path.read_bytes().partition(b"\n\n")
-        vector = cls("", [], {})
+        vector = cls([], [], {})
         for line in head.decode().split("\n"):
             key, _, value = line.partition(": ")
             if key == "expect":
-                vector.expect = value
+                vector.expect = value.split(" ")
             elif key == "part":
                 name, _, size = value.rpartition(" ")
                 vector.parts.append((name, int(size)))
