@@ -23,6 +23,7 @@ from ckptdiff.errors import CheckpointError, cut
 from ckptdiff.format.digests import BLOCK
 from ckptdiff.format.dtypes import DTYPES, Bytes
 from ckptdiff.format.entry import Entry
+from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.io.parallel import Threads
 from ckptdiff.patching.build import TensorCheck, build
 from ckptdiff.patching.chain import check_chain
@@ -161,9 +162,11 @@ class Source:
     added: tuple[str, ...]
     """Names of tensors that only the target has."""
     removed: tuple[str, ...]
-    """Names of tensors that only the base has."""
+    """Names of tensors that only the base has, in scopes that are paired with one of the target."""
     unpaired: tuple[str, ...]
     """Names of tensors that both have, but with a dtype that cannot be compared."""
+    unused: tuple[str, ...] = ()
+    """Names of the tensors of base scopes that none of the target is paired with."""
     checkpoints: tuple[Checkpoint, ...] = ()
     """Base and target, where both are checkpoints."""
 
@@ -233,21 +236,18 @@ def _source_of_checkpoints(old: Checkpoint, new: Checkpoint, renames: Sequence[R
     for scope, tensors in new.scopes.items():
         base_id = paired.scopes[scope]
         known = old.scopes[base_id] if base_id is not None else {}
-        names = used.setdefault(base_id or "", set())
+        names = used.setdefault(base_id, set()) if base_id is not None else set[str]()
         for tensor in tensors.values():
             found = paired.counterparts.get(tensor.key)
-            names.add(tensor.name)
-            if found is None or (found.related is False and known[tensor.name].shape != tensor.shape):
-                (unpaired if tensor.name in known else added).append(display_name(tensor, new))
-                continue
-            names.update(found.base.tensors)
-            one = _pair_of_tensors(found, tensor, base_id or "")
+            one = _pair_of_tensors(found, tensor, base_id or "") if found is not None else None
+            names.update((tensor.name, *(found.base.tensors if found is not None else ())))
             if one is not None:
                 pairs.append(one)
             else:
-                unpaired.append(display_name(tensor, new))
-    removed = [display_name(t, old) for scope, known in old.scopes.items() for name, t in known.items() if name not in used.get(scope, ())]
-    return Source(base_name, target_name, tuple(pairs), tuple(added), tuple(removed), tuple(unpaired), (old, new))
+                (unpaired if tensor.name in known else added).append(display_name(tensor, new))
+    removed = [display_name(t, old) for scope, names in used.items() for name, t in old.scopes[scope].items() if name not in names]
+    left = [display_name(t, old) for scope, known in old.scopes.items() if scope not in used for t in known.values()]
+    return Source(base_name, target_name, tuple(pairs), tuple(added), tuple(removed), tuple(unpaired), tuple(left), (old, new))
 
 
 def display_name(tensor: Tensor, checkpoint: Checkpoint) -> str:
@@ -289,22 +289,26 @@ def _source_of_patch(rebuilder: Rebuilder, patch: OpenPatch, base_name: str, tar
     added: list[str] = []
     removed: list[str] = []
     unpaired: list[str] = []
+
+    def shown(file: PatchFile, name: str) -> str:
+        return name if len(patch.scopes) == 1 else f"{file.metadata.target_scope}: {name}"
+
     for file in patch.files:
         for entry in filter(lambda entry: entry.counts, file.table.entries):
             recipe = rebuilder.recipe(0, file, entry)
             source = steps_of(recipe)[0]
             old = source.source if isinstance(source, AdaptedTensor) and isinstance(source.source, AdaptedBase) else None
             if old is None:
-                added.append(entry.name)
+                added.append(shown(file, entry.name))
                 continue
             shape = compared_shape(old, entry.shape)
             if shape is None:
-                unpaired.append(entry.name)
+                unpaired.append(shown(file, entry.name))
             else:
                 scope, base_scope = file.metadata.target_scope, file.metadata.base_scope or ""
                 read, finish = _reader_of_recipe(rebuilder, recipe, old, entry)
                 pairs.append(Pair(scope, entry.name, entry.dtype, shape, old, base_scope, read, finish, entry.shape, "patch"))
-        removed += file.table.removed
+        removed += (name if len(rebuilder.base.scopes) == 1 else f"{file.metadata.base_scope}: {name}" for name in file.table.removed)
     return Source(base_name, target_name, tuple(pairs), tuple(added), tuple(removed), tuple(unpaired))
 
 

@@ -7,7 +7,7 @@ their siblings had; parts of tensors; rows of tables. Everything is linear in th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,8 +77,10 @@ class Evidence:
         return self.found
 
     def _offer(self, tensor: Tensor, base: AdaptedBase, means: str, compared: Relation | None = None) -> None:
-        """Take a base, unless the sample of the one that the tensor has is as near."""
+        """Take a base, unless its sample shows no relation, or that of the one that the tensor has is as near."""
         compared = compared or compare(base, tensor)
+        if compared.related is False:
+            return
         limit = self.found[tensor.key].bits if tensor.key in self.found else self.limits.get(tensor.key)
         if limit is None or compared.bits < limit:
             self.found[tensor.key] = Found(base, means, compared.bits, compared.related, compared.everywhere)
@@ -89,18 +91,10 @@ class Evidence:
         sizes = {tensor.units for tensor in left}
         index = SampleIndex([base for base in self.known.values() if base.units in sizes])
         for tensor in left:
-            sample = sample_of(tensor)
-            keys = keys_along(sample, tensor.dtype)
-            found = index.find(tensor.units, keys)
-            near = sorted((base for base in found if _fits(base, tensor)), key=lambda base: closeness(base.name, tensor.name), reverse=True)
-            compared = [
-                (relation(cast_units(sample_of(base), base.dtype, tensor.dtype), sample, tensor.dtype), base)
-                for base in near[:MOST_COMPARED]
-            ]
-            confirmed = [(row, base) for row, base in compared if row.related]
-            if confirmed:
-                row, base = min(confirmed, key=lambda pair: pair[0].bits)
-                self._offer(tensor, adapt(base, tensor), "content", row)
+            found = _nearest(index, tensor)
+            if found is not None:
+                compared, base = found
+                self._offer(tensor, adapt(base, tensor), "content", compared)
 
     # --- tensors whose names are alike ---
 
@@ -115,7 +109,8 @@ class Evidence:
         by_layer: dict[tuple[int, str | tuple[int, ...]], list[Tensor]] = {}
         for base in self.known.values():
             if base.units in sizes:
-                by_layer.setdefault((base.units, next(numbered_prefixes(base.name), "")), []).append(base)
+                for before in numbered_prefixes(base.name):
+                    by_layer.setdefault((base.units, before), []).append(base)
                 by_layer.setdefault((base.units, numbers(base.name)), []).append(base)
         for tensor in tensors:
             prefix = layers.prefix(tensor.name)
@@ -149,6 +144,11 @@ class Evidence:
             row, base = min(confirmed, key=lambda pair: pair[0].bits) if confirmed else unclear[0]
             self._offer(tensor, adapt(base, tensor), "similar name", row)
 
+    def _used(self) -> set[str]:
+        """Names of the base tensors that a target tensor stands against, without a doubt."""
+        bases = [base for key, base in self.named.items() if key not in self.limits]
+        return {name for base in (*bases, *(found.base for found in self.found.values())) for name in base.tensors}
+
     # --- parts ---
 
     def _as_joined(self, left: Sequence[Tensor]) -> None:
@@ -166,8 +166,10 @@ class Evidence:
         """Tensors that are parts of one of the base."""
         index, rows = StartIndex(left), {row_units(tensor) for tensor in left}
         missing = {tensor.key: tensor for tensor in left}
+        used = self._used()
         for long in self.known.values():
-            if not missing or not index.may_have_parts(long) or not (len(long.shape) < 2 or row_units(long) in rows):
+            fits = len(long.shape) < 2 or row_units(long) in rows
+            if not missing or not fits or long.name in used or not index.may_have_parts(long):
                 continue
             parts = list(index.parts_of(long, long_is_base=True))
             if parts and sum(part.units for part in parts) < long.units:
@@ -205,8 +207,7 @@ class Evidence:
         """Tables whose rows were moved, cut or added."""
         widths = {row_units(tensor) for tensor in left}
         tables = [base for base in self.known.values() if is_table(base) and row_units(base) in widths]
-        used = {name for key, base in self.named.items() if key not in self.limits for name in base.tensors}
-        used |= {name for found in self.found.values() for name in found.base.tensors}
+        used = self._used()
         for width in widths:
             alike = [base for base in tables if row_units(base) == width]
             finder = _TableFinder(alike, [base for base in alike if base.name not in used])
@@ -218,6 +219,31 @@ class Evidence:
                         self._offer_pieces(tensor, finder.pieces(chosen, keys), "rows")
 
 
+ScopeFound = tuple[str, Sequence[Tensor], list[Tensor | None]]
+"""A scope, its tensors, and for each of them the base tensor that was found."""
+
+
+def found_by_content(known: Sequence[Tensor], by_scope: Mapping[str, Sequence[Tensor]]) -> Iterator[ScopeFound]:
+    """For the tensors of each of some scopes the known ones of their size and content; None where there is none."""
+    sizes = {tensor.units for tensors in by_scope.values() for tensor in tensors}
+    index = SampleIndex([base for base in known if base.units in sizes])
+    for scope, tensors in by_scope.items():
+        found = [_nearest(index, tensor) for tensor in tensors]
+        yield scope, tensors, [base[1] if base is not None else None for base in found]
+
+
+def _nearest(index: SampleIndex, tensor: Tensor) -> tuple[Relation, Tensor] | None:
+    """Of the tensors that have a key of a target's the one whose sample is the nearest, and related; of equals the closest by name."""
+    sample = sample_of(tensor)
+    found = index.find(tensor, keys_along(sample, tensor.dtype))
+    near = sorted((base for base in found if _fits(base, tensor)), key=lambda base: closeness(base.name, tensor.name), reverse=True)
+    compared = [
+        (relation(cast_units(sample_of(base), base.dtype, tensor.dtype), sample, tensor.dtype), base) for base in near[:MOST_COMPARED]
+    ]
+    confirmed = [(row, base) for row, base in compared if row.related]
+    return min(confirmed, key=lambda pair: pair[0].bits) if confirmed else None
+
+
 class _TableFinder:
     """Finds the table of a base that has the rows of a target's; all have rows of one width."""
 
@@ -226,8 +252,10 @@ class _TableFinder:
         self._indexes: dict[str, RowIndex] = {}
 
     def index(self, table: Tensor) -> RowIndex:
-        """All rows of a table by their keys, which are read once."""
+        """All rows of a table by their keys; those of the last few tables are kept."""
         if table.name not in self._indexes:
+            if len(self._indexes) == MOST_COMPARED:  # some hundred bytes a row
+                del self._indexes[next(iter(self._indexes))]
             self._indexes[table.name] = RowIndex(row_keys(table))
         return self._indexes[table.name]
 

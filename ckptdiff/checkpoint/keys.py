@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckptdiff.checkpoint.contents import Tensor
+from ckptdiff.checkpoint.names import numbers
 from ckptdiff.checkpoint.samples import Array, sample_of
 from ckptdiff.format.dtypes import DTYPES
 
@@ -56,12 +57,12 @@ class KeyTable:
 
     def __init__(self, rows: Sequence[Keys]) -> None:
         """``rows``: the keys of each owner, place by place."""
-        places: list[list[tuple[int, Any]]] = []
-        for owner, keys in enumerate(rows):
-            places += [[] for _ in range(len(keys) - len(places))]
-            for place, key in enumerate(keys):
-                places[place].append((owner, key))
-        self._places = [_sorted(place) for place in places]
+        self._places: list[tuple[Keys, npt.NDArray[np.int64]]] = []
+        for place in range(max(map(len, rows), default=0)):
+            owners = np.array([owner for owner, keys in enumerate(rows) if place < len(keys)], np.int64)
+            keys = np.array([row[place] for row in rows if place < len(row)], np.uint64)
+            order = np.argsort(keys, kind="stable")
+            self._places.append((keys[order], owners[order]))
 
     def owners(self, place: int, key: Any) -> list[int]:
         """The owners of a key at a place, in order, but not more than :data:`MOST_ALIKE`."""
@@ -77,22 +78,27 @@ class KeyTable:
         return Counter(owner for place, key in enumerate(keys) for owner in self.owners(place, key))
 
 
-def _sorted(place: Sequence[tuple[int, Any]]) -> tuple[Keys, npt.NDArray[np.int64]]:
-    """The keys of one place and their owners, in the order of the keys."""
-    keys, owners = np.array([key for _, key in place], np.uint64), np.array([owner for owner, _ in place], np.int64)
-    order = np.argsort(keys, kind="stable")
-    return keys[order], owners[order]
-
-
 class SampleIndex:
     """Base tensors by the keys of their samples."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._tensors = tensors
         self._table = KeyTable([keys_along(sample_of(tensor), tensor.dtype) for tensor in tensors])
+        self._by_name: dict[tuple[int, str, tuple[int, ...]], list[Tensor]] = {}
+        for tensor in tensors:
+            self._by_name.setdefault(_name_key(tensor), []).append(tensor)
 
-    def find(self, units: int, keys: Keys) -> list[Tensor]:
-        """The tensors of so many units that share a key at the same place; those that share the most first."""
+    def find(self, tensor: Tensor, keys: Keys) -> list[Tensor]:
+        """The tensors of as many units that share a key at the same place; those that share the most first.
+
+        Where too many do, as all have the same content, those with a name like the tensor's are looked at too.
+        """
         votes = self._table.votes(keys)
-        found = sorted(votes, key=lambda owner: (-votes[owner], owner))
-        return [self._tensors[owner] for owner in found if self._tensors[owner].units == units]
+        found = [self._tensors[owner] for owner in sorted(votes, key=lambda owner: (-votes[owner], owner))]
+        alike = self._by_name.get(_name_key(tensor), [])[:MOST_ALIKE] if len(found) >= MOST_ALIKE else []
+        return [base for base in (*found, *alike) if base.units == tensor.units]
+
+
+def _name_key(tensor: Tensor) -> tuple[int, str, tuple[int, ...]]:
+    """Units, last part of the name, and the numbers in it."""
+    return tensor.units, tensor.name.rpartition(".")[2], numbers(tensor.name)

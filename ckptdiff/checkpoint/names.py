@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+
+MOST_PARTS = 32
+"""Last parts of a name that are compared: comparing takes the square of them."""
 
 
 def common_parts(a: str, b: str) -> int:
     """Length of the longest common subsequence of the dotted parts of two names."""
-    x, y = a.split("."), b.split(".")
+    x, y = (name.split(".")[-MOST_PARTS:] for name in (a, b))
     row = [0] * (len(y) + 1)
     for part in x:
         before = 0
@@ -21,7 +25,7 @@ def common_parts(a: str, b: str) -> int:
 
 def is_within(a: str, b: str) -> bool:
     """Whether the dotted parts of one of two names are all in the other one, in order."""
-    return common_parts(a, b) == min(a.count("."), b.count(".")) + 1
+    return common_parts(a, b) == min(a.count("."), b.count("."), MOST_PARTS - 1) + 1
 
 
 def closeness(a: str, b: str) -> tuple[int, int]:
@@ -31,15 +35,15 @@ def closeness(a: str, b: str) -> tuple[int, int]:
 
 
 def numbers(name: str) -> tuple[int, ...]:
-    """The parts of a name that are numbers: its layer, its expert."""
-    return tuple(int(part) for part in name.split(".") if part.isdecimal() and part.isascii())
+    """The numbers in a name: its layer, its expert."""
+    return tuple(map(int, re.findall(r"[0-9]+", name)))
 
 
 def numbered_prefixes(name: str) -> Iterator[str]:
-    """What a name begins with, up to each of its parts that is a number; the longest first."""
+    """What a name begins with, up to each of its parts that ends in a number; the longest first."""
     parts = name.split(".")
     for k in range(len(parts) - 1, 0, -1):
-        if parts[k - 1].isdecimal():
+        if parts[k - 1][-1:].isdecimal():
             yield ".".join(parts[:k])
 
 

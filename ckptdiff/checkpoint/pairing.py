@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from ckptdiff.checkpoint.adapt import AdaptedBase, adapt
 from ckptdiff.checkpoint.contents import Checkpoint, Tensor, TensorKey
-from ckptdiff.checkpoint.evidence import TALL, Evidence
+from ckptdiff.checkpoint.evidence import TALL, Evidence, found_by_content
 from ckptdiff.checkpoint.names import numbers
 from ckptdiff.checkpoint.renames import Rename, rename_all
 from ckptdiff.checkpoint.samples import Relation, agree, compare
@@ -78,10 +78,11 @@ def _pair_scopes(
     if len(base.scopes) == 1 and len(target.scopes) == 1:
         return dict(zip(target.scopes, base.scopes, strict=True))
     taken = base.scopes.keys() & target.scopes.keys()
-    return {
-        scope: scope if scope in base.scopes else _scope_by_names(base, tensors, renames, taken) or _scope_by_contents(base, tensors)
-        for scope, tensors in by_scope.items()
+    found = {
+        scope: scope if scope in base.scopes else _scope_by_names(base, tensors, renames, taken) for scope, tensors in by_scope.items()
     }
+    left = {scope: tensors for scope, tensors in by_scope.items() if found[scope] is None}
+    return found | (_scopes_by_contents(base, left) if left and base.scopes else {})
 
 
 def _scope_by_names(base: Checkpoint, tensors: Sequence[Tensor], renames: Sequence[Rename], taken: Collection[str]) -> str | None:
@@ -97,13 +98,17 @@ def _scope_by_names(base: Checkpoint, tensors: Sequence[Tensor], renames: Sequen
     return max(best, key=lambda scope: (related[scope], scope not in taken))
 
 
-def _scope_by_contents(base: Checkpoint, tensors: Sequence[Tensor]) -> str | None:
-    """The scope in which most bytes of some tensors are found again."""
-    found: dict[str, int] = {}
-    for scope, known in base.scopes.items():
-        paired = Evidence(known, tensors, {}, {}).find(tensors)
-        found[scope] = sum(tensor.nbytes for tensor in tensors if tensor.key in paired and paired[tensor.key].related)
-    return max(found, key=found.__getitem__) if any(found.values()) else None
+def _scopes_by_contents(base: Checkpoint, by_scope: Mapping[str, Sequence[Tensor]]) -> dict[str, str | None]:
+    """For each of some target scopes the base scope in which most of its bytes are found again; None if none is."""
+    known = [tensor for tensors in base.scopes.values() for tensor in tensors.values()]
+    found: dict[str, str | None] = {}
+    for scope, tensors, bases in found_by_content(known, by_scope):
+        sizes: dict[str, int] = {}
+        for tensor, other in zip(tensors, bases, strict=True):
+            if other is not None:
+                sizes[other.scope] = sizes.get(other.scope, 0) + tensor.nbytes
+        found[scope] = max(sizes, key=sizes.__getitem__) if sizes else None
+    return found
 
 
 # --- tensors ---

@@ -1,7 +1,7 @@
 """Tensors that were joined from several, or split: fused projections, stacked experts, flat parameters.
 
 The parts lie end to end in the long tensor, so that from the first on each tells where the next begins. Where none is known, the next
-place to look is a multiple of the greatest common divisor of the parts' lengths.
+place to look is a multiple of the greatest common divisor of the lengths of those that are at most half as long.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ GAP_UNITS = 4096
 MOST_COMPARED = 8
 """Candidates of one part whose units are compared."""
 MOST_PLACES = 1 << 16
-"""Places at which the parts of one tensor are looked for."""
+"""Places at which the parts of all tensors of a scope are looked for: this takes about two seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,29 +48,27 @@ class StartIndex:
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         self._tensors = [tensor for tensor in tensors if tensor.units >= KEY_UNITS]
         self._table = KeyTable([_start_keys(_start(tensor, 0), tensor.dtype) for tensor in self._tensors])
-        self._steps: dict[int, int] = {}
-        self._shortest: dict[int, int] = {}
+        self._lengths: dict[int, set[int]] = {}
+        self._places = MOST_PLACES
         for tensor in self._tensors:
-            row = _row_of(tensor)
-            self._steps[row] = math.gcd(self._steps.get(row, 0), tensor.units)
-            self._shortest[row] = min(self._shortest.get(row, tensor.units), tensor.units)
+            self._lengths.setdefault(_row_of(tensor), set()).add(tensor.units)
 
     def may_have_parts(self, long: Tensor) -> bool:
         """Whether a tensor is longer than some that may be its parts."""
-        return long.units > min((self._shortest[row] for row in self._rows_for(long)), default=long.units)
+        return long.units > min(self._lengths_for(long), default=long.units)
 
-    def _rows_for(self, long: Tensor) -> list[int]:
-        """Lengths of the rows of its possible parts: its own; or else those of all matrices; for a flat tensor those of all tensors."""
+    def _lengths_for(self, long: Tensor) -> set[int]:
+        """Units of its possible parts: of those with rows of its length; or else of all matrices; for a flat tensor of all tensors."""
         row = _row_of(long)
-        return [row] if row in self._steps and row else [other for other in self._steps if other or not row]
+        rows = [row] if row in self._lengths and row else [other for other in self._lengths if other or not row]
+        return set[int]().union(*(self._lengths[row] for row in rows))
 
     def parts_of(self, long: Tensor, long_is_base: bool) -> Iterator[Part]:
         """The parts of a long tensor, in order."""
-        step = math.gcd(*(self._steps[row] for row in self._rows_for(long)))
-        if not step or long.units // step > MOST_PLACES:
-            step = long.units
+        step = math.gcd(*(units for units in self._lengths_for(long) if 2 * units <= long.units)) or long.units
         at = 0
-        while at + KEY_UNITS <= long.units:
+        while at + KEY_UNITS <= long.units and self._places:
+            self._places -= 1
             found = self._find(_start(long, at), long, long_is_base)
             if found is not None and at + found.units <= long.units:
                 yield Part(at, found.units, found)

@@ -245,9 +245,10 @@ def _refuse_hub_root(path: Path) -> None:
         raise CheckpointError(f"{path}: is a repo of the Hub cache; give one of its snapshots: {', '.join(snapshots[:5])}")
 
 
-REWRITE = """
-  from safetensors.torch import load_file, save_file
-  save_file({{name or "unnamed": tensor for name, tensor in load_file({0!r}).items()}}, {1!r})"""
+REWRITE = (
+    "from safetensors.torch import load_file, save_file; "
+    "save_file({{name or 'unnamed': tensor for name, tensor in load_file({0!r}).items()}}, {1!r}, metadata={{'format': 'pt'}})"
+)
 """How to write a file again with a header as the safetensors library writes it, in Python."""
 
 
@@ -271,7 +272,7 @@ def _open_weights(files: dict[str, Path], scopes: dict[str, str]) -> list[Weight
                 file.close()
                 raise CheckpointError(
                     f"{path}: {error}; the safetensors library accepts that, ckptdiff does not, as other readers may not either: "
-                    f"rewrite the file with{REWRITE.format(str(path), str(path.with_suffix('.rewritten.safetensors')))}"
+                    f"rewrite the file in Python: {REWRITE.format(str(path), str(path.with_suffix('.rewritten.safetensors')))}"
                 ) from None
             except ValueError as error:
                 file.close()

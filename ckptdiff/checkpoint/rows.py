@@ -133,8 +133,8 @@ class RowIndex:
         for row in run:
             if first >= last:
                 return
-            near = np.arange(first, last)
-            near = near if len(near) <= 2 * NEAR_ROWS else np.r_[near[:NEAR_ROWS], near[-NEAR_ROWS:]]
+            split = max(min(first + NEAR_ROWS, last), last - NEAR_ROWS)
+            near = np.r_[first : min(first + NEAR_ROWS, last), split:last]
             turned = _turned(self.keys[near], keys[row])
             best = int(np.argmin(turned))
             if turned[best] <= self._most_turned():

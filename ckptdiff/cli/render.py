@@ -120,10 +120,9 @@ def _pairing_rows(result: MakeResult) -> list[tuple[str, str]]:
         told.append(f"{count} {MEANS[row.means]}: {visible(row.target)} from {visible(row.bases[0])}{more}")
     rows = [("paired", "; ".join(told))] * bool(told)
     whole = result.whole
-    if whole.replaced or whole.added:
-        rows.append(
-            ("stored whole", f"{whole.replaced + whole.added} tensors of {byte_size(whole.nbytes)}, {whole.replaced} of them replaced")
-        )
+    stored = whole.replaced + whole.added
+    if stored:
+        rows.append(("stored whole", f"{stored} tensor{'s' * (stored != 1)} of {byte_size(whole.nbytes)}, {whole.replaced} of them replaced"))
     if whole.rename:
         rows.append(
             ("", f"base tensors of the same sizes are left over; if these were trained from them: --rename {shlex.quote(whole.rename)}")
@@ -224,6 +223,7 @@ def print_compare(result: CompareResult, tensors: bool) -> None:
     out = console()
     count = len(result.tensors) + len(result.only_in_a) + len(result.only_in_b) + len(result.mismatched)
     verdict = f"{result.differing} of {count} tensors differ" if result.differing else "identical tensors, in files that differ"
+    verdict += ", in names, dtypes or shapes alone" if result.differing and result.renamed else ""
     rows = [
         ("verdict", "identical files" if result.same_files else verdict),
         ("tensors in both", str(len(result.tensors))),

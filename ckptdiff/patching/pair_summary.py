@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from ckptdiff.checkpoint.contents import Checkpoint, Tensor, TensorKey
 from ckptdiff.checkpoint.names import closeness, is_within
 from ckptdiff.checkpoint.pairing import MEANS, Pairing
+from ckptdiff.checkpoint.renames import Rename
 from ckptdiff.errors import CheckpointError
 from ckptdiff.format.entry import Entry
 from ckptdiff.patching.encode_pair import EncodedPair
 
 LEAST_SHARE = 256
 """A patch is refused where less than one byte in so many of base and target has to do with the other one."""
+MOST_CANDIDATES = 256
+"""Base tensors of one size, with names of one length, among which one is looked for that a rule would pair."""
 MUCH = 10
 """Where more than one byte in so many of the target is stored whole, though base tensors of these sizes are left, a rule may help."""
 
@@ -112,19 +115,20 @@ def suggested_rename(tensors: Sequence[Tensor], left: Sequence[Tensor]) -> str |
         by_size.setdefault((base.units, base.name.count(".")), []).append(base)
     sizes = {units for units, _ in by_size}
     rules, known = Counter[str](), {base.name for base in left}
+    total = sum(tensor.nbytes for tensor in tensors)
     for tensor in tensors:
         if tensor.units in sizes:
-            rows = [base for (units, _), bases in by_size.items() if units == tensor.units for base in bases[:LEAST_SHARE]]
+            rows = [base for (units, _), bases in by_size.items() if units == tensor.units for base in bases[:MOST_CANDIDATES]]
             rule = _rule(tensor.name, max(rows, key=lambda base: closeness(base.name, tensor.name)).name)
             if rule is not None:
                 rules[rule] += tensor.nbytes
-    return next((rule for rule, _ in rules.most_common() if _helps(rule, tensors, known)), None)
+    return next((rule for rule, nbytes in rules.most_common() if MUCH * nbytes > total and _helps(rule, tensors, known)), None)
 
 
 def _helps(rule: str, tensors: Iterable[Tensor], known: set[str]) -> bool:
     """Whether a rule gives a tensor the name of one that is left."""
-    pattern, _, replacement = rule.partition("=")
-    return any(re.sub(pattern, replacement, tensor.name) in known for tensor in tensors)
+    rename = Rename.parse(rule)
+    return any(rename.pattern.sub(rename.replacement, tensor.name) in known for tensor in tensors)
 
 
 def _rule(target: str, base: str) -> str | None:
@@ -138,4 +142,5 @@ def _rule(target: str, base: str) -> str | None:
         y.pop()
     if "=" in target + base or not (len(x) < len(target.split(".")) and (x or y)):
         return None
-    return "^" + "".join(re.escape(part) + r"\." for part in x) + "=" + "".join(part + "." for part in y)
+    replacement = "".join(part + "." for part in y).replace("\\", r"\\")
+    return "^" + "".join(re.escape(part) + r"\." for part in x) + "=" + replacement

@@ -12,10 +12,11 @@ import numpy as np
 
 from ckptdiff.analysis.pairs import Pair, check_common, open_source
 from ckptdiff.analysis.values import distances, element_bits
-from ckptdiff.checkpoint.contents import Checkpoint
+from ckptdiff.checkpoint.contents import Checkpoint, Tensor
 from ckptdiff.checkpoint.recognition import is_patch, patch_error
 from ckptdiff.checkpoint.renames import Rename, check_globs
 from ckptdiff.checkpoint.selection import Selection
+from ckptdiff.format.digests import BLOCK
 from ckptdiff.io.parallel import Progress, default_threads, no_progress, run_ordered
 
 DEFAULT_ATOL = (1e-5, 1e-4)
@@ -62,6 +63,11 @@ class CompareResult:
     def differing(self) -> int:
         """Tensors that only one of the two has in that form: of that name, dtype, shape and content."""
         return sum(not tensor.same for tensor in self.tensors) + len((*self.only_in_a, *self.only_in_b, *self.mismatched))
+
+    @property
+    def renamed(self) -> bool:
+        """Whether both hold the same bits, but for names, dtypes and shapes."""
+        return bool(self.tensors) and self.identical == self.elements and not (self.only_in_a or self.only_in_b or self.mismatched)
 
     @property
     def elements(self) -> int:
@@ -121,13 +127,18 @@ def compare(
         check_common(source)
         rows = tuple(_count_all(source.pairs, left, tuple(atol), threads or default_threads(), progress))
         same = all(row.same for row in rows) and _same_files(left, right)
-        return CompareResult(tuple(atol), rows, source.removed, source.added, source.unpaired, same)
+        return CompareResult(tuple(atol), rows, (*source.removed, *source.unused), source.added, source.unpaired, same)
 
 
 def _same_files(left: Checkpoint, right: Checkpoint) -> bool:
     """Whether two checkpoints of the same tensors have the same weight files: the same headers under the same paths."""
     files = [{"" if side.is_file else file.path: file.header.raw for file in side.weights} for side in (left, right)]
-    return files[0] == files[1] and not right.uncounted
+    return files[0] == files[1] and all(_same_bytes(left.tensor(key), tensor) for key, tensor in right.uncounted.items())
+
+
+def _same_bytes(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one size hold the same bytes."""
+    return all(np.array_equal(a.read(k, k + BLOCK, "base"), b.read(k, k + BLOCK, "target")) for k in range(0, b.nbytes, BLOCK))
 
 
 def _count_all(
@@ -141,8 +152,8 @@ def _count_all(
             done += pair.nbytes
             progress("comparing", done, total)
             elements, identical, *within = (int(count) for count in counts)
-            old = pair.old
-            same = old is not None and (old.name, old.shape) == (pair.name, pair.target_shape) and elements == identical
+            olds = [(old.name, old.dtype, old.shape) for old in pair.base.tensors.values()]
+            same = olds == [(pair.name, pair.dtype, pair.target_shape)] and elements == identical
             others = () if set(pair.base.tensors) <= {pair.name} else tuple(pair.base.tensors)
             other_dtype = pair.base.base_dtype if pair.base.base_dtype != pair.dtype else None
             counted = elements, identical, tuple(within)

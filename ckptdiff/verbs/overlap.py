@@ -58,8 +58,9 @@ def overlap(
         for source in sources:
             check_common(source)
         tables = [_by_place(source.pairs) for source in sources]
-        keys = [key for key in tables[0] if all(key in table for table in tables)]
-        left_out = {pair.name for table in tables for key, pair in table.items() if key not in set(keys)}
+        shared = set(tables[0]).intersection(*tables)
+        keys = [key for key in tables[0] if key in shared]
+        left_out = {pair.name for table in tables for key, pair in table.items() if key not in shared}
         left_out |= {name for source in sources for name in (*source.added, *source.removed, *source.unpaired)}
         if not keys and left_out:
             raise CheckpointError(

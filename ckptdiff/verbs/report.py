@@ -125,11 +125,13 @@ def report_patch(patch: str | os.PathLike[str]) -> Report:
         for (scope, name), (_, entry) in opened.entries.items():
             if entry.kind == "new":
                 added.append(name)
-            elif entry.kind == "copy" or entry.base_dtype != entry.dtype or entry.pieces:
+            elif entry.kind == "copy" or (entry.pieces and sum(piece.units for piece in entry.pieces if piece.name) != entry.units):
                 unpaired.append(name)
             else:
                 counts = Counts(elements=entry.units, bit_identical=entry.units - entry.changed)
-                tensors.append(TensorReport(scope, name, entry.dtype, entry.shape, layer_of(name), module_of(name), counts, None, None))
+                row = TensorReport(scope, name, entry.dtype, entry.shape, layer_of(name), module_of(name), counts, None, None)
+                bases = () if entry.base_names == (name,) else entry.base_names
+                tensors.append(replace(row, bases=bases, base_dtype=entry.base_dtype if entry.base_dtype != entry.dtype else None))
         removed = [name for file in opened.files for name in file.table.removed]
         names = tuple(added), tuple(removed), tuple(unpaired)
         return Report("", opened.path.name, Tolerance(), "none", tuple(tensors), (), (), (), *names, (), complete=False)

@@ -206,7 +206,7 @@ def test_the_verdict_comes_first(tmp_path: Path) -> None:
     assert lines == {
         "again": ["verdict", "identical files"],
         "metadata": ["verdict", "identical tensors, in files that differ"],
-        "wrapped": ["verdict", f"{len(state)} of {len(state)} tensors differ"],
+        "wrapped": ["verdict", f"{len(state)} of {len(state)} tensors differ, in names, dtypes or shapes alone"],
         "one less": ["verdict", f"1 of {len(state)} tensors differ"],
     }
     result = ckptdiff.compare(base, paths["wrapped"])

@@ -97,7 +97,7 @@ def test_copy_of_an_adapted_tensor(tmp_path: Path) -> None:
     new = tensor("F32", wide[1], wide[2][:-4] + b"\1\1\1\1")
     rows = pair(tmp_path, {"w": base, "x": new}, {"w": wide, "w2": wide, "x": wide, "y": new, "z": new})
     assert {name: (row.kind, *row.bases) for name, row in rows.items()} == {
-        "w": ("same", "w"), "w2": ("same", "w"), "x": ("copy", "w"), "y": ("same", "x"), "z": ("same", "x"),
+        "w": ("same", "w"), "w2": ("copy", "w"), "x": ("copy", "w"), "y": ("same", "x"), "z": ("same", "x"),
     }  # fmt: skip
 
 

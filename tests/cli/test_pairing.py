@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from ckptdiff.checkpoint.pairing import pair
+from ckptdiff.checkpoint.reader import open_checkpoint
+from ckptdiff.io.source import LocalFile
 from tests.support.checkpoints import TensorData, bf16, perturb, tree, write
 from tests.support.commands import run
 from tests.support.roundtrips import Tensors
@@ -181,3 +185,84 @@ def test_unchanged_units_are_perturbed_by_nobody(tmp_path: Path) -> None:
     """A target some of whose tensors have hardly anything of the base is not refused."""
     rng, base = np.random.default_rng(4), model()
     assert "changed" in made(tmp_path, base, {name: perturb(rng, data, 0.9 if k else 0.0) for k, (name, data) in enumerate(base.items())})
+
+
+# --- what a review found -------------------------------------------------------------------------------------------
+
+
+def test_one_added_head_costs_next_to_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts are not looked for in base tensors that other tensors stand against."""
+    base = model()
+    files = write(tmp_path / "b.safetensors", base), write(tmp_path / "t.safetensors", {**tuned(base), "score": bf16(np.ones((1, 64)) * 2)})
+    reads, readinto = [0], LocalFile.readinto
+
+    def counted(self: LocalFile, offset: int, out: Any) -> None:
+        reads[0] += 1
+        readinto(self, offset, out)
+
+    monkeypatch.setattr(LocalFile, "readinto", counted)
+    with open_checkpoint(files[0]) as old, open_checkpoint(files[1]) as new:
+        before = reads[0]
+        assert len(pair(old, new).counterparts) == len(base)
+    assert reads[0] - before <= 500
+
+
+def test_few_rows_of_a_table_of_another_name(tmp_path: Path) -> None:
+    """Too few to be of use: the table is new, and nothing of it is measured."""
+    rng, base = np.random.default_rng(5), model()
+    table = rng.normal(0, 0.02, (300, 64)).astype("<f4").view("<u4") >> 16
+    table[::10] = np.frombuffer(base["embed.weight"][2], "<u2").reshape(300, 64)[::10]
+    target = {**tuned(base), "other.table": ("BF16", [300, 64], table.astype("<u2").tobytes())}
+    assert "1 added" in made(tmp_path, base, target)
+    for command in ("report", "compare"):
+        assert "other.table" in run(command, tmp_path / "base.safetensors", tmp_path / "target.safetensors").output
+
+
+def test_a_backslash_in_a_name_harms_no_suggestion(tmp_path: Path) -> None:
+    base = {f"m\\g.layers.{k}.w": bf16(np.random.default_rng(k).normal(0, 1, (64, 64))) for k in range(4)}
+    target = {f"x.layers.{k}.w": bf16(np.random.default_rng(k + 9).normal(0, 1, (64, 64))) for k in range(4)}
+    text = made(tmp_path, base | {"same": base["m\\g.layers.0.w"]}, target | {"same": base["m\\g.layers.0.w"]})
+    assert r"--rename '^x\.=m\\g.'" in text
+    assert "left over" not in made(tmp_path, base, target, "--rename", r"^x\.=m\\g.", "--force")
+
+
+def test_a_file_with_an_empty_tensor_is_identical_to_itself(tmp_path: Path) -> None:
+    path = write(tmp_path / "empty.safetensors", {"w": bf16(np.ones((4, 4))), "none": ("BF16", [0, 4], b"")})
+    result = run("compare", path, path)
+    assert result.exit_code == 0 and "identical files" in result.output
+
+
+def test_tensors_of_one_content_keep_their_names(tmp_path: Path) -> None:
+    """Of very many equal base tensors that one is taken whose name is the closest."""
+    one = bf16(np.random.default_rng(0).normal(0, 1, (16, 64)))
+    base, target = ({f"{prefix}l.{k}.w": one for k in range(150)} for prefix in ("", "actor."))
+    made(tmp_path, base, target)
+    info = json.loads(run("info", tmp_path / "patch", "--json").stdout)
+    assert all(row["bases"] == [row["name"].removeprefix("actor.")] for row in info["tensors"]) and not info["removed_tensors"]
+
+
+def test_numbers_within_parts_of_names_tell_layers(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    base = {
+        f"layer{k}.{n}": bf16(rng.normal(0, 0.02, s) + (n == "norm.w"))
+        for k in range(80)
+        for n, s in (("q.w", (16, 64)), ("norm.w", (64,)))
+    }
+    text = made(tmp_path, base, renamed(tuned(base), lambda name: f"enc.{name}"))
+    assert "160 changed, 0 added, 0 removed" in text
+
+
+def test_a_patch_alone_measures_renamed_tensors(tmp_path: Path) -> None:
+    made(tmp_path, model(), renamed(tuned(model()), lambda name: f"actor.{name}"))
+    rows = json.loads(run("report", tmp_path / "patch", "--json").stdout)
+    assert rows["unpaired"] == [] and len(rows["tensors"]) == 14 and rows["totals"]["elements"] == 62464
+
+
+def test_a_table_trained_anew_is_measured_alike_from_target_and_patch(tmp_path: Path) -> None:
+    base, other = model(), bf16(np.random.default_rng(7).normal(0, 0.02, (310, 64)))
+    made(tmp_path, base, {**tuned(base), "embed.weight": other})
+    by_target, by_patch = (
+        json.loads(run("report", tmp_path / "base.safetensors", tmp_path / side, "--json", "--rank", "none").stdout)
+        for side in ("target.safetensors", "patch")
+    )
+    assert {**by_target, "target": ""} == {**by_patch, "target": ""}
