@@ -988,7 +988,9 @@ def base_scopes(path, recorded, wanted, needed):
 def files_below(root, real_root, prefix="", linked=False):
     """Paths of all that is no folder, through links to folders that section 3.3 follows."""
     folder = os.path.join(root, prefix)
-    for entry in os.scandir(folder):
+    with os.scandir(folder) as entries:
+        entries = list(entries)
+    for entry in entries:
         try:
             entry.name.encode()
         except UnicodeEncodeError:
@@ -1010,11 +1012,14 @@ def is_within(path, folder):
 def read_index(folder, file):
     """The scope that an index gives and its weight_map, name -> path; None of what is no index."""
     match = INDEX_FILE.fullmatch(file)
+    if not match or not os.path.isfile(os.path.join(folder, file)):
+        return None
     try:
+        file.encode()  # a path is UTF-8
         with open(os.path.join(folder, file), "rb") as stream:
             shards = json.loads(stream.read().decode("utf-8-sig"))["weight_map"]
-            return match and (match[1] + match[2] + (match[3] or ""), {key: match[1] + shard for key, shard in shards.items()})
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError):
+            return match[1] + match[2] + (match[3] or ""), {key: match[1] + shard for key, shard in shards.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
 

@@ -17,9 +17,10 @@ import pytest
 
 from tests.fuzz.vectors import BUILD as B
 from tests.support.checkpoints import tree
-from tests.support.vectors import run_minimal, run_package
+from tests.support.vectors import Outcome, run_minimal, run_package
 
 FOLLOWS: dict[str, str] = {
+    "links: a name that is not UTF-8, of an index, beside recorded files": "3.3: scopes._usable sorts names by str.encode: UnicodeEncodeError",
     "left out: a scope without tensors": "3.3: Checkpoint.scope counts scopes without tensors",
 }
 """Cases in which the package does not give what the spec says yet, with the reason: to be emptied."""
@@ -133,10 +134,10 @@ def links() -> Iterator[Case]:
                "model", "model.safetensors")  # fmt: skip
     yield case("beside recorded files: pipes", "success", {**MODEL, "x.safetensors": PIPE}, "model", "model.safetensors")
     strange = os.fsdecode(b"\xff")
-    for name, path in (("weight file", ".safetensors"), ("other file", ".txt"), ("index", "x.safetensors.index.json"), ("folder", "/x.txt")):
+    for name, path in (("a weight file", ".safetensors"), ("another file", ".txt"), ("an index", "x.safetensors.index.json"), ("a folder", "/x.txt")):
         content: Any = a if path == ".safetensors" else b"{}"
-        yield case(f"a name that is not UTF-8, of a {name}", "checkpoint", {**MODEL, strange + path: content})
-        yield case(f"a name that is not UTF-8, of a {name}, beside recorded files", "success", {**MODEL, strange + path: content}, "model", "model.safetensors")
+        yield case(f"a name that is not UTF-8, of {name}", "checkpoint", {**MODEL, strange + path: content})
+        yield case(f"a name that is not UTF-8, of {name}, beside recorded files", "success", {**MODEL, strange + path: content}, "model", "model.safetensors")
 
 
 # --- indexes -------------------------------------------------------------------------------------------------------
@@ -256,6 +257,13 @@ def lay(root: Path, content: Any, outside: Path) -> Path:
     return root
 
 
+def package(base: Path, patch: Path, out: Path) -> Outcome:
+    try:
+        return run_package(base, [patch], out)
+    except (UnicodeError, OSError) as error:  # no reader may end like this
+        return "crash", repr(error)
+
+
 def test_there_are_cases_enough() -> None:
     assert len({case.name for case in CASES}) == len(CASES) >= 171
     assert {case.name for case in CASES} >= FOLLOWS.keys()
@@ -265,11 +273,12 @@ def test_there_are_cases_enough() -> None:
 def test_both_readers_judge_alike(case: Case, tmp_path: Path) -> None:
     outside = lay(tmp_path / "outside", {"here": b"", **case.outside}, tmp_path)
     base, patch = lay(tmp_path / "base", case.base, outside), lay(tmp_path / "patch", case.patch, outside)
-    (ours, message), (theirs, their_message) = (run(base, [patch], tmp_path / f"out{i}") for i, run in enumerate((run_package, run_minimal)))
+    theirs, their_message = run_minimal(base, [patch], tmp_path / "theirs")
+    ours, message = package(base, patch, tmp_path / "ours")
     assert theirs in case.kinds.split(" "), f"the minimal reader: {theirs}: {their_message}"
     if case.name in FOLLOWS:
         assert ours not in case.kinds.split(" "), f"{case.name}: the package follows: take it out of FOLLOWS"
         return
     assert ours in case.kinds.split(" "), f"the package: {ours}: {message}"
     if case.kinds == "success":
-        assert tree(tmp_path / "out0") == tree(tmp_path / "out1")
+        assert tree(tmp_path / "ours") == tree(tmp_path / "theirs")
