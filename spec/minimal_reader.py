@@ -2,7 +2,7 @@
 """A minimal, complete reader of ckptdiff patches, written from ckptdiff-v1.md alone: the format in one file.
 
 It is for learning and for checking other readers, not for speed. Comments name the sections of the specification.
-Needs zstandard, numpy and xxhash. Usage: python minimal_reader.py BASE PATCH [PATCH...] OUT
+Needs zstandard, numpy and xxhash. Usage: python minimal_reader.py apply BASE PATCH [PATCH...] OUT
 """
 
 import contextlib
@@ -1277,12 +1277,12 @@ def apply(base_path, patch_paths, out_path):
 
 
 def main():
-    if len(sys.argv) < 4:
-        sys.exit("usage: minimal_reader.py BASE PATCH [PATCH...] OUT")
+    if len(sys.argv) < 5 or sys.argv[1] != "apply":
+        sys.exit("usage: minimal_reader.py apply BASE PATCH [PATCH...] OUT")
     try:
-        apply(sys.argv[1], sys.argv[2:-1], sys.argv[-1])
-    except PatchError as error:
-        sys.exit(f"{error.kind}: {error.message}")
+        apply(sys.argv[2], sys.argv[3:-1], sys.argv[-1])
+    except PatchError as error:  # README.md: the last line begins with the kind
+        sys.exit(f"{error.kind}: {error.message}".replace("\n", " ").encode("utf-8", "backslashreplace").decode())
     except OSError as error:
         print(f"io: {error}", file=sys.stderr)
         sys.exit(2)
