@@ -21,11 +21,11 @@ HERE = Path(__file__).resolve().parent
 
 # The section that a vector is about, by how its name begins without ok_; the longest beginning counts.
 SECTIONS = {
-    "2": "varint zstd", "3.1": "scope index base_scope base_doubled recorded all_scope ending", "3.3": "base", "5": "container",
+    "2": "varint zstd", "3.1": "scope index base_scope base_doubled recorded all_scope ending", "3.3": "base base_is_a_ base_holds_a_ base_scope_without base_scope_of_empty", "5": "container",
     "5.1": "metadata tensors_in_memory base_files", "5.2": "header strange_header", "5.3": "base_header", "5.4": "report folder_report",
     "6": "table copy nothing rename empty names shapes scope_null", "6.1": "pieces table_piece folder_pieces table_cast",
-    "7.1": "plane", "7.3": "raw", "7.4": "sparse dtypes", "7.5": "context", "7.5.2": "context_adaptive context_dense_adaptive",
-    "7.5.3": "context_static context_dense_static", "8": "cast bits_as_they_are resize same_cut", "9": "folder path patch_folder",
+    "7.1": "plane", "7": "blocks", "7.3": "raw", "7.4": "sparse dtypes", "7.5": "context", "7.5.2": "context_adaptive context_dense_adaptive",
+    "7.5.3": "context_static context_dense_static", "8": "cast bits_as_they_are resize same_cut", "9": "folder path patch_folder folder_base_path folder_base_files",
     "10": "chain result all_kinds patch_file file_patch scope_of_another base_lacks base_is base_other base_holds base_has base_piece base_one base_shorter base_longer "
           "base_of_other base_truncated base_extended base_digest folder_base",
     "12": "version unknown", "13": "faults folder_faults"}
