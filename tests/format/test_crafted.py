@@ -94,7 +94,9 @@ def paths() -> Iterator[Case]:
 
 def links() -> Iterator[Case]:
     def case(name: str, kinds: str, files: Files, scope: str = "model", *known: str, **outside: Any) -> Case:
-        return Case(f"links: {name}", kinds, files, patch_on(scope, *known), {key.replace("_", "."): value for key, value in outside.items()})
+        return Case(
+            f"links: {name}", kinds, files, patch_on(scope, *known), {key.replace("_", "."): value for key, value in outside.items()}
+        )
 
     a = {"a": OLD}
     yield case("to a file beside it", "success", {"model.safetensors": Link("blob"), "blob": B.weights(a), **ASIDE})
@@ -134,10 +136,21 @@ def links() -> Iterator[Case]:
                "model", "model.safetensors")  # fmt: skip
     yield case("beside recorded files: pipes", "success", {**MODEL, "x.safetensors": PIPE}, "model", "model.safetensors")
     strange = os.fsdecode(b"\xff")
-    for name, path in (("a weight file", ".safetensors"), ("another file", ".txt"), ("an index", "x.safetensors.index.json"), ("a folder", "/x.txt")):
+    for name, path in (
+        ("a weight file", ".safetensors"),
+        ("another file", ".txt"),
+        ("an index", "x.safetensors.index.json"),
+        ("a folder", "/x.txt"),
+    ):
         content: Any = a if path == ".safetensors" else b"{}"
         yield case(f"a name that is not UTF-8, of {name}", "checkpoint", {**MODEL, strange + path: content})
-        yield case(f"a name that is not UTF-8, of {name}, beside recorded files", "success", {**MODEL, strange + path: content}, "model", "model.safetensors")
+        yield case(
+            f"a name that is not UTF-8, of {name}, beside recorded files",
+            "success",
+            {**MODEL, strange + path: content},
+            "model",
+            "model.safetensors",
+        )
 
 
 # --- indexes -------------------------------------------------------------------------------------------------------
@@ -233,7 +246,11 @@ def several() -> Iterator[Case]:
     broken, lacking, target = B.weights(B.TWO_BASE)[:-1], B.weights({"x": OLD}), B.weights(B.TWO_TARGET)
     for name, (_, kind, faults) in FAULTS.items():
         options = {**faults, **({"padding": b" " * 16} if "padding" in faults else {})}
-        for what, base, other in (("base broken", broken, "checkpoint"), ("base without its tensors", lacking, "wrong_base"), ("base is target", target, "already_target")):
+        for what, base, other in (
+            ("base broken", broken, "checkpoint"),
+            ("base without its tensors", lacking, "wrong_base"),
+            ("base is target", target, "already_target"),
+        ):
             yield Case(f"{name} and {what}", f"{kind} {other}", base, B.two(**options).bytes)
 
 
