@@ -21,6 +21,8 @@ from tests.support.checkpoints import BITS, tensor, tree, write
 from tests.support.codec_checks import encode
 
 SPEC = (Path(__file__).resolve().parents[2] / "spec" / "ckptdiff-v1.md").read_text()
+FLAT = " ".join(SPEC.split())
+"""The same without its lines."""
 
 
 def section(number: str) -> str:
@@ -85,7 +87,7 @@ def test_the_limits() -> None:
     assert f"2^21 = {BLOCK:,} bytes" in SPEC
     assert (
         f"1 to {safe_paths.MAX_PATH:,} bytes of UTF-8, 1 to {safe_paths.MAX_COMPONENTS} components of 1 to {safe_paths.MAX_COMPONENT} bytes"
-        in " ".join(SPEC.split())
+        in FLAT
     )
 
 
@@ -114,7 +116,7 @@ def test_the_error_kinds() -> None:
 
 
 def test_the_sparse_example() -> None:
-    text = re.search(r"`(02 11 [0-9a-f ]+)` \(spaces added\)", SPEC)
+    text = re.search(r"`(02 11 [0-9a-f ]+)` \(spaces added\)", FLAT)
     assert text
     old = np.full(8, 0x3F80, "<u2")
     new = old.copy()
@@ -124,7 +126,7 @@ def test_the_sparse_example() -> None:
 
 
 def test_the_context_example() -> None:
-    text = re.search(r"The block: `(01 03 7f [0-9a-f ]+)` \(spaces added\)", SPEC)
+    text = re.search(r"The block: `(01 03 7f [0-9a-f ]+)` \(spaces added\)", FLAT)
     assert text
     old = np.full(8, 0x3F80, "<u2")
     new = old.copy()
@@ -134,7 +136,7 @@ def test_the_context_example() -> None:
 
 
 def test_the_raw_example() -> None:
-    text = re.search(r"`(00 80 81 00 [0-9a-f ]+)` \(spaces added\)", SPEC)
+    text = re.search(r"`(00 80 81 00 [0-9a-f ]+)` \(spaces added\)", FLAT)
     assert text
     new = np.array([0x3F80, 0x3F81, 0x4000], "<u2").view(np.uint8)
     assert encode("raw", np.zeros(6, np.uint8), new, DTYPES["BF16"])[0] == bytes.fromhex(text[1])
@@ -153,7 +155,7 @@ def listed_shares() -> list[int]:
     rows = re.findall(r"^ *(\d+): ([0-9a-f ]+)$", SPEC.split("## Appendix B")[1], re.MULTILINE)
     shares = [[int(word, 16) for word in words.split()] for _, words in rows]
     assert [int(k) for k, _ in rows] == list(range(0, 257, 10)) and {len(row) for row in shares[:-1]} == {10}
-    return sum(shares, [])
+    return [share for row in shares for share in row]
 
 
 def test_the_list_of_shares() -> None:
