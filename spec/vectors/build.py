@@ -13,7 +13,7 @@ import math
 import re
 import struct
 import sys
-from collections import namedtuple
+from collections import Counter, namedtuple
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -345,9 +345,11 @@ def rate_of(units, changed):
     return min(range(1, 51), key=lambda r: abs(1 - share(2 + (r - 1) % 2 << 2 + (r - 1 >> 1)) / 2 ** 32 - changed / units))
 
 
-def adaptive(old, new, dtype, span=None, rates=None, move=None, raw=None, coded=None, leave=None):
+def adaptive(old, new, dtype, span=None, rates=None, move=None, raw=None, coded=None, leave=None,
+             over=False):
     """7.5.2. ``span``: lo and hi; ``rates``: of each class; ``move`` changes a (distance, side); ``raw`` and ``coded`` the bytes.
-    ``leave``: the code ends, after the first "change" or "run", where range is cut off when the next run begins."""
+    ``leave``: the code ends, after the first "change" or "run", where range is cut off when the next run begins; "last run": only where
+    that run ends with the block, else there is no result. ``over``: one byte more than a decoder takes."""
     classes, changed = moves(old, new, dtype)
     m, coder, bits, contexts = 8 * CARRIER[dtype], RangeCoder(), Bits(), {}
     positions = {at: (distance, side) for at, distance, side in changed}
@@ -372,7 +374,7 @@ def adaptive(old, new, dtype, span=None, rates=None, move=None, raw=None, coded=
             if a * pace >> 16 >= 1 << 26:
                 coder.narrow(0, high * share(a * pace >> 16))
                 a = 0
-                if leave == "run":
+                if leave == "run" or leave == "last run" and i == len(classes) - 1:
                     return ended()
             continue
         bound = high * share((a + weight) * pace >> 16)
@@ -392,8 +394,12 @@ def adaptive(old, new, dtype, span=None, rates=None, move=None, raw=None, coded=
         a = stayed = 0
         if leave == "change":
             return ended()
+    if leave:
+        return None
+    taken = 2 * coder.words
     coder.narrow(0, (coder.range >> 32) * share(a * pace >> 16))
-    return context_block(1, edit(bits.bytes(), raw), edit(coder.bytes(), coded))
+    rest = coder.bytes().ljust(taken, b"\0") + b"\1" if over else coder.bytes()
+    return context_block(1, edit(bits.bytes(), raw), edit(rest, coded))
 
 
 def number(bits, e):
@@ -402,8 +408,9 @@ def number(bits, e):
 
 
 def static(old, new, dtype, level_bits=(0, 0), width=1, phase=0, rows=(), columns=(), groups=None, tables=None, span=None,
-           states=None, words=None, raw=None, map_=None, turned=False):
-    """7.5.3. ``groups``: of each context; ``tables``: for each group (common, {token: (b, low bits)}), or None for equal ones."""
+           states=None, words=None, raw=None, map_=None, turned=False, end=1 << 16, early=False):
+    """7.5.3. ``groups``: of each context; ``tables``: for each group (common, {token: (b, low bits)}, perhaps another last), None for equal
+    ones, "fit" for those of the tokens. ``end``: what state 0 ends at; ``early``: it begins too small, with a word more."""
     classes, changed = moves(old, new, dtype)
     bits, tokens, tail = Bits(), [0] * len(classes), []
     for at, distance, side in changed:
@@ -431,13 +438,21 @@ def static(old, new, dtype, level_bits=(0, 0), width=1, phase=0, rows=(), column
     for group in groups if map_ is None else []:
         number(bits, 2 * (group - before) if group >= before else 2 * (before - group) - 1)
         before = group
+
+    def group_of(i):
+        level = rows[(phase + i) // width] + columns[(phase + i) % width] if r or c else 0
+        return groups[(min(max(classes[i], lo), hi) - lo) * levels + level]
+    where = [group_of(i) for i in range(len(tokens))]
+    if tables == "fit":
+        counts = Counter(zip(where, tokens))
+        tables = [fitted({t: n for (g, t), n in counts.items() if g == group}) for group in range(max(groups) + 1)]
     if map_:
         map_(bits)
     last = max(tokens)
     plain = (0, {t: (4, 0) for t in range(1, last + 1)})  # 8 of 2^14 each, token 0 the rest
     slots = []
-    for common, codes in [plain] * (max(groups) + 1) if tables is None else tables:
-        top = max([common, *codes])
+    for common, codes, *other_last in [plain] * (max(groups) + 1) if tables is None else tables:
+        top = other_last[0] if other_last else max([common, *codes])
         bits.put(top, 8).put(common, 8)
         f = {}
         for t in range(top + 1):
@@ -452,18 +467,29 @@ def static(old, new, dtype, level_bits=(0, 0), width=1, phase=0, rows=(), column
         slots.append({t: (f[t], sum(f[x] for x in range(t))) for t in f})
     for value, k in tail:
         bits.put(value, k)
-    x, out = [1 << 16] * 4, []
+    x, out = [end] + [1 << 16] * 3, []
     for i in reversed(range(len(tokens))):
-        level = rows[(phase + i) // width] + columns[(phase + i) % width] if r or c else 0
-        f, start = slots[groups[(min(max(classes[i], lo), hi) - lo) * levels + level]][tokens[i]]
+        f, start = slots[where[i]][tokens[i]]
         f = f if f > 0 else 1  # where a table is broken on purpose
-        if x[i % 4] >> 18 >= f:
+        if x[i % 4] >> 18 >= f or early and i == 0:
             out.append(x[i % 4] & 0xFFFF)
             x[i % 4] >>= 16
         x[i % 4] = (x[i % 4] // f << 14) + x[i % 4] % f + start
     first = b"".join((value & 0xFFFFFFFF).to_bytes(4, "little") for value in x)
     stream = b"".join(word.to_bytes(2, "little") for word in reversed(out))
     return context_block(2, edit(bits.bytes(), raw), edit(first, states) + edit(stream, words))
+
+
+def fitted(counts):
+    """A table for tokens that occur so often: four significant bits of each share, the commonest the rest."""
+    common, total, codes = max(counts, key=counts.get, default=0), sum(counts.values()), {}
+    for t, n in counts.items():
+        if t != common:
+            f = max(n * 16000 // total, 1)
+            b = f.bit_length()
+            j = min(b - 1, 3)
+            codes[t] = (b, (f >> b - 1 - j) - 2 ** j)
+    return common, codes
 
 
 def raw_of(data, dtype):
@@ -716,15 +742,34 @@ def patch_folder(base, target, shards, files=(), *, pairs={}, shard={}, index=No
 WRITTEN = set()
 
 
-def vector(name, expect, comment, base, *patches, output=None):
-    """``base`` and ``patches``: the bytes of a file, or path -> bytes of a folder."""
+Generated = namedtuple("Generated", "seed count carrier first shift step sign")
+
+
+@cache
+def generated(units):
+    """Units that a vector does not hold, but how they are made (README.md)."""
+    s, out = units.seed, []
+    for _ in range(units.count):
+        s = (s * 6364136223846793005 + 1442695040888963407) % 2 ** 64
+        p = (s >> 48) * (s >> 32 & 65535) >> 16
+        out.append((units.first + (p >> units.shift) * units.step + (s >> 31 & 1) * units.sign) % 256 ** units.carrier)
+    return b"".join(unit.to_bytes(units.carrier, "little") for unit in out)
+
+
+def vector(name, expect, comment, base, *patches, output=None, units=None):
+    """``base`` and ``patches``: the bytes of a file, or path -> bytes of a folder. ``units``: how the last bytes of the base, a file, are made."""
     lines, body = [f"expect: {expect}", f"comment: {comment}"], b""
     for label, item in [("base", base)] + [("patch" + (str(i) if i > 1 else ""), p) for i, p in enumerate(patches, 1)]:
         item = item.bytes if isinstance(item, Patch) else item
         files = {label + ".safetensors": item} if isinstance(item, bytes) else {
             f"{label}/{path}": item[path] for path in sorted(item)}
         for path, data in files.items():
+            if units and label == "base":
+                assert data.endswith(generated(units))
+                data = data[:-units.count * units.carrier]
             lines.append(f"part: {path} {len(data)}")
+            if units and label == "base":
+                lines.append(f"units: {path} {' '.join(map(str, units))}")
             body += data
     if expect == "success":
         results = {".": output} if isinstance(output, bytes) else output
@@ -734,10 +779,10 @@ def vector(name, expect, comment, base, *patches, output=None):
     (OUT / f"{name}.vector").write_bytes("\n".join(lines).encode() + b"\n\n" + body)
 
 
-def ok(name, comment, base, target, entries, **options):
+def ok(name, comment, base, target, entries, made=None, **options):
     """A success with one patch file."""
     patch = patch_file(base, target, entries, **options)
-    vector("ok_" + name, "success", comment, weights(base), patch, output=patch.output)
+    vector("ok_" + name, "success", comment, weights(base), patch, output=patch.output, units=made)
 
 
 # A small patch with an entry of each kind; w holds the example of section 7.4.
@@ -1170,6 +1215,8 @@ def codec_vectors():
     bad_block("varint_not_minimal", "n is written in two bytes where one is enough.", b"\x81\x00" + one[1:])
     bad_block("varint_six_bytes", "A varint has six bytes.", b"\x81\x80\x80\x80\x80\x00" + one[1:])
     bad_block("varint_2_to_32", "A varint is 2^32.", b"\x80\x80\x80\x80\x10" + one[1:])
+    bad_block("varint_2_to_32_and_1", "n is 2^32 + 1, of which the lower 32 bits are right.", b"\x81\x80\x80\x80\x10" + one[1:])
+    bad_block("varint_2_to_35_and_1", "n is 2^35 + 1, in six bytes.", b"\x81\x80\x80\x80\x80\x01" + one[1:])
     bad_block("varint_truncated", "A block ends inside a varint.", b"\x80")
     bad_block("plane_z_varint_not_minimal", "A plane's z is 0 written in two bytes.", b"\x01\x11" + b"\x80\0\0" + b"\0\x01")
     bad_block("plane_z_past_end", "A plane's frame is longer than the block.", b"\x01\x11" + b"\0\0" + b"\x7f\x01")
@@ -1328,6 +1375,149 @@ def context_vectors():  # section 7.5
                tables=[(0, {1: (4, 0)})], **single)
     bad_static("distance_too_large", "A distance is 2^(m-1), but up.", old=b"\0" * 4, new_=b"\0\x80\0\0", turned=True)
     bad_static("nothing", "A block that is not empty changes nothing.", block=static(bytes(4), bytes(4), "U8"), **single)
+
+
+# ---- Section 7.5: dense blocks, whose bases are generated, and faults that one check alone finds --------------------
+
+CLASS_BITS = {"F16": 10, "BF16": 7, "F32": 23, "C64": 23, "F64": 52}
+
+
+def dense_base(dtype, count, seed):
+    """Units of 8 classes, or of 16, the lower of them commoner; floats of both signs."""
+    c, shift = CARRIER[dtype], CLASS_BITS.get(dtype, 8 * CARRIER[dtype] - 8)
+    first = (0x3C << 8 * c - 8) if dtype in CLASS_BITS else 0x30 << shift
+    step = 1 << shift + 3 >> 16
+    fewer = 13 - shift if shift < 13 else 0
+    if dtype not in CLASS_BITS and c == 1:
+        step, fewer = 1, 12  # each byte is a class
+    return Generated(seed, count, c, first, fewer, max(step, 1), 0 if dtype in INTEGER else 1 << 8 * c - 1)
+
+
+def dense_moves(old, dtype, seed, share_of, odd):
+    """The units moved: one in ``share_of`` (more of the lower classes), mostly by little, now and then by any octave (one in ``odd``)."""
+    c, s = CARRIER[dtype], seed
+    m, half = 8 * c, 1 << 8 * c - 1
+
+    def order(x):  # its own inverse but for the direction
+        return x if dtype in INTEGER else x + half if x < half else 2 * half - 1 - x
+
+    def back(x):
+        return x if dtype in INTEGER else x - half if x >= half else 2 * half - 1 - x
+    new, at = bytearray(old), 0
+    for i in range(0, len(old), c):
+        s = (s * 6364136223846793005 + 1442695040888963407) % 2 ** 64
+        if (s >> 40) % (share_of << (i // c * 4 // (len(old) // c)) % 3) == 0:
+            k = min(((s >> 20 & 0xFFFF) | 1 << 15).bit_length() - 1 - ((s >> 20 & 0xFFFF).bit_length() - 1 if s >> 20 & 0xFFFF else 0), m - 1)
+            if (s >> 3) % odd == 0:
+                k, at = at % m, at + 1  # each octave in turn
+            distance = (1 << k) + (s >> 5) % (1 << k)
+            x = int.from_bytes(old[i:i + c], "little")
+            up = s >> 4 & 1 and distance < half
+            moved = back((order(x) + (distance if up else -distance)) % (2 * half))
+            new[i:i + c] = moved.to_bytes(c, "little")
+    return bytes(new)
+
+
+def context_dense():
+    def good(name, comment, dtype, units, new_, coder=adaptive, **options):
+        old = generated(units)
+        shape = [len(old) * 8 // BITS[dtype]]
+        ok("context_" + name, comment, {"t": T(dtype, shape, old)}, {"t": T(dtype, shape, new_)},
+           [delta("t", "context", blocks=[coder(old, new_, dtype, **options)], changed=len(distances(old, new_, dtype)[0]))], made=units)
+    many = {"U8": 100_000, "BF16": 131_072, "F32": 100_000}
+    for seed, dtype in enumerate(("U8", "BF16", "F32", "F16", "U32", "F64", "I64", "C64", "I16", "F8_E4M3", "F4", "F6_E2M3"), 100):
+        units = dense_base(dtype, many.get(dtype, 24_000), seed)
+        old = generated(units)
+        good(f"dense_adaptive_{dtype.lower()}", f"The adaptive form of many units with many changes in every octave, {dtype}.", dtype, units,
+             dense_moves(old, dtype, seed, 11, 24))
+    for seed, dtype in enumerate(("U8", "BF16", "F32", "F16", "U32", "C64", "I16", "F8_E5M2", "F4"), 120):
+        units = dense_base(dtype, many.get(dtype, 24_000), seed)
+        old = generated(units)
+        classes = moves(old, old, dtype)[0]
+        span, n = max(classes) - min(classes) + 1, units.count
+        r, c, width, count = {"U8": (7, 5, 333, 64), "BF16": (3, 3, 256, 40), "F32": (3, 3, 500, 5), "I16": (3, 0, 77, 33)}.get(dtype, (0, 2, 100, 8))
+        phase = {"BF16": 0}.get(dtype, width - 1)
+        rows = [i * 5 % 2 ** r for i in range(-(-(phase + n) // width))]
+        columns = [i * 3 % 2 ** c for i in range(width)]
+        contexts = span * (2 ** r + 2 ** c - 1)
+        good(f"dense_static_{dtype.lower()}", f"The static form of many units with many changes in every octave, levels of {r} and {c} bits, "
+             f"{count} groups, {dtype}.", dtype, units, dense_moves(old, dtype, seed, 6 if dtype in many else 3, 60), static, level_bits=(r, c), width=width, phase=phase,
+             rows=rows, columns=columns, groups=[i * count // contexts for i in range(contexts)][::-1], tables="fit")
+    same_class = Generated(0, 20_000, 1, 7, 0, 0, 0)
+    steps = [1] * 6000 + [2] * 6000 + ([1] * 9 + [2] * 9 + [3]) * 200
+    good("adaptive_equal_bits", "Thousands of equal bits in one context, then the other bit.", "U8", same_class,
+         bytes(7 + d for d in steps) + bytes([7]) * (20_000 - len(steps)), rates=[50])
+    good("adaptive_equal_sides", "Thousands of equal sides in one context, then the other.", "U8", same_class,
+         bytes([7 + 8]) * 6000 + bytes([7 + 8, 7 - 7 - 1 & 255] * 100) + bytes([7]) * 13_800, rates=[50])
+    old = bytes([1] * 9 + [2] * 9 + [1] * 9 + [2] * 7 + [1] * 20)
+    turned_ = bytes(x ^ 4 if i in (8, 19, 53) else x for i, x in enumerate(old))
+    ok("context_adaptive_sum_of_two", "Two quiet units of weight 2^25 end a run, at a pace of 2^16.", {"t": T("U8", [len(old)], old)},
+       {"t": T("U8", [len(old)], turned_)},
+       [delta("t", "context", blocks=[adaptive(old, turned_, "U8", span=(1, 2), rates=[45, 45])], changed=3)])
+    quiet = Generated(0, 70_000, 1, 5, 0, 0, 0)
+    rare = bytearray(generated(quiet))
+    for i in (3, 5, 30_000, 30_001, 69_999):
+        rare[i] = 6
+    good("adaptive_rare", "A change that is hardly likely takes two renormalisations at once; runs are long.", "U8", quiet, bytes(rare), rates=[1])
+    good("adaptive_quiet", "Changes at the lowest pace.", "U8", quiet, bytes(rare), rates=[30])
+    good("static_one_token", "Every unit changes, and alike: a table of one token.", "BF16", Generated(0, 3000, 2, 0x3F80, 0, 0, 0),
+         b"\x81\x3f" * 3000, static, tables="fit")
+
+
+def context_single_checks():
+    """Each of these would decode to what its digests say if the one check that refuses it were missing."""
+    def bad_(name, comment, coded, dtype, old, new_, made=None, blocks=None):
+        shape = [len(old) * 8 // BITS[dtype]]
+        patch = patch_file({"t": T(dtype, shape, old)}, {"t": T(dtype, shape, new_)},
+                           [delta("t", "context", blocks=blocks or [coded], changed=len(distances(old, new_, dtype)[0]))])
+        vector("context_" + name, "format", comment, weights({"t": T(dtype, shape, old)}), patch, units=made)
+    last = bytes(3) + b"\1"
+    bad_("adaptive_code_leaves_range_at_end", "After the last unit, which changed, code is above the range's upper part.",
+         adaptive(bytes(4), last, "U8", leave="change"), "U8", bytes(4), last)
+    for n in range(2, 400):
+        coded = adaptive(bytes(n), b"\1" + bytes(n - 1), "U8", rates=[44], leave="last run")
+        if coded:
+            break
+    bad_("adaptive_code_leaves_range_in_last_run", "After a run of four octaves that ends with the block code is above the range's upper part.",
+         coded, "U8", bytes(n), b"\1" + bytes(n - 1))
+    old, new_ = sample("U8", 60, 13)
+    bad_("adaptive_one_byte_over", "One range coded byte is left over.", adaptive(old, new_, "U8", over=True), "U8", old, new_)
+    bad_("adaptive_only_zero", "The only range coded byte is 0.", context_block(1, Bits().put(0, 16).put(50, 6).put(0, 1), b"\0"), "U8", b"\0", b"\1")
+    span, groups = (0, 255), [0] * 256
+    flat = {"level_bits": (1, 0), "span": span, "groups": [0] * 512}
+    bad_("static_phase_is_width_only", "The phase is the width, and all else is as if it could be.",
+         static(old, new_, "U8", **flat, width=60, phase=60, rows=[0, 1], columns=[0] * 60), "U8", old, new_)
+    bad_("static_phase_over_width", "The phase is above the width, and all else is as if it could be.",
+         static(old, new_, "U8", **flat, width=20, phase=30, rows=[0, 1, 0, 1, 0], columns=[0] * 20), "U8", old, new_)
+    bad_("static_state_ends_elsewhere", "The first state ends at 2^16 + 1.", static(old, new_, "U8", end=(1 << 16) + 1), "U8", old, new_)
+    bad_("static_state_begins_small", "The first state is below 2^16; a word fills it up.",
+         static(bytes(8), bytes(7) + b"\1", "U8", early=True, tables=[(0, {1: (6, 0)})]), "U8", bytes(8), bytes(7) + b"\1")
+    unused = [c for c in range(256) if c not in old][0]
+    for name, comment, there, back_ in (("group_too_large", "A context that no unit has is of a group that there is not.", 2, 1),
+                                        ("group_negative", "A context that no unit has is of the group -1.", 1, 2)):
+        def put(bits, there=there, back_=back_):
+            for c in range(256):
+                number(bits, there if c == unused else back_ if c == unused + 1 else 0)
+        bad_(f"static_{name}_unused", comment, static(old, new_, "U8", span=span, groups=groups, map_=put), "U8", old, new_)
+    six = {t: (8, t) for t in range(1, 6)}
+    bad_("static_table_common_behind_last", "A table's commonest token is one behind its last, and takes no slot of a token that there is.",
+         static(old, new_, "U8", tables=[(6, {**six, 0: (13, 0)}, 5)]), "U8", old, new_)
+    two_old, two_new = sample("U8", 60, 15, 2)
+    full = {0: (14, 0), 1: (13, 0), 2: (12, 0), 3: (11, 0), 4: (11, 0)}
+    bad_("static_table_nothing_left", "The frequencies leave 0 for the commonest token, which does not occur.",
+         static(two_old, two_new, "U8", tables=[(5, {**full, 6: (0, 0)}, 5)]), "U8", two_old, two_new)
+    bad_("static_table_common_0", "The frequencies leave 0 for the commonest token, which is not the last and does not occur.",
+         static(two_old, two_new, "U8", tables=[(3, {0: (14, 0), 1: (13, 0), 2: (12, 0), 4: (12, 0)})]), "U8", two_old, two_new)
+    for name, dtype, block in (("adaptive", "U64", context_block(1, Bits().put(0, 16).put(0, 6), b"")),
+                               ("static", "U32", context_block(2, Bits().put(0, 16).put(0, 6).put(0, 6).put(0, 1).put(0, 16), b"\0\0\1\0" * 4))):
+        c = CARRIER[dtype]
+        units = Generated(0, BLOCK // c + 1, c, 0, 0, 0, 0)
+        old_ = generated(units)
+        new_last = old_[:-c] + b"\1" + bytes(c - 1)
+        second = adaptive(bytes(c), b"\1" + bytes(c - 1), dtype)
+        bad_(f"{name}_nothing_in_one_block", "The first of two blocks is not empty, but changes nothing.", None, dtype, old_, new_last, units,
+             blocks=[block, second])
+
 
 
 def set_bits(data, at, k, value):
@@ -2274,7 +2464,7 @@ def successes():
 
 def main():
     OUT.mkdir(parents=True, exist_ok=True)
-    for make in (container_vectors, metadata_vectors, report_vectors, table_vectors, header_vectors, codec_vectors, context_vectors, base_vectors,
+    for make in (container_vectors, metadata_vectors, report_vectors, table_vectors, header_vectors, codec_vectors, context_vectors, context_dense, context_single_checks, base_vectors,
                  piece_rejections, piece_successes, piece_bases, folder_vectors,
                  folder_successes, scope_vectors, doubled_in_base, doubled_in_target, removed_by_base_scope, successes):
         make()

@@ -14,6 +14,17 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 
 
+def generated(seed, count, carrier, first, shift, step, sign):
+    """Units that a vector does not hold, but says how to make (README.md)."""
+    s, out = seed, bytearray()
+    for _ in range(count):
+        s = (s * 6364136223846793005 + 1442695040888963407) % 2 ** 64
+        p = (s >> 48) * (s >> 32 & 65535) >> 16
+        unit = first + (p >> shift) * step + (s >> 31 & 1) * sign
+        out += (unit % 256 ** carrier).to_bytes(carrier, "little")
+    return bytes(out)
+
+
 def parse(path):
     """A vector's fields: expect, comment, parts (path -> bytes), outputs (path -> SHA-256)."""
     raw = path.read_bytes()
@@ -24,6 +35,9 @@ def parse(path):
         if key == "part":
             name, size = value.rsplit(" ", 1)
             parts[name], body = body[:int(size)], body[int(size):]
+        elif key == "units":
+            name, *numbers = value.split(" ")
+            parts[name] += generated(*map(int, numbers))
         elif key == "output":
             name, digest = value.rsplit(" ", 1)
             outputs[name] = digest
