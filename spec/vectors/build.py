@@ -346,10 +346,10 @@ def rate_of(units, changed):
 
 
 def adaptive(old, new, dtype, span=None, rates=None, move=None, raw=None, coded=None, leave=None,
-             over=False):
+             over=False, full=False):
     """7.5.2. ``span``: lo and hi; ``rates``: of each class; ``move`` changes a (distance, side); ``raw`` and ``coded`` the bytes.
     ``leave``: the code ends, after the first "change" or "run", where range is cut off when the next run begins; "last run": only where
-    that run ends with the block, else there is no result. ``over``: one byte more than a decoder takes."""
+    that run ends with the block, else there is no result. ``over``: one byte more than a decoder takes; ``full``: just as many."""
     classes, changed = moves(old, new, dtype)
     m, coder, bits, contexts = 8 * CARRIER[dtype], RangeCoder(), Bits(), {}
     positions = {at: (distance, side) for at, distance, side in changed}
@@ -399,6 +399,9 @@ def adaptive(old, new, dtype, span=None, rates=None, move=None, raw=None, coded=
     taken = 2 * coder.words
     coder.narrow(0, (coder.range >> 32) * share(a * pace >> 16))
     rest = coder.bytes().ljust(taken, b"\0") + b"\1" if over else coder.bytes()
+    if full:
+        rest = (coder.low + coder.range - 1 >> 16 * coder.words - 8 * taken).to_bytes(taken, "big")
+        assert rest[-1]
     return context_block(1, edit(bits.bytes(), raw), edit(rest, coded))
 
 
@@ -1449,11 +1452,13 @@ def context_dense():
          bytes(7 + d for d in steps) + bytes([7]) * (20_000 - len(steps)), rates=[50])
     good("adaptive_equal_sides", "Thousands of equal sides in one context, then the other.", "U8", same_class,
          bytes([7 + 8]) * 6000 + bytes([7 + 8, 7 - 7 - 1 & 255] * 100) + bytes([7]) * 13_800, rates=[50])
-    old = bytes([1] * 9 + [2] * 9 + [1] * 9 + [2] * 7 + [1] * 20)
-    turned_ = bytes(x ^ 4 if i in (8, 19, 53) else x for i, x in enumerate(old))
-    ok("context_adaptive_sum_of_two", "Two quiet units of weight 2^25 end a run, at a pace of 2^16.", {"t": T("U8", [len(old)], old)},
-       {"t": T("U8", [len(old)], turned_)},
-       [delta("t", "context", blocks=[adaptive(old, turned_, "U8", span=(1, 2), rates=[45, 45])], changed=3)])
+    old = bytes([1] * 8 + [1, 2, 1] * 200)
+    turned_ = bytes(x ^ 4 << i % 5 if i > 8 and (i * i + i // 7) % 6 == 0 else x for i, x in enumerate(old))
+    for name, comment, options in (("sum_of_two", "Two quiet units of weight 2^25 end a run, at a pace of 2^16.", {}),
+                                   ("all_bytes", "A decoder takes just as many range coded bytes as there are.", {"full": True})):
+        ok("context_adaptive_" + name, comment, {"t": T("U8", [len(old)], old)}, {"t": T("U8", [len(old)], turned_)},
+           [delta("t", "context", blocks=[adaptive(old, turned_, "U8", span=(1, 2), rates=[45, 45], **options)],
+                  changed=sum(a != b for a, b in zip(old, turned_)))])
     quiet = Generated(0, 70_000, 1, 5, 0, 0, 0)
     rare = bytearray(generated(quiet))
     for i in (3, 5, 30_000, 30_001, 69_999):
@@ -2315,6 +2320,63 @@ def removed_by_base_scope():
            {**entries, "r/v.safetensors": [same("a"), new("x")]}, {**target, "r/v.safetensors": {"a": RIGHT, "x": MOVED}})
 
 
+def found_by_mutants():
+    """Faults that a reader with one slip (tests/mutants) took for right, or the other way round."""
+    f, c = "format", "checkpoint"
+    bad_block("context_raw_padding_behind_head", "The bit behind the 23 raw bits of a block is set.",
+              adaptive(bytes(4), b"\1\0\0\0", "U8", raw=lambda b: b[:-1] + bytes([b[-1] | 0x80])), old=bytes(4), codec="context")
+    eight = sample("U64", 60, 8)
+    bad_block("context_static_of_8_bytes_only", "Units of 8 bytes are in the static form, and all else is as if they could be.",
+              static(*eight, "U64"), old=eight[0], target=eight[1], dtype="U64", codec="context", changed=len(distances(*eight, "U64")[0]))
+    empty = {**TWO_TARGET, "e": T("U8", [0], b"")}
+    vector("table_new_empty_coded_sparse", f, "A new tensor without units is coded sparse.", weights(TWO_BASE), patch_file(
+        TWO_BASE, empty, [delta("w"), new("n"), new("e")], table=setter("tensors", 2, "codec", "sparse")))
+    vector("table_entry_shape_true", f, "A dimension of an entry is true, not 1.", weights(TWO_BASE), two(table=setter("tensors", 1, "shape", [True])))
+    many = {"t": T("U8", [1] * 33, "01")}
+    vector("header_shape_33_dimensions", f, "A tensor has 33 dimensions, in the table and in the header.", weights(TWO_BASE),
+           patch_file(TWO_BASE, many, [new("t")]))
+    vector("metadata_nested_65_with_number", f, "Arrays in info nest 65 deep, and the innermost holds a number.", weights(TWO_BASE),
+           two(info={"x": json.loads("[" * 63 + "0" + "]" * 63)}))
+    vector("metadata_scope_null_with_removed", f, "base.scope is null, but a name is removed.", weights(TWO_BASE),
+           patch_file(TWO_BASE, {"n": TWO_TARGET["n"]}, [new("n")], base_scope=None, removed=["w"]))
+
+    def base(name, comment, old, new_text):
+        vector("base_header_" + name, c, comment, weights(BASE, swap(old, new_text)(header(BASE))), basic())
+        bad("header_" + name, f, comment.replace("the base", "the decoded header"), basic, stored_header=swap(old, new_text))
+    base("unknown_dtype", "A tensor of the base has an unknown dtype.", b'"BF16"', b'"BF17"')
+    base("dtype_not_text", "A tensor of the base has the dtype 16.", b'"BF16"', b"16")
+    base("shape_not_list", "A tensor of the base has the shape 8.", b"[8]", b"8")
+    base("shape_negative", "A tensor of the base has the shape [-2, -4].", b"[8]", b"[-2,-4]")
+    base("offsets_of_three", "A tensor of the base has three offsets.", b"[0,4]", b"[0,4,4]")
+    base("offset_false", "A tensor of the base begins at false, not 0.", b"[0,4]", b"[false,4]")
+    vector("base_header_shape_33_dimensions", c, "A tensor of the base has 33 dimensions.", weights({**BASE, "x": T("U8", [1] * 33, "01")}), basic())
+    block = sparse([0], [1], 8, w=2)  # ends with 0, as what follows the payload begins
+    units = Generated(0, BLOCK // 8 + 1, 8, 0, 0, 0, 0)
+    old = generated(units)
+    after = b"\1" + bytes(7) + old[8:-8] + b"\1" + bytes(7)
+    behind = T("U8", [len(block)], block)
+    vector("table_blocks_negative", f, "The last of two blocks has the size -1, the first one byte too many.", weights({"t": T("U64", [units.count], old)}),
+           patch_file({"t": T("U64", [units.count], old)}, {"t": T("U64", [units.count], after), "n": behind},
+                      [delta("t", blocks=[block[:-1]], changed=2), new("n")], table=setter("tensors", 0, "blocks", [len(block), -1])), units=units)
+
+    renamed = {"m.safetensors": {"meta": setter("target", "path", "m.bin"),
+                                 "payloads": lambda data: [(name.replace("m.safetensors", "m.bin"), b) for name, b in data]}}
+
+    def index(document):
+        document["shards"][0].update(target="m.bin", path="patch/m.bin")
+
+    def parts(stored):
+        stored["patch/m.bin"] = stored.pop("patch/m.safetensors")
+    vector("folder_shard_not_a_weight_file", f, "The target of a shard does not end in .safetensors.", file_bytes(SMALL_OLD),
+           small(shard=renamed, index=index, parts=parts))
+    third = {**TWO_TARGET, "n": T("U8", [1], "0a")}
+    first = patch_file(TWO_BASE, TWO_TARGET, [delta("w"), new("n")], base_scope="elsewhere",
+                       base_files=[{"path": "a.safetensors", **stat(weights(TWO_BASE))}])
+    second = patch_file(TWO_TARGET, third, [same("w"), delta("n")], base_files=[{"path": "c.safetensors", **stat(weights(TWO_TARGET))}])
+    vector("ok_chain_base_files_of_the_first", "success", "base.files of the first patch of a chain says which files of the base count.",
+           file_bytes({"a.safetensors": TWO_BASE, "b.safetensors": {"w": TWO_TARGET["w"]}}), first, second, output=second.output)
+
+
 # ---- Successes with one patch file ----------------------------------------------------------------------------------
 
 def successes():
@@ -2466,7 +2528,7 @@ def main():
     OUT.mkdir(parents=True, exist_ok=True)
     for make in (container_vectors, metadata_vectors, report_vectors, table_vectors, header_vectors, codec_vectors, context_vectors, context_dense, context_single_checks, base_vectors,
                  piece_rejections, piece_successes, piece_bases, folder_vectors,
-                 folder_successes, scope_vectors, doubled_in_base, doubled_in_target, removed_by_base_scope, successes):
+                 folder_successes, scope_vectors, doubled_in_base, doubled_in_target, removed_by_base_scope, found_by_mutants, successes):
         make()
     for old in OUT.glob("*.vector"):
         if old.stem not in WRITTEN:

@@ -30,9 +30,10 @@ def listed(target: str) -> dict[str, Any]:
 
 
 def sample(target: str, seed: int, count: int) -> list[Fault]:
-    """So many of a target's faults, the same each time."""
-    every = TARGETS[target].all_faults()
-    return random.Random(seed).sample(every, min(count, len(every)))
+    """The first so many of a target's faults in the order of a seed."""
+    every = list(TARGETS[target].all_faults())
+    random.Random(seed).shuffle(every)
+    return every[:count]
 
 
 def trace(target: str, cases: list[Any], folder: Path) -> dict[str, Any]:
@@ -115,6 +116,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a line of JSON for each mutant is appended to this file")
     parser.add_argument("--new", action="store_true", help="leave out the survivors that are known, and trace no lines: quick for a few mutants")
     parser.add_argument("--key", action="append", help="only the faults of this name")
+    parser.add_argument("--killers", action="store_true", help="write the cases that killed, in order, to killers.json")
     arguments = parser.parse_args()
     sys.dont_write_bytecode = True
     known = listed(arguments.target)
@@ -124,6 +126,10 @@ def main() -> None:
     if arguments.new:
         plan = [fault for fault in plan if fault.key not in known]
     results = run(arguments.target, plan, not arguments.new, arguments.out)
+    if arguments.killers:
+        kept = json.loads(KILLERS.read_text()) if KILLERS.exists() else {}
+        kept[arguments.target] = [name for name, _ in Counter(row["killer"] for row in results if row["killer"]).most_common()]
+        KILLERS.write_text(json.dumps(kept, indent=0) + "\n")
     alive = [row["key"] for row in results if row["killer"] is None]
     unknown = [key for key in alive if key not in known]
     print(json.dumps({"mutants": len(results), "killed": len(results) - len(alive), "survivors": len(alive), "unknown": unknown}, indent=1))

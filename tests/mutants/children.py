@@ -58,11 +58,11 @@ def scratch() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def in_child(work: Callable[[Path, Callable[[Any], None]], None], folder: Path, seconds: float) -> tuple[list[Any], str]:
-    """Run ``work`` in a fork, with a folder of its own; what it reports, and how it ended: "", "time-out", "crash: ..." or "signal N"."""
+def in_child(work: Callable[[Path, Callable[[Any], None]], None], folder: Path, seconds: float, keep: Path | None = None) -> tuple[list[Any], str]:
+    """Run ``work`` in a fork, with a folder of its own (``keep``, which stays); what it reports, and how it ended: "", "time-out", "crash: ..." or "signal N"."""
     reading, writing = os.pipe()
-    own = folder / "child"
-    own.mkdir()
+    own = keep or folder / "child"
+    own.mkdir(parents=True)
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
@@ -90,7 +90,8 @@ def in_child(work: Callable[[Path, Callable[[Any], None]], None], folder: Path, 
     with os.fdopen(reading) as pipe:
         lines = [json.loads(line) for line in pipe if line.endswith("\n")]
     ended = os.waitpid(pid, 0)[1]
-    shutil.rmtree(own, ignore_errors=True)
+    if not keep:
+        shutil.rmtree(own, ignore_errors=True)
     if os.WIFSIGNALED(ended):
         number = os.WTERMSIG(ended)
         return lines, "time-out" if number == signal.SIGPROF else f"signal {number}"
