@@ -1374,6 +1374,7 @@ def context_vectors():  # section 7.5
     bad_static("half_a_word", "Half a word is left over.", words=lambda b: b + b"\0")
     bad_static("word_left_over", "A word is left over.", words=lambda b: b + b"\0\0")
     bad_static("word_missing", "The last word is missing.", words=lambda b: b[:-2], old=LONG[0], new_=LONG[1], dtype="U16")
+    bad_static("words_missing", "All words are missing.", words=lambda b: b"", old=LONG[0], new_=LONG[1], dtype="U16")
     bad_static("state_at_end", "A state does not end at 2^16.", states=lambda b: (int.from_bytes(b[:4], "little") + 1).to_bytes(4, "little") + b[4:],
                tables=[(0, {1: (4, 0)})], **single)
     bad_static("distance_too_large", "A distance is 2^(m-1), but up.", old=b"\0" * 4, new_=b"\0\x80\0\0", turned=True)
@@ -1455,9 +1456,10 @@ def context_dense():
     old = bytes([1] * 8 + [1, 2, 1] * 200)
     turned_ = bytes(x ^ 4 << i % 5 if i > 8 and (i * i + i // 7) % 6 == 0 else x for i, x in enumerate(old))
     for name, comment, options in (("sum_of_two", "Two quiet units of weight 2^25 end a run, at a pace of 2^16.", {}),
+                                   ("sum_of_eight", "Eight quiet units of weight 2^23 end a run, at a pace of 2^16.", {"rates": [41, 41]}),
                                    ("all_bytes", "A decoder takes just as many range coded bytes as there are.", {"full": True})):
         ok("context_adaptive_" + name, comment, {"t": T("U8", [len(old)], old)}, {"t": T("U8", [len(old)], turned_)},
-           [delta("t", "context", blocks=[adaptive(old, turned_, "U8", span=(1, 2), rates=[45, 45], **options)],
+           [delta("t", "context", blocks=[adaptive(old, turned_, "U8", span=(1, 2), **{"rates": [45, 45], **options})],
                   changed=sum(a != b for a, b in zip(old, turned_)))])
     quiet = Generated(0, 70_000, 1, 5, 0, 0, 0)
     rare = bytearray(generated(quiet))
@@ -2375,6 +2377,30 @@ def found_by_mutants():
     second = patch_file(TWO_TARGET, third, [same("w"), delta("n")], base_files=[{"path": "c.safetensors", **stat(weights(TWO_TARGET))}])
     vector("ok_chain_base_files_of_the_first", "success", "base.files of the first patch of a chain says which files of the base count.",
            file_bytes({"a.safetensors": TWO_BASE, "b.safetensors": {"w": TWO_TARGET["w"]}}), first, second, output=second.output)
+    listed = {"a.safetensors": {"a": LEFT}, "b.safetensors": {"w": BASE["w"]},
+              "other.safetensors.index.json": index_of(a="a.safetensors", w="b.safetensors")}
+    patch = patch_file({"a": LEFT, "w": BASE["w"]}, {"a": LEFT, "w": TARGET["w"]}, [same("a"), delta("w")], base_scope="model",
+                       base_files=[{"path": path, **stat(weights(listed[path]))} for path in ("a.safetensors", "b.safetensors")])
+    vector("ok_base_scope_of_the_only_index", "success", "The base's only scope is that of an index, and has another id than the patch says.",
+           file_bytes(listed), patch, output=patch.output)
+
+    def static_ok(name, comment, old, new_, dtype, **options):
+        shape = [len(old) // CARRIER[dtype]]
+        ok("context_static_" + name, comment, {"t": T(dtype, shape, old)}, {"t": T(dtype, shape, new_)},
+           [delta("t", "context", blocks=[static(old, new_, dtype, **options)], changed=len(distances(old, new_, dtype)[0]))])
+    for n in (1, 2, 3, 61, 62, 63):
+        tokens = [8 + 4 * (i & 1) + i % 4 for i in range(n)]
+        static_ok(f"of_{n}_units", "The units do not fill the four states evenly, and each takes a word.", b"\xe8\x03" * n, tokens_moved(tokens), "U16",
+                  tables=[(0, {t: (5, t % 8) for t in range(1, 16)})])
+    tokens = [i * 7 % 15 for i in range(90)]
+    static_ok("table_common_1", "The frequencies leave 1 for the commonest token, and one of them is 1.", b"\xe8\x03" * 90, tokens_moved(tokens), "U16",
+              tables=[(14, {t: (14 - t, 0) for t in range(14)})])
+
+
+def tokens_moved(tokens):
+    """Units of 16 bits, all 1000, after these tokens below 16."""
+    units = [1000 + t if t < 8 else 1000 + (4 + t % 4) * 2 * (-1 if t >= 12 else 1) for t in tokens]
+    return b"".join(unit.to_bytes(2, "little") for unit in units)
 
 
 # ---- Successes with one patch file ----------------------------------------------------------------------------------
