@@ -2377,6 +2377,11 @@ def found_by_mutants():
     second = patch_file(TWO_TARGET, third, [same("w"), delta("n")], base_files=[{"path": "c.safetensors", **stat(weights(TWO_TARGET))}])
     vector("ok_chain_base_files_of_the_first", "success", "base.files of the first patch of a chain says which files of the base count.",
            file_bytes({"a.safetensors": TWO_BASE, "b.safetensors": {"w": TWO_TARGET["w"]}}), first, second, output=second.output)
+    units = Generated(3, BLOCK // 4 + 1, 8, 0, 0, 1, 0)
+    old = generated(units)
+    after = old[:BLOCK] + b"\1" + old[BLOCK + 1:]
+    ok("blocks_of_three", "Of three blocks of a tensor the second changes.", {"t": T("U64", [units.count], old)}, {"t": T("U64", [units.count], after)},
+       [delta("t", blocks=[b"", sparse_of(old[BLOCK:BLOCK + 8], after[BLOCK:BLOCK + 8], "U64", w=8), b""], changed=1)], made=units)
     listed = {"a.safetensors": {"a": LEFT}, "b.safetensors": {"w": BASE["w"]},
               "other.safetensors.index.json": index_of(a="a.safetensors", w="b.safetensors")}
     patch = patch_file({"a": LEFT, "w": BASE["w"]}, {"a": LEFT, "w": TARGET["w"]}, [same("a"), delta("w")], base_scope="model",
@@ -2390,16 +2395,20 @@ def found_by_mutants():
            [delta("t", "context", blocks=[static(old, new_, dtype, **options)], changed=len(distances(old, new_, dtype)[0]))])
     for n in (1, 2, 3, 61, 62, 63):
         tokens = [8 + 4 * (i & 1) + i % 4 for i in range(n)]
-        static_ok(f"of_{n}_units", "The units do not fill the four states evenly, and each takes a word.", b"\xe8\x03" * n, tokens_moved(tokens), "U16",
-                  tables=[(0, {t: (5, t % 8) for t in range(1, 16)})])
+        old = [1000 if i % 3 else 2000 for i in range(n)]
+        static_ok(f"of_{n}_units", "The units do not fill the four states evenly, and each takes a word.", tokens_moved([0] * n, old),
+                  tokens_moved(tokens, old), "U16", span=(3, 7), groups=[0, 0, 0, 0, 1],
+                  tables=[(0, {t: (5, t % 8) for t in range(1, 16)}), (0, {t: (3, t % 4) for t in range(1, 16)})])
     tokens = [i * 7 % 15 for i in range(90)]
-    static_ok("table_common_1", "The frequencies leave 1 for the commonest token, and one of them is 1.", b"\xe8\x03" * 90, tokens_moved(tokens), "U16",
+    old = [1000] * 90
+    static_ok("table_common_1", "The frequencies leave 1 for the commonest token, and one of them is 1.", tokens_moved([0] * 90, old),
+              tokens_moved(tokens, old), "U16",
               tables=[(14, {t: (14 - t, 0) for t in range(14)})])
 
 
-def tokens_moved(tokens):
-    """Units of 16 bits, all 1000, after these tokens below 16."""
-    units = [1000 + t if t < 8 else 1000 + (4 + t % 4) * 2 * (-1 if t >= 12 else 1) for t in tokens]
+def tokens_moved(tokens, old):
+    """Units of 16 bits after these tokens below 16."""
+    units = [x + (t if t < 8 else (4 + t % 4) * 2 * (-1 if t >= 12 else 1)) for t, x in zip(tokens, old)]
     return b"".join(unit.to_bytes(2, "little") for unit in units)
 
 

@@ -114,7 +114,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--out", type=Path, help="a line of JSON for each mutant is appended to this file")
-    parser.add_argument("--new", action="store_true", help="leave out the survivors that are known, and trace no lines: quick for a few mutants")
+    parser.add_argument(
+        "--new", action="store_true", help="leave out the survivors that are known, and trace no lines: quick for a few mutants"
+    )
     parser.add_argument("--key", action="append", help="only the faults of this name")
     parser.add_argument("--killers", action="store_true", help="write the cases that killed, in order, to killers.json")
     arguments = parser.parse_args()

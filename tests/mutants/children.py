@@ -58,8 +58,15 @@ def scratch() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def in_child(work: Callable[[Path, Callable[[Any], None]], None], folder: Path, seconds: float, keep: Path | None = None) -> tuple[list[Any], str]:
-    """Run ``work`` in a fork, with a folder of its own (``keep``, which stays); what it reports, and how it ended: "", "time-out", "crash: ..." or "signal N"."""
+Work = Callable[[Path, Callable[[Any], None]], None]
+
+
+def in_child(work: Work, folder: Path, seconds: float, keep: Path | None = None) -> tuple[list[Any], str]:
+    """Run ``work`` in a fork, with a folder of its own (``keep``, which stays).
+
+    Returns:
+        What it reported, and how it ended: "", "time-out", "crash: ..." or "signal N".
+    """
     reading, writing = os.pipe()
     own = keep or folder / "child"
     own.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Known survivors against what has no fault, on random inputs: python -m tests.mutants.compare --target T [--count N] [--seed S] [--key KEY].
+"""Known survivors against what has no fault, on random inputs: python -m tests.mutants.compare --target T [--count N] [--seed S].
 
 Faults of section 7 are tried on random coded blocks, made and mutated by ``tests/fuzz``; others on random patches, sealed again.
 Each survivor that agrees on all gets the number in ``survivors.json``; one that does not is printed with the seed and number.

@@ -74,8 +74,12 @@ def all_faults() -> list[Fault]:
                 used |= _names(node.value)
     found = []
     for name, source in sources.items():
-        functions = set(DECODERS[name].split())
-        found += faults(source, name, lambda top, node, f=functions: top in f or (isinstance(node, ast.Assign) and bool(used & _targets(node))))
+        wanted = set(DECODERS[name].split())
+
+        def chosen(top: str, node: ast.stmt, wanted: set[str] = wanted) -> bool:
+            return top in wanted or (isinstance(node, ast.Assign) and bool(used & _targets(node)))
+
+        found += faults(source, name, chosen)
     return found
 
 
