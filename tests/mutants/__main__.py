@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--out", type=Path, help="a line of JSON for each mutant is appended to this file")
     parser.add_argument(
-        "--new", action="store_true", help="leave out the survivors that are known, and trace no lines: quick for a few mutants"
+        "--new", action="store_true", help="without the survivors that are known, and without a trace: quick for a few"
     )
     parser.add_argument("--key", action="append", help="only the faults of this name")
     parser.add_argument("--killers", action="store_true", help="write the cases that killed, in order, to killers.json")
