@@ -1370,6 +1370,7 @@ def context_vectors():  # section 7.5
     bad_static("table_sum_too_large", "The frequencies leave nothing for the commonest token.", tables=[(0, {**one, 1: (14, 7), 2: (12, 7)})])
     bad_static("table_last_is_0", "The frequency of a table's last token is 0.", tables=[(0, {**one, 6: (0, 0)})])
     bad_static("states_short", "Three bytes of states are missing.", states=lambda b: b[:13], words=lambda b: b"")
+    bad_static("state_missing", "A state and all words are missing.", states=lambda b: b[:12], words=lambda b: b"")
     bad_static("state_too_small", "A state is below 2^16.", states=lambda b: b[:4] + b"\xff\xff\0\0" + b[8:])
     bad_static("half_a_word", "Half a word is left over.", words=lambda b: b + b"\0")
     bad_static("word_left_over", "A word is left over.", words=lambda b: b + b"\0\0")
@@ -2395,7 +2396,7 @@ def found_by_mutants():
            [delta("t", "context", blocks=[static(old, new_, dtype, **options)], changed=len(distances(old, new_, dtype)[0]))])
     for n in (1, 2, 3, 61, 62, 63):
         tokens = [8 + 4 * (i & 1) + i % 4 for i in range(n)]
-        old = [1000 if i % 3 else 2000 for i in range(n)]
+        old = [2000 if i % 7 == 0 or i == n - 1 else 1000 for i in range(n)]
         static_ok(f"of_{n}_units", "The units do not fill the four states evenly, and each takes a word.", tokens_moved([0] * n, old),
                   tokens_moved(tokens, old), "U16", span=(3, 7), groups=[0, 0, 0, 0, 1],
                   tables=[(0, {t: (5, t % 8) for t in range(1, 16)}), (0, {t: (3, t % 4) for t in range(1, 16)})])
