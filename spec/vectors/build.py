@@ -2335,6 +2335,11 @@ def found_by_mutants():
     vector("table_new_empty_coded_sparse", f, "A new tensor without units is coded sparse.", weights(TWO_BASE), patch_file(
         TWO_BASE, empty, [delta("w"), new("n"), new("e")], table=setter("tensors", 2, "codec", "sparse")))
     vector("table_entry_shape_true", f, "A dimension of an entry is true, not 1.", weights(TWO_BASE), two(table=setter("tensors", 1, "shape", [True])))
+    bad("metadata_totals_is_list", f, "totals is a list of names.", meta=setter("totals", ["same"]))
+    bad_entry("table_entry_base_is_list", f, "An entry's base is a list.", A, base=["dtype"])
+    old = bytes(300)
+    after = bytes(i % 2 for i in range(256)) + bytes(44)
+    ok("sparse_of_128", "128 units change: a varint of a byte 80h and another.", {"t": T("U8", [300], old)}, {"t": T("U8", [300], after)}, [delta("t")])
     many = {"t": T("U8", [1] * 33, "01")}
     vector("header_shape_33_dimensions", f, "A tensor has 33 dimensions, in the table and in the header.", weights(TWO_BASE),
            patch_file(TWO_BASE, many, [new("t")]))
