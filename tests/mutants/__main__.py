@@ -20,8 +20,10 @@ FILES = {"minimal_reader": [str(reader.FILE)], "kernels": [str(kernels.FOLDER / 
 SURVIVORS = Path(__file__).with_name("survivors.json")
 KILLERS = Path(__file__).with_name("killers.json")
 """For each target the cases that kill most, in the order in which they are tried where no lines are traced."""
-PATIENCE = 6.0
-"""Seconds of processor time that a mutant may take for any case, and for one that takes longer without a fault twelve times that."""
+PATIENCE = 3.0
+"""Seconds of processor time that a mutant may take for any case, and twelve times what it takes without a fault beside."""
+LARGE = 20_000
+"""Bytes of a case that may take three seconds without a fault, where no lines are traced."""
 
 
 def listed(target: str) -> dict[str, Any]:
@@ -76,6 +78,11 @@ def chosen(fault: Fault, cases: list[Any], traced: dict[str, Any] | None, kills:
     return sorted(able, key=lambda case: traced["seconds"][case.name] / (1 + kills[case.name]))
 
 
+def usual(case: Any) -> float:
+    """About the seconds that a case takes, at most."""
+    return 3.0 if case.size > LARGE else 0.1
+
+
 def run(target: str, plan: list[Fault], traced_too: bool, out: Path | None) -> list[dict[str, Any]]:
     """Each fault with what killed it, or none."""
     results, kills = [], Counter[str]()
@@ -91,7 +98,7 @@ def run(target: str, plan: list[Fault], traced_too: bool, out: Path | None) -> l
 
             def work(own: Path, report: Any, fault: Fault = fault, able: list[Any] = able) -> None:
                 judge = TARGETS[target].judge(fault, own)
-                first_failure(able, judge, lambda case: PATIENCE + 12 * seconds.get(case.name, 1.0))(own, report)
+                first_failure(able, judge, lambda case: PATIENCE + 12 * seconds.get(case.name, usual(case)))(own, report)
 
             start = time.time()
             rows, ended = in_child(work, folder, PATIENCE)
@@ -114,9 +121,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--out", type=Path, help="a line of JSON for each mutant is appended to this file")
-    parser.add_argument(
-        "--new", action="store_true", help="without the survivors that are known, and without a trace: quick for a few"
-    )
+    parser.add_argument("--new", action="store_true", help="without the survivors that are known, and without a trace: quick for a few")
     parser.add_argument("--key", action="append", help="only the faults of this name")
     parser.add_argument("--killers", action="store_true", help="write the cases that killed, in order, to killers.json")
     arguments = parser.parse_args()
