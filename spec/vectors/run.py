@@ -37,6 +37,17 @@ def section_of(name):
     return max(found)[1] if found else "other"
 
 
+def generated(seed, count, carrier, first, shift, step, sign):
+    """Units that a vector does not hold, but says how to make (README.md)."""
+    s, out = seed, bytearray()
+    for _ in range(count):
+        s = (s * 6364136223846793005 + 1442695040888963407) % 2 ** 64
+        p = (s >> 48) * (s >> 32 & 65535) >> 16
+        unit = first + (p >> shift) * step + (s >> 31 & 1) * sign
+        out += (unit % 256 ** carrier).to_bytes(carrier, "little")
+    return bytes(out)
+
+
 def parse(path):
     """A vector's fields: expect, comment, parts (path -> bytes), outputs (path -> SHA-256)."""
     raw = path.read_bytes()
@@ -47,6 +58,9 @@ def parse(path):
         if key == "part":
             name, size = value.rsplit(" ", 1)
             parts[name], body = body[:int(size)], body[int(size):]
+        elif key == "units":
+            name, *numbers = value.split(" ")
+            parts[name] += generated(*map(int, numbers))
         elif key == "output":
             name, digest = value.rsplit(" ", 1)
             outputs[name] = digest
