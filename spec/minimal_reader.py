@@ -2,7 +2,7 @@
 """A minimal, complete reader of ckptdiff patches, written from ckptdiff-v1.md alone: the format in one file.
 
 It is for learning and for checking other readers, not for speed. Comments name the sections of the specification.
-Needs zstandard, numpy and xxhash. Usage: python minimal_reader.py BASE PATCH [PATCH...] OUT
+Needs zstandard, numpy and xxhash. Usage: python minimal_reader.py apply BASE PATCH [PATCH...] OUT
 """
 
 import contextlib
@@ -988,7 +988,9 @@ def base_scopes(path, recorded, wanted, needed):
 def files_below(root, real_root, prefix="", linked=False):
     """Paths of all that is no folder, through links to folders that section 3.3 follows."""
     folder = os.path.join(root, prefix)
-    for entry in os.scandir(folder):
+    with os.scandir(folder) as entries:
+        entries = list(entries)
+    for entry in entries:
         try:
             entry.name.encode()
         except UnicodeEncodeError:
@@ -1010,11 +1012,14 @@ def is_within(path, folder):
 def read_index(folder, file):
     """The scope that an index gives and its weight_map, name -> path; None of what is no index."""
     match = INDEX_FILE.fullmatch(file)
+    if not match or not os.path.isfile(os.path.join(folder, file)):
+        return None
     try:
+        file.encode()  # a path is UTF-8
         with open(os.path.join(folder, file), "rb") as stream:
             shards = json.loads(stream.read().decode("utf-8-sig"))["weight_map"]
-            return match and (match[1] + match[2] + (match[3] or ""), {key: match[1] + shard for key, shard in shards.items()})
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError):
+            return match[1] + match[2] + (match[3] or ""), {key: match[1] + shard for key, shard in shards.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
 
@@ -1272,12 +1277,12 @@ def apply(base_path, patch_paths, out_path):
 
 
 def main():
-    if len(sys.argv) < 4:
-        sys.exit("usage: minimal_reader.py BASE PATCH [PATCH...] OUT")
+    if len(sys.argv) < 5 or sys.argv[1] != "apply":
+        sys.exit("usage: minimal_reader.py apply BASE PATCH [PATCH...] OUT")
     try:
-        apply(sys.argv[1], sys.argv[2:-1], sys.argv[-1])
-    except PatchError as error:
-        sys.exit(f"{error.kind}: {error.message}")
+        apply(sys.argv[2], sys.argv[3:-1], sys.argv[-1])
+    except PatchError as error:  # README.md: the last line begins with the kind
+        sys.exit(f"{error.kind}: {error.message}".replace("\n", " ").encode("utf-8", "backslashreplace").decode())
     except OSError as error:
         print(f"io: {error}", file=sys.stderr)
         sys.exit(2)

@@ -11,7 +11,7 @@ import ckptdiff
 
 TESTS = Path(__file__).parent
 FILES = sorted(path.relative_to(TESTS).as_posix() for path in TESTS.rglob("*.py") if path.name != "__init__.py")
-SHARED = ("tests.support", "tests.fuzz")
+SHARED = ("tests.support", "tests.fuzz", "tests.mutants")
 """What test files may import of the tests; nothing may import a test file."""
 MOST_LINES = 400
 

@@ -13,7 +13,7 @@ import math
 import re
 import struct
 import sys
-from collections import namedtuple
+from collections import Counter, namedtuple
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -345,9 +345,11 @@ def rate_of(units, changed):
     return min(range(1, 51), key=lambda r: abs(1 - share(2 + (r - 1) % 2 << 2 + (r - 1 >> 1)) / 2 ** 32 - changed / units))
 
 
-def adaptive(old, new, dtype, span=None, rates=None, move=None, raw=None, coded=None, leave=None):
+def adaptive(old, new, dtype, span=None, rates=None, move=None, raw=None, coded=None, leave=None,
+             over=False, full=False):
     """7.5.2. ``span``: lo and hi; ``rates``: of each class; ``move`` changes a (distance, side); ``raw`` and ``coded`` the bytes.
-    ``leave``: the code ends, after the first "change" or "run", where range is cut off when the next run begins."""
+    ``leave``: the code ends, after the first "change" or "run", where range is cut off when the next run begins; "last run": only where
+    that run ends with the block, else there is no result. ``over``: one byte more than a decoder takes; ``full``: just as many."""
     classes, changed = moves(old, new, dtype)
     m, coder, bits, contexts = 8 * CARRIER[dtype], RangeCoder(), Bits(), {}
     positions = {at: (distance, side) for at, distance, side in changed}
@@ -372,7 +374,7 @@ def adaptive(old, new, dtype, span=None, rates=None, move=None, raw=None, coded=
             if a * pace >> 16 >= 1 << 26:
                 coder.narrow(0, high * share(a * pace >> 16))
                 a = 0
-                if leave == "run":
+                if leave == "run" or leave == "last run" and i == len(classes) - 1:
                     return ended()
             continue
         bound = high * share((a + weight) * pace >> 16)
@@ -392,8 +394,15 @@ def adaptive(old, new, dtype, span=None, rates=None, move=None, raw=None, coded=
         a = stayed = 0
         if leave == "change":
             return ended()
+    if leave:
+        return None
+    taken = 2 * coder.words
     coder.narrow(0, (coder.range >> 32) * share(a * pace >> 16))
-    return context_block(1, edit(bits.bytes(), raw), edit(coder.bytes(), coded))
+    rest = coder.bytes().ljust(taken, b"\0") + b"\1" if over else coder.bytes()
+    if full:
+        rest = (coder.low + coder.range - 1 >> 16 * coder.words - 8 * taken).to_bytes(taken, "big")
+        assert rest[-1]
+    return context_block(1, edit(bits.bytes(), raw), edit(rest, coded))
 
 
 def number(bits, e):
@@ -402,8 +411,9 @@ def number(bits, e):
 
 
 def static(old, new, dtype, level_bits=(0, 0), width=1, phase=0, rows=(), columns=(), groups=None, tables=None, span=None,
-           states=None, words=None, raw=None, map_=None, turned=False):
-    """7.5.3. ``groups``: of each context; ``tables``: for each group (common, {token: (b, low bits)}), or None for equal ones."""
+           states=None, words=None, raw=None, map_=None, turned=False, end=1 << 16, early=False):
+    """7.5.3. ``groups``: of each context; ``tables``: for each group (common, {token: (b, low bits)}, perhaps another last), None for equal
+    ones, "fit" for those of the tokens. ``end``: what state 0 ends at; ``early``: it begins too small, with a word more."""
     classes, changed = moves(old, new, dtype)
     bits, tokens, tail = Bits(), [0] * len(classes), []
     for at, distance, side in changed:
@@ -431,13 +441,21 @@ def static(old, new, dtype, level_bits=(0, 0), width=1, phase=0, rows=(), column
     for group in groups if map_ is None else []:
         number(bits, 2 * (group - before) if group >= before else 2 * (before - group) - 1)
         before = group
+
+    def group_of(i):
+        level = rows[(phase + i) // width] + columns[(phase + i) % width] if r or c else 0
+        return groups[(min(max(classes[i], lo), hi) - lo) * levels + level]
+    where = [group_of(i) for i in range(len(tokens))]
+    if tables == "fit":
+        counts = Counter(zip(where, tokens))
+        tables = [fitted({t: n for (g, t), n in counts.items() if g == group}) for group in range(max(groups) + 1)]
     if map_:
         map_(bits)
     last = max(tokens)
     plain = (0, {t: (4, 0) for t in range(1, last + 1)})  # 8 of 2^14 each, token 0 the rest
     slots = []
-    for common, codes in [plain] * (max(groups) + 1) if tables is None else tables:
-        top = max([common, *codes])
+    for common, codes, *other_last in [plain] * (max(groups) + 1) if tables is None else tables:
+        top = other_last[0] if other_last else max([common, *codes])
         bits.put(top, 8).put(common, 8)
         f = {}
         for t in range(top + 1):
@@ -452,18 +470,29 @@ def static(old, new, dtype, level_bits=(0, 0), width=1, phase=0, rows=(), column
         slots.append({t: (f[t], sum(f[x] for x in range(t))) for t in f})
     for value, k in tail:
         bits.put(value, k)
-    x, out = [1 << 16] * 4, []
+    x, out = [end] + [1 << 16] * 3, []
     for i in reversed(range(len(tokens))):
-        level = rows[(phase + i) // width] + columns[(phase + i) % width] if r or c else 0
-        f, start = slots[groups[(min(max(classes[i], lo), hi) - lo) * levels + level]][tokens[i]]
+        f, start = slots[where[i]][tokens[i]]
         f = f if f > 0 else 1  # where a table is broken on purpose
-        if x[i % 4] >> 18 >= f:
+        if x[i % 4] >> 18 >= f or early and i == 0:
             out.append(x[i % 4] & 0xFFFF)
             x[i % 4] >>= 16
         x[i % 4] = (x[i % 4] // f << 14) + x[i % 4] % f + start
     first = b"".join((value & 0xFFFFFFFF).to_bytes(4, "little") for value in x)
     stream = b"".join(word.to_bytes(2, "little") for word in reversed(out))
     return context_block(2, edit(bits.bytes(), raw), edit(first, states) + edit(stream, words))
+
+
+def fitted(counts):
+    """A table for tokens that occur so often: four significant bits of each share, the commonest the rest."""
+    common, total, codes = max(counts, key=counts.get, default=0), sum(counts.values()), {}
+    for t, n in counts.items():
+        if t != common:
+            f = max(n * 16000 // total, 1)
+            b = f.bit_length()
+            j = min(b - 1, 3)
+            codes[t] = (b, (f >> b - 1 - j) - 2 ** j)
+    return common, codes
 
 
 def raw_of(data, dtype):
@@ -716,15 +745,34 @@ def patch_folder(base, target, shards, files=(), *, pairs={}, shard={}, index=No
 WRITTEN = set()
 
 
-def vector(name, expect, comment, base, *patches, output=None):
-    """``expect``: success, or the kinds of which a reader may give any. ``base`` and ``patches``: the bytes of a file, or path -> bytes of a folder."""
+Generated = namedtuple("Generated", "seed count carrier first shift step sign")
+
+
+@cache
+def generated(units):
+    """Units that a vector does not hold, but how they are made (README.md)."""
+    s, out = units.seed, []
+    for _ in range(units.count):
+        s = (s * 6364136223846793005 + 1442695040888963407) % 2 ** 64
+        p = (s >> 48) * (s >> 32 & 65535) >> 16
+        out.append((units.first + (p >> units.shift) * units.step + (s >> 31 & 1) * units.sign) % 256 ** units.carrier)
+    return b"".join(unit.to_bytes(units.carrier, "little") for unit in out)
+
+
+def vector(name, expect, comment, base, *patches, output=None, units=None):
+    """``expect``: success, or the kinds of which a reader may give any. ``base`` and ``patches``: the bytes of a file, or path -> bytes of a folder. ``units``: how the last bytes of the base, a file, are made."""
     lines, body = [f"expect: {expect}", f"comment: {comment}"], b""
     for label, item in [("base", base)] + [("patch" + (str(i) if i > 1 else ""), p) for i, p in enumerate(patches, 1)]:
         item = item.bytes if isinstance(item, Patch) else item
         files = {label + ".safetensors": item} if isinstance(item, bytes) else {
             f"{label}/{path}": item[path] for path in sorted(item)}
         for path, data in files.items():
+            if units and label == "base":
+                assert data.endswith(generated(units))
+                data = data[:-units.count * units.carrier]
             lines.append(f"part: {path} {len(data)}")
+            if units and label == "base":
+                lines.append(f"units: {path} {' '.join(map(str, units))}")
             body += data
     if expect == "success":
         results = {".": output} if isinstance(output, bytes) else output
@@ -734,10 +782,10 @@ def vector(name, expect, comment, base, *patches, output=None):
     (OUT / f"{name}.vector").write_bytes("\n".join(lines).encode() + b"\n\n" + body)
 
 
-def ok(name, comment, base, target, entries, **options):
+def ok(name, comment, base, target, entries, made=None, **options):
     """A success with one patch file."""
     patch = patch_file(base, target, entries, **options)
-    vector("ok_" + name, "success", comment, weights(base), patch, output=patch.output)
+    vector("ok_" + name, "success", comment, weights(base), patch, output=patch.output, units=made)
 
 
 # A small patch with an entry of each kind; w holds the example of section 7.4.
@@ -1170,6 +1218,8 @@ def codec_vectors():
     bad_block("varint_not_minimal", "n is written in two bytes where one is enough.", b"\x81\x00" + one[1:])
     bad_block("varint_six_bytes", "A varint has six bytes.", b"\x81\x80\x80\x80\x80\x00" + one[1:])
     bad_block("varint_2_to_32", "A varint is 2^32.", b"\x80\x80\x80\x80\x10" + one[1:])
+    bad_block("varint_2_to_32_and_1", "n is 2^32 + 1, of which the lower 32 bits are right.", b"\x81\x80\x80\x80\x10" + one[1:])
+    bad_block("varint_2_to_35_and_1", "n is 2^35 + 1, in six bytes.", b"\x81\x80\x80\x80\x80\x01" + one[1:])
     bad_block("varint_truncated", "A block ends inside a varint.", b"\x80")
     bad_block("plane_z_varint_not_minimal", "A plane's z is 0 written in two bytes.", b"\x01\x11" + b"\x80\0\0" + b"\0\x01")
     bad_block("plane_z_past_end", "A plane's frame is longer than the block.", b"\x01\x11" + b"\0\0" + b"\x7f\x01")
@@ -1320,14 +1370,162 @@ def context_vectors():  # section 7.5
     bad_static("table_sum_too_large", "The frequencies leave nothing for the commonest token.", tables=[(0, {**one, 1: (14, 7), 2: (12, 7)})])
     bad_static("table_last_is_0", "The frequency of a table's last token is 0.", tables=[(0, {**one, 6: (0, 0)})])
     bad_static("states_short", "Three bytes of states are missing.", states=lambda b: b[:13], words=lambda b: b"")
+    bad_static("state_missing", "A state and all words are missing.", states=lambda b: b[:12], words=lambda b: b"")
     bad_static("state_too_small", "A state is below 2^16.", states=lambda b: b[:4] + b"\xff\xff\0\0" + b[8:])
     bad_static("half_a_word", "Half a word is left over.", words=lambda b: b + b"\0")
     bad_static("word_left_over", "A word is left over.", words=lambda b: b + b"\0\0")
     bad_static("word_missing", "The last word is missing.", words=lambda b: b[:-2], old=LONG[0], new_=LONG[1], dtype="U16")
+    bad_static("words_missing", "All words are missing.", words=lambda b: b"", old=LONG[0], new_=LONG[1], dtype="U16")
     bad_static("state_at_end", "A state does not end at 2^16.", states=lambda b: (int.from_bytes(b[:4], "little") + 1).to_bytes(4, "little") + b[4:],
                tables=[(0, {1: (4, 0)})], **single)
     bad_static("distance_too_large", "A distance is 2^(m-1), but up.", old=b"\0" * 4, new_=b"\0\x80\0\0", turned=True)
     bad_static("nothing", "A block that is not empty changes nothing.", block=static(bytes(4), bytes(4), "U8"), **single)
+
+
+# ---- Section 7.5: dense blocks, whose bases are generated, and faults that one check alone finds --------------------
+
+CLASS_BITS = {"F16": 10, "BF16": 7, "F32": 23, "C64": 23, "F64": 52}
+
+
+def dense_base(dtype, count, seed):
+    """Units of 8 classes, or of 16, the lower of them commoner; floats of both signs."""
+    c, shift = CARRIER[dtype], CLASS_BITS.get(dtype, 8 * CARRIER[dtype] - 8)
+    first = (0x3C << 8 * c - 8) if dtype in CLASS_BITS else 0x30 << shift
+    step = 1 << shift + 3 >> 16
+    fewer = 13 - shift if shift < 13 else 0
+    if dtype not in CLASS_BITS and c == 1:
+        step, fewer = 1, 12  # each byte is a class
+    return Generated(seed, count, c, first, fewer, max(step, 1), 0 if dtype in INTEGER else 1 << 8 * c - 1)
+
+
+def dense_moves(old, dtype, seed, share_of, odd):
+    """The units moved: one in ``share_of`` (more of the lower classes), mostly by little, now and then by any octave (one in ``odd``)."""
+    c, s = CARRIER[dtype], seed
+    m, half = 8 * c, 1 << 8 * c - 1
+
+    def order(x):  # its own inverse but for the direction
+        return x if dtype in INTEGER else x + half if x < half else 2 * half - 1 - x
+
+    def back(x):
+        return x if dtype in INTEGER else x - half if x >= half else 2 * half - 1 - x
+    new, at = bytearray(old), 0
+    for i in range(0, len(old), c):
+        s = (s * 6364136223846793005 + 1442695040888963407) % 2 ** 64
+        if (s >> 40) % (share_of << (i // c * 4 // (len(old) // c)) % 3) == 0:
+            k = min(((s >> 20 & 0xFFFF) | 1 << 15).bit_length() - 1 - ((s >> 20 & 0xFFFF).bit_length() - 1 if s >> 20 & 0xFFFF else 0), m - 1)
+            if (s >> 3) % odd == 0:
+                k, at = at % m, at + 1  # each octave in turn
+            distance = (1 << k) + (s >> 5) % (1 << k)
+            x = int.from_bytes(old[i:i + c], "little")
+            up = s >> 4 & 1 and distance < half
+            moved = back((order(x) + (distance if up else -distance)) % (2 * half))
+            new[i:i + c] = moved.to_bytes(c, "little")
+    return bytes(new)
+
+
+def context_dense():
+    def good(name, comment, dtype, units, new_, coder=adaptive, **options):
+        old = generated(units)
+        shape = [len(old) * 8 // BITS[dtype]]
+        ok("context_" + name, comment, {"t": T(dtype, shape, old)}, {"t": T(dtype, shape, new_)},
+           [delta("t", "context", blocks=[coder(old, new_, dtype, **options)], changed=len(distances(old, new_, dtype)[0]))], made=units)
+    many = {"U8": 100_000, "BF16": 131_072, "F32": 100_000}
+    for seed, dtype in enumerate(("U8", "BF16", "F32", "F16", "U32", "F64", "I64", "C64", "I16", "F8_E4M3", "F4", "F6_E2M3"), 100):
+        units = dense_base(dtype, many.get(dtype, 24_000), seed)
+        old = generated(units)
+        good(f"dense_adaptive_{dtype.lower()}", f"The adaptive form of many units with many changes in every octave, {dtype}.", dtype, units,
+             dense_moves(old, dtype, seed, 11, 24))
+    for seed, dtype in enumerate(("U8", "BF16", "F32", "F16", "U32", "C64", "I16", "F8_E5M2", "F4"), 120):
+        units = dense_base(dtype, many.get(dtype, 24_000), seed)
+        old = generated(units)
+        classes = moves(old, old, dtype)[0]
+        span, n = max(classes) - min(classes) + 1, units.count
+        r, c, width, count = {"U8": (7, 5, 333, 64), "BF16": (3, 3, 256, 40), "F32": (3, 3, 500, 5), "I16": (3, 0, 77, 33)}.get(dtype, (0, 2, 100, 8))
+        phase = {"BF16": 0}.get(dtype, width - 1)
+        rows = [i * 5 % 2 ** r for i in range(-(-(phase + n) // width))]
+        columns = [i * 3 % 2 ** c for i in range(width)]
+        contexts = span * (2 ** r + 2 ** c - 1)
+        good(f"dense_static_{dtype.lower()}", f"The static form of many units with many changes in every octave, levels of {r} and {c} bits, "
+             f"{count} groups, {dtype}.", dtype, units, dense_moves(old, dtype, seed, 6 if dtype in many else 3, 60), static, level_bits=(r, c), width=width, phase=phase,
+             rows=rows, columns=columns, groups=[i * count // contexts for i in range(contexts)][::-1], tables="fit")
+    same_class = Generated(0, 20_000, 1, 7, 0, 0, 0)
+    steps = [1] * 6000 + [2] * 6000 + ([1] * 9 + [2] * 9 + [3]) * 200
+    good("adaptive_equal_bits", "Thousands of equal bits in one context, then the other bit.", "U8", same_class,
+         bytes(7 + d for d in steps) + bytes([7]) * (20_000 - len(steps)), rates=[50])
+    good("adaptive_equal_sides", "Thousands of equal sides in one context, then the other.", "U8", same_class,
+         bytes([7 + 8]) * 6000 + bytes([7 + 8, 7 - 7 - 1 & 255] * 100) + bytes([7]) * 13_800, rates=[50])
+    old = bytes([1] * 8 + [1, 2, 1] * 200)
+    turned_ = bytes(x ^ 4 << i % 5 if i > 8 and (i * i + i // 7) % 6 == 0 else x for i, x in enumerate(old))
+    for name, comment, options in (("sum_of_two", "Two quiet units of weight 2^25 end a run, at a pace of 2^16.", {}),
+                                   ("sum_of_eight", "Eight quiet units of weight 2^23 end a run, at a pace of 2^16.", {"rates": [41, 41]}),
+                                   ("all_bytes", "A decoder takes just as many range coded bytes as there are.", {"full": True})):
+        ok("context_adaptive_" + name, comment, {"t": T("U8", [len(old)], old)}, {"t": T("U8", [len(old)], turned_)},
+           [delta("t", "context", blocks=[adaptive(old, turned_, "U8", span=(1, 2), **{"rates": [45, 45], **options})],
+                  changed=sum(a != b for a, b in zip(old, turned_)))])
+    quiet = Generated(0, 70_000, 1, 5, 0, 0, 0)
+    rare = bytearray(generated(quiet))
+    for i in (3, 5, 30_000, 30_001, 69_999):
+        rare[i] = 6
+    good("adaptive_rare", "A change that is hardly likely takes two renormalisations at once; runs are long.", "U8", quiet, bytes(rare), rates=[1])
+    good("adaptive_quiet", "Changes at the lowest pace.", "U8", quiet, bytes(rare), rates=[30])
+    good("static_one_token", "Every unit changes, and alike: a table of one token.", "BF16", Generated(0, 3000, 2, 0x3F80, 0, 0, 0),
+         b"\x81\x3f" * 3000, static, tables="fit")
+
+
+def context_single_checks():
+    """Each of these would decode to what its digests say if the one check that refuses it were missing."""
+    def bad_(name, comment, coded, dtype, old, new_, made=None, blocks=None):
+        shape = [len(old) * 8 // BITS[dtype]]
+        patch = patch_file({"t": T(dtype, shape, old)}, {"t": T(dtype, shape, new_)},
+                           [delta("t", "context", blocks=blocks or [coded], changed=len(distances(old, new_, dtype)[0]))])
+        vector("context_" + name, "format", comment, weights({"t": T(dtype, shape, old)}), patch, units=made)
+    last = bytes(3) + b"\1"
+    bad_("adaptive_code_leaves_range_at_end", "After the last unit, which changed, code is above the range's upper part.",
+         adaptive(bytes(4), last, "U8", leave="change"), "U8", bytes(4), last)
+    for n in range(2, 400):
+        coded = adaptive(bytes(n), b"\1" + bytes(n - 1), "U8", rates=[44], leave="last run")
+        if coded:
+            break
+    bad_("adaptive_code_leaves_range_in_last_run", "After a run of four octaves that ends with the block code is above the range's upper part.",
+         coded, "U8", bytes(n), b"\1" + bytes(n - 1))
+    old, new_ = sample("U8", 60, 13)
+    bad_("adaptive_one_byte_over", "One range coded byte is left over.", adaptive(old, new_, "U8", over=True), "U8", old, new_)
+    bad_("adaptive_only_zero", "The only range coded byte is 0.", context_block(1, Bits().put(0, 16).put(50, 6).put(0, 1), b"\0"), "U8", b"\0", b"\1")
+    span, groups = (0, 255), [0] * 256
+    flat = {"level_bits": (1, 0), "span": span, "groups": [0] * 512}
+    bad_("static_phase_is_width_only", "The phase is the width, and all else is as if it could be.",
+         static(old, new_, "U8", **flat, width=60, phase=60, rows=[0, 1], columns=[0] * 60), "U8", old, new_)
+    bad_("static_phase_over_width", "The phase is above the width, and all else is as if it could be.",
+         static(old, new_, "U8", **flat, width=20, phase=30, rows=[0, 1, 0, 1, 0], columns=[0] * 20), "U8", old, new_)
+    bad_("static_state_ends_elsewhere", "The first state ends at 2^16 + 1.", static(old, new_, "U8", end=(1 << 16) + 1), "U8", old, new_)
+    bad_("static_state_begins_small", "The first state is below 2^16; a word fills it up.",
+         static(bytes(8), bytes(7) + b"\1", "U8", early=True, tables=[(0, {1: (6, 0)})]), "U8", bytes(8), bytes(7) + b"\1")
+    unused = [c for c in range(256) if c not in old][0]
+    for name, comment, there, back_ in (("group_too_large", "A context that no unit has is of a group that there is not.", 2, 1),
+                                        ("group_negative", "A context that no unit has is of the group -1.", 1, 2)):
+        def put(bits, there=there, back_=back_):
+            for c in range(256):
+                number(bits, there if c == unused else back_ if c == unused + 1 else 0)
+        bad_(f"static_{name}_unused", comment, static(old, new_, "U8", span=span, groups=groups, map_=put), "U8", old, new_)
+    six = {t: (8, t) for t in range(1, 6)}
+    bad_("static_table_common_behind_last", "A table's commonest token is one behind its last, and takes no slot of a token that there is.",
+         static(old, new_, "U8", tables=[(6, {**six, 0: (13, 0)}, 5)]), "U8", old, new_)
+    two_old, two_new = sample("U8", 60, 15, 2)
+    full = {0: (14, 0), 1: (13, 0), 2: (12, 0), 3: (11, 0), 4: (11, 0)}
+    bad_("static_table_nothing_left", "The frequencies leave 0 for the commonest token, which does not occur.",
+         static(two_old, two_new, "U8", tables=[(5, {**full, 6: (0, 0)}, 5)]), "U8", two_old, two_new)
+    bad_("static_table_common_0", "The frequencies leave 0 for the commonest token, which is not the last and does not occur.",
+         static(two_old, two_new, "U8", tables=[(3, {0: (14, 0), 1: (13, 0), 2: (12, 0), 4: (12, 0)})]), "U8", two_old, two_new)
+    for name, dtype, block in (("adaptive", "U64", context_block(1, Bits().put(0, 16).put(0, 6), b"")),
+                               ("static", "U32", context_block(2, Bits().put(0, 16).put(0, 6).put(0, 6).put(0, 1).put(0, 16), b"\0\0\1\0" * 4))):
+        c = CARRIER[dtype]
+        units = Generated(0, BLOCK // c + 1, c, 0, 0, 0, 0)
+        old_ = generated(units)
+        new_last = old_[:-c] + b"\1" + bytes(c - 1)
+        second = adaptive(bytes(c), b"\1" + bytes(c - 1), dtype)
+        bad_(f"{name}_nothing_in_one_block", "The first of two blocks is not empty, but changes nothing.", None, dtype, old_, new_last, units,
+             blocks=[block, second])
+
 
 
 def set_bits(data, at, k, value):
@@ -2463,6 +2661,101 @@ def opened_vectors():
     ok("raw_example", "The example of section 7.3.", base, {"t": T("BF16", [3], "803f813f0040")}, [delta("t", "raw", blocks=[coded])])
 
 
+def found_by_mutants():
+    """Faults that a reader with one slip (tests/mutants) took for right, or the other way round."""
+    f, c = "format", "checkpoint"
+    bad_block("context_raw_padding_behind_head", "The bit behind the 23 raw bits of a block is set.",
+              adaptive(bytes(4), b"\1\0\0\0", "U8", raw=lambda b: b[:-1] + bytes([b[-1] | 0x80])), old=bytes(4), codec="context")
+    eight = sample("U64", 60, 8)
+    bad_block("context_static_of_8_bytes_only", "Units of 8 bytes are in the static form, and all else is as if they could be.",
+              static(*eight, "U64"), old=eight[0], target=eight[1], dtype="U64", codec="context", changed=len(distances(*eight, "U64")[0]))
+    empty = {**TWO_TARGET, "e": T("U8", [0], b"")}
+    vector("table_new_empty_coded_sparse", f, "A new tensor without units is coded sparse.", weights(TWO_BASE), patch_file(
+        TWO_BASE, empty, [delta("w"), new("n"), new("e")], table=setter("tensors", 2, "codec", "sparse")))
+    vector("table_entry_shape_true", f, "A dimension of an entry is true, not 1.", weights(TWO_BASE), two(table=setter("tensors", 1, "shape", [True])))
+    bad("metadata_totals_is_list", f, "totals is a list of names.", meta=setter("totals", ["same"]))
+    bad_entry("table_entry_base_is_list", f, "An entry's base is a list.", A, base=["dtype"])
+    old = bytes(300)
+    after = bytes(i % 2 for i in range(256)) + bytes(44)
+    ok("sparse_of_128", "128 units change: a varint of a byte 80h and another.", {"t": T("U8", [300], old)}, {"t": T("U8", [300], after)}, [delta("t")])
+    many = {"t": T("U8", [1] * 33, "01")}
+    vector("header_shape_33_dimensions", f, "A tensor has 33 dimensions, in the table and in the header.", weights(TWO_BASE),
+           patch_file(TWO_BASE, many, [new("t")]))
+    vector("metadata_nested_65_with_number", f, "Arrays in info nest 65 deep, and the innermost holds a number.", weights(TWO_BASE),
+           two(info={"x": json.loads("[" * 63 + "0" + "]" * 63)}))
+    vector("metadata_scope_null_with_removed", f, "base.scope is null, but a name is removed.", weights(TWO_BASE),
+           patch_file(TWO_BASE, {"n": TWO_TARGET["n"]}, [new("n")], base_scope=None, removed=["w"]))
+
+    def base(name, comment, old, new_text):
+        vector("base_header_" + name, c, comment, weights(BASE, swap(old, new_text)(header(BASE))), basic())
+        bad("header_" + name, f, comment.replace("the base", "the decoded header"), basic, stored_header=swap(old, new_text))
+    base("unknown_dtype", "A tensor of the base has an unknown dtype.", b'"BF16"', b'"BF17"')
+    base("dtype_not_text", "A tensor of the base has the dtype 16.", b'"BF16"', b"16")
+    base("shape_not_list", "A tensor of the base has the shape 8.", b"[8]", b"8")
+    base("shape_negative", "A tensor of the base has the shape [-2, -4].", b"[8]", b"[-2,-4]")
+    base("offsets_of_three", "A tensor of the base has three offsets.", b"[0,4]", b"[0,4,4]")
+    base("offset_false", "A tensor of the base begins at false, not 0.", b"[0,4]", b"[false,4]")
+    vector("base_header_shape_33_dimensions", c, "A tensor of the base has 33 dimensions.", weights({**BASE, "x": T("U8", [1] * 33, "01")}), basic())
+    block = sparse([0], [1], 8, w=2)  # ends with 0, as what follows the payload begins
+    units = Generated(0, BLOCK // 8 + 1, 8, 0, 0, 0, 0)
+    old = generated(units)
+    after = b"\1" + bytes(7) + old[8:-8] + b"\1" + bytes(7)
+    behind = T("U8", [len(block)], block)
+    vector("table_blocks_negative", f, "The last of two blocks has the size -1, the first one byte too many.", weights({"t": T("U64", [units.count], old)}),
+           patch_file({"t": T("U64", [units.count], old)}, {"t": T("U64", [units.count], after), "n": behind},
+                      [delta("t", blocks=[block[:-1]], changed=2), new("n")], table=setter("tensors", 0, "blocks", [len(block), -1])), units=units)
+
+    renamed = {"m.safetensors": {"meta": setter("target", "path", "m.bin"),
+                                 "payloads": lambda data: [(name.replace("m.safetensors", "m.bin"), b) for name, b in data]}}
+
+    def index(document):
+        document["shards"][0].update(target="m.bin", path="patch/m.bin")
+
+    def parts(stored):
+        stored["patch/m.bin"] = stored.pop("patch/m.safetensors")
+    vector("folder_shard_not_a_weight_file", f, "The target of a shard does not end in .safetensors.", file_bytes(SMALL_OLD),
+           small(shard=renamed, index=index, parts=parts))
+    third = {**TWO_TARGET, "n": T("U8", [1], "0a")}
+    first = patch_file(TWO_BASE, TWO_TARGET, [delta("w"), new("n")], base_scope="elsewhere",
+                       base_files=[{"path": "a.safetensors", **stat(weights(TWO_BASE))}])
+    second = patch_file(TWO_TARGET, third, [same("w"), delta("n")], base_files=[{"path": "c.safetensors", **stat(weights(TWO_TARGET))}])
+    vector("ok_chain_base_files_of_the_first", "success", "base.files of the first patch of a chain says which files of the base count.",
+           file_bytes({"a.safetensors": TWO_BASE, "b.safetensors": {"w": TWO_TARGET["w"]}}), first, second, output=second.output)
+    units = Generated(3, BLOCK // 4 + 1, 8, 0, 0, 1, 0)
+    old = generated(units)
+    after = old[:BLOCK] + b"\1" + old[BLOCK + 1:]
+    ok("blocks_of_three", "Of three blocks of a tensor the second changes.", {"t": T("U64", [units.count], old)}, {"t": T("U64", [units.count], after)},
+       [delta("t", blocks=[b"", sparse_of(old[BLOCK:BLOCK + 8], after[BLOCK:BLOCK + 8], "U64", w=8), b""], changed=1)], made=units)
+    listed = {"a.safetensors": {"a": LEFT}, "b.safetensors": {"w": BASE["w"]},
+              "other.safetensors.index.json": index_of(a="a.safetensors", w="b.safetensors")}
+    patch = patch_file({"a": LEFT, "w": BASE["w"]}, {"a": LEFT, "w": TARGET["w"]}, [same("a"), delta("w")], base_scope="model",
+                       base_files=[{"path": path, **stat(weights(listed[path]))} for path in ("a.safetensors", "b.safetensors")])
+    vector("ok_base_scope_of_the_only_index", "success", "The base's only scope is that of an index, and has another id than the patch says.",
+           file_bytes(listed), patch, output=patch.output)
+
+    def static_ok(name, comment, old, new_, dtype, **options):
+        shape = [len(old) // CARRIER[dtype]]
+        ok("context_static_" + name, comment, {"t": T(dtype, shape, old)}, {"t": T(dtype, shape, new_)},
+           [delta("t", "context", blocks=[static(old, new_, dtype, **options)], changed=len(distances(old, new_, dtype)[0]))])
+    for n in (1, 2, 3, 61, 62, 63):
+        tokens = [8 + 4 * (i & 1) + i % 4 for i in range(n)]
+        old = [2000 if i % 7 == 0 or i == n - 1 else 1000 for i in range(n)]
+        static_ok(f"of_{n}_units", "The units do not fill the four states evenly, and each takes a word.", tokens_moved([0] * n, old),
+                  tokens_moved(tokens, old), "U16", span=(3, 7), groups=[0, 0, 0, 0, 1],
+                  tables=[(0, {t: (5, t % 8) for t in range(1, 16)}), (0, {t: (3, t % 4) for t in range(1, 16)})])
+    tokens = [i * 7 % 15 for i in range(90)]
+    old = [1000] * 90
+    static_ok("table_common_1", "The frequencies leave 1 for the commonest token, and one of them is 1.", tokens_moved([0] * 90, old),
+              tokens_moved(tokens, old), "U16",
+              tables=[(14, {t: (14 - t, 0) for t in range(14)})])
+
+
+def tokens_moved(tokens, old):
+    """Units of 16 bits after these tokens below 16."""
+    units = [x + (t if t < 8 else (4 + t % 4) * 2 * (-1 if t >= 12 else 1)) for t, x in zip(tokens, old)]
+    return b"".join(unit.to_bytes(2, "little") for unit in units)
+
+
 # ---- Successes with one patch file ----------------------------------------------------------------------------------
 
 def successes():
@@ -2612,9 +2905,9 @@ def successes():
 
 def main():
     OUT.mkdir(parents=True, exist_ok=True)
-    for make in (container_vectors, metadata_vectors, report_vectors, table_vectors, header_vectors, codec_vectors, context_vectors, base_vectors,
+    for make in (container_vectors, metadata_vectors, report_vectors, table_vectors, header_vectors, codec_vectors, context_vectors, context_dense, context_single_checks, base_vectors,
                  piece_rejections, piece_successes, piece_bases, folder_vectors,
-                 folder_successes, scope_vectors, doubled_in_base, doubled_in_target, removed_by_base_scope,
+                 folder_successes, scope_vectors, doubled_in_base, doubled_in_target, removed_by_base_scope, found_by_mutants,
                  zstd_vectors, version_vectors, fault_vectors, name_vectors, given_vectors, opened_vectors, successes):
         make()
     for old in OUT.glob("*.vector"):

@@ -17,9 +17,10 @@ import pytest
 
 from tests.fuzz.vectors import BUILD as B
 from tests.support.checkpoints import tree
-from tests.support.vectors import run_minimal, run_package
+from tests.support.vectors import Outcome, run_minimal, run_package
 
 FOLLOWS: dict[str, str] = {
+    "links: a name that is not UTF-8, of an index, beside recorded files": "3.3: UnicodeEncodeError in scopes._usable",
     "left out: a scope without tensors": "3.3: Checkpoint.scope counts scopes without tensors",
 }
 """Cases in which the package does not give what the spec says yet, with the reason: to be emptied."""
@@ -60,11 +61,13 @@ def patch_on(scope: str = "model", *known: str, sizes: Files | None = None) -> b
 # --- paths ---------------------------------------------------------------------------------------------------------
 
 UNSAFE = (
-    "", ".", "..", "/", "/a", "a/", "a//b", "./a", "a/.", "a/./b", "../a", "a/..", "a/../b", "a\\b", "a:b", "c:/a", "a\0b", "a\nb", "a\x1fb", "a\x7fb",
+    "", ".", "..", "/", "/a", "a/", "a//b", "./a", "a/.", "a/./b", "../a", "a/..", "a/../b", "a\\b", "a:b", "c:/a",
+    "a\0b", "a\nb", "a\x1fb", "a\x7fb",
     ".git", ".GIT/a", "a/.Git/b", "ckptdiff.json", "a" * 251, "\u00e9" * 126, "/".join("a" * 33), "/".join(["a" * 204] * 5) + "a",
 )  # fmt: skip
 SAFE = (
-    "...", "a...", ".a", " ", "a ", "~", "-", "-rf", "%2e%2e", "con", "aux.txt", "a*b?", "\u2028", "\U0001f600", "\u0085", "a/ckptdiff.json", ".github/a",
+    "...", "a...", ".a", " ", "a ", "~", "-", "-rf", "%2e%2e", "con", "aux.txt", "a*b?", "\u2028", "\U0001f600", "\u0085",
+    "a/ckptdiff.json", ".github/a",
     "git", "patch/a", "files/a.zst", "a" * 250, "/".join("a" * 32), "CKPTDIFF.JSON", ".git ", "x/.gitignore",
 )  # fmt: skip
 
@@ -131,20 +134,20 @@ def links() -> Iterator[Case]:
     yield case("a recorded file outside", "success", {"m.safetensors": Link(OUT + "b"), **ASIDE}, "m", "m.safetensors", b=a)
     yield case("a recorded file that leads nowhere", "checkpoint", {**MODEL, "m.safetensors": Link("gone")}, "model", "m.safetensors")
     yield case("a recorded file that is a folder", "success", {**MODEL, "m.safetensors/x": b""}, "model", "m.safetensors")
-    yield case("beside recorded files: links to nowhere", "success", {**MODEL, "x.safetensors": Link("gone"), "y.safetensors.index.json": Link("gone")},
-               "model", "model.safetensors")  # fmt: skip
+    nowhere = {"x.safetensors": Link("gone"), "y.safetensors.index.json": Link("gone")}
+    yield case("beside recorded files: links to nowhere", "success", {**MODEL, **nowhere}, "model", "model.safetensors")
     yield case("beside recorded files: pipes", "success", {**MODEL, "x.safetensors": PIPE}, "model", "model.safetensors")
     strange = os.fsdecode(b"\xff")
     for name, path in (
-        ("weight file", ".safetensors"),
-        ("other file", ".txt"),
-        ("index", "x.safetensors.index.json"),
-        ("folder", "/x.txt"),
+        ("a weight file", ".safetensors"),
+        ("another file", ".txt"),
+        ("an index", "x.safetensors.index.json"),
+        ("a folder", "/x.txt"),
     ):
         content: Any = a if path == ".safetensors" else b"{}"
-        yield case(f"a name that is not UTF-8, of a {name}", "checkpoint", {**MODEL, strange + path: content})
+        yield case(f"a name that is not UTF-8, of {name}", "checkpoint", {**MODEL, strange + path: content})
         yield case(
-            f"a name that is not UTF-8, of a {name}, beside recorded files",
+            f"a name that is not UTF-8, of {name}, beside recorded files",
             "success",
             {**MODEL, strange + path: content},
             "model",
@@ -155,9 +158,12 @@ def links() -> Iterator[Case]:
 # --- indexes -------------------------------------------------------------------------------------------------------
 
 WEIGHT_MAPS = (
-    '{"a":""}', '{"a":"/"}', '{"a":"/part.safetensors"}', '{"a":"part.safetensors/"}', '{"a":"x//part.safetensors"}', '{"a":"x/../part.safetensors"}',
-    '{"a":" part.safetensors"}', '{"a":"part.safetensors\\u0000"}', '{"a":"PART.safetensors"}', '{"a":"part"}', '{"a":null}', '{"a":true}', '{"a":1.5}',
-    '{"a":[]}', '{"a":{}}', '{"a":["part.safetensors"]}', "null", "0", '"part.safetensors"', "[]", '{"a":"part.safetensors","b":"gone.safetensors"}',
+    '{"a":""}', '{"a":"/"}', '{"a":"/part.safetensors"}', '{"a":"part.safetensors/"}',
+    '{"a":"x//part.safetensors"}', '{"a":"x/../part.safetensors"}',
+    '{"a":" part.safetensors"}', '{"a":"part.safetensors\\u0000"}', '{"a":"PART.safetensors"}', '{"a":"part"}', '{"a":null}',
+    '{"a":true}', '{"a":1.5}',
+    '{"a":[]}', '{"a":{}}', '{"a":["part.safetensors"]}', "null", "0", '"part.safetensors"', "[]",
+    '{"a":"part.safetensors","b":"gone.safetensors"}',
     '{"a":"part.safetensors","b":3}', '{"a":"part.safetensors"',
 )  # fmt: skip
 """Of each a reader must say that it is no index, or lists a missing file."""
@@ -166,8 +172,8 @@ GOOD_MAPS = ('{"a":"part.safetensors"}', ' { "a" :\t"part.safetensors" } ', '{""
 
 
 def indexes() -> Iterator[Case]:
-    def both(name: str, listing: bytes, good: bool, more: Files) -> Iterator[Case]:
-        files = {"part.safetensors": {"a": OLD}, **ASIDE, "model.safetensors.index.json": listing, **more}
+    def both(name: str, listing: bytes, good: bool) -> Iterator[Case]:
+        files = {"part.safetensors": {"a": OLD}, **ASIDE, "model.safetensors.index.json": listing}
         yield Case(f"index: {name}", "success" if good else "checkpoint", files, patch_on("model" if good else "part"))
         sizes = {"aside.safetensors": B.stat(B.weights(ASIDE["aside.safetensors"]))}
         yield Case(f"index: {name}, beside recorded files", "success", files, patch_on(
@@ -175,19 +181,25 @@ def indexes() -> Iterator[Case]:
 
     for good, maps in ((False, WEIGHT_MAPS), (True, GOOD_MAPS)):
         for text in maps:
-            yield from both(text, b'{"weight_map":%s}' % text.encode(), good, {})
+            yield from both(text, b'{"weight_map":%s}' % text.encode(), good)
     listing = '"weight_map":{"a":"part.safetensors"}'
     for name, text, good in (
-        ("twice", '{"weight_map":{"a":"gone"},%s}' % listing, True), ("twice, the last bad", '{%s,"weight_map":7}' % listing, False),
-        ("floats", '{"x":[1e5,-0.0,1E-3],%s}' % listing, True), ("large integers", '{"x":%d,%s}' % (1 << 80, listing), True),
-        ("text behind it", "{%s} x" % listing, False), ("a comment", "{%s} // x" % listing, False), ("single quotes", "{'weight_map':{}}", False),
+        ("twice", '{"weight_map":{"a":"gone"},MAP}', True), ("twice, the last bad", '{MAP,"weight_map":7}', False),
+        ("floats", '{"x":[1e5,-0.0,1E-3],MAP}', True), ("large integers", f'{{"x":{1 << 80},MAP}}', True),
+        ("text behind it", "{MAP} x", False), ("a comment", "{MAP} // x", False), ("single quotes", "{'weight_map':{}}", False),
         ("an escape", '{"weight\\u005fmap":{"a":"part.safetensors"}}', True), ("Weight_Map", '{"Weight_Map":{}}', False),
-        ("deep", '{"x":%s%s,%s}' % ("[" * 200000, "]" * 200000, listing), False),
+        ("deep", f'{{"x":{"[" * 200000}{"]" * 200000},MAP}}', False),
     ):  # fmt: skip
-        yield from both(name, text.encode(), good, {})
-    for name, raw, good in (("mark", b"\xef\xbb\xbf{%s}" % listing.encode(), True), ("UTF-16", ("{%s}" % listing).encode("utf-16"), False),
-                            ("not UTF-8", b'{"x":"\xff",%s}' % listing.encode(), False), ("no bytes", b"", False)):  # fmt: skip
-        yield from both(name, raw, good, {})
+        yield from both(name, text.replace("MAP", listing).encode(), good)
+    whole = f"{{{listing}}}"
+    strange = b'{"x":"\xff",' + whole.encode()[1:]
+    for name, raw, good in (
+        ("mark", whole.encode("utf-8-sig"), True),
+        ("UTF-16", whole.encode("utf-16"), False),
+        ("not UTF-8", strange, False),
+        ("no bytes", b"", False),
+    ):
+        yield from both(name, raw, good)
     yield Case("left out: a scope without tensors", "success", {**MODEL, "x.safetensors": {}}, patch_on("other"))
 
 
@@ -226,7 +238,7 @@ FAULTS: dict[str, Fault] = {  # in what place of the order of section 13 each is
     "removed unsorted": (9, "format", {"table": B.setter("removed", ["y", "x"])}),
     "codec unknown": (9, "unsupported", {"table": lambda table: table["tensors"][0].update(codec="lz4")}),
     "header padded": (9, "format", {"padding": lambda _: b" " * 16}),
-    "payload's digest wrong": (9, "integrity", {"payloads": lambda d: d[:2] + [(d[2][0], b"\xff" * len(d[2][1]))]}),
+    "payload's digest wrong": (9, "integrity", {"payloads": lambda d: [*d[:2], (d[2][0], b"\xff" * len(d[2][1]))]}),
     "key of __metadata__": (9, "format", {"layout": B.setter("__metadata__", "x", "y")}),
 }
 
@@ -273,6 +285,13 @@ def lay(root: Path, content: Any, outside: Path) -> Path:
     return root
 
 
+def package(base: Path, patch: Path, out: Path) -> Outcome:
+    try:
+        return run_package(base, [patch], out)
+    except (UnicodeError, OSError) as error:  # no reader may end like this
+        return "crash", repr(error)
+
+
 def test_there_are_cases_enough() -> None:
     assert len({case.name for case in CASES}) == len(CASES) >= 171
     assert {case.name for case in CASES} >= FOLLOWS.keys()
@@ -282,13 +301,12 @@ def test_there_are_cases_enough() -> None:
 def test_both_readers_judge_alike(case: Case, tmp_path: Path) -> None:
     outside = lay(tmp_path / "outside", {"here": b"", **case.outside}, tmp_path)
     base, patch = lay(tmp_path / "base", case.base, outside), lay(tmp_path / "patch", case.patch, outside)
-    (ours, message), (theirs, their_message) = (
-        run(base, [patch], tmp_path / f"out{i}") for i, run in enumerate((run_package, run_minimal))
-    )
+    theirs, their_message = run_minimal(base, [patch], tmp_path / "theirs")
+    ours, message = package(base, patch, tmp_path / "ours")
     assert theirs in case.kinds.split(" "), f"the minimal reader: {theirs}: {their_message}"
     if case.name in FOLLOWS:
         assert ours not in case.kinds.split(" "), f"{case.name}: the package follows: take it out of FOLLOWS"
         return
     assert ours in case.kinds.split(" "), f"the package: {ours}: {message}"
     if case.kinds == "success":
-        assert tree(tmp_path / "out0") == tree(tmp_path / "out1")
+        assert tree(tmp_path / "ours") == tree(tmp_path / "theirs")

@@ -15,7 +15,7 @@ from tests.support import hostile_files as made
 from tests.support.checkpoints import tree
 from tests.support.mutations import mutate
 from tests.support.random_pairs import random_pair
-from tests.support.vectors import READER, run_minimal, run_package
+from tests.support.vectors import READER, VECTORS, Vector, run_minimal, run_package
 
 COUNT, BATCH = 500, 25
 
@@ -61,6 +61,17 @@ def test_both_readers_see_the_same_indexes(name: str, tmp_path: Path) -> None:
     assert list(found) == list(
         scopes.scopes_of(["x.safetensors"], {name: tmp_path / name} if scopes.is_index(name) else {}, False).of_file.values()
     )
+
+
+def test_output_paths_that_a_file_system_takes_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 9: that is an error of the machine, not of the patch, and nothing is written over another."""
+    vector = next(path for path in VECTORS if path.stem == "ok_path_differs_in_case")
+    base, patches = Vector.unpack(vector, tmp_path).inputs(tmp_path)
+    create = READER.create
+    monkeypatch.setattr(READER, "create", lambda path: create(path.replace("readme", "Readme")))
+    with pytest.raises(FileExistsError):
+        READER.apply(base, patches, tmp_path / "out")
+    assert not (tmp_path / "out").exists() and sorted(path.name for path in tmp_path.iterdir()) == ["base", "patch"]
 
 
 def test_limits_of_the_minimal_reader() -> None:

@@ -21,6 +21,8 @@ from tests.support.checkpoints import BITS, tensor, tree, write
 from tests.support.codec_checks import encode
 
 SPEC = (Path(__file__).resolve().parents[2] / "spec" / "ckptdiff-v1.md").read_text()
+FLAT = " ".join(SPEC.split())
+"""The same without its lines."""
 
 
 def section(number: str) -> str:
@@ -78,14 +80,14 @@ def test_the_limits() -> None:
         [canonical.MAX_INTEGER, json_scan.MAX_DEPTH],
     ]
     assert canonical.MAX_INTEGER == 2**53 - 1
-    limits = section("## 11.")
-    assert f"at most\n{canonical.MAX_NODES:,} of them in an index or metadata, {safetensors.MAX_MEMBER_NODES:,} in one member" in limits
+    limits = " ".join(section("## 11.").split())
+    assert f"at most {canonical.MAX_NODES:,} of them in an index or metadata, {safetensors.MAX_MEMBER_NODES:,} in one member" in limits
     assert f"in one entry of a table {table.MAX_ENTRY_NODES} and one for each 2^21" in limits
     assert f"A table nests {table.MAX_ENTRY_DEPTH} deep" in limits
     assert f"2^21 = {BLOCK:,} bytes" in SPEC
     assert (
         f"1 to {safe_paths.MAX_PATH:,} bytes of UTF-8, 1 to {safe_paths.MAX_COMPONENTS} components of 1 to {safe_paths.MAX_COMPONENT} bytes"
-        in SPEC
+        in FLAT
     )
 
 
@@ -114,7 +116,7 @@ def test_the_error_kinds() -> None:
 
 
 def test_the_sparse_example() -> None:
-    text = re.search(r"`(02 11 [0-9a-f ]+)` \(spaces added\)", SPEC)
+    text = re.search(r"`(02 11 [0-9a-f ]+)` \(spaces added\)", FLAT)
     assert text
     old = np.full(8, 0x3F80, "<u2")
     new = old.copy()
@@ -124,13 +126,60 @@ def test_the_sparse_example() -> None:
 
 
 def test_the_context_example() -> None:
-    text = re.search(r"The block: `(01 03 7f [0-9a-f ]+)` \(spaces added\)", SPEC)
+    text = re.search(r"The block: `(01 03 7f [0-9a-f ]+)` \(spaces added\)", FLAT)
     assert text
     old = np.full(8, 0x3F80, "<u2")
     new = old.copy()
     new[1], new[6] = 0x3F81, 0x3F7E
     coded = encode("context", old.view(np.uint8), new.view(np.uint8), DTYPES["BF16"])
     assert coded == (bytes.fromhex(text[1]), 2)
+
+
+def test_the_raw_example() -> None:
+    text = re.search(r"`(00 80 81 00 [0-9a-f ]+)` \(spaces added\)", FLAT)
+    assert text
+    new = np.array([0x3F80, 0x3F81, 0x4000], "<u2").view(np.uint8)
+    assert encode("raw", np.zeros(6, np.uint8), new, DTYPES["BF16"])[0] == bytes.fromhex(text[1])
+
+
+def root(number: int, degree: int) -> int:
+    """The root of a number, rounded down, by integers alone."""
+    low, high = 0, 1 << number.bit_length() // degree + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if middle**degree <= number else (low, middle)
+    return low
+
+
+def listed_shares() -> list[int]:
+    rows = re.findall(r"^ *(\d+): ([0-9a-f ]+)$", SPEC.split("## Appendix B")[1], re.MULTILINE)
+    shares = [[int(word, 16) for word in words.split()] for _, words in rows]
+    assert [int(k) for k, _ in rows] == list(range(0, 257, 10)) and {len(row) for row in shares[:-1]} == {10}
+    return [share for row in shares for share in row]
+
+
+def test_the_list_of_shares() -> None:
+    """T(k) is exact: the 256th root of an integer, rounded down."""
+    assert listed_shares() == [root(1 << 32 * 256 - k, 256) for k in range(257)]
+
+
+def test_the_list_of_rates_and_the_widths() -> None:
+    """With the list integers of 53 bits suffice, but for code, range and what is multiplied by them (7.5.2)."""
+    shares = listed_shares()
+
+    def share(a: int) -> int:
+        k = (a >> 16) % 256
+        return shares[k] - ((shares[k] - shares[k + 1]) * (a % 2**16) >> 16) >> (a >> 24)
+
+    found = {int(r): (int(w), int(added)) for r, w, added in re.findall(r"(\d+): (\d+), (\d+)", SPEC.split("## Appendix B")[1])}
+    weights = {r: (2 + (r - 1) % 2) * 2 ** (2 + (r - 1 >> 1)) for r in range(1, 51)}
+    assert found == {r: (w, w * share(w) // (2**32 - share(w)) >> 8) for r, w in weights.items()}
+    assert max(w * share(w) for w in weights.values()) < 2**56
+    most_n, most_e, k = 16 * max(added for _, added in found.values()) + 15, 16 * 2**19 + 15, 24 * 2**16  # N - (N >> 4) + x <= 16 x + 15
+    pace, slow = (most_n + k) * 2**16 // k, k * 2**16 // (most_e + k)
+    longest = (2**26 * 2**16 // slow + 1) + max(weights.values())
+    assert longest * pace < 2**47 and (most_n + k) * 2**16 < 2**39 and 2**22 * (655360 // 16) < 2**39
+    assert 2**21 * max(weights.values()) < 2**49
 
 
 def test_the_tensor_digest() -> None:

@@ -67,6 +67,8 @@ def _scenarios() -> Iterator[tuple[str, str, Parts]]:
         head, _, body = path.read_bytes().partition(b"\n\n")
         parts: Parts = {}
         lines = head.decode().split("\n")
+        if any(line.startswith("units: ") for line in lines):
+            continue  # its base is too large to mutate
         for line in lines:
             if line.startswith("part: "):
                 name, _, size = line.removeprefix("part: ").rpartition(" ")

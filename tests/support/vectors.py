@@ -14,6 +14,17 @@ SPEC = Path(__file__).resolve().parents[2] / "spec"
 VECTORS = sorted((SPEC / "vectors").glob("*.vector"))
 
 
+def generated(seed: int, count: int, carrier: int, first: int, shift: int, step: int, sign: int) -> bytes:
+    """Units that a vector does not hold, but says how to make (README.md of the vectors)."""
+    s, units = seed, bytearray()
+    for _ in range(count):
+        s = (s * 6364136223846793005 + 1442695040888963407) % 2**64
+        p = (s >> 48) * (s >> 32 & 65535) >> 16
+        unit = first + (p >> shift) * step + (s >> 31 & 1) * sign
+        units += (unit % 256**carrier).to_bytes(carrier, "little")
+    return bytes(units)
+
+
 @dataclass
 class Vector:
     expect: list[str]
@@ -25,7 +36,7 @@ class Vector:
     def unpack(cls, path: Path, folder: Path) -> Vector:
         """Read a vector and write its parts below ``folder``."""
         head, _, body = path.read_bytes().partition(b"\n\n")
-        vector = cls([], [], {})
+        vector, units = cls([], [], {}), dict[str, bytes]()
         for line in head.decode().split("\n"):
             key, _, value = line.partition(": ")
             if key == "expect":
@@ -33,6 +44,9 @@ class Vector:
             elif key == "part":
                 name, _, size = value.rpartition(" ")
                 vector.parts.append((name, int(size)))
+            elif key == "units":
+                name, *numbers = value.split(" ")
+                units[name] = generated(*map(int, numbers))
             elif key == "output":
                 name, _, sha256 = value.rpartition(" ")
                 vector.outputs[name] = sha256
@@ -41,7 +55,7 @@ class Vector:
         position = 0
         for name, size in vector.parts:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(body[position : position + size])
+            (folder / name).write_bytes(body[position : position + size] + units.get(name, b""))
             position += size
         assert position == len(body)
         return vector
