@@ -1370,6 +1370,10 @@ def context_vectors():  # section 7.5
     bad_static("table_sum_too_large", "The frequencies leave nothing for the commonest token.", tables=[(0, {**one, 1: (14, 7), 2: (12, 7)})])
     bad_static("table_last_is_0", "The frequency of a table's last token is 0.", tables=[(0, {**one, 6: (0, 0)})])
     bad_static("states_short", "Three bytes of states are missing.", states=lambda b: b[:13], words=lambda b: b"")
+    rare = Bits().put(0, 22).put(0, 7).put(1, 8).put(1, 8).put(1, 4)  # token 0 has the frequency 1
+    states = b"".join((1 << k).to_bytes(4, "little") for k in (16, 31, 31, 31))
+    bad_static("words_missing_of_each_state", "The first state lacks a word after a unit, and all four after another.", block=context_block(2, rare, states),
+               old=bytes(12), new_=b"\1" + bytes(11))
     bad_static("state_missing", "A state and all words are missing.", states=lambda b: b[:12], words=lambda b: b"")
     bad_static("state_too_small", "A state is below 2^16.", states=lambda b: b[:4] + b"\xff\xff\0\0" + b[8:])
     bad_static("half_a_word", "Half a word is left over.", words=lambda b: b + b"\0")
