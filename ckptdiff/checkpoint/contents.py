@@ -163,10 +163,9 @@ class Checkpoint:
         return self.uncounted[key] if key.file else self.scopes[key.scope][key.name]
 
     def scope(self, name: str) -> dict[str, Tensor] | None:
-        """The tensors of a scope; a checkpoint with one scope gives that one whatever it is called (spec 10, step 3)."""
-        if len(self.scopes) == 1:
-            return next(iter(self.scopes.values()))
-        return self.scopes.get(name)
+        """The tensors of a scope; a checkpoint with one scope that has tensors gives that one whatever it is called (spec 10, step 3)."""
+        filled = [tensors for tensors in self.scopes.values() if tensors]
+        return filled[0] if len(filled) == 1 else self.scopes.get(name)
 
     @property
     def kept(self) -> list[str]:

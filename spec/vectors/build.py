@@ -1438,7 +1438,7 @@ def context_dense():
         units = dense_base(dtype, many.get(dtype, 24_000), seed)
         old = generated(units)
         good(f"dense_adaptive_{dtype.lower()}", f"The adaptive form of many units with many changes in every octave, {dtype}.", dtype, units,
-             dense_moves(old, dtype, seed, 11, 24))
+             dense_moves(old, dtype, seed, 14, 24))
     for seed, dtype in enumerate(("U8", "BF16", "F32", "F16", "U32", "C64", "I16", "F8_E5M2", "F4"), 120):
         units = dense_base(dtype, many.get(dtype, 24_000), seed)
         old = generated(units)
@@ -1450,7 +1450,7 @@ def context_dense():
         columns = [i * 3 % 2 ** c for i in range(width)]
         contexts = span * (2 ** r + 2 ** c - 1)
         good(f"dense_static_{dtype.lower()}", f"The static form of many units with many changes in every octave, levels of {r} and {c} bits, "
-             f"{count} groups, {dtype}.", dtype, units, dense_moves(old, dtype, seed, 6 if dtype in many else 3, 60), static, level_bits=(r, c), width=width, phase=phase,
+             f"{count} groups, {dtype}.", dtype, units, dense_moves(old, dtype, seed, 13 if dtype in many else 6, 60), static, level_bits=(r, c), width=width, phase=phase,
              rows=rows, columns=columns, groups=[i * count // contexts for i in range(contexts)][::-1], tables="fit")
     same_class = Generated(0, 20_000, 1, 7, 0, 0, 0)
     steps = [1] * 6000 + [2] * 6000 + ([1] * 9 + [2] * 9 + [3]) * 200
