@@ -2349,12 +2349,12 @@ def zstd_vectors():
     bad("zstd_table_block_type_reserved", "format", "A block of the table's frame is of the reserved type.",
         table_frame=lambda _: frame(table_bytes()) [:-3 - len(table_bytes())] + b"\x07\0\0" + table_bytes())
     old, new_ = ({"config.json": side} for side in (CONFIG_OLD, CONFIG_NEW))
-    for at, bit in ((12, 1), (13, 4), (17, 64), (19, 16), (19, 128)):
+    for at, bit in ((12, 1), (13, 4), (19, 16)):
         turned_ = CONFIG_DELTA[:at] + bytes([CONFIG_DELTA[at] ^ bit]) + CONFIG_DELTA[at + 1:]
         vector(f"zstd_compressed_block_turned_{at}_{bit}", EITHER, f"Bit {bit} of byte {at} of a stored frame, within its compressed block, is turned.",
                old, patch_folder(old, new_, {}, [delta_file("config.json", turned_)]))
     real = bytes.fromhex("20805d000020000102030100f9d41101")
-    for at, bit in ((11, 2), (12, 32), (12, 64), (15, 1)):
+    for at, bit in ((11, 2), (12, 32)):
         turned_ = real[:at] + bytes([real[at] ^ bit]) + real[at + 1:]
         vector(f"zstd_plane_turned_{at}_{bit}", EITHER, f"Bit {bit} of byte {at} of a plane's frame, within its compressed block, is turned.", weights({}),
                patch_file({}, {"a": T("U8", [128], bytes([0, 1, 2, 3] * 32))}, [new("a", [plane_zstd(turned_)])]))
@@ -2377,14 +2377,14 @@ def both(*faults):
 
 def version_vectors():
     f, u = "format", "unsupported"
-    for name, value, expect in (("0", 0, u), ("2_53_less_1", (1 << 53) - 1, u), ("text", "1", f), ("null", None, f), ("list", [1], f)):
+    for name, value, expect in (("0", 0, u), ("2_53_less_1", (1 << 53) - 1, u), ("text", "1", f)):
         bad(f"version_{name}", expect, f"The version is {json.dumps(value)}.", meta=setter("version", value))
-    for name, value, expect in (("0", 0, u), ("minus_1", -1, u), ("text", "1", f), ("true", True, f), ("missing", DROP, f)):
+    for name, value, expect in (("minus_1", -1, u), ("true", True, f), ("missing", DROP, f)):
         bad_folder(f"version_of_index_{name}", expect, f"The version of the index is {name.replace('_', ' ')}.", index=setter("version", value))
     bad("unknown_member_of_target", u, "target has an unknown member.", meta=setter("target", "mode", 1))
     bad("unknown_member_of_base_file", u, "A file of base.files has an unknown member.", base_files=[
         {"path": "base.safetensors", "size": 1, "sha256": "0" * 64, "mode": 1}])
-    for side in ("base", "target", "totals"):
+    for side in ("base", "target"):
         bad_folder(f"unknown_member_of_index_{side}", u, f"{side} of the index has an unknown member.", index=setter(side, "other", 0))
 
 
@@ -2400,22 +2400,17 @@ def fault_vectors():
         second, setter("table", DROP), setter("base", DROP), setter("totals", DROP), setter("digest", DROP)))
     faults("version_2_and_other_layout", u, "The version is 2, and the patch file has a tensor and a key of __metadata__ that version 1 has not.", meta=second,
            payloads=lambda data: data + [("ckptdiff/more", b"\0")], layout=setter("__metadata__", "ckptdiff/more", "x"))
-    faults("version_2_and_header_not_padded", u, "The version is 2, and the header is padded otherwise.", meta=second, padding=b"")
     faults("version_2_and_space", f, "The version is 2, but the metadata is not canonical.", meta=second, meta_text=swap(b'"version":2', b'"version": 2'))
     faults("version_2_and_format_wrong", f, "The version is 2, but the format is another.", meta=both(second, setter("format", "other")))
     faults("version_2_and_trailing_byte", f, "The version is 2, but the patch file is no safetensors file.", meta=second, file=lambda b: b + b"\0")
     faults("unknown_member_and_digest_wrong", u, "There is an unknown member, and the digest is another.", meta=both(unknown, wrong))
     faults("unknown_member_of_base_and_digest_wrong", i, "base has an unknown member, and the digest is another.",
            meta=both(setter("base", "other", 1), wrong))
-    faults("member_missing_and_digest_wrong", i, "A member is missing, and the digest is another.", meta=both(setter("totals", DROP), wrong))
     faults("member_missing_and_unknown_member", u, "A member is missing, and there is an unknown one.", meta=both(setter("totals", DROP), unknown))
-    faults("digest_short_and_member_missing", f, "A member is missing, and the digest has 31 digits.", meta=both(setter("totals", DROP), setter("digest", "0" * 31)))
     faults("table_digest_wrong_and_frame_broken", i, "The table's digest is another, and its frame is cut.", table_frame=lambda b: b[:-1],
            meta=setter("table", "0" * 32))
     faults("header_digest_wrong_and_frame_broken", i, "The header's digest is another, and its frame is cut.", header_frame=lambda b: b[:-1],
            meta=setter("header", "0" * 32))
-    faults("report_digest_wrong_and_table_broken", "format integrity", "The report's digest is another, and the table's frame is cut.", report=REPORT,
-           table_frame=lambda b: b[:-1], meta=setter("report", "0" * 32))
     faults("payload_digest_wrong_and_block_broken", i, "A payload has another digest, and no coded block of it is one.",
            payloads=lambda d: d[:2] + [(d[2][0], b"\xff" * len(d[2][1]))])
     unsorted = setter("removed", ["y", "x"])
@@ -2425,18 +2420,14 @@ def fault_vectors():
            table=both(unsorted, lambda t: t["tensors"][0].update(codec="lz4")))
     faults("unknown_kind_and_changed_0", "format unsupported", "An entry has an unknown kind, another has changed 0.", basic,
            table=both(lambda t: t["tensors"][A].update(kind="moved"), lambda t: t["tensors"][W].update(changed=0)))
-    faults("unknown_member_of_entry_and_table_member", "unsupported", "The table has an unknown member, and so has an entry.",
-           table=both(unknown, lambda t: t["tensors"][0].update(other=1)))
 
     def indexes(name, expect, comment, **options):
         bad_folder("faults_index_" + name, expect, comment, **options)
     indexes("version_2_and_unknown_member", u, "The index has the version 2 and an unknown member.", index=both(second, unknown))
-    indexes("version_2_and_digest_wrong", u, "The index has the version 2 and another digest.", index=both(second, wrong))
     indexes("version_2_and_file_missing", u, "The index has the version 2, and a stored file is missing.", index=second, parts=setter("files/made.txt.zst", DROP))
     indexes("unknown_member_and_digest_wrong", u, "The index has an unknown member and another digest.", index=both(unknown, wrong))
     indexes("unknown_member_of_file_and_digest_wrong", i, "A file of the index has an unknown member, and the digest is another.",
             index=both(setter("files", 0, "mode", 1), wrong))
-    indexes("path_unsafe_and_digest_wrong", i, "A path is unsafe, and the digest is another.", index=both(rename_file("keep.txt", "../keep.txt"), wrong))
     broken = frame(b"made")[:-1]
     files = [same_file("keep.txt"), delta_file("edit.txt"), new_file("made.txt", broken)]
     vector("folder_faults_stored_digest_wrong_and_frame_broken", i, "A stored frame is cut, and has another digest.", file_bytes(TEXT_OLD),
@@ -2459,9 +2450,8 @@ def fault_vectors():
        {"other": BASE["a"]}, two(), patch_file(TWO_TARGET, {**TWO_TARGET, "n": T("U8", [1], "0a")}, [same("w"), delta("n", blocks=[b"\xff"], changed=1)]))
     one = {"t": T("U8", [8], bytes(8))}
     after = {"t": T("U8", [8], b"\1" + bytes(7))}
-    for codec in ("sparse", "context", "raw"):
-        on(f"block_of_{codec}_broken_and_base_wrong", "wrong_base", f"A block of {codec} is none, and what it is decoded with has another digest.",
-           {"t": T("U8", [8], b"\2" * 8)}, patch_file(one, after, [delta("t", codec, blocks=[b"\xff\xff\xff"], changed=1)]))
+    on("block_broken_and_base_wrong", "wrong_base", "A block is none, and what it is decoded with has another digest.",
+       {"t": T("U8", [8], b"\2" * 8)}, patch_file(one, after, [delta("t", blocks=[b"\xff\xff\xff"], changed=1)]))
     more = {**after, "n": T("U8", [1], "01")}
     on("new_block_broken_and_base_wrong", "format wrong_base", "The block of a new tensor is none, and the base of another entry has another digest.",
        {"t": T("U8", [8], b"\2" * 8)}, patch_file(one, more, [delta("t", blocks=[sparse([0], [1], 1)], changed=1), new("n", [b"\xff"])]))
@@ -2498,13 +2488,10 @@ def name_vectors():
     found("scope_of_dotted_variant", "A VARIANT may not have a dot: the file is a scope of its own.", {"m-00001-of-00002.a.b.safetensors": {"a": LEFT}, **ASIDE},
           "m-00001-of-00002.a.b")
     found("scope_of_shard_in_capitals", "The form of a shard is written in lower case.", {"m-00001-OF-00002.safetensors": {"a": LEFT}, **ASIDE}, "m-00001-OF-00002")
-    found("scope_of_signed_number", "The number of a shard may have no sign.", {"m-+00001-of-00002.safetensors": {"a": LEFT}, **ASIDE}, "m-+00001-of-00002")
     found("scope_of_other_digits", "The digits of a shard are those from 0 to 9.", {"m-0000\u0661-of-00002.safetensors": {"a": LEFT}, **ASIDE}, "m-0000\u0661-of-00002")
     found("scope_without_stem", "A name has no STEM before its number: the file is a scope of its own.", {"-00001-of-00002.safetensors": {"a": LEFT}, **ASIDE}, "-00001-of-00002")
     found("scope_is_empty", "A file is named .safetensors: its scope is empty.", {".safetensors": {"a": LEFT}, **ASIDE}, "")
     found("scope_of_folder", "The folder is part of the scope.", {"x/y/m-00001-of-00001.fp16.safetensors": {"a": LEFT}, **ASIDE}, "x/y/m.fp16")
-    found("scope_without_its_folder", "The folder is part of the scope, and the patch leaves it out.", {"x/m.safetensors": {"a": LEFT}, **ASIDE}, "m", expect=wrong)
-    found("scope_of_suffix_twice", "A name ends in .safetensors twice.", {"m.safetensors.safetensors": {"a": LEFT}, **ASIDE}, "m.safetensors")
     found("ending_in_capitals", "The only file ends in .SAFETENSORS, so that there is no weight file.", {"m.SAFETENSORS": {"a": LEFT}}, "m", expect=c)
 
     def index(name, comment, listing, expect="success", path="model.safetensors.index.json", base_scope="model", **more):
@@ -2512,7 +2499,6 @@ def name_vectors():
         found("index_" + name, comment, files, base_scope, expect=expect, **{key: (value(files) if callable(value) else value) for key, value in more.items()})
     part = index_of(a="part.safetensors")
     index("of_part", "An index gives the scope.", part)
-    index("of_variant", "An index of a variant gives the scope.", part, path="model.safetensors.index.bf16.json", base_scope="model.bf16")
     index("of_dotted_stem", "The STEM of an index has dots.", part, path="v1.0.safetensors.index.json", base_scope="v1.0")
     index("of_dotted_variant", "A VARIANT may not have a dot: the file is no index.", part, path="model.safetensors.index.a.b.json", base_scope="part")
     index("without_stem", "A file without STEM is no index.", part, path=".safetensors.index.json", base_scope="part")
@@ -2535,13 +2521,12 @@ def name_vectors():
             ("lists_missing_file", "An index lists a file that is missing.", index_of(a="part.safetensors", b="gone.safetensors")),
             ("not_json", "An index is not JSON.", b"{"), ("not_utf8", "An index is UTF-16.", part.decode().encode("utf-16")),
             ("is_a_list", "An index is a list.", b"[]"), ("without_weight_map", "An index has no weight_map.", b"{}"),
-            ("weight_map_is_a_list", "The weight_map of an index is a list.", b'{"weight_map":["part.safetensors"]}'),
             ("weight_map_is_null", "The weight_map of an index is null.", b'{"weight_map":null}'),
-            ("of_a_number", "The weight_map of an index holds a number.", b'{"weight_map":{"a":7}}'),
-            ("empty", "An index has no bytes.", b"")):
+            ("of_a_number", "The weight_map of an index holds a number.", b'{"weight_map":{"a":7}}')):
         index(name, comment, listing, c, base_scope="part")
-        index(name + "_beside_recorded_files", f"{comment[:-1]}; but base.files is there.", listing, base_scope="part",
-              base_files=lambda files: recorded(files, "part.safetensors", "aside.safetensors"))
+        if name in ("not_json", "lists_missing_file", "with_dots"):
+            index(name + "_beside_recorded_files", f"{comment[:-1]}; but base.files is there.", listing, base_scope="part",
+                  base_files=lambda files: recorded(files, "part.safetensors", "aside.safetensors"))
     files = {**{f"{n}.safetensors": {n: LEFT} for n in "bc"}, "a.safetensors": {"a": LEFT}, "m.safetensors.index.json": index_of(a="a.safetensors", b="b.safetensors")}
     found("recorded_scope_that_index_lacks", "The index would leave no scope of the patch's base.scope: it does not count.", files, "a",
           base_files=recorded(files, "a.safetensors", "b.safetensors", "c.safetensors"))
@@ -2555,7 +2540,7 @@ def given_vectors():
         found("base_" + name, comment, files, *rest, **options)
     model = {"model.safetensors": {"a": LEFT}}
     base("in_deep_folders", "Weight files lie in folders at any depth.", {"x/y/z/model.safetensors": {"a": LEFT}, **ASIDE}, "x/y/z/model")
-    for folder_ in (".git", ".cache", "__pycache__", ".ipynb_checkpoints"):
+    for folder_ in (".git", ".cache", "__pycache__"):
         base(f"left_out_{folder_.strip('._')}", f"What lies below a folder {folder_} does not matter: the base has one scope.",
              {**model, f"x/{folder_}/y/broken.safetensors": b"broken", f"{folder_}/m.safetensors.index.json": b"broken"}, "of_another_name")
     base("left_out_but_wanted", "A file below .cache could have the patch's base.scope.", {".cache/m.safetensors": {"a": LEFT}, **model}, ".cache/m")
@@ -2563,7 +2548,6 @@ def given_vectors():
     base("hidden_file_counts", "A hidden file is a scope, so that the base has two.", {**model, ".m.safetensors": {"a": LEFT}}, "x", expect=wrong)
     base("of_hidden_folder", "A file in a hidden folder gives the scope.", {**model, ".hidden/m.safetensors": {"a": LEFT}}, ".hidden/m")
     base("unused_file_broken", "A weight file that no entry needs is broken.", {**model, "x.safetensors": b"broken"}, expect=c)
-    base("unused_file_empty", "A weight file that no entry needs has no bytes.", {**model, "x.safetensors": b""}, expect=c)
     base("unused_file_broken_beside_recorded_files", "A weight file that base.files leaves out is broken.", {**model, "x.safetensors": b"broken"},
          base_files=recorded(model, "model.safetensors"))
     base("unused_shard_broken", "A shard that no entry needs is broken.", {M1: {"a": LEFT}, M2: b"broken"}, expect=c)
@@ -2574,9 +2558,9 @@ def given_vectors():
              {"model-00001-of-00003.safetensors": {"a": LEFT}, "model-00003-of-00003.safetensors": {"b": LEFT}}, "model"),
             ("of_variant", "A variant's shard is missing; that of no variant is there.", {M1: {"b": LEFT}, M2: {"c": LEFT}, M1[:-12] + ".fp16.safetensors": {"a": LEFT}}, "model.fp16")):
         base(f"shard_missing_{name}", comment, files, scope_, expect=c)
-        base(f"shard_missing_{name}_beside_recorded_files", f"{comment[:-1]}; but base.files is there.", files, scope_, base_files=recorded(files, *files))
+        if name == "first":
+            base(f"shard_missing_{name}_beside_recorded_files", f"{comment[:-1]}; but base.files is there.", files, scope_, base_files=recorded(files, *files))
     base("shards_from_0", "Shards are numbered from 0.", {"m-00000-of-00002.safetensors": {"a": LEFT}, "m-00001-of-00002.safetensors": {"b": LEFT}, **ASIDE}, "m")
-    base("shards_from_0_to_n", "Shards are numbered from 0 to N.", {"m-00000-of-00001.safetensors": {"a": LEFT}, "m-00001-of-00001.safetensors": {"b": LEFT}, **ASIDE}, "m")
     base("shard_missing_but_listed", "The only shard of two is listed by an index, so that none need be there beside it.", {
         M1: {"a": LEFT}, "x.safetensors.index.json": index_of(a=M1), **ASIDE}, "x")
     base("shard_missing_beside_index", "The shard of another count is a scope of its own beside the index, and need not be complete.", {
