@@ -95,9 +95,12 @@ class _Opener:
         raise CheckpointError(f"{path}: no such file or folder{if_gone(path)}")
 
     def _read_file(self, path: Path) -> Checkpoint:
-        if path.suffix in CONVERTERS:
-            refuse_without_safetensors(path, [path.name], (), can_include=False)
-        return _open({path.name: path}, Scopes({path.name: scope_of_name(path.name)}), path, {}, is_file=True)
+        try:
+            return _open({path.name: path}, Scopes({path.name: scope_of_name(path.name)}), path, {}, is_file=True)
+        except CheckpointError:
+            if path.suffix in CONVERTERS:
+                refuse_without_safetensors(path, [path.name], (), can_include=False)
+            raise
 
     def _read_folder(self, path: Path) -> Checkpoint:
         _refuse_hub_root(path)

@@ -67,7 +67,7 @@ def scopes_of(weights: Collection[str], indexes: Mapping[str, Path], can_exclude
     given = set(scopes.of_file.values())
     _check_siblings([name for name in weights if name not in scopes.of_file and _is_shard(name, given)], can_exclude)
     found = _with_others(weights, scopes)
-    for name in sorted(unused or (), key=str.encode):
+    for name in sorted(unused or ()):
         more = _usable({name: (unused or {})[name]}, weights)
         if more.of_file.items() <= found.of_file.items():
             for scope, maps in more.weight_maps.items():
@@ -90,8 +90,9 @@ def _usable(indexes: Mapping[str, Path], weights: Collection[str]) -> Scopes:
     usable: dict[str, Path] = {}
     for name, path in indexes.items():
         try:
+            name.encode()
             _scopes_by_index({name: path}, weights, False)
-        except CheckpointError:
+        except (CheckpointError, UnicodeEncodeError):  # or its name is not text
             continue
         usable[name] = path
     return _scopes_by_index(usable, weights, False)

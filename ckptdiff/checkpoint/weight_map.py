@@ -26,6 +26,8 @@ def read_weight_map(path: Path) -> WeightMap:
         CheckpointError: it cannot be read, is larger than any model needs, or is not an index.
     """
     try:
+        if not path.is_file():
+            raise CheckpointError(f"{path}: not a regular file")
         size = path.stat().st_size
         if size > MAX_INDEX_JSON:
             raise CheckpointError(f"{path}: an index of {size} bytes is too large (limit {MAX_INDEX_JSON})")

@@ -2666,6 +2666,11 @@ def found_by_mutants():
     old = bytes(300)
     after = bytes(i % 2 for i in range(256)) + bytes(44)
     ok("sparse_of_128", "128 units change: a varint of a byte 80h and another.", {"t": T("U8", [300], old)}, {"t": T("U8", [300], after)}, [delta("t")])
+    bad("table_length_top_byte", f, "The highest byte of the length of the table's JSON is 1.", table_content=lambda b: b[:3] + b"\1" + b[4:])
+    notes = {str(k): "" for k in range(300)}
+    vector("ok_header_metadata_of_300", "success", "The __metadata__ of base and target have 300 members.", weights(TWO_BASE, header(TWO_BASE, notes)),
+           patch_file(TWO_BASE, TWO_TARGET, [delta("w"), new("n")], target_header=header(TWO_TARGET, notes)),
+           output=weights(TWO_TARGET, header(TWO_TARGET, notes)))
     many = {"t": T("U8", [1] * 33, "01")}
     vector("header_shape_33_dimensions", f, "A tensor has 33 dimensions, in the table and in the header.", weights(TWO_BASE),
            patch_file(TWO_BASE, many, [new("t")]))
