@@ -122,7 +122,9 @@ def _pairing_rows(result: MakeResult) -> list[tuple[str, str]]:
     whole = result.whole
     stored = whole.replaced + whole.added
     if stored:
-        rows.append(("stored whole", f"{stored} tensor{'s' * (stored != 1)} of {byte_size(whole.nbytes)}, {whole.replaced} of them replaced"))
+        rows.append(
+            ("stored whole", f"{stored} tensor{'s' * (stored != 1)} of {byte_size(whole.nbytes)}, {whole.replaced} of them replaced")
+        )
     if whole.rename:
         rows.append(
             ("", f"base tensors of the same sizes are left over; if these were trained from them: --rename {shlex.quote(whole.rename)}")
