@@ -394,7 +394,7 @@ def adaptive(old, new, dtype, span=None, rates=None, move=None, raw=None, coded=
         a = stayed = 0
         if leave == "change":
             return ended()
-    if leave:
+    if leave == "last run":
         return None
     taken = 2 * coder.words
     coder.narrow(0, (coder.range >> 32) * share(a * pace >> 16))
@@ -1468,7 +1468,7 @@ def context_dense():
                   changed=sum(a != b for a, b in zip(old, turned_)))])
     quiet = Generated(0, 70_000, 1, 5, 0, 0, 0)
     rare = bytearray(generated(quiet))
-    for i in (3, 5, 30_000, 30_001, 69_999):
+    for i in (3, 5, 16, 28, 41, 55, 30_000, 30_001, 69_999):
         rare[i] = 6
     good("adaptive_rare", "A change that is hardly likely takes two renormalisations at once; runs are long.", "U8", quiet, bytes(rare), rates=[1])
     good("adaptive_quiet", "Changes at the lowest pace.", "U8", quiet, bytes(rare), rates=[30])
