@@ -2344,6 +2344,8 @@ def found_by_mutants():
     old = bytes(300)
     after = bytes(i % 2 for i in range(256)) + bytes(44)
     ok("sparse_of_128", "128 units change: a varint of a byte 80h and another.", {"t": T("U8", [300], old)}, {"t": T("U8", [300], after)}, [delta("t")])
+    bad_folder("delta_of_2_26", "integrity", "A file coded as delta is said to have 2^26 bytes, as it may; its frame says less.",
+               index=setter("files", EDIT, "size", 1 << 26))
     bad("table_length_top_byte", f, "The highest byte of the length of the table's JSON is 1.", table_content=lambda b: b[:3] + b"\1" + b[4:])
     notes = {str(k): "" for k in range(300)}
     vector("ok_header_metadata_of_300", "success", "The __metadata__ of base and target have 300 members.", weights(TWO_BASE, header(TWO_BASE, notes)),
