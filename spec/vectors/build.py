@@ -394,7 +394,7 @@ def adaptive(old, new, dtype, span=None, rates=None, move=None, raw=None, coded=
         a = stayed = 0
         if leave == "change":
             return ended()
-    if leave:
+    if leave == "last run":
         return None
     taken = 2 * coder.words
     coder.narrow(0, (coder.range >> 32) * share(a * pace >> 16))
@@ -1468,7 +1468,7 @@ def context_dense():
                   changed=sum(a != b for a, b in zip(old, turned_)))])
     quiet = Generated(0, 70_000, 1, 5, 0, 0, 0)
     rare = bytearray(generated(quiet))
-    for i in (3, 5, 30_000, 30_001, 69_999):
+    for i in (3, 5, 16, 28, 41, 55, 30_000, 30_001, 69_999):
         rare[i] = 6
     good("adaptive_rare", "A change that is hardly likely takes two renormalisations at once; runs are long.", "U8", quiet, bytes(rare), rates=[1])
     good("adaptive_quiet", "Changes at the lowest pace.", "U8", quiet, bytes(rare), rates=[30])
@@ -2666,6 +2666,8 @@ def found_by_mutants():
     old = bytes(300)
     after = bytes(i % 2 for i in range(256)) + bytes(44)
     ok("sparse_of_128", "128 units change: a varint of a byte 80h and another.", {"t": T("U8", [300], old)}, {"t": T("U8", [300], after)}, [delta("t")])
+    bad_folder("delta_of_2_26", "integrity", "A file coded as delta is said to have 2^26 bytes, as it may; its frame says less.",
+               index=setter("files", EDIT, "size", 1 << 26))
     bad("table_length_top_byte", f, "The highest byte of the length of the table's JSON is 1.", table_content=lambda b: b[:3] + b"\1" + b[4:])
     notes = {str(k): "" for k in range(300)}
     vector("ok_header_metadata_of_300", "success", "The __metadata__ of base and target have 300 members.", weights(TWO_BASE, header(TWO_BASE, notes)),

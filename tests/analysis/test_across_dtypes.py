@@ -21,7 +21,10 @@ from tests.support.layouts_by_pieces import EMBEDDING
 from tests.support.real_pairs import BASE, TARGETS
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
-pytestmark = pytest.mark.skipif(not BASE.is_dir(), reason=f"the real checkpoint pairs are not at {SHARED_DATA}")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not BASE.is_dir(), reason=f"the real checkpoint pairs are not at {SHARED_DATA}"),
+]
 
 from tests.support import torch_pairs as pairs  # noqa: E402
 from tests.support.rewritten import WRAPPERS  # noqa: E402

@@ -27,6 +27,7 @@ from tests.support.rewritten import WRAPPERS, Choices, Rewritten, model, pairing
 from tests.support.roundtrips import Tensors
 from tests.support.smollm2 import INSTALLED, smollm2
 
+pytestmark = pytest.mark.slow
 needs_pairs = pytest.mark.skipif(not BASE.is_dir(), reason=f"the real checkpoint pairs are not at {SHARED_DATA}")
 COMBINATIONS = range(6, 42)
 ROUNDTRIPS = 9

@@ -15,7 +15,10 @@ from tests.support.layouts_by_pieces import EMBEDDING, array, with_array
 from tests.support.real_pairs import BASE, TARGETS
 from tests.support.rewritten import LAYERS, model, pairing_of, written
 
-pytestmark = pytest.mark.skipif(not BASE.is_dir(), reason=f"the real checkpoint pairs are not at {SHARED_DATA}")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not BASE.is_dir(), reason=f"the real checkpoint pairs are not at {SHARED_DATA}"),
+]
 Arrays = dict[str, np.ndarray]
 Change = Callable[[Arrays], Arrays]
 LAYER = re.compile(r"model\.layers\.(\d+)\.")

@@ -15,6 +15,8 @@ from tests.support.vectors import SPEC, VECTORS
 
 ROOT = SPEC.parent
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def in_child(work: Work, folder: Path, seconds: float, keep: Path | None = None)
                     work(own, report)
                     status = 0
                 except BaseException as error:
-                    report({"crash": f"{type(error).__name__}: {error}"[:200]})
+                    report({"crash": f"{type(error).__name__}: {error}"[:200], "where": traceback.format_exc()[-600:]})
         finally:
             os._exit(status)
     os.close(writing)
