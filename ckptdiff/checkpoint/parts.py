@@ -22,8 +22,8 @@ GAP_UNITS = 4096
 """Units that are looked at of a part that has no key."""
 MOST_COMPARED = 8
 """Candidates of one part whose units are compared."""
-MOST_PLACES = 1 << 16
-"""Places at which the parts of all tensors of a scope are looked for: this takes about two seconds."""
+MOST_MISSES = 1 << 12
+"""Places at which a part of any tensor of a scope was looked for and none begins, after which no more are looked for: half a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class StartIndex:
         self._tensors = [tensor for tensor in tensors if tensor.units >= KEY_UNITS]
         self._table = KeyTable([_start_keys(_start(tensor, 0), tensor.dtype) for tensor in self._tensors])
         self._lengths: dict[int, set[int]] = {}
-        self._places = MOST_PLACES
+        self._misses = 0
         for tensor in self._tensors:
             self._lengths.setdefault(_row_of(tensor), set()).add(tensor.units)
 
@@ -67,14 +67,14 @@ class StartIndex:
         """The parts of a long tensor, in order."""
         step = math.gcd(*(units for units in self._lengths_for(long) if 2 * units <= long.units)) or long.units
         at = 0
-        while at + KEY_UNITS <= long.units and self._places:
-            self._places -= 1
+        while at + KEY_UNITS <= long.units and self._misses < MOST_MISSES:
             found = self._find(_start(long, at), long, long_is_base)
             if found is not None and at + found.units <= long.units:
                 yield Part(at, found.units, found)
                 at += found.units
             else:
                 at += step - at % step
+                self._misses += 1
 
     def _find(self, units: Array, long: Tensor, long_is_base: bool) -> Tensor | None:
         """The short tensor that begins with these units; of several the nearest by content, then the first."""
