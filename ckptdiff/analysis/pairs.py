@@ -66,8 +66,6 @@ class Pair:
     """Compares what was read with the digests of a patch, once all of it was read."""
     target_shape: tuple[int, ...]
     """Of the whole tensor of the target."""
-    means: str = "name"
-    """How the two were paired, one of :data:`~ckptdiff.checkpoint.pairing.MEANS`; ``patch`` if a patch says it."""
 
     @property
     def old(self) -> Tensor | None:
@@ -205,7 +203,7 @@ def open_source(
 
     Args:
         base: a checkpoint.
-        target: a checkpoint, whose tensors are paired with the base's by name, or a patch, which says itself which tensors belong together.
+        target: a checkpoint, whose tensors are paired with the base's as ``make`` does, or a patch, which says what belongs together.
         selection: which files of checkpoints to take; the caller checks whether its globs match any file.
         renames: rules for the names of a target checkpoint's tensors.
 
@@ -256,16 +254,15 @@ def display_name(tensor: Tensor, checkpoint: Checkpoint) -> str:
 
 
 def _pair_of_tensors(found: Counterpart, new: Tensor, base_scope: str) -> Pair | None:
+    """A tensor of the target and its counterpart; None if nothing of them can be compared."""
     shape, old = compared_shape(found.base, new.shape), found.base
 
     def read(start: int, stop: int) -> tuple[Bytes, Bytes]:
         return old.view(start, stop, "base"), new.view(start, stop, "target")
 
-    return (
-        Pair(new.scope, new.name, new.dtype, shape, old, base_scope, read, lambda: None, new.shape, found.means)
-        if shape is not None
-        else None
-    )
+    if shape is None:
+        return None
+    return Pair(new.scope, new.name, new.dtype, shape, old, base_scope, read, lambda: None, new.shape)
 
 
 def compared_shape(base: AdaptedBase, shape: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -307,7 +304,7 @@ def _source_of_patch(rebuilder: Rebuilder, patch: OpenPatch, base_name: str, tar
             else:
                 scope, base_scope = file.metadata.target_scope, file.metadata.base_scope or ""
                 read, finish = _reader_of_recipe(rebuilder, recipe, old, entry)
-                pairs.append(Pair(scope, entry.name, entry.dtype, shape, old, base_scope, read, finish, entry.shape, "patch"))
+                pairs.append(Pair(scope, entry.name, entry.dtype, shape, old, base_scope, read, finish, entry.shape))
         removed += (name if len(rebuilder.base.scopes) == 1 else f"{file.metadata.base_scope}: {name}" for name in file.table.removed)
     return Source(base_name, target_name, tuple(pairs), tuple(added), tuple(removed), tuple(unpaired))
 

@@ -12,7 +12,7 @@ import numpy as np
 from ckptdiff import kernels
 from ckptdiff.checkpoint.contents import Tensor
 from ckptdiff.format.digests import BLOCK
-from ckptdiff.format.dtypes import DTYPES, Bytes
+from ckptdiff.format.dtypes import DTYPES, Bytes, is_castable
 from ckptdiff.format.entry import Piece
 from ckptdiff.io.scratch import scratch
 
@@ -112,6 +112,11 @@ class AdaptedBase:
             if begin >= end:
                 return
             yield self.tensors[piece.name] if piece.name is not None else None, piece.first + begin - at, end - begin
+
+
+def fits(base: Tensor, target: Tensor) -> bool:
+    """Whether units of a base tensor can stand for a target's: it has the same dtype, or one that can be cast to it."""
+    return base.dtype == target.dtype or is_castable(base.dtype, target.dtype)
 
 
 def default_pieces(name: str, base_units: int, units: int) -> tuple[Piece, ...]:

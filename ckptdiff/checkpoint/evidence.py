@@ -12,21 +12,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ckptdiff.checkpoint.adapt import AdaptedBase, adapt, joined
+from ckptdiff.checkpoint.adapt import AdaptedBase, adapt, fits, joined
 from ckptdiff.checkpoint.contents import Tensor, TensorKey
-from ckptdiff.checkpoint.keys import MOST_ALIKE, Keys, SampleIndex, keys_along, says_something
+from ckptdiff.checkpoint.keys import MOST_ALIKE, MOST_COMPARED, Keys, SampleIndex, keys_along, says_something
 from ckptdiff.checkpoint.names import LayerMap, closeness, common_parts, is_within, numbered_prefixes, numbers
-from ckptdiff.checkpoint.parts import Part, StartIndex, fill_gaps, row_units
-from ckptdiff.checkpoint.rows import RowIndex, RowTables, is_table, pieces_of_rows, row_count, row_keys, sampled_keys
+from ckptdiff.checkpoint.parts import Part, StartIndex, row_units
+from ckptdiff.checkpoint.rows import SAMPLED_ROWS, RowIndex, RowTables, is_table, pieces_of_rows, row_count, row_keys, sampled_keys
 from ckptdiff.checkpoint.samples import Relation, cast_units, compare, relation, sample_of
-from ckptdiff.format.dtypes import is_castable
 from ckptdiff.format.entry import Piece
 
-MOST_COMPARED = 8
-"""Candidates of one tensor whose samples are compared."""
 TALL = 3
 """How many times more rows than columns a tall table has at least."""
 UNRELATED = Relation(0, 0, False, False)
+"""What is said of a tensor without a base of its name."""
 LEAST_SHARE = 16
 """A tensor must stand against units of base tensors at least in this part of it: one in so many."""
 MOST_PIECES = 1 << 17
@@ -134,7 +132,7 @@ class Evidence:
 
     def _choose_similar(self, tensor: Tensor, candidates: Iterable[Tensor], has_siblings: bool) -> None:
         """Take the candidate whose sample is the nearest, and of those that cannot tell the one whose name is."""
-        fitting = (base for base in candidates if _fits(base, tensor))
+        fitting = (base for base in candidates if fits(base, tensor))
         near = sorted(fitting, key=lambda base: closeness(base.name, tensor.name), reverse=True)[:MOST_COMPARED]
         rows = [(compare(adapt(base, tensor), tensor), base) for base in near]
         confirmed = [(row, base) for row, base in rows if row.related]
@@ -154,12 +152,10 @@ class Evidence:
     def _as_joined(self, left: Sequence[Tensor]) -> None:
         """Tensors that were joined from several of the base."""
         longest = max((tensor.units for tensor in left), default=0)
-        index = StartIndex(base for base in self.known.values() if base.units < longest)
+        index = StartIndex([base for base in self.known.values() if base.units < longest])
         for tensor in left:
             if index.may_have_parts(tensor):
-                parts = list(index.parts_of(tensor, long_is_base=False))
-                if parts and sum(part.units for part in parts) < tensor.units:
-                    parts = fill_gaps(parts, tensor, self.known.values(), long_is_base=False)
+                parts = index.parts_of(tensor, long_is_base=False)
                 self._offer_pieces(tensor, _pieces_of_parts(parts), "parts")
 
     def _as_split(self, left: Sequence[Tensor]) -> None:
@@ -171,10 +167,7 @@ class Evidence:
             fits = len(long.shape) < 2 or row_units(long) in rows
             if not missing or not fits or long.name in used or not index.may_have_parts(long):
                 continue
-            parts = list(index.parts_of(long, long_is_base=True))
-            if parts and sum(part.units for part in parts) < long.units:
-                parts = fill_gaps(parts, long, missing.values(), long_is_base=True)
-            for part in parts:
+            for part in index.parts_of(long, long_is_base=True):
                 if missing.pop(part.tensor.key, None) is not None:
                     self._offer_pieces(part.tensor, [Piece(long.name, part.first, part.units)], "parts")
 
@@ -200,6 +193,8 @@ class Evidence:
             return not self.found[tensor.key].everywhere
         if self.doubtful.get(tensor.key, UNRELATED).related:
             return True
+        if row_count(tensor) < SAMPLED_ROWS:  # such as a head for scores: looking takes longer than storing it
+            return False
         is_tall = row_count(tensor) >= TALL * row_units(tensor) or len(tensor.shape) > 2
         return is_tall or (row_count(tensor), row_units(tensor)) not in shapes
 
@@ -236,7 +231,7 @@ def _nearest(index: SampleIndex, tensor: Tensor) -> tuple[Relation, Tensor] | No
     """Of the tensors that have a key of a target's the one whose sample is the nearest, and related; of equals the closest by name."""
     sample = sample_of(tensor)
     found = index.find(tensor, keys_along(sample, tensor.dtype))
-    near = sorted((base for base in found if _fits(base, tensor)), key=lambda base: closeness(base.name, tensor.name), reverse=True)
+    near = sorted((base for base in found if fits(base, tensor)), key=lambda base: closeness(base.name, tensor.name), reverse=True)
     compared = [
         (relation(cast_units(sample_of(base), base.dtype, tensor.dtype), sample, tensor.dtype), base) for base in near[:MOST_COMPARED]
     ]
@@ -268,7 +263,7 @@ class _TableFinder:
             some, tables = sampled_keys(tensor), [base for base in self._unused if row_count(base) > row_count(tensor)][:MOST_COMPARED]
             counts = {k: int((self.index(base).candidates(some) >= 0).any(axis=0).sum()) for k, base in enumerate(tables)}
             hits = {k: count for k, count in counts.items() if count}
-        best = [(count, closeness(tables[k].name, tensor.name), tables[k]) for k, count in hits.items() if _fits(tables[k], tensor)]
+        best = [(count, closeness(tables[k].name, tensor.name), tables[k]) for k, count in hits.items() if fits(tables[k], tensor)]
         return [table for *_, table in sorted(best, key=lambda row: row[:2], reverse=True)[:MOST_COMPARED]]
 
     def pieces(self, tables: Sequence[Tensor], keys: Keys) -> list[Piece]:
@@ -282,11 +277,6 @@ class _TableFinder:
 def _are_alike(base: Tensor, target: Tensor) -> bool:
     """Whether two tensors have more than half of the shorter name in common."""
     return 2 * common_parts(base.name, target.name) > min(base.name.count("."), target.name.count(".")) + 1
-
-
-def _fits(base: Tensor, target: Tensor) -> bool:
-    """Whether a base tensor has the target's dtype, or one that can be cast to it."""
-    return base.dtype == target.dtype or is_castable(base.dtype, target.dtype)
 
 
 def _pieces_of_parts(parts: Sequence[Part]) -> list[Piece]:

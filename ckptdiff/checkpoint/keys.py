@@ -25,7 +25,9 @@ KEYS = 16
 NO_KEYS = np.array([0, (1 << KEY_UNITS) - 1], np.uint64)
 """Keys of windows whose signs are all the same."""
 MOST_ALIKE = 64
-"""Places of one key that are looked at."""
+"""Owners of one key that are looked at."""
+MOST_COMPARED = 8
+"""Candidates for one tensor, or for one part, whose units are compared."""
 
 Keys: TypeAlias = npt.NDArray[np.uint64]
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ckptdiff.checkpoint.adapt import AdaptedBase, adapt
+from ckptdiff.checkpoint.adapt import AdaptedBase, adapt, fits
 from ckptdiff.checkpoint.contents import Checkpoint, Tensor, TensorKey
 from ckptdiff.checkpoint.evidence import TALL, Evidence, found_by_content
 from ckptdiff.checkpoint.names import numbers
 from ckptdiff.checkpoint.renames import Rename, rename_all
 from ckptdiff.checkpoint.samples import Relation, agree, compare
-from ckptdiff.format.dtypes import is_castable
 
 CHECK_ALL = 1 << 11
 """Tensors up to which each that is paired by its name is checked; of more, the largest of each layer or expert."""
@@ -61,13 +60,6 @@ def pair(base: Checkpoint, target: Checkpoint, renames: Sequence[Rename] = ()) -
     return pairing
 
 
-def is_adaptable(base: Tensor, target: Tensor) -> bool:
-    """Whether a base tensor can be adapted to a target tensor: it has the same dtype, or one that can be cast, and they have units."""
-    if base.dtype != target.dtype and not is_castable(base.dtype, target.dtype):
-        return False
-    return base.name == target.name or min(base.units, target.units) > 0
-
-
 # --- scopes ---
 
 
@@ -87,14 +79,14 @@ def _pair_scopes(
 
 def _scope_by_names(base: Checkpoint, tensors: Sequence[Tensor], renames: Sequence[Rename], taken: Collection[str]) -> str | None:
     """The scope that has most of the names; of several that whose tensors of these names are related; then one without a partner."""
-    named = {scope: _by_names(known, {}, tensors, {}, renames) for scope, known in base.scopes.items()}
-    most = max(map(len, named.values()), default=0)
-    best = [scope for scope, found in named.items() if len(found) == most]
+    names = [(tensor, rename_all(tensor.name, renames)[0]) for tensor in tensors]
+    found = {scope: [(tensor, known[name]) for tensor, name in names if name in known] for scope, known in base.scopes.items()}
+    found = {scope: [row for row in rows if _is_adaptable(row[1], row[0])] for scope, rows in found.items()}
+    most = max(map(len, found.values()), default=0)
+    best = [scope for scope, rows in found.items() if len(rows) == most]
     if not most or len(best) == 1:
         return best[0] if most else None
-    related = {
-        scope: sum(t.nbytes for t in tensors if t.key in named[scope] and compare(named[scope][t.key].base, t).related) for scope in best
-    }
+    related = {scope: sum(t.nbytes for t, known in found[scope] if compare(adapt(known, t), t).related) for scope in best}
     return max(best, key=lambda scope: (related[scope], scope not in taken))
 
 
@@ -149,27 +141,36 @@ def _by_names(
     for tensor in tensors:
         wanted, rules = rename_all(tensor.name, renames)
         for name in (wanted, *further.get(tensor.name, ())):
-            if name in by_name and is_adaptable(by_name[name], tensor):
+            if name in by_name and _is_adaptable(by_name[name], tensor):
                 found[tensor.key] = Counterpart(adapt(by_name[name], tensor), "rename" if rules else "name")
                 break
     return found
 
 
+def _is_adaptable(base: Tensor, target: Tensor) -> bool:
+    """Whether a base tensor can stand for a target's; one of another name must have units that do."""
+    return fits(base, target) and (base.name == target.name or min(base.units, target.units) > 0)
+
+
 def _doubtful(tensors: Sequence[Tensor], named: Mapping[TensorKey, Counterpart]) -> dict[TensorKey, Relation]:
     """Pairs of one name whose samples show no relation, or not all over, and how far apart they are."""
-    suspects, groups = list[Tensor](), dict[tuple[int, ...], list[Tensor]]()
+    groups = dict[tuple[int, ...], list[Tensor]]()
     for tensor in tensors:
         groups.setdefault(numbers(tensor.name), []).append(tensor)
+    doubtful = dict[TensorKey, Relation]()
     for group in groups.values():
         chosen = group if len(tensors) <= CHECK_ALL else [max(group, key=lambda tensor: tensor.nbytes)]
-        if any(not _agrees(named[tensor.key].base, tensor) or _has_much_more(named[tensor.key].base) for tensor in chosen):
-            suspects += group
-    doubtful = dict[TensorKey, Relation]()
-    for tensor in suspects:
-        found = compare(named[tensor.key].base, tensor)
-        if found.related is False or not _agrees(named[tensor.key].base, tensor) or _has_much_more(named[tensor.key].base):
-            doubtful[tensor.key] = found
+        suspects = {tensor.key for tensor in chosen if _is_suspect(named[tensor.key].base, tensor)}
+        for tensor in group if suspects else ():
+            compared = compare(named[tensor.key].base, tensor)
+            if tensor.key in suspects or compared.related is False or _is_suspect(named[tensor.key].base, tensor):
+                doubtful[tensor.key] = compared
     return doubtful
+
+
+def _is_suspect(base: AdaptedBase, target: Tensor) -> bool:
+    """Whether a look at a pair of one name gives reason to look for another base."""
+    return not _agrees(base, target) or _has_much_more(base)
 
 
 def _has_much_more(base: AdaptedBase) -> bool:

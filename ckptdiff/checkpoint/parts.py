@@ -7,21 +7,19 @@ place to look is a multiple of the greatest common divisor of the lengths of tho
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from ckptdiff.checkpoint.adapt import fits
 from ckptdiff.checkpoint.contents import Tensor
-from ckptdiff.checkpoint.keys import KEY_UNITS, MOST_ALIKE, Keys, KeyTable, keys_of
+from ckptdiff.checkpoint.keys import KEY_UNITS, MOST_ALIKE, MOST_COMPARED, Keys, KeyTable, keys_of
 from ckptdiff.checkpoint.names import closeness, numbered_prefixes
 from ckptdiff.checkpoint.samples import Array, Relation, cast_units, read_units, relation
-from ckptdiff.format.dtypes import is_castable
 
 START_UNITS = 1024
 """Units that are looked at where a part begins."""
 GAP_UNITS = 4096
 """Units that are looked at of a part that has no key."""
-MOST_COMPARED = 8
-"""Candidates of one part whose units are compared."""
 MOST_MISSES = 1 << 12
 """Places at which a part of any tensor of a scope was looked for and none begins, after which no more are looked for: half a second."""
 
@@ -43,9 +41,12 @@ def row_units(tensor: Tensor) -> int:
 
 
 class StartIndex:
-    """Short tensors by the keys of their first units."""
+    """Short tensors by the keys of their first units, and by their lengths."""
 
-    def __init__(self, tensors: Iterable[Tensor]) -> None:
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._by_size: dict[tuple[int, str], list[Tensor]] = {}
+        for tensor in tensors:
+            self._by_size.setdefault((tensor.units, _layer_of(tensor)), []).append(tensor)
         self._tensors = [tensor for tensor in tensors if tensor.units >= KEY_UNITS]
         self._table = KeyTable([_start_keys(_start(tensor, 0), tensor.dtype) for tensor in self._tensors])
         self._lengths: dict[int, set[int]] = {}
@@ -63,8 +64,13 @@ class StartIndex:
         rows = [row] if row in self._lengths and row else [other for other in self._lengths if other or not row]
         return set[int]().union(*(self._lengths[row] for row in rows))
 
-    def parts_of(self, long: Tensor, long_is_base: bool) -> Iterator[Part]:
+    def parts_of(self, long: Tensor, long_is_base: bool) -> list[Part]:
         """The parts of a long tensor, in order."""
+        parts = list(self._walk(long, long_is_base))
+        return self._with_gaps_filled(parts, long, long_is_base) if parts else parts
+
+    def _walk(self, long: Tensor, long_is_base: bool) -> Iterator[Part]:
+        """The parts that begin with a key of theirs."""
         step = math.gcd(*(units for units in self._lengths_for(long) if 2 * units <= long.units)) or long.units
         at = 0
         while at + KEY_UNITS <= long.units and self._misses < MOST_MISSES:
@@ -75,6 +81,24 @@ class StartIndex:
             else:
                 at += step - at % step
                 self._misses += 1
+
+    def _with_gaps_filled(self, parts: Sequence[Part], long: Tensor, long_is_base: bool) -> list[Part]:
+        """Parts between others that have no key, such as norms in a flat parameter, or whose keys training has changed.
+
+        Of the tensors that are as long as a gap that one is taken whose content is the nearest; of those whose content does not tell the
+        one whose name is the closest to that of the part before the gap.
+        """
+        filled, at = list[Part](), 0
+        for part in (*parts, Part(long.units, 0, long)):
+            gap, neighbour = part.first - at, filled[-1].tensor if filled else part.tensor
+            if gap:
+                layers = dict.fromkeys((_layer_of(neighbour), _layer_of(part.tensor), ""))
+                near = [tensor for layer in layers for tensor in self._by_size.get((gap, layer), ())[:MOST_ALIKE]]
+                best = _best_for_gap(near, long, at, neighbour.name, long_is_base)
+                filled += [Part(at, gap, best)] if best is not None else []
+            filled += [part] * bool(part.units)
+            at = part.first + part.units
+        return filled
 
     def _find(self, units: Array, long: Tensor, long_is_base: bool) -> Tensor | None:
         """The short tensor that begins with these units; of several the nearest by content, then the first."""
@@ -101,7 +125,7 @@ def _start(tensor: Tensor, at: int) -> Array:
 def _relation(long: tuple[Tensor, Array], short: tuple[Tensor, Array], long_is_base: bool) -> Relation | None:
     """How units of two tensors compare; None if one cannot be the base of the other."""
     (base, old), (target, new) = (long, short) if long_is_base else (short, long)
-    if base.dtype != target.dtype and not is_castable(base.dtype, target.dtype):
+    if not fits(base, target):
         return None
     count = min(len(old), len(new))
     found = relation(cast_units(old[:count], base.dtype, target.dtype), new[:count], target.dtype)
@@ -111,28 +135,6 @@ def _relation(long: tuple[Tensor, Array], short: tuple[Tensor, Array], long_is_b
 def _start_keys(start: Array, dtype: str) -> Keys:
     """The keys of units one after the other."""
     return keys_of(start[: len(start) // KEY_UNITS * KEY_UNITS].reshape(-1, KEY_UNITS), dtype)
-
-
-def fill_gaps(parts: Sequence[Part], long: Tensor, candidates: Iterable[Tensor], long_is_base: bool) -> list[Part]:
-    """Parts between others that have no key, such as norms in a flat parameter, or whose keys training has changed.
-
-    Of the tensors that are as long as a gap that one is taken whose content is the nearest; of those whose content does not tell the one
-    whose name is the closest to that of the part before the gap.
-    """
-    by_size: dict[tuple[int, str], list[Tensor]] = {}
-    for tensor in candidates:
-        by_size.setdefault((tensor.units, _layer_of(tensor)), []).append(tensor)
-    filled, at = list[Part](), 0
-    for part in (*parts, Part(long.units, 0, long)):
-        gap, neighbour = part.first - at, filled[-1].tensor if filled else part.tensor
-        if gap:
-            layers = dict.fromkeys((_layer_of(neighbour), _layer_of(part.tensor), ""))
-            near = [tensor for layer in layers for tensor in by_size.get((gap, layer), ())[:MOST_ALIKE]]
-            best = _best_for_gap(near, long, at, neighbour.name, long_is_base)
-            filled += [Part(at, gap, best)] if best is not None else []
-        filled += [part] * bool(part.units)
-        at = part.first + part.units
-    return filled
 
 
 def _layer_of(tensor: Tensor) -> str:

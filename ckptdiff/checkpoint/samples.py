@@ -42,7 +42,7 @@ class Relation:
     """Whether no window of the sample shows the contrary."""
 
 
-def windows_of(units: int, count: int = WINDOWS, size: int = WINDOW_UNITS) -> list[tuple[int, int]]:
+def windows_of(units: int, count: int, size: int) -> list[tuple[int, int]]:
     """First and last unit, exclusively, of each window of a tensor of so many units: all of a short one, else evenly spaced windows."""
     if units <= count * size:
         return [(0, units)]
@@ -61,9 +61,9 @@ def cast_units(units: Array, source: str, target: str) -> Array:
     return units if source == target else kernels.casts.cast(units.view(np.uint8), source, target).view(f"<u{DTYPES[target].carrier}")
 
 
-def sample_of(tensor: Tensor | AdaptedBase, count: int = WINDOWS, size: int = WINDOW_UNITS) -> Array:
-    """The units of all windows."""
-    return np.concatenate([read_units(tensor, *window) for window in windows_of(tensor.units, count, size)])
+def sample_of(tensor: Tensor | AdaptedBase) -> Array:
+    """The units of all windows of a sample."""
+    return np.concatenate([read_units(tensor, *window) for window in windows_of(tensor.units, WINDOWS, WINDOW_UNITS)])
 
 
 def relation(base: Array, target: Array, dtype: str) -> Relation:
@@ -74,18 +74,15 @@ def relation(base: Array, target: Array, dtype: str) -> Relation:
     bits, rotated = _bits(old, new), _bits(np.roll(old, len(old) * 3 // 8 | 1), new)
     if len(base) < LEAST_UNITS or _is_constant(old) or _is_constant(new):
         return Relation(int(bits.sum()), int(rotated.sum()), None, True)
-    windows = (
-        [part.reshape(-1, min(WINDOW_UNITS, len(part))) for part in (bits, rotated)] if len(bits) % WINDOW_UNITS == 0 else [bits, rotated]
-    )
-    parts, rotated_parts = (part.sum(axis=-1, dtype=np.int64, keepdims=True) for part in windows)
-    clear = 4 * parts <= 3 * rotated_parts
-    total, rotated_total = int(parts.sum()), int(rotated_parts.sum())
-    return Relation(total, rotated_total, 4 * total <= 3 * rotated_total, bool(clear.all()))
+    by_window = len(bits) % WINDOW_UNITS == 0  # else the sample is a short tensor, which is one window
+    windows = [part.reshape(-1, WINDOW_UNITS if by_window else len(part)).sum(axis=1, dtype=np.int64) for part in (bits, rotated)]
+    total, rotated_total = (int(part.sum()) for part in windows)
+    return Relation(total, rotated_total, 4 * total <= 3 * rotated_total, bool((4 * windows[0] <= 3 * windows[1]).all()))
 
 
-def compare(base: Tensor | AdaptedBase, target: Tensor, count: int = WINDOWS, size: int = WINDOW_UNITS) -> Relation:
+def compare(base: AdaptedBase, target: Tensor) -> Relation:
     """Compare the samples of a target, and of a base that was adapted to it."""
-    return relation(sample_of(base, count, size), sample_of(target, count, size), target.dtype)
+    return relation(sample_of(base), sample_of(target), target.dtype)
 
 
 def agree(base: AdaptedBase, target: Tensor, units: int, count: int, size: int) -> bool:

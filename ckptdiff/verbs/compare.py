@@ -125,7 +125,7 @@ def compare(
         left, right = source.checkpoints
         check_globs(chosen.globs, left, right)
         check_common(source)
-        rows = tuple(_count_all(source.pairs, left, tuple(atol), threads or default_threads(), progress))
+        rows = tuple(_count_all(source.pairs, tuple(atol), threads or default_threads(), progress))
         same = all(row.same for row in rows) and _same_files(left, right)
         return CompareResult(tuple(atol), rows, (*source.removed, *source.unused), source.added, source.unpaired, same)
 
@@ -141,9 +141,7 @@ def _same_bytes(a: Tensor, b: Tensor) -> bool:
     return all(np.array_equal(a.read(k, k + BLOCK, "base"), b.read(k, k + BLOCK, "target")) for k in range(0, b.nbytes, BLOCK))
 
 
-def _count_all(
-    pairs: Sequence[Pair], left: Checkpoint, atol: tuple[float, ...], threads: int, progress: Progress
-) -> Iterator[TensorComparison]:
+def _count_all(pairs: Sequence[Pair], atol: tuple[float, ...], threads: int, progress: Progress) -> Iterator[TensorComparison]:
     jobs = (partial(_count_chunk, pair, start, atol) for pair in pairs for start in pair.starts)
     done, total = 0, sum(pair.nbytes for pair in pairs)
     with closing(run_ordered(jobs, threads)) as results:

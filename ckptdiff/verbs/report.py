@@ -71,7 +71,7 @@ def report(
         progress: called with what is being done, how much is done, and how much there is.
 
     Raises:
-        CheckpointError: a checkpoint cannot be read, the two have no tensor name in common, or an argument is wrong.
+        CheckpointError: a checkpoint cannot be read, the two have nothing in common, or an argument is wrong.
         FormatError, UnsupportedError, IntegrityError: the patch is broken.
         BaseMismatchError: the patch has another base. UnsupportedError: torch is missing, or cannot use the device.
     """
