@@ -1,72 +1,85 @@
-"""Numbers as people write them: sizes, shares, ratios and counts."""
+"""Numbers as people write them: sizes, shares, ratios and counts.
+
+One rule for all of them: three significant digits, and never an exponent. Whole numbers below a thousand are written in full.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 MISSING = "\u2013"
 """A dash, which stands for a number that is not known."""
 
+ONE_IN_A_MILLION = Fraction(1, 10**6)
+ALMOST_ALL = Fraction(9999, 10**4)
+
+
+def three_digits(value: float | None) -> str:
+    """A number in three significant digits, without an exponent: 0.0123, 1.23, 12.3, 1,230; a dash for a missing one."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    if value == 0:
+        return "0"
+    decimals = 2 - math.floor(math.log10(abs(value)))
+    if abs(float(f"{value:.{max(decimals, 0)}f}")) >= 10 ** (3 - decimals):  # 9.996 is 10.0, not 10.00
+        decimals -= 1
+    return f"{round(value, decimals):,.{max(decimals, 0)}f}"
+
+
+def percent_of(part: float, whole: float) -> str:
+    """``part`` of ``whole`` as a percentage; a dash if there is no whole."""
+    return percent(None if whole == 0 else Fraction(part) / Fraction(whole))
+
+
+def percent(share: float | Fraction | None) -> str:
+    """A share as a percentage in three significant digits; a dash for a missing one.
+
+    Only nothing is 0 % and only all is 100 %: what is less than a millionth of the whole is ``< 0.0001 %``, shares from 99.95 % on have two
+    decimals, and what is above 99.99 % is ``> 99.99 %``.
+    """
+    if share is None or not math.isfinite(share):
+        return MISSING
+    if 0 < abs(share) < ONE_IN_A_MILLION:
+        return "< 0.0001 %" if share > 0 else "> -0.0001 %"
+    if ALMOST_ALL < share < 1:
+        return "> 99.99 %"
+    hundredfold = float(100 * share)
+    return f"{hundredfold:.2f} %" if 99.95 <= hundredfold < 100 else f"{three_digits(hundredfold) if share != 1 else 100} %"
+
 
 def byte_size(nbytes: int) -> str:
-    """A size in decimal units, as the Hub shows it."""
-    value = float(nbytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+    """A size in decimal units, as the Hub shows it: 999 B, 1.23 kB, 12.3 MB."""
+    return _in_units(nbytes, (" kB", " MB", " GB", " TB", " PB", " EB")) if nbytes >= 1000 else f"{nbytes} B"
+
+
+def count_in_words(count: int) -> str:
+    """A count that one can remember, such as 7.62 billion; below a million the count itself."""
+    if count < 10**6:
+        return f"{count:,}"
+    return _in_units(count / 1000, (" million", " billion", " trillion", " quadrillion", " quintillion"))
+
+
+def _in_units(value: float, units: Sequence[str]) -> str:
+    """A number of at least a thousand in the largest of units that are a thousand times as large as the one before."""
+    for unit in units:
         value /= 1000
-    return f"{value:.2f} TB"
+        if float(f"{value:.3g}") < 1000:
+            break
+    return three_digits(value) + unit
 
 
 def size_ratio(larger: int, smaller: int) -> str:
     """How many times smaller (or, where the sizes are the other way round, larger) the second size is than the first."""
     if smaller <= larger:
-        return f"{larger / max(smaller, 1):.1f} times smaller"
-    return f"{smaller / max(larger, 1):.1f} times larger"
-
-
-def percent_of(part: float, whole: float) -> str:
-    """A percentage for the columns of a terminal: two decimals, or as many as keep it from reading 0 or 100 where it is neither."""
-    if whole == 0:
-        return "-"
-    percentage = 100 * part / whole
-    for digits in range(2, 8):
-        text = f"{percentage:.{digits}f}"
-        if float(text) not in (0.0, 100.0) or part in (0, whole):
-            return f"{text} %"
-    return f"{percentage:.2g} %"
-
-
-def percent(share: float | None) -> str:
-    """A percentage for sentences and pages: three digits, near 100 % as many as tell it from 100 %; a dash for a missing number."""
-    if share is None or not math.isfinite(share):
-        return MISSING
-    if share == 0:
-        return "0 %"
-    if 0.99 < share < 1:
-        decimals = min(max(1 - math.floor(math.log10(100 * (1 - share))), 1), 8)
-    else:
-        decimals = min(max(2 - math.floor(math.log10(abs(100 * share))), 0), 12)
-    return f"{100 * share:.{decimals}f} %"
-
-
-def three_digits(value: float | None) -> str:
-    """A number in three digits; a dash for a missing one."""
-    return MISSING if value is None or not math.isfinite(value) else f"{value:.3g}"
+        return f"{three_digits(larger / max(smaller, 1))} times smaller"
+    return f"{three_digits(smaller / max(larger, 1))} times larger"
 
 
 def short_number(value: float) -> str:
-    """A number without needless zeros, such as 1e-5."""
+    """A tolerance as it was given, without needless zeros, such as 1e-5."""
     return f"{value:g}".replace("e-0", "e-")
-
-
-def count_in_words(count: int) -> str:
-    """A count that one can remember, such as 7.62 billion."""
-    for name, unit in (("trillion", 10**12), ("billion", 10**9), ("million", 10**6)):
-        if count >= unit:
-            return f"{count / unit:.3g} {name}"
-    return f"{count:,}"
 
 
 def shape_text(shape: Sequence[int], sign: str = "x") -> str:
