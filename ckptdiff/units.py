@@ -30,7 +30,7 @@ def three_digits(value: float | None) -> str:
 
 def percent_of(part: float, whole: float) -> str:
     """``part`` of ``whole`` as a percentage; a dash if there is no whole."""
-    return percent(None if whole == 0 else Fraction(part) / Fraction(whole))
+    return MISSING if whole == 0 else percent(Fraction(part) / Fraction(whole))
 
 
 def percent(share: float | Fraction | None) -> str:
@@ -41,12 +41,15 @@ def percent(share: float | Fraction | None) -> str:
     """
     if share is None or not math.isfinite(share):
         return MISSING
-    if 0 < abs(share) < ONE_IN_A_MILLION:
-        return "< 0.0001 %" if share > 0 else "> -0.0001 %"
-    if ALMOST_ALL < share < 1:
+    exact = Fraction(share)
+    if 0 < abs(exact) < ONE_IN_A_MILLION:
+        return "< 0.0001 %" if exact > 0 else "> -0.0001 %"
+    if exact == 1:
+        return "100 %"
+    if ALMOST_ALL < exact < 1:
         return "> 99.99 %"
-    hundredfold = float(100 * share)
-    return f"{hundredfold:.2f} %" if 99.95 <= hundredfold < 100 else f"{three_digits(hundredfold) if share != 1 else 100} %"
+    hundredfold = float(100 * exact)
+    return f"{hundredfold:.2f} %" if 99.95 <= hundredfold < 100 else f"{three_digits(hundredfold)} %"
 
 
 def byte_size(nbytes: int) -> str:
@@ -63,11 +66,10 @@ def count_in_words(count: int) -> str:
 
 def _in_units(value: float, units: Sequence[str]) -> str:
     """A number of at least a thousand in the largest of units that are a thousand times as large as the one before."""
-    for unit in units:
-        value /= 1000
-        if float(f"{value:.3g}") < 1000:
-            break
-    return three_digits(value) + unit
+    thousands = 1
+    while thousands < len(units) and float(f"{value / 1000**thousands:.3g}") >= 1000:
+        thousands += 1
+    return three_digits(value / 1000**thousands) + units[thousands - 1]
 
 
 def size_ratio(larger: int, smaller: int) -> str:

@@ -21,7 +21,7 @@ lazy errors machine units
 io: leftovers signals durable work_folder scratch open_files source parallel folder
 format: json_scan canonical fields dtypes digests xxh3 wrong_file safetensors safetensors_library safe_paths zstd_frame entry table
 format: sealed metadata index patch_file
-kernels: bins block_layout cache arrays jit casts leaves classes ulps changes moves escapes histogram gram mask_ops
+kernels: bins block_layout cache compiler arrays jit casts leaves classes ulps changes moves escapes histogram gram mask_ops
 kernels: raw_bits range_coder pace adaptive rans context_groups context_map tokens static
 codecs: planes raw escaped_values sparse context
 hub: ids client repo commit

@@ -65,8 +65,20 @@ def test_a_share_has_three_digits_and_no_exponent(share: Fraction) -> None:
 
 @pytest.mark.parametrize(
     ("size", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1.00 kB"), (70_426, "70.4 kB"), (999_499, "999 kB"), (999_500, "1.00 MB"), (10_623_513, "10.6 MB")]
-    + [(999_999_999, "1.00 GB"), (2 * 10**12, "2.00 TB"), (1234 * 10**12, "1.23 PB"), (2**63, "9.22 EB"), (10**22, "10,000 EB")],
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.00 kB"),
+        (70_426, "70.4 kB"),
+        (999_499, "999 kB"),
+        (999_500, "1.00 MB"),
+        (10_623_513, "10.6 MB"),
+        (999_999_999, "1.00 GB"),
+        (2 * 10**12, "2.00 TB"),
+        (1234 * 10**12, "1.23 PB"),
+        (2**63, "9.22 EB"),
+        (10**22, "10,000 EB"),
+    ],
 )
 def test_sizes(size: int, text: str) -> None:
     assert byte_size(size) == text
@@ -74,8 +86,15 @@ def test_sizes(size: int, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0"), (999_999, "999,999"), (10**6, "1.00 million"), (999_999_999, "1.00 billion"), (7_620_000_000, "7.62 billion")]
-    + [(10**12, "1.00 trillion"), (10**15, "1.00 quadrillion")],
+    [
+        (0, "0"),
+        (999_999, "999,999"),
+        (10**6, "1.00 million"),
+        (999_999_999, "1.00 billion"),
+        (7_620_000_000, "7.62 billion"),
+        (10**12, "1.00 trillion"),
+        (10**15, "1.00 quadrillion"),
+    ],
 )
 def test_counts(count: int, text: str) -> None:
     assert count_in_words(count) == text

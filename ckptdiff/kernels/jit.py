@@ -14,6 +14,7 @@ from llvmlite import ir
 from numba.extending import intrinsic
 
 from ckptdiff.kernels.cache import KernelCache
+from ckptdiff.kernels.compiler import Kernel
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -27,8 +28,7 @@ def jit(function: F) -> F:
     Kernels allocate nothing (``_nrt``). If they could, Numba would count references to every array in the innermost loops, which
     would take half of their time.
     """
-    options: dict[str, Any] = {"nogil": True, "_nrt": False, "no_cfunc_wrapper": True}
-    kernel = numba.njit(**options)(function)
+    kernel: Any = Kernel(function)
     kernel._cache = KernelCache(function)  # where Numba's ``enable_caching`` puts its own cache
     return kernel
 
