@@ -21,7 +21,7 @@ lazy errors machine units
 io: leftovers signals durable work_folder scratch open_files source parallel folder
 format: json_scan canonical fields dtypes digests xxh3 wrong_file safetensors safetensors_library safe_paths zstd_frame entry table
 format: sealed metadata index patch_file
-kernels: bins block_layout cache compiler arrays jit casts leaves classes ulps changes moves escapes histogram gram mask_ops
+kernels: bins block_layout compiling cache compiler arrays jit casts leaves classes ulps changes moves escapes histogram gram mask_ops
 kernels: raw_bits range_coder pace adaptive rans context_groups context_map tokens static
 codecs: planes raw escaped_values sparse context
 hub: ids client repo commit
@@ -36,7 +36,7 @@ subnetwork: mask_rows mask_file mask masked_parameter freeze track
 pages: chart_data report_prose drawing templating report_charts report_page overlap_prose overlap_charts overlap_page
 verbs: info make apply verify compare report overlap pull card push
 integrations: transformers trainer
-cli: render render_hub render_report options report_commands hub_commands demo warmup main
+cli: render render_hub render_report options progress report_commands hub_commands demo warmup main
 __main__
 """
 """Packages, lowest first, and their modules: each imports only from those above it."""

@@ -15,10 +15,10 @@ from ckptdiff.cli.options import (
     overwrite_option,
     print_json,
     print_note,
-    progress_bar,
     threads_option,
     to_json,
 )
+from ckptdiff.cli.progress import progress_bar
 
 token_option = click.option(
     "--token", metavar="TOKEN", help="Access token for the Hub.  [default: HF_TOKEN, or the one that `hf auth login` stored]"

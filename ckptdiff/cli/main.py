@@ -27,7 +27,6 @@ from ckptdiff.cli.options import (
     overwrite_option,
     print_json,
     print_note,
-    progress_bar,
     require_finite,
     selection_options,
     tensors_option,
@@ -35,6 +34,7 @@ from ckptdiff.cli.options import (
     to_json,
     usage_errors,
 )
+from ckptdiff.cli.progress import progress_bar
 from ckptdiff.cli.report_commands import mask, overlap, report
 from ckptdiff.errors import CkptdiffError, visible
 from ckptdiff.io.signals import raised

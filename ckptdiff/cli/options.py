@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,12 +12,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from ckptdiff import io
 from ckptdiff.errors import visible
-from ckptdiff.lazy import rich
 
 if TYPE_CHECKING:
-    from ckptdiff.io.parallel import Progress
+    pass
 
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -136,23 +133,3 @@ def to_json(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: to_json(item) for key, item in value.items()}
     return str(value) if isinstance(value, Path) else value
-
-
-@contextmanager
-def progress_bar(sizes: bool = True) -> Iterator[Progress]:
-    """A progress bar on standard error if that is a terminal; ``sizes``: progress is in bytes, so that a speed is shown."""
-    if not sys.stderr.isatty():
-        yield io.parallel.no_progress
-        return
-    shown = rich.progress
-    speed = (shown.TransferSpeedColumn(),) if sizes else ()
-    columns = (shown.TextColumn("{task.description}"), shown.BarColumn(), shown.TaskProgressColumn(), *speed, shown.TimeRemainingColumn())
-    with shown.Progress(*columns, console=rich.console.Console(stderr=True), transient=True) as bar:
-        tasks: dict[str, Any] = {}
-
-        def progress(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done, total=total)
-
-        yield progress

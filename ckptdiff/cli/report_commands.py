@@ -18,12 +18,12 @@ from ckptdiff.cli.options import (
     file_options,
     overwrite_option,
     print_json,
-    progress_bar,
     require_finite,
     selection_options,
     tensors_option,
     threads_option,
 )
+from ckptdiff.cli.progress import progress_bar
 
 NOT_NEGATIVE = click.FloatRange(min=0)
 html_option = click.option("--html", type=PATH, metavar="FILE", help="Write one HTML page with charts, which works offline.")

@@ -46,6 +46,7 @@ from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps as pickled
 
 from ckptdiff.format.digests import xxh128
+from ckptdiff.kernels import compiling
 
 PACKAGE = Path(__file__).parents[1]
 BESIDE_PACKAGE = PACKAGE / "__pycache__" / "kernels"
@@ -161,11 +162,18 @@ class KernelCache(_Cache):
                 continue
             read_files.append(folder / name)
             return result
+        compiling.begin()
         return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Keep a kernel that was just compiled. If that fails, the process still has the kernel."""
         compiled_kernels.append(f"{self._name} {sig}")
+        try:
+            self._keep(sig, data)
+        finally:
+            compiling.end()
+
+    def _keep(self, sig: Any, data: Any) -> None:
         if data.library.has_dynamic_globals:  # addresses in this process
             save_failures.append(f"{self._name}: its code holds addresses of this process")
             return

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from ckptdiff.io.parallel import Progress, Threads, default_threads, no_progress
+from ckptdiff.kernels.compiling import Stopwatch
 from ckptdiff.patching.chain import check_chain, check_length
 from ckptdiff.patching.output import build_beside, check_output, check_space
 from ckptdiff.patching.patch import open_patch
@@ -61,7 +61,7 @@ def apply(
         BaseMismatchError: the base or the order of the chain is wrong, or the base is the target already.
         CheckpointError: the base cannot be read. OutputError: ``out`` cannot be written.
     """
-    started, out = time.perf_counter(), Path(out)
+    watch, out = Stopwatch(), Path(out)
     names = [patches] if isinstance(patches, (str, os.PathLike)) else list(patches)
     if not names:
         check_length(0)
@@ -91,4 +91,4 @@ def apply(
             old.check_unchanged()
         files = [output.path or out.name for output in outputs] + [other.path for other in others]
         size = sum(output.size for output in outputs) + sum(other.size for other in others)
-        return ApplyResult(out, tuple(files), sum(len(o.tensors) for o in outputs), size, time.perf_counter() - started)
+        return ApplyResult(out, tuple(files), sum(len(o.tensors) for o in outputs), size, watch.seconds())

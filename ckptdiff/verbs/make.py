@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from ckptdiff.format.index import INDEX_NAME, other_file_path, shard_path
 from ckptdiff.hub.ids import parse_id
 from ckptdiff.hub.repo import Repo, open_repo
 from ckptdiff.io.parallel import Progress, default_threads, no_progress
+from ckptdiff.kernels.compiling import Stopwatch
 from ckptdiff.patching import other_files
 from ckptdiff.patching.encode_options import on_threads
 from ckptdiff.patching.encode_pair import encode_pair
@@ -114,7 +114,7 @@ def make(
         UnsupportedError: torch is missing, or has no such device.
         OutputError: the patch cannot be written there. HubError: a repo cannot be read.
     """
-    started = time.perf_counter()
+    watch = Stopwatch()
     rules = [Rename.parse(text) for text in rename]
     if codec is not None and codec not in CODEC_NAMES:
         raise CheckpointError(f"unknown codec {codec!r}: expected one of {', '.join(CODEC_NAMES)}")
@@ -138,7 +138,7 @@ def make(
             written = _write(contents, built)
             old.check_unchanged()
             new.check_unchanged()
-        return _result(contents, written, out, time.perf_counter() - started)
+        return _result(contents, written, out, watch.seconds())
 
 
 def _check_paths(old: Checkpoint, new: Checkpoint, out: Path, overwrite: bool) -> None:

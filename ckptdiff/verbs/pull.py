@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from ckptdiff.hub.client import use_token
 from ckptdiff.hub.ids import HubId, parse_id
 from ckptdiff.hub.repo import open_repo
 from ckptdiff.io.parallel import Progress, no_progress
+from ckptdiff.kernels.compiling import Stopwatch
 from ckptdiff.patching.provenance import resolve_chain
 from ckptdiff.verbs.apply import apply
 from ckptdiff.verbs.verify import verify
@@ -69,7 +69,7 @@ def pull(
     Raises:
         HubError: a repo or revision is missing or gated, or has changed. Other errors are those of :func:`ckptdiff.apply`.
     """
-    started = time.perf_counter()
+    watch = Stopwatch()
     hub_id = parse_id(repo_id)
     if hub_id is None:
         raise CheckpointError(f"{repo_id!r}: expected the id of a repo on the Hub, as org/name; for a patch here: ckptdiff apply")
@@ -87,7 +87,7 @@ def pull(
         if not only:
             _verify(patches[-1], applied.out, threads, progress)
         verified = not only and links[-1].states_sha256
-        seconds = time.perf_counter() - started
+        seconds = watch.seconds()
         return PullResult(applied.out, origin, tuple(patches), applied.files, applied.size, verified, tuple(notes), seconds)
 
 
