@@ -7,13 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from fractions import Fraction
 
 MISSING = "\u2013"
 """A dash, which stands for a number that is not known."""
-
-ONE_IN_A_MILLION = Fraction(1, 10**6)
-ALMOST_ALL = Fraction(9999, 10**4)
 
 
 def three_digits(value: float | None) -> str:
@@ -29,27 +25,26 @@ def three_digits(value: float | None) -> str:
 
 
 def percent_of(part: float, whole: float) -> str:
-    """``part`` of ``whole`` as a percentage; a dash if there is no whole."""
-    return MISSING if whole == 0 else percent(Fraction(part) / Fraction(whole))
+    """``part`` of ``whole`` as a percentage, as :func:`percent` writes it, of counts exactly; a dash if there is no whole."""
+    if whole == 0:
+        return MISSING
+    if part == whole:
+        return "100 %"
+    if 0 < abs(part) * 10**6 < whole:
+        return "< 0.0001 %" if part > 0 else "> -0.0001 %"
+    if part < whole and 10_000 * part > 9_999 * whole:
+        return "> 99.99 %"
+    percentage = float(100 * part / whole)
+    return f"{percentage:.2f} %" if 99.95 <= percentage < 100 else f"{three_digits(percentage)} %"
 
 
-def percent(share: float | Fraction | None) -> str:
+def percent(share: float | None) -> str:
     """A share as a percentage in three significant digits; a dash for a missing one.
 
     Only nothing is 0 % and only all is 100 %: what is less than a millionth of the whole is ``< 0.0001 %``, shares from 99.95 % on have two
     decimals, and what is above 99.99 % is ``> 99.99 %``.
     """
-    if share is None or not math.isfinite(share):
-        return MISSING
-    exact = Fraction(share)
-    if 0 < abs(exact) < ONE_IN_A_MILLION:
-        return "< 0.0001 %" if exact > 0 else "> -0.0001 %"
-    if exact == 1:
-        return "100 %"
-    if ALMOST_ALL < exact < 1:
-        return "> 99.99 %"
-    hundredfold = float(100 * exact)
-    return f"{hundredfold:.2f} %" if 99.95 <= hundredfold < 100 else f"{three_digits(hundredfold)} %"
+    return MISSING if share is None or not math.isfinite(share) else percent_of(share, 1)
 
 
 def byte_size(nbytes: int) -> str:

@@ -56,7 +56,7 @@ def test_shares_of_counts_are_exact() -> None:
 @example(Fraction(99995, 100000))
 @example(Fraction(9995, 10000))
 def test_a_share_has_three_digits_and_no_exponent(share: Fraction) -> None:
-    text = percent(share)
+    text = percent_of(share.numerator, share.denominator)
     assert re.fullmatch(r"(< 0\.0001|> 99\.99|0|100|99\.9\d|0\.0*[1-9]\d\d|[1-9]\.\d\d|[1-9]\d\.\d) %", text), text
     assert (text == "0 %") == (share == 0) and (text == "100 %") == (share == 1)
     if text[0] not in "<>":
