@@ -1,4 +1,5 @@
-"""Where tests stand: a folder for each package, files that can be read at once, helpers in ``tests/support`` alone; and what all texts keep to."""
+"""Where tests stand: a folder for each package, files that can be read at once, helpers in ``tests/support`` alone; how all texts say
+how to get ckptdiff."""
 
 from __future__ import annotations
 
@@ -52,6 +53,11 @@ def test_each_package_has_a_folder_of_tests() -> None:
     assert packages <= {path.parent.name for path in TESTS.glob("*/test_*.py")}
 
 
+FROM_AN_INDEX = re.compile(
+    r"""(?:pip|pipx|uv|uvx)\s+(?:\w+\s+)*(?:-\S+\s+)*['"`]?ckptdiff\b(?![/.])|ckptdiff\[|pypi\.org/project/ckptdiff"""
+)
+
+
 def written_texts() -> list[Path]:
     """The package, and all documents."""
     documents = [
@@ -67,9 +73,25 @@ def test_no_text_tells_anyone_to_install_from_an_index_that_does_not_have_it() -
     """Until a release (docs/release.md), ``ckptdiff/obtaining.py`` and the documents name the clone."""
     texts = {path: path.read_text() for path in written_texts()}
     assert len(texts) > 150 and ROOT / "README.md" in texts and ROOT / "docs" / "api.md" in texts
-    wrong = re.compile(r"""(?:pip|uv|pipx|uvx)\s+(?:\w+\s+)*(?:-\S+\s+)*['"`]?ckptdiff\b(?![/.])|ckptdiff\[|pypi\.org/project/ckptdiff""")
-    assert not [(str(path), found[0]) for path, text in texts.items() if (found := wrong.search(text))]
+    assert not [(str(path), found[0]) for path, text in texts.items() if (found := FROM_AN_INDEX.search(text))]
     assert [path.name for path in (ROOT / "ckptdiff").rglob("*.py") if "pip install" in texts[path]] == ["obtaining.py"]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("pip install ckptdiff", True),
+        ("pip install -U 'ckptdiff'", True),
+        ("uv tool install ckptdiff", True),
+        ("needs `ckptdiff[report]`", True),
+        ("https://pypi.org/project/ckptdiff/", True),
+        ("pip install . && ckptdiff demo", False),
+        ("pip install '.[report]'", False),
+        ("pip install ckptdiff/", False),
+    ],
+)
+def test_what_would_install_from_an_index(text: str, found: bool) -> None:
+    assert bool(FROM_AN_INDEX.search(text)) is found
 
 
 def test_how_to_get_it() -> None:
