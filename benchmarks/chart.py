@@ -2,7 +2,7 @@
 
     python benchmarks/chart.py OUT.svg PEERS.json [...] [--title NAME=TITLE ...]
 
-Needs Altair and vl-convert (``pip install 'ckptdiff[report]'``). Reads nothing but the JSON files, and gives the same picture of
+Needs Altair and vl-convert (``pip install '.[report]'``). Reads nothing but the JSON files, and gives the same picture of
 the same files.
 """
 

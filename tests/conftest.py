@@ -22,6 +22,7 @@ from tests.support.checkpoints import perturb, random_tensor, tensor, write, wri
 from tests.support.small_pair import Pair, tensors  # noqa: E402
 
 if TYPE_CHECKING:
+    from tests.support.hub_client import Client
     from tests.support.hub_state import Hub
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads wait for each other by spinning: many times slower on busy cores
@@ -140,3 +141,18 @@ def models(tmp_path: Path) -> list[Path]:
     from tests.support.hub_client import checkpoint
 
     return [checkpoint(tmp_path / f"model{step}", step) for step in range(3)]
+
+
+@pytest.fixture
+def reader(hub: Hub, models: list[Path], tmp_path: Path) -> Client:
+    """Someone who follows a page of the documents, and has the checkpoints, patches and repos that its commands name."""
+    from tests.support.hub_client import CARD, Client, files_of
+
+    client = Client(hub, tmp_path / "reader")
+    hub.add("org/base", files_of(models[0]) | {"README.md": CARD})
+    hub.add("org/tuned", files_of(models[1]))
+    for name, model in (("base", 0), ("my-model", 1), ("run/step-0", 0), ("run/step-100", 1), ("run/step-200", 2)):
+        shutil.copytree(models[model], client.folder / name)
+    for name, model in (("grpo-patch", 1), ("sft-patch", 2)):
+        ckptdiff.make(models[0], models[model], client.folder / name)
+    return client

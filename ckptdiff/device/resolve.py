@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ckptdiff.errors import UnsupportedError
 from ckptdiff.lazy import require, torch
+from ckptdiff.obtaining import how_to_get
 
 
 def resolve_device(name: str) -> torch.device:
@@ -15,7 +16,7 @@ def resolve_device(name: str) -> torch.device:
     try:
         require("torch")
     except ModuleNotFoundError:
-        raise UnsupportedError(f"the device {name} needs torch: pip install 'ckptdiff[torch]'") from None
+        raise UnsupportedError(f"the device {name} needs torch; {how_to_get('torch')}") from None
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:

@@ -6,12 +6,13 @@ from dataclasses import asdict
 from typing import Any
 
 from ckptdiff.errors import UnsupportedError
+from ckptdiff.obtaining import how_to_get
 
 try:
     import torch
     import transformers
 except ImportError:
-    raise UnsupportedError("transformers is missing: pip install 'ckptdiff[transformers]'") from None
+    raise UnsupportedError(f"transformers is missing; {how_to_get('transformers')}") from None
 
 from ckptdiff.subnetwork import Frozen, Mask, UpdateTracker, freeze_outside
 

@@ -11,12 +11,13 @@ from typing import Any
 from ckptdiff.errors import UnsupportedError
 from ckptdiff.io.work_folder import work_folder
 from ckptdiff.live.target import PathLike, Target, open_target
+from ckptdiff.obtaining import how_to_get
 
 try:
     import torch
     import transformers
 except ImportError as error:
-    raise UnsupportedError(f"{error.name} is missing: pip install 'ckptdiff[transformers]'") from None
+    raise UnsupportedError(f"{error.name} is missing; {how_to_get('transformers')}") from None
 
 WEIGHT_CHANGING_ARGUMENTS = ("quantization_config", "load_in_8bit", "load_in_4bit", "torch_dtype", "dtype")
 """Arguments of ``from_pretrained`` with which the model would not have the weights that the patch gives."""

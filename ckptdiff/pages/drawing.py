@@ -14,6 +14,7 @@ from typing import Any
 
 from ckptdiff.errors import OutputError
 from ckptdiff.lazy import require
+from ckptdiff.obtaining import how_to_get
 from ckptdiff.pages.chart_data import NO_LAYER, Rows, layer_order, module_order
 from ckptdiff.patching.output import build_beside, explain_write_errors
 
@@ -56,7 +57,7 @@ def libraries() -> tuple[Any, Any]:
         require("jinja2")
         return require("altair"), require("vl_convert")
     except ModuleNotFoundError as error:
-        raise OutputError(f"charts and pages need Altair, vl-convert and Jinja2 ({error}): pip install 'ckptdiff[report]'") from error
+        raise OutputError(f"charts and pages need Altair, vl-convert and Jinja2 ({error}); {how_to_get('report')}") from error
 
 
 def vega_lite_version(altair: Any, vl_convert: Any) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ckptdiff.errors import UnsupportedError
 from ckptdiff.lazy import require, submodules
+from ckptdiff.obtaining import how_to_get
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ if not TYPE_CHECKING:
         try:
             require("torch")
         except ImportError:
-            raise UnsupportedError("training within a mask needs torch: pip install 'ckptdiff[torch]'") from None
+            raise UnsupportedError(f"training within a mask needs torch; {how_to_get('torch')}") from None
         return getattr(_submodule(_MODULES[name]), name)
 
 

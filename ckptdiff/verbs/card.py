@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ckptdiff.analysis.report_model import Report
 from ckptdiff.hub.ids import HubId
+from ckptdiff.obtaining import HOW_TO_GET_IT
 from ckptdiff.pages.report_prose import headline
 from ckptdiff.units import byte_size, count_in_words, percent, percent_of, size_ratio
 from ckptdiff.verbs.info import PatchInfo
@@ -57,12 +58,12 @@ def _part(facts: Facts) -> str:
     lines = [
         f"# {_escaped(name)}",
         "",
-        f"What training changed in {base}, as a [ckptdiff](https://pypi.org/project/ckptdiff/) patch: {byte_size(patch.patch_size)} "
+        f"What training changed in {base}, as a ckptdiff patch: {byte_size(patch.patch_size)} "
         f"for a model of {byte_size(patch.target_size)}, {size_ratio(patch.target_size, patch.patch_size)}. "
-        "These two lines rebuild the model, every file of it byte for byte:",
+        "This command rebuilds the model, every file of it byte for byte:",
         "",
         "```sh",
-        "pip install ckptdiff",
+        f"# to get ckptdiff, {HOW_TO_GET_IT}",
         f"ckptdiff pull {facts.repo} -o {name}{'' if patch.is_folder else '.safetensors'}",
         "```",
         "",

@@ -20,7 +20,7 @@ from tests.support.commands import run
 from tests.support.layouts_by_pieces import EMBEDDING
 from tests.support.real_pairs import BASE, TARGETS
 
-torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[torch]'")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not BASE.is_dir(), reason=f"the real checkpoint pairs are not at {SHARED_DATA}"),

@@ -45,7 +45,7 @@ MATRICES = {
 
 @pytest.mark.parametrize("name", MATRICES)
 def test_rank_is_torchs(name: str) -> None:
-    torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
+    torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[torch]'")
     d = MATRICES[name]
     expected = int(torch.linalg.matrix_rank(torch.from_numpy(np.ascontiguousarray(d))))
     assert spectrum(d).rank == spectrum(d, "cpu").rank == expected
@@ -88,7 +88,7 @@ def test_next_to_the_tolerance(factor: float) -> None:
     d = (q * s) @ p.T
     assert spectrum(d).rank == (160 if factor > 1 else 159)
     if abs(factor - 1) > 1e-3:
-        torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
+        torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[torch]'")
         assert int(torch.linalg.matrix_rank(torch.from_numpy(d.astype(np.float32)))) == spectrum(d).rank
 
 

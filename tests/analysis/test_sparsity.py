@@ -17,7 +17,7 @@ from ckptdiff.verbs.report import report, report_patch
 from tests.support.checkpoints import SHARED_DATA, tensor, write
 from tests.support.real_pairs import BASE, TARGETS
 
-torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[torch]'")
 load_file = pytest.importorskip("safetensors.torch").load_file
 
 

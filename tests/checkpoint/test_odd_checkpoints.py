@@ -102,7 +102,7 @@ def look_at_report(found: Report) -> dict[str, Any]:
 @settings(max_examples=25, deadline=None, phases=[Phase.explicit, Phase.generate])
 @given(checkpoints(), st.sampled_from(["none", "sample", "all"]), st.sampled_from([0.0, 1e-5]), st.booleans())
 def test_anything_can_be_measured(sides: list[dict[str, TensorData]], rank: Any, atol: float, series: bool) -> None:
-    pytest.importorskip("altair", reason="altair is not installed: pip install 'ckptdiff[report]'")
+    pytest.importorskip("altair", reason="altair is not installed: pip install '.[report]'")
     with tempfile.TemporaryDirectory() as folder:
         base, *targets = (write(Path(folder, f"{k}.safetensors"), side) for k, side in enumerate(sides))
         for target in targets:

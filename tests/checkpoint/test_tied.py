@@ -12,7 +12,7 @@ import pytest
 import ckptdiff
 from ckptdiff.errors import UnsupportedError
 
-torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[torch]'")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
 State = dict[str, Any]
@@ -175,7 +175,7 @@ def test_save_model_of_safetensors(tmp_path: Path) -> None:
 
 
 def test_save_pretrained_of_transformers(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install 'ckptdiff[transformers]'")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install '.[transformers]'")
     config = transformers.LlamaConfig(
         hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, vocab_size=40,
         tie_word_embeddings=True, dtype="bfloat16",

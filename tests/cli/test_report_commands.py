@@ -65,9 +65,9 @@ def test_a_matrix_with_infinities_or_nans_has_no_rank(tmp_path: Path, unit: int)
 def test_a_device_that_cannot_be_used(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     missing = run("report", *pair, "--device", "cpu")
-    assert missing.exit_code == 3 and "needs torch: pip install 'ckptdiff[torch]'" in missing.stderr
+    assert missing.exit_code == 3 and "needs torch; in a clone of the ckptdiff repository: pip install '.[torch]'" in missing.stderr
     monkeypatch.undo()
-    pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
+    pytest.importorskip("torch", reason="torch is not installed: pip install '.[torch]'")
     wrong = run("report", *pair, "--device", "nonsense")
     assert wrong.exit_code == 3 and "torch cannot use the device nonsense" in wrong.stderr and "leave --device out" in wrong.stderr
     same = report(*pair, rank="all", device="cpu").rank, report(*pair, rank="all").rank
@@ -77,7 +77,7 @@ def test_a_device_that_cannot_be_used(pair: tuple[Path, Path], monkeypatch: pyte
 def test_pictures_without_their_libraries(pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "altair", None)
     result = run("report", *pair, "--html", tmp_path / "page.html")
-    assert result.exit_code == 3 and "pip install 'ckptdiff[report]'" in result.stderr
+    assert result.exit_code == 3 and "pip install '.[report]'" in result.stderr
 
 
 def test_usage_errors_name_what_is_wrong(pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from ckptdiff.errors import BaseMismatchError
 from ckptdiff.format.digests import BLOCK, leaves_of
 from tests.support.checkpoints import SHARED_DATA
 
-torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[torch]'")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
 from ckptdiff.device.leaves import leaf_digests  # noqa: E402

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[torch]'")
 
 from ckptdiff.device.leaves import leaf_digests  # noqa: E402
 from ckptdiff.format.digests import BLOCK, leaves_of  # noqa: E402

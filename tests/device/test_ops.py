@@ -7,7 +7,7 @@ import pytest
 
 import ckptdiff
 
-torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[torch]'")
 
 from ckptdiff.format.dtypes import DTYPES  # noqa: E402
 from tests.support.torch_states import CODECS, copy_of, equal, pair  # noqa: E402

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[torch]'")
 pytest.importorskip("triton", reason="triton is not installed: pip install triton")
 
 from ckptdiff.device import leaves, xxh3_triton  # noqa: E402

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[torch]'")
 
 from ckptdiff.subnetwork import Mask  # noqa: E402
 from tests.support.networks import bits_of, moved, network, some_mask  # noqa: E402
@@ -16,7 +16,7 @@ from tests.support.networks import bits_of, moved, network, some_mask  # noqa: E
 @pytest.mark.slow
 def test_the_callbacks_keep_the_mask_and_log_records(tmp_path: Path) -> None:
     """The real Trainer: the mask holds, records are in its log."""
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install 'ckptdiff[transformers]'")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install '.[transformers]'")
     pytest.importorskip("accelerate", reason="accelerate is not installed")
     from ckptdiff.integrations.trainer import SubnetworkCallback, UpdateTrackerCallback
 

@@ -15,7 +15,7 @@ from ckptdiff.errors import BaseMismatchError, HubError, UnsupportedError
 from tests.support.checkpoints import SHARED_DATA
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
-transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install 'ckptdiff[transformers]'")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install '.[transformers]'")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 from ckptdiff.integrations.transformers import from_pretrained  # noqa: E402

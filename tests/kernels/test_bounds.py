@@ -115,7 +115,7 @@ def test_every_change_has_room() -> None:
 
 def frozen_model(outcome: dict[str, Any]) -> tuple[Any, Any]:
     """A parameter of 64 elements frozen but for every other, trained for a step."""
-    torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
+    torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[torch]'")
     from ckptdiff.subnetwork import Mask, freeze_outside
 
     model = torch.nn.ParameterDict({"w": torch.nn.Parameter(torch.ones(64)), "v": torch.nn.Parameter(torch.ones(8))})
@@ -133,7 +133,7 @@ def frozen_model(outcome: dict[str, Any]) -> tuple[Any, Any]:
 @pytest.mark.parametrize("size", [4096, 63, 8])
 def test_a_parameter_that_grew_is_named(size: int, host: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """B2: bits were read beyond the mask's end, and what lay there trained."""
-    torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
+    torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[torch]'")
     from ckptdiff.subnetwork import Mask, freeze_outside
 
     if not host:
@@ -159,7 +159,7 @@ def test_a_parameter_that_grew_is_named(size: int, host: bool, monkeypatch: pyte
 
 
 def test_a_gradient_of_another_shape_is_named_while_it_is_summed() -> None:
-    torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
+    torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[torch]'")
     model, _ = frozen_model({"before_clipping": True})
     w = model["w"]
     w.grad, w.data = None, torch.ones(4096)
@@ -168,7 +168,7 @@ def test_a_gradient_of_another_shape_is_named_while_it_is_summed() -> None:
 
 
 def test_a_tracked_parameter_of_another_shape_is_named() -> None:
-    torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
+    torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[torch]'")
     from ckptdiff.subnetwork import UpdateTracker
 
     model = torch.nn.Linear(4, 6, bias=False)
@@ -182,7 +182,7 @@ def test_a_tracked_parameter_of_another_shape_is_named() -> None:
 
 def test_training_leaves_memory_resizable() -> None:
     """As FSDP resizes it: gradients, weights and the optimizer's state."""
-    torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
+    torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[torch]'")
     model, optimizer = frozen_model({})
     parts = [model["w"], model["w"].grad, *(value for value in optimizer.state[model["w"]].values() if value.ndim)]
     assert len(parts) == 4

@@ -11,7 +11,7 @@ import ckptdiff
 from ckptdiff.errors import BaseMismatchError, CheckpointError, UnsupportedError
 from tests.support import checkpoints
 
-torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[torch]'")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
 from tests.support.torch_states import State, copy_of, equal, nudge, pair, raw, tensor  # noqa: E402

@@ -15,7 +15,7 @@ import ckptdiff
 from ckptdiff.errors import CheckpointError, FormatError, IntegrityError, UnsupportedError
 from tests.support.checkpoints import SHARED_DATA
 
-torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[torch]'")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
 from ckptdiff.patching.torch_dtypes import DTYPE_NAMES  # noqa: E402
@@ -156,7 +156,7 @@ try: ckptdiff.diff(old, new, device="cuda")
 except ckptdiff.UnsupportedError as error: print(error)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout == "the device cuda needs torch: pip install 'ckptdiff[torch]'\n"
+    assert result.stdout == "the device cuda needs torch; in a clone of the ckptdiff repository: pip install '.[torch]'\n"
 
 
 @pytest.mark.skipif(not SHARED_DATA.exists(), reason="the real pairs of ../shared/data are not there")

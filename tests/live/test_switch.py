@@ -13,7 +13,7 @@ import ckptdiff
 from ckptdiff.errors import BaseMismatchError, IntegrityError
 from ckptdiff.live import switch as loaded_module
 
-torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[torch]'")
 
 from tests.support.torch_states import CODECS, copy_of, equal, nudge, pair, raw  # noqa: E402
 

@@ -19,8 +19,8 @@ from tests.support.checkpoints import tensor, write
 from tests.support.commands import run
 from tests.support.sample_reports import llama
 
-pytest.importorskip("altair", reason="needs ckptdiff[report]")
-pytest.importorskip("vl_convert", reason="needs ckptdiff[report]")
+pytest.importorskip("altair", reason="altair or vl-convert is not installed: pip install '.[report]'")
+pytest.importorskip("vl_convert", reason="altair or vl-convert is not installed: pip install '.[report]'")
 
 from ckptdiff.pages import drawing, overlap_charts
 from ckptdiff.pages.overlap_page import MAX_UPDATE_COLUMNS, render_overlap, tensor_columns
@@ -209,4 +209,4 @@ def test_the_command_writes_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert nowhere.exit_code == 3 and "there is no folder" in nowhere.stderr
     monkeypatch.setitem(sys.modules, "vl_convert", None)
     missing = run(*command, "--html", tmp_path / "other.html")
-    assert missing.exit_code == 3 and "pip install 'ckptdiff[report]'" in missing.stderr and not (tmp_path / "other.html").exists()
+    assert missing.exit_code == 3 and "pip install '.[report]'" in missing.stderr and not (tmp_path / "other.html").exists()

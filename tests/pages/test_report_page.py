@@ -21,8 +21,8 @@ from tests.support import sample_reports
 from tests.support.browser import ATTACK, browse, needs_browser, png_bytes, value
 from tests.support.sample_reports import assemble, many_tensors, without_names
 
-altair = pytest.importorskip("altair", reason="needs ckptdiff[report]")
-pytest.importorskip("vl_convert", reason="needs ckptdiff[report]")
+altair = pytest.importorskip("altair", reason="altair or vl-convert is not installed: pip install '.[report]'")
+pytest.importorskip("vl_convert", reason="altair or vl-convert is not installed: pip install '.[report]'")
 
 from ckptdiff.pages import chart_data, drawing, report_charts, report_page  # noqa: E402
 
@@ -160,7 +160,7 @@ def test_png_folder_that_cannot_be_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("missing", ["altair", "jinja2", "vl_convert"])
 def test_missing_libraries_say_what_to_install(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(OutputError, match=r"pip install 'ckptdiff\[report\]'"):
+    with pytest.raises(OutputError, match=r"pip install '\.\[report\]'"):
         report_page.render_page(one_tensor())
 
 

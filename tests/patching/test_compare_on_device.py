@@ -7,7 +7,7 @@ import pytest
 
 import ckptdiff
 
-torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[torch]'")
 
 from ckptdiff.patching.compare_on_device import DeviceComparer  # noqa: E402
 from tests.support.torch_states import tensor  # noqa: E402

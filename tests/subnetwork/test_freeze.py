@@ -12,7 +12,7 @@ import pytest
 from ckptdiff.errors import CheckpointError
 from ckptdiff.kernels import mask_ops
 
-torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[torch]'")
 
 from ckptdiff.subnetwork import Mask, UpdateTracker, freeze_outside, masked_parameter  # noqa: E402
 from tests.support.networks import OPTIMIZERS, backward, bits_of, moved, network, some_mask  # noqa: E402

@@ -9,7 +9,7 @@ import pytest
 
 from ckptdiff.subnetwork import Mask
 
-torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[torch]'")
 
 OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
     "AdamW": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1),

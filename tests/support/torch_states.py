@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[torch]'")
 
 from ckptdiff.format.digests import BLOCK  # noqa: E402
 from ckptdiff.patching.torch_dtypes import DTYPE_NAMES  # noqa: E402

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ckptdiff.obtaining import HOW_TO_GET_IT
 from tests.support.commands import CKPTDIFF
 from tests.support.hub_client import CARD, Client, files_of, publish
 from tests.support.hub_state import TOKEN, Fault, Hub
@@ -35,7 +36,8 @@ def test_the_card_says_what_the_report_found_and_keeps_its_owners_text(hub: Hub,
     totals, rank = report["totals"], report["rank"]
     assert f"| {percent(totals['bit_identical'] / totals['elements'])} |" in card.text
     assert f"| {percent(totals['within_atol'] / totals['elements'])} |" in card.text and f"| {percent(rank['rank_share'])} |" in card.text
-    assert "ckptdiff pull me/patch -o patch" in card.text and hub.repos["org/base"].branches["main"] in card.text
+    assert f"```sh\n# to get ckptdiff, {HOW_TO_GET_IT}\nckptdiff pull me/patch -o patch\n```\n" in card.text
+    assert hub.repos["org/base"].branches["main"] in card.text
     assert files["config.json"] == (models[1] / "config.json").read_bytes()
     mine = files["README.md"].decode().replace("tags:", "language: en\ntags:\n- mine") + "\nMy own words.\n"
     hub.add("me/patch", files | {"README.md": mine.encode(), "notes.txt": b"mine"})

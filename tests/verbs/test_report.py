@@ -134,7 +134,7 @@ def test_a_frame_has_a_row_for_each_tensor(pair: tuple[Path, Path]) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_real_ranks_agree_with_torch(target: str) -> None:
     """Every matrix of every pair: the integer that the paper's ``update_rank.py`` gives."""
-    torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ckptdiff[torch]'")
+    torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[torch]'")
     from safetensors.torch import load_file
 
     base, tuned = (load_file(folder / "model.safetensors") for folder in (BASE, SHARED_DATA / target))
