@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import re
 import shlex
@@ -110,14 +111,10 @@ ANYWHERE = (*HOUSEKEEPING, *LOGS, *TRAINING_STATE)
 """What is left out by default in every folder."""
 
 
-def _compiled(patterns: Iterable[str]) -> re.Pattern[str]:
-    return re.compile("|".join(map(translate, patterns)))
-
-
-_EXCLUDED_PATTERN = _compiled((*ANYWHERE, *(f"*/{pattern}" for pattern in ANYWHERE), *ROOT_FOLDERS))
-_AMBIGUOUS_PATTERNS = {
-    name: _compiled((*patterns, *(f"*/{pattern}" for pattern in patterns))) for name, patterns in AMBIGUOUS_NAMES.items()
-}
+@functools.cache
+def _anywhere(patterns: Sequence[str], at_root: Sequence[str] = ()) -> re.Pattern[str]:
+    """Matches the paths that match one of the globs in any folder, or one of those of ``at_root``. Compiled when it is first needed."""
+    return re.compile("|".join((f"(?:(?s:.*)/)?(?:{'|'.join(map(translate, patterns))})", *map(translate, at_root))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,12 +151,12 @@ def select(names: Iterable[str], include: Sequence[str] = (), exclude: Sequence[
 
 def _is_left_out_by_default(name: str, names: Sequence[str]) -> bool:
     """Whether a file is left out unless the caller includes it."""
-    if _EXCLUDED_PATTERN.match(name) or suspicious_name(name):
+    if _anywhere(ANYWHERE, ROOT_FOLDERS).match(name) or suspicious_name(name):
         return True
     folder, slash, last = name.rpartition("/")
     start = len(folder + slash)
-    return last in _AMBIGUOUS_PATTERNS and any(
-        other.startswith(folder + slash) and _AMBIGUOUS_PATTERNS[last].match(other, start) for other in names
+    return last in AMBIGUOUS_NAMES and any(
+        other.startswith(folder + slash) and _anywhere(AMBIGUOUS_NAMES[last]).match(other, start) for other in names
     )
 
 
