@@ -57,7 +57,13 @@ class Timing:
         for codec in ("context", "sparse"):
             rows = [f"{call} {codec}" for call in ("diff", "from_bytes", "apply_")]
             found.append(Task(rows, self.memory(pairs["large"], codec, calls)))
-        return [*found, Task(["demo, cold"], self.cold, warm=False)]
+        base, target = str(pairs["tiny"].base), str(pairs["tiny"].target)
+        cold = {
+            "demo, cold": lambda scratch: ["demo"],
+            "make tiny, cold": lambda scratch: ["make", base, target, "-o", str(scratch / "patch")],
+            "report tiny, cold": lambda scratch: ["report", base, target, "--rank", "none"],
+        }
+        return [*found, *(Task([name], self.cold(name, arguments), warm=False) for name, arguments in cold.items())]
 
     def task(self, name: str, sample: Callable[[Tree, Path], Figures]) -> Task:
         return Task([name], lambda tree, scratch: {name: sample(tree, scratch)})
@@ -86,7 +92,7 @@ class Timing:
             def sample(tree: Tree, scratch: Path) -> Figures:
                 given = [argument if isinstance(argument, str) else argument(tree) for argument in arguments]
                 output = ["-o", str(scratch / out)] if out else []
-                figures = run([tree.program, verb, *given, *output], self.limit, tree.env(), fine)[0]
+                figures = run([tree.program, verb.split()[0], *given, *output], self.limit, tree.env(), fine)[0]
                 if check and not same_file(scratch / out, pair.target):
                     raise NotExactError(f"{tree.name}: {verb} did not give the target's bytes")
                 return figures
@@ -99,6 +105,8 @@ class Timing:
         yield row("report", base, target, "--rank", "none", *threads)
         yield row("verify", patch, "--base", base, "--target", target, *threads)
         yield row("compare", base, target, *threads, fine=(1,))  # they do differ
+        yield row("verify alone", patch)
+        yield row("compare equal", base, base)
 
     def renamed(self, pair: Pair) -> Task:
         """``make`` of a pair none of whose names agree."""
@@ -123,13 +131,20 @@ class Timing:
 
         return sample
 
-    def cold(self, tree: Tree, scratch: Path) -> dict[str, Figures]:
-        cache = scratch / "cache"
-        cache.mkdir()
-        figures = run([tree.program, "demo"], self.limit, tree.env(cache))[0]
-        if not any(path.is_file() for path in cache.rglob("*")):
-            raise NotExactError(f"{tree.name}: demo put nothing into an empty cache: its kernels lie elsewhere, and the run was not cold")
-        return {"demo, cold": figures}
+    def cold(self, name: str, arguments: Callable[[Path], Command]) -> Sampler:
+        """A command with an empty kernel cache."""
+
+        def sample(tree: Tree, scratch: Path) -> dict[str, Figures]:
+            cache = scratch / "cache"
+            cache.mkdir()
+            figures = run([tree.program, *arguments(scratch)], self.limit, tree.env(cache))[0]
+            if not any(path.is_file() for path in cache.rglob("*")):
+                raise NotExactError(
+                    f"{tree.name}: {name} put nothing into an empty cache: its kernels lie elsewhere, and the run was not cold"
+                )
+            return {name: figures}
+
+        return sample
 
     def measure(self, tasks: list[Task], rounds: int) -> None:
         """So many more rounds of some tasks."""

@@ -34,15 +34,18 @@ def progress_bar(sizes: bool = True) -> Iterator[Progress]:
         with _bars(sizes, text, kernels) as progress:
             yield progress
         return
-    told: list[int] = []
-
-    def tell(count: int) -> None:
-        if not told:
-            print_note(text)
-        told.append(count)
-
-    with compiling.told(tell):
+    with compiling.told(lambda count: _print_once(text)):
         yield io.parallel.no_progress
+
+
+_printed: list[str] = []
+
+
+def _print_once(text: str) -> None:
+    """Print a note, unless this process has printed one: ``demo`` runs several commands, all of which may compile something."""
+    if not _printed:
+        _printed.append(text)
+        print_note(text)
 
 
 @contextmanager
