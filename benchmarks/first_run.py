@@ -62,9 +62,8 @@ def main() -> None:
             run(command, standalone_mode=False)
         seconds = time.process_time() - began
     kernels, compiling = sum(row["kernel"] for row in rows), sum(row["own"] for row in rows)
-    print(
-        f"`ckptdiff {' '.join(command)}`: {seconds:.2f} s of CPU, {compiling:.2f} of it for {kernels} kernels and {len(rows) - kernels} parts.\n"
-    )
+    of_it = f"{compiling:.2f} of it for {kernels} kernels and {len(rows) - kernels} parts"
+    print(f"`ckptdiff {' '.join(command)}`: {seconds:.2f} s of CPU, {of_it}.\n")
     print("| function | | seconds |\n|---|---|---|")
     for row in sorted(rows, key=lambda row: -row["own"]):
         print(f"| {row['function']} | {'kernel' if row['kernel'] else 'part'} | {row['own']:.3f} |")
