@@ -17,6 +17,8 @@ def main() -> None:
         install(_leave)
     except KeyboardInterrupt:
         _leave()
+    # NumPy's BLAS starts a thread a core as NumPy is imported, which takes 0.05 s of CPU; what needs BLAS has threads of its own
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from ckptdiff.cli.main import main as run
 
     try:
