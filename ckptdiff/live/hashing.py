@@ -47,13 +47,14 @@ def hash_in_background(parts: Sequence[Bytes | torch.Tensor], threads: int) -> I
 
 def _batches(parts: Iterable[Bytes]) -> Iterator[list[Bytes]]:
     """Tensors cut, or put together, to as many bytes as one job hashes."""
-    batch: list[Bytes] = []
+    batch, size = list[Bytes](), 0
     for part in parts:
         for start in range(0, len(part), BYTES_PER_HASH_JOB):
             batch.append(part[start : start + BYTES_PER_HASH_JOB])
-            if sum(map(len, batch)) >= BYTES_PER_HASH_JOB:
+            size += len(batch[-1])
+            if size >= BYTES_PER_HASH_JOB:
                 yield batch
-                batch = []
+                batch, size = [], 0
     if batch:
         yield batch
 
