@@ -19,7 +19,8 @@ PACKAGE = Path(ckptdiff.__file__).parent
 ORDER = """
 lazy obtaining errors machine units
 io: leftovers signals durable work_folder scratch open_files source parallel folder
-format: json_scan canonical fields dtypes digests xxh3 wrong_file safetensors safetensors_library safe_paths zstd_frame entry table
+format: json_scan canonical fields dtypes digests xxh3 wrong_file safetensors safetensors_library safe_paths zstd_frame
+format: entry entry_scan table
 format: sealed metadata index patch_file
 kernels: bins block_layout compiling cache compiler arrays jit casts leaves classes ulps changes moves escapes histogram gram mask_ops
 kernels: raw_bits range_coder pace adaptive rans context_groups context_map tokens static

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import itemgetter
 
 import xxhash
 
@@ -35,10 +36,10 @@ def tensor_digest(leaves: Iterable[bytes]) -> bytes:
 
 def identity(tensors: Iterable[tuple[str, str, str, tuple[int, ...], bytes]]) -> bytes:
     """The identity of a checkpoint from the scope, name, dtype, shape and digest of each of its tensors, in any order."""
-    rows = sorted(tensors, key=lambda row: (row[0].encode(), row[1].encode()))
-    single = len({row[0] for row in rows}) <= 1
+    rows = sorted(tensors, key=itemgetter(0, 1))  # text in the order of its code points is in the order of its UTF-8 too
+    single, quote = len({row[0] for row in rows}) <= 1, canonical.quote
     lines = (
-        canonical.dumps(["" if single else scope, name, dtype, list(shape), digest.hex()]) + b"\n"
+        f'[{quote("" if single else scope)},{quote(name)},"{dtype}",[{",".join(map(str, shape))}],"{digest.hex()}"]\n'
         for scope, name, dtype, shape, digest in rows
     )
-    return xxh128(b"".join(lines))
+    return xxh128("".join(lines).encode())

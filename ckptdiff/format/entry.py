@@ -70,9 +70,8 @@ class Piece(NamedTuple):
     units: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """One tensor of the target file (spec 6)."""
+class Entry(NamedTuple):
+    """One tensor of the target file (spec 6). A tuple, as a patch may have a hundred thousand of them."""
 
     name: str
     dtype: str
@@ -159,22 +158,7 @@ class Entry:
 
     def with_digests(self, digest: bytes, base_digest: bytes, payload_digest: bytes) -> Entry:
         """The entry with the digests that stood behind the table's JSON."""
-        return Entry(
-            name=self.name,
-            dtype=self.dtype,
-            shape=self.shape,
-            kind=self.kind,
-            base_dtype=self.base_dtype,
-            pieces=self.pieces,
-            codec=self.codec,
-            changed=self.changed,
-            blocks=self.blocks,
-            of=self.of,
-            counts=self.counts,
-            digest=digest,
-            base_digest=base_digest,
-            payload_digest=payload_digest,
-        )
+        return Entry(*self[:-3], digest, base_digest, payload_digest)
 
     @classmethod
     def read(cls, value: Any, where: str) -> Entry:

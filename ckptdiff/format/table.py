@@ -6,6 +6,7 @@ Reading is strict: every fault is one FormatError or UnsupportedError that says 
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from ckptdiff.format.canonical import quoted
 from ckptdiff.format.digests import BLOCK
 from ckptdiff.format.dtypes import MAX_FILE
 from ckptdiff.format.entry import KINDS, Entry, Totals, as_name
+from ckptdiff.format.entry_scan import plain_entries
 from ckptdiff.format.fields import load_divided
 from ckptdiff.format.safetensors import MAX_TENSORS
 
@@ -54,9 +56,9 @@ class Table:
     @property
     def totals(self) -> Totals:
         """The sums that the metadata states too."""
-        counts = {kind: sum(entry.kind == kind for entry in self.entries) for kind in KINDS}
+        counts = Counter(entry.kind for entry in self.entries)
         return Totals(
-            **counts,
+            **{kind: counts[kind] for kind in KINDS},
             removed=len(self.removed),
             units=sum(entry.units for entry in self.entries),
             changed=sum(entry.changed for entry in self.entries),
@@ -95,17 +97,20 @@ class Table:
         length = int.from_bytes(content[:4], "little")
         if len(content) < 4 + length or len(content) < 4:
             raise FormatError(f"{where}: its JSON would have {length} bytes, but it has {len(content)} in all")
-        f = load_divided(
-            content[4 : 4 + length],
-            where,
-            "removed tensors",
-            {"removed": as_name, "tensors": Entry.read},
-            most=MAX_TENSORS,
-            depth=MAX_ENTRY_DEPTH,
-            nodes=MAX_ENTRY_NODES + min(target_size, MAX_FILE) // BLOCK + PIECE_NODES * min(target_size, MAX_PIECES),
-        )
-        entries, removed = f.items("tensors"), f.items("removed")
-        check_sorted(removed, f"{where}.removed")
+        text, blocks = content[4 : 4 + length], min(target_size, MAX_FILE) // BLOCK
+        entries, removed = plain_entries(text, blocks), list[str]()
+        if entries is None:
+            f = load_divided(
+                text,
+                where,
+                "removed tensors",
+                {"removed": as_name, "tensors": Entry.read},
+                most=MAX_TENSORS,
+                depth=MAX_ENTRY_DEPTH,
+                nodes=MAX_ENTRY_NODES + blocks + PIECE_NODES * min(target_size, MAX_PIECES),
+            )
+            entries, removed = f.items("tensors"), f.items("removed")
+            check_sorted(removed, f"{where}.removed")
         if len({entry.name for entry in entries}) != len(entries):
             raise FormatError(f"{where}: a tensor name is repeated")
         if sum(len(entry.pieces) for entry in entries) > MAX_PIECES:

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -70,7 +70,7 @@ class Contents:
     @property
     def without_bases(self) -> list[Entry]:
         """The entries with all that they say, their digests too, but not what their bases are made of."""
-        return [replace(entry, base_dtype=None, pieces=()) for entry in self.entries]
+        return [entry._replace(base_dtype=None, pieces=()) for entry in self.entries]
 
 
 @pytest.fixture(scope="module")

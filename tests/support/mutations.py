@@ -12,7 +12,6 @@ import resource
 import shutil
 import sys
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +89,7 @@ def mutate_resealed(rng: np.random.Generator, patch: Path, out: Path) -> None:
                 if rng.random() < 0.7:
                     payload = mutate(rng, payload)
                 payloads.append(payload)
-                entry = replace(entry, blocks=(len(payload),), payload_digest=xxhash.xxh3_64_digest(payload))
+                entry = entry._replace(blocks=(len(payload),), payload_digest=xxhash.xxh3_64_digest(payload))
             entries.append(entry)
         parts = PatchParts(Table(tuple(entries), file.table.removed), file.header.raw, None, payloads)
         with open(out, "wb") as built:
