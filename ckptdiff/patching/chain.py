@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Protocol
 
+from ckptdiff.checkpoint.recognition import is_patch
 from ckptdiff.errors import BaseMismatchError, FormatError
 from ckptdiff.hub.repo import Repo
 from ckptdiff.patching.patch import OpenPatch, open_patch
@@ -39,6 +42,23 @@ def check_length(count: int) -> None:
     """Raise FormatError unless so many patches can be a chain."""
     if not 1 <= count <= MAX_CHAIN:
         raise FormatError(f"a chain has 1 to {MAX_CHAIN} patches, found {count}")
+
+
+def open_chain(
+    stack: ExitStack, base: str | os.PathLike[str] | None, patches: Sequence[str | os.PathLike[str]], *, by_ranges: bool = False
+) -> list[OpenPatch]:
+    """Open the patches of a chain, which ``stack`` closes.
+
+    Raises:
+        FormatError, UnsupportedError, IntegrityError, CheckpointError: as :func:`~ckptdiff.patching.patch.open_patch` raises them. If
+            ``base`` is a patch, and one of the patches is none, the message asks whether they are the wrong way round.
+    """
+    try:
+        return [stack.enter_context(open_patch(name, by_ranges=by_ranges)) for name in patches]
+    except FormatError as error:
+        if base is not None and is_patch(base) and not all(map(is_patch, patches)):
+            raise FormatError(f"{error}: are base and patch the wrong way round?") from None
+        raise
 
 
 def check_chain(chain: Sequence[OpenPatch]) -> None:
