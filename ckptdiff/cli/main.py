@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from ckptdiff import __version__, checkpoint, cli, verbs
+from ckptdiff import __version__, checkpoint, cli, patching, verbs
 from ckptdiff.cli.grouped import FILES, HUB, OUTPUT, GroupedCommand, option
 from ckptdiff.cli.hub_commands import pull, push
 from ckptdiff.cli.options import (
@@ -171,7 +171,8 @@ def apply(base: Path, patches: tuple[Path, ...], out: Path, json_output: bool, *
       ckptdiff apply base step1 step2 step3 -o model
       ckptdiff apply base patch -o heads.safetensors --only '*lm_head*'
     """
-    runnable = "" if options["only"] else cli.render.runnable_files(verbs.info.info(patches[-1]))
+    with patching.chain.explained_order(base, patches):
+        runnable = "" if options["only"] else cli.render.runnable_files(verbs.info.info(patches[-1]))
     if runnable:  # before anything is written (spec 14)
         print_note(f"the patch gives files that other tools may run, read them before you use them: {runnable}")
     with progress_bar() as progress:

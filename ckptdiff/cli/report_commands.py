@@ -190,7 +190,7 @@ def mask(patch: Path, base: Path | None, out: Path, overwrite: bool, json_output
     \b
     Examples:
       ckptdiff mask grpo-patch --base Llama-3-8B -o mask.safetensors
-      ckptdiff mask Llama-3-8B-GRPO --base Llama-3-8B --atol 1e-5 -o mask.safetensors
+      ckptdiff mask tuned --base base --atol 1e-5 -o mask.safetensors
     """
     patching.output.check_plain_output(out, (patch, *([base] if base else [])), folder=False, overwrite=overwrite)
     with progress_bar() as progress:

@@ -167,10 +167,12 @@ def _widths(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], room: int
     while len(widths) > 1 and sum(widths.values()) + GAP * (len(widths) - 1) > room:
         del widths[max(list(widths)[1:], key=lambda k: (columns[k].order, k))]
     spare = room - sum(widths.values()) - GAP * (len(widths) - 1)
-    for wanted in (words, whole):
-        for k in widths:
-            more = max(min(wanted[k] - widths[k], spare), 0)
-            widths[k], spare = widths[k] + more, spare - more
+    for k, width in list(widths.items()):
+        more = max(min(words[k] - width, spare), 0)
+        widths[k], spare = width + more, spare - more
+    for k, width in list(widths.items()):
+        more = whole[k] - width if whole[k] - width <= spare else 0
+        widths[k], spare = width + more, spare - more
     return {k: min(width, room) for k, width in widths.items()}
 
 

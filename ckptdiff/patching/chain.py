@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 from ckptdiff.checkpoint.recognition import is_patch
@@ -44,17 +44,15 @@ def check_length(count: int) -> None:
         raise FormatError(f"a chain has 1 to {MAX_CHAIN} patches, found {count}")
 
 
-def open_chain(
-    stack: ExitStack, base: str | os.PathLike[str] | None, patches: Sequence[str | os.PathLike[str]], *, by_ranges: bool = False
-) -> list[OpenPatch]:
-    """Open the patches of a chain, which ``stack`` closes.
+@contextmanager
+def explained_order(base: str | os.PathLike[str] | None, patches: Sequence[str | os.PathLike[str]]) -> Iterator[None]:
+    """Where a base and patches are opened: if one of the patches is none, but the base is one, the error asks whether their order is wrong.
 
     Raises:
-        FormatError, UnsupportedError, IntegrityError, CheckpointError: as :func:`~ckptdiff.patching.patch.open_patch` raises them. If
-            ``base`` is a patch, and one of the patches is none, the message asks whether they are the wrong way round.
+        FormatError: that of the patch, with the question.
     """
     try:
-        return [stack.enter_context(open_patch(name, by_ranges=by_ranges)) for name in patches]
+        yield
     except FormatError as error:
         if base is not None and is_patch(base) and not all(map(is_patch, patches)):
             raise FormatError(f"{error}: are base and patch the wrong way round?") from None

@@ -186,7 +186,14 @@ def test_demo_keeps_its_files_where_told(tmp_path: Path) -> None:
     result = run("demo", tmp_path / "d")
     assert result.exit_code == 0, result.output
     assert "synthetic" in result.stdout and "times smaller" in result.stdout and "ok: patch and base and rebuilt files" in result.stdout
-    assert result.stdout.count("\n$ ckptdiff ") == 5 and "bit-identical" in result.stdout
+    ran = re.findall(r"^\$ ckptdiff (.*)$", result.stdout, re.MULTILINE)
+    assert [line.split()[0] for line in ran] == ["make", "info", "report", "apply", "verify", "compare"]
+    assert ran[2].endswith("--rank none") and "update sparsity" in result.stdout
+    last = result.stdout.split(f"$ ckptdiff {ran[-1]}\n")[1]
+    assert re.match(r" *verdict  identical files\n", last), "what is rebuilt is the target"
+    listed = re.findall(r"^  ckptdiff (.*)$", last, re.MULTILINE)
+    names = {"base": "BASE", "tuned": "TARGET", "patch": "PATCH", "rebuilt": "OUT"}
+    assert listed == [" ".join(names.get(Path(word).name, word) if "/" in word else word for word in line.split()) for line in ran]
     assert tree(tmp_path / "d" / "tuned") == tree(tmp_path / "d" / "rebuilt")
     again = run("demo", tmp_path / "d")
     assert again.exit_code == 3 and "exists and is not an empty folder" in again.stderr
