@@ -127,10 +127,13 @@ def _drawn(column: Column, cell: Cell, width: int) -> Text | Bar:
 
 
 def _wrapped(text: str, width: int) -> str:
-    """A text in lines, broken between words, but not before a unit; what begins a line stays, and long words are left whole."""
+    """A text in lines, broken between words, but not before a unit; what begins the text stays. Words longer than a line are cut."""
     indent = text[: len(text) - len(text.lstrip())]
-    wrapper = textwrap.TextWrapper(max(width, len(indent) + 3), indent, 2 * indent, break_long_words=False, break_on_hyphens=False)
-    return "\n".join(wrapper.wrap(BEFORE_UNIT.sub(NO_BREAK, text.lstrip()))).replace(NO_BREAK, " ")
+    room = max(width - 2 * len(indent), 1)
+    long_word = re.compile(rf"\S{{{room}}}(?=\S)")  # what is as wide as a line stands alone in it, so that no space shows behind it
+    glued = long_word.sub(r"\g<0> ", BEFORE_UNIT.sub(NO_BREAK, text.lstrip()))
+    wrapper = textwrap.TextWrapper(max(width, 1), indent, 2 * indent, break_on_hyphens=False)
+    return "\n".join(wrapper.wrap(glued)).replace(NO_BREAK, " ")
 
 
 def _folded(name: str, width: int) -> str:

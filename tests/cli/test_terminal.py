@@ -187,6 +187,22 @@ def test_wide_characters_take_two_columns(terminal: pytest.MonkeyPatch, capsys: 
     assert len(lines) > 2 and "".join(line[:8].strip() for line in lines[1:]).replace("12 B", "").count("模型") >= 4
 
 
+def test_words_longer_than_a_line_are_cut(terminal: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.setenv("COLUMNS", "20")
+    tables.print_grid([("at", "see " + "0123456789" * 2 + " and so 12 kB of it")])
+    tables.print_text("  a path of " + "x" * 30)
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        "at  see",
+        "    0123456789012345",
+        "    6789 and so",
+        "    12 kB of it",
+        "  a path of",
+        "    " + "x" * 16,
+        "    " + "x" * 14,
+    ]
+
+
 def test_a_table_without_rows(capsys: pytest.CaptureFixture[str]) -> None:
     tables.print_table([Column("file", "name"), Column("size", "number")], [])
     assert capsys.readouterr().out == "file  size\n"
