@@ -241,7 +241,7 @@ def print_compare(result: CompareResult, tensors: bool) -> None:
     others = [row for row in result.tensors if row.others]
     if others:
         told = f"{visible(others[0].name)} with {and_more(others[0].others)}"
-        rows.append(("compared", f"{counted(len(others), 'tensor')} with tensors of other names: {told}"))
+        rows.append(("compared", f"{counted(len(others), 'tensor')} of other names: {told}"))
     apart = (("only in A", result.only_in_a), ("only in B", result.only_in_b), ("cannot be compared", result.mismatched))
     rows += [(label, first_names(names)) for label, names in apart if names]
     print_grid(rows)

@@ -47,7 +47,7 @@ def test_make_prints_what_a_person_wants_to_know(folders: Pair, tmp_path: Path) 
     assert result.exit_code == 0 and result.stderr == ""
     assert "1 same, 2 changed, 0 added, 0 removed" in result.stdout
     assert re.search(r"elements changed  +\d+ of 2,592 \(\d+\.\d\d %\)", result.stdout)
-    assert re.search(r"\d+\.\d (k?)B for a target of .* times smaller", result.stdout)
+    assert re.search(r"\d[\d.]* k?B for a target of .* times smaller", result.stdout)
     assert re.search(r"time  \d+\.\d\d s", result.stdout)
     assert "README.md, config.json, model.safetensors.index.json, tokenizer.json" in result.stdout
 
@@ -61,7 +61,7 @@ def test_the_whole_circle(folders: Pair, tmp_path: Path) -> None:
     assert result.exit_code == 0 and "a.weight" in result.stdout and "context" in result.stdout
     assert tree(folders.target)["config.json"] in result.stdout
     result = run("compare", folders.target, tmp_path / "out")
-    assert result.exit_code == 0 and "2,592 (100.00 %)" in result.stdout
+    assert result.exit_code == 0 and "2,592 (100 %)" in result.stdout
 
 
 def test_json_is_one_object_on_stdout(folders: Pair, tmp_path: Path) -> None:
