@@ -71,7 +71,7 @@ def check_chain(chain: Sequence[OpenPatch]) -> None:
         if follows(patch, before):
             continue
         if patch.path == before.path:
-            raise BaseMismatchError(f"{patch.path}: is listed twice in a row")
+            raise BaseMismatchError(f"{patch.path}: is listed twice in a row: apply it once")
         sibling = next((other for other in chain if other is not patch and other.base_identity == patch.base_identity), None)
         if sibling is not None:
             raise BaseMismatchError(

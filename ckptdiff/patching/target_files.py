@@ -65,7 +65,7 @@ def subset_of(rebuilder: Rebuilder, globs: Sequence[str]) -> OutputFile:
         raise OutputError(
             f"{rebuilder.chain[last].path}: --only {given} matches none of its {len(entries):,} tensors"
             + (f", such as {near}" if near else "")
-            + "; ckptdiff info --tensors lists them"
+            + ": a glob is matched with the whole name; ckptdiff info --tensors lists them"
         )
     rows = [(name, entry.dtype, entry.shape, entry.nbytes) for name, (_, entry) in chosen.items()]
     raw = header_json([("__metadata__", '{"format":"pt"}')], rows)

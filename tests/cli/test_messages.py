@@ -128,6 +128,19 @@ def test_info_names_the_repos_and_commits_that_a_patch_records(hub: Hub, folders
     assert (local["base_repo"], local["target_repo"]) == (None, None) and "on the Hub" not in run("info", folders.patch).stdout
 
 
+def test_a_target_that_is_taken_for_the_base(files: Pair, tmp_path: Path) -> None:
+    for command in (
+        ["apply", files.target, files.patch, "-o", tmp_path / "out"],
+        ["mask", files.patch, "--base", files.target, "-o", tmp_path / "m"],
+    ):
+        assert error(*command).startswith(f"{files.target}: is already the target of {files.patch}, not its base: give the checkpoint that")
+
+
+def test_a_patch_that_is_given_twice(files: Pair, tmp_path: Path) -> None:
+    text = error("apply", files.base, files.patch, files.patch, "-o", tmp_path / "out")
+    assert text == f"{files.patch}: is listed twice in a row: apply it once"
+
+
 # --- names ---
 
 
