@@ -1,4 +1,4 @@
-"""What all commands share: options, JSON, errors, a progress bar."""
+"""What all commands share: options, JSON, errors."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import click
 
 from ckptdiff.cli.grouped import FILES, MEASURED, OUTPUT, SPEED, Decorator, option
 from ckptdiff.errors import visible
 from ckptdiff.units import short_number
-
-if TYPE_CHECKING:
-    pass
 
 PATH = click.Path(path_type=Path, readable=False)  # the library says what is wrong with a path, in its own words
 

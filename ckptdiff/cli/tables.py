@@ -33,7 +33,7 @@ LEAST_NAME = 16
 DIGEST_DIGITS = 12
 """Digits of a digest that a terminal shows."""
 
-BEFORE_UNIT = re.compile(r"(?<=\d) (?=(?:%|[kMGTPE]?B|s|times)(?!\w))")
+BEFORE_UNIT = r"(?<=\d) (?=(?:%|[kMGTPE]?B|s|times)(?!\w))"
 """The space between a number and its unit, where no line is broken."""
 NO_BREAK = "\u00a0"
 """Stands for that space while lines are broken; :func:`visible` leaves no other one."""
@@ -131,7 +131,7 @@ def _wrapped(text: str, width: int) -> str:
     indent = text[: len(text) - len(text.lstrip())]
     room = max(width - 2 * len(indent), 1)
     long_word = re.compile(rf"\S{{{room}}}(?=\S)")  # what is as wide as a line stands alone in it, so that no space shows behind it
-    glued = long_word.sub(r"\g<0> ", BEFORE_UNIT.sub(NO_BREAK, text.lstrip()))
+    glued = long_word.sub(r"\g<0> ", re.sub(BEFORE_UNIT, NO_BREAK, text.lstrip()))
     wrapper = textwrap.TextWrapper(max(width, 1), indent, 2 * indent, break_on_hyphens=False)
     return "\n".join(wrapper.wrap(glued)).replace(NO_BREAK, " ")
 
