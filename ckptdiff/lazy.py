@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch as torch
     import transformers as transformers
     from huggingface_hub import constants, errors, hf_api  # noqa: F401
-    from rich import console, live, progress  # noqa: F401
+    from rich import bar, cells, console, live, progress, table, text  # noqa: F401
 else:
     LIBRARIES = ("altair", "huggingface_hub", "jinja2", "markupsafe", "pandas", "rich", "safetensors", "torch", "transformers")
 

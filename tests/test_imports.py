@@ -37,7 +37,7 @@ subnetwork: mask_rows mask_file mask masked_parameter freeze track
 pages: chart_data report_prose drawing templating report_charts report_page overlap_prose overlap_charts overlap_page
 verbs: info make apply verify compare report overlap pull card push
 integrations: transformers trainer
-cli: render render_hub render_report options progress report_commands hub_commands demo warmup main
+cli: tables render render_hub render_report render_overlap grouped options progress report_commands hub_commands demo warmup main
 __main__
 """
 """Packages, lowest first, and their modules: each imports only from those above it."""

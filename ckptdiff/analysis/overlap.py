@@ -10,8 +10,10 @@ among them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,7 +117,7 @@ class OverlapResult:
     base: str
     """Name of the base."""
     names: tuple[str, ...]
-    """Names of the updates."""
+    """Names of the updates, all distinct."""
     atol: float
     """An element counts as changed if |d| exceeds this; at 0, if its bits differ."""
     tensors: tuple[TensorOverlap, ...]
@@ -184,6 +186,19 @@ class OverlapResult:
             "tensors": rows,
             "left_out": list(self.left_out),
         }
+
+
+def distinct_names(paths: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
+    """A name for each of several paths, or ids on the Hub: the fewest of its last parts that no other has, such as
+    ``r1/checkpoint-100`` beside ``r2/checkpoint-100``. A path that is given again has a number behind its name."""
+    parts = [Path(path).parts or (str(path),) for path in paths]
+    names: list[str] = []
+    for own in parts:
+        others = [other for other in parts if other != own]
+        count = next((k for k in range(1, len(own)) if all(other[-k:] != own[-k:] for other in others)), len(own))
+        names.append(Path(*own[-count:]).as_posix())
+    repeats = [names[:k].count(name) for k, name in enumerate(names)]
+    return tuple(name + (f" ({count + 1})" if count else "") for name, count in zip(names, repeats, strict=True))
 
 
 STEP_FIELDS = ("changed", "since_last", "ever", "back")

@@ -221,7 +221,7 @@ def open_source(
                 yield _source_of_patch(rebuilder, patch, *names)
         else:
             old, new = (stack.enter_context(open_checkpoint(path, selection=selection)) for path in (base, target))
-            check_renames(new, renames)
+            check_renames(old, new, renames)
             yield _source_of_checkpoints(old, new, renames, *names)
         old.check_unchanged()
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
+import heapq
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+
+from ckptdiff.errors import cut
 
 MOST_PARTS = 32
 """Last parts of a name that are compared: comparing takes the square of them."""
+MOST_NEAR = 3
+"""Near names that a message lists."""
 
 
 def common_parts(a: str, b: str) -> int:
@@ -32,6 +38,15 @@ def closeness(a: str, b: str) -> tuple[int, int]:
     """How alike two names are: the parts they have in common, then how few they do not."""
     common = common_parts(a, b)
     return common, 2 * common - a.count(".") - b.count(".") - 2
+
+
+def near_names(name: str, known: Iterable[str]) -> str:
+    """For messages: those of some names that are most like a name, which is none of them; empty if there are none.
+
+    Of the names that have most parts in common with it those with most letters in common are taken, as letters take long to compare.
+    """
+    alike = heapq.nlargest(64, known, key=lambda other: closeness(name, other))
+    return ", ".join(map(cut, difflib.get_close_matches(name, alike, MOST_NEAR, cutoff=0)))
 
 
 def numbers(name: str) -> tuple[int, ...]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from ckptdiff.checkpoint.selection import matches_path
 from ckptdiff.errors import CheckpointError
 from ckptdiff.hub.ids import HubId
 
@@ -51,7 +53,9 @@ def other_formats(names: Iterable[str]) -> list[str]:
     return [name for name in names if os.path.splitext(name)[1].lower() in OTHER_FORMATS]
 
 
-def refuse_without_safetensors(path: Path | HubId, names: Sequence[str], left_out: Collection[str], can_include: bool) -> None:
+def refuse_without_safetensors(
+    path: Path | HubId, names: Sequence[str], left_out: Collection[str], can_include: bool, excluded: Sequence[str] = ()
+) -> None:
     """Say what a checkpoint without safetensors holds instead, and what to do.
 
     Args:
@@ -59,10 +63,12 @@ def refuse_without_safetensors(path: Path | HubId, names: Sequence[str], left_ou
         names: the paths of all its files.
         left_out: the paths of those that were left out.
         can_include: whether the caller has an option to take files in.
+        excluded: globs of files that the caller leaves out.
 
     Raises:
         CheckpointError: always.
     """
+    refuse_excluded(path, names, excluded)
     _refuse_weights_below(path, names, can_include)
     _refuse_parts(path, names)
     for name in sorted(names, key=lambda name: name in left_out):
@@ -80,6 +86,15 @@ def refuse_without_safetensors(path: Path | HubId, names: Sequence[str], left_ou
             f"{path}: holds no weights, only state such as {state}: ckptdiff makes no patches of optimizer and trainer state"
         )
     raise CheckpointError(f"{path}: expected a .safetensors file or a folder that holds one, found none")
+
+
+def refuse_excluded(path: Path | HubId, names: Iterable[str], excluded: Sequence[str]) -> None:
+    """Raise CheckpointError if the caller's own globs leave out the safetensors files among some names."""
+    weights = [name for name in names if name.endswith(".safetensors") and not _is_state(name) and matches_path(name, excluded)]
+    if weights:
+        globs = " ".join(f"--exclude {shlex.quote(glob)}" for glob in excluded if any(matches_path(name, [glob]) for name in weights))
+        more = f" and {len(weights) - 1:,} more" if len(weights) > 1 else ""
+        raise CheckpointError(f"{path}: no weights are left: {globs} leaves out {weights[0]}{more}; narrow the glob")
 
 
 def _refuse_weights_below(path: Path | HubId, names: Sequence[str], can_include: bool) -> None:

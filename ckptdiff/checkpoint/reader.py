@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ckptdiff.checkpoint.contents import Checkpoint, WeightFile
-from ckptdiff.checkpoint.other_formats import CONVERTERS, other_formats, refuse_without_safetensors
+from ckptdiff.checkpoint.other_formats import CONVERTERS, other_formats, refuse_excluded, refuse_without_safetensors
 from ckptdiff.checkpoint.recognition import is_patch_folder, is_patch_repo, patch_error
 from ckptdiff.checkpoint.scopes import Scopes, is_index, possible_scopes, scope_of_name, scopes_of, scopes_of_recorded
 from ckptdiff.checkpoint.selection import Selection, exclude_option, matches, select
@@ -95,6 +95,7 @@ class _Opener:
         raise CheckpointError(f"{path}: no such file or folder{if_gone(path)}")
 
     def _read_file(self, path: Path) -> Checkpoint:
+        refuse_excluded(path, [path.name], self.selection.exclude)
         try:
             return _open({path.name: path}, Scopes({path.name: scope_of_name(path.name)}), path, {}, is_file=True)
         except CheckpointError:
@@ -180,7 +181,7 @@ class _Opener:
             others |= {name for name in kept if matches(name, self.selection.include)}
         names = [name for name in repo.files if name in weights or name in others]
         if self.needs_weights and not any(name.endswith(".safetensors") for name in names):
-            refuse_without_safetensors(hub_id, list(repo.files), left_out, self.can_exclude)
+            refuse_without_safetensors(hub_id, list(repo.files), left_out, self.can_exclude, self.selection.exclude)
         folder = download(repo, names)
         if repo.is_file:
             checkpoint = self._read_file(folder / names[0])
@@ -214,7 +215,7 @@ class _Opener:
         """Open the weight files among the kept ones."""
         weights = {name: files[name] for name in kept if name.endswith(".safetensors")}
         if not weights and self.needs_weights:
-            refuse_without_safetensors(path, sorted(files), set(files) - set(kept), self.can_exclude)
+            refuse_without_safetensors(path, sorted(files), set(files) - set(kept), self.can_exclude, self.selection.exclude)
         indexes = {name: file for name, file in files.items() if is_index(name)}
         used = {name: indexes.pop(name) for name in kept if name in indexes}
         scopes = scopes_of(weights, used, self.can_exclude, unused=indexes)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+import shlex
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from ckptdiff.checkpoint.contents import Checkpoint
+from ckptdiff.checkpoint.names import near_names
 from ckptdiff.checkpoint.selection import matches_path
-from ckptdiff.errors import CheckpointError
+from ckptdiff.errors import CheckpointError, cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +19,9 @@ class Rename:
 
     pattern: re.Pattern[str]
     replacement: str
+
+    def __str__(self) -> str:
+        return shlex.quote(f"{self.pattern.pattern}={self.replacement}")
 
     @classmethod
     def parse(cls, text: str) -> Rename:
@@ -32,7 +37,7 @@ class Rename:
             rename = cls(re.compile(pattern), replacement)
             re.compile(pattern + "|").sub(replacement, "")
         except (re.error, IndexError, OverflowError, RecursionError) as error:
-            raise CheckpointError(f"--rename {text!r}: {error}") from None
+            raise CheckpointError(f"--rename {text!r}: {error}; a rule is a regular expression, =, and what replaces it") from None
         return rename
 
 
@@ -47,18 +52,38 @@ def rename_all(name: str, renames: Sequence[Rename]) -> tuple[str, set[Rename]]:
 
 
 def check_patterns(base: Checkpoint, target: Checkpoint, renames: Sequence[Rename], globs: Iterable[str]) -> None:
-    """Raise CheckpointError for a rule that matches no tensor of the target, or a glob that matches no file: most likely a slip."""
-    check_renames(target, renames)
+    """Raise CheckpointError for a rule that helps no tensor of the target, or a glob that matches no file: most likely a slip."""
+    check_renames(base, target, renames)
     check_globs(globs, base, target)
 
 
-def check_renames(target: Checkpoint, renames: Sequence[Rename]) -> None:
-    """Raise CheckpointError for a rule that matches no tensor of the target."""
-    tensors = [name for tensors in target.scopes.values() for name in tensors]
-    used = set[Rename]().union(*(rename_all(name, renames)[1] for name in tensors))
+def check_renames(base: Checkpoint, target: Checkpoint, renames: Sequence[Rename]) -> None:
+    """Raise CheckpointError for a rule that matches no tensor of the target, or turns none of those into a name that the base has."""
+    names = [name for tensors in target.scopes.values() for name in tensors]
+    known = {name for tensors in base.scopes.values() for name in tensors} | set(base.tied)
+    first: dict[Rename, tuple[str, str]] = {}
+    helpful = set[Rename]()
+    for name in names if renames else ():
+        wanted, used = rename_all(name, renames)
+        if wanted in known and wanted != name:
+            helpful |= used
+        first |= {rename: (name, wanted) for rename in used if rename not in first}
     for rename in renames:
-        if rename not in used:
-            raise CheckpointError(f"--rename {rename.pattern.pattern!r} matches no tensor of {target.path}, such as {tensors[:1]}")
+        if rename not in first:
+            such = f", such as {near_names(rename.pattern.pattern, names)}" if names else ""
+            raise CheckpointError(f"--rename {rename}: matches none of the {len(names):,} tensors of {target.path}{such}")
+        if rename not in helpful:
+            raise CheckpointError(f"--rename {rename}: {_why_useless(base, *first[rename], known)}")
+
+
+def _why_useless(base: Checkpoint, name: str, wanted: str, known: Collection[str]) -> str:
+    """Why a rule does not help a tensor of the target, nor any other."""
+    if wanted == name:
+        return f"leaves all names as they are, such as {cut(name)}: leave it out, or mend it"
+    near = near_names(wanted, known)
+    return f"turns names of the target into none that {base.path} has, such as {cut(name)} into {cut(wanted)}" + (
+        f"; the nearest names there are {near}" if near else ""
+    )
 
 
 def check_globs(globs: Iterable[str], *sides: Checkpoint) -> None:
@@ -66,4 +91,5 @@ def check_globs(globs: Iterable[str], *sides: Checkpoint) -> None:
     names = {name for side in sides for name in (*side.others, *(file.path for file in side.weights), *side.left_out, *side.followed)}
     for glob in globs:
         if not any(matches_path(name, [glob]) for name in names):
-            raise CheckpointError(f"the glob {glob!r} matches no file of {' and '.join(dict.fromkeys(str(side.path) for side in sides))}")
+            where = " and ".join(dict.fromkeys(str(side.path) for side in sides))
+            raise CheckpointError(f"the glob {glob!r} matches no file of {where}: it is matched with the whole path in the folder")

@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from ckptdiff.cli import options as options
     from ckptdiff.cli import render as render
     from ckptdiff.cli import render_hub as render_hub
+    from ckptdiff.cli import render_overlap as render_overlap
     from ckptdiff.cli import render_report as render_report
     from ckptdiff.cli import report_commands as report_commands
+    from ckptdiff.cli import tables as tables
     from ckptdiff.cli import warmup as warmup
 else:
     __getattr__ = submodules(__name__)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckptdiff import kernels
+from ckptdiff.cli.tables import print_text
 from ckptdiff.errors import CkptdiffError, OutputError, visible
 from ckptdiff.format.safetensors_library import write_tensors
 from ckptdiff.io.work_folder import work_folder
@@ -92,7 +93,8 @@ def run(folder: Path | None, command: click.Command) -> None:
     if folder is None:
         with work_folder(Path(tempfile.gettempdir()), "ckptdiff-demo-") as work:
             _run(work.path, command)
-        click.echo("\nThe files have been removed. To keep them: ckptdiff demo DIR")
+        print_text()
+        print_text("The files have been removed. To keep them: ckptdiff demo DIR")
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder}: exists and is not an empty folder; choose another")
@@ -103,24 +105,32 @@ def run(folder: Path | None, command: click.Command) -> None:
         raise OutputError(f"{folder}: cannot be written: {error.strerror}") from None
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{folder} holds what was written until then: remove it") from None
-    click.echo(f"\nThe files are in {visible(str(folder))}.")
+    print_text()
+    print_text(f"The files are in {folder}.")
 
 
 def _run(folder: Path, command: click.Command) -> None:
     """Write the pair into a folder, and run and show each command."""
-    click.echo(f"A synthetic pair of checkpoints (random bf16 weights, one Adam-sized update; no real model), in {visible(str(folder))}:")
+    print_text(f"A synthetic pair of checkpoints (random bf16 weights, one Adam-sized update; no real model), in {folder}:")
     base, target = (os.fspath(path) for path in write_pair(folder))
     patch, out = os.fspath(folder / "patch"), os.fspath(folder / "rebuilt")
-    for arguments in (
+    steps = (
         ["make", base, target, "-o", patch],
         ["info", patch],
+        ["report", base, patch, "--rank", "none"],
         ["apply", base, patch, "-o", out],
         ["verify", patch, "--base", base, "--target", out],
-        ["compare", base, out],
-    ):
+        ["compare", target, out],
+    )
+    for arguments in steps:
         click.echo(click.style(f"\n$ ckptdiff {visible(shlex.join(arguments))}", bold=True))
         code = command.main(arguments, standalone_mode=False)
         if code == 130:
             raise KeyboardInterrupt
-        if code not in (None, 0) and (arguments[0], code) != ("compare", 1):  # compare exits with 1, as base and target differ
+        if code not in (None, 0):
             raise CkptdiffError(f"ckptdiff {arguments[0]} ended with {code}")
+    print_text()
+    print_text("These commands were run. With checkpoints of your own in place of BASE and TARGET:")
+    names = {base: "BASE", target: "TARGET", patch: "PATCH", out: "OUT"}
+    for arguments in steps:
+        print_text(f"  ckptdiff {' '.join(names.get(word, word) for word in arguments)}")

@@ -14,7 +14,8 @@ from typing import Any
 
 import click
 
-from ckptdiff import __version__, checkpoint, cli, verbs
+from ckptdiff import __version__, checkpoint, cli, patching, verbs
+from ckptdiff.cli.grouped import FILES, HUB, OUTPUT, GroupedCommand, option
 from ckptdiff.cli.hub_commands import pull, push
 from ckptdiff.cli.options import (
     PATH,
@@ -24,14 +25,15 @@ from ckptdiff.cli.options import (
     device_option,
     fail,
     only_option,
+    output_option,
     overwrite_option,
     print_json,
     print_note,
-    require_finite,
     selection_options,
     tensors_option,
     threads_option,
     to_json,
+    tolerance_option,
     usage_errors,
 )
 from ckptdiff.cli.progress import progress_bar
@@ -50,6 +52,8 @@ def _check_output_name(ctx: click.Context, parameter: click.Parameter, value: Pa
 
 class CommandGroup(click.Group):
     """A group of commands that turns every CkptdiffError into one line on standard error and exit code 3."""
+
+    command_class = GroupedCommand
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The commands in the order in which they were added, instead of by alphabet."""
@@ -78,7 +82,14 @@ class CommandGroup(click.Group):
             fail(ctx, "output", f"{where}: {error.strerror or error}")
 
 
-@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+COMPLETION = """\b
+For completion of commands and options by the Tab key in bash:
+  eval "$(_CKPTDIFF_COMPLETE=bash_source ckptdiff)"
+zsh_source and fish_source are for zsh and fish.
+"""
+
+
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=COMPLETION)
 @click.version_option(__version__, prog_name="ckptdiff")
 def main() -> None:
     """Exact, sparse differences between model checkpoints.
@@ -98,43 +109,35 @@ def main() -> None:
 @main.command()
 @click.argument("base", type=PATH)
 @click.argument("target", type=PATH)
-@click.option(
-    "-o", "--output", "patch", type=PATH, required=True, callback=_check_output_name, metavar="PATCH", help="Where to write the patch."
-)
-@click.option(
+@output_option("patch", "PATCH", "Write the patch to this path.", _check_output_name)
+@option(
+    OUTPUT,
     "--codec",
     type=click.Choice(["auto", "context", "sparse", "raw"]),
     default="auto",
     show_default=True,
-    help="Codec of changed tensors; auto takes the one that gives the smallest patch.",
+    help="Store changed tensors by this codec; auto takes the one that gives the smallest patch.",
 )
 @selection_options
-@click.option("--force", is_flag=True, help="Make the patch even if nothing of BASE is in TARGET.")
-@click.option("--report", "with_report", is_flag=True, help="Measure what training changed, and store the report in the patch.")
-@click.option(
-    "--base-repo", metavar="ID", help="Id of the repo on the Hub that has BASE, to record in the patch; its files are compared by SHA-256."
-)
-@click.option(
-    "--target-repo",
-    metavar="ID",
-    help="Id of the repo on the Hub that has TARGET, to record in the patch; its files are compared by SHA-256.",
-)
+@option(FILES, "--force", is_flag=True, help="Make the patch even if nothing of BASE is in TARGET.")
+@option(OUTPUT, "--report", "with_report", is_flag=True, help="Measure what training changed, and store the report in the patch.")
+@option(HUB, "--base-repo", metavar="ID", help="Record that this repo on the Hub has BASE, after comparing its files by SHA-256.")
+@option(HUB, "--target-repo", metavar="ID", help="Record that this repo on the Hub has TARGET, after comparing its files by SHA-256.")
 @threads_option
-@device_option("on which checkpoints are compared")
+@device_option("to compare the checkpoints")
 @overwrite_option
 @as_json
 def make(base: Path, target: Path, patch: Path, codec: str, with_report: bool, json_output: bool, **options: Any) -> None:
     """Store the difference between two checkpoints.
 
     The patch holds all files of TARGET, byte for byte, except for version control, caches, logs, optimizer and trainer state, and files
-    named like secrets. What is left out is listed.
+    named like secrets. What is left out is listed. PATCH becomes a file if TARGET is a file, and a folder if TARGET is a folder.
 
     \b
-    PATCH becomes a file if TARGET is a file, and a folder if TARGET is a folder.
-      ckptdiff make base.safetensors tuned.safetensors -o tuned-patch.safetensors
-      ckptdiff make Llama-3-8B Llama-3-8B-GRPO -o grpo-patch
+    Examples:
+      ckptdiff make base.safetensors tuned.safetensors -o patch.safetensors
+      ckptdiff make Llama-3-8B Llama-3-8B-GRPO -o grpo-patch --report
     """
-    show = cli.render.print_make  # a library that it needs is missed before anything is written
     with progress_bar() as progress:
         measured = None
         if with_report:
@@ -146,15 +149,13 @@ def make(base: Path, target: Path, patch: Path, codec: str, with_report: bool, j
     if json_output:
         print_json({**to_json(result), "ratio": result.ratio})
     else:
-        show(result)
+        cli.render.print_make(result)
 
 
 @main.command()
 @click.argument("base", type=PATH)
 @click.argument("patches", type=PATH, nargs=-1, required=True, metavar="PATCH...")
-@click.option(
-    "-o", "--output", "out", type=PATH, required=True, callback=_check_output_name, metavar="OUT", help="Folder or file to write."
-)
+@output_option("out", "OUT", "Write this folder or file.", _check_output_name)
 @only_option
 @threads_option
 @overwrite_option
@@ -162,22 +163,24 @@ def make(base: Path, target: Path, patch: Path, codec: str, with_report: bool, j
 def apply(base: Path, patches: tuple[Path, ...], out: Path, json_output: bool, **options: Any) -> None:
     """Rebuild the target of one patch or of a chain of patches.
 
-    \b
     The patches, the base and the result are checked; OUT appears only if it is right.
+
+    \b
+    Examples:
       ckptdiff apply Llama-3-8B grpo-patch -o Llama-3-8B-GRPO
       ckptdiff apply base step1 step2 step3 -o model
       ckptdiff apply base patch -o heads.safetensors --only '*lm_head*'
     """
-    runnable = "" if options["only"] else cli.render.runnable_files(verbs.info.info(patches[-1]))
+    with patching.chain.explained_order(base, patches):
+        runnable = "" if options["only"] else cli.render.runnable_files(verbs.info.info(patches[-1]))
     if runnable:  # before anything is written (spec 14)
         print_note(f"the patch gives files that other tools may run, read them before you use them: {runnable}")
-    show = cli.render.print_apply
     with progress_bar() as progress:
         result = verbs.apply.apply(base, patches, out, progress=progress, **options)
     if json_output:
         print_json(to_json(result))
     else:
-        show(result)
+        cli.render.print_apply(result)
 
 
 @main.command()
@@ -185,7 +188,16 @@ def apply(base: Path, patches: tuple[Path, ...], out: Path, json_output: bool, *
 @tensors_option
 @as_json
 def info(patch: Path, tensors: bool, json_output: bool) -> None:
-    """Show what a patch holds, without reading its payloads."""
+    """Show what a patch holds, without reading its payloads.
+
+    Names the base that the patch needs, the files that it gives, and, where the patch records them, the repos and commits on the Hub that
+    have base and target. A terminal shows the beginning of digests; a pipe and --json have them whole.
+
+    \b
+    Examples:
+      ckptdiff info grpo-patch
+      ckptdiff info me/my-model-ckptdiff --tensors
+    """
     result = verbs.info.info(patch)
     if json_output:
         print_json(to_json(result))
@@ -196,8 +208,8 @@ def info(patch: Path, tensors: bool, json_output: bool) -> None:
 @main.command()
 @click.argument("patch", type=PATH)
 @base_option("Also check that the patch fits this base, and that its changes can be decoded.")
-@click.option("--target", type=PATH, metavar="CHECKPOINT", help="Also check by SHA-256 that these are the files that the patch gives.")
-@click.option("--hub", metavar="ID", help="Compare a checkpoint, given in place of PATCH, with the one in this repo on the Hub.")
+@option(FILES, "--target", type=PATH, metavar="CHECKPOINT", help="Also check by SHA-256 that these are the files that the patch gives.")
+@option(HUB, "--hub", metavar="ID", help="Compare a checkpoint, given in place of PATCH, with the one in this repo on the Hub.")
 @threads_option
 @as_json
 def verify(patch: Path, hub: str | None, json_output: bool, **options: Any) -> None:
@@ -205,6 +217,11 @@ def verify(patch: Path, hub: str | None, json_output: bool, **options: Any) -> N
 
     Lists the problems that were found. If there are more than ten of one kind, only the first is shown; --json lists all. The exit code
     is 1 if there is a problem.
+
+    \b
+    Examples:
+      ckptdiff verify grpo-patch --base Llama-3-8B --target Llama-3-8B-GRPO
+      ckptdiff verify Llama-3-8B-GRPO --hub me/Llama-3-8B-GRPO
     """
     if hub is not None and (options["base"] or options["target"]):
         raise click.UsageError("--hub compares a checkpoint with a repo: give no --base and no --target.")
@@ -224,17 +241,9 @@ def verify(patch: Path, hub: str | None, json_output: bool, **options: Any) -> N
 @main.command()
 @click.argument("a", type=PATH)
 @click.argument("b", type=PATH)
-@click.option(
-    "--atol",
-    type=click.FloatRange(min=0),
-    multiple=True,
-    default=(1e-5, 1e-4),
-    show_default=True,
-    callback=require_finite,
-    help="Also count the elements with |d| up to this as equal. May be repeated.",
-)
+@tolerance_option("--atol", "Also count the elements with |d| up to this as equal. It may be repeated.", (1e-5, 1e-4), multiple=True)
 @selection_options
-@base_option("Checkpoint that both started from. Also compare which elements changed in each.")
+@base_option("Also compare which elements each changed of this checkpoint, which both started from.")
 @tensors_option
 @threads_option
 @as_json
@@ -246,6 +255,11 @@ def compare(a: Path, b: Path, base: Path | None, tensors: bool, json_output: boo
 
     Tensors are paired as make pairs them, whatever their names, dtypes and layouts. The exit code is 1 unless B has the tensors of A, bit
     for bit.
+
+    \b
+    Examples:
+      ckptdiff compare Llama-3-8B-GRPO rebuilt
+      ckptdiff compare run-1 run-2 --base Llama-3-8B --tensors
     """
     if base is not None:
         checkpoint.recognition.check_exists(base)
@@ -264,7 +278,7 @@ def compare(a: Path, b: Path, base: Path | None, tensors: bool, json_output: boo
     else:
         cli.render.print_compare(result, tensors)
         if changed:
-            cli.render_report.print_overlap(changed, series=False, tensors=False)
+            cli.render_overlap.print_overlap(changed, series=False, tensors=False)
     click.get_current_context().exit(0 if result.same else 1)
 
 
@@ -280,7 +294,13 @@ main.add_command(pull)
 def demo(folder: Path | None) -> None:
     """Run the main commands on a small synthetic pair of checkpoints.
 
-    The files are kept in DIR if you name one.
+    The files are kept in DIR if you name one, which must be a new or empty folder. At the end the commands are listed, to be run on
+    checkpoints of your own.
+
+    \b
+    Examples:
+      ckptdiff demo
+      ckptdiff demo ckptdiff-demo
     """
     cli.demo.run(folder, main)
 
@@ -293,6 +313,11 @@ def warmup(json_output: bool) -> None:
     Useful for images, read-only installs and shared folders: otherwise each kernel is compiled when it is first needed. Compiled kernels
     are kept in the folder that CKPTDIFF_CACHE_DIR names; by default that is in the package's own folder, or in the user's cache where that
     cannot be written. The folder is printed.
+
+    \b
+    Examples:
+      ckptdiff warmup
+      CKPTDIFF_CACHE_DIR=/opt/ckptdiff-kernels ckptdiff warmup
     """
     with progress_bar(sizes=False) as progress:
         result = cli.warmup.warm_up(progress)

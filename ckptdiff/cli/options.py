@@ -1,4 +1,4 @@
-"""What all commands share: options, JSON, errors, a progress bar."""
+"""What all commands share: options, JSON, errors."""
 
 from __future__ import annotations
 
@@ -8,17 +8,13 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import click
 
+from ckptdiff.cli.grouped import FILES, MEASURED, OUTPUT, SPEED, Decorator, option
 from ckptdiff.errors import visible
-
-if TYPE_CHECKING:
-    pass
-
-
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+from ckptdiff.units import short_number
 
 PATH = click.Path(path_type=Path, readable=False)  # the library says what is wrong with a path, in its own words
 
@@ -29,50 +25,72 @@ def _remember_json(ctx: click.Context, parameter: click.Parameter, value: bool) 
     return value
 
 
-as_json = click.option("--json", "json_output", is_flag=True, callback=_remember_json, help="Print one JSON object instead of text.")
-threads_option = click.option("--threads", type=click.IntRange(1, 256), help="Number of threads.  [default: one per core, at most 8]")
-overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
-tensors_option = click.option("--tensors", is_flag=True, help="Also list every tensor.")
-only_option = click.option(
-    "--only", multiple=True, metavar="GLOB", help="Rebuild only the tensors whose names match, into one safetensors file. May be repeated."
+as_json = option(
+    OUTPUT, "--json", "json_output", is_flag=True, callback=_remember_json, help="Print one JSON object, which has everything, and no text."
 )
+threads_option = option(
+    SPEED, "--threads", type=click.IntRange(1, 256), metavar="N", help="Use this number of threads.  [default: one per core, at most 8]"
+)
+overwrite_option = option(OUTPUT, "--overwrite", is_flag=True, help="Replace the output if it exists.")
+tensors_option = option(OUTPUT, "--tensors", is_flag=True, help="Also list every tensor.")
+only_option = option(
+    FILES,
+    "--only",
+    multiple=True,
+    metavar="GLOB",
+    help="Rebuild only the tensors whose names match, into one safetensors file. It may be repeated.",
+)
+
+
+def output_option(name: str, metavar: str, text: str, callback: Callable[..., Any] | None = None) -> Decorator:
+    """Where the result is written, which must be said."""
+    return option(OUTPUT, "-o", "--output", name, type=PATH, required=True, callback=callback, metavar=metavar, help=text)
 
 
 def device_option(purpose: str, default: str = "the host") -> Decorator:
     """A torch device, for what ``purpose`` says."""
-    text = f"Torch device {purpose}, such as cuda; auto takes the first accelerator.  [default: {default}]"
-    return click.option("--device", metavar="DEVICE", help=text)
+    text = f"Use this torch device {purpose}, such as cuda; auto takes the first accelerator.  [default: {default}]"
+    return option(SPEED, "--device", metavar="DEVICE", help=text)
 
 
 def base_option(text: str) -> Decorator:
     """A base that may be left out."""
-    return click.option("--base", type=PATH, metavar="CHECKPOINT", help=text)
+    return option(FILES, "--base", type=PATH, metavar="CHECKPOINT", help=text)
+
+
+def tolerance_option(name: str, text: str, default: float | tuple[float, ...], multiple: bool = False) -> Decorator:
+    """A tolerance, which is a finite number and not negative."""
+    text += f"  [default: {' and '.join(map(short_number, default if isinstance(default, tuple) else (default,)))}]"
+    settings: dict[str, Any] = {"type": click.FloatRange(min=0), "metavar": "X", "default": default, "multiple": multiple}
+    return option(MEASURED, name, **settings, callback=require_finite, help=text)
 
 
 def changed_above_option() -> Decorator:
     """The tolerance above which an element counts as changed."""
-    text = "Count an element as changed if |d| exceeds this; at 0, if its bits differ."
-    return click.option("--atol", type=click.FloatRange(min=0), default=0.0, show_default=True, callback=require_finite, help=text)
+    return tolerance_option("--atol", "Count an element as changed if |d| exceeds this; at 0, if its bits differ.", 0.0)
 
 
 def file_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that choose the files of two checkpoints."""
-    links = "Follow links that lead out of a checkpoint's folder; links to weight files and their indexes are always followed."
-    for option in (
-        click.option("--follow-links", is_flag=True, help=links),
-        click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out the files whose paths match. May be repeated."),
-        click.option(
-            "--include", multiple=True, metavar="GLOB", help="Take files left out by default, such as optimizer state. May be repeated."
-        ),
+    links = "Follow links that lead out of a checkpoint's folder. Links to weight files and their indexes are always followed."
+    include = "Take the files whose paths match although they are left out by default, such as optimizer state. It may be repeated."
+    exclude = "Leave out the files whose paths match. It may be repeated."
+    for add in (
+        option(FILES, "--follow-links", is_flag=True, help=links),
+        option(FILES, "--exclude", multiple=True, metavar="GLOB", help=exclude),
+        option(FILES, "--include", multiple=True, metavar="GLOB", help=include),
     ):
-        command = option(command)
+        command = add(command)
     return command
 
 
 def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that choose the files of two checkpoints and pair their tensors."""
-    text = "Rule that turns a target tensor's name into the base's, where neither name nor content pairs them. May be repeated."
-    return file_options(click.option("--rename", multiple=True, metavar="REGEX=REPL", help=text)(command))
+    text = (
+        "Turn the name of a target tensor into that of its base tensor by this rule, where neither name nor content pairs them. "
+        "It may be repeated."
+    )
+    return file_options(option(FILES, "--rename", multiple=True, metavar="REGEX=REPL", help=text)(command))
 
 
 def require_finite(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:

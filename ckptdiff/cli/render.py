@@ -1,4 +1,4 @@
-"""Results as text for a person, in tables by rich. Nothing is computed here but percentages."""
+"""Results as text for a person. Nothing is computed here but percentages."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
+from ckptdiff.cli.tables import Cell, Column, digest, print_grid, print_table, print_text
 from ckptdiff.errors import visible
 from ckptdiff.format.entry import Totals
-from ckptdiff.units import byte_size, percent_of, shape_text, size_ratio
+from ckptdiff.units import byte_size, percent_of, shape_text, short_number, size_ratio
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a command needs its own verb alone
@@ -29,48 +26,30 @@ RUNNABLE = (".py", ".sh", ".so", ".ipynb", ".js", ".exe", ".dll", ".pkl", ".bin"
 """Endings of files that other tools may run or unpickle."""
 
 
-def console() -> Console:
-    """Standard output; very wide where it is not a terminal, so that each row stays on one line."""
-    out = Console(highlight=False, emoji=False)
-    if not out.is_terminal:
-        out.width = 1000
-    return out
-
-
-def escaped(text: str) -> str:
-    """Text that rich prints as it is, with what cannot be seen written out."""
-    return escape(visible(text))
-
-
-def plain_table(*columns: str) -> Table:
-    """A table without rules, whose cells are folded rather than cut."""
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def print_grid(out: Console, rows: Sequence[tuple[str, str]]) -> None:
-    """Print two columns: a label, and its value."""
-    width = max(len(left) for left, _ in rows)
-    for left, right in rows:
-        out.print(f"[bold]{left:>{width}}[/bold]  {escaped(right)}", soft_wrap=True)
+def counted(count: int, noun: str) -> str:
+    """A number of things, such as ``1 tensor`` or ``1,024 tensors``."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def first_names(names: Sequence[str]) -> str:
     """The first names, and how many more there are."""
     more = len(names) - MAX_NAMES
-    return ", ".join(map(visible, names[:MAX_NAMES])) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(visible, names[:MAX_NAMES])) + (f" and {more:,} more" if more > 0 else "")
+
+
+def and_more(names: Sequence[str]) -> str:
+    """The first name, and how many more there are."""
+    return visible(names[0]) + (f" and {len(names) - 1:,} more" if len(names) > 1 else "")
 
 
 def total_rows(totals: Totals, replaced: int = 0, replaced_new: int = 0) -> list[tuple[str, str]]:
     """Counts of tensors and elements; ``replaced`` tensors are stored whole though the base has one, ``replaced_new`` of them as new."""
     changed, added = totals.delta - (replaced - replaced_new), totals.new - replaced_new
-    parts = [f"{totals.same} same", f"{changed} changed", f"{added} added", f"{totals.removed} removed"]
+    parts = [f"{totals.same:,} same", f"{changed:,} changed", f"{added:,} added", f"{totals.removed:,} removed"]
     if replaced:
-        parts.insert(2, f"{replaced} replaced")
+        parts.insert(2, f"{replaced:,} replaced")
     if totals.copy:
-        parts.append(f"{totals.copy} copies of others")
+        parts.append(f"{totals.copy:,} copies of others")
     shares = f"{totals.changed:,} of {totals.units:,} ({percent_of(totals.changed, totals.units)})"
     return [("tensors", ", ".join(parts)), ("elements changed", shares if changes_something(totals) else "none: each tensor is the base's")]
 
@@ -97,7 +76,7 @@ def print_make(result: MakeResult) -> None:
         ("time", f"{result.seconds:.2f} s"),
         ("written", str(result.patch)),
     ]
-    print_grid(console(), rows)
+    print_grid(rows)
 
 
 MEANS = {
@@ -113,18 +92,17 @@ MEANS = {
 
 def _pairing_rows(result: MakeResult) -> list[tuple[str, str]]:
     """Rows about tensors that were paired by other means than their names, and about those that are stored whole."""
-    told = []
-    for row in result.paired:
-        more = f" and {len(row.bases) - 1} more" if len(row.bases) > 1 else ""
-        count = f"{row.tensors} tensor{'s' * (row.tensors != 1)}"
-        told.append(f"{count} {MEANS[row.means]}: {visible(row.target)} from {visible(row.bases[0])}{more}")
+    told = [
+        f"{counted(row.tensors, 'tensor')} {MEANS[row.means]}: {visible(row.target)} from {and_more(row.bases)}" for row in result.paired
+    ]
     rows = [("paired", "; ".join(told))] * bool(told)
+    alike = next((row.alike for row in result.paired if row.alike), ())
+    if alike:
+        rows.append(("", f"--rename gives {first_names(alike)} one and the same base tensor: is the rule too broad?"))
     whole = result.whole
     stored = whole.replaced + whole.added
     if stored:
-        rows.append(
-            ("stored whole", f"{stored} tensor{'s' * (stored != 1)} of {byte_size(whole.nbytes)}, {whole.replaced} of them replaced")
-        )
+        rows.append(("stored whole", f"{counted(stored, 'tensor')} of {byte_size(whole.nbytes)}, {whole.replaced:,} of them replaced"))
     if whole.rename:
         rows.append(
             ("", f"base tensors of the same sizes are left over; if these were trained from them: --rename {shlex.quote(whole.rename)}")
@@ -157,48 +135,67 @@ def runnable_files(patch: PatchInfo) -> str:
 def print_apply(result: ApplyResult) -> None:
     """Print what ``apply`` did."""
     rows = [
-        ("rebuilt", f"{result.tensors} tensors, {byte_size(result.size)}, in {len(result.files)} file{'s' * (len(result.files) != 1)}"),
+        ("rebuilt", f"{counted(result.tensors, 'tensor')}, {byte_size(result.size)}, in {counted(len(result.files), 'file')}"),
         ("checked", "patch, base and result agree with their digests"),
         ("time", f"{result.seconds:.2f} s"),
         ("written", str(result.out)),
     ]
-    print_grid(console(), rows)
+    print_grid(rows)
 
 
 def print_info(result: PatchInfo, tensors: bool) -> None:
     """Print what a patch says about itself; with ``tensors`` also every tensor."""
-    out = console()
     rows = [
         ("patch", f"{result.path}: {byte_size(result.patch_size)}, {'folder' if result.is_folder else 'file'}, format 1"),
         ("target", f"{byte_size(result.target_size)}: the patch is {size_ratio(result.target_size, result.patch_size)}"),
         *total_rows(result.totals, sum(row.kind == "delta" and row.codec == "raw" for row in result.tensors)),
-        ("base wanted", "identity " + result.base_identity),
+        *_origin_rows(result),
     ]
-    rows += [("", f"{file['path']} ({byte_size(file['size'])}) SHA-256 {file['sha256']}") for file in result.base_files[:MAX_NAMES]]
-    if len(result.base_files) > MAX_NAMES:
-        rows.append(("", f"and {len(result.base_files) - MAX_NAMES} more"))
-    rows.append(("gives", "identity " + result.target_identity))
     if result.has_report:
-        rows.append(("report", f"stored: ckptdiff report {result.path}"))
+        rows.append(("report", f"stored: ckptdiff report {shlex.quote(str(result.path))}"))
     if result.removed_tensors:
         rows.append(("removed", first_names(result.removed_tensors)))
     if result.removed_files:
         rows.append(("files removed", first_names(result.removed_files)))
-    print_grid(out, rows)
-    files = plain_table("file", "kind", "size", "in the patch", "SHA-256")
-    for file in result.files:
-        files.add_row(escaped(file.path), file.kind, byte_size(file.size), byte_size(file.stored), file.sha256 or "")
-    out.print()
-    out.print(files)
+    print_grid(rows)
+    columns = [Column("file", "name"), Column("kind", order=2), Column("size", "number", 1), Column("in the patch", "number")]
+    files: list[list[Cell]] = [
+        [file.path, file.kind, byte_size(file.size), byte_size(file.stored), digest(file.sha256 or "")] for file in result.files
+    ]
+    print_text()
+    print_table([*columns, Column("SHA-256", order=3)], files)
     if tensors:
-        table = plain_table("tensor", "dtype", "shape", "kind", "codec", "changed", "payload", "base")
-        for row in result.tensors:
-            bases = "" if row.bases == (row.name,) else escaped(", ".join(row.bases[:MAX_NAMES]))
-            changed = percent_of(row.changed, row.units) if row.kind == "delta" else ""
-            cells = (row.dtype, shape_text(row.shape), row.kind, row.codec or "", changed, byte_size(row.payload), bases)
-            table.add_row(escaped(row.name), *cells)
-        out.print()
-        out.print(table)
+        print_text()
+        _print_tensors(result)
+
+
+def _origin_rows(result: PatchInfo) -> list[tuple[str, str]]:
+    """Which base the patch needs, and what it gives: identities, the base's files, and repos on the Hub."""
+    rows = [("base wanted", f"identity {digest(result.base_identity)}")]
+    if result.base_repo is not None:
+        rows.append(("", f"on the Hub: {result.base_repo}"))
+    rows += [("", f"{file['path']} ({byte_size(file['size'])}) SHA-256 {digest(file['sha256'])}") for file in result.base_files[:MAX_NAMES]]
+    if len(result.base_files) > MAX_NAMES:
+        rows.append(("", f"and {len(result.base_files) - MAX_NAMES:,} more"))
+    rows.append(("gives", f"identity {digest(result.target_identity)}"))
+    if result.target_repo is not None:
+        rows.append(("", f"on the Hub: {result.target_repo}"))
+    return rows
+
+
+def _print_tensors(result: PatchInfo) -> None:
+    columns = [
+        *(Column("tensor", "name"), Column("dtype", order=3), Column("shape", order=4), Column("kind", order=1), Column("codec", order=5)),
+        *(Column("changed", "number"), Column("payload", "number", 2), Column("base", "name", 6)),
+    ]
+    rows: list[list[Cell]] = []
+    for row in result.tensors:
+        bases = "" if row.bases == (row.name,) else first_names(row.bases)
+        changed = percent_of(row.changed, row.units) if row.kind == "delta" else ""
+        rows.append([row.name, row.dtype, shape_text(row.shape), row.kind, row.codec or "", changed, byte_size(row.payload), bases])
+    if not any(row[-1] for row in rows):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    print_table(columns, rows)
 
 
 def print_verify(result: VerifyResult) -> None:
@@ -206,49 +203,57 @@ def print_verify(result: VerifyResult) -> None:
 
     Of many problems of one kind only the first is printed: a wrong base is wrong in every tensor.
     """
-    out = console()
-    what = "patch" + (" and base" if result.against_base else "") + (" and rebuilt files" if result.against_target else "")
+    checks = counted(result.checked, "check")
+    what = " and ".join(
+        ["checkpoint and repo"]
+        if result.against_hub
+        else ["patch", *["base"] * result.against_base, *["rebuilt files"] * result.against_target]
+    )
     if result.ok:
-        out.print(f"ok: {what}: {result.checked} checks")
+        print_text(f"ok: {what}: {checks}")
         return
     for kind in dict.fromkeys(problem.kind for problem in result.problems):
         alike = [problem for problem in result.problems if problem.kind == kind]
         for problem in alike if len(alike) <= MAX_NAMES else alike[:1]:
-            out.print(escaped(f"{kind}: {problem.message}"), soft_wrap=True)
+            print_text(f"{kind}: {problem.message}")
         if len(alike) > MAX_NAMES:
-            out.print(f"{kind}: {len(alike) - 1} more, which --json lists")
-    out.print(f"{len(result.problems)} problem{'s' * (len(result.problems) != 1)} in {result.checked} checks of {what}")
+            print_text(f"{kind}: {len(alike) - 1:,} more, which --json lists")
+    print_text(f"{counted(len(result.problems), 'problem')} in {checks} of {what}")
 
 
 def print_compare(result: CompareResult, tensors: bool) -> None:
     """Print counts and shares of equal elements; with ``tensors`` also those of every tensor."""
-    out = console()
     count = len(result.tensors) + len(result.only_in_a) + len(result.only_in_b) + len(result.mismatched)
-    verdict = f"{result.differing} of {count} tensors differ" if result.differing else "identical tensors, in files that differ"
+    verdict = (
+        f"{result.differing:,} of {counted(count, 'tensor')} differ" if result.differing else "identical tensors, in files that differ"
+    )
     verdict += ", in names, dtypes or shapes alone" if result.differing and result.renamed else ""
     rows = [
         ("verdict", "identical files" if result.same_files else verdict),
-        ("tensors in both", str(len(result.tensors))),
+        ("tensors in both", f"{len(result.tensors):,}"),
         ("elements", f"{result.elements:,}"),
-        ("bit-identical", f"{result.identical:,} ({percent_of(result.identical, result.elements)})"),
     ]
-    rows += [(f"within {atol:g}", f"{n:,} ({percent_of(n, result.elements)})") for atol, n in zip(result.atol, result.within, strict=True)]
+    tolerances = [f"within {short_number(atol)}" for atol in result.atol]
+    counts = zip(("bit-identical", *tolerances), (result.identical, *result.within), strict=True)
+    rows += [(label, f"{n:,} ({percent_of(n, result.elements)})") for label, n in counts]
     cast = Counter(row.other_dtype for row in result.tensors if row.other_dtype)
-    rows += [("compared", f"{n} tensors after a cast from {dtype}") for dtype, n in cast.items()]
+    rows += [("compared", f"{counted(n, 'tensor')} after a cast from {dtype}") for dtype, n in cast.items()]
     others = [row for row in result.tensors if row.others]
     if others:
-        more = f" and {len(others[0].others) - 1} more" if len(others[0].others) > 1 else ""
-        rows.append(
-            ("compared", f"{len(others)} tensors of other names: {visible(others[0].name)} with {visible(others[0].others[0])}{more}")
-        )
+        told = f"{visible(others[0].name)} with {and_more(others[0].others)}"
+        rows.append(("compared", f"{counted(len(others), 'tensor')} of other names: {told}"))
     apart = (("only in A", result.only_in_a), ("only in B", result.only_in_b), ("cannot be compared", result.mismatched))
     rows += [(label, first_names(names)) for label, names in apart if names]
-    print_grid(out, rows)
+    print_grid(rows)
     if tensors:
-        within = (f"within {atol:g}" for atol in result.atol)
-        table = plain_table("tensor", "dtype", "shape", "elements", "bit-identical", *within)
-        for row in result.tensors:
-            shares = (percent_of(n, row.elements) for n in (row.identical, *row.within))
-            table.add_row(escaped(row.name), row.dtype, shape_text(row.shape), f"{row.elements:,}", *shares)
-        out.print()
-        out.print(table)
+        print_text()
+        columns = [Column("tensor", "name"), Column("dtype", order=3), Column("shape", order=4), Column("elements", "number", 2)]
+        shares = [Column("bit-identical", "number"), *(Column(text, "number", 1) for text in tolerances)]
+        table: list[list[Cell]] = [
+            [
+                *(row.name, row.dtype, shape_text(row.shape), f"{row.elements:,}"),
+                *(percent_of(n, row.elements) for n in (row.identical, *row.within)),
+            ]
+            for row in result.tensors
+        ]
+        print_table([*columns, *shares], table)

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ckptdiff import checkpoint, cli, pages, patching, subnetwork, verbs
+from ckptdiff.cli.grouped import MEASURED, OUTPUT, GroupedCommand, option
 from ckptdiff.cli.options import (
     PATH,
     as_json,
@@ -16,48 +17,35 @@ from ckptdiff.cli.options import (
     changed_above_option,
     device_option,
     file_options,
+    output_option,
     overwrite_option,
     print_json,
-    require_finite,
     selection_options,
     tensors_option,
     threads_option,
+    tolerance_option,
 )
 from ckptdiff.cli.progress import progress_bar
 
-NOT_NEGATIVE = click.FloatRange(min=0)
-html_option = click.option("--html", type=PATH, metavar="FILE", help="Write one HTML page with charts, which works offline.")
-png_option = click.option("--png", type=PATH, metavar="DIR", help="Write each chart as a PNG file into this folder.")
+html_option = option(OUTPUT, "--html", type=PATH, metavar="FILE", help="Write one HTML page with charts, which works offline.")
+png_option = option(OUTPUT, "--png", type=PATH, metavar="DIR", help="Write each chart as a PNG file into this folder.")
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("base", type=PATH, metavar="BASE|PATCH")
 @click.argument("target", type=PATH, required=False, metavar="[TARGET|PATCH]")
 @selection_options
-@click.option(
-    "--atol",
-    type=NOT_NEGATIVE,
-    default=1e-5,
-    show_default=True,
-    callback=require_finite,
-    help="Also count the elements with |d| up to this as equal.",
-)
-@click.option(
-    "--rtol",
-    type=NOT_NEGATIVE,
-    default=1e-3,
-    show_default=True,
-    callback=require_finite,
-    help="Also count the elements with |d| up to this share of |base| as equal.",
-)
-@click.option(
+@tolerance_option("--atol", "Also count the elements with |d| up to this as equal.", 1e-5)
+@tolerance_option("--rtol", "Also count the elements with |d| up to this share of |base| as equal.", 1e-3)
+@option(
+    MEASURED,
     "--rank",
     type=click.Choice(["none", "sample", "all"]),
     default="sample",
     show_default=True,
-    help="Matrices whose rank is taken: none, a sample of 32 spread over modules and layers, or all.",
+    help="Take the rank of no matrix, of a sample of 32 spread over modules and layers, or of all.",
 )
-@device_option("on which ranks are taken", default="NumPy on the host")
+@device_option("to take ranks", default="NumPy on the host")
 @html_option
 @png_option
 @tensors_option
@@ -71,6 +59,11 @@ def report(
 
     TARGET is a checkpoint, or a patch from BASE, which need not be applied. For a patch alone, the report that make --report stored in it
     is shown, or else how many elements changed.
+
+    \b
+    Examples:
+      ckptdiff report Llama-3-8B Llama-3-8B-GRPO --html report.html
+      ckptdiff report Llama-3-8B grpo-patch --rank none --tensors
     """
     if target is None:
         _check_lone_patch(base, checkpoint.recognition.is_patch(base))
@@ -122,12 +115,17 @@ def _write_page(path: Path, page: str, overwrite: bool) -> None:
         built.write_bytes(page.encode())
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("updates", type=PATH, nargs=-1, required=True, metavar="PATCH|CHECKPOINT...")
-@base_option("Checkpoint that all updates started from.  [default: the repo that the first patch names as its base]")
+@base_option("Take this checkpoint as the one that all updates started from.  [default: the repo that the first patch names]")
 @changed_above_option()
 @file_options
-@click.option("--series", is_flag=True, help="Take the updates as checkpoints of one run, in order, and show also how the update grew.")
+@option(
+    MEASURED,
+    "--series",
+    is_flag=True,
+    help="Take the updates as checkpoints of one run, in order: show how the update grew, a row for each checkpoint, instead of every two.",
+)
 @html_option
 @png_option
 @tensors_option
@@ -152,6 +150,15 @@ def overlap(
     each value stands what chance would give if as many weights were picked at random: from all weights ("at random"), from each tensor
     ("expected"), or from the weights of one tensor with the same binary exponent ("by size"). Same direction is the share of what both
     changed that moved the same way.
+
+    With --series each checkpoint is compared with the one before and with the last one, n rows for n checkpoints: "kept" is the share of
+    the changes of the one before that are still changes here, "to stay" the share of the changes here that are still changes in the last
+    one, and "of the last" the share of the changes in the last one that are made by then. --json has every two in either case.
+
+    \b
+    Examples:
+      ckptdiff overlap grpo-patch dpo-patch --base Llama-3-8B --html overlap.html
+      ckptdiff overlap run/checkpoint-* --base Llama-3-8B --series
     """
     _check_outputs(html, png, (*updates, *([base] if base else [])), overwrite)
     with progress_bar() as progress:
@@ -163,14 +170,14 @@ def overlap(
     if json_output:
         print_json(result.to_json())
     else:
-        cli.render_report.print_overlap(result, series, tensors)
+        cli.render_overlap.print_overlap(result, series, tensors)
         cli.render_report.print_pictures(html, png)
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("patch", type=PATH, metavar="PATCH|CHECKPOINT")
-@base_option("Checkpoint that the patch was made from.  [default: the repo that the patch names as its base]")
-@click.option("-o", "--output", "out", type=PATH, required=True, metavar="FILE", help="Where to write the mask.")
+@base_option("Take this checkpoint as the one that the patch was made from.  [default: the repo that the patch names]")
+@output_option("out", "FILE", "Write the mask to this file.")
 @changed_above_option()
 @threads_option
 @overwrite_option
@@ -179,13 +186,17 @@ def mask(patch: Path, base: Path | None, out: Path, overwrite: bool, json_output
     """Store which weights a patch changes, to train only these.
 
     In Python, ckptdiff.subnetwork.freeze_outside takes the mask.
+
+    \b
+    Examples:
+      ckptdiff mask grpo-patch --base Llama-3-8B -o mask.safetensors
+      ckptdiff mask tuned --base base --atol 1e-5 -o mask.safetensors
     """
     patching.output.check_plain_output(out, (patch, *([base] if base else [])), folder=False, overwrite=overwrite)
-    show = cli.render_report.print_mask  # a library that it needs is missed before anything is written
     with progress_bar() as progress:
         result = subnetwork.mask.Mask.from_patch(patch, base, progress=progress, **options)
     size = result.save(out, overwrite=overwrite)
     if json_output:
         print_json({"mask": str(out), "elements": result.total, "tensors": result.counts, "size": size})
     else:
-        show(out, result, size)
+        cli.render_report.print_mask(out, result, size)

@@ -173,7 +173,7 @@ class PatchFile:
         except ValueError as error:
             raise FormatError(f"{source.name}: not a ckptdiff patch: {error}") from None
         if not is_patch_header(container):
-            raise FormatError(f"{source.name}: not a ckptdiff patch, but a plain safetensors file; are base and patch the wrong way round?")
+            raise FormatError(f"{source.name}: not a ckptdiff patch, but a plain safetensors file; give what ckptdiff make wrote")
         text = (container.metadata or {})[METADATA_KEY]
         self.metadata = Metadata.from_bytes(text.encode(), f"{source.name}: metadata")
         self.digest = Metadata.digest_of(text.encode())

@@ -67,7 +67,9 @@ def translate_errors(hub_id: HubId, first: str = "") -> Iterator[None]:
             f"{hub_id.repo}: is gated: ask for access at {endpoint()}/{hub_id.repo}, then log in with `hf auth login` or set HF_TOKEN"
         ) from None
     except errors.RevisionNotFoundError:
-        raise RevisionError(f"{hub_id.repo}: has no revision {hub_id.revision}") from None
+        raise RevisionError(
+            f"{hub_id.repo}: has no revision {hub_id.revision}: give a branch, a tag or a commit that it has, or none for its main branch"
+        ) from None
     except errors.RepositoryNotFoundError:
         raise HubError(
             f"{hub_id.repo}: no such file or folder here, and no such repo at {endpoint()}, or your token has no access to it "

@@ -16,7 +16,7 @@ from ckptdiff.format.dtypes import Bytes
 from ckptdiff.io.parallel import Threads, default_threads
 from ckptdiff.io.work_folder import work_folder
 from ckptdiff.live.names import scope_of
-from ckptdiff.patching.chain import check_chain
+from ckptdiff.patching.chain import check_chain, explained_order
 from ckptdiff.patching.output import check_space, explain_write_errors
 from ckptdiff.patching.patch import open_patch
 from ckptdiff.patching.provenance import recorded_base
@@ -106,7 +106,8 @@ def open_target(
     """
     names = [patches] if isinstance(patches, (str, os.PathLike)) else list(patches)
     with ExitStack() as stack:
-        chain = [stack.enter_context(open_patch(name)) for name in names]
+        with explained_order(base, names):
+            chain = [stack.enter_context(open_patch(name)) for name in names]
         check_chain(chain)
         for patch in chain:
             check_stored(patch)

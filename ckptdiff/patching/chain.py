@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
+from ckptdiff.checkpoint.recognition import is_patch
 from ckptdiff.errors import BaseMismatchError, FormatError
 from ckptdiff.hub.repo import Repo
 from ckptdiff.patching.patch import OpenPatch, open_patch
@@ -41,6 +44,21 @@ def check_length(count: int) -> None:
         raise FormatError(f"a chain has 1 to {MAX_CHAIN} patches, found {count}")
 
 
+@contextmanager
+def explained_order(base: str | os.PathLike[str] | None, patches: Sequence[str | os.PathLike[str]]) -> Iterator[None]:
+    """Where a base and patches are opened: if one of the patches is none, but the base is one, the error asks whether their order is wrong.
+
+    Raises:
+        FormatError: that of the patch, with the question.
+    """
+    try:
+        yield
+    except FormatError as error:
+        if base is not None and is_patch(base) and not all(map(is_patch, patches)):
+            raise FormatError(f"{error}: are base and patch the wrong way round?") from None
+        raise
+
+
 def check_chain(chain: Sequence[OpenPatch]) -> None:
     """Check that each patch follows the one before it.
 
@@ -53,7 +71,7 @@ def check_chain(chain: Sequence[OpenPatch]) -> None:
         if follows(patch, before):
             continue
         if patch.path == before.path:
-            raise BaseMismatchError(f"{patch.path}: is listed twice in a row")
+            raise BaseMismatchError(f"{patch.path}: is listed twice in a row: apply it once")
         sibling = next((other for other in chain if other is not patch and other.base_identity == patch.base_identity), None)
         if sibling is not None:
             raise BaseMismatchError(

@@ -35,6 +35,9 @@ class PairedBy:
     """The name of the first of them."""
     bases: tuple[str, ...]
     """The base tensors of that one."""
+    alike: tuple[str, ...] = ()
+    """The names of the target's tensors that a rule stands against one base tensor, of the first one with several; such a rule may be too
+    broad."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +89,23 @@ def paired_by(pair: EncodedPair) -> tuple[PairedBy, ...]:
         means = "digest" if counterpart is None else counterpart.means
         if entry.has_base and means in groups and (means != "digest" or entry.base_names != (entry.name,)):
             groups[means].append(entry)
-    return tuple(PairedBy(means, len(rows), rows[0].name, rows[0].base_names) for means, rows in groups.items() if rows)
+    return tuple(
+        PairedBy(means, len(rows), rows[0].name, rows[0].base_names, _renamed_alike(pair.pairing) if means == "rename" else ())
+        for means, rows in groups.items()
+        if rows
+    )
+
+
+def _renamed_alike(pairing: Pairing) -> tuple[str, ...]:
+    """The tensors of one scope that have one and the same base tensor, if rules gave it to any of them."""
+    groups: dict[tuple[str, str], list[TensorKey]] = {}
+    renamed = set[tuple[str, str]]()
+    for key, counterpart in pairing.counterparts.items():
+        if counterpart.means in ("name", "rename"):
+            for name in counterpart.base.tensors:
+                groups.setdefault((key.scope, name), []).append(key)
+                renamed |= {(key.scope, name)} if counterpart.means == "rename" else set()
+    return next((tuple(key.name for key in keys) for place, keys in groups.items() if place in renamed and len(keys) > 1), ())
 
 
 def stored_whole(pair: EncodedPair, copies: Iterable[Mapping[TensorKey, Entry]]) -> StoredWhole:

@@ -190,8 +190,16 @@ class OpenPatch:
     @property
     def base_repo(self) -> HubId | None:
         """The repo of the base and its commit, if the patch records them (spec 5.1)."""
-        name = self.info.get("base_repo")
-        return HubId(name, self.info.get("base_revision")) if name is not None else None
+        return self._repo_of("base")
+
+    @property
+    def target_repo(self) -> HubId | None:
+        """The repo of the target and its commit, if the patch records them (spec 5.1)."""
+        return self._repo_of("target")
+
+    def _repo_of(self, side: str) -> HubId | None:
+        name = self.info.get(f"{side}_repo")
+        return HubId(name, self.info.get(f"{side}_revision")) if name is not None else None
 
     @property
     def tied(self) -> dict[str, str]:
@@ -250,8 +258,9 @@ def open_patch(path: str | os.PathLike[str], *, by_ranges: bool = False) -> Iter
 
 def _check_members(members: list[str], where: str, paths: list[str]) -> None:
     if not members:
-        swapped = "; are base and patch the wrong way round?" if any(path.endswith(".safetensors") for path in paths) else ""
-        raise FormatError(f"{where}: not a ckptdiff patch: it has no {INDEX_NAME}{swapped}")
+        is_checkpoint = any(path.endswith(".safetensors") for path in paths)
+        what = ", but safetensors files, as a checkpoint has; give what ckptdiff make wrote" if is_checkpoint else ""
+        raise FormatError(f"{where}: not a ckptdiff patch: it has no {INDEX_NAME}{what}")
 
 
 def _open_file(folder: SourceFolder, path: str, is_named: bool, stack: ExitStack) -> OpenPatch:

@@ -195,7 +195,7 @@ class Rebuilder:
                     return
         if deltas:
             raise BaseMismatchError(
-                f"{self.base.path}: is already the target of {last.path}; nothing to do: "
+                f"{self.base.path}: is already the target of {last.path}, not its base: "
                 "give the checkpoint that the patch was made from, or use this one as it is",
                 "already_target",
             )

@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from ckptdiff.checkpoint.names import near_names
 from ckptdiff.checkpoint.selection import matches
 from ckptdiff.errors import BaseMismatchError, OutputError, cut
 from ckptdiff.format.entry import Entry
@@ -60,7 +61,12 @@ def subset_of(rebuilder: Rebuilder, globs: Sequence[str]) -> OutputFile:
                 raise OutputError(f"--only matches {cut(name)} of two scopes, {both}: narrow it")
             chosen[name] = file, entry
     if not chosen:
-        raise OutputError(f"--only matches none of the {len(entries)} tensors; ckptdiff info --tensors lists them")
+        given, near = ", ".join(map(repr, globs)), near_names(globs[0], (name for _, name in entries))
+        raise OutputError(
+            f"{rebuilder.chain[last].path}: --only {given} matches none of its {len(entries):,} tensors"
+            + (f", such as {near}" if near else "")
+            + ": a glob is matched with the whole name; ckptdiff info --tensors lists them"
+        )
     rows = [(name, entry.dtype, entry.shape, entry.nbytes) for name, (_, entry) in chosen.items()]
     raw = header_json([("__metadata__", '{"format":"pt"}')], rows)
     tensors, position = [], 8 + len(raw)

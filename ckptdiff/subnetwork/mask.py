@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from ckptdiff.analysis.pairs import Pair, Source, check_common, named_base, open_source
 from ckptdiff.analysis.values import distances, element_bits
+from ckptdiff.checkpoint.names import near_names
 from ckptdiff.errors import CheckpointError, cut
 from ckptdiff.format.dtypes import DTYPES, Bytes
 from ckptdiff.io.parallel import Progress, default_threads, no_progress, run_ordered
@@ -162,7 +163,17 @@ class Mask:
         return sum(self.counts.values())
 
     def flags(self, name: str) -> npt.NDArray[np.bool_]:
-        """A tensor's elements as booleans of its shape; raises KeyError if none of them is in the mask."""
+        """A tensor's elements as booleans of its shape.
+
+        Raises:
+            CheckpointError: none of them is in the mask, or there is no such tensor, which a mask cannot tell apart.
+        """
+        if name not in self.rows:
+            near = near_names(name, self.rows)
+            raise CheckpointError(
+                f"the mask has no element of a tensor {cut(name)}: the model has no such tensor, or the mask none of its elements; "
+                + (f"the nearest of the mask's {len(self.rows):,} tensors are {near}" if near else "the mask is empty")
+            )
         shape, row = self.shapes[name], self.rows[name]
         if row.itemsize == 1:
             return np.unpackbits(row, count=math.prod(shape), bitorder="little").view(np.bool_).reshape(shape)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ckptdiff.io.parallel import Progress, Threads, default_threads, no_progress
 from ckptdiff.kernels.compiling import Stopwatch
-from ckptdiff.patching.chain import check_chain, check_length
+from ckptdiff.patching.chain import check_chain, check_length, explained_order
 from ckptdiff.patching.output import build_beside, check_output, check_space
 from ckptdiff.patching.patch import open_patch
 from ckptdiff.patching.rebuild import Rebuilder, ScratchTensors, check_stored, open_base, scratch_size
@@ -66,7 +66,8 @@ def apply(
     if not names:
         check_length(0)
     with ExitStack() as stack:
-        chain = [stack.enter_context(open_patch(name, by_ranges=bool(only))) for name in names]
+        with explained_order(base, names):
+            chain = [stack.enter_context(open_patch(name, by_ranges=bool(only))) for name in names]
         old = stack.enter_context(open_base(base, chain, only_weights=bool(only)))
         last, folder = chain[-1], chain[-1].index is not None and not only
         others = last.others if folder else ()

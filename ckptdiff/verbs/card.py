@@ -9,7 +9,7 @@ from ckptdiff.analysis.report_model import Report
 from ckptdiff.hub.ids import HubId
 from ckptdiff.obtaining import HOW_TO_GET_IT
 from ckptdiff.pages.report_prose import headline
-from ckptdiff.units import byte_size, count_in_words, percent, percent_of, size_ratio
+from ckptdiff.units import byte_size, count_in_words, percent, percent_of, short_number, size_ratio, three_digits
 from ckptdiff.verbs.info import PatchInfo
 
 BEGIN = "<!-- ckptdiff push writes what follows, up to the closing comment -->"
@@ -92,12 +92,12 @@ def _report_lines(report: Report, picture: str | None) -> list[str]:
         ("bit-identical weights (update sparsity by bits)", percent(totals.sparsity)),
     ]
     if report.complete and totals.elements:
-        tolerance = f"weights within {report.tolerance.atol:g} (update sparsity of [arXiv 2505.11711](https://arxiv.org/abs/2505.11711))"
+        tolerance = f"weights within {short_number(report.tolerance.atol)} (update sparsity of [arXiv 2505.11711](https://arxiv.org/abs/2505.11711))"
         rows.append((tolerance, percent(totals.within_atol / totals.elements)))
     if rank is not None:
-        rows.append((f"mean rank of the update over full rank, {rank.matrices} matrices", percent(rank.rank_share)))
+        rows.append((f"mean rank of the update over full rank, {rank.matrices:,} matrices", percent(rank.rank_share)))
         rows.append(("mean rank of a random update as sparse over full rank", percent(rank.random_rank_share)))
-        rows.append(("mean stable rank", f"{rank.stable_rank:.1f}"))
+        rows.append(("mean stable rank", three_digits(rank.stable_rank)))
     kinds = [
         (_escaped(kind), count_in_words(counts.elements), percent(counts.changed / counts.elements))
         for kind, counts in report.modules.items()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptdiff.format.entry import Entry, Totals
+from ckptdiff.hub.ids import HubId
 from ckptdiff.patching.patch import open_patch
 
 
@@ -58,9 +59,13 @@ class PatchInfo:
     """Whether the patch is a folder, and so gives a folder."""
     base_identity: str
     """Identity of the base that the patch needs (spec 3.2)."""
+    base_repo: str | None
+    """The repo on the Hub that has the base, pinned to its commit (``org/name@commit``), if the patch records it."""
     base_files: tuple[dict[str, Any], ...]
     """Path, size and SHA-256 of the base's weight files."""
     target_identity: str
+    target_repo: str | None
+    """The repo on the Hub that has the target, pinned to its commit, if the patch records it."""
     totals: Totals
     """Counts of tensors and units."""
     patch_size: int
@@ -74,7 +79,7 @@ class PatchInfo:
     has_report: bool
     """Whether a report is stored in the patch."""
     extra: dict[str, Any]
-    """What else the patch records, such as the repo of its base."""
+    """Facts that the patch records and that a reader need not understand (spec 5.1), as they stand there."""
 
 
 def info(patch: str | os.PathLike[str]) -> PatchInfo:
@@ -94,8 +99,10 @@ def info(patch: str | os.PathLike[str]) -> PatchInfo:
             path=Path(patch),
             is_folder=opened.index is not None,
             base_identity=opened.base_identity.hex(),
+            base_repo=_pinned(opened.base_repo),
             base_files=tuple(file.to_json() for file in opened.base_files),
             target_identity=opened.target_identity.hex(),
+            target_repo=_pinned(opened.target_repo),
             totals=opened.totals,
             patch_size=opened.stored_size,
             target_size=opened.output_size,
@@ -112,3 +119,7 @@ def _tensor_row(path: str, entry: Entry) -> TensorRow:
     bases = entry.base_names if entry.of is None else (entry.of,)
     counts = entry.changed, entry.units, entry.payload_size
     return TensorRow(path, entry.name, entry.dtype, entry.shape, entry.kind, entry.codec, *counts, bases)
+
+
+def _pinned(repo: HubId | None) -> str | None:
+    return None if repo is None else str(repo)

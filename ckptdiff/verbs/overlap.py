@@ -6,9 +6,8 @@ import os
 from collections.abc import Hashable, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
-from pathlib import Path
 
-from ckptdiff.analysis.overlap import OverlapResult, count_block, tensor_overlap
+from ckptdiff.analysis.overlap import OverlapResult, count_block, distinct_names, tensor_overlap
 from ckptdiff.analysis.pairs import Pair, check_common, named_base, open_source
 from ckptdiff.checkpoint.renames import check_globs
 from ckptdiff.checkpoint.selection import Selection
@@ -46,7 +45,7 @@ def overlap(
     if isinstance(updates, (str, os.PathLike)):
         raise CheckpointError(f"updates: expected several, found {os.fspath(updates)!r}: put it in a list")
     if not updates:
-        raise CheckpointError("overlap needs at least one patch or checkpoint")
+        raise CheckpointError("updates: expected at least one patch or checkpoint, found none")
     if base is None:
         base = named_base(*updates)
     with ExitStack() as stack:
@@ -76,8 +75,7 @@ def overlap(
                 rows.append(tensor_overlap(group, blocks))
                 done += group[0].nbytes
                 progress("comparing", done, total)
-        names = tuple(Path(update).name or str(update) for update in updates)
-        return OverlapResult(sources[0].base, names, atol, tuple(rows), tuple(sorted(left_out)))
+        return OverlapResult(sources[0].base, distinct_names(updates), atol, tuple(rows), tuple(sorted(left_out)))
 
 
 def _by_place(pairs: Sequence[Pair]) -> dict[Hashable, Pair]:

@@ -101,7 +101,7 @@ def push(
     """
     hub_id = parse_id(repo_id) if not os.path.lexists(repo_id) else HubId(repo_id)
     if hub_id is None or hub_id.subfolder:
-        raise CheckpointError(f"{repo_id!r}: expected org/name, or org/name@branch")
+        raise CheckpointError(f"{repo_id!r}: expected the id of the repo on the Hub to push to, as org/name or org/name@branch")
     if parse_id(patch) is not None:
         raise CheckpointError(f"{patch}: there is no such file or folder: push sends a patch from this machine")
     with use_token(token), open_patch(patch) as opened:

@@ -52,6 +52,8 @@ class VerifyResult:
     """Whether a base was checked."""
     against_target: bool
     """Whether rebuilt files were checked."""
+    against_hub: bool = False
+    """Whether a checkpoint was compared with a repo on the Hub, without any patch."""
 
     @property
     def ok(self) -> bool:
@@ -217,7 +219,7 @@ def verify_against_hub(checkpoint: str | os.PathLike[str], hub_id: str, *, threa
     for name in repo.files:
         if os.path.isdir(path) and name.endswith(".safetensors") and name not in files:
             errors.append(CheckpointError(f"{path / name}: is missing, {repo.pinned} has it"))
-    return VerifyResult(tuple(Problem(error.kind, str(error)) for error in errors), len(checks), False, True)
+    return VerifyResult(tuple(Problem(error.kind, str(error)) for error in errors), len(checks), False, False, against_hub=True)
 
 
 def _hub_error(path: Path, name: str, repo: Repo) -> CkptdiffError | None:

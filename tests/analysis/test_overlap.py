@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 
 import ckptdiff
+from ckptdiff.analysis.overlap import distinct_names
 from ckptdiff.errors import BaseMismatchError, CheckpointError, HubError
+from ckptdiff.units import MISSING, percent_of
 from ckptdiff.verbs.overlap import overlap
 from tests.support.checkpoints import tensor, write
 from tests.support.commands import run
@@ -33,6 +36,55 @@ def updates(folder: Path, k: int, seed: int = 0) -> tuple[Path, list[Path], dict
         tensors = {name: tensor("BF16", SHAPES[name], rows[i]) for name, rows in found.items()}
         paths.append(write(folder / f"step{i}.safetensors", tensors))
     return paths[0], paths[1:], found
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["r1/checkpoint-100", "r2/checkpoint-100"], ("r1/checkpoint-100", "r2/checkpoint-100")),
+        (["a/r1/final", "b/r1/final", "a/r1/first"], ("a/r1/final", "b/r1/final", "first")),
+        (["/x/patch", "patch", "y/patch/"], ("x/patch", "patch", "y/patch")),
+        (["org/name@v1", "org/name@v2", "hf://org/other"], ("name@v1", "name@v2", "other")),
+        (["a/p", "a/p", "b/p"], ("a/p", "a/p (2)", "b/p")),
+        (["/p", "p"], ("/p", "p")),
+        ([Path("x.safetensors")], ("x.safetensors",)),
+        (["."], (".",)),
+    ],
+)
+def test_names_are_the_least_of_a_path_that_tells_updates_apart(paths: list[str], names: tuple[str, ...]) -> None:
+    assert distinct_names(paths) == names
+
+
+def test_names_are_the_same_everywhere(tmp_path: Path) -> None:
+    base, paths, _ = updates(tmp_path, 2)
+    for k, path in enumerate(paths):
+        (tmp_path / f"run{k}").mkdir()
+        path.rename(tmp_path / f"run{k}" / "model.safetensors")
+    given = [tmp_path / f"run{k}" / "model.safetensors" for k in range(2)]
+    names = ["run0/model.safetensors", "run1/model.safetensors"]
+    assert json.loads(run("overlap", *given, "--base", base, "--json").stdout)["names"] == names
+    text = run("overlap", *given, "--base", base).stdout
+    assert [line.split()[1] for line in text.split("\n\n")[1].splitlines()[1:]] == names
+    assert text.split("\n\n")[2].splitlines()[1].split()[:2] == names
+
+
+def test_a_series_has_a_row_for_each_checkpoint(tmp_path: Path) -> None:
+    """With what it shares with the one before and with the last one."""
+    base, paths, units = updates(tmp_path, 4)
+    sets = [{(name, int(x)) for name, rows in units.items() for x in np.flatnonzero(rows[0] != rows[k])} for k in range(1, 5)]
+    text = run("overlap", *paths, "--base", base, "--series").stdout
+    head, *rows = text.split("\n\n")[1].splitlines()
+    assert re.split(r"  +", head) == [
+        *("#", "update", "changed", "since the last", "ever changed", "changed and back", "kept", "to stay", "of the last"),
+    ]
+    assert len(text.split("\n\n")) == 2 and len(rows) == 4
+    for k, row in enumerate(rows):
+        kept = percent_of(len(sets[k - 1] & sets[k]), len(sets[k - 1])) if k else MISSING
+        ends = [percent_of(len(sets[k] & sets[3]), len(side)) if k < 3 else MISSING for side in (sets[k], sets[3])]
+        assert re.split(r"  +", row)[-3:] == [kept, *ends]
+    tensors = run("overlap", *paths, "--base", base, "--series", "--tensors").stdout.split("\n\n")[2].splitlines()
+    assert len(tensors) == 1 + 3 * len(SHAPES), "each tensor with the checkpoint before"
+    assert len(json.loads(run("overlap", *paths, "--base", base, "--series", "--json").stdout)["pairs"]) == 6
 
 
 def test_counts_are_those_of_sets(tmp_path: Path) -> None:
@@ -135,7 +187,7 @@ def test_tolerance_and_nothing_changed(tmp_path: Path) -> None:
     same = overlap([base, base], base)
     assert (same.pairs[0].o1, same.pairs[0].jaccard, same.steps[1].sparsity) == (0.0, 0.0, 1.0)
     assert all(same.to_json()["pairs"][0][key] is None for key in ("o1", "o2", "jaccard", "expected_jaccard", "same_direction"))
-    assert " -  " in run("overlap", base, base, "--base", base).stdout
+    assert f" {MISSING}  " in run("overlap", base, base, "--base", base).stdout
     half = overlap([base, *paths], base).to_json()["pairs"][0]
     assert (half["o1"], half["o2"], half["jaccard"], half["same_direction"]) == (None, 0.0, 0.0, None)
     with pytest.raises(CheckpointError, match="at least one"):

@@ -18,6 +18,7 @@ from ckptdiff.analysis.modules import layer_of
 from ckptdiff.analysis.report_model import Report
 from ckptdiff.analysis.report_stored import unpack
 from ckptdiff.cli import render, render_report
+from ckptdiff.cli.render_overlap import print_overlap
 from ckptdiff.errors import CheckpointError, FormatError
 from ckptdiff.pages.overlap_page import render_overlap
 from ckptdiff.pages.report_charts import charts
@@ -119,7 +120,7 @@ def test_anything_can_be_measured(sides: list[dict[str, TensorData]], rank: Any,
             value = both.to_json()
             json.dumps(value, allow_nan=False)
             jsonschema.validate(value, OVERLAP_SCHEMA)
-            render_report.print_overlap(both, series, True)
+            print_overlap(both, series, True)
             render_overlap(both, series)
 
 

@@ -15,6 +15,7 @@ from ckptdiff.checkpoint.secrets import suspicious_name
 from ckptdiff.checkpoint.selection import select
 from ckptdiff.cli.main import main
 from ckptdiff.hub.ids import HubId, parse_id
+from ckptdiff.units import byte_size
 from tests.support.checkpoints import bf16, tree, write
 from tests.support.small_pair import Pair
 
@@ -126,7 +127,7 @@ def test_make_names_weights_in_other_formats(folders: Pair, tmp_path: Path) -> N
     text = run("make", folders.base, folders.target, "-o", tmp_path / "q")
     sizes = {name: (tmp_path / "p" / "files" / f"{name}.zst").stat().st_size for name in made.other_formats}
     assert made.other_formats == sizes and "same.gguf (" not in text
-    assert f"({sizes['pytorch_model.bin'] / 1000:.1f} kB of the patch); where they hold the weights once more" in text
+    assert f"({byte_size(sizes['pytorch_model.bin'])} of the patch); where they hold the weights once more" in text
     assert "; where they hold the weights once more, leave them out with --exclude '*.bin' --exclude '*.onnx'\n" in text
     run("make", folders.base, folders.target, "-o", tmp_path / "r", "--exclude", "*.bin", "--exclude", "*.onnx")
     assert not [path for path in (tmp_path / "r").rglob("*") if "onnx" in path.name or "pytorch" in path.name]

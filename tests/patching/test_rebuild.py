@@ -75,11 +75,15 @@ def test_a_base_with_another_config(folders: Pair, tmp_path: Path) -> None:
 def test_base_and_patch_the_wrong_way_round(files: Pair, folders: Pair, tmp_path: Path) -> None:
     with refused(ckptdiff.FormatError, "are base and patch the wrong way round?", tmp_path):
         ckptdiff.apply(files.patch, files.base, tmp_path / "out.safetensors")
-    with refused(ckptdiff.FormatError, "not a ckptdiff patch, but a plain safetensors file; are base and patch the wrong way", tmp_path):
+    plain = "not a ckptdiff patch, but a plain safetensors file; give what ckptdiff make wrote"
+    with refused(ckptdiff.FormatError, f"{plain}: are base and patch the wrong way round?", tmp_path):
         ckptdiff.apply(folders.patch, folders.base, tmp_path / "out")
-    swapped = "not a ckptdiff patch: it has no ckptdiff.json; are base and patch the wrong way round?"
-    with refused(ckptdiff.FormatError, swapped, tmp_path):
+    folder = "it has no ckptdiff.json, but safetensors files, as a checkpoint has; give what ckptdiff make wrote"
+    with refused(ckptdiff.FormatError, f"not a ckptdiff patch: {folder}: are base and patch the wrong way round?", tmp_path):
         ckptdiff.apply(folders.patch, folders.target, tmp_path / "out")
+    with refused(ckptdiff.FormatError, folder, tmp_path) as found:
+        ckptdiff.apply(folders.base, folders.target, tmp_path / "out")
+    assert "wrong way round" not in str(found.value)
     with refused(ckptdiff.CheckpointError, "is a ckptdiff patch, not a checkpoint; rebuild its target with: ckptdiff apply", tmp_path):
         ckptdiff.make(folders.patch, folders.target, tmp_path / "out")
 

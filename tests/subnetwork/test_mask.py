@@ -197,7 +197,7 @@ def test_the_command(tmp_path: Path) -> None:
     out = tmp_path / "mask.safetensors"
     shown = run("mask", tmp_path / "patch.safetensors", "--base", paths[0], "-o", out).stdout
     mask = Mask.load(out)
-    assert f"{mask.total:,} in 1 tensors" in shown
+    assert f"{mask.total:,} in 1 tensor (" in shown
     value = json.loads(run("mask", paths[1], "--base", paths[0], "-o", out, "--overwrite", "--json").stdout)
     assert value["elements"] == mask.total == value["tensors"]["w"] and value["size"] == out.stat().st_size
     for path in (paths[0], tmp_path / "patch.safetensors"):

@@ -21,11 +21,13 @@ def reseal(patch: Path, change: Callable[[OtherFile], OtherFile]) -> None:
 
 
 @contextmanager
-def refused(error: type[ckptdiff.CkptdiffError], text: str, folder: Path, kind: str | None = None) -> Iterator[None]:
+def refused(
+    error: type[ckptdiff.CkptdiffError], text: str, folder: Path, kind: str | None = None
+) -> Iterator[pytest.ExceptionInfo[ckptdiff.CkptdiffError]]:
     """Expect an error whose message holds ``text``, and a folder that is as it was."""
     before = sorted(folder.rglob("*"))
     with pytest.raises(error) as info:
-        yield
+        yield info
     assert text in str(info.value), str(info.value)
     assert kind is None or info.value.kind == kind
     assert "\n" not in str(info.value)

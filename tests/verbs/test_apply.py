@@ -116,13 +116,16 @@ def test_only_of_two_scopes(tmp_path: Path, rng: np.random.Generator) -> None:
     assert library_view((tmp_path / "out.safetensors").read_bytes()) == {"unet": v, "vae": v}
     with pytest.raises(ckptdiff.OutputError, match="two scopes"):
         ckptdiff.apply(tmp_path / "base", tmp_path / "p", tmp_path / "out2.safetensors", only=["w"])
-    with pytest.raises(ckptdiff.OutputError, match="none of the 4 tensors"):
+    with pytest.raises(ckptdiff.OutputError, match="none of its 4 tensors"):
         ckptdiff.apply(tmp_path / "base", tmp_path / "p", tmp_path / "out2.safetensors", only=["nothing"])
     assert not (tmp_path / "out2.safetensors").exists()
 
 
 def test_only_that_matches_nothing_or_two_scopes(files: Pair, tmp_path: Path) -> None:
-    with refused(ckptdiff.OutputError, "--only matches none of the 3 tensors; ckptdiff info --tensors lists them", tmp_path):
+    text = (
+        f"{files.patch}: --only 'zzz*' matches none of its 3 tensors, such as c, b.weight, a.weight: a glob is matched with the whole name"
+    )
+    with refused(ckptdiff.OutputError, text, tmp_path):
         ckptdiff.apply(files.base, files.patch, tmp_path / "out.safetensors", only=["zzz*"])
     for side in ("b", "t"):
         for part in ("unet", "vae"):
