@@ -1,6 +1,7 @@
 """The start of the command line. From here on a signal ends it with one line, also while the rest is still being imported."""
 
 import atexit
+import gc
 import os
 import sys
 
@@ -19,6 +20,7 @@ def main() -> None:
         _leave()
     # NumPy's BLAS starts a thread a core as NumPy is imported, which takes 0.05 s of CPU; what needs BLAS has threads of its own
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    gc.set_threshold(100_000, 20, 20)  # tables of a hundred thousand tensors are no cycles: looking for some takes a fifth of the time
     from ckptdiff.cli.main import main as run
 
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from json.encoder import encode_basestring
 from typing import Any, TypeAlias
 
 from ckptdiff.errors import FormatError, cut
@@ -21,7 +22,7 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(","
 
 def quote(text: str) -> str:
     """A JSON string, escaped canonically."""
-    return json.dumps(text, ensure_ascii=False)
+    return encode_basestring(text)
 
 
 def quoted(text: object) -> str:
