@@ -7,8 +7,6 @@ import os
 import resource
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 MAX_OPEN, MIN_OPEN = 512, 4
 """Bounds of how many files are held open."""
@@ -33,9 +31,8 @@ class OpenFiles:
         self._idle: OrderedDict[object, int] = OrderedDict()
         self._used: dict[object, tuple[int, int]] = {}
 
-    @contextmanager
-    def descriptor(self, key: object, path: str) -> Iterator[tuple[int, bool]]:
-        """A descriptor of a file, which stays open within the block, and whether it was opened just now.
+    def take(self, key: object, path: str) -> tuple[int, bool]:
+        """A descriptor of a file, which stays open until :meth:`give_back`, and whether it was opened just now.
 
         Args:
             key: what the descriptor is known by; :meth:`close` takes it too.
@@ -44,14 +41,6 @@ class OpenFiles:
         Raises:
             OSError: it cannot be opened.
         """
-        fd, fresh = self._take(key, path)
-        try:
-            yield fd, fresh
-        finally:
-            self._give_back(key)
-
-    def _take(self, key: object, path: str) -> tuple[int, bool]:
-        """A descriptor that is counted as used, and whether it was opened just now."""
         with self._lock:
             fresh = False
             if key in self._used:
@@ -79,7 +68,7 @@ class OpenFiles:
         while self._idle and len(self._idle) + len(self._used) > most:
             os.close(self._idle.popitem(last=False)[1])
 
-    def _give_back(self, key: object) -> None:
+    def give_back(self, key: object) -> None:
         """Count a descriptor as used by one fewer."""
         with self._lock:
             fd, users = self._used.pop(key)

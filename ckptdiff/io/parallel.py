@@ -137,6 +137,10 @@ def _run_batch(work: Callable[[J], T], batch: Iterable[J]) -> list[T]:
     return [work(job) for job in batch]
 
 
+HASHED_AT_ONCE = 1 << 20
+"""Bytes from which on they are read again and hashed: for those of a small tensor alone that is not worth while."""
+
+
 class FileHasher:
     """The SHA-256 of a file, advanced by any thread that has just read the file, so that its bytes come from the page cache."""
 
@@ -148,9 +152,9 @@ class FileHasher:
         self._lock = threading.Lock()
 
     def advance(self, goal: int) -> None:
-        """Hash up to byte ``goal``; if another thread is hashing, leave that to it."""
+        """Hash up to byte ``goal``, once that is many bytes further; if another thread is hashing, leave that to it."""
         self._goal = max(self._goal, min(goal, self._source.size))
-        if self._lock.acquire(blocking=False):
+        if self._goal - self._position >= HASHED_AT_ONCE and self._lock.acquire(blocking=False):
             try:
                 self._work()
             finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any, Protocol
@@ -69,23 +68,25 @@ class LocalFile:
         self._where = os.path.abspath(path)
         self._stamp: tuple[int, int] | None = None
         try:
-            with self._descriptor() as fd:
-                self.size = os.fstat(fd).st_size
+            self.size = os.fstat(self._take()).st_size
+            OPEN_FILES.give_back(self)
         except CheckpointError:
             self.close()
             raise
 
-    @contextmanager
-    def _descriptor(self) -> Iterator[int]:
-        """A descriptor of the file; raises CheckpointError if it cannot be opened, or has changed."""
-        with ExitStack() as stack:
+    def _take(self) -> int:
+        """A descriptor of the file, to be given back; raises CheckpointError if it cannot be opened, or has changed."""
+        try:
+            fd, fresh = OPEN_FILES.take(self, self._where)
+        except OSError as error:
+            raise CheckpointError(f"{self.name}: cannot be opened: {error.strerror}{if_gone(self.path)}") from None
+        if fresh:
             try:
-                fd, fresh = stack.enter_context(OPEN_FILES.descriptor(self, self._where))
-            except OSError as error:
-                raise CheckpointError(f"{self.name}: cannot be opened: {error.strerror}{if_gone(self.path)}") from None
-            if fresh:
                 self._check(fd)
-            yield fd
+            except BaseException:
+                OPEN_FILES.give_back(self)
+                raise
+        return fd
 
     def _check(self, fd: int) -> None:
         """Raise CheckpointError if this is not a regular file, or has changed since it was first opened."""
@@ -100,8 +101,8 @@ class LocalFile:
 
     def readinto(self, offset: int, out: npt.NDArray[np.uint8] | memoryview) -> None:
         """Fill ``out`` with the bytes at ``offset``; raises CheckpointError if the file ends before, or cannot be read."""
-        view, done = memoryview(out), 0
-        with self._descriptor() as fd:
+        view, done, fd = memoryview(out), 0, self._take()
+        try:
             while done < len(view):
                 try:
                     count = os.preadv(fd, [view[done:]], offset + done)
@@ -112,14 +113,19 @@ class LocalFile:
                         f"{self.name}: ends at byte {offset + done}, expected {offset + len(view)} or more: truncated? fetch it again"
                     )
                 done += count
+        finally:
+            OPEN_FILES.give_back(self)
 
     def view(self, offset: int, size: int) -> None:
         """None: the file must be read."""
 
     def check_unchanged(self) -> None:
         """Raise CheckpointError if the file was written to since it was opened."""
-        with self._descriptor() as fd:
+        fd = self._take()
+        try:
             self._check(fd)
+        finally:
+            OPEN_FILES.give_back(self)
 
     def close(self) -> None:
         """Close the file; a later read would open it again."""
