@@ -43,8 +43,9 @@ class Destination:
     """How to build the target tensor."""
     tensor: Tensor
     """The tensor in memory."""
-    codec: str | None
-    """The codec whose blocks are the changes of ``tensor``; None if the target must be built and compared with it."""
+    means: str | None
+    """The codec whose blocks are the changes of ``tensor``; ``same`` if it stays as it is; None if the target must be built and compared
+    with it."""
 
 
 class Loader:
@@ -92,8 +93,7 @@ class Loader:
                     f"{self.patch.path}: its target has the tensor {cut(name)}, {entry.dtype} {cut(list(entry.shape))}; {found}: "
                     "it cannot be written in place; rebuild the target with ckptdiff.load_target or ckptdiff apply"
                 )
-            simple = isinstance(recipe, PatchedTensor) and entry.kind == "delta" and _whole_base(recipe) is tensor
-            destination = Destination(entry, recipe, tensor, entry.codec if simple and entry.codec != "raw" else None)
+            destination = Destination(entry, recipe, tensor, _means(entry, recipe, tensor))
             first = by_memory.setdefault(_memory_key(tensor), destination)
             if first.tensor.name != tensor.name and first.recipe.digest != recipe.digest:
                 raise UnsupportedError(
@@ -110,10 +110,22 @@ class Loader:
         return self.tensors.get(name) or (self.tensors[old] if renamed and old is not None else None)
 
     def _updates(self, destinations: Sequence[Destination]) -> list[TensorUpdate]:
-        by_codec: dict[str | None, list[Destination]] = {"sparse": [], "context": [], None: []}
+        by_means: dict[str | None, list[Destination]] = {"same": [], "sparse": [], "context": [], None: []}
         for destination in destinations:
-            by_codec[destination.codec].append(destination)
-        return [*self._from_sparse(by_codec["sparse"]), *self._from_context(by_codec["context"]), *self._from_content(by_codec[None])]
+            by_means[destination.means].append(destination)
+        return [
+            *self._unchanged(by_means["same"]),
+            *self._from_sparse(by_means["sparse"]),
+            *self._from_context(by_means["context"]),
+            *self._from_content(by_means[None]),
+        ]
+
+    def _unchanged(self, destinations: Sequence[Destination]) -> Iterator[TensorUpdate]:
+        """Tensors that stay as they are: it is only checked that they are the base's."""
+        before = leaves_in_memory([_memory(destination) for destination in destinations], self.threads)
+        for destination, leaves in zip(destinations, before, strict=True):
+            self._check_base(destination, leaves)
+            yield _tensor_update(destination, (), leaves)
 
     def _from_sparse(self, destinations: Sequence[Destination]) -> list[TensorUpdate]:
         """Unpack the changes on this thread while others hash: it is many small steps, for which threads would wait for each other."""
@@ -155,9 +167,7 @@ class Loader:
         """Build the whole content of tensors, and compare it with what is in memory."""
 
         def sink(job: RebuildJob, new: Bytes) -> RangeUpdate | None:
-            tensor, recipe = destinations[job.tensor].tensor, destinations[job.tensor].recipe
-            if isinstance(recipe, AdaptedTensor) and _whole_base(recipe) is tensor:
-                return None  # it stays as it is
+            tensor = destinations[job.tensor].tensor
             stop, dtype = job.start + len(new), DTYPES[tensor.dtype]
             positions, zigzags = kernels.changes.changes_of(tensor.view(job.start, stop, "old"), new, dtype)
             return range_update(job.start, stop, positions.copy(), zigzags.copy(), dtype)
@@ -173,10 +183,10 @@ class Loader:
 
     def _check_base(self, destination: Destination, leaves: list[bytes]) -> None:
         """Raise BaseMismatchError unless a tensor with these leaves has the digest of the patch's base."""
-        recipe, found = destination.recipe, tensor_digest(leaves)
-        assert isinstance(recipe, PatchedTensor) and isinstance(recipe.base, AdaptedTensor)
-        if found != recipe.base.digest:
-            raise recipe.base.mismatch(found)
+        base, found = _base(destination.recipe), tensor_digest(leaves)
+        assert isinstance(base, AdaptedTensor)
+        if found != base.digest:
+            raise base.mismatch(found)
 
     def _unpack(self, destination: Destination, start: int, base: Bytes | None = None) -> Changes:
         """The changes of the block that begins at byte ``start``, given the block's bytes in the base where the codec needs them."""
@@ -202,10 +212,19 @@ class Loader:
         return _tensor_update(destination, parts, before)
 
 
-def _whole_base(recipe: Recipe) -> Tensor | None:
-    """The tensor that an entry's adapted base is, unchanged; None where it is anything else."""
-    base = recipe.base if isinstance(recipe, PatchedTensor) else recipe
-    return base.source.whole if isinstance(base, AdaptedTensor) and isinstance(base.source, AdaptedBase) else None
+def _means(entry: Entry, recipe: Recipe, tensor: Tensor) -> str | None:
+    """How to find what changes in a tensor in memory (:class:`Destination`)."""
+    base = _base(recipe)
+    if not (isinstance(base, AdaptedTensor) and isinstance(base.source, AdaptedBase) and base.source.whole is tensor):
+        return None
+    if isinstance(recipe, AdaptedTensor):
+        return "same"
+    return entry.codec if entry.kind == "delta" and entry.codec != "raw" else None
+
+
+def _base(recipe: Recipe) -> Recipe | None:
+    """The adapted base of what is patched; what is not patched is one itself."""
+    return recipe.base if isinstance(recipe, PatchedTensor) else recipe
 
 
 def _memory(destination: Destination) -> Bytes | torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -48,10 +49,16 @@ def dtype_of(array: Array, where: str) -> str:
     Raises:
         UnsupportedError: safetensors has none.
     """
-    name = getattr(array.dtype, "name", str(array.dtype)).removeprefix("torch.")
+    name = _name_of(array.dtype)
     if name not in _BY_NAME:
         raise UnsupportedError(f"{where}: safetensors has no dtype for {name}: store it as another, or as the bytes of a uint8 tensor")
     return _BY_NAME[name]
+
+
+@functools.cache
+def _name_of(dtype: Any) -> str:
+    """Name of a dtype of torch or numpy, which numpy takes long to tell."""
+    return str(getattr(dtype, "name", str(dtype)).removeprefix("torch."))
 
 
 def shape_of(array: Array, dtype: str) -> tuple[int, ...]:
