@@ -30,6 +30,8 @@ Columns = Sequence[tuple[str, str]]
 """Headings, and whether their columns hold ``text`` or a ``number``."""
 ROWS_SHOWN_AT_FIRST = 200
 """Rows of the table of tensors that are laid out at first, so that a page of thousands opens and sorts at once; a button shows all."""
+MOST_OPEN_ROWS = 20
+"""Rows of a small table up to which it is open."""
 PIECES_JOINED = 4096
 """Pieces of a page that are joined as soon as they are rendered: a page of 90,000 tensors has five million small ones."""
 
@@ -45,6 +47,11 @@ class Table:
     columns: Columns
     rows: Sequence[Sequence[str]]
     sortable = False
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether it opens at a click only, and on paper."""
+        return len(self.rows) > MOST_OPEN_ROWS
 
     def text_rows(self) -> Iterator[tuple[str, Sequence[str]]]:
         """The heading and the other cells of each row."""
@@ -62,6 +69,7 @@ class TensorTable:
     name = "tensors"
     title = "Each tensor"
     sortable = True
+    collapsed = False
 
     @property
     def note(self) -> str:
@@ -79,7 +87,9 @@ class Page:
 
     title: str
     headline: str
-    """The result in one sentence."""
+    """The result in one short sentence."""
+    findings: str
+    """What else is to say, in a few sentences; may be empty."""
     figures: Sequence[tuple[str, str, str]]
     """Name, value and a short explanation of each key figure."""
     charts: Sequence[Chart]
@@ -99,10 +109,14 @@ def share_cell(value: float | None) -> Cell:
     return percent(value), value
 
 
-def label_cells(scope: str, name: str, layer: int | None, module: str) -> list[Cell]:
-    """The first cells of a tensor's row: its name, its layer and the kind of its module."""
-    path = "/".join(filter(None, (scope, name)))
-    return [(path, path), (MISSING if layer is None else str(layer), layer), (module, module)]
+def path_of(scope: str, name: str) -> str:
+    """A tensor's name after its scope."""
+    return "/".join(filter(None, (scope, name)))
+
+
+def label_cells(path: str, start: str, layer: int | None, module: str) -> list[Cell]:
+    """The first cells of a tensor's row: its path without its start, by all of which it is sorted and found; its layer; its kind."""
+    return [(path[len(start) :], path), (MISSING if layer is None else str(layer), layer), (module, module)]
 
 
 @cache
@@ -151,7 +165,7 @@ def page_data(page: Page) -> dict[str, Any]:
     """What page.js draws and sorts."""
     return {
         "charts": {chart.name: fitted(chart.spec) for chart in page.charts},
-        "themes": {"light": theme(), "dark": theme(dark=True)},
+        "theme": theme(),
         "columns": [kind for _, kind in page.tensors.columns],
         "shown": ROWS_SHOWN_AT_FIRST,
         "rows": [[value for _, value in row] for row in page.tensors.rows],
