@@ -188,8 +188,8 @@ def spectrum_lines(report: JsonReport) -> list[Line]:
         values = spectrum["singular_values"]
         lines.append(Line(label, spectrum_points(label, label_of(tensor), [v / values[0] for v in values]), False))
         long, short = max(spectrum["rows"], spectrum["columns"]), min(spectrum["rows"], spectrum["columns"])
-        shapes.setdefault(f"random, sides {three_digits(long / short)}:1", (long, short))
-    for label, (long, short) in list(shapes.items())[:MAX_RANDOM_SPECTRA]:
+        shapes.setdefault(f"random, sides {three_digits(long / short).removesuffix('.00').removesuffix('.0')}:1", (long, short))
+    for label, (long, short) in sorted(list(shapes.items())[:MAX_RANDOM_SPECTRA], key=lambda shape: shape[1][0] / shape[1][1]):
         points = spectrum_points(label, f"independent random entries, {long} x {short}", random_spectrum(long, short))
         lines.append(Line(label, points, True))
     return lines

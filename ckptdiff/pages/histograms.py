@@ -105,6 +105,17 @@ def gaps(rows: Sequence[dict[str, float]]) -> Rows:
     return [{"x": a["x2"], "x2": b["x"], "label": "none"} for a, b in pairwise(rows) if b["x"] > a["x2"]]
 
 
+def unchanged_runs(rows: Sequence[dict[str, float]]) -> Rows:
+    """The ranges of bins side by side in which weights lie, of which none changed."""
+    runs = Rows()
+    for row in rows:
+        if not row["value"] and runs and runs[-1]["x2"] == row["x"]:
+            runs[-1]["x2"] = row["x2"]
+        elif not row["value"]:
+            runs.append({"x": row["x"], "x2": row["x2"], "label": "none changed"})
+    return runs
+
+
 def gap_words(found: Sequence[dict[str, float]]) -> str:
     """Where the gaps are, as powers of two; empty if there are none."""
     return ", ".join(f"{power(2, round(gap['x']))} to {power(2, round(gap['x2']))}" for gap in found)

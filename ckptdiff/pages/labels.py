@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from ckptdiff.errors import visible
-from ckptdiff.units import percent
+from ckptdiff.units import percent, three_digits
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 MOST_TICKS = 6
@@ -46,6 +46,15 @@ def number_or_power(value: float) -> str:
     if value == 0 or -3 < k < 4:
         return f"{value:g}"
     return power(10, k) if factor == 1 else f"{factor:g} × {power(10, k)}"
+
+
+def power_of_two(exponent: int) -> str:
+    """A power of two, and about how much that is: 2⁻¹⁰ (about 0.000977)."""
+    value = 2.0**exponent
+    if 1e-4 < value < 1e6:
+        return f"{power(2, exponent)} (about {three_digits(value)})"
+    factor, k = f"{value:.2e}".split("e")
+    return f"{power(2, exponent)} (about {factor} × {power(10, int(k))})"
 
 
 def power_ticks(low: float, high: float) -> Ticks:
@@ -105,7 +114,7 @@ def share_axis(altair: Any, low: float, high: float, **options: Any) -> Any:
 def span(values: Sequence[float]) -> str:
     """The smallest to the largest of some shares."""
     low, high = percent(min(values)), percent(max(values))
-    return low if low == high else f"{low} to {high}"
+    return low if low == high else f"{low.removesuffix(' %')} to {high}"
 
 
 def common_start(names: Sequence[str], ends: str = "./") -> str:

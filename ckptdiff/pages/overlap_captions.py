@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from ckptdiff.analysis.overlap import OverlapResult, PairOverlap
 from ckptdiff.pages.labels import span
 from ckptdiff.pages.overlap_charts import core_cells
-from ckptdiff.pages.overlap_prose import WHY_BY_SIZE, smaller_first, verdict
+from ckptdiff.pages.overlap_prose import WHY_BY_SIZE, sides_of_chance, smaller_first
 from ckptdiff.pages.report_captions import EVEN, range_words
 from ckptdiff.pages.report_prose import PAPER
 from ckptdiff.units import percent
@@ -26,12 +26,14 @@ def values(pairs: Sequence[PairOverlap], *of: Callable[[PairOverlap], float]) ->
 
 def pair_captions(result: OverlapResult, pairs: Sequence[PairOverlap]) -> dict[str, str]:
     """Of the maps of every two updates."""
-    chance = f" The update that changed less shares {verdict(result, pairs)}." if pairs else ""
+    more = sides_of_chance(result, pairs).count(1)
+    chance = f" {'None' if not more else f'{more:,}'} of {len(pairs):,} pairs share more than that." if pairs else ""
     same = [p.same_direction for p in pairs if p.o1]
     apart = "" if not same else " More than a coin gives." if min(same) > 0.5 else " Not always more than a coin gives."
     return {
         "o1": f"Share of the row's changes that the column made too (o1 of {PAPER}, section 5)"
-        f"{values(pairs, lambda p: p.o1, lambda p: p.o2)}. The last row is what chance gives among all weights. A blank cell is an update against itself.",
+        f"{values(pairs, lambda p: p.o1, lambda p: p.o2)}. The last row is what chance gives among all weights. "
+        "A blank cell is an update against itself.",
         "o1-by-size": "The same, had each update picked its weights at random among those of the same size in the same tensor"
         f"{values(pairs, lambda p: p.o1_by_size, lambda p: p.o2_by_size)}. {WHY_BY_SIZE}.{chance}",
         "jaccard": "Of the weights that at least one of the two changed, the share that both changed"
@@ -55,7 +57,7 @@ def core_caption(result: OverlapResult) -> str:
         return text
     shares = [cell["value"] for cell in cells]
     even = "much the same" if max(shares) <= EVEN * min(shares) else "not the same"
-    return f"{text} Where there are any, the share is {even}: {range_words(cells)}."
+    return f"{text} Where any did, it is {even}: {range_words(cells)}."
 
 
 def series_captions(result: OverlapResult) -> dict[str, str]:

@@ -54,15 +54,15 @@ def headline(result: OverlapResult, series: bool) -> str:
 
 def chance_words(result: OverlapResult, pairs: Sequence[PairOverlap]) -> str:
     """Whether the updates share more changes than chance among weights of the same size gives."""
-    count, sides = len(result.names), sides_of_chance(result, pairs)
-    more, who = sides.count(1), "The two updates" if len(result.names) == 2 else f"The {count} updates"
+    sides = sides_of_chance(result, pairs)
+    more, who = sides.count(1), "The two updates" if len(result.names) == 2 else f"The {len(result.names)} updates"
     if more == len(sides):
-        return f"{who} share more of their changes than {CHANCE_BY_SIZE} gives."
+        return f"{who} share more changes than the weights' sizes explain."
     if more:
-        return f"{more} of {len(sides)} pairs of updates share more of their changes than {CHANCE_BY_SIZE} gives."
+        return f"{more} of {len(sides)} pairs of updates share more changes than the weights' sizes explain."
     if sides.count(-1) == len(sides):
-        return f"{who} share less of their changes than {CHANCE_BY_SIZE} gives."
-    return f"{who} share no more of their changes than {CHANCE_BY_SIZE} gives."
+        return f"{who} share fewer changes than the weights' sizes explain."
+    return f"{who} share no more changes than the weights' sizes explain."
 
 
 def findings(result: OverlapResult, series: bool) -> str:

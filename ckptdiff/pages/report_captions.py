@@ -8,7 +8,7 @@ from typing import Any
 from ckptdiff.analysis.modules import APART
 from ckptdiff.pages.chart_data import NO_LAYER, JsonReport, Rows, changed_cells, changed_count, layer_sums, rank_cells, spectrum_lines
 from ckptdiff.pages.histograms import CROSSED, EITHER, KEPT_SIGN, MOVED, NONE, exponent_rows, gap_words, gaps, size_rows, ulp_rows
-from ckptdiff.pages.labels import number_or_power, power, span
+from ckptdiff.pages.labels import number_or_power, power_of_two, span
 from ckptdiff.pages.report_prose import PAPER
 from ckptdiff.units import percent
 
@@ -67,7 +67,7 @@ def layers_caption(report: JsonReport) -> str:
     text = "Share of each layer's weights that stayed the same"
     if not sums:
         return f"{text}."
-    text += f": bit for bit {span(same)}, within the tolerance of {number_or_power(tolerance)} {span(within)}."
+    text += f": {span(same)} bit for bit, {span(within)} within the tolerance of {number_or_power(tolerance)}."
     if tolerance == 1e-5:
         text += f" {PAPER} reports 68.5 to 96.0 % for whole RL-tuned models at this tolerance (table 1)."
     return text
@@ -165,7 +165,7 @@ def exponents_caption(report: JsonReport) -> str:
     if len(rows) > 1 and values[0] > values[-1] and all(b <= a + FALLING for a, b in pairwise(values)):
         text += " It falls from left to right: large weights have coarse steps, so that small updates of them are rounded away."
     if moved and rows[-1]["exponent"] > moved[-1]["exponent"]:
-        text += f" Of the weights from {power(2, moved[-1]['exponent'] + 1)} on none changed."
+        text += f" Of the weights from {power_of_two(moved[-1]['exponent'] + 1)} on none changed."
     between = gap_words(gaps(rows))
     if between:
         text += f" Grey: no weight of the base is of the size {between}."

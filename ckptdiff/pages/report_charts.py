@@ -22,11 +22,12 @@ from ckptdiff.pages.drawing import (
     unchanged_axis,
     write_charts_as_png,
 )
-from ckptdiff.pages.histograms import CROSSED, EITHER, KEPT_SIGN, MOVED, exponent_rows, gaps, size_rows, ulp_rows
+from ckptdiff.pages.histograms import CROSSED, EITHER, KEPT_SIGN, MOVED, exponent_rows, gaps, size_rows, ulp_rows, unchanged_runs
 from ckptdiff.pages.labels import Ticks, decade_ticks, number_or_power, power_ticks, share_axis
 from ckptdiff.units import percent
 
 GREY = "#868e96"
+HISTOGRAM_HEIGHT = 240
 ULP_COLOURS = {MOVED: MAIN_COLOUR, KEPT_SIGN: MAIN_COLOUR, EITHER: "#a8739c", CROSSED: SECOND_COLOUR}
 
 
@@ -81,13 +82,14 @@ def ulp_bars(altair: Any, report: JsonReport) -> Any | None:
     top = max(row["value"] for row in rows)
     kinds = [kind for kind in ULP_COLOURS if any(row["kind"] == kind for row in rows)]
     x = altair.X("value:Q", title="share of changed elements", scale=altair.Scale(domain=[0, 1.2 * top], nice=False))
-    y = altair.Y("ulps:O", sort=None, title="moved by (ulps)", axis=altair.Axis(labelLimit=260))
+    distances = altair.Scale(domain=[row["ulps"] for row in rows])  # the order of the rows, gaps among them
+    y = altair.Y("ulps:O", scale=distances, title="moved by (ulps)", axis=altair.Axis(labelLimit=260))
     tips = [altair.Tooltip("ulps:O"), altair.Tooltip("count:Q", format=","), altair.Tooltip("share:N")]
     base = altair.Chart(altair.Data(values=rows)).encode(x=x.axis(share_axis(altair, 0, top)), y=y, tooltip=tips)
     legend = None if kinds == [MOVED] else altair.Legend(orient="bottom", columns=1, title="the weight", titleLimit=420, labelLimit=420)
     colours = altair.Scale(domain=kinds, range=[ULP_COLOURS[kind] for kind in kinds])
     bars = base.transform_filter(altair.datum.count > 0).mark_bar().encode(color=altair.Color("kind:N", scale=colours, legend=legend))
-    text = base.mark_text(align="left", dx=4, fontSize=11).encode(text="share:N")
+    text = base.properties(name="note").mark_text(align="left", dx=4, fontSize=11).encode(text="share:N")
     return (bars + text).properties(height=ROW_HEIGHT * len(rows))
 
 
@@ -100,13 +102,14 @@ def power_bars(altair: Any, rows: Rows, title: str, value_title: str, top: float
     y = altair.Y("value:Q", title=value_title, scale=altair.Scale(domain=[0, top], nice=False), axis=share_axis(altair, 0, top))
     bars = altair.Chart(altair.Data(values=rows)).mark_bar(color=MAIN_COLOUR, binSpacing=1)
     chart = bars.encode(x=x, x2="x2:Q", y=y, y2=altair.datum(0), tooltip=tips)
-    between = gaps(rows)
-    if not between:
-        return chart
-    places = altair.Chart(altair.Data(values=[{**gap, "middle": (gap["x"] + gap["x2"]) / 2} for gap in between]))
-    band = places.mark_rect(color=GREY, opacity=0.25).encode(x="x:Q", x2="x2:Q")
-    wide = altair.datum.x2 - altair.datum.x > (high - low) / 12
-    return chart + band + places.transform_filter(wide).mark_text(fontSize=11).encode(x="middle:Q", y=altair.value(12), text="label:N")
+    between, still = gaps(rows), unchanged_runs(rows)
+    if between:
+        chart += altair.Chart(altair.Data(values=between)).mark_rect(color=GREY, opacity=0.25).encode(x="x:Q", x2="x2:Q")
+    labels = [{**part, "middle": (part["x"] + part["x2"]) / 2} for part in (*between, *still) if part["x2"] - part["x"] > (high - low) / 10]
+    if labels:
+        text = altair.Chart(altair.Data(values=labels), name="note").mark_text(fontSize=11, baseline="bottom")
+        chart += text.encode(x="middle:Q", y=altair.value(HISTOGRAM_HEIGHT - 4), text="label:N")
+    return chart.properties(height=HISTOGRAM_HEIGHT)
 
 
 def change_bars(altair: Any, report: JsonReport) -> Any | None:
@@ -121,11 +124,13 @@ def change_bars(altair: Any, report: JsonReport) -> Any | None:
     if tolerance and rows[0]["x"] - 4 <= math.log2(tolerance) <= rows[-1]["x2"] + 4:
         place = {"x": math.log2(tolerance), "label": f"tolerance {number_or_power(tolerance)}"}
         mark = altair.Chart(altair.Data(values=[place]))
-        chart += mark.mark_rule(strokeDash=[5, 4], strokeWidth=1.5).encode(x="x:Q")
+        chart += mark.properties(name="note").mark_rule(strokeDash=[5, 4], strokeWidth=1.5).encode(x="x:Q")
         right = math.log2(tolerance) > (rows[0]["x"] + rows[-1]["x2"]) / 2
-        text = mark.mark_text(align="right" if right else "left", dx=-5 if right else 5, baseline="bottom", fontSize=11)
+        text = mark.properties(name="tolerance_note").mark_text(
+            align="right" if right else "left", dx=-5 if right else 5, baseline="bottom", fontSize=11
+        )
         chart += text.encode(x="x:Q", y=altair.value(-3), text="label:N")
-    return chart.properties(height=240)
+    return chart
 
 
 def exponent_bars(altair: Any, report: JsonReport) -> Any | None:
@@ -136,8 +141,7 @@ def exponent_bars(altair: Any, report: JsonReport) -> Any | None:
     tips = [altair.Tooltip("size:N", title="|base value|"), altair.Tooltip("changed:Q", format=",")]
     tips += [altair.Tooltip("elements:Q", format=","), altair.Tooltip("share:N", title="share that changed")]
     top = max(row["value"] for row in rows)
-    chart = power_bars(altair, rows, "|base value| (each bar: a power of two)", "share that changed", top, tips)
-    return chart.properties(height=240)
+    return power_bars(altair, rows, "|base value| (each bar: a power of two)", "share that changed", top, tips)
 
 
 def layer_rows(report: JsonReport) -> Rows:

@@ -123,7 +123,7 @@ def label_cells(path: str, start: str, layer: int | None, module: str) -> list[C
 def environment() -> Environment:
     """The templates' environment: it escapes every expression, and writes out what cannot be seen or turns the writing direction."""
     markup = markupsafe.Markup
-    percent_sign, dot = markup("&nbsp;%"), markup(".<wbr>")
+    percent_sign, dot, line = markup("&nbsp;%"), markup(".<wbr>"), markup("_<wbr>")
 
     def shown(value: object) -> object:
         return value if isinstance(value, markup) else visible(str(value))
@@ -136,9 +136,9 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # Sentences are not broken before a percent sign; names may be broken after each of their dots.
+    # Sentences are not broken before a percent sign; names may be broken after each of their dots and underlines.
     templates.filters["prose"] = lambda text: markup.escape(visible(text)).replace(" %", percent_sign)
-    templates.filters["breakable"] = lambda name: markup.escape(visible(name)).replace(".", dot)
+    templates.filters["breakable"] = lambda name: markup.escape(visible(name)).replace("_", line).replace(".", dot)
     templates.filters["thousands"] = "{:,}".format
     templates.globals["zip"] = partial(zip, strict=True)
     return templates
