@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 import zstandard
 
 from ckptdiff.analysis.matrices import count_ranked
-from ckptdiff.analysis.modules import APART, KINDS, components_of, expert_of
+from ckptdiff.analysis.modules import APART, KINDS, REST, components_of, expert_of
 from ckptdiff.analysis.rank import Spectrum
 from ckptdiff.analysis.sparsity import Counts, Tolerance, sums_by
 from ckptdiff.errors import CheckpointError
@@ -196,7 +196,8 @@ class Report:
     def components(self) -> dict[str, Counts]:
         """Sums by component of a pipeline or tower of a multimodal model; empty where names tell less than two."""
         components = components_of((t.scope, t.name) for t in self.tensors)
-        return {c: counts for c, counts in sums_by(zip(components, (t.counts for t in self.tensors), strict=True)).items() if c}
+        sums = sums_by((c, t.counts) for c, t in zip(components, self.tensors, strict=True) if c)
+        return {component: sums[component] for component in sorted(sums, key=lambda c: (c == REST, c))}
 
     @property
     def apart(self) -> dict[str, Counts]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ckptdiff.analysis.modules import KINDS, components_of, modules_by_component
+from ckptdiff.analysis.modules import KINDS, REST, components_of, modules_by_component
 from ckptdiff.analysis.sparsity import COUNT_FIELDS
 from ckptdiff.units import percent, three_digits
 
@@ -54,9 +54,9 @@ def mean_of_known(values: Iterable[float | None]) -> float | None:
 def module_order(modules: set[str]) -> list[str]:
     """Modules in the order in which a model uses them; those that follow the name of a component, by component."""
 
-    def place(module: str) -> tuple[str, int, str]:
+    def place(module: str) -> tuple[bool, str, int, str]:
         component, _, kind = module.rpartition(" ")
-        return component, KINDS.index(kind) if kind in KINDS else len(KINDS), kind
+        return component == REST, component, KINDS.index(kind) if kind in KINDS else len(KINDS), kind
 
     return sorted(modules, key=place)
 
@@ -143,17 +143,23 @@ class Line:
     is_random: bool
 
 
-def chosen_spectra(report: JsonReport) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """Label, tensor and spectrum of one matrix of each kind of module, from a middle layer.
-
-    Where all matrices are of one kind, several of them are taken.
-    """
+def spectra_by_module(report: JsonReport) -> dict[str, list[tuple[dict[str, Any], dict[str, Any]]]]:
+    """The spectra of each kind of module that can be drawn, each after its tensor."""
     by_module: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
     for tensor, module in zip(report["tensors"], module_labels(report), strict=True):
         for spectrum in tensor["spectra"] or ():
             values = spectrum["singular_values"]
             if len(values) > 1 and values[0] > 0:
                 by_module.setdefault(module, []).append((tensor, spectrum))
+    return by_module
+
+
+def chosen_spectra(report: JsonReport) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Label, tensor and spectrum of one matrix of each kind of module, from a middle layer.
+
+    Where all matrices are of one kind, several of them are taken.
+    """
+    by_module = spectra_by_module(report)
     if len(by_module) == 1:
         ((module, matrices),) = by_module.items()
         picked = sorted({i * (len(matrices) - 1) // (MAX_SPECTRA_OF_ONE_MODULE - 1) for i in range(MAX_SPECTRA_OF_ONE_MODULE)})

@@ -21,6 +21,8 @@ from ckptdiff.units import percent
 
 MAX_LABELLED_COLUMNS = 9
 """Columns of a heat map up to which the numbers stand in the cells."""
+MAX_TURNED_LABELS = 24
+"""Columns up to which each has its turned name."""
 MAX_MARKED_POINTS = 50
 """Points of a line up to which each is marked."""
 ROW_HEIGHT = 24
@@ -75,7 +77,14 @@ def theme() -> dict[str, Any]:
         "background": "white",
         "font": FONT,
         "axis": {**axis, "titleFontWeight": "normal", "titleFontSize": 12},
-        "legend": {"labelColor": text, "titleColor": text, "titleFontWeight": "normal", "titleFontSize": 12, "labelFontSize": 11},
+        "legend": {
+            "symbolBaseStrokeColor": text,
+            "labelColor": text,
+            "titleColor": text,
+            "titleFontWeight": "normal",
+            "titleFontSize": 12,
+            "labelFontSize": 11,
+        },
         "title": {"color": text, "anchor": "start", "fontSize": 15, "offset": 12},
         "text": {"color": text},
         "rule": {"color": text},
@@ -107,13 +116,16 @@ def heat_map(
         turned: whether the horizontal axis has names, which are turned to have room.
     """
     (column, columns, below), (row, rows, beside) = x, y
-    cells = [{**cell, "share": percent(cell["value"]), "label": percent(cell["value"]).removesuffix(" %")} for cell in cells]
-    turn = {"labelAngle": -35, "labelLimit": 200} if turned else {"labelAngle": 0}
-    x_axis = altair.Axis(labelOverlap="greedy", labelSeparation=4, **turn)
+    cells = [
+        {**cell, "share": percent(cell["value"]), "label": percent(cell["value"]).removesuffix(" %").replace(" ", "")} for cell in cells
+    ]
+    every = turned and len(columns) <= MAX_TURNED_LABELS
+    angle = {"labelAngle": -35, "labelLimit": 260} if turned else {"labelAngle": 0}
+    x_axis = altair.Axis(labelOverlap=False if every else "greedy", labelSeparation=4, **angle)
     scales = [altair.Scale(domain=list(values)) for values in (columns, rows)]  # a domain also holds values that have no cell
     places = {
         "x": altair.X(f"{column}:O", scale=scales[0], title=below, axis=x_axis),
-        "y": altair.Y(f"{row}:O", scale=scales[1], title=beside, axis=altair.Axis(labelLimit=220)),
+        "y": altair.Y(f"{row}:O", scale=scales[1], title=beside, axis=altair.Axis(labelLimit=260)),
     }
     numbered = len(columns) <= MAX_LABELLED_COLUMNS
     key_title = f"{value_title} (cells: %)" if numbered else value_title

@@ -12,7 +12,7 @@ from ckptdiff.pages.chart_data import JsonReport, Rows, changed_count
 from ckptdiff.pages.labels import power
 from ckptdiff.units import percent
 
-KEPT_SIGN, CROSSED, EITHER = "kept its sign", "crossed zero", "crossed zero, reached it or left it, or kept its sign"
+KEPT_SIGN, CROSSED, EITHER = "kept its sign", "crossed zero", "kept its sign, or crossed or touched zero"
 MOVED, NONE = "moved", "none"
 """What the weights of a bin of ulps did, as far as the sums of a report tell; of integers they tell only that they moved."""
 
@@ -38,8 +38,9 @@ def ulp_rows(report: JsonReport) -> Rows:
 def ulp_row(first: int, last: int | None, count: int, total: int, kind: str) -> dict[str, object]:
     """A row of the histogram of ulps."""
     share = count / total
-    text = percent(share) if count else "none"
-    return {"ulps": ulp_label(first, last), "from": first, "to": last, "count": count, "value": share, "share": text, "kind": kind}
+    label = f"{percent(share)} {CROSSED}" if kind == CROSSED else percent(share) if count else NONE
+    row = {"ulps": ulp_label(first, last), "from": first, "to": last, "kind": kind}
+    return row | {"count": count, "value": share, "share": percent(share), "label": label}
 
 
 class Signs:

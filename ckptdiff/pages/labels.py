@@ -135,6 +135,9 @@ def start_words(start: str, what: str) -> str:
 def axis_names(names: Sequence[str]) -> list[str]:
     """Names for an axis: what cannot be seen is written out, and of long ones the middle is left out while they stay distinct."""
     shown = [visible(name) for name in names]
-    half = LONGEST_LABEL // 2
-    short = [name if len(name) <= LONGEST_LABEL else f"{name[: half - 1]}…{name[-half:]}" for name in shown]
-    return short if len(set(short)) == len(set(shown)) else shown
+    for longest in range(LONGEST_LABEL, max(map(len, shown), default=0), 5):
+        for head in range(longest // 2, longest - 4):
+            short = [name if len(name) <= longest else f"{name[:head]}…{name[head + 1 - longest :]}" for name in shown]
+            if len(set(short)) == len(set(shown)):
+                return short
+    return shown

@@ -41,9 +41,14 @@ PairValue = Callable[[PairOverlap], float]
 
 
 def update_names(result: OverlapResult) -> list[str]:
-    """Names of the updates on axes and in tables: without what all begin with."""
+    """Names of the updates without what all begin with."""
     start = common_start(result.names, UPDATE_NAME_ENDS)
-    return axis_names([name[len(start) :] for name in result.names])
+    return [name[len(start) :] for name in result.names]
+
+
+def axis_labels(result: OverlapResult) -> list[str]:
+    """Names of the updates as they stand on axes."""
+    return axis_names(update_names(result))
 
 
 def matrix_cell(update: str, other: str, value: float) -> dict[str, Any]:
@@ -53,7 +58,7 @@ def matrix_cell(update: str, other: str, value: float) -> dict[str, Any]:
 
 def matrix_cells(result: OverlapResult, value: PairValue, whole: PairValue) -> Rows:
     """A cell for every two updates, both ways round, unless the ``whole`` of which ``value`` is a share is empty."""
-    names, numbers = update_names(result), range(len(result.names))
+    names, numbers = axis_labels(result), range(len(result.names))
     pairs = [result.pair(i, j) for i in numbers for j in numbers if i != j and result.tensors]
     return [matrix_cell(names[p.first], names[p.second], value(p)) for p in pairs if whole(p)]
 
@@ -62,7 +67,7 @@ def update_matrix(altair: Any, result: OverlapResult, cells: Rows, what: str, to
     """A heat map of updates from top to bottom against updates from left to right; ``more``: labels of further rows."""
     if not cells:
         return None
-    names = update_names(result)
+    names = axis_labels(result)
     height = ROW_WITH_NUMBERS if len(names) <= MAX_LABELLED_COLUMNS else ROW_WITHOUT_NUMBERS
     columns, rows = ("other", names, "the other update"), ("update", [*names, *more], None)
     return heat_map(altair, cells, columns, rows, top, what, height=height, turned=True)
@@ -76,7 +81,7 @@ def changed_any(pair: PairOverlap) -> float:
 def o1_map(altair: Any, result: OverlapResult) -> Any | None:
     """o1 of every two updates; the last row is what chance gives among all weights, which is the share that each column changed."""
     cells = matrix_cells(result, lambda p: p.o1, changed_any)
-    others = zip(update_names(result), result.steps, strict=True)
+    others = zip(axis_labels(result), result.steps, strict=True)
     chance = [matrix_cell(CHANCE, name, 1 - step.sparsity) for name, step in others if cells]
     return update_matrix(altair, result, [*cells, *chance], "share of the row's changes", more=(CHANCE,))
 
@@ -158,7 +163,7 @@ def step_lines(altair: Any, result: OverlapResult, rows: Rows, colour: dict[str,
     title, places = step_numbers(result)
     scale = altair.Scale(domain=[places[0], places[-1]], nice=False, padding=10)
     ticks = {"values": places} if len(places) <= MAX_TICKS else {"tickMinStep": 1}
-    x = altair.X("step:Q", title=title, scale=scale, axis=altair.Axis(**ticks, format=",", labelOverlap=True))
+    x = altair.X("step:Q", title=title, scale=scale, axis=altair.Axis(**ticks, format=",d", labelOverlap=True))
     tips = [altair.Tooltip("name:N"), altair.Tooltip("line:N"), altair.Tooltip("share:N")]
     chart = altair.Chart(altair.Data(values=rows)).mark_line(point=len(places) <= MAX_MARKED_POINTS, strokeWidth=2, **colour)
     return chart.encode(x=x, tooltip=tips).properties(height=260)

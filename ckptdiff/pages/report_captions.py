@@ -6,7 +6,16 @@ from itertools import pairwise
 from typing import Any
 
 from ckptdiff.analysis.modules import APART
-from ckptdiff.pages.chart_data import NO_LAYER, JsonReport, Rows, changed_cells, changed_count, layer_sums, rank_cells, spectrum_lines
+from ckptdiff.pages.chart_data import (
+    NO_LAYER,
+    JsonReport,
+    Rows,
+    changed_cells,
+    changed_count,
+    layer_sums,
+    spectra_by_module,
+    spectrum_lines,
+)
 from ckptdiff.pages.histograms import CROSSED, EITHER, KEPT_SIGN, MOVED, NONE, exponent_rows, gap_words, gaps, size_rows, ulp_rows
 from ckptdiff.pages.labels import number_or_power, power_of_two, span
 from ckptdiff.pages.report_prose import PAPER
@@ -14,6 +23,8 @@ from ckptdiff.units import percent
 
 EVEN = 1.5
 """Times as large that the largest share of several may be for them to be called alike."""
+MIN_BINS = 5
+"""Bins of a histogram from which it is said to fall."""
 FALLING = 0.05
 """By how much a share may grow from one bin to the next in a histogram that is said to fall."""
 
@@ -75,27 +86,23 @@ def layers_caption(report: JsonReport) -> str:
 
 def rank_caption(report: JsonReport) -> str:
     """Of the map of ranks, beside what random updates give."""
-    cells, random = rank_cells(report, "rank"), rank_cells(report, "random_rank")
     text = "Rank of target minus base over the most it can be, a mean over the matrices of a cell whose rank was taken"
-    if not cells or not random:
+    rank = report["rank"]
+    if not rank or rank["rank_share"] is None or rank["random_rank_share"] is None:
         return f"{text}."
-    mean, chance = mean_value(cells), mean_value(random)
-    if mean >= 0.9 * chance:
-        verdict = "about as much as random places give, so that it says nothing of a structure"
-    else:
-        verdict = "less than random places give: the update has structure, as a LoRA's has"
-    return f"{text}: {percent(mean)} on average, where as many changes at random places have {percent(chance)}, {verdict}."
-
-
-def mean_value(cells: Rows) -> float:
-    """Mean over the matrices of all cells."""
-    return float(sum(c["value"] * c["matrices"] for c in cells) / sum(c["matrices"] for c in cells))
+    mean, chance = rank["rank_share"], rank["random_rank_share"]
+    text += f". Those that changed have {percent(mean)} on average, as many changes at random places {percent(chance)}"
+    if mean < 0.9 * chance:
+        text += ": the update has structure, as a LoRA's has"
+    elif mean <= 1.1 * chance:
+        text += ": that is about as much, and says nothing of a structure"
+    return f"{text}." + (f" {rank['unchanged']:,} did not change and have none." if rank.get("unchanged") else "")
 
 
 def random_caption(report: JsonReport) -> str:
     """Of the map of the ranks of random updates."""
-    cells = rank_cells(report, "random_rank")
-    known = f" They have {percent(mean_value(cells))} of full rank on average." if cells else ""
+    rank = report["rank"]
+    known = f" Those that changed would have {percent(rank['random_rank_share'])} of full rank on average." if rank else ""
     return f"What to compare the rank of the update with: as many changed weights in each of these matrices, but at random places.{known}"
 
 
@@ -103,7 +110,9 @@ def spectra_caption(report: JsonReport) -> str:
     """Of the lines of singular values."""
     lines = spectrum_lines(report)
     measured, random = sum(not line.is_random for line in lines), sum(line.is_random for line in lines)
-    what = "one matrix of each kind" if measured > 1 else "one matrix"
+    kinds = len(spectra_by_module(report))
+    what = "one matrix of each kind" if kinds > 1 else "some matrices" if measured > 1 else "one matrix"
+    what += f" (the first {measured} of {kinds} kinds)" if kinds > measured else ""
     dashed = "the dashed line is that" if random == 1 else "the dashed lines are those"
     return (
         f"How the update's strength is spread over its directions, for {what}, from a middle layer; {dashed} of matrices of independent "
@@ -130,7 +139,7 @@ def ulps_caption(report: JsonReport) -> str:
         cause = " that crossings leave" if crossed and rows[-1]["kind"] == CROSSED and rows[-2]["kind"] == NONE else ""
         text += f" No weight moved by {' or '.join(empty)} ulps{': the gap' * bool(cause)}{cause}."
     if any(row["kind"] == EITHER for row in rows) and not any(row["kind"] == MOVED for row in rows):
-        text += " Where the legend names several ways, the report's sums cannot tell them apart."
+        text += " A report's sums do not always tell which moves crossed or touched zero."
     elif all(row["kind"] == KEPT_SIGN for row in rows):
         text += " None crossed zero."
     return text
@@ -141,7 +150,8 @@ def sizes_caption(report: JsonReport) -> str:
     totals, tolerance = report["totals"], report["settings"]["atol"]
     hidden = max(totals["within_atol"] - totals["bit_identical"], 0) / changed_count(totals)
     paper = ", as in the paper" if tolerance == 1e-5 else ""
-    text = f"Absolute change of the changed weights. {percent(hidden)} of them changed by at most {number_or_power(tolerance)}"
+    text = f"Absolute change of the changed weights. {percent(hidden) if hidden else 'None'} of them changed by at most "
+    text += number_or_power(tolerance)
     text += f", and count as unchanged at that tolerance{paper}." if hidden else "."
     rows = size_rows(report)
     without = changed_count(totals) - sum(b["count"] for b in report["moves"]["abs"] if b["from"] > 0)
@@ -150,8 +160,8 @@ def sizes_caption(report: JsonReport) -> str:
     between = gap_words(gaps(rows))
     if between:
         text += (
-            f" No weight changed by {between} (grey): a weight can move by whole steps of its format only, and the steps of large weights "
-            "are larger than all the changes of small ones here."
+            f" No weight changed by {between} (grey). Weights move in whole steps of their format: a gap lies between large weights, whose "
+            "steps are coarse, and small ones that moved little; or few weights changed."
         )
     return text
 
@@ -162,7 +172,7 @@ def exponents_caption(report: JsonReport) -> str:
     rows = exponent_rows(report)
     moved = [row for row in rows if row["changed"]]
     values = [row["value"] for row in rows]
-    if len(rows) > 1 and values[0] > values[-1] and all(b <= a + FALLING for a, b in pairwise(values)):
+    if len(rows) >= MIN_BINS and values[-1] < values[0] / 2 and all(b <= a + FALLING for a, b in pairwise(values)):
         text += " It falls from left to right: large weights have coarse steps, so that small updates of them are rounded away."
     if moved and rows[-1]["exponent"] > moved[-1]["exponent"]:
         text += f" Of the weights from {power_of_two(moved[-1]['exponent'] + 1)} on none changed."

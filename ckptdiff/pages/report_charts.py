@@ -28,6 +28,8 @@ from ckptdiff.units import percent
 
 GREY = "#868e96"
 HISTOGRAM_HEIGHT = 240
+LONG_LABEL = 26
+"""Characters of a label from which a legend has one column."""
 ULP_COLOURS = {MOVED: MAIN_COLOUR, KEPT_SIGN: MAIN_COLOUR, EITHER: "#a8739c", CROSSED: SECOND_COLOUR}
 
 
@@ -63,9 +65,9 @@ def spectra_lines(altair: Any, report: JsonReport) -> Any | None:
     labels, random = [line.label for line in lines], sum(line.is_random for line in lines)
     measured = len(lines) - random
     title = "matrix of the update (dashed: independent random entries)"
-    legend = altair.Legend(
-        orient="bottom", columns=2, title=title, titleLimit=420, symbolType="stroke", symbolSize=500, symbolStrokeWidth=2
-    )
+    columns = 2 if max(map(len, labels)) < LONG_LABEL else 1
+    stroke = {"symbolType": "stroke", "symbolSize": 500, "symbolStrokeWidth": 2}
+    legend = altair.Legend(orient="bottom", columns=columns, title=title, titleLimit=420, labelLimit=400, **stroke)
     colour = altair.Color("line:N", legend=legend, scale=altair.Scale(domain=labels, range=[*LINE_COLOURS[:measured], *[GREY] * random]))
     dashes = altair.Scale(domain=labels, range=[*[[1, 0]] * measured, *DASHES[:random]])
     tips = [altair.Tooltip("tensor:N"), altair.Tooltip("rank:Q", format=".0%"), altair.Tooltip("share:N", title="of the largest")]
@@ -89,7 +91,7 @@ def ulp_bars(altair: Any, report: JsonReport) -> Any | None:
     legend = None if kinds == [MOVED] else altair.Legend(orient="bottom", columns=1, title="the weight", titleLimit=420, labelLimit=420)
     colours = altair.Scale(domain=kinds, range=[ULP_COLOURS[kind] for kind in kinds])
     bars = base.transform_filter(altair.datum.count > 0).mark_bar().encode(color=altair.Color("kind:N", scale=colours, legend=legend))
-    text = base.properties(name="note").mark_text(align="left", dx=4, fontSize=11).encode(text="share:N")
+    text = base.properties(name="share_note").mark_text(align="left", dx=4, fontSize=11).encode(text="label:N")
     return (bars + text).properties(height=ROW_HEIGHT * len(rows))
 
 
@@ -107,7 +109,7 @@ def power_bars(altair: Any, rows: Rows, title: str, value_title: str, top: float
         chart += altair.Chart(altair.Data(values=between)).mark_rect(color=GREY, opacity=0.25).encode(x="x:Q", x2="x2:Q")
     labels = [{**part, "middle": (part["x"] + part["x2"]) / 2} for part in (*between, *still) if part["x2"] - part["x"] > (high - low) / 10]
     if labels:
-        text = altair.Chart(altair.Data(values=labels), name="note").mark_text(fontSize=11, baseline="bottom")
+        text = altair.Chart(altair.Data(values=labels), name="part_note").mark_text(fontSize=11, baseline="bottom")
         chart += text.encode(x="middle:Q", y=altair.value(HISTOGRAM_HEIGHT - 4), text="label:N")
     return chart.properties(height=HISTOGRAM_HEIGHT)
 
@@ -124,7 +126,7 @@ def change_bars(altair: Any, report: JsonReport) -> Any | None:
     if tolerance and rows[0]["x"] - 4 <= math.log2(tolerance) <= rows[-1]["x2"] + 4:
         place = {"x": math.log2(tolerance), "label": f"tolerance {number_or_power(tolerance)}"}
         mark = altair.Chart(altair.Data(values=[place]))
-        chart += mark.properties(name="note").mark_rule(strokeDash=[5, 4], strokeWidth=1.5).encode(x="x:Q")
+        chart += mark.properties(name="rule_note").mark_rule(strokeDash=[5, 4], strokeWidth=1.5).encode(x="x:Q")
         right = math.log2(tolerance) > (rows[0]["x"] + rows[-1]["x2"]) / 2
         text = mark.properties(name="tolerance_note").mark_text(
             align="right" if right else "left", dx=-5 if right else 5, baseline="bottom", fontSize=11
@@ -167,15 +169,21 @@ def layer_lines(altair: Any, report: JsonReport) -> Any | None:
     if len(layers) < 2:
         return None
     scale = altair.Scale(domain=list(unchanged_kinds(report)), range=[MAIN_COLOUR, SECOND_COLOUR])
-    legend = {"orient": "bottom", "symbolType": "stroke", "symbolSize": 500, "symbolStrokeWidth": 2, "labelLimit": 300, "titleLimit": 420}
-    colour = altair.Color("kind:N", scale=scale, legend=altair.Legend(title="unchanged means", **legend))
+    legend = {"symbolType": "stroke", "symbolSize": 500, "symbolStrokeWidth": 2, "labelLimit": 300, "titleLimit": 420}
+    colour = altair.Color("kind:N", scale=scale, legend=altair.Legend(title="unchanged means", orient="top", **legend))
     tips = [altair.Tooltip("layer:O"), altair.Tooltip("kind:N"), altair.Tooltip("share:N")]
     chart = altair.Chart(altair.Data(values=rows)).mark_line(point=len(layers) <= MAX_MARKED_POINTS)
     x = altair.X("layer:O", title="layer", axis=altair.Axis(labelAngle=0, labelOverlap="greedy", labelSeparation=4))
     chart = chart.encode(x=x, y=unchanged_axis(altair, rows), color=colour)
     if len(components) > 1:
         dashes = altair.Scale(domain=components, range=[[1, 0], *DASHES])
-        chart = chart.encode(strokeDash=altair.StrokeDash("component:N", scale=dashes, legend=altair.Legend(title="component", **legend)))
+        chart = chart.encode(
+            strokeDash=altair.StrokeDash(
+                "component:N",
+                scale=dashes,
+                legend=altair.Legend(title="component", orient="bottom", columns=1, **legend),
+            )
+        )
         tips.insert(0, altair.Tooltip("component:N"))
     return chart.encode(tooltip=tips).properties(height=240)
 

@@ -33,7 +33,8 @@ def headline(report: JsonReport) -> str:
         return "There are no weights to compare."
     if not count:
         return f"No weight changed: all {count_in_words(elements)} are the same, bit for bit."
-    return f"{percent(count / elements)} of {count_in_words(elements)} weights changed{step_words(report)}."
+    what = "elements" if packed_words(report) else "weights"
+    return f"{percent(count / elements)} of {count_in_words(elements)} {what} changed{step_words(report)}."
 
 
 def findings(report: JsonReport) -> str:
