@@ -71,7 +71,7 @@
 
   const measure = () => {
     for (const frame of document.querySelectorAll(".table")) {
-      frame.nextElementSibling.hidden = frame.scrollWidth <= frame.clientWidth;
+      frame.previousElementSibling.hidden = frame.scrollWidth <= frame.clientWidth;
     }
   };
   addEventListener("resize", measure);

@@ -172,20 +172,16 @@ def layer_lines(altair: Any, report: JsonReport) -> Any | None:
     legend = {"symbolType": "stroke", "symbolSize": 500, "symbolStrokeWidth": 2, "labelLimit": 300, "titleLimit": 420}
     colour = altair.Color("kind:N", scale=scale, legend=altair.Legend(title="unchanged means", orient="top", **legend))
     tips = [altair.Tooltip("layer:O"), altair.Tooltip("kind:N"), altair.Tooltip("share:N")]
-    chart = altair.Chart(altair.Data(values=rows)).mark_line(point=len(layers) <= MAX_MARKED_POINTS)
     x = altair.X("layer:O", title="layer", axis=altair.Axis(labelAngle=0, labelOverlap="greedy", labelSeparation=4))
-    chart = chart.encode(x=x, y=unchanged_axis(altair, rows), color=colour)
+    base = altair.Chart(altair.Data(values=rows)).encode(x=x, y=unchanged_axis(altair, rows), color=colour)
+    lines = base.mark_line()
     if len(components) > 1:
         dashes = altair.Scale(domain=components, range=[[1, 0], *DASHES])
-        chart = chart.encode(
-            strokeDash=altair.StrokeDash(
-                "component:N",
-                scale=dashes,
-                legend=altair.Legend(title="component", orient="bottom", columns=1, **legend),
-            )
-        )
+        named = altair.Legend(title="component", orient="bottom", columns=1, **legend)
+        lines = lines.encode(strokeDash=altair.StrokeDash("component:N", scale=dashes, legend=named))
         tips.insert(0, altair.Tooltip("component:N"))
-    return chart.encode(tooltip=tips).properties(height=240)
+    points = base.mark_circle(size=30, opacity=int(len(layers) <= MAX_MARKED_POINTS)).encode(tooltip=tips)
+    return (lines + points).properties(height=240)
 
 
 CHARTS: list[ChartPlan] = [
