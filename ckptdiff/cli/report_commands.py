@@ -122,7 +122,7 @@ def _check_outputs(html: Path | None, png: Path | None, table: Path | None, inpu
 
 
 def _write_text(path: Path, text: str, overwrite: bool) -> None:
-    """Write a page or a table whole or not at all, and in bytes: line ends that were changed would not fit the digests of a page's scripts."""
+    """Write a page or a table whole or not at all, and in bytes: with other line ends the digests of a page's scripts would be wrong."""
     with patching.output.build_beside(path, overwrite=overwrite) as built:
         built.write_bytes(text.encode("utf-8", "backslashreplace"))
 

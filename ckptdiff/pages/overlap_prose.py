@@ -48,7 +48,7 @@ def headline(result: OverlapResult, series: bool) -> str:
     if series:
         return f"Over {len(shares)} checkpoints, the share of changed weights went from {percent(shares[0])} to {percent(shares[-1])}."
     if not pairs:
-        return "No two of the updates changed any weights, so that they share none."
+        return "Only one of the updates changed any weight, so that they share none."
     return chance_words(result, pairs)
 
 

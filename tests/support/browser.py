@@ -59,7 +59,13 @@ PROBE = """
   found.overflow = document.documentElement.scrollWidth - document.documentElement.clientWidth;
   found.background = getComputedStyle(document.body).backgroundColor;
   found.inks = ["p", "td", "dd", ".soft", "thead th"].map((s) => getComputedStyle(document.querySelector(s)).color);
-  found.ink = document.querySelector(".chart svg .role-axis-label text")?.getAttribute("fill");
+  const inked = document.querySelector(".chart svg .role-axis-label text");
+  found.ink = inked && getComputedStyle(inked).fill;
+  found.grounds = Array.from(document.querySelectorAll(".chart svg"), (svg) => getComputedStyle(svg).backgroundColor);
+  document.querySelectorAll("details").forEach((part) => (part.open = true));
+  found.clipped = Array.from(document.querySelectorAll(".table"))
+    .filter((frame) => frame.scrollWidth > frame.clientWidth)
+    .map((frame) => [frame.firstElementChild.id, frame.previousElementSibling.textContent]);
   found.headline = document.querySelector(".headline").textContent;
   found.requests = performance.getEntriesByType("resource").map((entry) => entry.name);
   found.violations = violations;
