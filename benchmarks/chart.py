@@ -42,7 +42,7 @@ def rows(paths: list[Path], titles: dict[str, str]) -> list[dict[str, Any]]:
 
 def panels_in_a_row(count: int) -> int:
     """How many of ``count`` panels stand side by side: as many as leave the fewest places of the last row empty."""
-    return max(range(1, MOST_COLUMNS + 1), key=lambda columns: (-(-count % columns), columns))
+    return min(count, max(range(2, MOST_COLUMNS + 1), key=lambda columns: (-(-count % columns), columns)))
 
 
 def panel(data: list[dict[str, Any]], pair: str, width: int) -> Any:

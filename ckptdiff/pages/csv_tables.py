@@ -21,7 +21,7 @@ RANK_MEANS = ("rank_share", "stable_rank", "effective_share", "random_rank_share
 REPORT_COLUMNS = (
     *("scope", "name", "part", "bases", "base_dtype", "dtype", "shape", "layer", "module"),
     *COUNT_FIELDS,
-    *("sparsity", "rank", "effective_rank", "random_rank", *RANK_MEANS, "rows", "columns"),
+    *("sparsity", "matrices", "rank", "effective_rank", "random_rank", *RANK_MEANS, "rows", "columns"),
 )
 PAIR_FIELDS = tuple(field.name for field in fields(PairOverlap))
 COUNTED = ("elements", "changed_first", "changed_second", "both", "both_same_direction", "both_by_size")
@@ -41,11 +41,16 @@ def overlap_csv(result: OverlapResult) -> str:
 def _report_row(report: Report, tensor: TensorReport) -> dict[str, Any]:
     changed = [rank for rank in tensor.ranks or () if rank.spectrum.stable_rank]
     row = tensor_json(tensor) | tensor_row(tensor) | {"shape": list(tensor.shape)}
-    row |= {key: [getattr(rank.spectrum, key) for rank in changed] or None for key in ("rank", "effective_rank")}
-    row["random_rank"] = [rank.random_rank for rank in changed] or None
+    row |= {key: _mean([getattr(rank.spectrum, key) for rank in changed]) for key in ("rank", "effective_rank")}
+    row |= {"matrices": len(changed), "random_rank": _mean([rank.random_rank for rank in changed])}
     if not report.complete:
         row |= {key: None for key in COUNT_FIELDS if key not in ("elements", "bit_identical")}
     return row | {"bases": row["bases"] or None}
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    """The mean; of one value that value itself, of none None."""
+    return None if not values else values[0] if len(values) == 1 else math.fsum(values) / len(values)
 
 
 def _overlap_rows(result: OverlapResult) -> Iterator[dict[str, Any]]:

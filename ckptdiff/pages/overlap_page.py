@@ -12,7 +12,7 @@ from ckptdiff.pages.overlap_prose import definitions, findings, headline, key_fi
 from ckptdiff.pages.templating import Cell, Columns, Page, Table, TensorTable, label_cells, path_of, render, share_cell
 from ckptdiff.units import percent
 
-MAX_UPDATE_COLUMNS = 4
+MAX_UPDATE_COLUMNS = 3
 """With more updates, the table of tensors shows the least and the most changed instead of a column for each update."""
 MAX_PAIR_ROWS = 200
 """With more pairs, the page shows them as matrices only."""

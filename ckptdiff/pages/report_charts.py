@@ -40,7 +40,7 @@ def change_map(altair: Any, report: JsonReport) -> Any | None:
 
 def rank_map(altair: Any, report: JsonReport, field: str = "rank") -> Any | None:
     """Mean rank over full rank by layer and module."""
-    cells = rank_cells(report, field)
+    cells = rank_cells(report, field) if report["rank"] else []
     return layer_module_map(altair, cells, "mean rank / full rank", ("matrices",), 1) if cells else None
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from ckptdiff.analysis.modules import APART, packing
 from ckptdiff.pages.chart_data import JsonReport, changed_count, changed_share
 from ckptdiff.pages.labels import number_or_power
-from ckptdiff.units import count_in_words, percent, three_digits
+from ckptdiff.units import ONE_IN_A_MILLION, count_in_words, percent, three_digits
 
 PAPER = "arXiv 2505.11711"
 NEARLY_FULL_RANK, LOW_RANK = 0.95, 0.5
@@ -34,7 +34,8 @@ def headline(report: JsonReport) -> str:
     if not count:
         return f"No weight changed: all {count_in_words(elements)} are the same, bit for bit."
     what = "elements" if packed_words(report) else "weights"
-    return f"{percent(count / elements)} of {count_in_words(elements)} {what} changed{step_words(report)}."
+    share = percent(count / elements) if count / elements >= ONE_IN_A_MILLION else f"{count:,}"
+    return f"{share} of {count_in_words(elements)} {what} changed{step_words(report)}."
 
 
 def findings(report: JsonReport) -> str:
@@ -71,7 +72,7 @@ def step_words(report: JsonReport) -> str:
     if one > 0.5 * count:
         return ", most by one ulp"
     median = median_distance(report)
-    return f", half of them by {median:,} ulps or more" if median else ""
+    return f",{' half of them' * (count > 1)} by {median:,} ulps or more" if median else ""
 
 
 def median_distance(report: JsonReport) -> int | None:

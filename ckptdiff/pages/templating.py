@@ -62,7 +62,7 @@ class Table:
 class TensorTable:
     """The table of all tensors, which page.js sorts and filters. The first cell of each row is the tensor's name."""
 
-    explanation: str
+    note: str
     """What its columns mean, where their headings do not say it."""
     columns: Columns
     rows: Sequence[Sequence[Cell]]
@@ -70,11 +70,6 @@ class TensorTable:
     title = "Each tensor"
     sortable = True
     collapsed = False
-
-    @property
-    def note(self) -> str:
-        """The line above the table."""
-        return f"Click a heading to sort, and again to reverse the order. {self.explanation}"
 
     def text_rows(self) -> Iterator[tuple[str, Sequence[str]]]:
         """The name and the text of the other cells of each row."""
@@ -123,7 +118,7 @@ def label_cells(path: str, start: str, layer: int | None, module: str) -> list[C
 def environment() -> Environment:
     """The templates' environment: it escapes every expression, and writes out what cannot be seen or turns the writing direction."""
     markup = markupsafe.Markup
-    percent_sign, dot, line = markup("&nbsp;%"), markup(".<wbr>"), markup("_<wbr>")
+    dot, line = markup(".<wbr>"), markup("_<wbr>")
 
     def shown(value: object) -> object:
         return value if isinstance(value, markup) else visible(str(value))
@@ -136,8 +131,13 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # Sentences are not broken before a percent sign; names may be broken after each of their dots and underlines.
-    templates.filters["prose"] = lambda text: markup.escape(visible(text)).replace(" %", percent_sign)
+    # Sentences are not broken before a percent sign, nor behind that of a bound; names may be broken after each dot and underline.
+
+    def prose(text: str) -> Markup:
+        escaped = markup.escape(visible(text)).replace(" %", markup("&nbsp;%"))
+        return escaped.replace("&lt; ", markup("&lt;&nbsp;")).replace("&gt; ", markup("&gt;&nbsp;"))
+
+    templates.filters["prose"] = prose
     templates.filters["breakable"] = lambda name: markup.escape(visible(name)).replace("_", line).replace(".", dot)
     templates.filters["thousands"] = "{:,}".format
     templates.globals["zip"] = partial(zip, strict=True)

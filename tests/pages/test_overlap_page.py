@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ckptdiff.analysis.overlap import OverlapResult, TensorOverlap
+from ckptdiff.analysis.overlap import OverlapResult
 from ckptdiff.errors import OutputError
 from ckptdiff.pages.overlap_prose import beyond_chance, findings, headline
 from tests.support.checkpoints import tensor, write
 from tests.support.commands import run
-from tests.support.sample_reports import llama
+from tests.support.sample_overlaps import sample
 
 pytest.importorskip("altair", reason="altair or vl-convert is not installed: pip install '.[report]'")
 pytest.importorskip("vl_convert", reason="altair or vl-convert is not installed: pip install '.[report]'")
@@ -29,20 +29,6 @@ from tests.support.browser import ATTACK, browse, needs_browser, png_bytes, valu
 
 RUN = {"sparsity", "growth"}
 PAIRS = {"o1", "o1-by-size", "jaccard", "jaccard-by-size", "jaccard-random", "direction", "core"}
-
-
-def sample(k: int = 3, layers: int = 4, same: float = 0.5) -> OverlapResult:
-    """Updates of a small model; each one's changes lie in the next one's, ``same`` of those of the chance by size."""
-    tensors = []
-    for i, (name, _, _, shape) in enumerate(llama(layers, 64, 400)):
-        n = int(np.prod(shape))
-        changed = np.array([n * (j + 1) // (k + 3 + i % 3) for j in range(k)]) * ("norm" not in name)
-        both = np.minimum.outer(changed, changed)
-        ever = np.maximum.accumulate(changed) + changed // 5
-        moved = np.diff(changed, prepend=0)
-        counts = (n, changed, both, both * 3 // 4, int(changed.min()), moved, ever, ever - changed)
-        tensors.append(TensorOverlap("model", name, *counts, both * same, float(changed.min()) * same))
-    return OverlapResult("base", tuple(f"checkpoint-{100 * (j + 1)}" for j in range(k)), 0.0, tuple(tensors), ())
 
 
 def attacked() -> OverlapResult:
