@@ -177,7 +177,7 @@ class Report:
 
     @property
     def layers(self) -> dict[int, Counts]:
-        """Sums by layer."""
+        """Sums by number of the layer, over all components."""
         return dict(sorted(sums_by((t.layer, t.counts) for t in self.tensors if t.layer is not None).items()))
 
     @property

@@ -86,7 +86,13 @@ def group_tables(report: JsonReport) -> list[Table]:
     stacked = sum(t["module"] == "experts" and expert_of(t["name"], t["part"]) is None for t in report["tensors"])
     note = "Over all layers." + (f" {stacked:,} tensors that hold all experts of a layer count under “experts” alone." if stacked else "")
     return [
-        group_table("components", "Each component", "Folders of a pipeline, and towers.", "component", components),
+        group_table(
+            "components",
+            "Each component",
+            "Folders of a pipeline, and towers of a model; “the rest” is in none of these.",
+            "component",
+            components,
+        ),
         group_table("kinds", "Each kind of tensor", GROUP_NOTE, "kind", kinds),
         group_table("layers", "Each layer", "", "layer", layers),
         group_table("experts", "Each expert", note, "expert", experts),
