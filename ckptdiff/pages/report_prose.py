@@ -10,7 +10,7 @@ from typing import Any
 from ckptdiff.analysis.modules import APART, packing
 from ckptdiff.pages.chart_data import JsonReport, changed_count, changed_share
 from ckptdiff.pages.labels import number_or_power
-from ckptdiff.units import ONE_IN_A_MILLION, count_in_words, percent, three_digits
+from ckptdiff.units import count_in_words, percent, percent_of, three_digits
 
 PAPER = "arXiv 2505.11711"
 NEARLY_FULL_RANK, LOW_RANK = 0.95, 0.5
@@ -34,7 +34,8 @@ def headline(report: JsonReport) -> str:
     if not count:
         return f"No weight changed: all {count_in_words(elements)} are the same, bit for bit."
     what = "elements" if packed_words(report) else "weights"
-    share = percent(count / elements) if count / elements >= ONE_IN_A_MILLION else f"{count:,}"
+    share = percent_of(count, elements)
+    share = f"{count:,}" if share.startswith("<") else share  # of so few the number says more
     return f"{share} of {count_in_words(elements)} {what} changed{step_words(report)}."
 
 

@@ -97,6 +97,13 @@ def test_captions_of_an_overlap_name_its_figures(same: float) -> None:
     assert "Not always more than a coin gives." in overlap_captions.captions(opposite)["direction"]
 
 
+def test_so_few_changes_that_their_share_says_nothing_are_counted() -> None:
+    report = copy.deepcopy(made(rl_update))
+    report["totals"] |= {"elements": 10**9, "bit_identical": 10**9 - 1, "one_ulp": 0}
+    report["moves"]["ulp"] = [{"from": 128, "to": 255, "count": 1}]
+    assert report_prose.headline(report) == "1 of 1.00 billion weights changed, by 128 ulps or more."
+
+
 @pytest.mark.parametrize("k", [1, 2, 3, 7])
 @pytest.mark.parametrize("series", [False, True])
 def test_headlines_are_one_short_sentence(k: int, series: bool) -> None:
