@@ -38,7 +38,8 @@ OPEN_BIN_START = 1 << 52
 """Lower end of the bin of ulp distances that has no upper end."""
 
 REPORT_FIELDS = (
-    "schema base target settings totals layers modules moves rank sample tensors added removed unpaired without_rank against_zeros"
+    "schema base target settings totals layers modules experts components moves rank sample tensors added removed unpaired without_rank "
+    "against_zeros"
 )
 NEWER_FIELDS = ("sample", "experts", "components")
 """Fields that older reports lack."""
