@@ -70,7 +70,7 @@ def update_matrix(altair: Any, result: OverlapResult, cells: Rows, what: str, to
     names = axis_labels(result)
     height = ROW_WITH_NUMBERS if len(names) <= MAX_LABELLED_COLUMNS else ROW_WITHOUT_NUMBERS
     start = visible(common_start(result.names, UPDATE_NAME_ENDS))
-    columns = ("other", names, "the other update" + (f" (of each name without “{start}”)" if start else ""))
+    columns = ("other", names, "the other update" + (f" (names without “{start}”)" if start else ""))
     rows = ("update", [*names, *more], None)
     return heat_map(altair, cells, columns, rows, top, what, height=height, turned=True)
 

@@ -15,7 +15,7 @@ import pytest
 
 import ckptdiff
 from ckptdiff.analysis.modules import APART
-from ckptdiff.pages import chart_data, overlap_captions, overlap_page, overlap_prose, report_page, report_prose
+from ckptdiff.pages import chart_data, overlap_captions, overlap_charts, overlap_page, overlap_prose, report_page, report_prose
 from ckptdiff.pages.report_captions import captions
 from ckptdiff.units import percent
 from tests.support.checkpoints import TensorData, tensor, write
@@ -209,3 +209,13 @@ def test_names_are_shown_without_their_common_start(tmp_path: Path) -> None:
     assert text.count("All names of updates begin with “checkpoint-”, which is left out here.") == 1
     assert [row[:2] for row in table(text, "pairs")] == [["100", "200"], ["100", "300"], ["200", "300"]]
     assert ">changed by 100<" in text.replace("<button>", "").replace("</button>", "")
+
+
+@pytest.mark.parametrize("k", [2, 3, 7])
+def test_axes_of_an_overlap_name_the_updates(k: int) -> None:
+    for chart in overlap_charts.charts(overlap_sample(k), series=False):
+        if chart.name not in ("core",):
+            x, y = (chart.spec["layer"][0]["encoding"][axis] for axis in "xy")
+            names = [str(100 * (j + 1)) for j in range(k)]
+            assert x["scale"]["domain"] == names and y["scale"]["domain"][:k] == names, chart.name
+            assert x["title"] == "the other update (names without “checkpoint-”)" and x["axis"]["labelOverlap"] is False

@@ -188,7 +188,7 @@ def test_the_command_writes_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyP
     page, pictures = tmp_path / "page.html", tmp_path / "png"
     command = ("overlap", *updates, "--base", base)
     result = run(*command, "--series", "--html", page, "--png", pictures)
-    assert result.exit_code == 0 and "Jaccard" in result.stdout, result.stderr
+    assert result.exit_code == 0 and "since the last" in result.stdout, result.stderr
     assert "Over 2 checkpoints" in page.read_text("utf-8") and (pictures / "growth.png").exists()
     for option, path in (("--html", page), ("--png", pictures)):
         taken = run(*command, option, path)
