@@ -34,7 +34,8 @@ encode_pair pair_summary patch chain other_files overwrite output write wrong_ba
 live: hashing names updates writing switch load patch target
 analysis: modules values sparsity matrices rank report_model report_stored pairs overlap
 subnetwork: mask_rows mask_file mask masked_parameter freeze track
-pages: chart_data report_prose drawing templating report_charts report_page overlap_prose overlap_charts overlap_page
+pages: csv_tables chart_data labels histograms report_prose drawing templating report_charts report_captions report_page
+pages: overlap_prose overlap_charts overlap_captions overlap_page
 verbs: info make apply verify compare report overlap pull card push
 integrations: transformers trainer
 cli: tables render render_hub render_report render_overlap grouped options progress report_commands hub_commands demo warmup main

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import zstandard
 
 from ckptdiff.analysis.matrices import count_ranked
-from ckptdiff.analysis.modules import APART, KINDS
+from ckptdiff.analysis.modules import APART, KINDS, REST, components_of, expert_of
 from ckptdiff.analysis.rank import Spectrum
-from ckptdiff.analysis.sparsity import Counts, Tolerance
+from ckptdiff.analysis.sparsity import Counts, Tolerance, sums_by
 from ckptdiff.errors import CheckpointError
 from ckptdiff.format import canonical
 from ckptdiff.format.patch_file import MAX_STORED_REPORT
@@ -177,18 +177,27 @@ class Report:
 
     @property
     def layers(self) -> dict[int, Counts]:
-        """Sums by layer."""
-        sums: dict[int, Counts] = {}
-        for tensor in self.tensors:
-            if tensor.layer is not None:
-                sums[tensor.layer] = sums.get(tensor.layer, Counts()) + tensor.counts
-        return dict(sorted(sums.items()))
+        """Sums by number of the layer, over all components."""
+        return dict(sorted(sums_by((t.layer, t.counts) for t in self.tensors if t.layer is not None).items()))
 
     @property
     def modules(self) -> dict[str, Counts]:
         """Sums by kind of module, in the order of :data:`KINDS`."""
-        sums = {kind: sum((t.counts for t in self.tensors if t.module == kind), Counts()) for kind in KINDS}
-        return {kind: counts for kind, counts in sums.items() if counts.elements}
+        sums = sums_by((t.module, t.counts) for t in self.tensors)
+        return {kind: sums[kind] for kind in KINDS if kind in sums and sums[kind].elements}
+
+    @property
+    def experts(self) -> dict[int, Counts]:
+        """Sums by number of the expert, over all layers; without experts that are stacked in one tensor in the base, too."""
+        numbered = ((expert_of(t.name, t.part), t.counts) for t in self.tensors)
+        return dict(sorted(sums_by((expert, counts) for expert, counts in numbered if expert is not None).items()))
+
+    @property
+    def components(self) -> dict[str, Counts]:
+        """Sums by component of a pipeline or tower of a multimodal model; empty where names tell less than two."""
+        components = components_of((t.scope, t.name) for t in self.tensors)
+        sums = sums_by((c, t.counts) for c, t in zip(components, self.tensors, strict=True) if c)
+        return {component: sums[component] for component in sorted(sums, key=lambda c: (c == REST, c))}
 
     @property
     def apart(self) -> dict[str, Counts]:
@@ -227,6 +236,7 @@ class Report:
     def sums(self) -> dict[str, Any]:
         """All of :meth:`to_json` except its rows of tensors."""
         rank = self.rank
+        groups: tuple[tuple[str, Mapping[Any, Counts]], ...] = (("expert", self.experts), ("component", self.components))
         return {
             "schema": SCHEMA,
             "base": self.base,
@@ -247,15 +257,12 @@ class Report:
             "unpaired": list(self.unpaired),
             "without_rank": list(self.without_rank),
             "against_zeros": self.against_zeros,
-        }
+        } | {f"{key}s": [{key: name, **self._counts(c)} for name, c in sums.items()] for key, sums in groups if sums}
 
     @property
     def changes(self) -> dict[tuple[str, str], tuple[int, int]]:
         """Number of elements of each tensor, and of those that changed, by scope and name."""
-        sums: dict[tuple[str, str], Counts] = {}
-        for tensor in self.tensors:
-            key = tensor.scope, tensor.name
-            sums[key] = sums.get(key, Counts()) + tensor.counts
+        sums = sums_by(((t.scope, t.name), t.counts) for t in self.tensors)
         return {key: (counts.elements, counts.changed) for key, counts in sums.items()}
 
     def to_bytes(self) -> bytes:
@@ -286,13 +293,13 @@ class Report:
         Raises:
             ImportError: pandas is not installed.
         """
-        keep = ("scope", "name", "part", "dtype", "shape", "layer", "module")
-        return pandas.DataFrame(
-            [
-                {key: getattr(t, key) for key in keep} | asdict(t.counts) | {"sparsity": t.counts.sparsity} | _mean_ranks(t.ranks or ())
-                for t in self.tensors
-            ]
-        )
+        return pandas.DataFrame([tensor_row(tensor) for tensor in self.tensors])
+
+
+def tensor_row(tensor: TensorReport) -> dict[str, Any]:
+    """A tensor as a row of one table: names, counts, sparsity, and means over its matrices that changed."""
+    row = {key: getattr(tensor, key) for key in ("scope", "name", "part", "dtype", "shape", "layer", "module")}
+    return row | asdict(tensor.counts) | {"sparsity": tensor.counts.sparsity} | _mean_ranks(tensor.ranks or ())
 
 
 def _mean_ranks(ranks: Sequence[MatrixRank]) -> dict[str, float]:

@@ -38,8 +38,11 @@ OPEN_BIN_START = 1 << 52
 """Lower end of the bin of ulp distances that has no upper end."""
 
 REPORT_FIELDS = (
-    "schema base target settings totals layers modules moves rank sample tensors added removed unpaired without_rank against_zeros"
+    "schema base target settings totals layers modules experts components moves rank sample tensors added removed unpaired without_rank "
+    "against_zeros"
 )
+NEWER_FIELDS = ("sample", "experts", "components")
+"""Fields that older reports lack."""
 TENSOR_FIELDS = (
     *("scope", "name", "part", "bases", "base_dtype", "dtype", "shape", "layer", "module", "rows", "columns", "spectra"),
     *COUNT_FIELDS,
@@ -82,7 +85,7 @@ def unpack(stored: bytes, where: str, target: str) -> Report:
         without_rank=f.array("without_rank", as_text),
         against_zeros=f.integer("against_zeros"),
     )
-    if {key: member for key, member in report.sums().items() if key in f.value or key != "sample"} != {  # older reports lack the sample
+    if {key: member for key, member in report.sums().items() if key in f.value or key not in NEWER_FIELDS} != {
         key: member for key, member in f.value.items() if key != "tensors"
     }:
         raise FormatError(f"{where}: its sums do not agree with its tensors: do not trust this patch")

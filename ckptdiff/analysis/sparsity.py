@@ -9,10 +9,10 @@ differ by at most 1e-5.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from ckptdiff.io.scratch import scratch
 from ckptdiff.kernels.bins import HIGHEST, LOWEST, ULP_OCTAVES
 
 Array = npt.NDArray[Any]
+Key = TypeVar("Key", bound=Hashable)
 
 EXPONENT_FIELDS = {"F16": (10, 31, 15), "BF16": (7, 255, 127), "F32": (23, 255, 127), "C64": (23, 255, 127), "F64": (52, 2047, 1023)}
 EXPONENT_FIELDS |= {name: (m, (1 << e) - 1, bias) for name, (e, m, bias, _) in SMALL_FLOATS.items()}
@@ -73,6 +74,14 @@ class Counts:
     def sparsity(self) -> float:
         """Update sparsity by bits: bit_identical / elements; 1 for no elements."""
         return self.bit_identical / self.elements if self.elements else 1.0
+
+
+def sums_by(counts: Iterable[tuple[Key, Counts]]) -> dict[Key, Counts]:
+    """Sums of counts that have the same key, in the order in which the keys come."""
+    sums: dict[Key, Counts] = {}
+    for key, count in counts:
+        sums[key] = sums[key] + count if key in sums else count
+    return sums
 
 
 COUNT_FIELDS = tuple(f.name for f in fields(Counts))

@@ -24,9 +24,12 @@ TENSOR_COLUMNS = (
 
 
 def print_report(result: Report, tensors: bool) -> None:
-    """Print a report: totals, counts by kind of module and by layer, and with ``tensors`` also by tensor."""
+    """Print a report: totals, counts by component, kind of module, layer and expert, and with ``tensors`` also by tensor."""
     print_grid(_total_rows(result) + _move_rows(result) + _rank_rows(result) + _unpaired_rows(result))
-    for title, groups in (("module", result.modules), ("layer", {str(k): v for k, v in result.layers.items()})):
+    numbered = {"layer": result.layers, "expert": result.experts}
+    groups_of = {"component": result.components, "module": result.modules}
+    groups_of |= {title: {str(k): counts for k, counts in groups.items()} for title, groups in numbered.items()}
+    for title, groups in groups_of.items():
         if groups:
             print_text()
             _print_groups(title, groups, result)
@@ -131,9 +134,9 @@ def _rank_cells(ranks: Iterable[MatrixRank]) -> list[str]:
     return [whole, three_digits(stable), f"{math.floor(effective):,}", f"{math.floor(random):,}"]
 
 
-def print_pictures(html: Path | None, png: Path | None) -> None:
-    """Print where the page and the pictures were written."""
-    rows = [("page", str(html))] * bool(html) + [("pictures", str(png))] * bool(png)
+def print_pictures(html: Path | None, png: Path | None, table: Path | None) -> None:
+    """Print where the page, the pictures and the table were written."""
+    rows = [(what, str(path)) for what, path in (("page", html), ("pictures", png), ("table", table)) if path]
     if rows:
         print_text()
         print_grid(rows)

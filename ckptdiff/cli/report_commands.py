@@ -29,6 +29,7 @@ from ckptdiff.cli.progress import progress_bar
 
 html_option = option(OUTPUT, "--html", type=PATH, metavar="FILE", help="Write one HTML page with charts, which works offline.")
 png_option = option(OUTPUT, "--png", type=PATH, metavar="DIR", help="Write each chart as a PNG file into this folder.")
+csv_option = option(OUTPUT, "--csv", "table", type=PATH, metavar="FILE", help="Write one row a tensor, with exact counts, as CSV.")
 
 
 @click.command(cls=GroupedCommand)
@@ -48,12 +49,21 @@ png_option = option(OUTPUT, "--png", type=PATH, metavar="DIR", help="Write each 
 @device_option("to take ranks", default="NumPy on the host")
 @html_option
 @png_option
+@csv_option
 @tensors_option
 @threads_option
 @overwrite_option
 @as_json
 def report(
-    base: Path, target: Path | None, html: Path | None, png: Path | None, tensors: bool, overwrite: bool, json_output: bool, **options: Any
+    base: Path,
+    target: Path | None,
+    html: Path | None,
+    png: Path | None,
+    table: Path | None,
+    tensors: bool,
+    overwrite: bool,
+    json_output: bool,
+    **options: Any,
 ) -> None:
     """Measure what training changed: sparsity, size of the moves, rank.
 
@@ -69,7 +79,7 @@ def report(
         _check_lone_patch(base, checkpoint.recognition.is_patch(base))
     elif checkpoint.recognition.is_patch(base) and not checkpoint.recognition.is_patch(target):
         raise click.UsageError(f"{base} is a patch: give the base first, ckptdiff report BASE PATCH")
-    _check_outputs(html, png, (base, *([target] if target else [])), overwrite)
+    _check_outputs(html, png, table, (base, *([target] if target else [])), overwrite)
     if target is None:
         result = verbs.report.report_patch(base)
         if not result.complete and (html or png):
@@ -79,14 +89,16 @@ def report(
             result = verbs.report.report(base, target, progress=progress, **options)
     value = result.to_json()
     if html:
-        _write_page(html, pages.report_page.render_page(value), overwrite)
+        _write_text(html, pages.report_page.render_page(value), overwrite)
     if png:
         pages.report_charts.write_png(value, png)
+    if table:
+        _write_text(table, pages.csv_tables.report_csv(result), overwrite)
     if json_output:
         print_json(value)
     else:
         cli.render_report.print_report(result, tensors)
-        cli.render_report.print_pictures(html, png)
+        cli.render_report.print_pictures(html, png, table)
 
 
 def _check_lone_patch(path: Path, is_patch: bool) -> None:
@@ -101,18 +113,18 @@ def _check_lone_patch(path: Path, is_patch: bool) -> None:
             )
 
 
-def _check_outputs(html: Path | None, png: Path | None, inputs: Sequence[Path], overwrite: bool) -> None:
+def _check_outputs(html: Path | None, png: Path | None, table: Path | None, inputs: Sequence[Path], overwrite: bool) -> None:
     """Refuse outputs that cannot be written, and missing libraries, before the work rather than after it."""
-    for path in filter(None, (html, png)):
+    for path in filter(None, (html, png, table)):
         patching.output.check_plain_output(path, inputs, folder=path is png, overwrite=overwrite)
     if html or png:
         pages.drawing.libraries()
 
 
-def _write_page(path: Path, page: str, overwrite: bool) -> None:
-    """Write the page whole or not at all, and in bytes: line ends that were changed would not fit the digests of its scripts."""
+def _write_text(path: Path, text: str, overwrite: bool) -> None:
+    """Write a page or a table whole or not at all, and in bytes: with other line ends the digests of a page's scripts would be wrong."""
     with patching.output.build_beside(path, overwrite=overwrite) as built:
-        built.write_bytes(page.encode())
+        built.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 @click.command(cls=GroupedCommand)
@@ -128,6 +140,7 @@ def _write_page(path: Path, page: str, overwrite: bool) -> None:
 )
 @html_option
 @png_option
+@csv_option
 @tensors_option
 @threads_option
 @overwrite_option
@@ -138,6 +151,7 @@ def overlap(
     series: bool,
     html: Path | None,
     png: Path | None,
+    table: Path | None,
     tensors: bool,
     overwrite: bool,
     json_output: bool,
@@ -160,18 +174,20 @@ def overlap(
       ckptdiff overlap grpo-patch dpo-patch --base Llama-3-8B --html overlap.html
       ckptdiff overlap run/checkpoint-* --base Llama-3-8B --series
     """
-    _check_outputs(html, png, (*updates, *([base] if base else [])), overwrite)
+    _check_outputs(html, png, table, (*updates, *([base] if base else [])), overwrite)
     with progress_bar() as progress:
         result = verbs.overlap.overlap(updates, base, progress=progress, **options)
     if html:
-        _write_page(html, pages.overlap_page.render_overlap(result, series), overwrite)
+        _write_text(html, pages.overlap_page.render_overlap(result, series), overwrite)
     if png:
         pages.overlap_charts.write_png(result, series, png)
+    if table:
+        _write_text(table, pages.csv_tables.overlap_csv(result), overwrite)
     if json_output:
         print_json(result.to_json())
     else:
         cli.render_overlap.print_overlap(result, series, tensors)
-        cli.render_report.print_pictures(html, png)
+        cli.render_report.print_pictures(html, png, table)
 
 
 @click.command(cls=GroupedCommand)

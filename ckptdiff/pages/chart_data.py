@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ckptdiff.analysis.modules import KINDS
+from ckptdiff.analysis.modules import KINDS, REST, components_of, modules_by_component
+from ckptdiff.analysis.sparsity import COUNT_FIELDS
+from ckptdiff.units import percent, three_digits
 
 JsonReport = dict[str, Any]
 """A report as ``spec/report.schema.json`` describes it."""
@@ -22,8 +25,8 @@ MIN_SINGULAR_VALUE = 1e-7
 MAX_SPECTRA = 8
 MAX_SPECTRA_OF_ONE_MODULE = 5
 """Spectra that are drawn where all matrices are of one kind of module."""
-RANDOM_LABEL = "random "
-"""Start of the labels of computed spectra, those of random matrices."""
+MAX_RANDOM_SPECTRA = 3
+"""Spectra of random matrices that are drawn."""
 
 
 def changed_count(counts: dict[str, Any]) -> int:
@@ -49,8 +52,13 @@ def mean_of_known(values: Iterable[float | None]) -> float | None:
 
 
 def module_order(modules: set[str]) -> list[str]:
-    """Modules in the order in which a model uses them."""
-    return sorted(modules, key=lambda m: (KINDS.index(m) if m in KINDS else len(KINDS), m))
+    """Modules in the order in which a model uses them; those that follow the name of a component, by component."""
+
+    def place(module: str) -> tuple[bool, str, int, str]:
+        component, _, kind = module.rpartition(" ")
+        return component == REST, component, KINDS.index(kind) if kind in KINDS else len(KINDS), kind
+
+    return sorted(modules, key=place)
 
 
 def layer_order(labels: set[str]) -> list[str]:
@@ -80,9 +88,28 @@ def heat_map_cells(tensors: Iterable[tuple[int | None, str, int, int]]) -> Rows:
     ]
 
 
+def module_labels(report: JsonReport) -> list[str]:
+    """The kind of module of each tensor, after its component where two components have layers of one number."""
+    tensors = report["tensors"]
+    components = components_of((t["scope"], t["name"]) for t in tensors)
+    return modules_by_component(components, [t["layer"] for t in tensors], [t["module"] for t in tensors])
+
+
 def changed_cells(report: JsonReport) -> Rows:
     """Elements and changed elements of each kind of module in each layer of a report."""
-    return heat_map_cells((t["layer"], t["module"], t["elements"], changed_count(t)) for t in report["tensors"])
+    tensors = zip(report["tensors"], module_labels(report), strict=True)
+    return heat_map_cells((t["layer"], module, t["elements"], changed_count(t)) for t, module in tensors)
+
+
+def layer_sums(report: JsonReport) -> dict[tuple[str, int], dict[str, int]]:
+    """Sums of the counts by component and layer; all layers are in one component where no two components have layers of one number."""
+    tensors, sums = report["tensors"], dict[tuple[str, int], dict[str, int]]()
+    for tensor, module in zip(tensors, module_labels(report), strict=True):
+        if tensor["layer"] is not None:
+            into = sums.setdefault((module.rpartition(" ")[0], tensor["layer"]), dict.fromkeys(COUNT_FIELDS, 0))
+            for field in COUNT_FIELDS:
+                into[field] += tensor[field] or 0
+    return dict(sorted(sums.items()))
 
 
 def rank_shares(tensor: dict[str, Any], field: str) -> list[float]:
@@ -94,10 +121,10 @@ def rank_shares(tensor: dict[str, Any], field: str) -> list[float]:
 def rank_cells(report: JsonReport, field: str) -> Rows:
     """Mean of rank over full rank for each kind of module in each layer."""
     shares: dict[tuple[str, str], list[float]] = {}
-    for tensor in report["tensors"]:
+    for tensor, module in zip(report["tensors"], module_labels(report), strict=True):
         values = rank_shares(tensor, field)
         if values:
-            shares.setdefault((layer_label(tensor["layer"]), tensor["module"]), []).extend(values)
+            shares.setdefault((layer_label(tensor["layer"]), module), []).extend(values)
     return [{"layer": layer, "module": module, "matrices": len(v), "value": sum(v) / len(v)} for (layer, module), v in shares.items()]
 
 
@@ -106,22 +133,39 @@ def label_of(tensor: dict[str, Any]) -> str:
     return tensor["name"] if tensor.get("part") is None else f"{tensor['name']}[{tensor['part']}]"
 
 
-def chosen_spectra(report: JsonReport) -> list[tuple[str, str, dict[str, Any]]]:
-    """Label, tensor name and spectrum of one matrix of each kind of module, from a middle layer.
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of the chart of singular values."""
 
-    Where all matrices are of one kind, several of them are taken.
-    """
-    by_module: dict[str, list[tuple[str, dict[str, Any]]]] = {}
-    for tensor in report["tensors"]:
+    label: str
+    """What the legend calls it."""
+    points: Rows
+    is_random: bool
+
+
+def spectra_by_module(report: JsonReport) -> dict[str, list[tuple[dict[str, Any], dict[str, Any]]]]:
+    """The spectra of each kind of module that can be drawn, each after its tensor."""
+    by_module: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
+    for tensor, module in zip(report["tensors"], module_labels(report), strict=True):
         for spectrum in tensor["spectra"] or ():
             values = spectrum["singular_values"]
             if len(values) > 1 and values[0] > 0:
-                by_module.setdefault(tensor["module"], []).append((label_of(tensor), spectrum))
+                by_module.setdefault(module, []).append((tensor, spectrum))
+    return by_module
+
+
+def chosen_spectra(report: JsonReport) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Label, tensor and spectrum of one matrix of each kind of module, from a middle layer.
+
+    Where all matrices are of one kind, several of them are taken.
+    """
+    by_module = spectra_by_module(report)
     if len(by_module) == 1:
         ((module, matrices),) = by_module.items()
         picked = sorted({i * (len(matrices) - 1) // (MAX_SPECTRA_OF_ONE_MODULE - 1) for i in range(MAX_SPECTRA_OF_ONE_MODULE)})
-        return [(f"{module} {i + 1}", *matrices[i]) for i in picked]
-    return [(m, *by_module[m][len(by_module[m]) // 2]) for m in module_order(set(by_module))][:MAX_SPECTRA]
+        return [(f"{module}, matrix {i + 1} of {len(matrices)}", *matrices[i]) for i in picked]
+    middle = [(m, *by_module[m][len(by_module[m]) // 2]) for m in module_order(set(by_module))]
+    return [(m if t["layer"] is None else f"{m}, layer {t['layer']}", t, spectrum) for m, t, spectrum in middle][:MAX_SPECTRA]
 
 
 def random_spectrum(rows: int, columns: int, points: int = 64) -> list[float]:
@@ -143,25 +187,22 @@ def random_spectrum(rows: int, columns: int, points: int = 64) -> list[float]:
     return [float(v) / high for v in np.interp(wanted, share_above[::-1], s[::-1])]
 
 
-def spectrum_lines(report: JsonReport) -> tuple[Rows, list[str]]:
-    """Points of all lines, and the lines' labels: measured spectra first, then those of random matrices of at most three of the shapes."""
-    points: Rows = []
-    labels: list[str] = []
-    shapes: dict[str, tuple[int, int]] = {}
-    for label, name, spectrum in chosen_spectra(report):
-        labels.append(label)
+def spectrum_lines(report: JsonReport) -> list[Line]:
+    """The lines in the order of the legend: measured spectra first, then those of random matrices of at most three of the shapes."""
+    lines, shapes = [], dict[str, tuple[int, int]]()
+    for label, tensor, spectrum in chosen_spectra(report):
         values = spectrum["singular_values"]
-        points += spectrum_points(label, name, "measured", [v / values[0] for v in values])
+        lines.append(Line(label, spectrum_points(label, label_of(tensor), [v / values[0] for v in values]), False))
         long, short = max(spectrum["rows"], spectrum["columns"]), min(spectrum["rows"], spectrum["columns"])
-        shapes.setdefault(f"{RANDOM_LABEL}{long / short:.2g}:1", (long, short))
-    for shape, (long, short) in list(shapes.items())[:3]:
-        labels.append(shape)
-        points += spectrum_points(shape, f"independent random entries, {long} x {short}", "random", random_spectrum(long, short))
-    return points, labels
+        shapes.setdefault(f"random, sides {three_digits(long / short).removesuffix('.00').removesuffix('.0')}:1", (long, short))
+    for label, (long, short) in sorted(list(shapes.items())[:MAX_RANDOM_SPECTRA], key=lambda shape: shape[1][0] / shape[1][1]):
+        points = spectrum_points(label, f"independent random entries, {long} x {short}", random_spectrum(long, short))
+        lines.append(Line(label, points, True))
+    return lines
 
 
-def spectrum_points(label: str, name: str, kind: str, values: list[float]) -> Rows:
+def spectrum_points(label: str, name: str, values: list[float]) -> Rows:
     """Points of one line: singular value by rank, both as shares of the largest."""
     last = max(len(values) - 1, 1)
     kept = [(i / last, v) for i, v in enumerate(values) if v >= MIN_SINGULAR_VALUE]
-    return [{"line": label, "tensor": name, "kind": kind, "rank": x, "value": v} for x, v in kept]
+    return [{"line": label, "tensor": name, "rank": x, "value": v, "share": percent(v)} for x, v in kept]

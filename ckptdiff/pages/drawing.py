@@ -6,7 +6,6 @@ values only, never in an expression or a file name.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,14 @@ from ckptdiff.errors import OutputError
 from ckptdiff.lazy import require
 from ckptdiff.obtaining import how_to_get
 from ckptdiff.pages.chart_data import NO_LAYER, Rows, layer_order, module_order
+from ckptdiff.pages.labels import Ticks, share_axis
 from ckptdiff.patching.output import build_beside, explain_write_errors
+from ckptdiff.units import percent
 
 MAX_LABELLED_COLUMNS = 9
 """Columns of a heat map up to which the numbers stand in the cells."""
+MAX_TURNED_LABELS = 24
+"""Columns up to which each has its turned name."""
 MAX_MARKED_POINTS = 50
 """Points of a line up to which each is marked."""
 ROW_HEIGHT = 24
@@ -66,15 +69,22 @@ def vega_lite_version(altair: Any, vl_convert: Any) -> str | None:
     return version if version in vl_convert.get_vegalite_versions() else None
 
 
-def theme(dark: bool = False) -> dict[str, Any]:
-    """Vega's colours and fonts for a light or a dark page."""
-    text, faint = ("#dfe3e8", "#3a424d") if dark else ("#24292f", "#dde1e6")
+def theme() -> dict[str, Any]:
+    """Vega's colours and fonts for a light ground, as pictures have; a page's style sheet gives its charts the colours of the page."""
+    text, faint = "#24292f", "#dde1e6"
     axis = {"labelColor": text, "titleColor": text, "gridColor": faint, "domainColor": faint, "tickColor": faint, "labelFontSize": 11}
     return {
-        "background": None if dark else "white",
+        "background": "white",
         "font": FONT,
         "axis": {**axis, "titleFontWeight": "normal", "titleFontSize": 12},
-        "legend": {"labelColor": text, "titleColor": text, "titleFontWeight": "normal", "titleFontSize": 12, "labelFontSize": 11},
+        "legend": {
+            "symbolBaseStrokeColor": text,
+            "labelColor": text,
+            "titleColor": text,
+            "titleFontWeight": "normal",
+            "titleFontSize": 12,
+            "labelFontSize": 11,
+        },
         "title": {"color": text, "anchor": "start", "fontSize": 15, "offset": 12},
         "text": {"color": text},
         "rule": {"color": text},
@@ -92,38 +102,49 @@ def heat_map(
     value_title: str,
     fields: Sequence[str] = (),
     height: int = ROW_HEIGHT,
+    turned: bool = False,
 ) -> Any:
     """A map whose cells are coloured by a share, with the numbers in the cells where there is room.
 
     Args:
-        cells: objects with the fields of both axes and a ``value``; one may bring its own ``label``.
+        cells: objects with the fields of both axes and a ``value``.
         x, y: what stands on each axis.
         top: the share that has the brightest colour; 0 has the darkest.
         value_title: what the share is.
         fields: counts to show when a cell is pointed at.
         height: of a row, in pixels.
+        turned: whether the horizontal axis has names, which are turned to have room.
     """
     (column, columns, below), (row, rows, beside) = x, y
-    decimals = min(max(2 - math.floor(math.log10(100 * top)), 1), 6)
-    cells = [{"label": f"{100 * cell['value']:.{decimals}f}" if cell["value"] else "0", **cell} for cell in cells]
-    x_axis = altair.Axis(labelAngle=0, labelOverlap="greedy", labelSeparation=4)
+    cells = [
+        {**cell, "share": percent(cell["value"]), "label": percent(cell["value"]).removesuffix(" %").replace(" ", "")} for cell in cells
+    ]
+    every = turned and len(columns) <= MAX_TURNED_LABELS
+    angle = {"labelAngle": -35, "labelLimit": 260} if turned else {"labelAngle": 0}
+    x_axis = altair.Axis(labelOverlap=False if every else "greedy", labelSeparation=4, **angle)
     scales = [altair.Scale(domain=list(values)) for values in (columns, rows)]  # a domain also holds values that have no cell
     places = {
         "x": altair.X(f"{column}:O", scale=scales[0], title=below, axis=x_axis),
-        "y": altair.Y(f"{row}:O", scale=scales[1], title=beside, axis=altair.Axis(labelLimit=220)),
+        "y": altair.Y(f"{row}:O", scale=scales[1], title=beside, axis=altair.Axis(labelLimit=260)),
     }
-    ticks = [0, top / 2, top]
-    legend = altair.Legend(orient="top", direction="horizontal", format=".2~p", gradientLength=190, values=ticks, titleLimit=280)
-    key_title = f"{value_title} (cells: %)" if len(columns) <= MAX_LABELLED_COLUMNS else value_title
-    colour = altair.Color("value:Q", title=key_title, legend=legend, scale=altair.Scale(scheme="viridis", domain=[0, top]))
-    tooltip = [altair.Tooltip(f"{column}:O"), altair.Tooltip(f"{row}:O"), altair.Tooltip("value:Q", title=value_title, format=".3~p")]
+    numbered = len(columns) <= MAX_LABELLED_COLUMNS
+    key_title = f"{value_title} (cells: %)" if numbered else value_title
+    colour = altair.Color("value:Q", title=key_title, legend=colour_key(altair, top), scale=altair.Scale(scheme="viridis", domain=[0, top]))
+    tooltip = [altair.Tooltip(f"{column}:O"), altair.Tooltip(f"{row}:O"), altair.Tooltip("share:N", title=value_title)]
     tooltip += [altair.Tooltip(f"{field}:Q", format=",") for field in fields]
     base = altair.Chart(altair.Data(values=cells)).encode(**places)
     chart = base.mark_rect().encode(color=colour, tooltip=tooltip)
-    if len(columns) <= MAX_LABELLED_COLUMNS:
+    if numbered:
         ink = altair.condition(altair.datum.value > 0.6 * top, altair.value("#111"), altair.value("#fff"))
         chart += base.mark_text(fontSize=11).encode(text="label:N", color=ink, tooltip=tooltip)
     return chart.properties(height=height * len(rows))
+
+
+def colour_key(altair: Any, top: float) -> Any:
+    """The legend of a heat map: the shares of the darkest, the middle and the brightest colour."""
+    ticks = Ticks([0, top / 2, top], [percent(share) for share in (0, top / 2, top)])
+    labels = {"values": ticks.values, "labelExpr": ticks.expression(), "titleLimit": 320}
+    return altair.Legend(orient="top", direction="horizontal", gradientLength=190, **labels)
 
 
 def unchanged_axis(altair: Any, rows: Rows) -> Any:
@@ -131,7 +152,7 @@ def unchanged_axis(altair: Any, rows: Rows) -> Any:
     lowest = min(row["value"] for row in rows)
     bottom = max(0.0, 1 - 1.15 * max(1 - lowest, 1e-6)) if lowest < 1 else 0.0
     scale = altair.Scale(domain=[bottom, 1], nice=False)
-    return altair.Y("value:Q", title="share of elements unchanged", scale=scale, axis=altair.Axis(format=".5~p", tickCount=5))
+    return altair.Y("value:Q", title="share of elements unchanged", scale=scale, axis=share_axis(altair, bottom, 1))
 
 
 def layer_module_map(altair: Any, cells: Rows, value_title: str, fields: Sequence[str], top: float | None = None) -> Any:
@@ -154,9 +175,11 @@ def changed_map(altair: Any, cells: Rows, value_title: str) -> Any | None:
 def module_bars(altair: Any, cells: Rows) -> Any:
     """Share of changed elements of each module."""
     modules = module_order({c["module"] for c in cells})
-    x = altair.X("value:Q", title="share of elements that changed", axis=altair.Axis(format=".2~p", tickCount=5))
+    top = max(c["value"] for c in cells)
+    x = altair.X("value:Q", title="share of elements that changed", axis=share_axis(altair, 0, top))
     y = altair.Y("module:O", sort=modules, title=None)
-    tooltip = [altair.Tooltip("module:O"), altair.Tooltip("value:Q", format=".3~p"), altair.Tooltip("elements:Q", format=",")]
+    tooltip = [altair.Tooltip("module:O"), altair.Tooltip("share:N"), altair.Tooltip("elements:Q", format=",")]
+    cells = [{**cell, "share": percent(cell["value"])} for cell in cells]
     bars = altair.Chart(altair.Data(values=cells)).mark_bar(color=MAIN_COLOUR)
     return bars.encode(x=x, y=y, tooltip=tooltip).properties(height=ROW_HEIGHT * len(modules))
 

@@ -9,7 +9,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from ckptdiff.analysis.modules import layer_of, module_of
+from ckptdiff.analysis.modules import components_of, layer_of, module_of, modules_by_component
 from ckptdiff.analysis.overlap import OverlapResult, PairOverlap
 from ckptdiff.errors import visible
 from ckptdiff.pages.chart_data import Rows, heat_map_cells
@@ -27,6 +27,7 @@ from ckptdiff.pages.drawing import (
     unchanged_axis,
     write_charts_as_png,
 )
+from ckptdiff.pages.labels import axis_names, common_start, share_axis
 from ckptdiff.units import percent
 
 CHANCE = "a random update"
@@ -34,34 +35,44 @@ ROW_WITH_NUMBERS, ROW_WITHOUT_NUMBERS = 34, 14
 """Height of a row of a matrix of updates, in pixels: with numbers in the cells, and without."""
 MAX_TICKS = 12
 """Checkpoints up to which an axis has a tick at each."""
+UPDATE_NAME_ENDS = "-_./ "
+"""Characters after which the names of updates are cut."""
 PairValue = Callable[[PairOverlap], float]
 
 
-def update_labels(result: OverlapResult) -> list[str]:
-    """Names of the updates, each after its number, which tells updates of the same name apart."""
-    return [f"{k}  {visible(name)}" for k, name in enumerate(result.names, 1)]
+def update_names(result: OverlapResult) -> list[str]:
+    """Names of the updates without what all begin with."""
+    start = common_start(result.names, UPDATE_NAME_ENDS)
+    return [name[len(start) :] for name in result.names]
 
 
-def matrix_cell(update: str, other: int, value: float) -> dict[str, Any]:
-    """The cell of an update and of another one, which is given by its index."""
-    return {"update": update, "other": str(other + 1), "value": value, "label": percent(value).removesuffix(" %")}
+def axis_labels(result: OverlapResult) -> list[str]:
+    """Names of the updates as they stand on axes."""
+    return axis_names(update_names(result))
+
+
+def matrix_cell(update: str, other: str, value: float) -> dict[str, Any]:
+    """The cell of an update and of another one."""
+    return {"update": update, "other": other, "value": value}
 
 
 def matrix_cells(result: OverlapResult, value: PairValue, whole: PairValue) -> Rows:
     """A cell for every two updates, both ways round, unless the ``whole`` of which ``value`` is a share is empty."""
-    names, numbers = update_labels(result), range(len(result.names))
+    names, numbers = axis_labels(result), range(len(result.names))
     pairs = [result.pair(i, j) for i in numbers for j in numbers if i != j and result.tensors]
-    return [matrix_cell(names[p.first], p.second, value(p)) for p in pairs if whole(p)]
+    return [matrix_cell(names[p.first], names[p.second], value(p)) for p in pairs if whole(p)]
 
 
 def update_matrix(altair: Any, result: OverlapResult, cells: Rows, what: str, top: float = 1, more: tuple[str, ...] = ()) -> Any | None:
-    """A heat map of updates from top to bottom against the numbers of updates from left to right; ``more``: labels of further rows."""
+    """A heat map of updates from top to bottom against updates from left to right; ``more``: labels of further rows."""
     if not cells:
         return None
-    height = ROW_WITH_NUMBERS if len(result.names) <= MAX_LABELLED_COLUMNS else ROW_WITHOUT_NUMBERS
-    columns = ("other", [str(k + 1) for k in range(len(result.names))], "number of the other update")
-    rows = ("update", [*update_labels(result), *more], None)
-    return heat_map(altair, cells, columns, rows, top, what, height=height)
+    names = axis_labels(result)
+    height = ROW_WITH_NUMBERS if len(names) <= MAX_LABELLED_COLUMNS else ROW_WITHOUT_NUMBERS
+    start = visible(common_start(result.names, UPDATE_NAME_ENDS))
+    columns = ("other", names, "the other update" + (f" (names without “{start}”)" if start else ""))
+    rows = ("update", [*names, *more], None)
+    return heat_map(altair, cells, columns, rows, top, what, height=height, turned=True)
 
 
 def changed_any(pair: PairOverlap) -> float:
@@ -72,7 +83,8 @@ def changed_any(pair: PairOverlap) -> float:
 def o1_map(altair: Any, result: OverlapResult) -> Any | None:
     """o1 of every two updates; the last row is what chance gives among all weights, which is the share that each column changed."""
     cells = matrix_cells(result, lambda p: p.o1, changed_any)
-    chance = [matrix_cell(CHANCE, k, 1 - step.sparsity) for k, step in enumerate(result.steps) if cells]
+    others = zip(axis_labels(result), result.steps, strict=True)
+    chance = [matrix_cell(CHANCE, name, 1 - step.sparsity) for name, step in others if cells]
     return update_matrix(altair, result, [*cells, *chance], "share of the row's changes", more=(CHANCE,))
 
 
@@ -102,10 +114,18 @@ def direction_map(altair: Any, result: OverlapResult) -> Any | None:
     return update_matrix(altair, result, matrix_cells(result, lambda p: p.same_direction, lambda p: p.o1), "share of what both changed")
 
 
+def core_cells(result: OverlapResult) -> Rows:
+    """Elements, and those that all updates changed, of each kind of module in each layer."""
+    tensors = result.tensors
+    layers, modules = [layer_of(t.name) for t in tensors], [module_of(t.name) for t in tensors]
+    labels = modules_by_component(components_of((t.scope, t.name) for t in tensors), layers, modules)
+    rows = zip(tensors, layers, labels, strict=True)
+    return heat_map_cells((layer, label, t.elements, t.core) for t, layer, label in rows)
+
+
 def core_map(altair: Any, result: OverlapResult) -> Any | None:
     """Share of elements that all updates changed, by layer and module."""
-    cells = heat_map_cells((layer_of(t.name), module_of(t.name), t.elements, t.core) for t in result.tensors)
-    return changed_map(altair, cells, "share changed by all") if result.core else None
+    return changed_map(altair, core_cells(result), "share changed by all") if result.core else None
 
 
 LAST_NUMBER = re.compile(r"(\d{1,12})\D*$")
@@ -121,10 +141,10 @@ def step_numbers(result: OverlapResult) -> tuple[str, list[int]]:
 
 
 SERIES_LINES = {
-    "differs from the base": "differs",
-    "ever changed": "ever",
-    "changed since the last": "since_last",
-    "changed and back": "back",
+    "have ever changed": "ever",
+    "differ from the base": "differs",
+    "changed since the last one": "since_last",
+    "changed and are back": "back",
 }
 """Lines of the chart of a run, and the fields of a step that they show."""
 
@@ -132,11 +152,12 @@ SERIES_LINES = {
 def step_rows(result: OverlapResult, lines: dict[str, str]) -> Rows:
     """A point for each line and checkpoint."""
     places = step_numbers(result)[1]
-    return [
-        {"step": x, "name": visible(row.name), "line": line, "value": 1 - row.sparsity if field == "differs" else getattr(row, field)}
+    shares = [
+        (x, row, line, 1 - row.sparsity if field == "differs" else getattr(row, field))
         for x, row in zip(places, result.steps, strict=True)
         for line, field in lines.items()
     ]
+    return [{"step": x, "name": visible(r.name), "line": line, "value": value, "share": percent(value)} for x, r, line, value in shares]
 
 
 def step_lines(altair: Any, result: OverlapResult, rows: Rows, colour: dict[str, Any]) -> Any:
@@ -144,8 +165,8 @@ def step_lines(altair: Any, result: OverlapResult, rows: Rows, colour: dict[str,
     title, places = step_numbers(result)
     scale = altair.Scale(domain=[places[0], places[-1]], nice=False, padding=10)
     ticks = {"values": places} if len(places) <= MAX_TICKS else {"tickMinStep": 1}
-    x = altair.X("step:Q", title=title, scale=scale, axis=altair.Axis(**ticks, format=",", labelOverlap=True))
-    tips = [altair.Tooltip("name:N"), altair.Tooltip("line:N"), altair.Tooltip("value:Q", format=".4~p")]
+    x = altair.X("step:Q", title=title, scale=scale, axis=altair.Axis(**ticks, format=",d", labelOverlap=True))
+    tips = [altair.Tooltip("name:N"), altair.Tooltip("line:N"), altair.Tooltip("share:N")]
     chart = altair.Chart(altair.Data(values=rows)).mark_line(point=len(places) <= MAX_MARKED_POINTS, strokeWidth=2, **colour)
     return chart.encode(x=x, tooltip=tips).properties(height=260)
 
@@ -162,13 +183,15 @@ def growth_lines(altair: Any, result: OverlapResult) -> Any | None:
     """Shares of the elements that differ from the base, ever changed, changed since the last, and changed back, by checkpoint."""
     if len(result.names) < 2 or not result.elements:
         return None
-    y = altair.Y("value:Q", title="share of elements", axis=altair.Axis(format=".2~p", tickCount=5))
+    rows = step_rows(result, SERIES_LINES)
+    y = altair.Y("value:Q", title="share of elements", axis=share_axis(altair, 0, max(row["value"] for row in rows)))
     scale = altair.Scale(domain=list(SERIES_LINES), range=LINE_COLOURS[: len(SERIES_LINES)])
-    legend = altair.Legend(orient="bottom", columns=2, title=None, symbolType="stroke")
+    stroke = {"symbolType": "stroke", "symbolSize": 500, "symbolStrokeWidth": 2}
+    legend = altair.Legend(orient="bottom", columns=2, title="at a checkpoint, the share of weights that", titleLimit=320, **stroke)
     colour = altair.Color("line:N", scale=scale, legend=legend)
     dashes = altair.Scale(domain=list(SERIES_LINES), range=[[1, 0], *DASHES])  # lines that cover each other stay visible
     dash = altair.StrokeDash("line:N", scale=dashes, legend=legend)
-    return step_lines(altair, result, step_rows(result, SERIES_LINES), {}).encode(y=y, color=colour, strokeDash=dash)
+    return step_lines(altair, result, rows, {}).encode(y=y, color=colour, strokeDash=dash)
 
 
 SERIES_CHARTS: list[ChartPlan] = [

@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 
 from ckptdiff.analysis.overlap import OverlapResult, PairOverlap, TensorOverlap, ratio
+from ckptdiff.pages.labels import number_or_power, span
 from ckptdiff.pages.report_prose import PAPER
-from ckptdiff.units import count_in_words, percent, short_number
+from ckptdiff.units import count_in_words, percent
 
 MIN_EXCESS = 0.1
 """An overlap is said to exceed chance (or to stay below it) if it is off by more than this share of what chance gives, or of what that
@@ -26,12 +27,6 @@ def changed_shares(result: OverlapResult) -> list[float]:
     return [1 - step.sparsity for step in result.steps]
 
 
-def span(values: Sequence[float]) -> str:
-    """The smallest to the largest of some shares."""
-    low, high = percent(min(values)), percent(max(values))
-    return low if low == high else f"{low} to {high}"
-
-
 def smaller_first(result: OverlapResult, tensors: Sequence[TensorOverlap] | None = None) -> list[PairOverlap]:
     """Every two updates that both changed something, the one that changed less first; counted over all tensors or some."""
     count = len(result.names) if result.tensors else 0
@@ -41,64 +36,72 @@ def smaller_first(result: OverlapResult, tensors: Sequence[TensorOverlap] | None
 
 
 def headline(result: OverlapResult, series: bool) -> str:
-    """What the updates share, or how a run's update grew, in one sentence."""
+    """The one thing that the updates share beyond chance, or how a run's update grew, in one short sentence."""
     if not result.elements:
         return "There are no weights to compare."
-    shares = changed_shares(result)
+    shares, pairs = changed_shares(result), smaller_first(result)
     if not any(shares):
-        same = f"within {short_number(result.atol)}" if result.atol else "bit for bit"
+        same = f"within {number_or_power(result.atol)}" if result.atol else "bit for bit"
         return f"No weight changed: all {count_in_words(result.elements)} are the same, {same}."
     if len(shares) == 1:
         return f"{percent(shares[0])} of {count_in_words(result.elements)} weights changed."
     if series:
-        return series_words(result)
-    return pair_words(result) if len(shares) == 2 else many_words(result)
+        return f"Over {len(shares)} checkpoints, the share of changed weights went from {percent(shares[0])} to {percent(shares[-1])}."
+    if not pairs:
+        return "Only one of the updates changed any weight, so that they share none."
+    return chance_words(result, pairs)
+
+
+def chance_words(result: OverlapResult, pairs: Sequence[PairOverlap]) -> str:
+    """Whether the updates share more changes than chance among weights of the same size gives."""
+    sides = sides_of_chance(result, pairs)
+    more, who = sides.count(1), "The two updates" if len(result.names) == 2 else f"The {len(result.names)} updates"
+    if more == len(sides):
+        return f"{who} share more changes than the weights' sizes explain."
+    if more:
+        return f"{more} of {len(sides)} pairs of updates share more changes than the weights' sizes explain."
+    if sides.count(-1) == len(sides):
+        return f"{who} share fewer changes than the weights' sizes explain."
+    return f"{who} share no more changes than the weights' sizes explain."
+
+
+def findings(result: OverlapResult, series: bool) -> str:
+    """The figures behind the headline, in a few sentences; empty where there are none."""
+    shares, pairs = changed_shares(result), smaller_first(result)
+    if not result.elements or not any(shares) or len(shares) == 1:
+        return ""
+    sentences = [series_words(result)] if series else [f"They changed {span(shares)} of {count_in_words(result.elements)} weights."]
+    sentences += [f"{name} changed none." for name, share in zip(result.names, shares, strict=True) if not share]
+    if pairs:
+        each = "the update" if len(result.names) == 2 else "of every two updates the one"
+        sentences.append(f"{each[0].upper()}{each[1:]} that changed less shares {verdict(result, pairs)}.")
+        same = [p.same_direction for p in pairs if p.o1]
+        sentences += [f"{span(same)} of what both changed moved the same way (a coin gives 50 %)."] if same else []
+    return " ".join(sentences)
 
 
 def series_words(result: OverlapResult) -> str:
-    """The first and the last checkpoint, and what changed on the way."""
-    first, last = (percent(1 - result.steps[k].sparsity) for k in (0, -1))
+    """What changed on the way from the first to the last checkpoint."""
     end = result.steps[-1]
-    return (
-        f"Over {len(result.steps)} checkpoints the share of weights that differ from the base went from {first} to {last}; "
-        f"{percent(end.ever)} changed at some checkpoint, and {percent(end.back)} changed and are back at their values in the base."
-    )
+    ever, back = percent(end.ever), percent(end.back)
+    return f"{ever} of {count_in_words(result.elements)} weights changed at some checkpoint; {back} are back at the base's value at last."
 
 
-def pair_words(result: OverlapResult) -> str:
-    """How much of the update that changed less lies in the other one, and whether chance would give as much."""
-    shares, pairs = changed_shares(result), smaller_first(result)
-    if not pairs:
-        idle = 0 if not shares[0] else 1
-        return f"{result.names[idle]} changed no weight, {result.names[1 - idle]} {percent(shares[1 - idle])}."
-    pair = pairs[0]
-    less, more = (f"{result.names[k]} changed ({percent(shares[k])} of all)" for k in (pair.first, pair.second))
-    same = f"; {percent(pair.same_direction)} of these moved the same way" if pair.o1 else ""
-    return f"Of the weights that {less}, {more.replace(' changed', '', 1)} changed {percent(pair.o1)} too, {verdict(result, pairs)}{same}."
-
-
-def many_words(result: OverlapResult) -> str:
-    """How much of the update that changed less lies in the other one, from the least to the most over all pairs."""
-    pairs = smaller_first(result)
-    text = f"{len(result.names)} updates changed {span(changed_shares(result))} of {count_in_words(result.elements)} weights"
-    if not pairs:
-        return f"{text}; no two of them changed any."
-    same = [p.same_direction for p in pairs if p.o1]
-    moved = f"; {span(same)} of what both changed moved the same way" if same else ""
-    return (
-        f"{text}; of every two, the one that changed less shares {span([p.o1 for p in pairs])} of its changes, "
-        f"{verdict(result, pairs)}{moved}."
-    )
+def sides_of_chance(result: OverlapResult, pairs: Sequence[PairOverlap]) -> list[int]:
+    """For each pair, whether it shares more (1) or less (-1) than chance among weights of the same size gives."""
+    shares = changed_shares(result)
+    return [beyond_chance(p.o1, p.o1_by_size, shares[p.first] * result.elements) for p in pairs]
 
 
 def verdict(result: OverlapResult, pairs: Sequence[PairOverlap]) -> str:
-    """How overlaps compare with what chance gives among weights of the same size, and among all weights."""
-    shares = changed_shares(result)
-    sides = [beyond_chance(p.o1, p.o1_by_size, shares[p.first] * result.elements) for p in pairs]
-    chance = f"({span([p.o1_by_size for p in pairs])}; among all weights: {span([p.random_o1 for p in pairs])})"
+    """How much of its changes the update that changed less shares, and what chance gives by size and among all weights."""
+    sides = sides_of_chance(result, pairs)
     if len(set(sides)) == 1:
-        return f"{('about what', 'more than', 'less than')[sides[0]]} {CHANCE_BY_SIZE} gives {chance}"
-    return f"for {sides.count(1)} of {len(sides)} pairs more than {CHANCE_BY_SIZE} gives {chance}"
+        word = f"{('about what', 'more than', 'less than')[sides[0]]} {CHANCE_BY_SIZE} gives"
+    else:
+        word = f"for {sides.count(1)} of {len(sides)} pairs more than {CHANCE_BY_SIZE} gives"
+    by_size, among_all = (span([getattr(p, field) for p in pairs]) for field in ("o1_by_size", "random_o1"))
+    return f"{span([p.o1 for p in pairs])} of its changes, {word} ({by_size}; among all weights {among_all})"
 
 
 def beyond_chance(overlap: float, chance: float, count: float) -> int:
@@ -140,32 +143,10 @@ def key_figures(result: OverlapResult, series: bool) -> list[tuple[str, str, str
 
 WHY_BY_SIZE = "Small weights have fine steps in a format such as BF16, so that any training moves them, while large ones stay as they are"
 
-CAPTIONS = {
-    "o1": f"Share of the row's changes that the column made too (o1 of {PAPER}, section 5). The last row is what chance gives "
-    "among all weights. A blank cell is an update against itself. A small update lies in a large one more easily than the other way round.",
-    "o1-by-size": f"The same, had each update picked its weights at random among those of the same size. {WHY_BY_SIZE}: where this picture "
-    "is like that of the shared changes, they need no other explanation.",
-    "jaccard": "Of the weights that at least one of the two changed, the share that both changed. 100 % means the same weights. It is "
-    "small where one update changed many more weights than the other, even if these include all that the other changed.",
-    "jaccard-random": "The picture to compare with: as many changes in each tensor, but at random among all its weights. The colours are "
-    "those of the picture of the Jaccard index.",
-    "jaccard-by-size": "The stricter comparison: at random among the weights of the same tensor and size. Only an overlap that exceeds "
-    "this says that the updates chose the same weights.",
-    "direction": "Of the weights that both changed, the share that moved the same way: both up, or both down. Independent updates agree "
-    "on about half.",
-    "core": "Where the weights lie that all updates changed. An even picture says that no layer or kind of matrix is singled out.",
-    "sparsity": f"Share of weights that are equal to the base at each checkpoint ({PAPER}'s update sparsity along a run). It falls while "
-    "training goes on, and levels off where changes are undone as fast as they are made.",
-    "growth": "“Differs from the base” and “changed and back” add up to “ever changed”. Where many changed back, much of the training "
-    "went to and fro; where few did, weights that have moved stay moved. “Changed since the last” is how much one checkpoint differs from "
-    "the one before.",
-}
-"""What each chart's numbers mean, and what to expect, by the chart's name."""
-
 
 def definitions(result: OverlapResult) -> list[tuple[str, str]]:
     """Each figure with its formula and source."""
-    differ = f"|d| > {short_number(result.atol)}" if result.atol else "bits differ from the base's"
+    differ = f"|d| > {number_or_power(result.atol)}" if result.atol else "bits differ from the base's"
     return [
         (
             "Changed",

@@ -6,7 +6,7 @@
   if (table) {
     const body = table.tBodies[0];
     const rows = Array.from(body.rows);
-    const texts = rows.map((row) => row.cells[0].textContent.toLowerCase());
+    const texts = rows.map((row, i) => (row.cells[0].textContent + " " + data.rows[i][0]).toLowerCase()); // whole names, too
     const order = rows.map((_, i) => i);
     const heads = Array.from(table.tHead.rows[0].cells);
 
@@ -31,6 +31,7 @@
     const status = document.getElementById("shown");
     const more = document.getElementById("more");
     let limit = data.shown; // rows laid out at a time, so that sorting stays quick
+    let kept = limit;
     const show = () => {
       const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
       let matching = 0;
@@ -43,6 +44,15 @@
       status.textContent = `${found} of ${all} tensors` + (matching > limit ? `, the first ${limit} shown` : "");
       more.hidden = matching <= limit;
     };
+    addEventListener("beforeprint", () => {
+      kept = limit;
+      limit = Infinity; // paper has all rows that the filter lets through
+      show();
+    });
+    addEventListener("afterprint", () => {
+      limit = kept;
+      show();
+    });
     input.addEventListener("input", show);
     more.addEventListener("click", () => {
       limit = Infinity;
@@ -51,16 +61,30 @@
     show();
   }
 
-  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const closed = () => document.querySelectorAll("details.collapsed:not([open])");
+  let opened = [];
+  addEventListener("beforeprint", () => {
+    opened = Array.from(closed());
+    opened.forEach((part) => (part.open = true));
+  });
+  addEventListener("afterprint", () => opened.forEach((part) => (part.open = false)));
+
+  const measure = () => {
+    for (const frame of document.querySelectorAll(".table")) {
+      frame.previousElementSibling.hidden = frame.scrollWidth <= frame.clientWidth;
+    }
+  };
+  addEventListener("resize", measure);
+  document.querySelectorAll("details").forEach((part) => part.addEventListener("toggle", measure));
+  measure();
+
   const actions = innerWidth < 600 ? false : { export: true, source: false, compiled: false, editor: false };
   const draw = async () => {
     for (const [name, spec] of Object.entries(data.charts)) {
       const place = document.getElementById("chart-" + name);
-      const config = dark.matches ? data.themes.dark : data.themes.light;
-      const options = { renderer: "svg", ast: true, actions, config, tooltip: { theme: dark.matches ? "dark" : "light" } };
       await new Promise((done) => setTimeout(done)); // let the page answer between charts
       try {
-        await vegaEmbed(place, spec, options);
+        await vegaEmbed(place, spec, { renderer: "svg", ast: true, actions, config: data.theme });
       } catch (error) {
         place.textContent = "This chart could not be drawn: " + error.message;
         console.error(error);
@@ -68,6 +92,5 @@
     }
     document.documentElement.dataset.drawn = "yes";
   };
-  dark.addEventListener("change", draw);
   draw();
 })();

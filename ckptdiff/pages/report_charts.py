@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ckptdiff.pages.chart_data import RANDOM_LABEL, JsonReport, Rows, changed_cells, changed_count, rank_cells, spectrum_lines
+from ckptdiff.pages.chart_data import JsonReport, Rows, changed_cells, layer_sums, rank_cells, spectrum_lines
 from ckptdiff.pages.drawing import (
     DASHES,
     LINE_COLOURS,
@@ -22,9 +22,15 @@ from ckptdiff.pages.drawing import (
     unchanged_axis,
     write_charts_as_png,
 )
-from ckptdiff.units import short_number
+from ckptdiff.pages.histograms import CROSSED, EITHER, KEPT_SIGN, MOVED, exponent_rows, gaps, size_rows, ulp_rows, unchanged_runs
+from ckptdiff.pages.labels import Ticks, decade_ticks, number_or_power, power_ticks, share_axis
+from ckptdiff.units import percent
 
 GREY = "#868e96"
+HISTOGRAM_HEIGHT = 240
+LONG_LABEL = 26
+"""Characters of a label from which a legend has one column."""
+ULP_COLOURS = {MOVED: MAIN_COLOUR, KEPT_SIGN: MAIN_COLOUR, EITHER: "#a8739c", CROSSED: SECOND_COLOUR}
 
 
 def change_map(altair: Any, report: JsonReport) -> Any | None:
@@ -34,7 +40,7 @@ def change_map(altair: Any, report: JsonReport) -> Any | None:
 
 def rank_map(altair: Any, report: JsonReport, field: str = "rank") -> Any | None:
     """Mean rank over full rank by layer and module."""
-    cells = rank_cells(report, field)
+    cells = rank_cells(report, field) if report["rank"] else []
     return layer_module_map(altair, cells, "mean rank / full rank", ("matrices",), 1) if cells else None
 
 
@@ -45,117 +51,137 @@ def random_rank_map(altair: Any, report: JsonReport) -> Any | None:
 
 def spectra_lines(altair: Any, report: JsonReport) -> Any | None:
     """Singular values over the largest, by rank, of one matrix of each module; dashed lines are those of random matrices."""
-    points, labels = spectrum_lines(report)
+    lines = spectrum_lines(report)
+    points = [point for line in lines for point in line.points]
     if not points:
         return None
-    lowest = min(10 ** math.floor(math.log10(min(p["value"] for p in points))), 0.1)
-    x = altair.X(
-        "rank:Q", title="rank / full rank", scale=altair.Scale(domain=[0, 1]), axis=altair.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1])
-    )
-    decades = [10**k for k in range(round(math.log10(lowest)), 1)]
-    scale = altair.Scale(type="log", domain=[lowest, 1])
-    y = altair.Y("value:Q", title="singular value / largest", scale=scale, axis=altair.Axis(format="~g", values=decades))
-    legend = altair.Legend(orient="bottom", columns=3, columnPadding=2, title=None, symbolType="stroke")
-    measured = [label for label in labels if not label.startswith(RANDOM_LABEL)]
-    colours = [*LINE_COLOURS[: len(measured)], *[GREY] * (len(labels) - len(measured))]
-    colour = altair.Color("line:N", sort=labels, legend=legend, scale=altair.Scale(domain=labels, range=colours))
-    dashes = [*[[1, 0]] * len(measured), *DASHES[: len(labels) - len(measured)]]
-    dash = altair.StrokeDash("line:N", sort=labels, legend=legend, scale=altair.Scale(domain=labels, range=dashes))
-    tips = [altair.Tooltip("tensor:N"), altair.Tooltip("rank:Q", format=".0%"), altair.Tooltip("value:Q", format=".3~g")]
+    lowest = min(math.floor(math.log10(min(p["value"] for p in points))), -1)
+    quarters = Ticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
+    x_axis = altair.Axis(values=quarters.values, labelExpr=quarters.expression())
+    x = altair.X("rank:Q", title="rank / full rank", scale=altair.Scale(domain=[0, 1]), axis=x_axis)
+    decades = decade_ticks(lowest)
+    y_axis = altair.Axis(values=[10**k for k in decades.values], labelExpr=decades.expression("log(datum.value) / LN10"))
+    y = altair.Y("value:Q", title="singular value / largest", scale=altair.Scale(type="log", domain=[10.0**lowest, 1]), axis=y_axis)
+    labels, random = [line.label for line in lines], sum(line.is_random for line in lines)
+    measured = len(lines) - random
+    title = "matrix of the update (dashed: independent random entries)"
+    columns = 2 if max(map(len, labels)) < LONG_LABEL else 1
+    stroke = {"symbolType": "stroke", "symbolSize": 500, "symbolStrokeWidth": 2}
+    legend = altair.Legend(orient="bottom", columns=columns, title=title, titleLimit=420, labelLimit=400, **stroke)
+    colour = altair.Color("line:N", legend=legend, scale=altair.Scale(domain=labels, range=[*LINE_COLOURS[:measured], *[GREY] * random]))
+    dashes = altair.Scale(domain=labels, range=[*[[1, 0]] * measured, *DASHES[:random]])
+    tips = [altair.Tooltip("tensor:N"), altair.Tooltip("rank:Q", format=".0%"), altair.Tooltip("share:N", title="of the largest")]
     base = altair.Chart(altair.Data(values=points)).mark_line(strokeWidth=2)
+    dash = altair.StrokeDash("line:N", legend=legend, scale=dashes)
     return base.encode(x=x, y=y, color=colour, strokeDash=dash, detail="line:N", tooltip=tips).properties(height=300)
 
 
-def ulp_label(first: int, last: int | None) -> str:
-    """Label of a bin of distances from ``first`` to ``last`` ulps; None: it has no upper end."""
-    if last is None:
-        return f"{first:,} or more"
-    return f"{first:,}" if first == last else f"{first:,}–{last:,}"
-
-
 def ulp_bars(altair: Any, report: JsonReport) -> Any | None:
-    """By how many ulps the changed elements moved."""
-    bins = report["moves"]["ulp"]
-    total = sum(b["count"] for b in bins)
-    if not total:
+    """By how many ulps the changed elements moved; gaps have a row, and what crossed zero another colour."""
+    rows = ulp_rows(report)
+    if not rows:
         return None
-    rows = [{"ulps": ulp_label(b["from"], b["to"]), "count": b["count"], "value": b["count"] / total} for b in bins]
     top = max(row["value"] for row in rows)
-    x = altair.X("value:Q", title="share of changed elements", scale=altair.Scale(domain=[0, 1.15 * top], nice=False))
-    y = altair.Y("ulps:O", sort=None, title="moved by (ulps)")
-    tips = [altair.Tooltip("ulps:O"), altair.Tooltip("count:Q", format=","), altair.Tooltip("value:Q", format=".3~p", title="share")]
-    base = altair.Chart(altair.Data(values=rows)).encode(x=x.axis(format=".2~p", tickCount=5), y=y, tooltip=tips)
-    text = base.mark_text(align="left", dx=4, fontSize=11).encode(text=altair.Text("value:Q", format=".2~p"))
-    return (base.mark_bar(color=MAIN_COLOUR) + text).properties(height=ROW_HEIGHT * len(rows))
+    kinds = [kind for kind in ULP_COLOURS if any(row["kind"] == kind for row in rows)]
+    x = altair.X("value:Q", title="share of changed elements", scale=altair.Scale(domain=[0, 1.2 * top], nice=False))
+    distances = altair.Scale(domain=[row["ulps"] for row in rows])  # the order of the rows, gaps among them
+    y = altair.Y("ulps:O", scale=distances, title="moved by (ulps)", axis=altair.Axis(labelLimit=260))
+    tips = [altair.Tooltip("ulps:O"), altair.Tooltip("count:Q", format=","), altair.Tooltip("share:N")]
+    base = altair.Chart(altair.Data(values=rows)).encode(x=x.axis(share_axis(altair, 0, top)), y=y, tooltip=tips)
+    legend = None if kinds == [MOVED] else altair.Legend(orient="bottom", columns=1, title="the weight", titleLimit=420, labelLimit=420)
+    colours = altair.Scale(domain=kinds, range=[ULP_COLOURS[kind] for kind in kinds])
+    bars = base.transform_filter(altair.datum.count > 0).mark_bar().encode(color=altair.Color("kind:N", scale=colours, legend=legend))
+    text = base.properties(name="share_note").mark_text(align="left", dx=4, fontSize=11).encode(text="label:N")
+    return (bars + text).properties(height=ROW_HEIGHT * len(rows))
 
 
-POWER_LABEL = "format(pow(2, datum.value), '.0e')"
-"""Vega expression for the labels of an axis of powers of two."""
+def power_bars(altair: Any, rows: Rows, title: str, value_title: str, top: float, tips: list[Any]) -> Any:
+    """Bars over powers of two, with a grey band where there is none."""
+    low, high = rows[0]["x"], rows[-1]["x2"]
+    ticks = power_ticks(low, high)
+    axis = altair.Axis(values=ticks.values, labelExpr=ticks.expression(), grid=False)
+    x = altair.X("x:Q", title=title, axis=axis, scale=altair.Scale(zero=False, nice=False, padding=8))
+    y = altair.Y("value:Q", title=value_title, scale=altair.Scale(domain=[0, top], nice=False), axis=share_axis(altair, 0, top))
+    bars = altair.Chart(altair.Data(values=rows)).mark_bar(color=MAIN_COLOUR, binSpacing=1)
+    chart = bars.encode(x=x, x2="x2:Q", y=y, y2=altair.datum(0), tooltip=tips)
+    between, still = gaps(rows), unchanged_runs(rows)
+    if between:
+        chart += altair.Chart(altair.Data(values=between)).mark_rect(color=GREY, opacity=0.25).encode(x="x:Q", x2="x2:Q")
+    labels = [{**part, "middle": (part["x"] + part["x2"]) / 2} for part in (*between, *still) if part["x2"] - part["x"] > (high - low) / 10]
+    if labels:
+        text = altair.Chart(altair.Data(values=labels), name="part_note").mark_text(fontSize=11, baseline="bottom")
+        chart += text.encode(x="middle:Q", y=altair.value(HISTOGRAM_HEIGHT - 4), text="label:N")
+    return chart.properties(height=HISTOGRAM_HEIGHT)
 
 
 def change_bars(altair: Any, report: JsonReport) -> Any | None:
     """How large the changes are, with a dashed line at the tolerance."""
-    bins = [b for b in report["moves"]["abs"] if b["from"] > 0 and b["count"]]
-    if not bins:
+    rows = size_rows(report)
+    if not rows:
         return None
-    total = sum(b["count"] for b in report["moves"]["abs"])
-    rows: Rows = [{**b, "x": math.log2(b["from"]), "value": b["count"] / total} for b in bins]
-    rows = [{**row, "x2": math.log2(row["to"]) if row["to"] else row["x"] + 1} for row in rows]
-    axis = altair.Axis(labelExpr=POWER_LABEL, tickMinStep=1, tickCount=8, labelOverlap=True, grid=False)
-    x = altair.X("x:Q", title="|d|, in steps of a power of two", axis=axis, scale=altair.Scale(zero=False, nice=False, padding=8))
-    y = altair.Y("value:Q", title="share of changed elements", axis=altair.Axis(format=".2~p", tickCount=5))
-    tips = [altair.Tooltip("from:Q", format=".3~g"), altair.Tooltip("to:Q", format=".3~g"), altair.Tooltip("count:Q", format=",")]
-    chart = (
-        altair.Chart(altair.Data(values=rows))
-        .mark_bar(color=MAIN_COLOUR, binSpacing=1)
-        .encode(x=x, x2="x2:Q", y=y, y2=altair.datum(0), tooltip=tips)
-    )
+    tips = [altair.Tooltip("size:N", title="|d|"), altair.Tooltip("count:Q", format=","), altair.Tooltip("share:N")]
+    top = 1.05 * max(row["value"] for row in rows)
+    chart = power_bars(altair, rows, "|d| (each bar: a power of two)", "share of changed elements", top, tips)
     tolerance = report["settings"]["atol"]
     if tolerance and rows[0]["x"] - 4 <= math.log2(tolerance) <= rows[-1]["x2"] + 4:
-        mark = altair.Chart(altair.Data(values=[{"x": math.log2(tolerance), "label": f"tolerance {short_number(tolerance)}"}]))
-        chart += mark.mark_rule(strokeDash=[5, 4], strokeWidth=1.5).encode(x="x:Q")
+        place = {"x": math.log2(tolerance), "label": f"tolerance {number_or_power(tolerance)}"}
+        mark = altair.Chart(altair.Data(values=[place]))
+        chart += mark.properties(name="rule_note").mark_rule(strokeDash=[5, 4], strokeWidth=1.5).encode(x="x:Q")
         right = math.log2(tolerance) > (rows[0]["x"] + rows[-1]["x2"]) / 2
-        text = mark.mark_text(align="right" if right else "left", dx=-5 if right else 5, baseline="bottom", fontSize=11)
+        text = mark.properties(name="tolerance_note").mark_text(
+            align="right" if right else "left", dx=-5 if right else 5, baseline="bottom", fontSize=11
+        )
         chart += text.encode(x="x:Q", y=altair.value(-3), text="label:N")
-    return chart.properties(height=240)
+    return chart
 
 
 def exponent_bars(altair: Any, report: JsonReport) -> Any | None:
     """Share of the elements that changed, by the size of the base's value."""
-    rows: Rows = [
-        {**e, "x": e["exponent"], "x2": e["exponent"] + 1, "value": e["changed"] / e["elements"]}
-        for e in report["moves"]["exponents"]
-        if e["exponent"] is not None and e["elements"]
-    ]
-    if not rows or not changed_count(report["totals"]):
+    rows = exponent_rows(report)
+    if not any(row["changed"] for row in rows):
         return None
-    axis = altair.Axis(labelExpr=POWER_LABEL, tickMinStep=1, tickCount=8, labelOverlap=True, grid=False)
-    x = altair.X("x:Q", title="|base value|, in steps of a power of two", axis=axis, scale=altair.Scale(zero=False, nice=False, padding=8))
-    y = altair.Y("value:Q", title="share that changed", axis=altair.Axis(format=".2~p", tickCount=5))
-    tips = [altair.Tooltip("exponent:Q"), altair.Tooltip("changed:Q", format=","), altair.Tooltip("elements:Q", format=",")]
-    tips.append(altair.Tooltip("value:Q", title="share that changed", format=".3~p"))
-    chart = altair.Chart(altair.Data(values=rows)).mark_bar(color=MAIN_COLOUR, binSpacing=1)
-    return chart.encode(x=x, x2="x2:Q", y=y, y2=altair.datum(0), tooltip=tips).properties(height=240)
+    tips = [altair.Tooltip("size:N", title="|base value|"), altair.Tooltip("changed:Q", format=",")]
+    tips += [altair.Tooltip("elements:Q", format=","), altair.Tooltip("share:N", title="share that changed")]
+    top = max(row["value"] for row in rows)
+    return power_bars(altair, rows, "|base value| (each bar: a power of two)", "share that changed", top, tips)
+
+
+def layer_rows(report: JsonReport) -> Rows:
+    """Shares of unchanged elements of each layer, of each component that has layers of its own."""
+    kinds = unchanged_kinds(report)
+    return [
+        {"layer": layer, "component": component, "kind": kind, "value": sums[field] / sums["elements"]}
+        for (component, layer), sums in layer_sums(report).items()
+        for kind, field in kinds.items()
+        if sums["elements"]
+    ]
+
+
+def unchanged_kinds(report: JsonReport) -> dict[str, str]:
+    """The ways in which elements are counted as unchanged, and their fields."""
+    return {"same bits": "bit_identical", f"|d| at most {number_or_power(report['settings']['atol'])}": "within_atol"}
 
 
 def layer_lines(altair: Any, report: JsonReport) -> Any | None:
-    """Update sparsity of each layer: bit for bit, and within the absolute tolerance."""
-    kinds = {"same bits": "bit_identical", f"|d| at most {short_number(report['settings']['atol'])}": "within_atol"}
-    rows: Rows = [
-        {"layer": layer["layer"], "kind": kind, "value": layer[field] / layer["elements"]}
-        for layer in report["layers"]
-        for kind, field in kinds.items()
-        if layer["elements"] and layer["layer"] is not None
-    ]
-    if len(report["layers"]) < 2 or not rows:
+    """Update sparsity of each layer: bit for bit, and within the absolute tolerance; a dash for each component."""
+    rows = [{**row, "share": percent(row["value"])} for row in layer_rows(report)]
+    layers, components = sorted({row["layer"] for row in rows}), list(dict.fromkeys(row["component"] for row in rows))
+    if len(layers) < 2:
         return None
-    axis = altair.Axis(labelAngle=0, labelOverlap="greedy", labelSeparation=4)
-    scale = altair.Scale(domain=list(kinds), range=[MAIN_COLOUR, SECOND_COLOUR])
-    colour = altair.Color("kind:N", title=None, scale=scale, legend=altair.Legend(orient="bottom"))
-    tips = [altair.Tooltip("layer:O"), altair.Tooltip("kind:N"), altair.Tooltip("value:Q", format=".6~p")]
-    chart = altair.Chart(altair.Data(values=rows)).mark_line(point=len(report["layers"]) <= MAX_MARKED_POINTS)
-    x = altair.X("layer:O", title="layer", axis=axis)
-    return chart.encode(x=x, y=unchanged_axis(altair, rows), color=colour, tooltip=tips).properties(height=240)
+    scale = altair.Scale(domain=list(unchanged_kinds(report)), range=[MAIN_COLOUR, SECOND_COLOUR])
+    legend = {"symbolType": "stroke", "symbolSize": 500, "symbolStrokeWidth": 2, "labelLimit": 300, "titleLimit": 420}
+    colour = altair.Color("kind:N", scale=scale, legend=altair.Legend(title="unchanged means", orient="top", **legend))
+    tips = [altair.Tooltip("layer:O"), altair.Tooltip("kind:N"), altair.Tooltip("share:N")]
+    x = altair.X("layer:O", title="layer", axis=altair.Axis(labelAngle=0, labelOverlap="greedy", labelSeparation=4))
+    base = altair.Chart(altair.Data(values=rows)).encode(x=x, y=unchanged_axis(altair, rows), color=colour)
+    lines = base.mark_line()
+    if len(components) > 1:
+        dashes = altair.Scale(domain=components, range=[[1, 0], *DASHES])
+        named = altair.Legend(title="component", orient="bottom", columns=1, **legend)
+        lines = lines.encode(strokeDash=altair.StrokeDash("component:N", scale=dashes, legend=named))
+        tips.insert(0, altair.Tooltip("component:N"))
+    points = base.mark_circle(size=30, opacity=int(len(layers) <= MAX_MARKED_POINTS)).encode(tooltip=tips)
+    return (lines + points).properties(height=240)
 
 
 CHARTS: list[ChartPlan] = [

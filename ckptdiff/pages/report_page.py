@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from ckptdiff.pages.chart_data import JsonReport, changed_share, label_of, mean_of_known, rank_shares, share_of_changed
+from ckptdiff.analysis.modules import expert_of, packing
+from ckptdiff.pages.chart_data import JsonReport, changed_share, label_of, layer_sums, mean_of_known, rank_shares, share_of_changed
+from ckptdiff.pages.labels import common_start, start_words
+from ckptdiff.pages.report_captions import captions
 from ckptdiff.pages.report_charts import charts
-from ckptdiff.pages.report_prose import captions, compared_words, definitions, headline, key_figures
-from ckptdiff.pages.templating import Cell, Columns, Page, Table, TensorTable, label_cells, render, share_cell
+from ckptdiff.pages.report_prose import definitions, findings, headline, key_figures
+from ckptdiff.pages.templating import Cell, Columns, Page, Table, TensorTable, label_cells, path_of, render, share_cell
 from ckptdiff.units import MISSING, percent, shape_text, three_digits
 
 COLUMNS: Columns = [
@@ -26,9 +30,8 @@ COLUMNS: Columns = [
     ("rows 5–95 %", "number"),
     ("columns 5–95 %", "number"),
 ]
-MODULE_COLUMNS: Columns = [
-    ("kind", "text"),
-    *((name, "number") for name in ("elements", "changed", "in tolerance", "… rounded", "… relative", "one ulp", "grew")),
+GROUP_COLUMNS: Columns = [
+    (name, "number") for name in ("elements", "changed", "in tolerance", "… rounded", "… relative", "one ulp", "grew")
 ]
 SAMPLE_COLUMNS: Columns = [("kind", "text"), ("matrices", "number"), ("taken", "number"), ("layers", "text")]
 
@@ -40,13 +43,13 @@ def span_cell(quantiles: list[float] | None) -> Cell:
     return f"{percent(quantiles[1])[:-2]}–{percent(quantiles[5])}", quantiles[5] - quantiles[1]
 
 
-def report_row(tensor: dict[str, Any]) -> list[Cell]:
-    """One row of the table of tensors, in the order of COLUMNS."""
+def report_row(tensor: dict[str, Any], start: str) -> list[Cell]:
+    """One row of the table of tensors, in the order of COLUMNS; ``start``: what its path begins with, which is not shown."""
     stable = mean_of_known(s["stable_rank"] for s in tensor["spectra"] or ())
     elements = tensor["elements"]
     return [
-        *label_cells(tensor["scope"], label_of(tensor), tensor["layer"], tensor["module"]),
-        (tensor["dtype"], tensor["dtype"]),
+        *label_cells(path_of(tensor["scope"], label_of(tensor)), start, tensor["layer"], tensor["module"]),
+        (f"{tensor['dtype']} (packed)" if packing(tensor["name"], tensor["dtype"]) else tensor["dtype"], tensor["dtype"]),
         (shape_text(tensor["shape"], " × "), elements),
         share_cell(changed_share(tensor)),
         share_cell(share_of_changed(tensor, "one_ulp")),
@@ -60,18 +63,40 @@ def report_row(tensor: dict[str, Any]) -> list[Cell]:
     ]
 
 
-def module_table(report: JsonReport) -> Table:
-    """The kinds of modules, as a small table."""
+GROUP_NOTE = (
+    "“in tolerance” counts unchanged elements as the paper does; “rounded” as its code, “relative” by |base|. “one ulp” and "
+    "“grew” are shares of the changed elements."
+)
+
+
+def group_table(name: str, title: str, note: str, heading: str, groups: Mapping[str, dict[str, int]]) -> Table:
+    """Sums over groups of tensors, as a table."""
     rows = []
-    for module in report["modules"]:
-        unchanged = [module[field] / (module["elements"] or 1) for field in ("within_atol", "within_atol_rounded", "within_rtol")]
-        shares = [changed_share(module), *unchanged, share_of_changed(module, "one_ulp"), share_of_changed(module, "up")]
-        rows.append([module["module"], f"{module['elements']:,}", *map(percent, shares)])
-    note = (
-        "“in tolerance” counts unchanged elements as the paper does; “rounded” as its code, “relative” by |base|. “one ulp” and "
-        "“grew” are shares of the changed elements."
-    )
-    return Table("kinds", "Each kind of tensor", note, MODULE_COLUMNS, rows)
+    for label, sums in groups.items():
+        unchanged = [sums[field] / (sums["elements"] or 1) for field in ("within_atol", "within_atol_rounded", "within_rtol")]
+        shares = [changed_share(sums), *unchanged, share_of_changed(sums, "one_ulp"), share_of_changed(sums, "up")]
+        rows.append([label, f"{sums['elements']:,}", *map(percent, shares)])
+    return Table(name, title, note, [(heading, "text"), *GROUP_COLUMNS], rows)
+
+
+def group_tables(report: JsonReport) -> list[Table]:
+    """Sums by component, kind of module, layer and expert, of those that the checkpoint has."""
+    components, kinds, experts = ({str(row[key]): row for row in report.get(f"{key}s", ())} for key in ("component", "module", "expert"))
+    layers = {f"{component} {layer}".strip(): sums for (component, layer), sums in layer_sums(report).items()}
+    stacked = sum(t["module"] == "experts" and expert_of(t["name"], t["part"]) is None for t in report["tensors"])
+    note = "Over all layers." + (f" {stacked:,} tensors that hold all experts of a layer count under “experts” alone." if stacked else "")
+    return [
+        group_table(
+            "components",
+            "Each component",
+            "Folders of a pipeline, and towers of a model; “the rest” is in none of these.",
+            "component",
+            components,
+        ),
+        group_table("kinds", "Each kind of tensor", GROUP_NOTE, "kind", kinds),
+        group_table("layers", "Each layer", "", "layer", layers),
+        group_table("experts", "Each expert", note, "expert", experts),
+    ]
 
 
 def sample_table(report: JsonReport) -> Table:
@@ -84,7 +109,11 @@ def sample_table(report: JsonReport) -> Table:
     return Table("sample", "Matrices whose rank was taken", note, SAMPLE_COLUMNS, rows)
 
 
-EXPLANATION = "“one ulp” and “grew” are shares of the changed elements."
+def tensor_table(report: JsonReport) -> TensorTable:
+    """The table of all tensors."""
+    start = common_start([path_of(t["scope"], label_of(t)) for t in report["tensors"]])
+    explanation = f"“one ulp” and “grew” are shares of the changed elements. {start_words(start, 'tensors')}".strip()
+    return TensorTable(explanation, COLUMNS, [report_row(tensor, start) for tensor in report["tensors"]])
 
 
 def render_page(report: JsonReport) -> str:
@@ -98,12 +127,13 @@ def render_page(report: JsonReport) -> str:
     return render(
         Page(
             title=" → ".join(filter(None, (report["base"], report["target"]))),
-            headline=" ".join(filter(None, (headline(report), compared_words(report)))),
+            headline=headline(report),
+            findings=findings(report),
             figures=key_figures(report),
             charts=charts(report),
             captions=captions(report),
-            tables=[module_table(report), sample_table(report)],
-            tensors=TensorTable(EXPLANATION, COLUMNS, [report_row(tensor) for tensor in report["tensors"]]),
+            tables=[*group_tables(report), sample_table(report)],
+            tensors=tensor_table(report),
             left_out=[(reason, names) for reason, names in left_out if names],
             definitions=definitions(report),
         )

@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ckptdiff.analysis.modules import APART
-from ckptdiff.pages.chart_data import MAX_SPECTRA, JsonReport, changed_count, changed_share
-from ckptdiff.units import MISSING, count_in_words, percent, short_number, three_digits
+from ckptdiff.analysis.modules import APART, packing
+from ckptdiff.pages.chart_data import JsonReport, changed_count, changed_share
+from ckptdiff.pages.labels import number_or_power
+from ckptdiff.units import count_in_words, percent, percent_of, three_digits
 
 PAPER = "arXiv 2505.11711"
 NEARLY_FULL_RANK, LOW_RANK = 0.95, 0.5
@@ -25,17 +26,32 @@ def matrices_or_rest(report: JsonReport, rest: bool) -> dict[str, int]:
 
 
 def headline(report: JsonReport) -> str:
-    """What training changed, in one sentence."""
+    """How much training changed, in one short sentence."""
     totals = report["totals"]
     elements, count = totals["elements"], changed_count(totals)
     if not elements:
         return "There are no weights to compare."
     if not count:
         return f"No weight changed: all {count_in_words(elements)} are the same, bit for bit."
-    parts = [f"{percent(count / elements)} of {count_in_words(elements)} weights changed{step_words(report)}"]
+    what = "elements" if packed_words(report) else "weights"
+    share = percent_of(count, elements)
+    share = f"{count:,}" if share.startswith("<") else share  # of so few the number says more
+    return f"{share} of {count_in_words(elements)} {what} changed{step_words(report)}."
+
+
+def findings(report: JsonReport) -> str:
+    """What else is to say of the update, in a few sentences; empty where there is none."""
+    if not changed_count(report["totals"]):
+        return ""
     shape = " and ".join(filter(None, (spread_words(report), rank_words(report))))
-    parts += filter(None, (norm_words(report), f"the update is {shape}" if shape else ""))
-    return "; ".join(parts) + "."
+    sentences = (norm_words(report), f"the update is {shape}" if shape else "", packed_words(report), compared_words(report))
+    return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences if sentence)
+
+
+def packed_words(report: JsonReport) -> str:
+    """Which tensors hold packed numbers, of which an element is more than one value."""
+    found = Counter(filter(None, (packing(tensor["name"], tensor["dtype"]) for tensor in report["tensors"])))
+    return "; ".join(f"{count:,} {'tensor' if count == 1 else 'tensors'} of {words}" for words, count in found.items())
 
 
 def compared_words(report: JsonReport) -> str:
@@ -44,7 +60,7 @@ def compared_words(report: JsonReport) -> str:
     parts = [f"{count:,} tensors were compared after a cast from {dtype}" for dtype, count in casts.items()]
     others = sum(bool(tensor.get("bases")) for tensor in report["tensors"])
     parts += [f"{others:,} with base tensors of other names"] if others else []
-    return "; ".join(parts) + "." if parts else ""
+    return "; ".join(parts)
 
 
 def step_words(report: JsonReport) -> str:
@@ -57,7 +73,7 @@ def step_words(report: JsonReport) -> str:
     if one > 0.5 * count:
         return ", most by one ulp"
     median = median_distance(report)
-    return f", half of them by {median:,} ulps or more" if median else ""
+    return f",{' half of them' * (count > 1)} by {median:,} ulps or more" if median else ""
 
 
 def median_distance(report: JsonReport) -> int | None:
@@ -149,7 +165,7 @@ def key_figures(report: JsonReport) -> list[tuple[str, str, str]]:
         return []
     named = {m["module"] for m in report["modules"]} != {"other"}
     matrices, rest = matrices_or_rest(report, rest=False), matrices_or_rest(report, rest=True)
-    tolerance = short_number(report["settings"]["atol"])
+    tolerance = number_or_power(report["settings"]["atol"])
     as_paper = ", as in the paper" if report["settings"]["atol"] == 1e-5 else ""
     figures = [("update sparsity", percent(totals["bit_identical"] / elements), "weights with the same bits")]
     figures.append((f"sparsity at {tolerance}", percent(totals["within_atol"] / elements), f"|d| at most {tolerance}{as_paper}"))
@@ -159,9 +175,7 @@ def key_figures(report: JsonReport) -> list[tuple[str, str, str]]:
             figures.append((name, value, f"{count_in_words(sums['changed'])} of {count_in_words(sums['elements'])}"))
     if count:
         figures.append(("moved one ulp", percent(totals["one_ulp"] / count), "of the changed weights"))
-        figures.append(
-            ("grew / fell", f"{percent(totals['up'] / count)[:-2]} / {percent(totals['down'] / count)}", "of the changed weights")
-        )
+        figures.append(("grew", percent(totals["up"] / count), f"of the changed weights; {percent(totals['down'] / count)} fell"))
     rank = report["rank"]
     if rank and rank["matrices"]:
         chance = percent(rank["random_rank_share"])
@@ -174,47 +188,13 @@ def key_figures(report: JsonReport) -> list[tuple[str, str, str]]:
     return figures
 
 
-def hidden_by_tolerance(report: JsonReport) -> str:
-    """Share of the changed elements that count as unchanged at the tolerance."""
-    totals = report["totals"]
-    return percent(max(totals["within_atol"] - totals["bit_identical"], 0) / changed_count(totals))
-
-
-def captions(report: JsonReport) -> dict[str, str]:
-    """What the numbers of each chart mean, and what to expect of them, by the chart's name."""
-    rank = report["rank"] or {"rank_share": None, "random_rank_share": None}
-    tolerance = short_number(report["settings"]["atol"])
-    hidden = hidden_by_tolerance(report) if changed_count(report["totals"]) else MISSING
-    empty = [e for e in report["moves"]["exponents"] if e["exponent"] is None and e["elements"]]
-    zeros = f" Zeros and subnormals are not shown: {empty[0]['changed']:,} of {empty[0]['elements']:,} changed." if empty else ""
-    return {
-        "changed": "Share of the weights whose bits changed. RL fine-tuning tends to give much the same share in all layers and matrices, "
-        "and little or none in the norms; one bright row or column means that training worked on one part.",
-        "rank": f"Rank of target minus base over the most it can be: {percent(rank['rank_share'])} on average. Nearly full rank is what "
-        "any scattered update gives; only much less than in the picture beside it says that the update has structure, as a LoRA's has.",
-        "random-rank": "The picture to compare with: as many changed weights in each matrix, but at random places, give "
-        f"{percent(rank['random_rank_share'])} on average.",
-        "spectra": f"How the update's strength is spread over its directions, for one matrix of each kind (at most {MAX_SPECTRA}; from a "
-        "middle layer). Dashed and dotted lines are those of independent random entries. A line like them has no direction that stands "
-        "out; one that falls steeply at the left has its strength in a few directions; one that ends early lacks the ranks to its right.",
-        "ulps": "An ulp is the step from one number that the format can hold to the next, so one ulp is the smallest change there is. "
-        "Small learning rates in BF16 mostly give one: a step is either rounded away, or just large enough to reach the next number.",
-        "sizes": f"Absolute change of the changed weights. {hidden} of them changed by at most {tolerance}, and count as unchanged "
-        "at that tolerance (the paper's: 1e-5).",
-        "exponents": "Share of the weights that changed, by the size of their value in the base. Large weights have coarse steps, so that "
-        f"small updates are rounded away: expect a fall from left to right.{zeros}",
-        "layers": "Share of weights that stayed the same, bit for bit and within the tolerance. A flat line means that all layers took "
-        f"part equally. {PAPER} reports 68.5 to 96.0 % for RL-tuned models (table 1), counted at a tolerance of 1e-5.",
-    }
-
-
 def definitions(report: JsonReport) -> list[tuple[str, str]]:
     """Each figure with its formula and source."""
-    atol, rtol = (short_number(report["settings"][name]) for name in ("atol", "rtol"))
+    atol, rtol = (number_or_power(report["settings"][name]) for name in ("atol", "rtol"))
     return [
         ("Changed", "Weights whose bits differ: elements − bit-identical elements. d = target − base."),
         ("Update sparsity", f"Bit-identical elements / elements, that is 1 − ‖d‖₀ / n (as in {PAPER}, which counts at a tolerance)."),
-        ("Unchanged within the tolerance", f"|d| ≤ {atol} (the default of {PAPER}: 1e-5). Most changes of small weights do not count."),
+        ("Unchanged within the tolerance", f"|d| ≤ {atol} (the default of {PAPER}: 10⁻⁵). Most changes of small weights do not count."),
         (
             "… as the paper's code counts",
             f"The same, but |d| and {atol} are rounded to the tensor's type first, as the code that came with {PAPER} does.",

@@ -30,6 +30,8 @@ Columns = Sequence[tuple[str, str]]
 """Headings, and whether their columns hold ``text`` or a ``number``."""
 ROWS_SHOWN_AT_FIRST = 200
 """Rows of the table of tensors that are laid out at first, so that a page of thousands opens and sorts at once; a button shows all."""
+MOST_OPEN_ROWS = 20
+"""Rows of a small table up to which it is open."""
 PIECES_JOINED = 4096
 """Pieces of a page that are joined as soon as they are rendered: a page of 90,000 tensors has five million small ones."""
 
@@ -46,6 +48,11 @@ class Table:
     rows: Sequence[Sequence[str]]
     sortable = False
 
+    @property
+    def collapsed(self) -> bool:
+        """Whether it opens at a click only, and on paper."""
+        return len(self.rows) > MOST_OPEN_ROWS
+
     def text_rows(self) -> Iterator[tuple[str, Sequence[str]]]:
         """The heading and the other cells of each row."""
         return ((row[0], row[1:]) for row in self.rows)
@@ -55,18 +62,14 @@ class Table:
 class TensorTable:
     """The table of all tensors, which page.js sorts and filters. The first cell of each row is the tensor's name."""
 
-    explanation: str
+    note: str
     """What its columns mean, where their headings do not say it."""
     columns: Columns
     rows: Sequence[Sequence[Cell]]
     name = "tensors"
     title = "Each tensor"
     sortable = True
-
-    @property
-    def note(self) -> str:
-        """The line above the table."""
-        return f"Click a heading to sort, and again to reverse the order. {self.explanation}"
+    collapsed = False
 
     def text_rows(self) -> Iterator[tuple[str, Sequence[str]]]:
         """The name and the text of the other cells of each row."""
@@ -79,7 +82,9 @@ class Page:
 
     title: str
     headline: str
-    """The result in one sentence."""
+    """The result in one short sentence."""
+    findings: str
+    """What else is to say, in a few sentences; may be empty."""
     figures: Sequence[tuple[str, str, str]]
     """Name, value and a short explanation of each key figure."""
     charts: Sequence[Chart]
@@ -99,17 +104,21 @@ def share_cell(value: float | None) -> Cell:
     return percent(value), value
 
 
-def label_cells(scope: str, name: str, layer: int | None, module: str) -> list[Cell]:
-    """The first cells of a tensor's row: its name, its layer and the kind of its module."""
-    path = "/".join(filter(None, (scope, name)))
-    return [(path, path), (MISSING if layer is None else str(layer), layer), (module, module)]
+def path_of(scope: str, name: str) -> str:
+    """A tensor's name after its scope."""
+    return "/".join(filter(None, (scope, name)))
+
+
+def label_cells(path: str, start: str, layer: int | None, module: str) -> list[Cell]:
+    """The first cells of a tensor's row: its path without its start, by all of which it is sorted and found; its layer; its kind."""
+    return [(path[len(start) :], path), (MISSING if layer is None else str(layer), layer), (module, module)]
 
 
 @cache
 def environment() -> Environment:
     """The templates' environment: it escapes every expression, and writes out what cannot be seen or turns the writing direction."""
     markup = markupsafe.Markup
-    percent_sign, dot = markup("&nbsp;%"), markup(".<wbr>")
+    dot, line = markup(".<wbr>"), markup("_<wbr>")
 
     def shown(value: object) -> object:
         return value if isinstance(value, markup) else visible(str(value))
@@ -122,9 +131,14 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # Sentences are not broken before a percent sign; names may be broken after each of their dots.
-    templates.filters["prose"] = lambda text: markup.escape(visible(text)).replace(" %", percent_sign)
-    templates.filters["breakable"] = lambda name: markup.escape(visible(name)).replace(".", dot)
+    # Sentences are not broken before a percent sign, nor behind that of a bound; names may be broken after each dot and underline.
+
+    def prose(text: str) -> Markup:
+        escaped = markup.escape(visible(text)).replace(" %", markup("&nbsp;%"))
+        return escaped.replace("&lt; ", markup("&lt;&nbsp;")).replace("&gt; ", markup("&gt;&nbsp;"))
+
+    templates.filters["prose"] = prose
+    templates.filters["breakable"] = lambda name: markup.escape(visible(name)).replace("_", line).replace(".", dot)
     templates.filters["thousands"] = "{:,}".format
     templates.globals["zip"] = partial(zip, strict=True)
     return templates
@@ -151,7 +165,7 @@ def page_data(page: Page) -> dict[str, Any]:
     """What page.js draws and sorts."""
     return {
         "charts": {chart.name: fitted(chart.spec) for chart in page.charts},
-        "themes": {"light": theme(), "dark": theme(dark=True)},
+        "theme": theme(),
         "columns": [kind for _, kind in page.tensors.columns],
         "shown": ROWS_SHOWN_AT_FIRST,
         "rows": [[value for _, value in row] for row in page.tensors.rows],

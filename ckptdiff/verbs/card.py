@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ckptdiff.analysis.report_model import Report
 from ckptdiff.hub.ids import HubId
 from ckptdiff.obtaining import HOW_TO_GET_IT
-from ckptdiff.pages.report_prose import headline
+from ckptdiff.pages.report_prose import findings, headline
 from ckptdiff.units import byte_size, count_in_words, percent, percent_of, short_number, size_ratio, three_digits
 from ckptdiff.verbs.info import PatchInfo
 
@@ -102,7 +102,10 @@ def _report_lines(report: Report, picture: str | None) -> list[str]:
         (_escaped(kind), count_in_words(counts.elements), percent(counts.changed / counts.elements))
         for kind, counts in report.modules.items()
     ]
-    first = headline(report.to_json()) if report.complete else f"{percent(1 - totals.sparsity)} of the weights changed."
+    first = f"{percent(1 - totals.sparsity)} of the weights changed."
+    if report.complete:
+        value = report.to_json()
+        first = " ".join(filter(None, (headline(value), findings(value))))
     lines = [first, "", *_table(("", ""), rows), "", *_table(("kind", "weights", "changed"), kinds)]
     return lines + (["", f"![Where weights changed, by layer and kind]({picture})"] if picture else [])
 

@@ -1,10 +1,21 @@
-"""Names of tensors from many families of models give their layer and kind of module."""
+"""Names of tensors from many families of models give their layer, kind of module, expert and component."""
 
 from __future__ import annotations
 
 import pytest
 
-from ckptdiff.analysis.modules import KINDS, RULES, layer_of, module_of
+from ckptdiff.analysis.modules import (
+    KINDS,
+    REST,
+    RULES,
+    component_of,
+    components_of,
+    expert_of,
+    layer_of,
+    module_of,
+    modules_by_component,
+    packing,
+)
 
 NAMES = {
     "model.layers.3.self_attn.k_proj.weight": (3, "k"),
@@ -70,3 +81,41 @@ def test_names_give_layer_and_kind(name: str) -> None:
 def test_every_kind_has_a_place_and_a_name() -> None:
     assert {kind for kind, _ in RULES} | {"other"} == set(KINDS)
     assert {kind for _, kind in NAMES.values()} == set(KINDS)
+
+
+def test_experts_are_told_by_number() -> None:
+    assert expert_of("model.layers.0.mlp.experts.17.down_proj.weight") == 17
+    assert expert_of("model.layers.0.block_sparse_moe.experts.0.w1.weight") == 0
+    assert expert_of("model.layers.0.mlp.experts.gate_up_proj") is None and expert_of("model.layers.0.mlp.experts.gate_up_proj", 3) == 3
+    assert expert_of("model.layers.0.mlp.shared_experts.up_proj.weight") is None and expert_of("model.layers.3.mlp.up_proj", 2) is None
+
+
+COMPONENTS = {
+    ("model", "model.vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.weight"): "vision_tower",
+    ("model", "model.language_model.layers.7.self_attn.o_proj.weight"): "language_model",
+    ("model", "visual.blocks.0.attn.qkv.weight"): "visual",
+    ("model", "model.multi_modal_projector.linear_1.weight"): "multi_modal_projector",
+    ("model", "model.layers.0.mlp.up_proj.weight"): "",
+    ("unet/diffusion_pytorch_model", "down_blocks.0.attentions.0.proj_in.weight"): "unet",
+    ("text_encoder/model", "text_model.encoder.layers.0.self_attn.q_proj.weight"): "text_encoder/text_model",
+}
+
+
+def test_components_are_folders_of_a_pipeline_and_towers() -> None:
+    assert {place: component_of(*place) for place in COMPONENTS} == COMPONENTS
+    assert components_of([("model", "lm_head.weight"), ("model", "visual.merger.mlp.0.weight")]) == [REST, "visual"]
+    assert components_of([("model", "bert.encoder.layer.0.output.dense.weight")] * 2) == ["", ""]
+
+
+def test_kinds_name_their_component_only_where_layers_of_two_have_one_number() -> None:
+    assert modules_by_component(["visual", REST], [0, 0], ["q", "q"]) == ["visual q", f"{REST} q"]
+    assert modules_by_component(["visual", REST], [0, 1], ["q", "q"]) == ["q", "q"]
+    assert modules_by_component(["visual", REST], [None, None], ["q", "q"]) == ["q", "q"]
+
+
+def test_packed_numbers_are_told_by_dtype_and_name() -> None:
+    blocks = packing("model.layers.0.mlp.experts.gate_up_proj_blocks", "U8")
+    assert "two values a byte" in blocks and "bytes" in blocks and packing("model.embed_tokens.weight", "F4").startswith("FP4")
+    assert "32 bits" in packing("model.layers.0.self_attn.q_proj.qweight", "I32")
+    for name, dtype in (("model.layers.0.mlp.up_proj.weight", "U8"), ("position_ids", "I32"), ("w_blocks", "BF16"), ("scales", "F8_E8M0")):
+        assert packing(name, dtype) == ""

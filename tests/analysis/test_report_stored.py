@@ -246,3 +246,23 @@ def test_real_reports_come_back(target: str) -> None:
     measured = report(BASE, SHARED_DATA / target, rank="none")
     found = unpack(measured.to_bytes(), "here", target)
     assert found.totals == measured.totals and found.modules == measured.modules and found.exponents == measured.exponents
+
+
+def test_experts_and_components_are_stored_checked_and_may_be_missing(tmp_path: Path) -> None:
+    names = [f"model.{tower}.layers.{k}.mlp.experts.{k}.w1" for tower in ("vision_tower", "language_model") for k in range(2)]
+    sides = []
+    for k in range(2):
+        tensors = {name: tensor("BF16", (2, 2), np.full(4, 0x3C00 + k * n, "<u2")) for n, name in enumerate(names)}
+        sides.append(write(tmp_path / f"{k}.safetensors", tensors))
+    found = report(*sides, rank="none")
+    value = json_of(found)
+    assert [(row["expert"], row["elements"], row["bit_identical"]) for row in value["experts"]] == [(0, 8, 4), (1, 8, 0)]
+    assert [row["component"] for row in value["components"]] == ["language_model", "vision_tower"]
+    assert unpack(packed(value), "report", "x").experts == found.experts
+    older = {key: member for key, member in value.items() if key not in ("experts", "components")}
+    assert unpack(packed(older), "report", "x").components == found.components
+    for key in ("experts", "components"):
+        wrong = json.loads(json.dumps(value))
+        wrong[key][0]["elements"] += 1
+        with pytest.raises(FormatError, match="its sums do not agree with its tensors"):
+            unpack(packed(wrong), "report", "x")

@@ -21,7 +21,7 @@ needs_browser = pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
 
 FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
 --disable-component-update --disable-sync --disable-dev-shm-usage
---enable-logging=stderr --v=0 --virtual-time-budget=20000 --dump-dom""".split()
+--virtual-time-budget=20000""".split()
 
 ATTACK = "</script><img src=x onerror=\"document.title='owned'\">{{7*7}}\u202e'&\ud800"
 
@@ -59,7 +59,13 @@ PROBE = """
   found.overflow = document.documentElement.scrollWidth - document.documentElement.clientWidth;
   found.background = getComputedStyle(document.body).backgroundColor;
   found.inks = ["p", "td", "dd", ".soft", "thead th"].map((s) => getComputedStyle(document.querySelector(s)).color);
-  found.ink = document.querySelector(".chart svg .role-axis-label text")?.getAttribute("fill");
+  const inked = document.querySelector(".chart svg .role-axis-label text");
+  found.ink = inked && getComputedStyle(inked).fill;
+  found.grounds = Array.from(document.querySelectorAll(".chart svg"), (svg) => getComputedStyle(svg).backgroundColor);
+  document.querySelectorAll("details").forEach((part) => (part.open = true));
+  found.clipped = Array.from(document.querySelectorAll(".table"))
+    .filter((frame) => frame.scrollWidth > frame.clientWidth)
+    .map((frame) => [frame.firstElementChild.id, frame.previousElementSibling.textContent]);
   found.headline = document.querySelector(".headline").textContent;
   found.requests = performance.getEntriesByType("resource").map((entry) => entry.name);
   found.violations = violations;
@@ -79,13 +85,27 @@ def browse(text: str, folder: Path, *flags: str) -> dict[str, Any]:
     text = f"{before}<script>{PROBE}</script>{end}{after}"
     path = folder / "page.html"
     path.write_text(text, encoding="utf-8")
-    command = [str(BROWSER), *FLAGS, f"--user-data-dir={folder / 'profile'}", *flags, path.as_uri()]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    result = open_page(path, "--enable-logging=stderr", "--v=0", "--dump-dom", *flags)
     said = [line for line in result.stderr.splitlines() if "CONSOLE" in line]
     assert not said, said
     found = re.search(r'<pre id="result">(.*?)</pre>', result.stdout, re.DOTALL)
     assert found, result.stdout[-2000:] + result.stderr[-2000:]
     return json.loads(html.unescape(found[1]))
+
+
+def open_page(path: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """Open a page in a browser that ends when the page has been drawn."""
+    command = [str(BROWSER), *FLAGS, f"--user-data-dir={path.parent / 'profile'}", *flags, path.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100)
+
+
+def printed(text: str, folder: Path, *flags: str) -> Path:
+    """A page as a PDF file."""
+    path, pdf = folder / "page.html", folder / "page.pdf"
+    path.write_text(text, encoding="utf-8")
+    result = open_page(path, f"--print-to-pdf={pdf}", "--no-pdf-header-footer", *flags)
+    assert pdf.exists(), result.stderr[-2000:]
+    return pdf
 
 
 def value(text: str) -> float:

@@ -1,0 +1,90 @@
+"""Reports and overlaps as CSV tables for other programs: counts are whole numbers, shares have all their digits.
+
+Columns have the names of the JSON's fields. What is not known is an empty cell, and a list is JSON in one cell.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from ckptdiff.analysis.overlap import OverlapResult, PairOverlap, TensorOverlap
+from ckptdiff.analysis.report_model import Report, TensorReport, tensor_json, tensor_row
+from ckptdiff.analysis.sparsity import COUNT_FIELDS
+
+RANK_MEANS = ("rank_share", "stable_rank", "effective_share", "random_rank_share")
+REPORT_COLUMNS = (
+    *("scope", "name", "part", "bases", "base_dtype", "dtype", "shape", "layer", "module"),
+    *COUNT_FIELDS,
+    *("sparsity", "matrices", "rank", "effective_rank", "random_rank", *RANK_MEANS, "rows", "columns"),
+)
+PAIR_FIELDS = tuple(field.name for field in fields(PairOverlap))
+COUNTED = ("elements", "changed_first", "changed_second", "both", "both_same_direction", "both_by_size")
+OVERLAP_COLUMNS = ("level", "first_name", "second_name", "scope", "name", *COUNTED, *PAIR_FIELDS)
+
+
+def report_csv(report: Report) -> str:
+    """One row a tensor (or part of one that is stacked)."""
+    return _text(REPORT_COLUMNS, (_report_row(report, tensor) for tensor in report.tensors))
+
+
+def overlap_csv(result: OverlapResult) -> str:
+    """A row for every two updates over all tensors (``level`` is ``all``), and then one for each tensor (``tensor``)."""
+    return _text(OVERLAP_COLUMNS, _overlap_rows(result))
+
+
+def _report_row(report: Report, tensor: TensorReport) -> dict[str, Any]:
+    changed = [rank for rank in tensor.ranks or () if rank.spectrum.stable_rank]
+    row = tensor_json(tensor) | tensor_row(tensor) | {"shape": list(tensor.shape)}
+    row |= {key: _mean([getattr(rank.spectrum, key) for rank in changed]) for key in ("rank", "effective_rank")}
+    row |= {"matrices": len(changed), "random_rank": _mean([rank.random_rank for rank in changed])}
+    if not report.complete:
+        row |= {key: None for key in COUNT_FIELDS if key not in ("elements", "bit_identical")}
+    return row | {"bases": row["bases"] or None}
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    """The mean; of one value that value itself, of none None."""
+    return None if not values else values[0] if len(values) == 1 else math.fsum(values) / len(values)
+
+
+def _overlap_rows(result: OverlapResult) -> Iterator[dict[str, Any]]:
+    for pair in result.pairs:
+        yield {"level": "all"} | _pair_row(result, pair, result.tensors)
+    for tensor in result.tensors:
+        for pair in result.pairs:
+            one = result.pair(pair.first, pair.second, [tensor])
+            yield {"level": "tensor", "scope": tensor.scope, "name": tensor.name} | _pair_row(result, one, [tensor])
+
+
+def _pair_row(result: OverlapResult, pair: PairOverlap, tensors: Sequence[TensorOverlap]) -> dict[str, Any]:
+    i, j = pair.first, pair.second
+    sums = {
+        "elements": sum(t.elements for t in tensors),
+        "changed_first": sum(int(t.changed[i]) for t in tensors),
+        "changed_second": sum(int(t.changed[j]) for t in tensors),
+        "both": sum(int(t.both[i, j]) for t in tensors),
+        "both_same_direction": sum(int(t.same_direction[i, j]) for t in tensors),
+        "both_by_size": math.fsum(float(t.both_by_size[i, j]) for t in tensors),
+    }
+    return {"first_name": result.names[i], "second_name": result.names[j]} | sums | pair.to_json()
+
+
+def _text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_cell(row.get(column)) for column in columns] for row in rows)
+    return out.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """A value as csv writes it: floats in the fewest digits that give the same float."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return ""
+    return json.dumps(value) if isinstance(value, list) else value
