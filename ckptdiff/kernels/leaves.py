@@ -211,14 +211,21 @@ def leaves_of_all(parts: Sequence[Bytes]) -> list[bytes]:
     leaves = np.empty((sum(counts), 2), np.uint64)
     addresses, sizes = np.array([part.ctypes.data for part in parts], np.uint64), np.array([len(part) for part in parts], np.int64)
     fill_leaves(addresses, sizes, np.empty(8, np.uint64), leaves)
-    rows = zip(parts, np.split(leaves, np.cumsum(counts)[:-1]), strict=True)
-    return [leaf for part, row in rows for leaf in as_leaves(row, part)]
+    return _as_leaves_of(leaves, parts, counts)
 
 
 def as_leaves(leaves: Array, data: Bytes) -> list[bytes]:
     """The leaves of a run of blocks as bytes; that of a last block too short for :func:`finish_leaf` comes from the library."""
-    raw, short = leaves.astype(">u8").tobytes(), len(data) % BLOCK
+    return _as_leaves_of(leaves, (data,), (len(leaves),))
+
+
+def _as_leaves_of(leaves: Array, parts: Sequence[Bytes], counts: Sequence[int]) -> list[bytes]:
+    """:func:`as_leaves` of several runs, of so many blocks each, one after the other."""
+    raw, done = leaves.astype(">u8").tobytes(), 0
     digests = [raw[k : k + 16] for k in range(0, len(raw), 16)]
-    if 0 < short <= MAX_SHORT:
-        digests[-1] = xxh128(data[-short:])
+    for part, count in zip(parts, counts, strict=True):
+        done += count
+        short = len(part) % BLOCK
+        if 0 < short <= MAX_SHORT:
+            digests[done - 1] = xxh128(part[-short:])
     return digests

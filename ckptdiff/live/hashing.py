@@ -20,6 +20,10 @@ BYTES_PER_HASH_JOB = 16 * BLOCK
 
 def leaves_in_memory(parts: Sequence[Bytes | torch.Tensor], threads: int) -> list[list[bytes]]:
     """Leaves of tensors in memory."""
+    on_host = [part for part in parts if isinstance(part, np.ndarray)]
+    if len(on_host) == len(parts) and sum(map(len, on_host)) < BYTES_PER_HASH_JOB:
+        leaves_of_parts = iter(kernels.leaves.leaves_of_all(on_host))
+        return [list(islice(leaves_of_parts, block_count(len(part)))) for part in on_host]
     with hash_in_background(parts, threads) as leaves:
         return leaves()
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from ckptdiff.errors import FormatError, UnsupportedError, cut
 from ckptdiff.format.digests import BLOCK, tensor_digest, xxh128
 from ckptdiff.format.dtypes import DTYPES, Bytes, Changes, Replacement
 from ckptdiff.format.entry import Entry
-from ckptdiff.io.parallel import Threads, run_ordered
+from ckptdiff.io.parallel import Threads
 from ckptdiff.lazy import torch
 from ckptdiff.live.hashing import hash_in_background, leaves_in_memory
 from ckptdiff.live.names import MODEL, base_contents, find_tensors, own_names, scope_of
@@ -46,6 +46,18 @@ class Destination:
     means: str | None
     """The codec whose blocks are the changes of ``tensor``; ``same`` if it stays as it is; None if the target must be built and compared
     with it."""
+
+
+class _Block(NamedTuple):
+    """A block of a tensor in memory."""
+
+    destination: Destination
+    start: int
+    """Where it begins, in bytes of the tensor."""
+
+    @property
+    def nbytes(self) -> int:
+        return min(BLOCK, self.destination.tensor.nbytes - self.start)
 
 
 class Loader:
@@ -144,15 +156,15 @@ class Loader:
     def _from_context(self, destinations: Sequence[Destination]) -> Iterator[TensorUpdate]:
         """Hash and unpack each block on one thread, since the codec ``context`` reads the base's block too."""
 
-        def job(destination: Destination, start: int) -> tuple[bytes, Changes | FormatError]:
-            data = destination.tensor.view(start, start + BLOCK, "base")
+        def work(block: _Block) -> tuple[bytes, Changes | FormatError]:
+            data = block.destination.tensor.view(block.start, block.start + BLOCK, "base")
             try:
-                return xxh128(data), self._unpack(destination, start, data)
+                return xxh128(data), self._unpack(block.destination, block.start, data)
             except FormatError as error:
                 return xxh128(data), error  # most likely the base is wrong, which is found first
 
-        jobs = (partial(job, destination, start) for destination in destinations for start in range(0, destination.tensor.nbytes, BLOCK))
-        with closing(run_ordered(jobs, self.threads)) as results:
+        jobs = (_Block(destination, start) for destination in destinations for start in range(0, destination.tensor.nbytes, BLOCK))
+        with closing(Threads(self.threads, BLOCK)(work, jobs)) as results:
             for destination in destinations:
                 rows = [next(results) for _ in range(0, destination.tensor.nbytes, BLOCK)]
                 before, blocks = [leaf for leaf, _ in rows], list[Changes]()

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ckptdiff import device, kernels
 from ckptdiff.errors import BaseMismatchError, IntegrityError, cut
 from ckptdiff.format.digests import BLOCK, tensor_digest
-from ckptdiff.io.parallel import run_ordered
+from ckptdiff.io.parallel import Threads
 from ckptdiff.lazy import torch
 from ckptdiff.live.hashing import leaves_in_memory
 from ckptdiff.live.names import MODEL
-from ckptdiff.live.updates import RangeUpdate, TensorUpdate
+from ckptdiff.live.updates import BYTES_PER_UPDATE_JOB, RangeUpdate, TensorUpdate
 from ckptdiff.live.writing import writing
 from ckptdiff.patching.torch_dtypes import flat_bytes, memory_range
 
@@ -127,14 +126,14 @@ class LoadedPatch:
             Each tensor with its leaves afterwards, if they are to be checked.
         """
 
-        def job(update: TensorUpdate, part: RangeUpdate) -> list[bytes]:
-            leaves = _update_range(update, part, back, check)
-            done.append((update, part))
+        def work(job: _Job) -> list[bytes]:
+            leaves = _update_range(job.update, job.part, back, check)
+            done.append((job.update, job.part))
             return leaves
 
-        jobs = (partial(job, update, part) for update in self._updates for part in update.parts)
-        threads = max(self._threads, 2)  # with at least two, Ctrl-C interrupts the calling thread between jobs, and never a job
-        with closing(run_ordered(jobs, threads)) as results:
+        jobs = (_Job(update, part) for update in self._updates for part in update.parts)
+        # With at least two threads, Ctrl-C interrupts the calling thread between jobs, and never a job
+        with closing(Threads(max(self._threads, 2), BYTES_PER_UPDATE_JOB)(work, jobs)) as results:
             for update in self._updates:
                 if not isinstance(update.flat, np.ndarray):
                     for _ in update.parts:
@@ -148,6 +147,17 @@ class LoadedPatch:
         on_devices = [update for update in self._updates if update.parts and not isinstance(update.flat, np.ndarray)]
         if check:  # all at once: a device hashes a thousand leaves in the time of one
             yield from zip(on_devices, leaves_in_memory([update.flat for update in on_devices], self._threads), strict=True)
+
+
+class _Job(NamedTuple):
+    """A range of a tensor to update."""
+
+    update: TensorUpdate
+    part: RangeUpdate
+
+    @property
+    def nbytes(self) -> int:
+        return self.part.stop - self.part.start
 
 
 def _update_range(update: TensorUpdate, part: RangeUpdate, back: bool, hashed: bool) -> list[bytes]:
