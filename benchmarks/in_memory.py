@@ -78,7 +78,7 @@ def measured(call: Callable[[], Any]) -> tuple[float, float, Any]:
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before, begun = memory("VmRSS:"), time.perf_counter()
     result = call()
-    return round(time.perf_counter() - begun, 3), round(memory("VmHWM:") - before), result
+    return round(time.perf_counter() - begun, 5), round(memory("VmHWM:") - before), result
 
 
 def memory(key: str) -> float:

@@ -33,12 +33,13 @@ else:
         """Stands for a library and its submodules. Where the library is missing, every attribute raises ModuleNotFoundError."""
 
         def __init__(self, name: str) -> None:
-            self._name = name
+            self._name, self._library = name, None
 
         def __getattr__(self, attribute: str) -> Any:
-            library = import_module(self._name)
+            if self._library is None:
+                self._library = import_module(self._name)
             try:
-                return getattr(library, attribute)
+                return getattr(self._library, attribute)
             except AttributeError:
                 return submodules(self._name)(attribute)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 
@@ -20,26 +20,26 @@ BYTES_PER_HASH_JOB = 16 * BLOCK
 
 def leaves_in_memory(parts: Sequence[Bytes | torch.Tensor], threads: int) -> list[list[bytes]]:
     """Leaves of tensors in memory."""
-    on_host = [part for part in parts if isinstance(part, np.ndarray)]
-    if len(on_host) == len(parts) and sum(map(len, on_host)) < BYTES_PER_HASH_JOB:
-        leaves_of_parts = iter(kernels.leaves.leaves_of_all(on_host))
-        return [list(islice(leaves_of_parts, block_count(len(part)))) for part in on_host]
     with hash_in_background(parts, threads) as leaves:
         return leaves()
 
 
 @contextmanager
 def hash_in_background(parts: Sequence[Bytes | torch.Tensor], threads: int) -> Iterator[Callable[[], list[list[bytes]]]]:
-    """Hash tensors in memory on other threads; gives a function that waits for the leaves of all of them."""
-    on_host = [part for part in parts if isinstance(part, np.ndarray)]
+    """Hash tensors in memory on other threads; gives a function that waits for the leaves of all of them.
+
+    What one job would hash is hashed by that function itself: to start a thread takes as long.
+    """
     on_devices = [part for part in parts if not isinstance(part, np.ndarray)]
+    batches = list(_batches(part for part in parts if isinstance(part, np.ndarray)))
     pool = ThreadPoolExecutor(threads, thread_name_prefix="ckptdiff")
     try:
-        futures = [pool.submit(kernels.leaves.leaves_of_all, batch) for batch in _batches(on_host)]
+        futures = [pool.submit(kernels.leaves.leaves_of_all, batch) for batch in batches] if len(batches) > 1 else []
 
         def leaves() -> list[list[bytes]]:
+            on_this_thread = [] if futures else [kernels.leaves.leaves_of_all(batch) for batch in batches]
             device_leaves = iter(_leaves_on_devices(on_devices))
-            host_leaves = (leaf for future in futures for leaf in future.result())
+            host_leaves = chain.from_iterable(on_this_thread or (future.result() for future in futures))
             return [
                 list(islice(host_leaves, block_count(len(part)))) if isinstance(part, np.ndarray) else next(device_leaves) for part in parts
             ]
