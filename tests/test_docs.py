@@ -94,7 +94,7 @@ def test_sizes_of_real_pairs_are_those_of_the_benchmarks(tmp_path: Path) -> None
         files = [folder / "model.safetensors" for folder in (BASE, SHARED_DATA / target)]
         one = ckptdiff.make(*files, tmp_path / f"{target}.safetensors")
         alone.append(f"**{one.patch_size:,}**")
-        shares.append(f"{one.patch_size / one.target_size:.2%}")
+        shares.append(percent_of(one.patch_size, one.target_size))
     assert f"| **ckptdiff** | {' | '.join(alone)} |" in table
     assert not [share for share in shares if f">{share}<" not in chart]
 

@@ -64,9 +64,7 @@ def written_texts() -> list[Path]:
         *ROOT.glob("*.md"),
         *(path for folder in ("docs", "benchmarks", "examples", "spec") for path in (ROOT / folder).rglob("*.md")),
     ]
-    return [
-        path for path in [*(ROOT / "ckptdiff").rglob("*"), *documents] if path.is_file() and path.suffix not in (".pyc", ".nbi", ".nbc")
-    ]
+    return [path for path in [*(ROOT / "ckptdiff").rglob("*"), *documents] if path.is_file() and "__pycache__" not in path.parts]
 
 
 def test_no_text_tells_anyone_to_install_from_an_index_that_does_not_have_it() -> None:
