@@ -69,9 +69,9 @@ def read_escaped(reader: Reader, count: int, width: int, low: int, unit: np.dtyp
     """
     values = np.empty(count, unit)
     escapes.join_planes(_read_planes(reader, "low", low, count), values)
-    if low < width:
-        escape = np.uint64((1 << 8 * low) - 1)
-        high = _read_planes(reader, "high", width, escapes.count_equal(values, escape))
+    escape = np.uint64((1 << 8 * low) - 1)
+    if low < width and (escaped := escapes.count_equal(values, escape)):
+        high = _read_planes(reader, "high", width, escaped)
         if not escapes.add_escaped(values, escape, high, np.uint64((1 << 8 * width) - 1)):
             raise ValueError("an escaped value is too large")
     return values

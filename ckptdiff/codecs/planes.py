@@ -62,9 +62,12 @@ class Reader:
 
     def varint(self) -> int:
         """The next number."""
-        value = 0
+        value, data = 0, self.data
         for shift in range(0, 35, 7):
-            byte = self.take(1)[0]
+            if self.position == len(data):
+                self.take(1)  # which says what is missing
+            byte = data[self.position]
+            self.position += 1
             value |= (byte & 0x7F) << shift
             if byte < 0x80:
                 if (byte == 0 and shift) or value >> 32:
