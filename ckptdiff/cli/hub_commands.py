@@ -86,7 +86,7 @@ def pull(repo_id: str, out: Path, json_output: bool, **options: Any) -> None:
       ckptdiff pull me/my-model-ckptdiff -o my-model --base ./base
     """
     with progress_bar() as progress:
-        result = verbs.pull.pull(repo_id, out, progress=progress, **options)
+        result = verbs.pull.pull(repo_id, out, progress=progress, listed=cli.render.note_runnable, **options)
     for note in result.notes:
         print_note(note)
     if json_output:

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from ckptdiff import __version__, checkpoint, cli, patching, verbs
+from ckptdiff import __version__, checkpoint, cli, verbs
 from ckptdiff.cli.grouped import FILES, HUB, OUTPUT, GroupedCommand, option
 from ckptdiff.cli.hub_commands import pull, push
 from ckptdiff.cli.options import (
@@ -28,7 +28,6 @@ from ckptdiff.cli.options import (
     output_option,
     overwrite_option,
     print_json,
-    print_note,
     selection_options,
     tensors_option,
     threads_option,
@@ -171,12 +170,8 @@ def apply(base: Path, patches: tuple[Path, ...], out: Path, json_output: bool, *
       ckptdiff apply base step1 step2 step3 -o model
       ckptdiff apply base patch -o heads.safetensors --only '*lm_head*'
     """
-    with patching.chain.explained_order(base, patches):
-        runnable = "" if options["only"] else cli.render.runnable_files(verbs.info.info(patches[-1]))
-    if runnable:  # before anything is written (spec 14)
-        print_note(f"the patch gives files that other tools may run, read them before you use them: {runnable}")
     with progress_bar() as progress:
-        result = verbs.apply.apply(base, patches, out, progress=progress, **options)
+        result = verbs.apply.apply(base, patches, out, progress=progress, listed=cli.render.note_runnable, **options)
     if json_output:
         print_json(to_json(result))
     else:

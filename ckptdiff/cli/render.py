@@ -7,6 +7,7 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 
+from ckptdiff.cli.options import print_note
 from ckptdiff.cli.tables import Cell, Column, digest, print_grid, print_table, print_text
 from ckptdiff.errors import visible
 from ckptdiff.format.entry import Totals
@@ -127,9 +128,10 @@ def _file_rows(result: MakeResult) -> list[tuple[str, str]]:
     return rows
 
 
-def runnable_files(patch: PatchInfo) -> str:
-    """Names of the files that a patch adds or changes and that other tools may run; empty if there are none."""
-    return first_names([file.path for file in patch.files if file.kind != "same" and file.path.lower().endswith(RUNNABLE)])
+def note_runnable(paths: list[str]) -> None:
+    """Name, on standard error, the files that other tools may run or unpickle."""
+    if names := first_names([path for path in paths if path.lower().endswith(RUNNABLE)]):
+        print_note(f"the patch gives files that other tools may run, read them before you use them: {names}")
 
 
 def print_apply(result: ApplyResult) -> None:

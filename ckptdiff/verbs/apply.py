@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,7 @@ def apply(
     threads: int | None = None,
     overwrite: bool = False,
     progress: Progress = no_progress,
+    listed: Callable[[list[str]], None] = lambda paths: None,
 ) -> ApplyResult:
     """Rebuild the target of one patch, or of a chain of them, byte for byte.
 
@@ -55,6 +56,7 @@ def apply(
         threads: number of threads.
         overwrite: replace an existing ``out``.
         progress: called with what is being done, how much is done, and how much there is.
+        listed: called before anything is written with the paths of the files, beside the weights, that the last patch adds or changes.
 
     Raises:
         FormatError, UnsupportedError, IntegrityError: a patch is broken.
@@ -68,6 +70,8 @@ def apply(
     with ExitStack() as stack:
         with explained_order(base, names):
             chain = [stack.enter_context(open_patch(name, by_ranges=bool(only))) for name in names]
+        if not only:
+            listed([other.path for other in chain[-1].others if other.kind != "same"])
         old = stack.enter_context(open_base(base, chain, only_weights=bool(only)))
         last, folder = chain[-1], chain[-1].index is not None and not only
         others = last.others if folder else ()

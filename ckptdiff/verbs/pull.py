@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +52,7 @@ def pull(
     threads: int | None = None,
     overwrite: bool = False,
     progress: Progress = no_progress,
+    listed: Callable[[list[str]], None] = lambda paths: None,
 ) -> PullResult:
     """Rebuild a model from a patch on the Hugging Face Hub and the base that it names.
 
@@ -64,7 +65,7 @@ def pull(
         revision: branch, tag or commit of the patch, instead of ``@revision`` in the id.
         only: globs of tensor names; only these tensors are rebuilt, and no other payloads are fetched.
         token: access token for the Hub, instead of ``HF_TOKEN`` or the stored one.
-        threads, overwrite, progress: as in :func:`ckptdiff.apply`.
+        threads, overwrite, progress, listed: as in :func:`ckptdiff.apply`.
 
     Raises:
         HubError: a repo or revision is missing or gated, or has changed. Other errors are those of :func:`ckptdiff.apply`.
@@ -83,7 +84,7 @@ def pull(
         origin = os.fspath(base) if base is not None else named_base
         assert origin is not None
         patches = [link.name for link in links]
-        applied = apply(origin, patches, out, only=only, threads=threads, overwrite=overwrite, progress=progress)
+        applied = apply(origin, patches, out, only=only, threads=threads, overwrite=overwrite, progress=progress, listed=listed)
         if not only:
             _verify(patches[-1], applied.out, threads, progress)
         verified = not only and links[-1].states_sha256

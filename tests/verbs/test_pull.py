@@ -23,6 +23,13 @@ def test_there_and_back(any_hub: Hub, models: list[Path], tmp_path: Path) -> Non
     assert files_of(tmp_path / "b" / "out") == files_of(models[1]) and "SHA-256 as the patch states" in shown.stdout
 
 
+def test_files_that_may_run_are_listed(hub: Hub, models: list[Path], tmp_path: Path) -> None:
+    (models[1] / "modeling.py").write_text("print('hello')")
+    publish(hub, Client(hub, tmp_path / "a"), models)
+    shown = Client(hub, tmp_path / "b").run("pull", "me/patch", "-o", "out")
+    assert "files that other tools may run, read them before you use them: modeling.py\n" in shown.stderr
+
+
 def test_a_chain_of_two(any_hub: Hub, models: list[Path], tmp_path: Path) -> None:
     client = Client(any_hub, tmp_path / "a")
     publish(any_hub, client, models)
