@@ -74,7 +74,7 @@ class GroupEncoder:
         compared = self.compare(base, target, job.first, job.stop, job.codec)
         changed, codec = sum(len(positions) for positions, _ in compared.changes), job.codec or "context"
         blocks = {codec: _pack(codec, compared, target, job.first)}
-        if job.codec is None:
+        if job.codec is None and changed:
             for other in _further_codecs(changed, sum(map(len, blocks[codec])), compared.nbytes):
                 blocks[other] = _pack(other, compared, target, job.first)
         return EncodedGroup(blocks, changed, compared.leaves, compared.base_leaves, compared.nbytes)
