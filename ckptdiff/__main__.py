@@ -1,18 +1,21 @@
 """The start of the command line. From here on a signal ends it with one line, also while the rest is still being imported."""
 
 import atexit
+import errno
 import gc
 import os
 import sys
 
 INTERRUPTED = 130
 """The exit code of a command that a signal ended."""
+BAD_OUTPUT = 3
+"""That of a command that cannot write its output."""
 
 
 def main() -> None:
     """Run the command line, as ``ckptdiff`` and ``python -m ckptdiff`` do."""
     try:
-        from ckptdiff.io.signals import block, install
+        from ckptdiff.io.signals import CLOSED_PIPE, block, install
 
         atexit.register(block)  # as the first, so that it is run as the last: until then a signal ends what hangs
         install(_leave)
@@ -33,14 +36,25 @@ def main() -> None:
                 os._exit(INTERRUPTED)
         try:
             _flush()
-        except (OSError, ValueError):
-            pass  # Python tries again when it ends, and says what failed
+        except OSError as error:
+            _say_what_failed(error, CLOSED_PIPE if error.errno == errno.EPIPE else BAD_OUTPUT)
+        except ValueError:
+            pass  # the caller has closed it
         raise
 
 
 def _flush() -> None:
     if sys.stdout is not None:  # None if the caller has closed it, as >&- does
         sys.stdout.flush()
+
+
+def _say_what_failed(error: OSError, code: int) -> None:
+    """End the process if what it has printed cannot be written: Python would try again, and print a traceback."""
+    try:
+        if code == BAD_OUTPUT:
+            os.write(2, f"ckptdiff: error: standard output: {error.strerror}\n".encode())
+    finally:
+        os._exit(code)
 
 
 def _leave(*_: object) -> None:

@@ -75,8 +75,11 @@ def size_ratio(larger: int, smaller: int) -> str:
 
 
 def short_number(value: float) -> str:
-    """A tolerance as it was given, without needless zeros, such as 1e-5."""
-    return f"{value:g}".replace("e-0", "e-")
+    """A tolerance as it was given, without needless zeros: 0.01, 1e-4, 2.5e-5."""
+    if not 0 < abs(value) < 1e-3:
+        return f"{value:g}"
+    digits, exponent = f"{value:.5e}".split("e")
+    return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
 def shape_text(shape: Sequence[int], sign: str = "x") -> str:

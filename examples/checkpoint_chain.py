@@ -40,8 +40,10 @@ def restore(chain: Path, step: int, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    command, folder, *rest = sys.argv[1:]
-    if command == "store":
-        store(Path(folder), [Path(path) for path in rest])
-    else:
-        restore(Path(folder), int(rest[0]), Path(rest[1]))
+    match sys.argv[1:]:
+        case ["store", folder, *checkpoints] if checkpoints:
+            store(Path(folder), [Path(path) for path in checkpoints])
+        case ["restore", folder, step, out] if step.isdigit():
+            restore(Path(folder), int(step), Path(out))
+        case _:
+            raise SystemExit(__doc__)

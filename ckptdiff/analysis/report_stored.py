@@ -41,8 +41,6 @@ REPORT_FIELDS = (
     "schema base target settings totals layers modules experts components moves rank sample tensors added removed unpaired without_rank "
     "against_zeros"
 )
-NEWER_FIELDS = ("sample", "experts", "components")
-"""Fields that older reports lack."""
 TENSOR_FIELDS = (
     *("scope", "name", "part", "bases", "base_dtype", "dtype", "shape", "layer", "module", "rows", "columns", "spectra"),
     *COUNT_FIELDS,
@@ -85,9 +83,7 @@ def unpack(stored: bytes, where: str, target: str) -> Report:
         without_rank=f.array("without_rank", as_text),
         against_zeros=f.integer("against_zeros"),
     )
-    if {key: member for key, member in report.sums().items() if key in f.value or key not in NEWER_FIELDS} != {
-        key: member for key, member in f.value.items() if key != "tensors"
-    }:
+    if report.sums() != {key: member for key, member in f.value.items() if key != "tensors"}:
         raise FormatError(f"{where}: its sums do not agree with its tensors: do not trust this patch")
     return replace(report, target=target)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from ckptdiff.cli.options import (
 from ckptdiff.cli.progress import progress_bar
 from ckptdiff.cli.report_commands import mask, overlap, report
 from ckptdiff.errors import CkptdiffError, visible
-from ckptdiff.io.signals import raised
+from ckptdiff.io.signals import CLOSED_PIPE, raised
 from ckptdiff.machine import machine_error
 
 
@@ -75,8 +76,11 @@ class CommandGroup(click.Group):
             resource_error = machine_error(error)
             if resource_error is not None:
                 fail(ctx, resource_error.kind, str(resource_error))
-            if not isinstance(error, OSError) or error.errno == errno.EPIPE:
+            if not isinstance(error, OSError):
                 raise
+            if error.errno == errno.EPIPE:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be written has no reader
+                ctx.exit(CLOSED_PIPE)
             where = error.filename or "standard output"
             fail(ctx, "output", f"{where}: {error.strerror or error}")
 
@@ -314,7 +318,7 @@ def warmup(json_output: bool) -> None:
       ckptdiff warmup
       CKPTDIFF_CACHE_DIR=/opt/ckptdiff-kernels ckptdiff warmup
     """
-    with progress_bar(sizes=False) as progress:
+    with progress_bar() as progress:
         result = cli.warmup.warm_up(progress)
     if json_output:
         print_json(to_json(result))

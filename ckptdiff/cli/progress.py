@@ -25,17 +25,29 @@ SECONDS_A_KERNEL = 0.22
 """About how long a kernel takes to compile, on the two cores where this was written."""
 
 
+COUNTED = ("taking ranks", "verifying", "compiling")
+"""What is counted in pieces; the progress of all else is in bytes."""
+
+
 @contextmanager
-def progress_bar(sizes: bool = True) -> Iterator[Progress]:
-    """Show what a command is doing; ``sizes``: progress is in bytes, so that a speed is shown."""
-    kernels = KERNELS.get(click.get_current_context().info_name or "", OTHER_KERNELS)
-    text = f"compiling the coder for this machine, once (about {max(round(kernels * SECONDS_A_KERNEL), 1)} s)"
+def progress_bar() -> Iterator[Progress]:
+    """Show what a command is doing."""
+    command = click.get_current_context().info_name or ""
+    kernels = KERNELS.get(command, OTHER_KERNELS)
     if sys.stderr.isatty():
-        with _bars(sizes, text, kernels) as progress:
+        with _bars(command, kernels) as progress:
             yield progress
         return
-    with compiling.told(lambda count: _print_once(text)):
+    with compiling.told(lambda _, unkept: _print_once(_what_is_compiled(command, kernels, unkept))):
         yield io.parallel.no_progress
+
+
+def _what_is_compiled(command: str, kernels: int, unkept: str | None) -> str:
+    """What is said while a command's kernels are compiled."""
+    about = f"about {max(round(kernels * SECONDS_A_KERNEL), 1)} s"
+    if unkept is None:
+        return f"compiling what {command} needs on this machine, once ({about})"
+    return f"compiling what {command} needs ({about}), for this run alone: {unkept}; CKPTDIFF_CACHE_DIR names another folder"
 
 
 _printed: list[str] = []
@@ -49,27 +61,28 @@ def _print_once(text: str) -> None:
 
 
 @contextmanager
-def _bars(sizes: bool, text: str, kernels: int) -> Iterator[Progress]:
+def _bars(command: str, kernels: int) -> Iterator[Progress]:
     """Bars that vanish at the end; the one of what is compiled is above the others, and is there only while kernels are compiled."""
     shown = rich.progress
     left = (shown.TextColumn("{task.description}"), shown.BarColumn())
-    speed = (shown.TransferSpeedColumn(),) if sizes else ()
     compiled = shown.Progress(*left, shown.TextColumn("{task.completed} of about {task.total} kernels"))
-    work = shown.Progress(*left, shown.TaskProgressColumn(), *speed, shown.TimeRemainingColumn())
+    counted = shown.Progress(*left, shown.MofNCompleteColumn(), shown.TimeRemainingColumn())
+    read = shown.Progress(*left, shown.TaskProgressColumn(), shown.TransferSpeedColumn(), shown.TimeRemainingColumn())
     tasks: dict[str, Any] = {}
     before: list[int] = []
 
-    def tell(count: int) -> None:
+    def tell(count: int, unkept: str | None) -> None:
         before.append(count)
         done = count - before[0]
-        _update(compiled, tasks, text, done, max(kernels, done + 1))
+        _update(compiled, tasks, _what_is_compiled(command, kernels, unkept), done, max(kernels, done + 1))
 
     def progress(what: str, done: int, total: int) -> None:
-        if text in tasks and not compiling.active():
-            compiled.update(tasks[text], visible=False)
-        _update(work, tasks, what, done, total)
+        if before and not compiling.active():
+            for task in compiled.task_ids:
+                compiled.update(task, visible=False)
+        _update(counted if what in COUNTED else read, tasks, what, done, total)
 
-    group = rich.console.Group(compiled, work)
+    group = rich.console.Group(compiled, counted, read)
     with rich.live.Live(group, console=rich.console.Console(stderr=True), transient=True), compiling.told(tell):
         yield progress
 

@@ -66,7 +66,7 @@ def print_make(result: MakeResult) -> None:
     if result.files:
         rows.append(("other files", first_names(result.files)))
     if result.removed_files:
-        rows.append(("files removed", first_names(result.removed_files)))
+        rows.append(("not in the target", first_names(result.removed_files)))
     rows += _file_rows(result)
     rows += [
         (
@@ -158,7 +158,7 @@ def print_info(result: PatchInfo, tensors: bool) -> None:
     if result.removed_tensors:
         rows.append(("removed", first_names(result.removed_tensors)))
     if result.removed_files:
-        rows.append(("files removed", first_names(result.removed_files)))
+        rows.append(("not in the target", first_names(result.removed_files)))
     print_grid(rows)
     columns = [Column("file", "name"), Column("kind", order=2), Column("size", "number", 1), Column("in the patch", "number")]
     files: list[list[Cell]] = [

@@ -7,23 +7,30 @@ from collections.abc import Sequence
 from ckptdiff.analysis.overlap import OverlapResult, PairOverlap, TensorOverlap
 from ckptdiff.cli.render import counted, first_names
 from ckptdiff.cli.tables import Cell, Column, fits, print_grid, print_table, print_text
+from ckptdiff.pages.overlap_prose import headline
 from ckptdiff.units import percent, percent_of
 
 PAIR_FIELDS = {
     "o1": Column("o1", "number"),
-    "random_o1": Column("at random", "number", 2),
+    "o1_by_size": Column("by size", "number", 1),
+    "random_o1": Column("at random", "number", 5),
     "o2": Column("o2", "number"),
-    "random_o2": Column("at random", "number", 2),
-    "jaccard": Column("Jaccard", "number"),
-    "expected_jaccard": Column("expected", "number", 3),
-    "jaccard_by_size": Column("by size", "number", 1),
-    "same_direction": Column("same direction", "number", 1),
+    "o2_by_size": Column("by size", "number", 1),
+    "random_o2": Column("at random", "number", 5),
+    "jaccard": Column("Jaccard", "number", 3),
+    "jaccard_by_size": Column("by size", "number", 4),
+    "same_direction": Column("same direction", "number", 2),
 }
 SERIES_COLUMNS = (
     *(Column("since the last", "number", 4), Column("ever changed", "number", 5), Column("changed and back", "number", 6)),
-    *(Column("kept", "number", 1), Column("to stay", "number", 2), Column("of the last", "number", 3)),
+    *(Column("kept", "number", 1), Column("kept to the end", "number", 2), Column("of the last", "number", 3)),
 )
-"""What ``--series`` adds; ``overlap --help`` says what each is."""
+"""What ``--series`` adds."""
+SERIES_LEGEND = (
+    "since the last: changed since the checkpoint before; changed and back: changed before, and equal to the base again; kept: of what the "
+    "checkpoint before changed, what this one changes too; kept to the end: of what this one changes, what the last does too; of the last: "
+    "of what the last changes, what this one does too"
+)
 
 
 def print_overlap(result: OverlapResult, series: bool, tensors: bool) -> None:
@@ -35,7 +42,8 @@ def print_overlap(result: OverlapResult, series: bool, tensors: bool) -> None:
             the last one instead of every two.
         tensors: print also the overlaps of every tensor.
     """
-    rows = [("base", result.base), ("elements", f"{result.elements:,} in {counted(len(result.tensors), 'tensor')}")]
+    rows = [("in short", headline(result, series)), ("base", result.base)]
+    rows += [("elements", f"{result.elements:,} in {counted(len(result.tensors), 'tensor')}")]
     if len(result.names) > 1:
         rows.append(("changed by all", percent_of(result.core, result.elements)))
     if result.left_out:
@@ -43,6 +51,8 @@ def print_overlap(result: OverlapResult, series: bool, tensors: bool) -> None:
     print_grid(rows)
     print_text()
     _print_steps(result, series)
+    if series and result.tensors:
+        print_text(SERIES_LEGEND)
     if len(result.names) < 2 or not result.tensors:
         return
     pairs = [p for p in result.pairs if not series or p.second == p.first + 1]

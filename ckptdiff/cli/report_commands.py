@@ -161,13 +161,12 @@ def overlap(
 
     For every two updates, o1 is the share of the first one's changes that the second one made too, and o2 the share of the second one's
     changes that the first one made (arXiv 2505.11711, section 5). Jaccard is the share of what either changed that both changed. Next to
-    each value stands what chance would give if as many weights were picked at random: from all weights ("at random"), from each tensor
-    ("expected"), or from the weights of one tensor with the same binary exponent ("by size"). Same direction is the share of what both
-    changed that moved the same way.
+    each value stands what chance would give if as many weights were picked at random: from the weights of one tensor with the same binary
+    exponent ("by size"), or from all weights ("at random"). Same direction is the share of what both changed that moved the same way.
 
     With --series each checkpoint is compared with the one before and with the last one, n rows for n checkpoints: "kept" is the share of
-    the changes of the one before that are still changes here, "to stay" the share of the changes here that are still changes in the last
-    one, and "of the last" the share of the changes in the last one that are made by then. --json has every two in either case.
+    the changes of the one before that are still changes here, "kept to the end" the share of the changes here that are still changes in
+    the last one, and "of the last" the share of the changes in the last one that are made by then. --json has every two in either case.
 
     \b
     Examples:

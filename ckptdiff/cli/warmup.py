@@ -131,6 +131,8 @@ def _units(dtype: Dtype, count: int, probability: Probability, changed: bool) ->
     if changed:
         where = rng.random(count) < probability
         units[where] += rng.integers(-9, 9, int(where.sum())).astype(dtype.unit)
+        if dtype.carrier > 1:
+            units[::97] += dtype.unit.type(1000)  # so far that the codec sparse has escapes
     return units.view(np.uint8)
 
 

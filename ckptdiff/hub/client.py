@@ -105,7 +105,7 @@ def endpoint() -> str:
 
 
 STATUS_ADVICE = {
-    401: "your token is not valid: log in with `hf auth login`, or set HF_TOKEN",
+    401: "there is no valid token: log in with `hf auth login`, or set HF_TOKEN",
     403: "your token may not do this: it needs write access to the repo, or the repo is gated",
     404: "not found",
     412: "the repo has changed meanwhile: run again",

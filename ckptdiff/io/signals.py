@@ -12,6 +12,8 @@ from typing import Any
 END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """The signals that end a command."""
 Handler = Callable[[int, FrameType | None], Any]
+CLOSED_PIPE = 128 + signal.SIGPIPE
+"""The exit code of a command whose reader has gone, as shells have it: another one could be taken for what the command found."""
 
 
 def install(handler: Handler) -> dict[signal.Signals, Any]:

@@ -162,7 +162,7 @@ class KernelCache(_Cache):
                 continue
             read_files.append(folder / name)
             return result
-        compiling.begin()
+        compiling.begin(why_unusable(folders()[-1]))
         return None
 
     def save_overload(self, sig: Any, data: Any) -> None:

@@ -6,21 +6,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-Listener = Callable[[int], None]
-"""Is told, before a kernel is compiled and after it, how many the process has compiled."""
+Listener = Callable[[int, str | None], None]
+"""Is told, before a kernel is compiled and after it, how many the process has compiled, and why they cannot be kept, if they cannot."""
 
 _listeners: list[Listener] = []
 _count = 0
 _seconds = 0.0
 _began: float | None = None
+_unkept: str | None = None
 
 
-def begin() -> None:
-    """A kernel is not in the cache, and is going to be compiled."""
-    global _began
-    _began = time.perf_counter()
+def begin(unkept: str | None = None) -> None:
+    """A kernel is not in the cache, and is going to be compiled; ``unkept``: why it cannot be kept."""
+    global _began, _unkept
+    _began, _unkept = time.perf_counter(), unkept
     for listener in _listeners:
-        listener(_count)
+        listener(_count, unkept)
 
 
 def end() -> None:
@@ -29,7 +30,7 @@ def end() -> None:
     _seconds = seconds()
     _began, _count = None, _count + 1
     for listener in _listeners:
-        listener(_count)
+        listener(_count, _unkept)
 
 
 def active() -> bool:

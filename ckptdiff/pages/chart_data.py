@@ -25,8 +25,6 @@ MIN_SINGULAR_VALUE = 1e-7
 MAX_SPECTRA = 8
 MAX_SPECTRA_OF_ONE_MODULE = 5
 """Spectra that are drawn where all matrices are of one kind of module."""
-MAX_RANDOM_SPECTRA = 3
-"""Spectra of random matrices that are drawn."""
 
 
 def changed_count(counts: dict[str, Any]) -> int:
@@ -195,7 +193,7 @@ def spectrum_lines(report: JsonReport) -> list[Line]:
         lines.append(Line(label, spectrum_points(label, label_of(tensor), [v / values[0] for v in values]), False))
         long, short = max(spectrum["rows"], spectrum["columns"]), min(spectrum["rows"], spectrum["columns"])
         shapes.setdefault(f"random, sides {three_digits(long / short).removesuffix('.00').removesuffix('.0')}:1", (long, short))
-    for label, (long, short) in sorted(list(shapes.items())[:MAX_RANDOM_SPECTRA], key=lambda shape: shape[1][0] / shape[1][1]):
+    for label, (long, short) in sorted(shapes.items(), key=lambda shape: shape[1][0] / shape[1][1]):
         points = spectrum_points(label, f"independent random entries, {long} x {short}", random_spectrum(long, short))
         lines.append(Line(label, points, True))
     return lines

@@ -138,7 +138,7 @@ def rank_words(report: JsonReport) -> str:
         return ""
     mean, chance = rank["rank_share"], rank["random_rank_share"]
     if mean >= NEARLY_FULL_RANK:
-        return "of full rank" if mean >= 0.99 else "of nearly full rank"
+        return "of full rank" if mean == 1 else "of nearly full rank"
     if mean >= 0.9 * chance:
         return f"of about the rank that so few changes can have ({percent(mean)} of full rank; a random one: {percent(chance)})"
     word = "low rank" if mean < LOW_RANK else "reduced rank"

@@ -246,7 +246,7 @@ def _add_card(patch: OpenPatch, hub_id: HubId, base: Repo, existing: Repo | None
         card = (download(existing, [CARD_PATH]) / CARD_PATH).read_text(encoding="utf-8", errors="replace")
     stated = {"license": licence} if licence else licence_of(base.pinned)
     if not stated and not (card and "\nlicense:" in card):
-        raise HubError(f"{base.name}: states no licence that the card could carry on: push with --license")
+        raise HubError(f"{base.name}: states no licence that the card could carry on: push with --license NAME, such as apache-2.0")
     report = report_patch(patch.path)
     picture = _picture(report)
     if picture is not None:

@@ -80,7 +80,7 @@ def test_stdout_that_cannot_be_written(files: Pair) -> None:
     """The error says so, and does not try to print on stdout what went wrong there."""
     with open("/dev/full", "w") as full:
         done = subprocess.run([*CKPTDIFF, "info", str(files.patch), "--json"], stdout=full, stderr=subprocess.PIPE, text=True)
-    assert done.returncode != 0 and done.stderr.startswith("ckptdiff: error: standard output: No space left on device\n")
+    assert done.returncode == 3 and done.stderr == "ckptdiff: error: standard output: No space left on device\n"
 
 
 # --- names that steer a terminal ---

@@ -67,5 +67,5 @@ def test_help_says_how_to_complete_by_tab() -> None:
 
 def test_the_columns_of_a_series_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     text = " ".join(help_of("overlap", monkeypatch).split())
-    for head in ("kept", "to stay", "of the last"):
+    for head in ("kept", "kept to the end", "of the last"):
         assert f'"{head}" is the share' in text or f'"{head}" the share' in text

@@ -17,15 +17,14 @@ from ckptdiff.cli import demo, progress
 from ckptdiff.kernels import compiling
 
 COMMAND = [sys.executable, "-m", "ckptdiff"]
-LINE = "ckptdiff: compiling the coder for this machine, once (about {} s)\n"
+LINE = "ckptdiff: compiling what {} needs on this machine, once (about {} s)\n"
 
 
-def run(arguments: list[str], kernels: Path) -> tuple[dict[str, float], str, float]:
+def run(arguments: list[str], kernels: Path, **more: str) -> tuple[dict[str, float], str, float]:
     """What a command prints on its two streams, and its seconds of wall time."""
     began = time.perf_counter()
-    done = subprocess.run(
-        [*COMMAND, *arguments, "--json"], env={**os.environ, "CKPTDIFF_CACHE_DIR": str(kernels)}, capture_output=True, text=True, check=True
-    )
+    environment = {**os.environ, "CKPTDIFF_CACHE_DIR": str(kernels), **more}
+    done = subprocess.run([*COMMAND, *arguments, "--json"], env=environment, capture_output=True, text=True, check=True)
     return json.loads(done.stdout), done.stderr, time.perf_counter() - began
 
 
@@ -59,14 +58,14 @@ def test_compiling_is_told_once_and_is_not_in_the_time(tmp_path: Path) -> None:
         kernels = tmp_path / command
         expected = progress.KERNELS[command]
         found, told, wall = run([command, *arguments], kernels)
-        assert told == LINE.format(round(expected * progress.SECONDS_A_KERNEL))
+        assert told == LINE.format(command, round(expected * progress.SECONDS_A_KERNEL))
         assert len(list(kernels.iterdir())) == expected, command
         if "seconds" in found:
             assert found["seconds"] < wall / 2  # compiling is by far the most of it
     found, told, _ = run(["make", base, target, "-o", str(tmp_path / "again")], tmp_path / "make")
     assert told == ""
     shown = on_terminal(["make", base, target, "-o", str(tmp_path / "shown")], first)
-    steps = re.findall(r"compiling the coder for this machine, once \(about 5 s\) \S+ (\d+) of about 23 kernels", shown)
+    steps = re.findall(r"compiling what make needs on this machine, once \(about 5 s\) \S+ (\d+) of about 23 kernels", shown)
     assert steps == sorted(steps, key=int) and len(set(steps)) > 5  # the bar moves
     assert "comparing" in shown
 
@@ -74,7 +73,7 @@ def test_compiling_is_told_once_and_is_not_in_the_time(tmp_path: Path) -> None:
 def test_a_stopwatch_stands_still_while_a_kernel_is_compiled() -> None:
     counts: list[int] = []
     watch, before = compiling.Stopwatch(), compiling.seconds()
-    with compiling.told(counts.append):
+    with compiling.told(lambda count, unkept: counts.append(count)):
         assert not compiling.active()
         compiling.begin()
         assert compiling.active()
@@ -85,3 +84,14 @@ def test_a_stopwatch_stands_still_while_a_kernel_is_compiled() -> None:
     compiling.begin()
     compiling.end()
     assert len(counts) == 2
+
+
+def test_kernels_that_cannot_be_kept(tmp_path: Path) -> None:
+    """Then "once" would be untrue."""
+    base, target = map(str, demo.write_pair(tmp_path))
+    file = tmp_path / "file"
+    file.touch()
+    own = {"XDG_CACHE_HOME": str(file), "NUMBA_CACHE_DIR": ""}
+    _, told, _ = run(["report", base, target, "--rank", "none"], file, **own)
+    why = f"{file} is not a folder; CKPTDIFF_CACHE_DIR names another folder"
+    assert told == f"ckptdiff: compiling what report needs (about 2 s), for this run alone: {why}\n"

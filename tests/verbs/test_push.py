@@ -114,7 +114,7 @@ def test_a_broken_patch_is_not_published(hub: Hub, models: list[Path], tmp_path:
     [
         (Fault("POST .*/commit/", 1, status=412), "the repo has changed meanwhile: run again"),
         (Fault("POST .*/commit/", 1, status=403), "your token may not do this"),
-        (Fault("POST .*/batch", 9, status=401), "your token is not valid"),
+        (Fault("POST .*/batch", 9, status=401), "there is no valid token"),
         (Fault("PUT /lfs", 99, status=400), "error: me/patch: "),
         (Fault("POST .*/commit/", 1, kind="cut", after=10), "cannot be reached"),
     ],
