@@ -58,6 +58,8 @@ def push(patch: Path, repo_id: str, revision: str | None, json_output: bool, **o
         repo_id = f"{repo_id}@{revision}"
     with progress_bar() as progress:
         result = verbs.push.push(patch, repo_id, progress=progress, **options)
+    for note in result.notes:
+        print_note(note)
     if json_output:
         print_json({**to_json(result), "size": result.size})
     else:

@@ -74,6 +74,7 @@ def print_make(result: MakeResult) -> None:
             f"{byte_size(result.patch_size)} for a target of {byte_size(result.target_size)}: "
             + (size_ratio(result.target_size, result.patch_size) if changes_something(result.totals) else "no tensor changed"),
         ),
+        *([("report", f"{byte_size(result.report_size)} of the patch")] if result.report_size else ()),
         ("time", f"{result.seconds:.2f} s"),
         ("written", str(result.patch)),
     ]

@@ -44,6 +44,8 @@ class MakeResult:
     whole: StoredWhole
     """Tensors that are stored whole."""
     patch_size: int
+    report_size: int
+    """Bytes of ``patch_size`` that the stored report takes."""
     target_size: int
     files: tuple[str, ...]
     """Files without weights that went into the patch."""
@@ -166,6 +168,7 @@ def _result(contents: PatchContents, written: WrittenPatch, out: Path, seconds: 
         paired=paired_by(contents.pair),
         whole=stored_whole(contents.pair, contents.entries.values()),
         patch_size=written.size,
+        report_size=len(contents.report or b""),
         target_size=sum(file.file.size for file in new.weights) + sum(new.others[name].stat().st_size for name in new.kept),
         files=tuple(new.kept),
         left_out=new.left_out,

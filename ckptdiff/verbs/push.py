@@ -46,6 +46,8 @@ class PushResult:
     """Text of the model card."""
     commit: Commit | None
     """The commit; None with ``dry_run``."""
+    notes: tuple[str, ...]
+    """What the caller may want to know."""
 
     @property
     def size(self) -> int:
@@ -63,6 +65,8 @@ class _Plan:
     """Paths to delete in the repo."""
     checked: list[str] = field(default_factory=list)
     """What was checked, in Markdown."""
+    notes: list[str] = field(default_factory=list)
+    """What the caller may want to know."""
 
 
 def push(
@@ -114,7 +118,7 @@ def push(
             commit = publish(hub_id, plan.files, plan.deleted, message=text, private=private, pull_request=create_pr)
         card = plan.files[CARD_PATH]
         assert isinstance(card, bytes)
-        return PushResult(str(hub_id), sizes, tuple(plan.deleted), card.decode(), commit)
+        return PushResult(str(hub_id), sizes, tuple(plan.deleted), card.decode(), commit, tuple(plan.notes))
 
 
 def _make_plan(patch: OpenPatch, hub_id: HubId, base_repo: str | None, licence: str | None, allow_secrets: bool) -> tuple[_Plan, Repo]:
@@ -248,7 +252,7 @@ def _add_card(patch: OpenPatch, hub_id: HubId, base: Repo, existing: Repo | None
     if not stated and not (card and "\nlicense:" in card):
         raise HubError(f"{base.name}: states no licence that the card could carry on: push with --license NAME, such as apache-2.0")
     report = report_patch(patch.path)
-    picture = _picture(report)
+    picture = _picture(report, plan)
     if picture is not None:
         plan.files[PICTURE_PATH] = picture
     facts = Facts(
@@ -270,13 +274,14 @@ def _add_card(patch: OpenPatch, hub_id: HubId, base: Repo, existing: Repo | None
     plan.files[CARD_PATH] = update_card(card_text(facts, card), metadata).encode()
 
 
-def _picture(report: Report) -> bytes | None:
-    """The chart of where weights changed, if the patch has a report and the libraries for charts are installed."""
+def _picture(report: Report, plan: _Plan) -> bytes | None:
+    """The chart of where weights changed, if the patch has a report and the libraries for charts are installed; a note if they are not."""
     if not report.complete:
         return None
     try:
         return next(
             (pages.drawing.png(chart, scale=1) for chart in pages.report_charts.charts(report.to_json()) if chart.name == "changed"), None
         )
-    except OutputError:
+    except OutputError as error:
+        plan.notes.append(f"the card has no picture of what changed: {error}")
         return None

@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 
 import ckptdiff
+from ckptdiff.patching.patch import open_patch
+from ckptdiff.units import byte_size
+from ckptdiff.verbs import push
 from ckptdiff.verbs.report import report
 from tests.support.checkpoints import tensor, write
 from tests.support.commands import run
@@ -72,6 +75,23 @@ def test_a_device_that_cannot_be_used(pair: tuple[Path, Path], monkeypatch: pyte
     assert wrong.exit_code == 3 and "torch cannot use the device nonsense" in wrong.stderr and "leave --device out" in wrong.stderr
     same = report(*pair, rank="all", device="cpu").rank, report(*pair, rank="all").rank
     assert same[0] is not None and same[1] is not None and same[0].rank_share == same[1].rank_share
+
+
+def test_what_a_stored_report_takes_is_told(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    patch, plain = tmp_path / "patch.safetensors", tmp_path / "plain.safetensors"
+    shown = run("make", *pair, "-o", patch, "--report").stdout
+    assert "report" not in run("make", *pair, "-o", plain).stdout
+    found = re.search(r"^ +report  (\S+ k?B) of the patch$", shown, re.MULTILINE)
+    with open_patch(patch) as opened:
+        assert found and found[1] == byte_size(len(opened.report or b"")) and len(opened.report or b"") > 500
+
+
+def test_a_card_without_a_picture_says_why(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, measured = push._Plan(), report(*pair, rank="none")
+    assert push._picture(measured, plan) is not None and plan.notes == []
+    monkeypatch.setitem(sys.modules, "altair", None)
+    assert push._picture(measured, plan) is None
+    assert len(plan.notes) == 1 and plan.notes[0].startswith("the card has no picture of what changed: charts and pages need Altair")
 
 
 def test_pictures_without_their_libraries(pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
