@@ -80,7 +80,7 @@ def test_a_device_that_cannot_be_used(pair: tuple[Path, Path], monkeypatch: pyte
 def test_what_a_stored_report_takes_is_told(pair: tuple[Path, Path], tmp_path: Path) -> None:
     patch, plain = tmp_path / "patch.safetensors", tmp_path / "plain.safetensors"
     shown = run("make", *pair, "-o", patch, "--report").stdout
-    assert "report" not in run("make", *pair, "-o", plain).stdout
+    assert "of the patch" not in run("make", *pair, "-o", plain).stdout
     found = re.search(r"^ +report  (\S+ k?B) of the patch$", shown, re.MULTILINE)
     with open_patch(patch) as opened:
         assert found and found[1] == byte_size(len(opened.report or b"")) and len(opened.report or b"") > 500
