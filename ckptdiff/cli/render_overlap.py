@@ -52,6 +52,7 @@ def print_overlap(result: OverlapResult, series: bool, tensors: bool) -> None:
     print_text()
     _print_steps(result, series)
     if series and result.tensors:
+        print_text()
         print_text(SERIES_LEGEND)
     if len(result.names) < 2 or not result.tensors:
         return

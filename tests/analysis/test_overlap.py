@@ -75,14 +75,15 @@ def test_a_series_has_a_row_for_each_checkpoint(tmp_path: Path) -> None:
     text = run("overlap", *paths, "--base", base, "--series").stdout
     head, *rows = text.split("\n\n")[1].splitlines()
     assert re.split(r"  +", head) == [
-        *("#", "update", "changed", "since the last", "ever changed", "changed and back", "kept", "to stay", "of the last"),
+        *("#", "update", "changed", "since the last", "ever changed", "changed and back", "kept", "kept to the end", "of the last"),
     ]
-    assert len(text.split("\n\n")) == 2 and len(rows) == 4
+    legend = text.split("\n\n")[2]
+    assert len(text.split("\n\n")) == 3 and len(rows) == 4 and all(f"{head}: " in legend for head in ("since the last", "kept to the end"))
     for k, row in enumerate(rows):
         kept = percent_of(len(sets[k - 1] & sets[k]), len(sets[k - 1])) if k else MISSING
         ends = [percent_of(len(sets[k] & sets[3]), len(side)) if k < 3 else MISSING for side in (sets[k], sets[3])]
         assert re.split(r"  +", row)[-3:] == [kept, *ends]
-    tensors = run("overlap", *paths, "--base", base, "--series", "--tensors").stdout.split("\n\n")[2].splitlines()
+    tensors = run("overlap", *paths, "--base", base, "--series", "--tensors").stdout.split("\n\n")[3].splitlines()
     assert len(tensors) == 1 + 3 * len(SHAPES), "each tensor with the checkpoint before"
     assert len(json.loads(run("overlap", *paths, "--base", base, "--series", "--json").stdout)["pairs"]) == 6
 

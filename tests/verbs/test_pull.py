@@ -25,7 +25,10 @@ def test_there_and_back(any_hub: Hub, models: list[Path], tmp_path: Path) -> Non
 
 def test_files_that_may_run_are_listed(hub: Hub, models: list[Path], tmp_path: Path) -> None:
     (models[1] / "modeling.py").write_text("print('hello')")
-    publish(hub, Client(hub, tmp_path / "a"), models)
+    hub.add("org/base", files_of(models[0]) | {"README.md": CARD})
+    client = Client(hub, tmp_path / "a")
+    client.run("make", "org/base", models[1], "-o", "patch", "--codec", "sparse")
+    client.run("push", "patch", "me/patch")
     shown = Client(hub, tmp_path / "b").run("pull", "me/patch", "-o", "out")
     assert "files that other tools may run, read them before you use them: modeling.py\n" in shown.stderr
 
