@@ -79,12 +79,13 @@ def print_grid(rows: Sequence[tuple[str, str]]) -> None:
         click.echo("\n".join(f"{label:>{width}}  {visible(value)}" for label, value in rows))
         return
     out = _console()
-    grid = rich.table.Table.grid(padding=(0, GAP, 0, 0))
+    grid = rich.table.Table.grid()
     width = _least_width([label for label, _ in rows], out.width // 3)
     grid.add_column(justify="right", style="bold", width=width)
+    grid.add_column(width=GAP)
     grid.add_column(overflow="fold")
     for label, value in rows:
-        grid.add_row(label, rich.text.Text(_wrapped(visible(value), out.width - width - GAP)))
+        grid.add_row(label, "", rich.text.Text(_wrapped(visible(value), out.width - width - GAP)))
     out.print(grid)
 
 
@@ -96,12 +97,14 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> No
         return
     out = _console()
     widths = _widths(columns, shown, out.width)
-    table = rich.table.Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
+    table = rich.table.Table(box=None, pad_edge=False, padding=0)  # before 14.3 rich took the width of padding for that of columns
     for k, width in widths.items():
         justify: Literal["left", "right"] = "right" if columns[k].kind == "number" else "left"
+        if table.columns:
+            table.add_column(width=GAP)
         table.add_column(columns[k].head, width=width, overflow="fold", justify=justify)
     for row in shown:
-        table.add_row(*(_drawn(columns[k], row[k], width) for k, width in widths.items()))
+        table.add_row(*[cell for k, width in widths.items() for cell in ("", _drawn(columns[k], row[k], width))][1:])
     out.print(table)
     left = [column.head for k, column in enumerate(columns) if k not in widths and column.head]
     if left:
