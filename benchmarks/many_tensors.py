@@ -65,7 +65,7 @@ def write(folder: Path, tensors: Tensors, shards: int) -> None:
 def verbs(folder: Path, count: int) -> Iterator[dict[str, Any]]:
     """CPU seconds and peak memory of each verb."""
     base, target, patch, out = (str(folder / name) for name in ("base", "target", "patch", "out"))
-    program = [sys.executable, "-m", "ckptdiff"]
+    program = [str(Path(sys.executable).with_name("ckptdiff"))]  # as installed: with -m it could be that of the current folder
     for path in (patch, out):
         shutil.rmtree(path, ignore_errors=True)
     for verb, command in {

@@ -1,6 +1,7 @@
 """Numbers as people write them: sizes, shares, ratios and counts.
 
-One rule for all of them: three significant digits, and never an exponent. Whole numbers below a thousand are written in full.
+One rule for all of these: three significant digits, and never an exponent. Bytes below a thousand and counts below a million are written in
+full, and a tolerance as it was given.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Entries in the form that nearly all of them have, read by one regular expression: a tenth of the time that the strict reader takes.
+"""Entries in the form that nearly all of them have, read by one regular expression, which takes much less time than the strict reader.
 
 It reads a table whose every entry is plain: a tensor compared with the base tensor of its own name and dtype, or a new one, with a name of
 printable ASCII. It takes nothing that :meth:`~ckptdiff.format.entry.Entry.read` would refuse, so that all rules and errors have their room

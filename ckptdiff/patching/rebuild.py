@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -43,19 +44,17 @@ def open_base(
 
 def check_stored(patch: OpenPatch, only: Sequence[str] = (), progress: Progress = no_progress) -> None:
     """Raise the first fault of a patch's payloads and stored files (spec 10, end of step 1)."""
-    done, total = 0, patch.stored_size
-    for file in patch.files:
-        for entry in file.table.entries:
-            if entry.has_payload and (not only or matches(entry.name, only)):
-                error = file.payload_error(entry)
-                if error:
-                    raise error
-                done += entry.payload_size
-                progress("checking the patch", done, total)
-    for other in () if only else patch.others:
-        error = other_files.stored_error(patch, other)
+    entries = [(file, e) for file in patch.files for e in file.table.entries if e.has_payload and (not only or matches(e.name, only))]
+    others = () if only else patch.others
+    checks = ((entry.payload_size, file.payload_error(entry)) for file, entry in entries)
+    more_checks = ((other.stored, other_files.stored_error(patch, other)) for other in others)
+    done, total = 0, sum(entry.payload_size for _, entry in entries) + sum(other.stored for other in others)
+    for size, error in itertools.chain(checks, more_checks):
         if error:
             raise error
+        done += size
+        if total:
+            progress("checking the patch", done, total)
 
 
 class Rebuilder:

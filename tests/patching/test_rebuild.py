@@ -10,6 +10,7 @@ import pytest
 import ckptdiff
 from ckptdiff.patching.chain import check_chain
 from ckptdiff.patching.patch import open_patch
+from ckptdiff.patching.rebuild import check_stored
 from tests.support.checkpoints import bf16, perturb, tree, write
 from tests.support.refusals import refused
 from tests.support.small_pair import Pair, tensors
@@ -103,6 +104,16 @@ def test_a_chain_out_of_order_and_with_a_gap(files: Pair, tmp_path: Path) -> Non
             ckptdiff.apply(files.base, chain, tmp_path / "out.safetensors")
     with refused(ckptdiff.BaseMismatchError, "is not the base of", tmp_path, "wrong_base"):
         ckptdiff.apply(files.base, [two, three], tmp_path / "out.safetensors")
+
+
+@pytest.mark.parametrize("only", [(), ("a.*",)])
+def test_the_check_of_a_patch_comes_to_its_end(folders: Pair, only: tuple[str, ...]) -> None:
+    """Whatever is checked: all of it, or what ``--only`` asks for."""
+    steps: list[tuple[str, int, int]] = []
+    with open_patch(folders.patch) as patch:
+        check_stored(patch, only, lambda *step: steps.append(step))
+    assert steps and steps[-1][1] == steps[-1][2] and [done for _, done, _ in steps] == sorted(done for _, done, _ in steps)
+    assert len({total for *_, total in steps}) == 1
 
 
 def test_a_chain_has_a_limit(files: Pair) -> None:
