@@ -8,6 +8,7 @@ import numpy as np
 
 from ckptdiff import kernels
 from ckptdiff.codecs import context, raw, sparse
+from ckptdiff.format.digests import xxh128
 from ckptdiff.format.dtypes import BlockChange, Bytes, Dtype, Replacement
 from ckptdiff.kernels.block_layout import BlockLayout
 from ckptdiff.lazy import submodules
@@ -43,7 +44,7 @@ class Codec(Protocol):
             dtype: of the target.
 
         Returns:
-            What turns base into target. The positions of ``context`` are scratch, which the thread's next call overwrites.
+            What turns base into target. The changes of ``context`` are scratch, which the thread's next call overwrites.
 
         Raises:
             ValueError: with one line that says which rule of the spec the coded bytes break.
@@ -53,7 +54,7 @@ class Codec(Protocol):
 CODECS: dict[str, Codec] = {"raw": raw, "sparse": sparse, "context": context}
 
 
-def apply_change(change: BlockChange, base: Bytes, dtype: Dtype) -> tuple[Bytes, int]:
+def apply_change(change: BlockChange, base: Bytes, dtype: Dtype) -> tuple[Bytes, int, bytes | None]:
     """Turn a block of the base into the target's.
 
     Args:
@@ -62,12 +63,13 @@ def apply_change(change: BlockChange, base: Bytes, dtype: Dtype) -> tuple[Bytes,
         dtype: of the target.
 
     Returns:
-        The target's bytes, and how many units changed.
+        The target's bytes; how many units changed; and the leaf (spec 3.2) of the target's bytes, or None if it is that of the base.
     """
-    units = base.view(dtype.unit)
     if isinstance(change, Replacement):
-        return change.target, int(np.count_nonzero(change.target.view(dtype.unit) != units))
+        differing = np.count_nonzero(change.target.view(dtype.unit) != base.view(dtype.unit))
+        return change.target, int(differing), xxh128(change.target)
     positions, zigzags = change
-    if len(positions):
-        kernels.moves.move_units(units, positions, zigzags, dtype, False)
-    return base, len(positions)
+    if len(positions) == 0:
+        return base, 0, None
+    (leaf,) = kernels.moves.move_run(base, positions, zigzags, dtype, False, True)
+    return base, len(positions), leaf

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ckptdiff import kernels
 from ckptdiff.codecs.planes import Reader, write_varint
 from ckptdiff.format.dtypes import BlockChange, Bytes, Changes, Dtype, Replacement, Units
+from ckptdiff.io.scratch import scratch
 from ckptdiff.kernels.block_layout import WITHOUT_ROWS, BlockLayout
-
-if TYPE_CHECKING:
-    from ckptdiff.kernels.ulps import SizedChanges
 
 ADAPTIVE, STATIC = 1, 2
 """The forms of a block: its first byte."""
@@ -33,22 +31,20 @@ def pack(base: Bytes | None, change: BlockChange, dtype: Dtype, layout: BlockLay
     positions, zigzags = change
     if len(positions) == 0:
         return b""
-    old = base.view(dtype.unit)
-    changes = kernels.ulps.sized_changes(old, positions, zigzags, dtype)
-    classes, m = kernels.classes.classes_of(old, dtype), 8 * dtype.carrier
+    old, forms = base.view(dtype.unit), []
     dense = dtype.carrier < 8 and len(positions) > STATIC_SHARE * len(old)
-    forms = []
     if dense:
-        forms.append(_join(STATIC, *kernels.static.encode(classes, changes, m, layout, len(old) < THOROUGH_BELOW)))
+        changes, classes = kernels.ulps.sized_changes(old, positions, zigzags, dtype), kernels.classes.classes_of(old, dtype)
+        forms.append(_join(STATIC, *kernels.static.encode(classes, changes, 8 * dtype.carrier, layout, len(old) < THOROUGH_BELOW)))
     if not dense or min(len(old), 3 * len(positions)) < BOTH_BELOW:
-        forms.append(_join(ADAPTIVE, *kernels.adaptive.encode(classes, changes, m)))
+        forms.append(_join(ADAPTIVE, *kernels.adaptive.encode(old, positions, zigzags, dtype)))
     return min(forms, key=len)
 
 
 def _join(form: int, coded: bytes, raw: np.ndarray[Any, Any], bits: int) -> bytes:
     """A coded block: its form, so many raw bits, and the rest."""
     size = (bits + 7) // 8
-    return bytes([form]) + write_varint(size) + raw.astype("<u4").tobytes()[:size] + coded
+    return bytes([form]) + write_varint(size) + raw[: (bits + 31) // 32].astype("<u4", copy=False).tobytes()[:size] + coded
 
 
 def unpack(coded: memoryview, base: Bytes | None, size: int, dtype: Dtype) -> Changes:
@@ -56,27 +52,34 @@ def unpack(coded: memoryview, base: Bytes | None, size: int, dtype: Dtype) -> Ch
     if len(coded) == 0:
         return np.empty(0, np.int32), np.empty(0, dtype.unit)
     assert base is not None
-    units = base.view(dtype.unit)
-    changes = _read_changes(coded, units, dtype)
-    zigzags = np.empty(len(changes.positions), dtype.unit)
-    if not kernels.ulps.zigzags_of(units, changes, dtype, zigzags):
-        raise ValueError("an ulp distance is too large")
-    return changes.positions, zigzags
-
-
-def _read_changes(coded: memoryview, units: Units, dtype: Dtype) -> SizedChanges:
-    """The changes of a block as they are coded. Scratch."""
-    reader, m = Reader(coded), 8 * dtype.carrier
+    reader, units = Reader(coded), base.view(dtype.unit)
     form = reader.take(1)[0]
     if form not in (ADAPTIVE, STATIC) or (form == STATIC and dtype.carrier == 8):
         raise ValueError(f"it has the form {form}, expected 1 or 2, and 1 for units of 8 bytes")
-    raw_bytes = bytes(reader.take(reader.varint()))
-    raw = np.frombuffer(raw_bytes + bytes(-len(raw_bytes) % 4 + 8), "<u4").astype(np.uint32)
-    rest, classes = bytes(reader.take(len(coded) - reader.position)), kernels.classes.classes_of(units, dtype)
-    decode_form = kernels.adaptive.decode if form == ADAPTIVE else kernels.static.decode
-    changes, bits = decode_form(classes, rest, raw, m)
+    raw_bytes = reader.take(reader.varint())
+    raw, rest = _raw_words(raw_bytes), reader.take(len(coded) - reader.position)
+    (positions, zigzags), bits = (kernels.adaptive.decode if form == ADAPTIVE else _decode_static)(units, rest, raw, dtype)
     if (bits + 7) // 8 != len(raw_bytes) or (bits % 8 and raw_bytes[-1] >> bits % 8):
         raise ValueError(f"it takes {bits} raw bits, but has {len(raw_bytes)} bytes of them")
-    if len(changes.positions) == 0:
+    if len(positions) == 0:
         raise ValueError("it changes nothing")
-    return changes
+    if len(zigzags) != len(positions):
+        raise ValueError("an ulp distance is too large")
+    return positions, zigzags
+
+
+def _raw_words(data: memoryview) -> np.ndarray[Any, Any]:
+    """The words of a block's raw bits, and two zeros. Scratch."""
+    words = scratch("raw", len(data) // 4 + 3, np.uint32)
+    flat = words.view(np.uint8)
+    flat[: len(data)], flat[len(data) :] = np.frombuffer(data, np.uint8), 0
+    return words.view("<u4").astype(np.uint32, copy=False)
+
+
+def _decode_static(units: Units, coded: memoryview, raw: np.ndarray[Any, Any], dtype: Dtype) -> tuple[Changes, int]:
+    """As :func:`ckptdiff.kernels.adaptive.decode`, of the other form."""
+    classes = kernels.classes.classes_of(units, dtype)
+    changes, bits = kernels.static.decode(classes, bytes(coded), raw, 8 * dtype.carrier)
+    zigzags = scratch("zigzags", len(changes.positions), dtype.unit)
+    fits = kernels.ulps.zigzags_of(units, changes, dtype, zigzags)
+    return (changes.positions, zigzags if fits else zigzags[:0]), bits

@@ -37,6 +37,10 @@ MAX_FILE = 1 << 40
 """Limit of a file's size in bytes (spec 11)."""
 
 
+UNITS = {size: np.dtype(f"<u{size}") for size in (1, 2, 4, 8)}
+"""NumPy's types of units, by their bytes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Dtype:
     """One row of the table."""
@@ -52,7 +56,7 @@ class Dtype:
     @property
     def unit(self) -> np.dtype[Any]:
         """NumPy's type of a unit: a little-endian unsigned integer."""
-        return np.dtype(f"<u{self.carrier}")
+        return UNITS[self.carrier]
 
     @property
     def class_shift(self) -> int:

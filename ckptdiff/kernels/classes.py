@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -70,10 +71,12 @@ def fill_units(classes, each, sums, limit, units):
     Args:
         classes: uint8.
         each: as for :func:`count_sample`.
-        sums: zeros, int32[2, 256].
+        sums: memory to work in, int32[2, 256].
         limit: memory to work in, uint8[64].
         units: int64[256], to fill.
     """
+    for c in range(256):
+        sums[0, c] = sums[1, c] = np.int32(0)
     count_sample(classes, each, sums)
     for c in range(256):
         units[c] = estimated(sums, c, each)
@@ -95,15 +98,33 @@ def fill_units(classes, each, sums, limit, units):
             units[classes[i]] += 1
 
 
+class ClassBits(NamedTuple):
+    """Which bits of a dtype's units are their class, for kernels: ``(unit >> shift) & mask``."""
+
+    shift: np.uint64
+    mask: np.uint64
+
+
+@lru_cache
+def bits_of(dtype: Dtype) -> ClassBits:
+    """The class bits of a dtype's units: of a float its exponent, of other units the highest byte."""
+    return ClassBits(np.uint64(dtype.class_shift), np.uint64(dtype.class_mask))
+
+
 def classes_of(units: Units, dtype: Dtype) -> Bytes:
-    """Class of each unit: a float's exponent, or the highest byte of other units. Scratch."""
+    """Class of each unit. Scratch."""
     classes = scratch("classes", len(units), np.uint8)
-    fill_classes(readable(units), np.uint64(dtype.class_shift), np.uint64(dtype.class_mask), classes)
+    fill_classes(readable(units), *bits_of(dtype), classes)
     return classes
 
 
-def units_of(classes: Bytes, exact: bool = False) -> Array:
-    """How many units there are of each class. For a large block the counts are estimates to choose by, unless ``exact``."""
-    units, each = np.zeros(256, np.int64), SAMPLE_STEP if len(classes) >= SAMPLED_FROM and not exact else 1
-    fill_units(classes, each, np.zeros((2, 256), np.int32), np.empty(64, np.uint8), units)
+def sample_step(units: int, exact: bool) -> int:
+    """The ``each`` of :func:`fill_units` for a block of so many units."""
+    return SAMPLE_STEP if units >= SAMPLED_FROM and not exact else 1
+
+
+def units_of(classes: Bytes) -> Array:
+    """How many units there are of each class. For a large block the counts are estimates to choose by."""
+    units = np.empty(256, np.int64)
+    fill_units(classes, sample_step(len(classes), False), np.empty((2, 256), np.int32), np.empty(64, np.uint8), units)
     return units

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ class UnitOrder(NamedTuple):
     """Whether units order as floats of sign and magnitude; else as unsigned integers."""
 
 
+@lru_cache
 def order_of(dtype: Dtype) -> UnitOrder:
     """The order of a dtype's units."""
     return UnitOrder(np.uint64(8 * dtype.carrier - 1), dtype.is_float)

@@ -208,7 +208,7 @@ class Loader:
         change = unpack(recipe, block, coded, base, min(BLOCK, destination.tensor.nbytes - start))
         assert not isinstance(change, Replacement)  # tensors coded by raw are compared with their whole content
         positions, zigzags = change
-        return (positions.copy() if recipe.entry.codec == "context" else positions), zigzags
+        return (positions.copy(), zigzags.copy()) if recipe.entry.codec == "context" else (positions, zigzags)
 
     def _from_blocks(self, destination: Destination, blocks: Sequence[Changes], before: list[bytes]) -> TensorUpdate:
         """A tensor's update from the changes of all its blocks."""

@@ -14,7 +14,7 @@ from ckptdiff import codecs
 from ckptdiff.checkpoint.adapt import AdaptedBase, extended, units_per_group
 from ckptdiff.checkpoint.contents import Tensor
 from ckptdiff.errors import CkptdiffError, FormatError, IntegrityError, cut
-from ckptdiff.format.digests import BLOCK, block_count, leaves_of, tensor_digest
+from ckptdiff.format.digests import BLOCK, block_count, leaves_of, tensor_digest, xxh128
 from ckptdiff.format.dtypes import DTYPES, BlockChange, Bytes
 from ckptdiff.io.parallel import Executor, Threads, run_plan
 from ckptdiff.patching.recipes import AdaptedTensor, PatchedTensor, RebuildJob, Recipe, ranges, steps_built_whole, steps_of, units_of
@@ -46,17 +46,15 @@ def build(recipe: Recipe, start: int, stop: int) -> BuiltRange:
     Raises:
         FormatError: a block cannot be decoded.
     """
-    changed = 0
     if isinstance(recipe, AdaptedTensor):
-        built = _adapted(recipe, start, stop)
+        built, leaves, changed = _adapted(recipe, start, stop), None, 0
     else:
         if recipe.base is None:
             built = BuiltRange(np.zeros(stop - start, np.uint8), [], [])
         else:
             built = build(recipe.base, start, stop)
-        if stop > start:
-            built.data, changed = _decode(recipe, built.data, start // BLOCK)
-    built.leaves.append(leaves_of(built.data))
+        leaves, changed = _decode(recipe, built, start // BLOCK)
+    built.leaves.append(leaves_of(built.data) if leaves is None else leaves)
     built.changed.append(changed)
     return built
 
@@ -74,19 +72,23 @@ def _adapted(step: AdaptedTensor, start: int, stop: int) -> BuiltRange:
     return built
 
 
-def _decode(step: PatchedTensor, base: Bytes, first: int) -> tuple[Bytes, int]:
-    """Decode a run of blocks from number ``first`` on, against the adapted bytes of their base.
+def _decode(step: PatchedTensor, built: BuiltRange, first: int) -> tuple[list[bytes], int]:
+    """Turn the adapted bytes of a run of blocks, from number ``first`` on, into the target's.
 
     Returns:
-        The target's bytes, and how many units changed.
+        The leaves of the target's blocks, and how many units changed.
     """
-    entry, dtype, parts, changed = step.entry, DTYPES[step.entry.dtype], [], 0
+    entry, dtype, base = step.entry, DTYPES[step.entry.dtype], built.data
+    parts, leaves, changed = [], list[bytes](), 0
     for k, coded in enumerate(step.file.read_blocks(entry, first, first + block_count(len(base)))):
         block = base[k * BLOCK : (k + 1) * BLOCK]
-        part, count = codecs.apply_change(unpack(step, first + k, coded, block, len(block)), block, dtype)
+        part, count, leaf = codecs.apply_change(unpack(step, first + k, coded, block, len(block)), block, dtype)
         parts.append(part)
+        leaves.append(leaf or (built.leaves[-1][k] if built.leaves else xxh128(part)))
         changed += count
-    return parts[0] if len(parts) == 1 else np.concatenate(parts), changed
+    if parts:
+        built.data = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return leaves, changed
 
 
 def unpack(step: PatchedTensor, block: int, coded: memoryview, base: Bytes | None, size: int) -> BlockChange:

@@ -53,11 +53,11 @@ def test_a_decoder_that_is_wrong_is_found(name: str, monkeypatch: pytest.MonkeyP
     """One unit changed more than the coded form says: each target of a decoder must tell."""
     real = codecs.apply_change
 
-    def wrong(change: BlockChange, base: np.ndarray, dtype: Dtype) -> tuple[np.ndarray, int]:
-        target, changed = real(change, base, dtype)
+    def wrong(change: BlockChange, base: np.ndarray, dtype: Dtype) -> tuple[np.ndarray, int, bytes | None]:
+        target, changed, leaf = real(change, base, dtype)
         target = target.copy()
         target[-1] ^= 1
-        return target, changed
+        return target, changed, leaf
 
     monkeypatch.setattr(codecs, "apply_change", wrong)
     with pytest.raises(Disagreement, match=rf"bytes: .*Again: python -m tests.fuzz {name} /"):

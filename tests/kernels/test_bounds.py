@@ -14,6 +14,7 @@ from ckptdiff.format.dtypes import DTYPES
 from ckptdiff.kernels import adaptive, changes, leaves, moves, pace, ulps
 from ckptdiff.kernels.gram import sparse_gram
 from ckptdiff.kernels.mask_ops import split_jobs
+from ckptdiff.kernels.range_coder import NEW_CONTEXT
 from ckptdiff.kernels.ulps import SizedChanges
 
 BF16 = DTYPES["BF16"]
@@ -85,7 +86,8 @@ def test_a_change_of_a_class_without_contexts_is_refused() -> None:
     words[0] = 0x2000
 
     def decoded(weights: np.ndarray) -> int:
-        learned, raw = adaptive.ClassContexts.new(10, 11, 16), np.zeros(1000, np.uint32)
+        contexts, raw = np.full(2 * adaptive.CONTEXTS_PER_BIT * 16, NEW_CONTEXT, np.uint32), np.zeros(1000, np.uint32)
+        learned = adaptive.ClassContexts(10, 11, 16, contexts, np.zeros(256, np.uint8))
         out = SizedChanges.scratch(len(classes), np.empty(len(classes), np.int32))
         return int(adaptive.decode_changes(classes, weights, learned, raw, 0, words, out)[0])
 

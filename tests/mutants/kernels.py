@@ -181,7 +181,7 @@ def judge(fault: Fault | None, folder: Path) -> Callable[[Case], str]:
             change = codecs.CODECS[case.codec].unpack(memoryview(case.coded), base, len(base), dtype)
         except ValueError as error:
             return f"refused: {error}" if case.expected else ""
-        target, changed = codecs.apply_change(change, base, dtype)
+        target, changed, _ = codecs.apply_change(change, base, dtype)
         found = digest(target.tobytes()), changed
         return "" if found == case.expected else "it is not refused" if case.expected is None else "another block"
 

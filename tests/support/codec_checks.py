@@ -6,6 +6,7 @@ import numpy as np
 
 from ckptdiff import kernels
 from ckptdiff.codecs import CODECS, apply_change
+from ckptdiff.format.digests import xxh128
 from ckptdiff.format.dtypes import DTYPES, Dtype, Replacement
 from ckptdiff.kernels.block_layout import WITHOUT_ROWS, BlockLayout
 from tests.support.checkpoints import carrier, changed_units
@@ -23,7 +24,10 @@ def encode(codec: str, base: np.ndarray, target: np.ndarray, dtype: Dtype, layou
 
 def decode(codec: str, coded: bytes | bytearray, base: np.ndarray, dtype: Dtype) -> tuple[np.ndarray, int]:
     """The target of a block, and how many units changed; the base may be changed in place."""
-    return apply_change(CODECS[codec].unpack(memoryview(coded), base, len(base), dtype), base, dtype)
+    before = xxh128(base)
+    target, changed, leaf = apply_change(CODECS[codec].unpack(memoryview(coded), base, len(base), dtype), base, dtype)
+    assert (leaf or before) == xxh128(target)
+    return target, changed
 
 
 def check_that_decoding_undoes_encoding(codec: str, case: Case) -> None:
