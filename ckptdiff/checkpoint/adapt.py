@@ -47,9 +47,13 @@ class AdaptedBase:
     """How many units before each of these stand against base tensors."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "starts", list(accumulate((piece.units for piece in self.pieces), initial=0)))
-        counts = (piece.units * (piece.name is not None) for piece in self.pieces)
-        object.__setattr__(self, "named", list(accumulate(counts, initial=0)))
+        counts = [piece.units for piece in self.pieces]
+        object.__setattr__(self, "starts", list(accumulate(counts, initial=0)))
+        if None not in {piece.name for piece in self.pieces}:
+            object.__setattr__(self, "named", self.starts)
+            return
+        named = [piece.units if piece.name is not None else 0 for piece in self.pieces]
+        object.__setattr__(self, "named", list(accumulate(named, initial=0)))
 
     @property
     def whole(self) -> Tensor | None:

@@ -43,11 +43,11 @@ class Tensor:
     """Where its data begins in ``source``, in bytes."""
     uncounted_in: str = ""
     """Path of its file if it does not count (:class:`TensorKey`)."""
+    key: TensorKey = field(init=False, repr=False, compare=False)
+    """Its key in its checkpoint."""
 
-    @property
-    def key(self) -> TensorKey:
-        """Its key in its checkpoint."""
-        return TensorKey(self.scope, self.name, self.uncounted_in)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", TensorKey(self.scope, self.name, self.uncounted_in))
 
     @property
     def counts(self) -> bool:
@@ -91,18 +91,19 @@ class WeightFile:
     file: WeightSource
     header: Header
     uncounted: set[str] = field(default_factory=set)
-    """Names of those of its tensors that do not count, which the checkpoint finds out."""
+    """Names of those of its tensors that do not count, which the checkpoint finds out before it asks for any tensor."""
+    _tensors: list[Tensor] = field(init=False, repr=False, compare=False, default_factory=list)
 
     @property
     def tensors(self) -> list[Tensor]:
         """The file's tensors in the order of their data."""
-        start = self.header.data_start
-        return [
-            Tensor(
-                self.scope, t.name, t.dtype, t.shape, t.nbytes, self.file, start + t.begin, self.path if t.name in self.uncounted else ""
+        if not self._tensors:
+            start, uncounted = self.header.data_start, self.uncounted
+            self._tensors.extend(
+                Tensor(self.scope, t.name, t.dtype, t.shape, t.nbytes, self.file, start + t.begin, self.path if t.name in uncounted else "")
+                for t in self.header.tensors
             )
-            for t in self.header.tensors
-        ]
+        return self._tensors
 
 
 @dataclass(slots=True)

@@ -133,6 +133,15 @@ class Threads:
             yield batch
 
 
+JOB_BYTES = 1 << 23
+"""Bytes of jobs that a thread is given at once: to hand over a job takes Python's lock longer than to do it takes Python."""
+
+
+def threads_for(count: int, nbytes: int, least: int = JOB_BYTES) -> Threads:
+    """So many threads for jobs of so many bytes: each is given ``least`` bytes at once, or of little work a part that leaves some to all."""
+    return Threads(count, min(least, nbytes // (4 * count)))
+
+
 def _run_batch(work: Callable[[J], T], batch: Iterable[J]) -> list[T]:
     return [work(job) for job in batch]
 

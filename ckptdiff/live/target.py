@@ -13,7 +13,7 @@ import numpy as np
 
 from ckptdiff.errors import cut
 from ckptdiff.format.dtypes import Bytes
-from ckptdiff.io.parallel import Threads, default_threads
+from ckptdiff.io.parallel import default_threads, threads_for
 from ckptdiff.io.work_folder import work_folder
 from ckptdiff.live.names import scope_of
 from ckptdiff.patching.chain import check_chain, explained_order
@@ -117,4 +117,4 @@ def open_target(
         folder = stack.enter_context(work_folder(Path(tempfile.gettempdir()), "ckptdiff-tensors-")).path
         check_space(folder, scratch_size(chain))
         scratch = stack.enter_context(closing(ScratchTensors(folder)))
-        yield Target(Rebuilder(stack.enter_context(opened), chain, Threads(threads or default_threads()), scratch))
+        yield Target(Rebuilder(stack.enter_context(opened), chain, threads_for(threads or default_threads(), chain[-1].output_size), scratch))

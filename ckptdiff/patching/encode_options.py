@@ -10,7 +10,7 @@ from ckptdiff import patching
 from ckptdiff.checkpoint.contents import Checkpoint
 from ckptdiff.device.resolve import resolve_device
 from ckptdiff.format.digests import BLOCK
-from ckptdiff.io.parallel import Executor, Threads
+from ckptdiff.io.parallel import JOB_BYTES, Executor, threads_for
 from ckptdiff.patching.compare_on_host import Comparer, compare_on_host
 
 BLOCKS_IN_MEMORY = 8
@@ -42,8 +42,8 @@ def on_threads(base: Checkpoint, target: Checkpoint, codec: str | None, threads:
         UnsupportedError: torch is missing, or has no such device.
     """
     compare, blocks = _comparer(base, target, codec, device)
-    batch = min((blocks - 1) * BLOCK, sum(file.header.data_size for file in target.weights) // (4 * threads))
-    return EncodeOptions(codec, compare, blocks, Threads(threads, batch))  # small tensors are batched to about a job's bytes
+    nbytes = sum(file.header.data_size for file in target.weights)
+    return EncodeOptions(codec, compare, blocks, threads_for(threads, nbytes, max(JOB_BYTES, (blocks - 1) * BLOCK)))
 
 
 def _comparer(base: Checkpoint, target: Checkpoint, codec: str | None, device: str | None) -> tuple[Comparer, int]:

@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptdiff.io.parallel import Progress, Threads, default_threads, no_progress
+from ckptdiff.io.parallel import Progress, default_threads, no_progress, threads_for
 from ckptdiff.kernels.compiling import Stopwatch
 from ckptdiff.patching.chain import check_chain, check_length, explained_order
 from ckptdiff.patching.output import build_beside, check_output, check_space
@@ -83,7 +83,7 @@ def apply(
         check_chain(chain)
         check_space(out, (0 if only else last.output_size) + scratch_size(chain, only))
         with build_beside(out, overwrite=overwrite) as built, closing(ScratchTensors(built.with_name("tensors"))) as scratch:
-            rebuilder = Rebuilder(old, chain, Threads(threads or default_threads()), scratch)
+            rebuilder = Rebuilder(old, chain, threads_for(threads or default_threads(), last.output_size), scratch)
             with rebuilder.explained():
                 outputs = [subset_of(rebuilder, only)] if only else outputs_of(rebuilder)
                 if only:
