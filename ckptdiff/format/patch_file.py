@@ -245,7 +245,8 @@ class PatchFile:
         begins = self._begins.get(entry.name)
         if begins is None:
             begins = self._begins[entry.name] = np.cumsum([0, *entry.blocks], dtype=np.int64)
-        data = memoryview(read_bytes(self.source, self.offsets[entry.name] + int(begins[first]), sum(sizes)))
+        data = memoryview(np.empty(sum(sizes), np.uint8))
+        self.source.readinto(self.offsets[entry.name] + int(begins[first]), data)
         views, position = [], 0
         for size in sizes:
             views.append(data[position : position + size])

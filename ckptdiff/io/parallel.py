@@ -138,7 +138,7 @@ JOB_BYTES = 1 << 23
 
 
 def threads_for(count: int, nbytes: int, least: int = JOB_BYTES) -> Threads:
-    """So many threads for jobs of so many bytes: each is given ``least`` bytes at once, or of little work a part that leaves some to all."""
+    """So many threads for jobs of so many bytes: each is given ``least`` bytes at once, or, of little work, a part that leaves all some."""
     return Threads(count, min(least, nbytes // (4 * count)))
 
 
@@ -168,6 +168,11 @@ class FileHasher:
                 self._work()
             finally:
                 self._lock.release()
+
+    @property
+    def left(self) -> int:
+        """Bytes that are not hashed yet."""
+        return self._source.size - self._position
 
     def _work(self) -> None:
         """Hash up to the goal; the caller holds the lock."""

@@ -94,8 +94,9 @@ class Counts(NamedTuple):
     @classmethod
     def new(cls) -> Counts:
         """Memory with arbitrary contents."""
-        numbers, small = np.empty((2, 256), np.int64), np.empty(256 + 64, np.uint8)
-        return cls(*numbers, np.empty((2, 256), np.int32), small[256:], small[:256], np.empty(256, np.uint32))
+        changed, units = np.empty((2, 256), np.int64)
+        rates, weights = np.empty(256, np.uint8), np.empty(256, np.uint32)
+        return cls(changed, units, np.empty((2, 256), np.int32), np.empty(64, np.uint8), rates, weights)
 
 
 class _ThreadMemory(threading.local):
@@ -357,7 +358,7 @@ class Decoded(NamedTuple):
     lo: int
     hi: int
     """The lowest and the highest class that changes; a ``lo`` of -1 says that a rate is not one."""
-    count: int
+    changed: int
     """How many units changed; -1 where the code leaves the range."""
     words: int
     """How many words were taken."""
@@ -392,7 +393,7 @@ def decode_units(units, classes, bits, order, weights, contexts, met, raw, words
 
 
 def decode(units: Units, coded: memoryview, raw: Array, dtype: Dtype) -> tuple[Changes, int]:
-    """The changes of a block (scratch), and how many raw bits were taken; the zigzags are none where a unit cannot move as far as it should.
+    """The changes of a block (scratch), and how many raw bits were taken. There are no zigzags where a unit cannot move that far.
 
     Args:
         units: of the base.

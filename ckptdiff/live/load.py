@@ -74,7 +74,8 @@ class Loader:
         contents = base_contents(e for (scope_id, _), (_, e) in patch.entries.items() if scope_id == self.scope)
         own = own_names(base, [*names, *self.tied], contents, threads)
         self.find_tensors = partial(find_tensors, base, own, set(names), self.tied)
-        self.base = open_state(self.find_tensors(), MODEL, set(names))
+        self.state = self.find_tensors()
+        self.base = open_state(self.state, MODEL, set(names))
         self.rebuilder = Rebuilder(self.base, [patch], Threads(threads))
         self.tensors = next(iter(self.base.scopes.values()), {})
 

@@ -163,7 +163,7 @@ class Patch:
         """
         loader = self._loader(model, scope, threads)
         with writing(loader.memory):
-            loader.load().write(False, True)
+            loader.load().write(False, True, loader.state)
 
     def _loader(self, model: Any, scope: str | None, threads: int | None) -> Loader:
         if self._closed:

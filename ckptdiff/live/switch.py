@@ -82,9 +82,16 @@ class LoadedPatch:
                     "Nothing was written"
                 )
 
-    def write(self, back: bool, check: bool) -> None:
-        """Apply all changes, or take them ``back``. What is there before is not checked; the result is, with ``check``."""
-        arrays, done = self._changed_tensors(), list[tuple[TensorUpdate, RangeUpdate]]()
+    def write(self, back: bool, check: bool, just_loaded: Mapping[str, Any] | None = None) -> None:
+        """Apply all changes, or take them ``back``. What is there before is not checked; the result is, with ``check``.
+
+        ``just_loaded``: the model's tensors, if the patch was loaded for them within the same :func:`~ckptdiff.live.writing.writing`.
+        """
+        done = list[tuple[TensorUpdate, RangeUpdate]]()
+        if just_loaded is None:
+            arrays = self._changed_tensors()
+        else:
+            arrays = [just_loaded[update.name] for update in self._updates if update.parts]
         try:
             for update, leaves in self._update_all(back, check, done):
                 found, expected = tensor_digest(leaves), tensor_digest(update.before) if back else update.digest

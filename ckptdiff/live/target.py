@@ -117,4 +117,5 @@ def open_target(
         folder = stack.enter_context(work_folder(Path(tempfile.gettempdir()), "ckptdiff-tensors-")).path
         check_space(folder, scratch_size(chain))
         scratch = stack.enter_context(closing(ScratchTensors(folder)))
-        yield Target(Rebuilder(stack.enter_context(opened), chain, threads_for(threads or default_threads(), chain[-1].output_size), scratch))
+        execute = threads_for(threads or default_threads(), chain[-1].output_size)
+        yield Target(Rebuilder(stack.enter_context(opened), chain, execute, scratch))

@@ -16,7 +16,7 @@ from ckptdiff.format.entry import Entry, Piece
 from ckptdiff.io.parallel import FileHasher, Progress, run_plan
 from ckptdiff.patching.encode import EncodedGroup, GroupEncoder
 from ckptdiff.patching.encode_options import EncodeOptions
-from ckptdiff.patching.encode_plan import EncodeJob, HashJob, TensorPlan
+from ckptdiff.patching.encode_plan import EncodeJob, FileHashJob, HashJob, TensorPlan
 from ckptdiff.patching.pending_tensor import PendingTensor, Spool, SpoolRange
 
 
@@ -43,7 +43,7 @@ class EncodedPair:
     base_identity: bytes
     target_identity: bytes
     """Identities (spec 3.2)."""
-    hashers: dict[int, FileHasher]
+    digests: dict[int, str]
     """SHA-256 of the weight files of both sides, by ``id`` of their source; none for tensors in memory."""
     spool: Spool
     """The payloads."""
@@ -54,8 +54,7 @@ class EncodedPair:
 
     def sha256(self, file: WeightFile) -> str | None:
         """SHA-256 of a weight file of either side; None if its tensors are in memory."""
-        hasher = self.hashers.get(id(file.file))
-        return hasher.hexdigest() if hasher else None
+        return self.digests.get(id(file.file))
 
     @property
     def base_scopes(self) -> dict[str, dict[str, Tensor]]:
@@ -116,6 +115,7 @@ class _PairEncoder:
         base_tensors = [tensor for scope in covered.values() for tensor in scope.values()]
         self.base_digests |= self._hash_all(True, [tensor for tensor in base_tensors if tensor.key not in self.base_digests])
         self._encode_all([(None, tensor) for tensor in self._pair_by_content(unmatched)])
+        digests = self._hash_files()
         entries = [(scope_id, entry) for scope_id, scope in self.scopes.items() for entry in scope.entries.values() if entry.counts]
         return EncodedPair(
             self.base,
@@ -123,7 +123,7 @@ class _PairEncoder:
             self.scopes,
             identity((t.scope, t.name, t.dtype, t.shape, self.base_digests[t.key]) for t in base_tensors),
             identity((scope_id, e.name, e.dtype, e.shape, e.digest) for scope_id, e in entries),
-            self.hashers,
+            digests,
             self.spool,
             self.payloads,
             self.pairing,
@@ -175,6 +175,20 @@ class _PairEncoder:
     def _advance(self, nbytes: int) -> None:
         self.done += nbytes
         self.progress("comparing", self.done, self.total)
+
+    def _hash_files(self) -> dict[int, str]:
+        """SHA-256 of all weight files, by ``id``: what is left to hash, file beside file, as many threads encode faster than one hashes."""
+        files = [(of_base, k, file.file) for of_base in (True, False) for k, file in enumerate(self._side(of_base).weights)]
+        kept = [(of_base, k, source) for of_base, k, source in files if id(source) in self.hashers]
+        jobs = (FileHashJob(of_base, k, self.hashers[id(source)].left) for of_base, k, source in kept)
+        with closing(self.options.execute(self._hash_file, jobs)) as digests:
+            return {id(source): digest for (_, _, source), digest in zip(kept, digests, strict=True)}
+
+    def _hash_file(self, job: FileHashJob) -> str:
+        return self.hashers[id(self._side(job.of_base).weights[job.file].file)].hexdigest()
+
+    def _side(self, of_base: bool) -> Checkpoint:
+        return self.base if of_base else self.target
 
     # --- tensors without a counterpart of the same name ---
 

@@ -49,6 +49,18 @@ class HashJob:
 
 
 @dataclass(frozen=True, slots=True)
+class FileHashJob:
+    """A weight file to hash."""
+
+    of_base: bool
+    """Whether it is a file of the base, or one of the target."""
+    file: int
+    """Its number among the weight files of that side."""
+    nbytes: int
+    """How much of it is not hashed yet."""
+
+
+@dataclass(frozen=True, slots=True)
 class TensorPlan:
     """The jobs of one target tensor. Of a long one whose codec is not given, some blocks are tried before the others are encoded."""
 

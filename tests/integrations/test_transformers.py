@@ -123,8 +123,11 @@ def test_chains_lone_files_and_more_rows(tmp_path: Path) -> None:
 
 
 def held_kb() -> int:
-    """Memory that this process holds, in kB: without mapped files, which come and go with the page cache, and without what is freed, which the
-    C library keeps or gives back as its threads happen to come."""
+    """Memory that this process holds, in kB.
+
+    Mapped files do not count, as they come and go with the page cache; nor does what is freed, which the C library keeps or gives back as
+    its threads happen to come.
+    """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # the GNU C library has it
     if trim is not None:
         trim(0)

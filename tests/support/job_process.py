@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ckptdiff.checkpoint.reader import open_checkpoint
-from ckptdiff.io.parallel import Threads
+from ckptdiff.io.parallel import Threads, sha256_file
 from ckptdiff.patching.build import RangeBuilder
 from ckptdiff.patching.encode import GroupEncoder
-from ckptdiff.patching.encode_plan import HashJob
+from ckptdiff.patching.encode_plan import FileHashJob, HashJob
 from ckptdiff.patching.patch import open_patch
 from ckptdiff.patching.rebuild import Rebuilder, open_base
 from ckptdiff.patching.target_files import FileSink, outputs_of
@@ -22,6 +22,8 @@ from ckptdiff.patching.target_files import FileSink, outputs_of
 
 def encode(base: Path, target: Path, job: Any) -> Any:
     with open_checkpoint(base) as old, open_checkpoint(target) as new:
+        if isinstance(job, FileHashJob):
+            return sha256_file((old if job.of_base else new).weights[job.file].file)
         encoder = GroupEncoder(old, new)
         return encoder.leaf(job) if isinstance(job, HashJob) else encoder(job)
 
