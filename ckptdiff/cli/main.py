@@ -126,6 +126,7 @@ def main() -> None:
 @option(OUTPUT, "--report", "with_report", is_flag=True, help="Measure what training changed, and store the report in the patch.")
 @option(HUB, "--base-repo", metavar="ID", help="Record that this repo on the Hub has BASE, after comparing its files by SHA-256.")
 @option(HUB, "--target-repo", metavar="ID", help="Record that this repo on the Hub has TARGET, after comparing its files by SHA-256.")
+@option(HUB, "--trust-hub-cache", is_flag=True, help="Take the SHA-256 of files in the Hub's cache from their names there.")
 @threads_option
 @device_option("to compare the checkpoints")
 @overwrite_option

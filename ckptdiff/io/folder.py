@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +11,16 @@ from ckptdiff.errors import CheckpointError
 
 REPO_PREFIXES = ("models--", "datasets--", "spaces--")
 """How the names of folders of repos in the Hub's cache begin."""
+
+
+def blob_sha256(path: Path) -> str | None:
+    """The SHA-256 of a file of the Hub's cache as its name there states it; None for any other file.
+
+    The cache names a large file by its SHA-256, and a small one, which Git has, by its shorter Git hash.
+    """
+    blob = Path(os.path.realpath(path))
+    in_cache = blob.parent.name == "blobs" and blob.parent.parent.name.startswith(REPO_PREFIXES)
+    return blob.name if in_cache and re.fullmatch("[0-9a-f]{64}", blob.name) else None
 
 
 @dataclass(slots=True)

@@ -29,13 +29,17 @@ class EncodeOptions:
     """How many blocks a job has at most."""
     execute: Executor
     """Runs the jobs."""
+    trust_hub_cache: bool = False
+    """Whether the names of files in the Hub's cache are taken for their SHA-256."""
 
 
-def on_threads(base: Checkpoint, target: Checkpoint, codec: str | None, threads: int, device: str | None) -> EncodeOptions:
+def on_threads(
+    base: Checkpoint, target: Checkpoint, codec: str | None, threads: int, device: str | None, trust_hub_cache: bool = False
+) -> EncodeOptions:
     """Options to run the jobs on threads.
 
     Args:
-        base, target, codec, threads: as of :func:`ckptdiff.make`.
+        base, target, codec, threads, trust_hub_cache: as of :func:`ckptdiff.make`.
         device: name of the torch device to compare on; None: the device that all tensors are on, or the host.
 
     Raises:
@@ -43,7 +47,8 @@ def on_threads(base: Checkpoint, target: Checkpoint, codec: str | None, threads:
     """
     compare, blocks = _comparer(base, target, codec, device)
     nbytes = sum(file.header.data_size for file in target.weights)
-    return EncodeOptions(codec, compare, blocks, threads_for(threads, nbytes, max(JOB_BYTES, (blocks - 1) * BLOCK)))
+    execute = threads_for(threads, nbytes, max(JOB_BYTES, (blocks - 1) * BLOCK))
+    return EncodeOptions(codec, compare, blocks, execute, trust_hub_cache)
 
 
 def _comparer(base: Checkpoint, target: Checkpoint, codec: str | None, device: str | None) -> tuple[Comparer, int]:

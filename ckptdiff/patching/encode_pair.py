@@ -13,6 +13,7 @@ from ckptdiff.checkpoint.pairing import Pairing
 from ckptdiff.format.digests import BLOCK, identity, tensor_digest
 from ckptdiff.format.dtypes import DTYPES
 from ckptdiff.format.entry import Entry, Piece
+from ckptdiff.io.folder import blob_sha256
 from ckptdiff.io.parallel import FileHasher, Progress, run_plan
 from ckptdiff.patching.encode import EncodedGroup, GroupEncoder
 from ckptdiff.patching.encode_options import EncodeOptions
@@ -89,8 +90,9 @@ class _PairEncoder:
     ) -> None:
         self.base, self.target, self.pairing, self.options, self.progress = base, target, pairing, options, progress
         self.spool, self.encoder = Spool(spool), GroupEncoder(base, target, options.compare)
-        files = (file.file for side in (base, target) if not side.in_memory for file in side.weights)
-        self.hashers = {id(file): FileHasher(file) for file in files}
+        files = [file.file for side in (base, target) if not side.in_memory for file in side.weights]
+        self.digests = {id(file): digest for file in files if options.trust_hub_cache and (digest := blob_sha256(file.path))}
+        self.hashers = {id(file): FileHasher(file) for file in files if id(file) not in self.digests}
         self.scopes = {
             scope: PairedScope(base_id, base.scopes[base_id] if base_id is not None else {})
             for scope, base_id in self.pairing.scopes.items()
@@ -115,7 +117,7 @@ class _PairEncoder:
         base_tensors = [tensor for scope in covered.values() for tensor in scope.values()]
         self.base_digests |= self._hash_all(True, [tensor for tensor in base_tensors if tensor.key not in self.base_digests])
         self._encode_all([(None, tensor) for tensor in self._pair_by_content(unmatched)])
-        digests = self._hash_files()
+        self.digests |= self._hash_files()
         entries = [(scope_id, entry) for scope_id, scope in self.scopes.items() for entry in scope.entries.values() if entry.counts]
         return EncodedPair(
             self.base,
@@ -123,7 +125,7 @@ class _PairEncoder:
             self.scopes,
             identity((t.scope, t.name, t.dtype, t.shape, self.base_digests[t.key]) for t in base_tensors),
             identity((scope_id, e.name, e.dtype, e.shape, e.digest) for scope_id, e in entries),
-            digests,
+            self.digests,
             self.spool,
             self.payloads,
             self.pairing,
@@ -177,7 +179,7 @@ class _PairEncoder:
         self.progress("comparing", self.done, self.total)
 
     def _hash_files(self) -> dict[int, str]:
-        """SHA-256 of all weight files, by ``id``: what is left to hash, file beside file, as many threads encode faster than one hashes."""
+        """SHA-256 of the weight files that have a hasher, by ``id``: what is left to hash, file beside file, as many threads encode faster than one hashes."""
         files = [(of_base, k, file.file) for of_base in (True, False) for k, file in enumerate(self._side(of_base).weights)]
         kept = [(of_base, k, source) for of_base, k, source in files if id(source) in self.hashers]
         jobs = (FileHashJob(of_base, k, self.hashers[id(source)].left) for of_base, k, source in kept)

@@ -86,6 +86,7 @@ def make(
     target_repo: str | None = None,
     threads: int | None = None,
     device: str | None = None,
+    trust_hub_cache: bool = False,
     overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> MakeResult:
@@ -107,6 +108,8 @@ def make(
             or ``target`` is recorded anyway. The weight files must have the SHA-256 that the Hub states.
         threads: number of threads; the bytes of the patch do not depend on it.
         device: torch device on which checkpoints are compared, ``auto`` for the first accelerator; the bytes do not depend on it either.
+        trust_hub_cache: take the SHA-256 of weight files in the Hub's cache, which names files by it, from their names, and not from
+            their bytes. What is compared and stored is covered by digests of its own.
         overwrite: replace an existing patch.
         progress: called with what is being done, how much is done, and how much there is.
 
@@ -128,7 +131,7 @@ def make(
         check_size(new)
         stored_report = report.to_bytes() if report is not None else None  # here, as a large one is refused before anything is encoded
         repos = [_repo_of(old, base_repo), _repo_of(new, target_repo)]
-        options = on_threads(old, new, codec, threads or default_threads(), device)
+        options = on_threads(old, new, codec, threads or default_threads(), device, trust_hub_cache)
         pairing = pair(old, new, rules)
         if not force:
             check_related(old, new, pairing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -69,3 +70,23 @@ def test_patches_of_files_are_deterministic(tmp_path: Path, rng: np.random.Gener
 def test_an_unknown_codec(files: Pair, tmp_path: Path) -> None:
     with refused(ckptdiff.CheckpointError, "unknown codec 'zip': expected one of raw, sparse, context", tmp_path):
         ckptdiff.make(files.base, files.target, tmp_path / "out.safetensors", codec="zip")
+
+
+def test_names_in_the_hubs_cache_are_taken_for_sha256_if_asked(files: Pair, tmp_path: Path) -> None:
+    """A cache as the Hub's client lays it out: what it calls a file is its SHA-256, unless somebody renamed it."""
+    base, target = files.base, files.target
+    right = hashlib.sha256(base.read_bytes()).hexdigest()
+    recorded = dict[str, str]()
+    for name in (right, "0" * 64, "a" * 40):  # the last is the name of a small file: Git's hash
+        cache = tmp_path / f"models--org--{name[:4]}"
+        for folder in ("blobs", "snapshots/main"):
+            (cache / folder).mkdir(parents=True)
+        shutil.copyfile(base, cache / "blobs" / name)
+        link = cache / "snapshots" / "main" / base.name
+        link.symlink_to(Path("..", "..", "blobs", name))
+        for trust in (False, True):
+            patch = tmp_path / f"{name[:4]}-{trust}.safetensors"
+            ckptdiff.make(link, target, patch, trust_hub_cache=trust)
+            recorded[patch.name] = ckptdiff.info(patch).base_files[0]["sha256"]
+    assert recorded.pop("0000-True.safetensors") == "0" * 64
+    assert set(recorded.values()) == {right}
