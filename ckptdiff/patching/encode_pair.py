@@ -179,7 +179,7 @@ class _PairEncoder:
         self.progress("comparing", self.done, self.total)
 
     def _hash_files(self) -> dict[int, str]:
-        """SHA-256 of the weight files that have a hasher, by ``id``: what is left to hash, file beside file, as many threads encode faster than one hashes."""
+        """SHA-256 of the weight files that have a hasher, by ``id``: file beside file, as many threads encode faster than one hashes."""
         files = [(of_base, k, file.file) for of_base in (True, False) for k, file in enumerate(self._side(of_base).weights)]
         kept = [(of_base, k, source) for of_base, k, source in files if id(source) in self.hashers]
         jobs = (FileHashJob(of_base, k, self.hashers[id(source)].left) for of_base, k, source in kept)
