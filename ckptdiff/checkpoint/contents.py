@@ -92,6 +92,8 @@ class WeightFile:
     header: Header
     uncounted: set[str] = field(default_factory=set)
     """Names of those of its tensors that do not count, which the checkpoint finds out."""
+    sha256: str | None = None
+    """SHA-256 of the file where that is known, as a patch states it; None: read the file to find out."""
 
     @property
     def tensors(self) -> list[Tensor]:

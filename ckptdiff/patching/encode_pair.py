@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import BinaryIO
@@ -26,8 +26,8 @@ class PairedScope:
 
     base_id: str | None
     """Id of the base scope; None if the target scope has no counterpart."""
-    base: dict[str, Tensor]
-    """The base scope's tensors by name; empty without a counterpart."""
+    base: Collection[str]
+    """Names of the base scope's tensors; empty without a counterpart."""
     entries: dict[TensorKey, Entry] = field(default_factory=dict)
     """Table entries of the target tensors, before any becomes a copy of another."""
 
@@ -55,7 +55,7 @@ class EncodedPair:
     def sha256(self, file: WeightFile) -> str | None:
         """SHA-256 of a weight file of either side; None if its tensors are in memory."""
         hasher = self.hashers.get(id(file.file))
-        return hasher.hexdigest() if hasher else None
+        return hasher.hexdigest() if hasher else file.sha256
 
     @property
     def base_scopes(self) -> dict[str, dict[str, Tensor]]:
@@ -90,7 +90,7 @@ class _PairEncoder:
     ) -> None:
         self.base, self.target, self.pairing, self.options, self.progress = base, target, pairing, options, progress
         self.spool, self.encoder = Spool(spool), GroupEncoder(base, target, options.compare)
-        files = (file.file for side in (base, target) if not side.in_memory for file in side.weights)
+        files = (file.file for side in (base, target) if not side.in_memory for file in side.weights if file.sha256 is None)
         self.hashers = {id(file): FileHasher(file) for file in files}
         self.scopes = {
             scope: PairedScope(base_id, base.scopes[base_id] if base_id is not None else {})

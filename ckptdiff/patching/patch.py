@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -58,6 +58,25 @@ class LocalFolder:
 
     def open(self, path: str) -> LocalFile:
         return LocalFile(self._path / path)
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """The stored forms of a patch folder's files without weights: they can be opened once the patch is closed, too."""
+
+    path: Path
+    """The patch's path."""
+    folder: SourceFolder
+
+    def where(self, other: OtherFile) -> str:
+        """What messages call the stored form of a file."""
+        return f"{self.path}/{other.stored_path}"
+
+    @contextmanager
+    def open_other(self, other: OtherFile) -> Iterator[ByteSource]:
+        """Open the stored form of a file; raises CheckpointError if it cannot be opened."""
+        with closing(self.folder.open(other.stored_path)) as source:
+            yield source
 
 
 @dataclass(slots=True)
@@ -141,16 +160,19 @@ class OpenPatch:
                 if needs_base and file.metadata.target_sha256 is not None:
                     raise FormatError(f"{file.source.name}: its table needs a base, but the patch lists no file of it: make it again")
 
-    def where(self, other: OtherFile) -> str:
-        """What messages call the stored form of a file without weights."""
-        return f"{self.path}/{other.stored_path}"
-
-    @contextmanager
-    def open_other(self, other: OtherFile) -> Iterator[ByteSource]:
-        """Open the stored form of a file without weights; raises CheckpointError if it cannot be opened."""
+    @property
+    def frames(self) -> Frames:
+        """The stored forms of its files without weights."""
         assert self.folder is not None  # only a patch folder has an index, which lists such files
-        with closing(self.folder.open(other.stored_path)) as source:
-            yield source
+        return Frames(self.path, self.folder)
+
+    def where(self, other: OtherFile) -> str:
+        """As of :class:`Frames`."""
+        return self.frames.where(other)
+
+    def open_other(self, other: OtherFile) -> AbstractContextManager[ByteSource]:
+        """As of :class:`Frames`."""
+        return self.frames.open_other(other)
 
     @property
     def paths(self) -> list[Path]:
