@@ -10,6 +10,12 @@ if TYPE_CHECKING:
     from ckptdiff.patching import chain as chain
     from ckptdiff.patching import compare_on_device as compare_on_device
     from ckptdiff.patching import compare_on_host as compare_on_host
+    from ckptdiff.patching import compose as compose
+    from ckptdiff.patching import compose_base as compose_base
+    from ckptdiff.patching import compose_blocks as compose_blocks
+    from ckptdiff.patching import compose_files as compose_files
+    from ckptdiff.patching import compose_history as compose_history
+    from ckptdiff.patching import compose_tensors as compose_tensors
     from ckptdiff.patching import encode as encode
     from ckptdiff.patching import encode_options as encode_options
     from ckptdiff.patching import encode_pair as encode_pair

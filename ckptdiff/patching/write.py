@@ -137,7 +137,7 @@ def write_folder(contents: PatchContents, built: Path, files: Sequence[OtherFile
         target_identity=contents.pair.target_identity,
         shards=tuple(shards),
         files=tuple(files),
-        removed=_removed_files(base, {file.path for file in (*files, *target.weights)}),
+        removed=_removed_files(base, {*(file.path for file in files), *(file.path for file in target.weights)}),
         totals=sum((table.totals for table in tables), Totals()),
         info=contents.info,
     )
