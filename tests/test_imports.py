@@ -39,7 +39,8 @@ pages: csv_tables chart_data labels histograms report_prose drawing templating r
 pages: overlap_prose overlap_charts overlap_captions overlap_page
 verbs: info make compose apply verify compare report overlap pull card push
 integrations: transformers trainer
-cli: tables grouped options render render_hub render_report render_overlap progress report_commands hub_commands demo warmup main
+cli: tables grouped options render render_hub render_report render_overlap progress report_commands hub_commands compose_command
+cli: demo warmup main
 __main__
 """
 """Packages, lowest first, and their modules: each imports only from those above it."""

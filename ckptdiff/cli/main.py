@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from ckptdiff import __version__, checkpoint, cli, verbs
+from ckptdiff.cli.compose_command import compose
 from ckptdiff.cli.grouped import FILES, HUB, OUTPUT, GroupedCommand, option
 from ckptdiff.cli.hub_commands import pull, push
 from ckptdiff.cli.options import (
@@ -26,6 +27,7 @@ from ckptdiff.cli.options import (
     device_option,
     fail,
     only_option,
+    output_name,
     output_option,
     overwrite_option,
     print_json,
@@ -41,13 +43,6 @@ from ckptdiff.cli.report_commands import mask, overlap, report
 from ckptdiff.errors import CkptdiffError, visible
 from ckptdiff.io.signals import CLOSED_PIPE, raised
 from ckptdiff.machine import machine_error
-
-
-def _check_output_name(ctx: click.Context, parameter: click.Parameter, value: Path) -> Path:
-    """Refuse names that other tools take for the current folder or for standard output."""
-    if str(value) in (".", "-"):
-        raise click.BadParameter(f"{str(value)!r} cannot be written to; give a new name")
-    return value
 
 
 class CommandGroup(click.Group):
@@ -112,7 +107,7 @@ def main() -> None:
 @main.command()
 @click.argument("base", type=PATH)
 @click.argument("target", type=PATH)
-@output_option("patch", "PATCH", "Write the patch to this path.", _check_output_name)
+@output_option("patch", "PATCH", "Write the patch to this path.", output_name)
 @option(
     OUTPUT,
     "--codec",
@@ -158,7 +153,7 @@ def make(base: Path, target: Path, patch: Path, codec: str, with_report: bool, j
 @main.command()
 @click.argument("base", type=PATH)
 @click.argument("patches", type=PATH, nargs=-1, required=True, metavar="PATCH...")
-@output_option("out", "OUT", "Write this folder or file.", _check_output_name)
+@output_option("out", "OUT", "Write this folder or file.", output_name)
 @only_option
 @threads_option
 @overwrite_option
@@ -180,6 +175,9 @@ def apply(base: Path, patches: tuple[Path, ...], out: Path, json_output: bool, *
         print_json(to_json(result))
     else:
         cli.render.print_apply(result)
+
+
+main.add_command(compose)
 
 
 @main.command()

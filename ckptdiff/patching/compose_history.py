@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 
 from ckptdiff.errors import BaseMismatchError, cut
-from ckptdiff.format.digests import block_count
 from ckptdiff.format.entry import CODEC_NAMES, Entry, Piece
 from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.patching.patch import OpenPatch
@@ -53,12 +52,19 @@ class Step(NamedTuple):
 class Steps:
     """A list of :class:`Step`, in 24 bytes each: there may be thousands of each tensor."""
 
-    def __init__(self, row: array[int] | None = None) -> None:
-        self._row = row if row is not None else array("q")
+    def __init__(self) -> None:
+        self._row, self.nbytes = array("q"), 0
 
-    def add(self, step: Step) -> None:
-        """Append a step."""
+    def add(self, step: Step, size: int) -> None:
+        """Append a step, whose payload has so many bytes."""
         self._row.extend((step.file * len(CODEC_NAMES) + CODEC_NAMES.index(step.codec), step.first, step.changed))
+        self.nbytes += size + STEP_BYTES
+
+    def copy(self) -> Steps:
+        """A list of the same steps."""
+        other = Steps()
+        other._row, other.nbytes = self._row[:], self.nbytes
+        return other
 
     def __len__(self) -> int:
         return len(self._row) // 3
@@ -67,6 +73,9 @@ class Steps:
         for k in range(0, len(self._row), 3):
             file, codec = divmod(self._row[k], len(CODEC_NAMES))
             yield Step(file, CODEC_NAMES[codec], self._row[k + 1], self._row[k + 2])
+
+
+STEP_BYTES = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,17 +104,22 @@ class History:
     needs_base: str = ""
     """What was done to it that only the base can tell the result of: patch file, tensor and reason; empty if nothing was."""
 
+    @classmethod
+    def unknown(cls, why: str, origin: Origin | None = None) -> History:
+        """That of a tensor that something was done to that only the base can tell the result of."""
+        return cls(origin, entries=1, needs_base=why)
+
     @property
     def is_known(self) -> bool:
         """Whether its content follows from the payloads alone."""
         return next((step.codec == "raw" for step in self.steps), False)
 
-    def add(self, step: Step) -> None:
-        """Take an entry. One that is coded by ``raw`` has the whole content, whatever was done before."""
+    def add(self, step: Step, size: int) -> None:
+        """Take an entry, whose payload has so many bytes. One that is coded by ``raw`` has the whole content, whatever was before."""
         if step.codec == "raw":
             self.steps, self.needs_base = Steps(), ""
         if not self.needs_base:
-            self.steps.add(step)
+            self.steps.add(step, size)
         self.entries += 1
 
 
@@ -133,6 +147,7 @@ class Histories:
         self.base_scopes: dict[str, str | None] = {}
         self._tensors: dict[Key, Given] = {}
         self._before = ""  # the path of the last patch
+        self._spare = 0  # bytes that may be read twice, since the patches have had so many: this keeps time linear
 
     def add(self, patch: OpenPatch) -> None:
         """Go on by a patch, which follows the one before.
@@ -140,43 +155,73 @@ class Histories:
         Raises:
             BaseMismatchError: the patch before does not give what it needs.
         """
+        self._spare += patch.stored_size
         scopes = frozenset(scope for scope, _ in self._tensors)
         befores = [scope_before(scopes, file) if self._before else file.metadata.base_scope or "" for file in patch.files]
         uses = Counter((scope, name) for scope, file in zip(befores, patch.files, strict=True) for name in _taken(file))
-        given = [
-            list(self._of_file(patch, file, before, uses if self._before else None))
-            for file, before in zip(patch.files, befores, strict=True)
-        ]
-        rows = zip(patch.files, given, strict=True)
-        named = ((file.metadata.target_scope, pair) for file, row in rows for pair in zip(file.table.entries, row, strict=True))
-        self._tensors = {(scope, entry.name): tensor for scope, (entry, tensor) in named if entry.counts}
-        self.base_scopes = {
-            file.metadata.target_scope: self.base_scopes.get(before)
-            if self._before and file.metadata.base_scope is not None
-            else file.metadata.base_scope
-            for file, before in zip(patch.files, befores, strict=True)
+        own = [self._own(patch, file, before, uses) for file, before in zip(patch.files, befores, strict=True)]
+        counting = {
+            (file.metadata.target_scope, entry.name): given
+            for file, row in zip(patch.files, own, strict=True)
+            for entry, given in zip(file.table.entries, row, strict=True)
+            if entry.counts and given is not None
         }
-        self.given, self._before = given, str(patch.path)
+        self.given = []
+        for file, row, before in zip(patch.files, own, befores, strict=True):
+            scope, found = file.metadata.target_scope, list[Given]()
+            for entry, given in zip(file.table.entries, row, strict=True):
+                found.append(given or self._copy(entry, counting[scope, entry.of or ""], self._tensors.get((before, entry.name)), file))
+            self.given.append(found)
+        for file, found in zip(patch.files, self.given, strict=True):
+            counting |= {(file.metadata.target_scope, e.name): row for e, row in zip(file.table.entries, found, strict=True) if e.counts}
+        paired = zip(patch.files, befores, strict=True)
+        self.base_scopes = {file.metadata.target_scope: self._base_scope(file, before) for file, before in paired}
+        self._tensors, self._before = counting, str(patch.path)
 
-    def _of_file(self, patch: OpenPatch, file: PatchFile, before: str, uses: Counter[Key] | None) -> Iterator[Given]:
-        """The tensors that a patch file gives; ``uses`` is None in the first patch."""
-        number, first = len(self.files), 0
+    def _base_scope(self, file: PatchFile, before: str) -> str | None:
+        """The base scope of a patch file's target scope."""
+        stated = file.metadata.base_scope
+        return self.base_scopes.get(before) if self._before and stated is not None else stated
+
+    def _own(self, patch: OpenPatch, file: PatchFile, before: str, uses: Counter[Key]) -> list[Given | None]:
+        """The tensors that a patch file gives; None for those that are copies of others."""
+        number, first, found = len(self.files), 0, list[Given | None]()
         self.files.append(PayloadFile(file))
         for entry in file.table.entries:
-            where, digest = f"{file.source.name}: tensor {cut(entry.name)}", entry.digest
             if entry.kind == "copy":
-                digest = patch.entries[file.metadata.target_scope, entry.of or ""][1].digest
-                history = History(None, needs_base=f"{where}: is a copy of {cut(entry.of)}")
-            elif entry.kind == "new":
+                found.append(None)
+                continue
+            if entry.kind == "new":
                 history = History(None)
-            elif uses is None:
-                history = History(Origin(entry.name, entry.base_dtype or "", entry.pieces, entry.base_digest))
+            elif self._before:
+                history = self._of_before(patch, before, entry, uses, f"{file.source.name}: tensor {cut(entry.name)}")
             else:
-                history = self._of_before(patch, before, entry, uses, where)
+                history = History(Origin(entry.name, entry.base_dtype or "", entry.pieces, entry.base_digest))
             if entry.has_payload:
-                history.add(Step(number, entry.codec or "", first, entry.changed))
-                first += block_count(entry.nbytes)
-            yield Given(entry.dtype, entry.units, digest, history)
+                history.add(Step(number, entry.codec or "", first, entry.changed), entry.payload_size)
+                first += len(entry.blocks)
+            found.append(Given(entry.dtype, entry.units, entry.digest, history))
+        return found
+
+    def _copy(self, entry: Entry, of: Given, before: Given | None, file: PatchFile) -> Given:
+        """A tensor that is a copy of another: what was done to that was done to it, if both had the same content in the base."""
+        origin, other = before.history.origin if before is not None else None, of.history.origin
+        alike = origin is not None and other is not None and origin.digest == other.digest
+        alike = alike and before is not None and (before.dtype, before.units) == (of.dtype, of.units)
+        if of.history.is_known or alike:
+            history = self._shared(of.history, origin if alike else None)
+            if history is not None:
+                return of._replace(history=history)
+        return of._replace(
+            history=History(origin, needs_base=f"{file.source.name}: tensor {cut(entry.name)}: is a copy of {cut(entry.of)}")
+        )
+
+    def _shared(self, history: History, origin: Origin | None) -> History | None:
+        """The same history of another tensor; None if it cannot be told, or too much would be read more than once."""
+        if history.needs_base or history.steps.nbytes > self._spare:
+            return None
+        self._spare -= history.steps.nbytes
+        return History(origin, history.steps.copy(), history.entries)
 
     def _of_before(self, patch: OpenPatch, scope: str, entry: Entry, uses: Counter[Key], where: str) -> History:
         """What was done to the adapted base of an entry, which the patch before gives."""
@@ -189,14 +234,13 @@ class Histories:
         name, source = next(iter(found.items()))
         why = _why_other(entry, source)
         if why:
-            return History(None, needs_base=f"{where}: {why}")
+            return History.unknown(f"{where}: {why}")
         if source.digest != entry.base_digest:
             raise BaseMismatchError(f"{patch.path}: tensor {cut(name)} is not the one that {self._before} gives")
         history = source.history
         if uses[scope, name] > 1 and not (name == entry.name and entry.counts):
-            if history.entries or history.needs_base:
-                return History(None, needs_base=f"{where}: is one of several that are made from {cut(name)}")
-            return History(history.origin)
+            shared = self._shared(history, history.origin)
+            return shared or History.unknown(history.needs_base or f"{where}: is one of many that are made from {cut(name)}")
         return history
 
 
