@@ -205,16 +205,13 @@ class Histories:
 
     def _copy(self, entry: Entry, of: Given, before: Given | None, file: PatchFile) -> Given:
         """A tensor that is a copy of another: what was done to that was done to it, if both had the same content in the base."""
-        origin, other = before.history.origin if before is not None else None, of.history.origin
-        alike = origin is not None and other is not None and origin.digest == other.digest
-        alike = alike and before is not None and (before.dtype, before.units) == (of.dtype, of.units)
-        if of.history.is_known or alike:
-            history = self._shared(of.history, origin if alike else None)
+        origin = _own_origin(of, before)
+        if origin is not None or of.history.is_known:
+            history = self._shared(of.history, origin)
             if history is not None:
                 return of._replace(history=history)
-        return of._replace(
-            history=History(origin, needs_base=f"{file.source.name}: tensor {cut(entry.name)}: is a copy of {cut(entry.of)}")
-        )
+        why = f"{file.source.name}: tensor {cut(entry.name)}: is a copy of {cut(entry.of)}"
+        return of._replace(history=History.unknown(why, before.history.origin if before is not None else None))
 
     def _shared(self, history: History, origin: Origin | None) -> History | None:
         """The same history of another tensor; None if it cannot be told, or too much would be read more than once."""
@@ -238,15 +235,27 @@ class Histories:
         if source.digest != entry.base_digest:
             raise BaseMismatchError(f"{patch.path}: tensor {cut(name)} is not the one that {self._before} gives")
         history = source.history
-        if uses[scope, name] > 1 and not (name == entry.name and entry.counts):
-            shared = self._shared(history, history.origin)
+        if name == entry.name and entry.counts:
+            return history
+        origin = _own_origin(source, self._tensors.get((scope, entry.name))) or history.origin
+        if uses[scope, name] > 1:
+            shared = self._shared(history, origin)
             return shared or History.unknown(history.needs_base or f"{where}: is one of many that are made from {cut(name)}")
+        history.origin = origin
         return history
 
 
 def _taken(file: PatchFile) -> Iterator[str]:
     """The base tensors of a patch file's entries, as often as they are used."""
     return (name for entry in file.table.entries for name in entry.base_names)
+
+
+def _own_origin(source: Given, own: Given | None) -> Origin | None:
+    """The origin of a tensor, ``own``, if in the base it had the content, dtype and length of another one, ``source``."""
+    if own is None or (own.dtype, own.units) != (source.dtype, source.units):
+        return None
+    mine, other = own.history.origin, source.history.origin
+    return mine if mine is not None and other is not None and mine.digest == other.digest else None
 
 
 def _why_other(entry: Entry, source: Given) -> str:
