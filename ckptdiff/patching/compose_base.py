@@ -90,6 +90,7 @@ class ThroughBase:
         check_chain(chain)
         for patch in chain:
             check_stands_alone(patch)
+        base.others = {name: path for name, path in base.others.items() if path.is_file()}  # a later patch may name others
         last, scratch = chain[-1], ScratchTensors(folder / "tensors")
         try:
             rebuilder = Rebuilder(base, chain, Threads(self.threads), scratch)

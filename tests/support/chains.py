@@ -34,8 +34,9 @@ def check_composed(files: Sequence[Path], patches: Sequence[Path], out: Path, **
     """Compose, and check that the result turns the first checkpoint into the last."""
     ckptdiff.compose(patches, output=out, threads=1, **options)
     assert ckptdiff.verify(out, base=files[0], target=files[-1], threads=1).ok
-    ckptdiff.apply(files[0], out, out.with_name("applied"), overwrite=True, threads=1)
-    assert tree(out.with_name("applied")) == tree(files[-1])
+    applied = out.with_name(f"{out.name}-applied")
+    ckptdiff.apply(files[0], out, applied, threads=1)
+    assert tree(applied) == tree(files[-1])
     return out
 
 
