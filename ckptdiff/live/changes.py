@@ -21,12 +21,12 @@ from ckptdiff.format.dtypes import DTYPES, Bytes, Replacement, Units
 from ckptdiff.format.entry import Entry
 from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.io.parallel import Threads
-from ckptdiff.patching.build import build, check_changed, unpack
+from ckptdiff.patching.build import check_changed, unpack
 from ckptdiff.patching.chain import check_chain
 from ckptdiff.patching.memory import open_state, state_of
 from ckptdiff.patching.patch import OpenPatch
 from ckptdiff.patching.rebuild import Rebuilder, open_base
-from ckptdiff.patching.recipes import PatchedTensor, RebuildJob, Recipe
+from ckptdiff.patching.recipes import AdaptedTensor, PatchedTensor, RebuildJob, Recipe
 
 Positions = npt.NDArray[np.int64]
 
@@ -109,9 +109,8 @@ def _through(patch: OpenPatch, rows: list[tuple[PatchFile, Entry]], base: Any, t
         olds = [_old(old, file, entry, recipe) for (file, entry), recipe in zip(rows, recipes, strict=True)]
 
         def sink(job: RebuildJob, new: Bytes) -> tuple[Positions, Units, Units]:
-            dtype, before = DTYPES[rows[job.tensor][1].dtype], olds[job.tensor]
-            data = before.read(job.start, job.stop) if isinstance(before, AdaptedBase) else build(before, job.start, job.stop).data
-            found, zigzags = kernels.changes.changes_of(data, new, dtype)
+            dtype = DTYPES[rows[job.tensor][1].dtype]
+            found, zigzags = kernels.changes.changes_of(olds[job.tensor].read(job.start, job.stop, "old"), new, dtype)
             return found.astype(np.int64) + job.start // dtype.carrier, zigzags.copy(), new.view(dtype.unit)[found]
 
         parts = list[tuple[Positions, Units, Units]]()
@@ -124,10 +123,11 @@ def _through(patch: OpenPatch, rows: list[tuple[PatchFile, Entry]], base: Any, t
                     parts.clear()
 
 
-def _old(base: Checkpoint, file: PatchFile, entry: Entry, recipe: Recipe) -> AdaptedBase | Recipe:
+def _old(base: Checkpoint, file: PatchFile, entry: Entry, recipe: Recipe) -> AdaptedBase:
     """What the units of a tensor moved from: its adapted base, or, where the patch has none, the base's tensor of its name."""
-    if entry.kind == "delta" and recipe.base is not None:
-        return recipe.base
+    if entry.kind == "delta":
+        assert isinstance(recipe.base, AdaptedTensor) and isinstance(recipe.base.source, AdaptedBase)  # the chain has one patch
+        return recipe.base.source
     tensor: Tensor | None = (base.scope(file.metadata.base_scope or "") or {}).get(entry.name)
     if tensor is None or (tensor.dtype, tensor.units) != (entry.dtype, entry.units):
         raise UnsupportedError(

@@ -96,7 +96,7 @@ def _through(base: Any, chain: Sequence[OpenPatch], way: ThroughBase) -> Patch:
         if isinstance(base, (str, os.PathLike)):
             old = stack.enter_context(open_base(base, chain, only_weights=True))
         else:
-            old = open_state(state_of(base, "the base"), "the base")
+            old = open_state(state_of(base, "the base"), "the base", scope=chain[0].files[0].metadata.base_scope or "")
         folder = stack.enter_context(work_folder(Path(tempfile.gettempdir()), "ckptdiff-tensors-")).path
         check_space(folder, scratch_size(chain))
         return _written(way.encode(old, chain, io.BytesIO(), folder))
