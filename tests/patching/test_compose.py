@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ckptdiff
+from ckptdiff.codecs import sparse
 from ckptdiff.errors import BaseMismatchError, CheckpointError, FormatError, IntegrityError, UnsupportedError
 from tests.support.chains import chain, check_composed, direct, kinds, moved
 from tests.support.checkpoints import TensorData, bf16, perturb, random_tensor, tensor
@@ -284,4 +285,26 @@ def test_patches_that_contradict_each_other(tmp_path: Path, monkeypatch: pytest.
     data[-1] ^= 1
     patches[0].write_bytes(data)
     with pytest.raises(IntegrityError, match="its payload has the digest"):
+        ckptdiff.compose(patches, output=tmp_path / "composed")
+
+
+def test_a_content_that_is_not_the_one_stated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a tensor whose content is known the digest is compared; so is how many units each patch changes."""
+    rng = np.random.default_rng(0)
+    new = [bf16(rng.normal(0, 0.02, (60, 50)))]
+    for _ in range(2):
+        new.append(moved(rng, new[-1], 9))
+    _, patches = chain(tmp_path, [{"a": bf16([1.0])}, *({"a": bf16([1.0]), "new": data} for data in new)])
+    monkeypatch.setattr("ckptdiff.kernels.moves.move", lambda *given: None)
+    with pytest.raises(IntegrityError, match=r"patch-2.safetensors: tensor new: built with the digest [0-9a-f]{32}, expected"):
+        ckptdiff.compose(patches, output=tmp_path / "composed")
+    monkeypatch.undo()
+    unpack = sparse.unpack
+
+    def short(*given: Any) -> Any:
+        positions, zigzags = unpack(*given)
+        return positions[1:], zigzags[1:]
+
+    monkeypatch.setattr(sparse, "unpack", short)
+    with pytest.raises(FormatError, match=r"patch-1.safetensors: tensor new: its blocks change \d units, expected \d$"):
         ckptdiff.compose(patches, output=tmp_path / "composed")
