@@ -8,11 +8,12 @@ from typing import Any
 import click
 
 from ckptdiff import cli, verbs
-from ckptdiff.cli.grouped import OUTPUT, GroupedCommand, option
+from ckptdiff.cli.grouped import GroupedCommand
 from ckptdiff.cli.options import (
     PATH,
     as_json,
     base_option,
+    codec_option,
     output_name,
     output_option,
     overwrite_option,
@@ -26,14 +27,7 @@ from ckptdiff.cli.progress import progress_bar
 @click.command(cls=GroupedCommand)
 @click.argument("patches", type=PATH, nargs=-1, required=True, metavar="PATCH...")
 @output_option("output", "PATCH", "Write the patch to this path.", output_name)
-@option(
-    OUTPUT,
-    "--codec",
-    type=click.Choice(["auto", "context", "sparse", "raw"]),
-    default="auto",
-    show_default=True,
-    help="Store changed tensors by this codec, as make does. Without --base there is sparse only, and auto takes it.",
-)
+@codec_option("Store changed tensors by this codec, as make does. Without --base there is sparse only, and auto takes it.")
 @base_option("Rebuild the target through this base of the first patch, block by block, and encode it as make does.")
 @threads_option
 @overwrite_option

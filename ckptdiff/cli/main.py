@@ -24,6 +24,7 @@ from ckptdiff.cli.options import (
     as_json,
     asks_for_json,
     base_option,
+    codec_option,
     device_option,
     fail,
     only_option,
@@ -108,14 +109,7 @@ def main() -> None:
 @click.argument("base", type=PATH)
 @click.argument("target", type=PATH)
 @output_option("patch", "PATCH", "Write the patch to this path.", output_name)
-@option(
-    OUTPUT,
-    "--codec",
-    type=click.Choice(["auto", "context", "sparse", "raw"]),
-    default="auto",
-    show_default=True,
-    help="Store changed tensors by this codec; auto takes the one that gives the smallest patch.",
-)
+@codec_option("Store changed tensors by this codec; auto takes the one that gives the smallest patch.")
 @selection_options
 @option(FILES, "--force", is_flag=True, help="Make the patch even if nothing of BASE is in TARGET.")
 @option(OUTPUT, "--report", "with_report", is_flag=True, help="Measure what training changed, and store the report in the patch.")

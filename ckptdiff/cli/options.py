@@ -47,6 +47,12 @@ def output_option(name: str, metavar: str, text: str, callback: Callable[..., An
     return option(OUTPUT, "-o", "--output", name, type=PATH, required=True, callback=callback, metavar=metavar, help=text)
 
 
+def codec_option(text: str) -> Decorator:
+    """The codec of changed tensors."""
+    choice = click.Choice(["auto", "context", "sparse", "raw"])
+    return option(OUTPUT, "--codec", type=choice, default="auto", show_default=True, help=text)
+
+
 def output_name(ctx: click.Context, parameter: click.Parameter, value: Path) -> Path:
     """Refuse names that other tools take for the current folder or for standard output."""
     if str(value) in (".", "-"):

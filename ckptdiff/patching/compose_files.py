@@ -11,7 +11,8 @@ from ckptdiff.format.index import OtherFile
 from ckptdiff.io.parallel import READ_BYTES
 from ckptdiff.io.source import chunks
 from ckptdiff.patching import other_files
-from ckptdiff.patching.patch import Frames, OpenPatch
+from ckptdiff.patching.patch import OpenPatch
+from ckptdiff.patching.source_folder import Frames
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ckptdiff.checkpoint.recognition import check_exists, files_to_examine, patch_members
 from ckptdiff.errors import FormatError, IntegrityError, cut
@@ -19,64 +19,14 @@ from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.format.sealed import MAX_INDEX, FileRef
 from ckptdiff.hub.ids import HubId, parse_id
 from ckptdiff.hub.repo import RemoteFolder, download, open_repo
-from ckptdiff.io.source import ByteSource, LocalFile, read_bytes
+from ckptdiff.io.source import ByteSource, read_bytes
+from ckptdiff.patching.source_folder import Frames, LocalFolder, SourceFolder
 
 MAX_ALL_TENSORS = 1 << 18
 MAX_ALL_PIECES = 1 << 20
 MAX_ALL_DESCRIBED = 1 << 27
 MAX_ALL_BYTES = 1 << 42
 """Limits of all patch files together (spec 11): tensors, and removed ones; pieces; bytes of tables and headers; bytes to rebuild."""
-
-
-class ClosableSource(ByteSource, Protocol):
-    """A :class:`ByteSource` that must be closed."""
-
-    def close(self) -> None: ...
-
-
-class SourceFolder(Protocol):
-    """The folder with the files of a patch, on this machine or on the Hub."""
-
-    name: str
-
-    def size(self, path: str) -> int | None:
-        """Size of a file in bytes; None if there is none."""
-
-    def open(self, path: str) -> ClosableSource: ...
-
-
-class LocalFolder:
-    """A :class:`SourceFolder` on this machine."""
-
-    def __init__(self, path: Path) -> None:
-        self.name, self._path = str(path), path
-
-    def size(self, path: str) -> int | None:
-        """Size of a file in bytes; None if there is none."""
-        file = self._path / path
-        return file.stat().st_size if os.path.isfile(file) else None
-
-    def open(self, path: str) -> LocalFile:
-        return LocalFile(self._path / path)
-
-
-@dataclass(frozen=True, slots=True)
-class Frames:
-    """The stored forms of a patch folder's files without weights: they can be opened once the patch is closed, too."""
-
-    path: Path
-    """The patch's path."""
-    folder: SourceFolder
-
-    def where(self, other: OtherFile) -> str:
-        """What messages call the stored form of a file."""
-        return f"{self.path}/{other.stored_path}"
-
-    @contextmanager
-    def open_other(self, other: OtherFile) -> Iterator[ByteSource]:
-        """Open the stored form of a file; raises CheckpointError if it cannot be opened."""
-        with closing(self.folder.open(other.stored_path)) as source:
-            yield source
 
 
 @dataclass(slots=True)
