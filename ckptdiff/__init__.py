@@ -1,7 +1,8 @@
 """Exact, sparse differences between model checkpoints.
 
 The verbs are those of the command line: :func:`make` a patch from a base and a target, :func:`apply` it to rebuild the target byte
-for byte, read its :func:`info`, :func:`verify` it, and :func:`compare` two checkpoints. :func:`report` measures what training changed,
+for byte, :func:`compose` one patch of several, read its :func:`info`, :func:`verify` it, and :func:`compare` two checkpoints.
+:func:`report` measures what training changed,
 :func:`report_patch` reads such a report from a patch, and :func:`overlap` compares several updates. :func:`push` publishes a patch on the
 Hugging Face Hub, and :func:`pull` fetches a model from there. Checkpoints and patches may be ids on the Hub (``org/name@revision``). Every
 error is a :class:`CkptdiffError`. The format is specified in ``spec/ckptdiff-v1.md``.
@@ -31,12 +32,15 @@ if TYPE_CHECKING:
         RevisionError,
         UnsupportedError,
     )
+    from ckptdiff.live.changes import Change
+    from ckptdiff.live.identity import identity
     from ckptdiff.live.patch import Patch, diff
     from ckptdiff.live.switch import LoadedPatch
     from ckptdiff.live.target import load_target
     from ckptdiff.subnetwork.mask import Mask
     from ckptdiff.verbs.apply import ApplyResult, apply
     from ckptdiff.verbs.compare import CompareResult, compare
+    from ckptdiff.verbs.compose import ComposeResult, compose
     from ckptdiff.verbs.info import PatchInfo, info
     from ckptdiff.verbs.make import MakeResult, make
     from ckptdiff.verbs.overlap import overlap
@@ -50,9 +54,11 @@ __version__ = "0.1.0"
 __all__ = [
     "ApplyResult",
     "BaseMismatchError",
+    "Change",
     "CheckpointError",
     "CkptdiffError",
     "CompareResult",
+    "ComposeResult",
     "FormatError",
     "HubError",
     "IntegrityError",
@@ -72,7 +78,9 @@ __all__ = [
     "VerifyResult",
     "apply",
     "compare",
+    "compose",
     "diff",
+    "identity",
     "info",
     "load_target",
     "make",
@@ -87,6 +95,8 @@ __all__ = [
 _MODULES = {
     "OverlapResult": "analysis.overlap",
     "Report": "analysis.report_model",
+    "Change": "live.changes",
+    "identity": "live.identity",
     "Patch": "live.patch",
     "diff": "live.patch",
     "LoadedPatch": "live.switch",
@@ -96,6 +106,8 @@ _MODULES = {
     "apply": "verbs.apply",
     "CompareResult": "verbs.compare",
     "compare": "verbs.compare",
+    "ComposeResult": "verbs.compose",
+    "compose": "verbs.compose",
     "PatchInfo": "verbs.info",
     "info": "verbs.info",
     "MakeResult": "verbs.make",

@@ -22,7 +22,7 @@ io: leftovers signals durable work_folder scratch open_files source parallel fol
 format: json_scan canonical fields dtypes digests xxh3 wrong_file safetensors safetensors_library safe_paths zstd_frame
 format: entry entry_scan table
 format: sealed metadata index patch_file
-kernels: bins block_layout compiling cache compiler arrays jit casts leaves classes ulps changes moves escapes histogram gram mask_ops
+kernels: bins block_layout compiling cache compiler arrays jit casts leaves classes ulps changes sums moves escapes histogram gram mask_ops
 kernels: raw_bits range_coder pace adaptive rans context_groups context_map tokens static
 codecs: planes raw escaped_values sparse context
 hub: ids client repo commit
@@ -30,15 +30,17 @@ checkpoint: weight_map secrets selection recognition other_formats scopes conten
 checkpoint: adapt names renames samples keys parts rows evidence pairing
 device: resolve ops xxh3_triton leaves
 patching: torch_dtypes memory compare_on_host compare_on_device encode_plan encode_options encode pending_tensor \
-encode_pair pair_summary patch chain other_files overwrite output write wrong_base recipes file_sink build rebuild target_files provenance
-live: hashing names updates writing switch load patch target
+encode_pair pair_summary source_folder patch chain other_files overwrite output write wrong_base recipes file_sink build rebuild \
+target_files provenance compose_history compose_blocks compose_files compose_tensors compose compose_base
+live: hashing names updates writing switch load changes patch identity target
 analysis: modules values sparsity matrices rank report_model report_stored pairs overlap
 subnetwork: mask_rows mask_file mask masked_parameter freeze track
 pages: csv_tables chart_data labels histograms report_prose drawing templating report_charts report_captions report_page
 pages: overlap_prose overlap_charts overlap_captions overlap_page
-verbs: info make apply verify compare report overlap pull card push
+verbs: info make compose apply verify compare report overlap pull card push
 integrations: transformers trainer
-cli: tables grouped options render render_hub render_report render_overlap progress report_commands hub_commands demo warmup main
+cli: tables grouped options render render_hub render_report render_overlap progress report_commands hub_commands compose_command
+cli: demo warmup main
 __main__
 """
 """Packages, lowest first, and their modules: each imports only from those above it."""

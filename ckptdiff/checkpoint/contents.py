@@ -92,6 +92,8 @@ class WeightFile:
     header: Header
     uncounted: set[str] = field(default_factory=set)
     """Names of those of its tensors that do not count, which the checkpoint finds out before it asks for any tensor."""
+    sha256: str | None = None
+    """SHA-256 of the file where that is known, as a patch states it; None: read the file to find out."""
     _tensors: list[Tensor] = field(init=False, repr=False, compare=False, default_factory=list)
 
     @property

@@ -6,6 +6,7 @@ from ckptdiff.lazy import submodules
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from ckptdiff.cli import compose_command as compose_command
     from ckptdiff.cli import demo as demo
     from ckptdiff.cli import hub_commands as hub_commands
     from ckptdiff.cli import main as main

@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from ckptdiff import __version__, checkpoint, cli, verbs
+from ckptdiff.cli.compose_command import compose
 from ckptdiff.cli.grouped import FILES, HUB, OUTPUT, GroupedCommand, option
 from ckptdiff.cli.hub_commands import pull, push
 from ckptdiff.cli.options import (
@@ -23,9 +24,11 @@ from ckptdiff.cli.options import (
     as_json,
     asks_for_json,
     base_option,
+    codec_option,
     device_option,
     fail,
     only_option,
+    output_name,
     output_option,
     overwrite_option,
     print_json,
@@ -41,13 +44,6 @@ from ckptdiff.cli.report_commands import mask, overlap, report
 from ckptdiff.errors import CkptdiffError, visible
 from ckptdiff.io.signals import CLOSED_PIPE, raised
 from ckptdiff.machine import machine_error
-
-
-def _check_output_name(ctx: click.Context, parameter: click.Parameter, value: Path) -> Path:
-    """Refuse names that other tools take for the current folder or for standard output."""
-    if str(value) in (".", "-"):
-        raise click.BadParameter(f"{str(value)!r} cannot be written to; give a new name")
-    return value
 
 
 class CommandGroup(click.Group):
@@ -112,15 +108,8 @@ def main() -> None:
 @main.command()
 @click.argument("base", type=PATH)
 @click.argument("target", type=PATH)
-@output_option("patch", "PATCH", "Write the patch to this path.", _check_output_name)
-@option(
-    OUTPUT,
-    "--codec",
-    type=click.Choice(["auto", "context", "sparse", "raw"]),
-    default="auto",
-    show_default=True,
-    help="Store changed tensors by this codec; auto takes the one that gives the smallest patch.",
-)
+@output_option("patch", "PATCH", "Write the patch to this path.", output_name)
+@codec_option("Store changed tensors by this codec; auto takes the one that gives the smallest patch.")
 @selection_options
 @option(FILES, "--force", is_flag=True, help="Make the patch even if nothing of BASE is in TARGET.")
 @option(OUTPUT, "--report", "with_report", is_flag=True, help="Measure what training changed, and store the report in the patch.")
@@ -159,7 +148,7 @@ def make(base: Path, target: Path, patch: Path, codec: str, with_report: bool, j
 @main.command()
 @click.argument("base", type=PATH)
 @click.argument("patches", type=PATH, nargs=-1, required=True, metavar="PATCH...")
-@output_option("out", "OUT", "Write this folder or file.", _check_output_name)
+@output_option("out", "OUT", "Write this folder or file.", output_name)
 @only_option
 @threads_option
 @overwrite_option
@@ -181,6 +170,9 @@ def apply(base: Path, patches: tuple[Path, ...], out: Path, json_output: bool, *
         print_json(to_json(result))
     else:
         cli.render.print_apply(result)
+
+
+main.add_command(compose)
 
 
 @main.command()

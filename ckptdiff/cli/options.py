@@ -47,6 +47,19 @@ def output_option(name: str, metavar: str, text: str, callback: Callable[..., An
     return option(OUTPUT, "-o", "--output", name, type=PATH, required=True, callback=callback, metavar=metavar, help=text)
 
 
+def codec_option(text: str) -> Decorator:
+    """The codec of changed tensors."""
+    choice = click.Choice(["auto", "context", "sparse", "raw"])
+    return option(OUTPUT, "--codec", type=choice, default="auto", show_default=True, help=text)
+
+
+def output_name(ctx: click.Context, parameter: click.Parameter, value: Path) -> Path:
+    """Refuse names that other tools take for the current folder or for standard output."""
+    if str(value) in (".", "-"):
+        raise click.BadParameter(f"{str(value)!r} cannot be written to; give a new name")
+    return value
+
+
 def device_option(purpose: str, default: str = "the host") -> Decorator:
     """A torch device, for what ``purpose`` says."""
     text = f"Use this torch device {purpose}, such as cuda; auto takes the first accelerator.  [default: {default}]"

@@ -17,6 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # a command needs its own verb alone
     from ckptdiff.verbs.apply import ApplyResult
     from ckptdiff.verbs.compare import CompareResult
+    from ckptdiff.verbs.compose import ComposeResult
     from ckptdiff.verbs.info import PatchInfo
     from ckptdiff.verbs.make import MakeResult
     from ckptdiff.verbs.verify import VerifyResult
@@ -27,9 +28,9 @@ RUNNABLE = (".py", ".sh", ".so", ".ipynb", ".js", ".exe", ".dll", ".pkl", ".bin"
 """Endings of files that other tools may run or unpickle."""
 
 
-def counted(count: int, noun: str) -> str:
+def counted(count: int, noun: str, plural: str = "s") -> str:
     """A number of things, such as ``1 tensor`` or ``1,024 tensors``."""
-    return f"{count:,} {noun}{'s' * (count != 1)}"
+    return f"{count:,} {noun}{plural * (count != 1)}"
 
 
 def first_names(names: Sequence[str]) -> str:
@@ -79,6 +80,13 @@ def print_make(result: MakeResult) -> None:
         ("written", str(result.patch)),
     ]
     print_grid(rows)
+
+
+def print_compose(result: ComposeResult) -> None:
+    """Print what ``compose`` did."""
+    size = f"{byte_size(result.patch_size)} for {counted(result.patches, 'patch', 'es')} of {byte_size(result.patches_size)}"
+    rows = [("patch", size), ("time", f"{result.seconds:.2f} s"), ("written", str(result.patch))]
+    print_grid(total_rows(result.totals) + rows)
 
 
 MEANS = {

@@ -24,6 +24,7 @@ from ckptdiff.live.patch import Patch, diff
 from ckptdiff.subnetwork.mask import Mask
 from ckptdiff.verbs.apply import apply
 from ckptdiff.verbs.compare import compare
+from ckptdiff.verbs.compose import compose
 from ckptdiff.verbs.make import make
 from ckptdiff.verbs.overlap import overlap
 from ckptdiff.verbs.report import report
@@ -89,7 +90,8 @@ def warm_up(progress: Progress = no_progress) -> WarmUp:
 
 def _steps(folder: Path) -> list[Callable[[], object]]:
     """Calls that together run every kernel for every dtype."""
-    base, target, patch, sparse, out = (str(folder / f"{name}.safetensors") for name in ("base", "target", "patch", "sparse", "out"))
+    names = ("base", "target", "patch", "sparse", "out", "back", "once")
+    base, target, patch, sparse, out, back, once = (str(folder / f"{name}.safetensors") for name in names)
     old, new = _arrays(False), _arrays(True)
     return [
         lambda: _write_pair(Path(base), Path(target)),
@@ -103,6 +105,8 @@ def _steps(folder: Path) -> list[Callable[[], object]]:
         lambda: report(base, patch, rank="none"),
         lambda: overlap([patch, sparse, target], base),
         lambda: Mask.from_patch(patch, base),
+        lambda: make(target, base, back, codec="sparse"),
+        lambda: compose([sparse, back, sparse], output=once),
         *(lambda codec=codec: _in_memory(old, new, codec) for codec in ("context", "sparse", "raw")),
         _run_mask_kernels,
         lambda: leaves_of_sums(np.zeros((1, 8), np.int64)),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ckptdiff.kernels import range_coder as range_coder
     from ckptdiff.kernels import rans as rans
     from ckptdiff.kernels import static as static
+    from ckptdiff.kernels import sums as sums
     from ckptdiff.kernels import ulps as ulps
 else:
     __getattr__ = submodules(__name__)

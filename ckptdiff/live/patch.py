@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -17,15 +18,21 @@ from ckptdiff.format.entry import CODEC_NAMES, Totals
 from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.io.parallel import default_threads, no_progress
 from ckptdiff.io.source import read_bytes
+from ckptdiff.io.work_folder import work_folder
+from ckptdiff.live.changes import Change, changes_of
 from ckptdiff.live.load import Loader
 from ckptdiff.live.switch import LoadedPatch
 from ckptdiff.live.writing import writing
+from ckptdiff.patching.chain import MAX_CHAIN
+from ckptdiff.patching.compose import Composition
+from ckptdiff.patching.compose_base import ThroughBase
 from ckptdiff.patching.encode_options import on_threads
 from ckptdiff.patching.encode_pair import encode_pair
 from ckptdiff.patching.memory import BytesFile, open_state, state_of
+from ckptdiff.patching.output import check_space
 from ckptdiff.patching.patch import OpenPatch, open_patch
 from ckptdiff.patching.provenance import recorded_facts
-from ckptdiff.patching.rebuild import check_stored
+from ckptdiff.patching.rebuild import check_stored, open_base, scratch_size
 from ckptdiff.patching.write import PatchContents, check_size, write_file
 
 
@@ -53,12 +60,46 @@ def diff(
     if codec is not None and codec not in CODEC_NAMES:
         raise CheckpointError(f"unknown codec {codec!r}: expected one of {', '.join(CODEC_NAMES)}")
     base, target = (open_state(state_of(state, where), where) for state, where in ((old, "the old tensors"), (new, "the new tensors")))
-    rules, out = [Rename.parse(text) for text in rename], io.BytesIO()
+    rules = [Rename.parse(text) for text in rename]
     options = on_threads(base, target, codec, threads or default_threads(), device)
     check_size(target)
     encoded = encode_pair(base, target, pair(base, target, rules), options, io.BytesIO(), no_progress)
-    write_file(PatchContents(encoded, recorded_facts(encoded, None, None), None), out)
+    return _written(PatchContents(encoded, recorded_facts(encoded, None, None), None))
+
+
+def _written(contents: PatchContents) -> Patch:
+    """The patch file of these contents, in memory."""
+    out = io.BytesIO()
+    write_file(contents, out)
     return Patch(out.getvalue())
+
+
+def compose_in_memory(patches: Sequence[Patch], base: Any = None, *, codec: str | None = None, threads: int | None = None) -> Patch:
+    """:func:`ckptdiff.compose` for patches in memory, or open ones, of one file each."""
+    chain, count = [patch.opened for patch in patches], threads or default_threads()
+    folder = next((patch.path for patch in chain if patch.index is not None), None)
+    if folder is not None:
+        raise CheckpointError(f"{folder}: is a patch folder: give the paths of the patches, and an output")
+    if base is None:
+        composition = Composition()
+        for patch in chain:
+            composition.add(patch)
+        return _written(composition.encode(io.BytesIO(), count, no_progress))
+    while len(chain) > MAX_CHAIN:
+        chain[:MAX_CHAIN] = [_through(base, chain[:MAX_CHAIN], ThroughBase("sparse", count, no_progress)).opened]
+    return _through(base, chain, ThroughBase(codec, count, no_progress))
+
+
+def _through(base: Any, chain: Sequence[OpenPatch], way: ThroughBase) -> Patch:
+    """Compose a chain of at most 64 patches through its base."""
+    with ExitStack() as stack:
+        if isinstance(base, (str, os.PathLike)):
+            old = stack.enter_context(open_base(base, chain, only_weights=True))
+        else:
+            old = open_state(state_of(base, "the base"), "the base", scope=chain[0].files[0].metadata.base_scope or "")
+        folder = stack.enter_context(work_folder(Path(tempfile.gettempdir()), "ckptdiff-tensors-")).path
+        check_space(folder, scratch_size(chain))
+        return _written(way.encode(old, chain, io.BytesIO(), folder))
 
 
 class Patch:
@@ -75,6 +116,13 @@ class Patch:
         opened = OpenPatch(Path(self._name), None, [PatchFile(BytesFile(self._source, self._name))])
         check_stored(opened)
         return opened
+
+    @property
+    def opened(self) -> OpenPatch:
+        """The open patch; raises CheckpointError if it was closed."""
+        if self._closed:
+            raise CheckpointError(f"{self._opened.path}: the patch is closed: open it again")
+        return self._opened
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str = "the patch") -> Patch:
@@ -137,6 +185,25 @@ class Patch:
         """Size of the patch, in bytes."""
         return self._opened.stored_size
 
+    def changes(self, names: Collection[str] | None = None, base: Any = None, *, threads: int | None = None) -> Iterator[Change]:
+        """What the patch changes, tensor by tensor: unchanged ones are left out.
+
+        Tensors that are coded by ``sparse`` need no base. With a base it is checked that it has the base's content, and every tensor gives
+        what changes, also one that ``context`` or ``raw`` codes, or that is new or a copy, if the base has one of its name, dtype and
+        size.
+
+        Args:
+            names: names of the target's tensors; None: all.
+            base: a state dict, a module or a checkpoint with the base's content, under the names that the patch has.
+            threads: how many to use, with a base.
+
+        Raises:
+            UnsupportedError: only the base tells what changes in a tensor, or not even that.
+            CheckpointError: there is no tensor of such a name. BaseMismatchError: it is not the base.
+            FormatError, IntegrityError: the patch does not give what it states; what came before is right.
+        """
+        return changes_of(self.opened, names, base, threads or default_threads())
+
     def load(self, base: Any, *, scope: str | None = None, threads: int | None = None) -> LoadedPatch:
         """Decode the patch against a model, to apply and revert it later. The model is not changed yet.
 
@@ -166,9 +233,7 @@ class Patch:
             loader.load().write(False, True, loader.state)
 
     def _loader(self, model: Any, scope: str | None, threads: int | None) -> Loader:
-        if self._closed:
-            raise CheckpointError(f"{self._opened.path}: the patch is closed: open it again")
-        return Loader(self._opened, model, scope, threads or default_threads())
+        return Loader(self.opened, model, scope, threads or default_threads())
 
     def close(self) -> None:
         """Close the patch's files."""

@@ -10,6 +10,12 @@ if TYPE_CHECKING:
     from ckptdiff.patching import chain as chain
     from ckptdiff.patching import compare_on_device as compare_on_device
     from ckptdiff.patching import compare_on_host as compare_on_host
+    from ckptdiff.patching import compose as compose
+    from ckptdiff.patching import compose_base as compose_base
+    from ckptdiff.patching import compose_blocks as compose_blocks
+    from ckptdiff.patching import compose_files as compose_files
+    from ckptdiff.patching import compose_history as compose_history
+    from ckptdiff.patching import compose_tensors as compose_tensors
     from ckptdiff.patching import encode as encode
     from ckptdiff.patching import encode_options as encode_options
     from ckptdiff.patching import encode_pair as encode_pair
@@ -24,6 +30,7 @@ if TYPE_CHECKING:
     from ckptdiff.patching import provenance as provenance
     from ckptdiff.patching import rebuild as rebuild
     from ckptdiff.patching import recipes as recipes
+    from ckptdiff.patching import source_folder as source_folder
     from ckptdiff.patching import target_files as target_files
     from ckptdiff.patching import torch_dtypes as torch_dtypes
     from ckptdiff.patching import write as write

@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Protocol
 
 from ckptdiff.checkpoint.recognition import is_patch
@@ -27,6 +28,13 @@ class HasIdentities(Protocol):
     def target_identity(self) -> bytes: ...
 
 
+class Placed(HasIdentities, Protocol):
+    """A patch of a chain, or what was noted of one."""
+
+    @property
+    def path(self) -> Path: ...
+
+
 def follows(patch: HasIdentities, before: HasIdentities) -> bool:
     """Whether a patch starts from what the patch before it gives."""
     return patch.base_identity == before.target_identity
@@ -38,10 +46,10 @@ def repo_gives(repo: Repo, identity: bytes) -> bool:
         return patch.target_identity == identity
 
 
-def check_length(count: int) -> None:
+def check_length(count: int, most: int = MAX_CHAIN) -> None:
     """Raise FormatError unless so many patches can be a chain."""
-    if not 1 <= count <= MAX_CHAIN:
-        raise FormatError(f"a chain has 1 to {MAX_CHAIN} patches, found {count}")
+    if not 1 <= count <= most:
+        raise FormatError(f"a chain has 1 to {most:,} patches, found {count:,}")
 
 
 @contextmanager
@@ -67,6 +75,11 @@ def check_chain(chain: Sequence[OpenPatch]) -> None:
         BaseMismatchError: a patch does not follow.
     """
     check_length(len(chain))
+    check_order(chain)
+
+
+def check_order(chain: Sequence[Placed]) -> None:
+    """Raise BaseMismatchError for the first patch that does not follow the one before it."""
     for before, patch in itertools.pairwise(chain):
         if follows(patch, before):
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import BinaryIO
@@ -27,8 +27,8 @@ class PairedScope:
 
     base_id: str | None
     """Id of the base scope; None if the target scope has no counterpart."""
-    base: dict[str, Tensor]
-    """The base scope's tensors by name; empty without a counterpart."""
+    base: Collection[str]
+    """Names of the base scope's tensors; empty without a counterpart."""
     entries: dict[TensorKey, Entry] = field(default_factory=dict)
     """Table entries of the target tensors, before any becomes a copy of another."""
 
@@ -90,9 +90,10 @@ class _PairEncoder:
     ) -> None:
         self.base, self.target, self.pairing, self.options, self.progress = base, target, pairing, options, progress
         self.spool, self.encoder = Spool(spool), GroupEncoder(base, target, options.compare)
-        files = [file.file for side in (base, target) if not side.in_memory for file in side.weights]
-        self.digests = {id(file): digest for file in files if options.trust_hub_cache and (digest := blob_sha256(file.path))}
-        self.hashers = {id(file): FileHasher(file) for file in files if id(file) not in self.digests}
+        files = [file for side in (base, target) if not side.in_memory for file in side.weights]
+        known = ((file, file.sha256 or (blob_sha256(file.file.path) if options.trust_hub_cache else None)) for file in files)
+        self.digests = {id(file.file): digest for file, digest in known if digest is not None}
+        self.hashers = {id(file.file): FileHasher(file.file) for file in files if id(file.file) not in self.digests}
         self.scopes = {
             scope: PairedScope(base_id, base.scopes[base_id] if base_id is not None else {})
             for scope, base_id in self.pairing.scopes.items()

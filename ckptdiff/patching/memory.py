@@ -107,7 +107,7 @@ def local_part(array: Array) -> Array:
     return array.to_local() if hasattr(array, "to_local") else array
 
 
-def open_state(state: State, where: str, wanted: Collection[str] = ()) -> Checkpoint:
+def open_state(state: State, where: str, wanted: Collection[str] = (), scope: str = MEMORY_SCOPE) -> Checkpoint:
     """Tensors in memory as a checkpoint.
 
     Several names of one tensor, that is of the same memory, dtype and shape, count once: under the first name in the state's order, as in
@@ -117,6 +117,7 @@ def open_state(state: State, where: str, wanted: Collection[str] = ()) -> Checkp
         state: the tensors by name.
         where: what messages call them.
         wanted: names that count each for itself, even if they name one tensor.
+        scope: the id of the checkpoint's only scope.
 
     Raises:
         UnsupportedError: a tensor has a dtype, layout or device that cannot be read in place, or too many dimensions.
@@ -139,4 +140,4 @@ def open_state(state: State, where: str, wanted: Collection[str] = ()) -> Checkp
     raw = predicted_header((name, dtype, shape, len(flat)) for name, dtype, shape, flat in rows)
     header = Header(raw, {"format": "pt"}, tensors)
     file = MemoryFile(where, header, [row[3] for row in rows])
-    return Checkpoint(Path(where), True, [WeightFile(MEMORY_FILE_NAME, MEMORY_SCOPE, file, header)], {}, in_memory=True, tied=tied)
+    return Checkpoint(Path(where), True, [WeightFile(MEMORY_FILE_NAME, scope, file, header)], {}, in_memory=True, tied=tied)

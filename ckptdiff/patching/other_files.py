@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Protocol
 
 import xxhash
 import zstandard
@@ -16,9 +18,8 @@ from ckptdiff.format import safe_paths
 from ckptdiff.format.index import OtherFile
 from ckptdiff.format.sealed import MAX_DELTA_FILE, MAX_FILE_WINDOW
 from ckptdiff.io.parallel import READ_BYTES, sha256_file
-from ckptdiff.io.source import LocalFile, chunks, read_bytes
+from ckptdiff.io.source import ByteSource, LocalFile, chunks, read_bytes
 from ckptdiff.machine import machine_error
-from ckptdiff.patching.patch import OpenPatch
 
 ZSTD_LEVEL = 19
 ZSTD_LEVEL_MEDIUM_FILES = 9
@@ -28,6 +29,16 @@ MAX_FRAME_HEADER = 18
 """Bytes of the longest zstd frame header (RFC 8878, section 3.1.1)."""
 INPUT_BYTES = 1 << 12
 """How much of a frame is decompressed at once, which bounds how much it can decode to before its size is looked at."""
+
+
+class HasFrames(Protocol):
+    """A patch, or the stored forms of its files."""
+
+    def where(self, other: OtherFile) -> str:
+        """What messages call the stored form of a file."""
+
+    def open_other(self, other: OtherFile) -> AbstractContextManager[ByteSource]:
+        """Open the stored form of a file."""
 
 
 def check_paths(names: Sequence[str], weights: Sequence[str]) -> None:
@@ -111,7 +122,7 @@ def _digest(pieces: Iterable[bytes]) -> bytes:
     return hasher.digest()
 
 
-def stored_error(patch: OpenPatch, other: OtherFile) -> IntegrityError | None:
+def stored_error(patch: HasFrames, other: OtherFile) -> IntegrityError | None:
     """The error of a stored frame without the size and digest that the index states; None if there is none."""
     if other.kind == "same":
         return None
@@ -126,7 +137,7 @@ def stored_error(patch: OpenPatch, other: OtherFile) -> IntegrityError | None:
     return IntegrityError(f"{where}: has the digest {digest.hex()}, expected {other.digest.hex()}: corrupted? fetch the patch again")
 
 
-def rebuild(patch: OpenPatch, other: OtherFile, base: Path | None, out: Path) -> None:
+def rebuild(patch: HasFrames, other: OtherFile, base: Path | None, out: Path) -> None:
     """Write one file of the target to ``out``; ``base`` is the base's file of the same path.
 
     Raises:
@@ -160,7 +171,7 @@ def base_error(other: OtherFile, base: Path | None) -> CkptdiffError | None:
     return None
 
 
-def decode(patch: OpenPatch, other: OtherFile, base: Path | None) -> Iterator[bytes]:
+def decode(patch: HasFrames, other: OtherFile, base: Path | None) -> Iterator[bytes]:
     """The bytes of one file of the target, piece by piece.
 
     Raises:
@@ -181,7 +192,7 @@ def decode(patch: OpenPatch, other: OtherFile, base: Path | None) -> Iterator[by
         )
 
 
-def decoding_error(patch: OpenPatch, other: OtherFile, base: Path | None) -> CkptdiffError | None:
+def decoding_error(patch: HasFrames, other: OtherFile, base: Path | None) -> CkptdiffError | None:
     """The error of a stored file that does not decode to the file that the index states; None if it does."""
     try:
         for _ in decode(patch, other, base):
@@ -195,7 +206,7 @@ def decoding_error(patch: OpenPatch, other: OtherFile, base: Path | None) -> Ckp
     return None
 
 
-def _pieces(patch: OpenPatch, other: OtherFile, base: Path | None) -> Iterable[bytes]:
+def _pieces(patch: HasFrames, other: OtherFile, base: Path | None) -> Iterable[bytes]:
     if other.kind == "same":
         assert base is not None
         with open(base, "rb") as file:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ckptdiff.checkpoint.recognition import check_exists, files_to_examine, patch_members
 from ckptdiff.errors import FormatError, IntegrityError, cut
@@ -19,45 +19,14 @@ from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.format.sealed import MAX_INDEX, FileRef
 from ckptdiff.hub.ids import HubId, parse_id
 from ckptdiff.hub.repo import RemoteFolder, download, open_repo
-from ckptdiff.io.source import ByteSource, LocalFile, read_bytes
+from ckptdiff.io.source import ByteSource, read_bytes
+from ckptdiff.patching.source_folder import Frames, LocalFolder, SourceFolder
 
 MAX_ALL_TENSORS = 1 << 18
 MAX_ALL_PIECES = 1 << 20
 MAX_ALL_DESCRIBED = 1 << 27
 MAX_ALL_BYTES = 1 << 42
 """Limits of all patch files together (spec 11): tensors, and removed ones; pieces; bytes of tables and headers; bytes to rebuild."""
-
-
-class ClosableSource(ByteSource, Protocol):
-    """A :class:`ByteSource` that must be closed."""
-
-    def close(self) -> None: ...
-
-
-class SourceFolder(Protocol):
-    """The folder with the files of a patch, on this machine or on the Hub."""
-
-    name: str
-
-    def size(self, path: str) -> int | None:
-        """Size of a file in bytes; None if there is none."""
-
-    def open(self, path: str) -> ClosableSource: ...
-
-
-class LocalFolder:
-    """A :class:`SourceFolder` on this machine."""
-
-    def __init__(self, path: Path) -> None:
-        self.name, self._path = str(path), path
-
-    def size(self, path: str) -> int | None:
-        """Size of a file in bytes; None if there is none."""
-        file = self._path / path
-        return file.stat().st_size if os.path.isfile(file) else None
-
-    def open(self, path: str) -> LocalFile:
-        return LocalFile(self._path / path)
 
 
 @dataclass(slots=True)
@@ -141,16 +110,19 @@ class OpenPatch:
                 if needs_base and file.metadata.target_sha256 is not None:
                     raise FormatError(f"{file.source.name}: its table needs a base, but the patch lists no file of it: make it again")
 
-    def where(self, other: OtherFile) -> str:
-        """What messages call the stored form of a file without weights."""
-        return f"{self.path}/{other.stored_path}"
-
-    @contextmanager
-    def open_other(self, other: OtherFile) -> Iterator[ByteSource]:
-        """Open the stored form of a file without weights; raises CheckpointError if it cannot be opened."""
+    @property
+    def frames(self) -> Frames:
+        """The stored forms of its files without weights."""
         assert self.folder is not None  # only a patch folder has an index, which lists such files
-        with closing(self.folder.open(other.stored_path)) as source:
-            yield source
+        return Frames(self.path, self.folder)
+
+    def where(self, other: OtherFile) -> str:
+        """As of :class:`Frames`."""
+        return self.frames.where(other)
+
+    def open_other(self, other: OtherFile) -> AbstractContextManager[ByteSource]:
+        """As of :class:`Frames`."""
+        return self.frames.open_other(other)
 
     @property
     def paths(self) -> list[Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -94,7 +94,7 @@ class Rebuilder:
     def _from_base(self, file: PatchFile, entry: Entry) -> AdaptedTensor:
         """The adapted base of an entry of the first patch."""
         scope, tensors = file.metadata.base_scope or "", dict[str, Tensor]()
-        for name, needed in _units_needed(entry).items():
+        for name, needed in units_needed(entry).items():
             tensor = (self.base.scope(scope) or {}).get(name)
             if tensor is None:
                 raise self.wanted.error(f"it has no tensor {cut(name)}" + (f" in {cut(scope)}" if len(self.base.scopes) > 1 else ""))
@@ -115,9 +115,9 @@ class Rebuilder:
     def _from_patch(self, depth: int, file: PatchFile, entry: Entry) -> Recipe:
         """The adapted base of an entry of a later patch, out of what the patch before gives."""
         before, patch = self.chain[depth - 1], self.chain[depth]
-        scope = _scope_before(before, file)
+        scope = scope_before(before.scopes, file)
         found = dict[str, tuple[PatchFile, Entry]]()
-        for name, needed in _units_needed(entry).items():
+        for name, needed in units_needed(entry).items():
             source = before.entries.get((scope, name))
             if source is None or source[1].dtype != entry.base_dtype or source[1].units < needed:
                 raise BaseMismatchError(f"{patch.path}: needs the tensor {cut(name)}, which {before.path} does not give in that form")
@@ -200,12 +200,12 @@ class Rebuilder:
             )
 
 
-def _scope_before(before: OpenPatch, file: PatchFile) -> str:
+def scope_before(scopes: Collection[str], file: PatchFile) -> str:
     """The scope of the patch before that a patch file takes its base tensors from: the only one, or that of its base scope's id."""
-    return next(iter(before.scopes)) if len(before.scopes) == 1 else file.metadata.base_scope or ""
+    return next(iter(scopes)) if len(scopes) == 1 else file.metadata.base_scope or ""
 
 
-def _units_needed(entry: Entry) -> dict[str, int]:
+def units_needed(entry: Entry) -> dict[str, int]:
     """How many units each base tensor must have for an entry's pieces."""
     needed = dict.fromkeys(entry.base_names, 0)
     for name, first, units in entry.pieces:
@@ -250,7 +250,7 @@ def scratch_size(chain: Sequence[OpenPatch], only: Sequence[str] = ()) -> int:
         for file, entry in needed:
             if entry.kind == "copy":
                 file, entry = chain[depth].entries[file.metadata.target_scope, entry.of or ""]
-            base_scope = _scope_before(before, file)
+            base_scope = scope_before(before.scopes, file)
             for base in entry.base_names:
                 found = before.entries.get((base_scope, base))
                 if found is not None:

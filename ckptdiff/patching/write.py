@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -13,7 +13,7 @@ from ckptdiff.checkpoint.scopes import is_index
 from ckptdiff.errors import CheckpointError
 from ckptdiff.format import safe_paths
 from ckptdiff.format.entry import Entry, Totals
-from ckptdiff.format.index import INDEX_NAME, Index, ShardRef
+from ckptdiff.format.index import INDEX_NAME, Index, OtherFile, ShardRef
 from ckptdiff.format.metadata import Metadata
 from ckptdiff.format.patch_file import PatchParts, WrittenFile, write_patch_file
 from ckptdiff.format.safetensors import MAX_TENSORS
@@ -99,25 +99,45 @@ def write_file(contents: PatchContents, out: BinaryIO) -> WrittenPatch:
     return WrittenPatch(written.size, table.totals, _codecs([table]))
 
 
-def write_folder(contents: PatchContents, built: Path, names: Sequence[str]) -> WrittenPatch:
+def encoded_files(contents: PatchContents, built: Path) -> Iterator[OtherFile]:
+    """Encode the target's files without weights, one by one, into a patch folder."""
+    base, target = contents.pair.base, contents.pair.target
+    return (other_files.encode(name, target.others[name], _base_file(base, name), built) for name in target.kept)
+
+
+def write_patch(contents: PatchContents, built: Path, files: Iterable[OtherFile]) -> WrittenPatch:
+    """Write a patch file or a patch folder, whichever the target is.
+
+    Args:
+        contents: what is written.
+        built: where; nothing is there yet.
+        files: the target's files without weights, whose frames are written into the folder as they are asked for.
+    """
+    if contents.pair.target.is_file:
+        with open(built, "wb") as file:
+            return write_file(contents, file)
+    built.mkdir()
+    return write_folder(contents, built, list(files))
+
+
+def write_folder(contents: PatchContents, built: Path, files: Sequence[OtherFile]) -> WrittenPatch:
     """Write a patch folder.
 
     Args:
         contents: what is written.
-        built: the folder, which exists.
-        names: paths of the target's files without weights that go in.
+        built: the folder, which exists, and has the frames of ``files``.
+        files: the target's files without weights.
     """
     base, target = contents.pair.base, contents.pair.target
     tables = [_table(contents, file) for file in target.weights]
     shards = _write_shards(contents, tables, built)
-    files = [other_files.encode(name, target.others[name], _base_file(base, name), built) for name in names]
     index = Index(
         base_identity=contents.pair.base_identity,
         base_files=_refs(contents.pair, base.weights),
         target_identity=contents.pair.target_identity,
         shards=tuple(shards),
         files=tuple(files),
-        removed=_removed_files(base, {*names, *(file.path for file in target.weights)}),
+        removed=_removed_files(base, {*(file.path for file in files), *(file.path for file in target.weights)}),
         totals=sum((table.totals for table in tables), Totals()),
         info=contents.info,
     )

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from ckptdiff.verbs import apply as apply
     from ckptdiff.verbs import card as card
     from ckptdiff.verbs import compare as compare
+    from ckptdiff.verbs import compose as compose
     from ckptdiff.verbs import info as info
     from ckptdiff.verbs import make as make
     from ckptdiff.verbs import overlap as overlap

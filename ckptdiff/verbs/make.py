@@ -28,7 +28,15 @@ from ckptdiff.patching.encode_pair import encode_pair
 from ckptdiff.patching.output import build_beside, check_output
 from ckptdiff.patching.pair_summary import PairedBy, StoredWhole, check_related, paired_by, stored_whole
 from ckptdiff.patching.provenance import recorded_facts
-from ckptdiff.patching.write import PatchContents, StorableReport, WrittenPatch, check_report, check_size, write_file, write_folder
+from ckptdiff.patching.write import (
+    PatchContents,
+    StorableReport,
+    WrittenPatch,
+    check_report,
+    check_size,
+    encoded_files,
+    write_patch,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +148,7 @@ def make(
             if report is not None:
                 check_report(report, encoded)
             contents = PatchContents(encoded, recorded_facts(encoded, *repos), stored_report)
-            written = _write(contents, built)
+            written = write_patch(contents, built, encoded_files(contents, built))
             old.check_unchanged()
             new.check_unchanged()
         return _result(contents, written, out, watch.seconds())
@@ -151,16 +159,6 @@ def _check_paths(old: Checkpoint, new: Checkpoint, out: Path, overwrite: bool) -
     other_files.check_paths(new.kept, [file.path for file in (*old.weights, *new.weights)])
     files = [INDEX_NAME, *(shard_path(file.path) for file in new.weights), *map(other_file_path, new.kept)]
     check_output(out, [*old.paths, *new.paths], folder=not new.is_file, overwrite=overwrite, files=files)
-
-
-def _write(contents: PatchContents, built: Path) -> WrittenPatch:
-    """Write the patch file or folder."""
-    target = contents.pair.target
-    if target.is_file:
-        with open(built, "wb") as file:
-            return write_file(contents, file)
-    built.mkdir()
-    return write_folder(contents, built, target.kept)
 
 
 def _result(contents: PatchContents, written: WrittenPatch, out: Path, seconds: float) -> MakeResult:

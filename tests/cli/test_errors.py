@@ -29,7 +29,7 @@ STEERING = "\x7f\x85\x9b\u061c\u200e\u200f\u202a\u202e\u2066\u2069\u2028\x1b"
 
 
 def test_the_commands_that_print_json() -> None:
-    assert WITH_JSON == ["make", "apply", "info", "verify", "compare", "report", "overlap", "mask", "push", "pull", "warmup"]
+    assert WITH_JSON == ["make", "apply", "compose", "info", "verify", "compare", "report", "overlap", "mask", "push", "pull", "warmup"]
 
 
 # --- usage errors ---

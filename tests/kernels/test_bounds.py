@@ -11,7 +11,7 @@ import pytest
 
 from ckptdiff.errors import CheckpointError
 from ckptdiff.format.dtypes import DTYPES
-from ckptdiff.kernels import adaptive, changes, leaves, moves, pace, ulps
+from ckptdiff.kernels import adaptive, changes, leaves, moves, pace, sums, ulps
 from ckptdiff.kernels.gram import sparse_gram
 from ckptdiff.kernels.mask_ops import split_jobs
 from ckptdiff.kernels.range_coder import NEW_CONTEXT
@@ -37,6 +37,7 @@ COMPARED: dict[str, Callable[[], object]] = {
 MOVED: dict[str, Callable[[np.ndarray], object]] = {
     "sized_changes": lambda where: ulps.sized_changes(units(100), where, units(2, 1), BF16),
     "move_units": lambda where: moves.move_units(units(100), where, units(2, 1), BF16, False),
+    "add_changes": lambda where: sums.add_changes(units(100), (where, units(2, 1))),
     "move_run": lambda where: moves.move_run(units(100).view(np.uint8), where, units(2, 1), BF16, False, False),
     "zigzags_of": lambda where: ulps.zigzags_of(
         units(100), SizedChanges(where, np.ones(2, np.uint64), np.zeros(2, np.uint8)), BF16, units(2)

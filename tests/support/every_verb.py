@@ -58,6 +58,11 @@ def run_verbs(folder: Path) -> None:
         ckptdiff.make(one, two, patch := folder / f"{codec}.safetensors", codec=codec, report=found)
         ckptdiff.apply(one, patch, folder / f"{codec}-out.safetensors")
         assert (folder / f"{codec}-out.safetensors").read_bytes() == two.read_bytes()
+    ckptdiff.make(two, one, back := folder / "back.safetensors", codec="sparse")
+    forth = folder / "sparse.safetensors"
+    ckptdiff.compose([forth, back, forth], output=folder / "composed.safetensors")
+    for base in (None, one):
+        assert all(len(change.positions) for change in ckptdiff.Patch.open(forth).changes(base=base))
         assert ckptdiff.verify(patch, base=one, target=two).ok
         ckptdiff.report(one, patch, rank="sample")
     ckptdiff.make(folder / "whole", folder / "shards", folder / "patch", threads=1)
