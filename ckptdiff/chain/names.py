@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -117,7 +118,7 @@ def in_natural_order(paths: Sequence[str]) -> list[NamedStep]:
         CheckpointError: a name states no step, two state the same one, or one counts steps where another counts epochs.
     """
     steps = sorted(map(step_of, paths))
-    for before, after in zip(steps, steps[1:], strict=False):
+    for before, after in itertools.pairwise(steps):
         if before.step == after.step:
             raise CheckpointError(f"{before.path} and {after.path}: both are step {after.step}: give one of them")
         if before.word != after.word:

@@ -126,7 +126,9 @@ def find_base(
     where, chain = history.store.name, history.chain
     if base is None:
         if chain.base_repo is None:
-            raise CheckpointError(f"{where}: does not record where its base is: give the checkpoint {chain.base_identity.hex()} with --base")
+            raise CheckpointError(
+                f"{where}: does not record where its base is: give the checkpoint {chain.base_identity.hex()} with --base"
+            )
         return KnownBase(chain.base_repo, None)
     found = identity_of(base, threads or default_threads(), progress)
     if found == chain.base_identity:
@@ -135,8 +137,8 @@ def find_base(
     places = [k for k in places if facts_of(history.store, history.steps[k].name).target_identity == found]
     if not places:
         raise BaseMismatchError(
-            f"{base}: is not of the chain {where}: its identity is {found.hex()}, expected {chain.base_identity.hex()}, the chain's base, or "
-            "that of a step"
+            f"{base}: is not of the chain {where}: its identity is {found.hex()}, expected {chain.base_identity.hex()}, that of the "
+            "chain's base, or that of a step"
         )
     early = [k for k in places if at is None or k <= at]
     if not early and at is not None:
@@ -158,8 +160,8 @@ def plan_of(history: History, at: int, start: int | None) -> list[PatchName]:
     if plan is None:
         gap = next((k for k in range(at, -1, -1) if not history.steps[k].follows), 0)
         raise FormatError(
-            f"{where}: is out of reach: there is a gap before step {history.steps[gap].number}, whose patch does not follow from a step that "
-            f"is there{other}"
+            f"{where}: is out of reach: there is a gap before step {history.steps[gap].number}, which does not follow from a step that is "
+            f"there{other}"
         )
     if len(plan) > MAX_CHAIN:
         raise FormatError(f"{where}: {len(plan)} patches lead to it, expected at most {MAX_CHAIN}{other}")

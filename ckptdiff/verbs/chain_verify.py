@@ -34,9 +34,7 @@ class ChainVerifyResult:
         return not self.problems
 
 
-def chain_verify(
-    chain: str | os.PathLike[str], *, threads: int | None = None, progress: Progress = no_progress
-) -> ChainVerifyResult:
+def chain_verify(chain: str | os.PathLike[str], *, threads: int | None = None, progress: Progress = no_progress) -> ChainVerifyResult:
     """Check every patch of a chain as :func:`ckptdiff.verify` does without a base, that each follows from the one before it by its whole
     identity, and that the base and keyframes lead to every step. Patches of a store elsewhere are fetched one at a time.
 
@@ -76,7 +74,7 @@ def chain_verify(
 
 def _document_problems(history: History) -> tuple[list[Problem], list[str]]:
     """Problems of the epoch's document and of the hint; and a note if the hint is behind."""
-    problems, notes, head = list[Problem](), list[str](), None
+    problems, notes, head, where = list[Problem](), list[str](), None, history.store.name
     try:
         if history.epoch:
             check_epoch(history.store, history.chain, history.epoch)
@@ -85,7 +83,7 @@ def _document_problems(history: History) -> tuple[list[Problem], list[str]]:
         problems.append(Problem(error.kind, str(error)))
     last = history.steps[-1].number if history.steps else None
     if head is not None and (last is None or head.step > last):
-        problems.append(Problem("format", f"{history.store.name}/HEAD.json: names step {head.step}, but the chain has {history.number_text()}"))
+        problems.append(Problem("format", f"{where}/HEAD.json: names step {head.step}, but the chain has {history.number_text()}"))
     elif head is not None and head.step != last:
         notes.append(f"HEAD.json names step {head.step}, but the last one is {last}: the next chain add mends that")
     return problems, notes
@@ -111,11 +109,15 @@ def _check_identities(history: History, step: Step, before: bytes, problems: lis
         if not problems:  # else the same fault was found already
             problems.append(Problem(error.kind, str(error)))
     for name, found in facts.items():
-        start = before if name is step.patch and step.follows else history.chain.base_identity if name.parent is None else found.base_identity
+        start = (
+            before if name is step.patch and step.follows else history.chain.base_identity if name.parent is None else found.base_identity
+        )
         if found.base_identity != start:
             text = f"{history.store.name}/{name.key}: was made from {found.base_identity.hex()}, expected {start.hex()}"
             problems.append(Problem("wrong_base", text))
     targets = {found.target_identity for found in facts.values()}
     if len(targets) > 1:
-        problems.append(Problem("integrity", f"{history.store.name}: step {step.number}: its patch and its keyframe give different checkpoints"))
+        problems.append(
+            Problem("integrity", f"{history.store.name}: step {step.number}: its patch and its keyframe give different checkpoints")
+        )
     return min(targets, default=b"")
