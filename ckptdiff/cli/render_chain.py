@@ -107,7 +107,7 @@ def print_restore(result: ChainRestoreResult) -> None:
     start = "the chain's base" if result.start is None else f"step {result.start}"
     print_grid(
         [
-            ("step", f"{result.step}, from {start} by {counted(len(result.patches), 'patch').replace('patchs', 'patches')}"),
+            ("step", f"{result.step}, from {start} by {len(result.patches)} patch{'es' * (len(result.patches) != 1)}"),
             ("rebuilt", f"{counted(len(result.files), 'file')}, {byte_size(result.size)}: the same bytes as the original"),
             ("time", f"{result.seconds:.2f} s"),
             ("written", str(result.out)),
@@ -128,15 +128,13 @@ def print_verify(result: ChainVerifyResult) -> None:
 def print_prune(result: ChainPruneResult) -> None:
     """Print what ``chain prune`` removed, or would."""
     would = "would be " if result.dry_run else ""
+    dropped = f": {first_names(list(map(str, result.dropped)))}" if result.dropped else ""
     written = f": {byte_size(result.written_size)}" if result.written_size else ""
     print_grid(
         [
             ("chain", result.chain),
             ("kept", f"{counted(len(result.kept), 'step')}: {first_names(list(map(str, result.kept)))}"),
-            (
-                "dropped",
-                f"{counted(len(result.dropped), 'step')}" + (f": {first_names(list(map(str, result.dropped)))}" * bool(result.dropped)),
-            ),
+            ("dropped", counted(len(result.dropped), "step") + dropped),
             (f"{would}written", counted(len(result.keyframes), "keyframe") + written),
             (f"{would}removed", f"{byte_size(result.removed_size)} in {len(result.removed):,} patches"),
             ("time", f"{result.seconds:.2f} s"),
