@@ -75,15 +75,17 @@ def chain_prune(
     rules = [keep] if isinstance(keep, str) else list(keep)
     history = read_history(store)
     retention = plan_retention(history, kept_steps(history, rules))
-    known = _known_base(history, retention, base, threads, progress) if retention.keyframes else None
     removed_size, written_size = sum(map(history.size, retention.removed)), 0
     if not dry_run:
+        known = _known_base(history, retention, base, threads, progress)
         publisher = Publisher.take_over(store, history.chain)
         history = read_history(store)
-        retention = plan_retention(history, kept_steps(history, rules))  # again: what was listed before may have been added to
+        retention = plan_retention(history, kept_steps(history, rules))  # again, as steps may have come since
         for name in history.torn:  # a keyframe that a killed run left may be in the way
             publisher.remove(history.objects(name), name.marker)
-        if known is not None:
+        if retention.keyframes:
+            known = known or _known_base(history, retention, base, threads, progress)
+            assert known is not None
             with working_in(store) as work:
                 for name in retention.keyframes:
                     noted(f"rebuilding step {name.step} in {work}, for the keyframe that it needs")
@@ -104,8 +106,10 @@ def chain_prune(
 
 def _known_base(
     history: History, retention: Retention, base: str | os.PathLike[str] | None, threads: int | None, progress: Progress
-) -> KnownBase:
-    """The chain's own base, which keyframes are made from."""
+) -> KnownBase | None:
+    """The chain's own base, which keyframes are made from; None if none is needed."""
+    if not retention.keyframes:
+        return None
     steps = ", ".join(str(name.step) for name in retention.keyframes[:10])
     try:
         known = find_base(history, base, threads, progress)

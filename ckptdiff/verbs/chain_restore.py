@@ -126,9 +126,8 @@ def find_base(
     where, chain = history.store.name, history.chain
     if base is None:
         if chain.base_repo is None:
-            raise CheckpointError(
-                f"{where}: does not record where its base is: give the checkpoint {chain.base_identity.hex()} with --base"
-            )
+            identity = chain.base_identity.hex()
+            raise CheckpointError(f"{where}: does not record where its base is: give it with --base (its identity is {identity})")
         return KnownBase(chain.base_repo, None)
     found = identity_of(base, threads or default_threads(), progress)
     if found == chain.base_identity:
