@@ -7,6 +7,7 @@ from ckptdiff.lazy import submodules
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ckptdiff.chain import contents as contents
+    from ckptdiff.chain import creation as creation
     from ckptdiff.chain import documents as documents
     from ckptdiff.chain import history as history
     from ckptdiff.chain import names as names

@@ -123,8 +123,10 @@ def local_patches(history: History, names: Sequence[PatchName], work: Path, prog
         out = work / f"fetched-{number}{'.safetensors' if name.is_file else ''}"
         fetched.append(out)
         for key in history.objects(name):
-            path = safe_path(key.removeprefix(name.key + "/"), f"{store.name}/{name.key}") if not name.is_file else ""
-            if path and path != INDEX_NAME and not path.startswith(("patch/", "files/")):
+            path = "" if name.is_file else key.removeprefix(f"{name.key}/")
+            if path.startswith(("patch/", "files/")):
+                safe_path(path, f"{store.name}/{name.key}")
+            elif path not in ("", INDEX_NAME):
                 continue
             (out / path).parent.mkdir(parents=True, exist_ok=True)
             fetch(store, key, history.sizes[key], out / path)

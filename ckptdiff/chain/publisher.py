@@ -8,19 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ckptdiff.chain.documents import ChainDocument, Head, epoch_bytes
-from ckptdiff.chain.names import CHAIN, EPOCHS, HEAD, MAX_EPOCH, PatchName, epoch_key, epoch_of
+from ckptdiff.chain.names import EPOCHS, HEAD, MAX_EPOCH, PatchName, epoch_key, epoch_of
 from ckptdiff.errors import FormatError, IntegrityError, OutputError
 from ckptdiff.io.store import Store, holds
-
-
-def create_chain(store: Store, chain: ChainDocument) -> None:
-    """Put ``chain.json``.
-
-    Raises:
-        OutputError: another run has made the chain meanwhile. StoreError: it cannot be written.
-    """
-    if not store.put(CHAIN, chain.to_bytes()):
-        raise OutputError(f"{store.name}/{CHAIN}: was made by another run meanwhile: run again")
 
 
 class Publisher:

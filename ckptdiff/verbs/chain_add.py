@@ -8,16 +8,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ckptdiff.chain.contents import facts_of, identity_of, local_patches, open_stored
-from ckptdiff.chain.documents import MAX_KEYFRAME_EVERY, ChainDocument, Head, read_chain
+from ckptdiff.chain.creation import KEYFRAME_EVERY, Policy, check_policy, new_chain
+from ckptdiff.chain.documents import ChainDocument, Head, read_chain
 from ckptdiff.chain.history import BEFORE_ALL, History, Step, read_history
 from ckptdiff.chain.names import DIGITS, MAX_STEP, NamedStep, PatchName, in_natural_order
 from ckptdiff.chain.originals import StoredFile, check_same, remove, stored_files
-from ckptdiff.chain.publisher import Publisher, create_chain
+from ckptdiff.chain.publisher import Publisher
 from ckptdiff.checkpoint.recognition import check_exists
-from ckptdiff.errors import BaseMismatchError, CheckpointError, IntegrityError, OutputError
-from ckptdiff.format.entry import CODEC_NAMES
+from ckptdiff.errors import BaseMismatchError, CheckpointError, IntegrityError
 from ckptdiff.hub.ids import parse_id
-from ckptdiff.hub.repo import open_repo
 from ckptdiff.io.parallel import Progress, default_threads, no_progress
 from ckptdiff.io.store import Store
 from ckptdiff.io.store_urls import open_store
@@ -26,9 +25,6 @@ from ckptdiff.patching.patch import open_patch
 from ckptdiff.verbs.chain_restore import KnownBase, Noted, apply_plan, discard, find_base, not_noted, plan_of, working_in
 from ckptdiff.verbs.make import make
 from ckptdiff.verbs.verify import verify
-
-KEYFRAME_EVERY = 50
-"""The most patches that a step takes, unless told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +101,7 @@ def chain_add(
     watch, store = Stopwatch(), open_store(chain)
     given = [checkpoints] if isinstance(checkpoints, (str, os.PathLike)) else list(checkpoints)
     steps = _numbered([os.fspath(path) for path in given], step)
-    _check_policy(keyframe_every, codec)
+    check_policy(keyframe_every, codec)
     remote = [named.path for named in steps if remove_originals and parse_id(named.path) is not None]
     if remote:
         raise CheckpointError(f"{remote[0]}: is on the Hub, from where nothing is removed: leave out --remove-originals")
@@ -113,7 +109,8 @@ def chain_add(
     created = document is None
     if document is None:
         own = steps[0] if base is None else next((named for named in steps if _is_same_path(named.path, base)), None)
-        document = _new_chain(store, steps[0].path if base is None else base, own, keyframe_every, codec, threads, progress)
+        policy = Policy(codec, keyframe_every or KEYFRAME_EVERY)
+        document = new_chain(store, steps[0].path if base is None else base, own and own.step, policy, threads, progress)
     elif (keyframe_every or document.keyframe_every, codec or document.codec) != (document.keyframe_every, document.codec):
         raise CheckpointError(
             f"{store.name}: was made with --keyframe-every {document.keyframe_every} and --codec {document.codec or 'auto'}, which stay"
@@ -133,41 +130,6 @@ def _numbered(paths: list[str], step: int | None) -> list[NamedStep]:
     if len(paths) != 1 or not 0 <= step <= MAX_STEP:
         raise CheckpointError(f"--step {step}: expected 0 to {MAX_STEP}, for one checkpoint, found {len(paths)}")
     return [NamedStep(step, "", paths[0])]
-
-
-def _check_policy(keyframe_every: int | None, codec: str | None) -> None:
-    if keyframe_every is not None and not 1 <= keyframe_every <= MAX_KEYFRAME_EVERY:
-        raise CheckpointError(f"--keyframe-every {keyframe_every}: expected 1 to {MAX_KEYFRAME_EVERY}")
-    if codec is not None and codec not in CODEC_NAMES:
-        raise CheckpointError(f"unknown codec {codec!r}: expected one of {', '.join(CODEC_NAMES)}")
-
-
-def _new_chain(
-    store: Store,
-    base: str | os.PathLike[str],
-    own: NamedStep | None,
-    keyframe_every: int | None,
-    codec: str | None,
-    threads: int | None,
-    progress: Progress,
-) -> ChainDocument:
-    """Make a chain; ``own`` is the base as a step, if it has one."""
-    there = store.objects("")
-    if there:
-        raise OutputError(f"{store.name}: is not a chain, and not empty: it has {next(iter(there))}; choose another place")
-    hub_id, info = parse_id(base), dict[str, str]()
-    if hub_id is not None:
-        repo = open_repo(hub_id)
-        info = {"base_repo": repo.name, "base_revision": repo.commit}
-    document = ChainDocument(
-        base_identity=identity_of(base, threads or default_threads(), progress),
-        base_step=own.step if own else None,
-        codec=codec,
-        keyframe_every=keyframe_every or KEYFRAME_EVERY,
-        info=info,
-    )
-    create_chain(store, document)
-    return document
 
 
 @dataclass(slots=True)
@@ -200,9 +162,12 @@ class _Adder:
             if row.state != "base":
                 before.append((len(added) - 1, files))
         self._remove(added, before)
-        head = self.history.steps[-1] if self.history.steps else None
-        if head is not None and not any(row.state == "added" for row in added):
-            self._put_head(head, facts_of(self.store, head.name).target_identity)  # a run that was killed may have left an older one
+        if any(row.state == "added" for row in added):
+            for name in self.history.torn:  # should its publisher complete one yet, it does not count any more
+                self.publisher.remove(self.history.objects(name), name.marker)
+        elif self.history.steps:  # a run that was killed may have left an older head
+            head = self.history.steps[-1]
+            self._put_head(head, facts_of(self.store, head.name).target_identity)
         return added
 
     def _take(self, named: NamedStep) -> tuple[AddedStep, list[StoredFile]]:
