@@ -216,7 +216,8 @@ def test_a_full_disk(checkpoints: list[Path], chain: Path, tmp_path: Path, monke
         real(path)
 
     monkeypatch.setattr(stores, "sync", failing)
-    for left[0] in (3, 8, 14):
+    for writes in (3, 8, 14):
+        left[0] = writes
         with pytest.raises(ckptdiff.StoreError, match="cannot be written: the disk is full; free some space, and run again"):
             ckptdiff.chain_add(chain, checkpoints)
         assert before.items() <= tree(chain / "steps").items()
