@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from ckptdiff.chain.documents import ChainDocument, Head, epoch_bytes
 from ckptdiff.chain.names import EPOCHS, HEAD, MAX_EPOCH, PatchName, epoch_key, epoch_of
-from ckptdiff.errors import FormatError, IntegrityError, OutputError
+from ckptdiff.errors import FormatError, IntegrityError, OutputError, StoreError
+from ckptdiff.io.signals import held
 from ckptdiff.io.store import Store, holds
 
 
@@ -47,17 +49,28 @@ class Publisher:
     def put(self, name: PatchName, patch: Path) -> dict[str, int]:
         """Put a patch file or folder of this machine, what completes it last. Returns the objects' names and sizes.
 
+        If it is interrupted, or fails, before that, what was put is removed, as far as the store still answers.
+
         Raises:
             OutputError: another publisher has taken over, or other bytes are there. StoreError: the store fails.
         """
-        sizes: dict[str, int] = {}
-        for key, file in _objects(name, patch):
-            if key == name.marker:
-                self.check_alone()
-            if not self.store.put_file(key, file):
-                raise OutputError(f"{self.store.name}/{key}: is there already, with other bytes: {_WHO}")
-            sizes[key] = file.stat().st_size
-        return sizes
+        *members, (marker, file) = _objects(name, patch)
+        try:
+            for key, member in members:
+                self._put_file(key, member)
+            self.check_alone()
+        except BaseException:
+            with suppress(StoreError):
+                if self.store.size(marker) is None:
+                    self.remove([key for key, _ in members], marker)
+            raise
+        with nullcontext() if name.is_file else held():  # an interrupt leaves the folder whole, or the patch file whole or not there
+            self._put_file(marker, file)
+        return {key: path.stat().st_size for key, path in (*members, (marker, file))}
+
+    def _put_file(self, key: str, file: Path) -> None:
+        if not self.store.put_file(key, file):
+            raise OutputError(f"{self.store.name}/{key}: is there already, with other bytes: {_WHO}")
 
     def check_stored(self, name: PatchName, patch: Path) -> None:
         """Read a patch back; raises IntegrityError unless the store has the bytes of the one on this machine."""

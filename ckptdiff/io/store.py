@@ -116,14 +116,21 @@ class FolderStore:
 
     def objects(self, folder: str) -> dict[str, int]:
         found: dict[str, int] = {}
+        left = [f"{folder}/" if folder else ""]
         with self._explained(folder, "listed"):
-            for place, folders, names in os.walk(self.root / folder if folder else self.root, onerror=_raise_unless_gone):
-                folders[:] = [name for name in folders if not name.startswith(".")]
-                for name in names:
-                    key = Path(place, name).relative_to(self.root).as_posix()
-                    size = None if name.startswith(".") else self.size(key)
-                    if size is not None:
-                        found[key] = size
+            while left:
+                prefix = left.pop()
+                try:
+                    with os.scandir(self.root / prefix) as entries:
+                        for entry in entries:
+                            if entry.name.startswith("."):
+                                continue
+                            if entry.is_dir(follow_symlinks=False):
+                                left.append(f"{prefix}{entry.name}/")
+                            elif entry.is_file():
+                                found[prefix + entry.name] = entry.stat().st_size
+                except (FileNotFoundError, NotADirectoryError):  # deleted just now, or there is none
+                    continue
         return dict(sorted(found.items()))
 
     def put(self, key: str, data: bytes) -> bool:
@@ -209,8 +216,3 @@ class FolderStore:
             else:
                 advice = f": {error.strerror or error}" + (": get the right to write there" if error.errno in READ_ONLY else "")
             raise StoreError(f"{where}: cannot be {what}{advice}") from None
-
-
-def _raise_unless_gone(error: OSError) -> None:
-    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
-        raise error

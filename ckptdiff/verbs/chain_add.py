@@ -165,6 +165,7 @@ class _Adder:
         if any(row.state == "added" for row in added):
             for name in self.history.torn:  # should its publisher complete one yet, it does not count any more
                 self.publisher.remove(self.history.objects(name), name.marker)
+            self.publisher.remove_epochs()
         elif self.history.steps:  # a run that was killed may have left an older head
             head = self.history.steps[-1]
             self._put_head(head, facts_of(self.store, head.name).target_identity)

@@ -172,7 +172,7 @@ def test_a_second_publisher_shuts_the_first_out(checkpoints: list[Path], chain: 
     with pytest.raises(ckptdiff.OutputError, match=r"another publisher has taken over \(epoch 3, this one has 2\): run one at a time"):
         first.put(name, tmp_path / "patch")
     history = read_history(store)
-    assert history.torn == [name] and [step.number for step in history.steps] == [100, 200, 300, 400]
+    assert history.torn == [] and [step.number for step in history.steps] == [100, 200, 300, 400]
     assert before.items() <= tree(chain / "steps").items()
 
 
@@ -200,6 +200,21 @@ def test_other_bytes_under_the_name_of_a_step(checkpoints: list[Path], chain: Pa
     ckptdiff.make(checkpoints[2], checkpoints[3], tmp_path / "other", codec="raw")
     with pytest.raises(ckptdiff.OutputError, match="is there already, with other bytes: does anything but ckptdiff write there"):
         publisher.put(name, tmp_path / "other")
+
+
+def test_an_interrupt_while_a_patch_is_put(checkpoints: list[Path], chain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What had been put is gone again, as the message of an interrupt says."""
+    before, real = tree(chain / "steps"), stores.FolderStore.put_file
+
+    def interrupted(store: stores.FolderStore, key: str, path: Path) -> bool:
+        if "00002-of" in key:
+            raise KeyboardInterrupt
+        return real(store, key, path)
+
+    monkeypatch.setattr(stores.FolderStore, "put_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ckptdiff.chain_add(chain, checkpoints)
+    assert tree(chain / "steps") == before and not [path for path in chain.iterdir() if path.name.startswith(".")]
 
 
 # --- disks ---

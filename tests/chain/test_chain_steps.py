@@ -174,3 +174,15 @@ def test_commands(checkpoints: list[Path], tmp_path: Path) -> None:
     base = run("chain", "restore", chain, 0, "-o", tmp_path / "x", "--base", steps[0])
     assert "step 0 is the chain's base, of which the chain has no copy" in base.stderr
     assert read_history(open_store(chain)).epoch == 2
+
+
+def test_a_base_on_the_hub_is_recorded(request: pytest.FixtureRequest) -> None:
+    pytest.importorskip("huggingface_hub")
+    user = request.getfixturevalue("reader")
+    user.run("chain", "add", "chain", "run/step-100", "--base", "org/base", "--keyframe-every", "1")
+    listed = json.loads(user.run("chain", "list", "chain", "--json").stdout)
+    assert listed["base_repo"].startswith("org/base@") and listed["base_step"] is None
+    assert "rebuilding step 100 in " in user.run("chain", "add", "chain", "run/step-200").stderr
+    user.run("chain", "restore", "chain", "200", "-o", "out")
+    assert tree(user.folder / "out") == tree(user.folder / "run" / "step-200")
+    assert user.run("chain", "prune", "chain", "--keep", "200").stdout.count("0 keyframes") == 1
