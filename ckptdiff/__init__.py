@@ -4,8 +4,9 @@ The verbs are those of the command line: :func:`make` a patch from a base and a 
 for byte, :func:`compose` one patch of several, read its :func:`info`, :func:`verify` it, and :func:`compare` two checkpoints.
 :func:`report` measures what training changed,
 :func:`report_patch` reads such a report from a patch, and :func:`overlap` compares several updates. :func:`push` publishes a patch on the
-Hugging Face Hub, and :func:`pull` fetches a model from there. Checkpoints and patches may be ids on the Hub (``org/name@revision``). Every
-error is a :class:`CkptdiffError`. The format is specified in ``spec/ckptdiff-v1.md``.
+Hugging Face Hub, and :func:`pull` fetches a model from there. :func:`chain_add` keeps every checkpoint of a training run, and
+:func:`chain_restore` gives any of them back. Checkpoints and patches may be ids on the Hub (``org/name@revision``). Every error is a
+:class:`CkptdiffError`. The format is specified in ``spec/ckptdiff-v1.md``.
 
 Names are imported when they are first used, so that ``import ckptdiff`` and ``ckptdiff --help`` stay fast.
 """
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         OutputError,
         ResourceError,
         RevisionError,
+        StoreError,
         UnsupportedError,
     )
     from ckptdiff.live.changes import Change
@@ -39,6 +41,11 @@ if TYPE_CHECKING:
     from ckptdiff.live.target import load_target
     from ckptdiff.subnetwork.mask import Mask
     from ckptdiff.verbs.apply import ApplyResult, apply
+    from ckptdiff.verbs.chain_add import ChainAddResult, chain_add
+    from ckptdiff.verbs.chain_list import ChainListing, chain_list
+    from ckptdiff.verbs.chain_prune import ChainPruneResult, chain_prune
+    from ckptdiff.verbs.chain_restore import ChainRestoreResult, chain_restore
+    from ckptdiff.verbs.chain_verify import ChainVerifyResult, chain_verify
     from ckptdiff.verbs.compare import CompareResult, compare
     from ckptdiff.verbs.compose import ComposeResult, compose
     from ckptdiff.verbs.info import PatchInfo, info
@@ -54,6 +61,11 @@ __version__ = "0.1.0"
 __all__ = [
     "ApplyResult",
     "BaseMismatchError",
+    "ChainAddResult",
+    "ChainListing",
+    "ChainPruneResult",
+    "ChainRestoreResult",
+    "ChainVerifyResult",
     "Change",
     "CheckpointError",
     "CkptdiffError",
@@ -74,9 +86,15 @@ __all__ = [
     "Report",
     "ResourceError",
     "RevisionError",
+    "StoreError",
     "UnsupportedError",
     "VerifyResult",
     "apply",
+    "chain_add",
+    "chain_list",
+    "chain_prune",
+    "chain_restore",
+    "chain_verify",
     "compare",
     "compose",
     "diff",
@@ -104,6 +122,16 @@ _MODULES = {
     "Mask": "subnetwork.mask",
     "ApplyResult": "verbs.apply",
     "apply": "verbs.apply",
+    "ChainAddResult": "verbs.chain_add",
+    "chain_add": "verbs.chain_add",
+    "ChainListing": "verbs.chain_list",
+    "chain_list": "verbs.chain_list",
+    "ChainPruneResult": "verbs.chain_prune",
+    "chain_prune": "verbs.chain_prune",
+    "ChainRestoreResult": "verbs.chain_restore",
+    "chain_restore": "verbs.chain_restore",
+    "ChainVerifyResult": "verbs.chain_verify",
+    "chain_verify": "verbs.chain_verify",
     "CompareResult": "verbs.compare",
     "compare": "verbs.compare",
     "ComposeResult": "verbs.compose",

@@ -7,6 +7,7 @@ CkptdiffError            base of all; ``except ckptdiff.CkptdiffError`` catches 
 ├── BaseMismatchError    the base is not the one the patch was made from
 ├── CheckpointError      a checkpoint cannot be read, or is not one
 ├── OutputError          the output cannot be written where it is wanted
+├── StoreError           the store of a chain cannot be read or written
 ├── ResourceError        this machine lacks memory or threads, or a library cannot be loaded
 └── HubError             the Hub refuses, lacks something, or cannot be reached
     └── RevisionError    a repo exists, but not the revision of it that was asked for
@@ -75,6 +76,12 @@ class OutputError(CkptdiffError):
     """The output cannot be written where it is wanted."""
 
     kind = "output"
+
+
+class StoreError(CkptdiffError):
+    """The store of a chain, a folder or a URL, cannot be read or written, or lacks something."""
+
+    kind = "store"
 
 
 class ResourceError(CkptdiffError):

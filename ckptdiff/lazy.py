@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     import altair as altair
+    import fsspec as fsspec
     import huggingface_hub as huggingface_hub
     import jinja2 as jinja2
     import markupsafe as markupsafe
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
     from huggingface_hub import constants, errors, hf_api  # noqa: F401
     from rich import bar, cells, console, live, progress, table, text  # noqa: F401
 else:
-    LIBRARIES = ("altair", "huggingface_hub", "jinja2", "markupsafe", "pandas", "rich", "safetensors", "torch", "transformers")
+    LIBRARIES = (
+        *("altair", "fsspec", "huggingface_hub", "jinja2", "markupsafe", "pandas", "rich", "safetensors", "torch", "transformers"),
+    )
 
     class _Library:
         """Stands for a library and its submodules. Where the library is missing, every attribute raises ModuleNotFoundError."""

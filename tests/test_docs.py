@@ -16,6 +16,7 @@ import ckptdiff
 from ckptdiff.cli.demo import write_pair
 from ckptdiff.cli.main import main
 from ckptdiff.units import percent, percent_of
+from tests.support.chains import training_run, weights
 from tests.support.checkpoints import SHARED_DATA
 from tests.support.commands import run
 from tests.support.documents import DOCUMENTS, ROOT, blocks, broken_links, commands, text_of
@@ -37,7 +38,7 @@ def test_there_are_links_to_test() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("document", ["docs/commands.md", "docs/hub.md", "docs/reports.md"])
+@pytest.mark.parametrize("document", ["docs/chains.md", "docs/commands.md", "docs/hub.md", "docs/reports.md"])
 def test_commands_run(document: str, request: pytest.FixtureRequest) -> None:
     pytest.importorskip("huggingface_hub")
     user = request.getfixturevalue("reader")
@@ -56,6 +57,14 @@ def test_examples_on_files_run(tmp_path: Path) -> None:
     result = subprocess.run([sys.executable, "-c", blocks("docs/api.md", "python")[0]], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1] == "already_target"
+
+
+def test_the_example_of_chains_runs(tmp_path: Path) -> None:
+    training_run(tmp_path / "run", 3, form="step-{}")
+    (code,) = blocks("docs/chains.md", "python")
+    result = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert weights(tmp_path / "restored") == weights(tmp_path / "run" / "step-200")
 
 
 def test_examples_in_memory_run(tmp_path: Path) -> None:

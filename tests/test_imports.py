@@ -18,7 +18,7 @@ from ckptdiff.kernels import cache
 PACKAGE = Path(ckptdiff.__file__).parent
 ORDER = """
 lazy obtaining errors machine units
-io: leftovers signals durable work_folder scratch open_files source parallel folder
+io: leftovers signals durable work_folder scratch open_files source parallel folder store store_urls
 format: json_scan canonical fields dtypes digests xxh3 wrong_file safetensors safetensors_library safe_paths zstd_frame
 format: entry entry_scan table
 format: sealed metadata index patch_file
@@ -37,10 +37,11 @@ analysis: modules values sparsity matrices rank report_model report_stored pairs
 subnetwork: mask_rows mask_file mask masked_parameter freeze track
 pages: csv_tables chart_data labels histograms report_prose drawing templating report_charts report_captions report_page
 pages: overlap_prose overlap_charts overlap_captions overlap_page
-verbs: info make compose apply verify compare report overlap pull card push
+chain: names documents history contents creation publisher originals retention
+verbs: info make compose apply verify compare report overlap pull card push chain_restore chain_list chain_verify chain_add chain_prune
 integrations: transformers trainer
-cli: tables grouped options render render_hub render_report render_overlap progress report_commands hub_commands compose_command
-cli: demo warmup main
+cli: tables grouped options render render_hub render_report render_overlap render_chain progress report_commands hub_commands \
+compose_command chain_commands demo warmup main
 __main__
 """
 """Packages, lowest first, and their modules: each imports only from those above it."""
@@ -91,7 +92,7 @@ def test_every_module_has_its_place() -> None:
 
 def test_the_house_is_small_enough_to_look_round() -> None:
     top = [path for path in PACKAGE.iterdir() if path.name != "__pycache__"]
-    assert len(top) <= 23 and sum(path.suffix == ".py" for path in top) <= 7
+    assert len(top) <= 24 and sum(path.suffix == ".py" for path in top) <= 7
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if module_path(name).name != "__init__.py"])
@@ -127,7 +128,7 @@ def test_numba_is_imported_by_kernels_alone() -> None:
     "code", ["import ckptdiff; dir(ckptdiff)", "from ckptdiff.cli.main import main; main(['--help'], standalone_mode=False)"]
 )
 def test_the_start_is_cheap(code: str) -> None:
-    heavy = "torch huggingface_hub numba numpy rich zstandard transformers altair vl_convert".split()
+    heavy = "torch huggingface_hub fsspec numba numpy rich zstandard transformers altair vl_convert".split()
     check = f"{code}\nimport sys\nprint([m for m in {heavy!r} if m in sys.modules], file=sys.stderr)"
     result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert result.stderr.strip() == "[]"
@@ -135,7 +136,7 @@ def test_the_start_is_cheap(code: str) -> None:
 
 def test_importing_everything_loads_no_heavy_package() -> None:
     code = "import ckptdiff, sys\nfor name in ckptdiff.__all__: getattr(ckptdiff, name)\n"
-    code += "print([m for m in ('torch', 'huggingface_hub', 'numba', 'rich', 'click') if m in sys.modules])"
+    code += "print([m for m in ('torch', 'huggingface_hub', 'fsspec', 'numba', 'rich', 'click') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 

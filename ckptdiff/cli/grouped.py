@@ -37,12 +37,31 @@ class GroupedCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write a section for each group that has options."""
-        sections: dict[str, list[tuple[str, str]]] = {group: [] for group in GROUPS}
-        for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
-            if record is not None:
-                sections[getattr(parameter, "group", OTHER)].append(record)
-        for group, records in sections.items():
-            if records:
-                with formatter.section(group):
-                    formatter.write_dl(records)
+        _write_groups(self, ctx, formatter)
+
+
+class OrderedGroup(click.Group):
+    """A group that lists its commands in the order in which they were added, and its options and theirs in groups."""
+
+    command_class = GroupedCommand
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands in the order in which they were added, instead of by alphabet."""
+        return list(self.commands)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a section for each group that has options, and one of the commands."""
+        _write_groups(self, ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+
+def _write_groups(command: click.Command, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    sections: dict[str, list[tuple[str, str]]] = {group: [] for group in GROUPS}
+    for parameter in command.get_params(ctx):
+        record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
+        if record is not None:
+            sections[getattr(parameter, "group", OTHER)].append(record)
+    for group, records in sections.items():
+        if records:
+            with formatter.section(group):
+                formatter.write_dl(records)

@@ -16,8 +16,9 @@ from typing import Any
 import click
 
 from ckptdiff import __version__, checkpoint, cli, verbs
+from ckptdiff.cli.chain_commands import chain
 from ckptdiff.cli.compose_command import compose
-from ckptdiff.cli.grouped import FILES, HUB, OUTPUT, GroupedCommand, option
+from ckptdiff.cli.grouped import FILES, HUB, OUTPUT, OrderedGroup, option
 from ckptdiff.cli.hub_commands import pull, push
 from ckptdiff.cli.options import (
     PATH,
@@ -46,14 +47,8 @@ from ckptdiff.io.signals import CLOSED_PIPE, raised
 from ckptdiff.machine import machine_error
 
 
-class CommandGroup(click.Group):
+class CommandGroup(OrderedGroup):
     """A group of commands that turns every CkptdiffError into one line on standard error and exit code 3."""
-
-    command_class = GroupedCommand
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """The commands in the order in which they were added, instead of by alphabet."""
-        return list(self.commands)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta["json"] = asks_for_json(args)  # a usage error may come before --json is parsed
@@ -277,6 +272,7 @@ def compare(a: Path, b: Path, base: Path | None, tensors: bool, json_output: boo
 main.add_command(report)
 main.add_command(overlap)
 main.add_command(mask)
+main.add_command(chain)
 main.add_command(push)
 main.add_command(pull)
 

@@ -17,7 +17,7 @@ from ckptdiff.lazy import rich
 if TYPE_CHECKING:
     from ckptdiff.io.parallel import Progress
 
-KERNELS = {"make": 23, "apply": 12, "report": 8, "warmup": 115}
+KERNELS = {"make": 23, "apply": 12, "report": 8, "warmup": 115, "chain add": 27, "chain restore": 12}
 """About how many kernels a command compiles on a new machine, for a pair of one dtype; ``tests/cli/test_progress.py`` counts them."""
 OTHER_KERNELS = 6
 """The same for any other command."""
@@ -25,14 +25,17 @@ SECONDS_A_KERNEL = 0.22
 """About how long a kernel takes to compile, on the two cores where this was written."""
 
 
-COUNTED = ("taking ranks", "verifying", "compiling")
+COUNTED = ("taking ranks", "verifying", "compiling", "reading steps", "checking steps")
 """What is counted in pieces; the progress of all else is in bytes."""
 
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
     """Show what a command is doing."""
-    command = click.get_current_context().info_name or ""
+    context = click.get_current_context()
+    command = context.info_name or ""
+    if context.parent is not None and context.parent.parent is not None:  # a command of a group
+        command = f"{context.parent.info_name} {command}"
     kernels = KERNELS.get(command, OTHER_KERNELS)
     if sys.stderr.isatty():
         with _bars(command, kernels) as progress:

@@ -88,7 +88,7 @@ def open_sealed(data: bytes, where: str, expected_format: str, known: str) -> Fi
     stated = members.hexadecimal("digest", 16)
     digest = xxh128(canonical.dumps({k: v for k, v in value.items() if k != "digest"}))
     if stated != digest:
-        raise IntegrityError(f"{where}: its digest is {digest.hex()}, expected {stated.hex()}: corrupted? fetch the patch again")
+        raise IntegrityError(f"{where}: its digest is {digest.hex()}, expected {stated.hex()}: corrupted? fetch it again")
     _check_info(members.object("info"), where)
     return members
 

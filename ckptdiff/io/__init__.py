@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from ckptdiff.io import scratch as scratch
     from ckptdiff.io import signals as signals
     from ckptdiff.io import source as source
+    from ckptdiff.io import store as store
+    from ckptdiff.io import store_urls as store_urls
     from ckptdiff.io import work_folder as work_folder
 else:
     __getattr__ = submodules(__name__)

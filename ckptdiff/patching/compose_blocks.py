@@ -91,7 +91,7 @@ class BlockComposer:
         data: Bytes = np.zeros(job.nbytes, np.uint8)
         for k, step in enumerate(tensor.steps):
             change = self._unpack(tensor.entry, step, job, self._read(step, job.block), data)
-            data, changed = codecs.apply_change(change, data, dtype)
+            data, changed, _ = codecs.apply_change(change, data, dtype)
             counts[k] = changed if k else 0
         return ComposedBlock(codecs.raw.pack(None, Replacement(data), dtype), 0, counts, xxh128(data))
 

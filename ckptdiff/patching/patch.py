@@ -228,6 +228,13 @@ def open_patch(path: str | os.PathLike[str], *, by_ranges: bool = False) -> Iter
         yield _open_folder(folder, stack) if is_folder else _open_file(folder, members[0], is_file, stack)
 
 
+@contextmanager
+def open_patch_in(folder: SourceFolder, file: str | None = None) -> Iterator[OpenPatch]:
+    """As :func:`open_patch`, of a patch whose files lie anywhere else: a patch folder, or the patch file of this path in it."""
+    with ExitStack() as stack:
+        yield _open_folder(folder, stack) if file is None else _open_file(folder, file, True, stack)
+
+
 def _check_members(members: list[str], where: str, paths: list[str]) -> None:
     if not members:
         is_checkpoint = any(path.endswith(".safetensors") for path in paths)

@@ -8,6 +8,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ckptdiff.verbs import apply as apply
     from ckptdiff.verbs import card as card
+    from ckptdiff.verbs import chain_add as chain_add
+    from ckptdiff.verbs import chain_list as chain_list
+    from ckptdiff.verbs import chain_prune as chain_prune
+    from ckptdiff.verbs import chain_restore as chain_restore
+    from ckptdiff.verbs import chain_verify as chain_verify
     from ckptdiff.verbs import compare as compare
     from ckptdiff.verbs import compose as compose
     from ckptdiff.verbs import info as info

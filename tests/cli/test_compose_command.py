@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import ckptdiff
-from tests.support.chains import chain, direct, moved
 from tests.support.checkpoints import bf16
 from tests.support.commands import error_of, run
+from tests.support.composed import chain, direct, moved
 
 
 @pytest.fixture

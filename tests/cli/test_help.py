@@ -12,30 +12,42 @@ from ckptdiff.cli.grouped import GROUPS, GroupedOption
 from ckptdiff.cli.main import main
 from tests.support.commands import run
 
-COMMANDS = list(main.commands)
+
+def _all_commands(group: click.Group, before: str = "") -> dict[str, click.Command]:
+    """Every command by its words, those of groups behind their group."""
+    found: dict[str, click.Command] = {}
+    for name, command in group.commands.items():
+        found[before + name] = command
+        if isinstance(command, click.Group):
+            found |= _all_commands(command, f"{before}{name} ")
+    return found
+
+
+BY_NAME = _all_commands(main)
+COMMANDS = list(BY_NAME)
 
 
 def help_of(name: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("COLUMNS", "80")
-    return run(name, "--help").stdout
+    return run(*name.split(), "--help").stdout
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_but_help_names_its_group(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     text = help_of(name, monkeypatch)
-    for option in main.commands[name].params:
+    for option in BY_NAME[name].params:
         if not isinstance(option, click.Option):
             continue
         assert isinstance(option, GroupedOption) and option.group in GROUPS, option.name
         section = text.split(f"\n{option.group}:\n")[1].split("\n\n")[0]
         assert option.opts[-1] in section, (option.name, section)
-    heads = re.findall(r"^(\S.*):$", text, re.MULTILINE)
+    heads = [head for head in re.findall(r"^(\S.*):$", text, re.MULTILINE) if head != "Commands"]
     assert heads == [group for group in GROUPS if group in heads] and "Options" not in heads, heads
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_options_are_described_by_sentences(name: str) -> None:
-    for option in main.commands[name].params:
+    for option in BY_NAME[name].params:
         if isinstance(option, click.Option):
             text = (option.help or "").split("  [")[0]
             assert re.match(r"[A-Z][a-z]+ ", text) and text.endswith("."), (option.name, text)
@@ -49,15 +61,15 @@ def test_every_command_has_two_examples_that_parse(name: str, monkeypatch: pytes
     assert len(examples) >= 2
     for line in examples:
         words = shlex.split(line)
-        words = words[words.index("ckptdiff") + 1 :]
-        assert words[0] == name
-        main.commands[name].make_context(name, words[1:], resilient_parsing=False).close()
+        words, own = words[words.index("ckptdiff") + 1 :], name.split()
+        assert words[: len(own)] == own
+        BY_NAME[name].make_context(name, words[len(own) :], resilient_parsing=False).close()
 
 
 @pytest.mark.parametrize("name", ["", *COMMANDS])
 def test_help_fits_80_columns(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    lines = run(*filter(None, [name]), "--help").stdout.splitlines()
+    lines = run(*name.split(), "--help").stdout.splitlines()
     assert lines and max(map(len, lines)) <= 80
 
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import ckptdiff
 from ckptdiff.errors import BaseMismatchError, CheckpointError, UnsupportedError
-from tests.support.chains import chain, moved
 from tests.support.checkpoints import TensorData, bf16, carrier, perturb, random_tensor, tensor, write, write_sharded
+from tests.support.composed import chain, moved
 from tests.support.strategies import DTYPE_NAMES, FLOATS, SEEDS, quick
 
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 import ckptdiff
 from ckptdiff.codecs import sparse
 from ckptdiff.errors import BaseMismatchError, CheckpointError, FormatError, IntegrityError, UnsupportedError
-from tests.support.chains import chain, check_composed, direct, kinds, moved
 from tests.support.checkpoints import TensorData, bf16, perturb, random_tensor, tensor
+from tests.support.composed import chain, check_composed, direct, kinds, moved
 from tests.support.strategies import DTYPE_NAMES, SEEDS, quick
 from tests.support.strategies import units as hard_units
 

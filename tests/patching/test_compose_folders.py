@@ -14,8 +14,8 @@ from ckptdiff.errors import BaseMismatchError, CheckpointError, UnsupportedError
 from ckptdiff.io import open_files
 from ckptdiff.patching.compose import facts_of
 from ckptdiff.patching.patch import open_patch
-from tests.support.chains import chain, check_composed, moved
 from tests.support.checkpoints import SHARED_DATA, TensorData, bf16, tree, write_sharded
+from tests.support.composed import chain, check_composed, moved
 from tests.support.real_pairs import BASE, TARGETS
 
 

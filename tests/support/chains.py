@@ -1,53 +1,54 @@
-"""Chains of checkpoints and of the patches between them."""
+"""Training runs of a small model, for tests of chains, and what a chain gives back of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 import ckptdiff
-from ckptdiff.patching.patch import open_patch
-from tests.support.checkpoints import TensorData, tree, write
+from tests.support.checkpoints import perturb, tree, write, write_sharded
+from tests.support.small_pair import tensors
 
-Tensors = Mapping[str, TensorData]
-
-
-def chain(folder: Path, states: Sequence[Tensors], codec: str | None = "sparse") -> tuple[list[Path], list[Path]]:
-    """Write a file of each state, and make a patch from each to the next."""
-    files = [write(folder / f"{k}.safetensors", state, {"format": "pt"}) for k, state in enumerate(states)]
-    patches = [folder / f"patch-{k}.safetensors" for k in range(len(files) - 1)]
-    for k, patch in enumerate(patches):
-        ckptdiff.make(files[k], files[k + 1], patch, codec=codec, force=True, threads=1)
-    return files, patches
+LEFT_OUT = "optimizer.pt"
 
 
-def direct(files: Sequence[Path], out: Path, codec: str | None = "sparse") -> Path:
-    """The patch that ``make`` gives of the first and the last."""
-    ckptdiff.make(files[0], files[-1], out, codec=codec, force=True, threads=1)
-    return out
+def training_run(folder: Path, count: int, seed: int = 1, form: str = "checkpoint-{}") -> list[Path]:
+    """Checkpoints of a run, each with shards, files without weights that change, and optimizer state, which no patch has."""
+    rng, made = np.random.default_rng(seed), list[Path]()
+    state = {name: perturb(np.random.default_rng(seed), value, 0.01) for name, value in tensors()[0].items()}
+    for k in range(count):
+        path = folder / form.format(100 * k)
+        names = list(state)
+        shards = {"model-00001-of-00002.safetensors": names[:1], "model-00002-of-00002.safetensors": names[1:]}
+        write_sharded(path, {shard: {name: state[name] for name in held} for shard, held in shards.items()})
+        (path / "config.json").write_text(json.dumps({"step": k, "text": "the same in all steps " * 9}))
+        (path / "tokenizer.json").write_text("never changes")
+        (path / LEFT_OUT).write_bytes(bytes([k]) * 50)
+        made.append(path)
+        state = {name: perturb(rng, value, 0.01) for name, value in state.items()}
+    return made
 
 
-def check_composed(files: Sequence[Path], patches: Sequence[Path], out: Path, **options: Any) -> Path:
-    """Compose, and check that the result turns the first checkpoint into the last."""
-    ckptdiff.compose(patches, output=out, threads=1, **options)
-    assert ckptdiff.verify(out, base=files[0], target=files[-1], threads=1).ok
-    applied = out.with_name(f"{out.name}-applied")
-    ckptdiff.apply(files[0], out, applied, threads=1)
-    assert tree(applied) == tree(files[-1])
-    return out
+def run_of_files(folder: Path, count: int) -> list[Path]:
+    """Checkpoints of one file each."""
+    rng, state, made = np.random.default_rng(1), tensors()[0], []
+    for k in range(count):
+        made.append(write(folder / f"step_{100 * k}.safetensors", state, {"format": "pt"}))
+        state = {name: perturb(rng, value, 0.01) for name, value in state.items()}
+    return made
 
 
-def kinds(patch: Path) -> dict[str, tuple[str, str | None]]:
-    """Kind and codec of each entry."""
-    with open_patch(patch) as opened:
-        return {entry.name: (entry.kind, entry.codec) for file in opened.files for entry in file.table.entries}
+def weights(path: Path) -> dict[str, str]:
+    """SHA-256 of all files of a checkpoint that a patch has."""
+    return {name: digest for name, digest in tree(path).items() if name != LEFT_OUT}
 
 
-def moved(rng: np.random.Generator, data: TensorData, units: int) -> TensorData:
-    """A BF16 tensor of which a few units have moved by an ulp."""
-    values = np.frombuffer(data[2], "<u2").copy()
-    values[rng.integers(0, len(values), units)] ^= 1
-    return data[0], data[1], values.tobytes()
+def check_steps(chain: str | Path, run: Sequence[Path], out: Path, steps: Sequence[int], base: Path | None = None) -> None:
+    """Restore steps, and compare them byte for byte with what they were."""
+    for step in steps:
+        target = out / f"restored-{step}"
+        ckptdiff.chain_restore(chain, step, target, base=base or run[0])
+        assert tree(target) == weights(run[step // 100]), step

@@ -1,0 +1,65 @@
+"""A new chain: its base, and what holds for all that goes into it (spec/chain-v1.md, 3)."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from ckptdiff.chain.contents import identity_of
+from ckptdiff.chain.documents import MAX_KEYFRAME_EVERY, ChainDocument
+from ckptdiff.chain.names import CHAIN
+from ckptdiff.errors import CheckpointError, OutputError
+from ckptdiff.format.entry import CODEC_NAMES
+from ckptdiff.hub.ids import parse_id
+from ckptdiff.hub.repo import open_repo
+from ckptdiff.io.parallel import Progress, default_threads
+from ckptdiff.io.store import Store
+
+KEYFRAME_EVERY = 50
+"""The most patches that a step takes, unless told."""
+
+
+class Policy(NamedTuple):
+    """What holds for all patches of a chain."""
+
+    codec: str | None
+    keyframe_every: int
+
+
+def check_policy(keyframe_every: int | None, codec: str | None) -> None:
+    """Raise CheckpointError unless a policy, of which None leaves a part open, is one that a chain can have."""
+    if keyframe_every is not None and not 1 <= keyframe_every <= MAX_KEYFRAME_EVERY:
+        raise CheckpointError(f"--keyframe-every {keyframe_every}: expected 1 to {MAX_KEYFRAME_EVERY}")
+    if codec is not None and codec not in CODEC_NAMES:
+        raise CheckpointError(f"unknown codec {codec!r}: expected one of {', '.join(CODEC_NAMES)}")
+
+
+def new_chain(
+    store: Store, base: str | os.PathLike[str], own: int | None, policy: Policy, threads: int | None, progress: Progress
+) -> ChainDocument:
+    """Put ``chain.json``.
+
+    Args:
+        store: an empty one.
+        base: the chain's base; all of it is read, for its identity. A repo on the Hub is recorded with its commit.
+        own: the base's own step, if it has one.
+        policy: the chain's.
+        threads: number of threads.
+        progress: as of all verbs.
+
+    Raises:
+        OutputError: something is in the store, or another run has made the chain meanwhile. CheckpointError: the base cannot be read.
+        HubError: it cannot be fetched. StoreError: the store fails.
+    """
+    there = store.objects("")
+    if there:
+        raise OutputError(f"{store.name}: is not a chain, and not empty: it has {next(iter(there))}; choose another place")
+    hub_id, info = parse_id(base), dict[str, str]()
+    if hub_id is not None:
+        repo = open_repo(hub_id)
+        info = {"base_repo": repo.name, "base_revision": repo.commit}
+    identity = identity_of(base, threads or default_threads(), progress)
+    chain = ChainDocument(base_identity=identity, base_step=own, codec=policy.codec, keyframe_every=policy.keyframe_every, info=info)
+    if not store.put(CHAIN, chain.to_bytes()):
+        raise OutputError(f"{store.name}/{CHAIN}: was made by another run meanwhile: run again")
+    return chain
