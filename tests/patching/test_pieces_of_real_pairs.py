@@ -18,7 +18,7 @@ from ckptdiff.io.parallel import no_progress
 from ckptdiff.patching.encode_options import on_threads
 from ckptdiff.patching.encode_pair import encode_pair
 from ckptdiff.patching.patch import open_patch
-from ckptdiff.patching.write import PatchContents, write_folder
+from ckptdiff.patching.write import PatchContents, encoded_files, write_patch
 from tests.support.checkpoints import SHARED_DATA, tree, write
 from tests.support.layouts_by_pieces import CHAINS, LAYOUTS, Layout, made_table_cut, stated
 from tests.support.pieces import paired_by_hand
@@ -93,12 +93,12 @@ def checkpoint(folder: Path, tensors: Tensors, others: Path | None = None) -> Pa
 
 def make_by_pieces(base: Path, target: Path, out: Path, pieces: Mapping[str, Sequence[Piece]]) -> Path:
     """What ``make`` does, with pieces for some tensors of the target."""
-    out.mkdir()
     with open_checkpoint(base, with_files=True) as old, open_checkpoint(target, with_files=True) as new:
         options = on_threads(old, new, None, 2, None)
         with open(out.with_name(f"{out.name}.spool"), "w+b") as spool:
             encoded = encode_pair(old, new, paired_by_hand(old, new, pieces), options, spool, no_progress)
-            write_folder(PatchContents(encoded, {}, None), out, new.kept)
+            contents = PatchContents(encoded, {}, None)
+            write_patch(contents, out, encoded_files(contents, out))
     return out
 
 

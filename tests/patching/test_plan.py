@@ -25,7 +25,7 @@ from ckptdiff.patching.encode_plan import EncodeJob
 from ckptdiff.patching.patch import open_patch
 from ckptdiff.patching.rebuild import Rebuilder, open_base
 from ckptdiff.patching.target_files import outputs_of, write_files, write_others
-from ckptdiff.patching.write import PatchContents, write_folder
+from ckptdiff.patching.write import PatchContents, encoded_files, write_patch
 from tests.support.checkpoints import random_tensor, tree, write_sharded
 
 MIB = 1 << 20
@@ -86,8 +86,8 @@ def test_jobs_in_fresh_processes_shuffled_give_the_same_bytes(pair: tuple[Path, 
     with open_checkpoint(base, with_files=True) as old, open_checkpoint(target, with_files=True) as new:
         processes = Processes("encode", base, target)
         encoded = encode_pair(old, new, pair_of(old, new), EncodeOptions(None, compare_on_host, 1, processes), io.BytesIO(), no_progress)
-        (tmp_path / "again").mkdir()
-        write_folder(PatchContents(encoded, {}, None), tmp_path / "again", new.kept)
+        contents = PatchContents(encoded, {}, None)
+        write_patch(contents, tmp_path / "again", encoded_files(contents, tmp_path / "again"))
     assert tree(tmp_path / "again") == tree(tmp_path / "patch")
     encoding = [job for job in processes.ran if isinstance(job, EncodeJob)]
     codecs = {job.target[1]: job.codec for job in encoding if job.codec}
@@ -108,6 +108,6 @@ def test_the_size_of_jobs_changes_no_byte(pair: tuple[Path, Path], tmp_path: Pat
     with open_checkpoint(base, with_files=True) as old, open_checkpoint(target, with_files=True) as new:
         options = EncodeOptions(codec, compare_on_host, groups, Threads(3, groups * MIB))
         encoded = encode_pair(old, new, pair_of(old, new), options, io.BytesIO(), no_progress)
-        (tmp_path / "again").mkdir()
-        write_folder(PatchContents(encoded, {}, None), tmp_path / "again", new.kept)
+        contents = PatchContents(encoded, {}, None)
+        write_patch(contents, tmp_path / "again", encoded_files(contents, tmp_path / "again"))
     assert tree(tmp_path / "again") == tree(tmp_path / "patch")
