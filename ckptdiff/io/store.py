@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -110,9 +111,10 @@ class FolderStore:
     def size(self, key: str) -> int | None:
         with self._explained(key, "read"):
             try:
-                return (self.root / key).stat().st_size if (self.root / key).is_file() else None
-            except FileNotFoundError:  # deleted just now
+                status = os.stat(f"{self.name}/{key}")
+            except (FileNotFoundError, NotADirectoryError):
                 return None
+            return status.st_size if stat.S_ISREG(status.st_mode) else None
 
     def objects(self, folder: str) -> dict[str, int]:
         found: dict[str, int] = {}
@@ -127,8 +129,8 @@ class FolderStore:
                                 continue
                             if entry.is_dir(follow_symlinks=False):
                                 left.append(f"{prefix}{entry.name}/")
-                            elif entry.is_file():
-                                found[prefix + entry.name] = entry.stat().st_size
+                            elif (size := self.size(prefix + entry.name)) is not None:
+                                found[prefix + entry.name] = size
                 except (FileNotFoundError, NotADirectoryError):  # deleted just now, or there is none
                     continue
         return dict(sorted(found.items()))

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ckptdiff.verbs import card as card
     from ckptdiff.verbs import chain_add as chain_add
     from ckptdiff.verbs import chain_list as chain_list
+    from ckptdiff.verbs import chain_parts as chain_parts
     from ckptdiff.verbs import chain_prune as chain_prune
     from ckptdiff.verbs import chain_restore as chain_restore
     from ckptdiff.verbs import chain_verify as chain_verify

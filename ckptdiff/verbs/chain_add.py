@@ -22,8 +22,7 @@ from ckptdiff.io.store import Store
 from ckptdiff.io.store_urls import open_store
 from ckptdiff.kernels.compiling import Stopwatch
 from ckptdiff.patching.patch import open_patch
-from ckptdiff.verbs.chain_restore import KnownBase, Noted, apply_plan, discard, find_base, not_noted, plan_of, working_in
-from ckptdiff.verbs.make import make
+from ckptdiff.verbs.chain_parts import KnownBase, Noted, apply_plan, discard, find_base, make_checked, not_noted, plan_of, working_in
 from ckptdiff.verbs.verify import verify
 
 
@@ -274,18 +273,12 @@ class _Adder:
 
     def _make(self, base: str, named: NamedStep, identity: bytes, parent: int | None, is_keyframe: bool, out: Path) -> PatchName:
         """Make a patch, and check it against both checkpoints; returns its name in the chain."""
-        discard(out)
-        make(base, named.path, out, codec=self.chain.codec, threads=self.threads, progress=self.progress)
-        with open_patch(out) as patch:
-            target, is_file = patch.target_identity, patch.index is None
-            if patch.base_identity != identity:
-                what = "the chain's base" if parent is None else f"step {parent} of {self.store.name}"
-                raise BaseMismatchError(f"{base}: has the identity {patch.base_identity.hex()}, expected {identity.hex()}, that of {what}")
-        found = verify(out, base=base, target=named.path, threads=self.threads, progress=self.progress)
-        if not found.ok:
-            raise IntegrityError(f"the patch of {named.path} was made, but does not give it: {found.problems[0].message}")
-        digits = identity.hex()[:DIGITS], target.hex()[:DIGITS]
-        return PatchName(named.step, parent, *digits, self.publisher.epoch, is_file, is_keyframe)
+        made = make_checked(base, named.path, out, self.chain.codec, self.threads, self.progress)
+        if made.base != identity:
+            what = "the chain's base" if parent is None else f"step {parent} of {self.store.name}"
+            raise BaseMismatchError(f"{base}: has the identity {made.base.hex()}, expected {identity.hex()}, that of {what}")
+        digits = identity.hex()[:DIGITS], made.target.hex()[:DIGITS]
+        return PatchName(named.step, parent, *digits, self.publisher.epoch, made.is_file, is_keyframe)
 
     def _put(self, name: PatchName | None, patch: Path) -> dict[str, int]:
         """Put a patch, if there is one to put; with a look at what was stored before originals are removed."""

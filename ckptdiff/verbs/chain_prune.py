@@ -16,10 +16,7 @@ from ckptdiff.errors import BaseMismatchError, CheckpointError, IntegrityError
 from ckptdiff.io.parallel import Progress, no_progress
 from ckptdiff.io.store_urls import open_store
 from ckptdiff.kernels.compiling import Stopwatch
-from ckptdiff.patching.patch import open_patch
-from ckptdiff.verbs.chain_restore import KnownBase, Noted, apply_plan, discard, find_base, not_noted, plan_of, working_in
-from ckptdiff.verbs.make import make
-from ckptdiff.verbs.verify import verify
+from ckptdiff.verbs.chain_parts import KnownBase, Noted, apply_plan, discard, find_base, make_checked, not_noted, plan_of, working_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +128,9 @@ def _write_keyframe(
     place.mkdir()
     target, patch = place / "step", place / "keyframe"
     apply_plan(history, plan_of(history, at, None), known.path, target, place, threads, progress)
-    make(known.path, target, patch, codec=history.chain.codec, threads=threads, progress=progress)
-    found = verify(patch, base=known.path, target=target, threads=threads, progress=progress)
-    with open_patch(patch) as opened:
-        stated = opened.target_identity
-    if not found.ok or stated != facts_of(history.store, history.steps[at].name).target_identity:
-        why = found.problems[0].message if found.problems else f"it gives the identity {stated.hex()}"
-        raise IntegrityError(f"{history.store.name}: the keyframe of step {name.step} does not give that step: {why}")
+    made = make_checked(known.path, str(target), patch, history.chain.codec, threads, progress)
+    if made.target != facts_of(history.store, history.steps[at].name).target_identity:
+        raise IntegrityError(f"{history.store.name}: the keyframe of step {name.step} gives {made.target.hex()}, which is not that step")
     sizes = publisher.put(name, patch)
     publisher.check_stored(name, patch)
     discard(place)

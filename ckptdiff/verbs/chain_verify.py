@@ -12,7 +12,7 @@ from ckptdiff.chain.names import PatchName
 from ckptdiff.errors import CkptdiffError, StoreError
 from ckptdiff.io.parallel import Progress, no_progress
 from ckptdiff.io.store_urls import open_store
-from ckptdiff.verbs.chain_restore import working_in
+from ckptdiff.verbs.chain_parts import working_in
 from ckptdiff.verbs.verify import Problem, verify
 
 

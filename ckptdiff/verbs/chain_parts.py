@@ -1,0 +1,168 @@
+"""What the verbs of chains share: which base was given, steps rebuilt, patches that are checked as they are made, work folders."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckptdiff.chain.contents import facts_of, identity_of, local_patches
+from ckptdiff.chain.history import History
+from ckptdiff.chain.names import DIGITS, PatchName
+from ckptdiff.errors import BaseMismatchError, CheckpointError, FormatError, IntegrityError
+from ckptdiff.io.parallel import Progress, default_threads
+from ckptdiff.io.store import Store
+from ckptdiff.io.work_folder import work_folder
+from ckptdiff.patching.chain import MAX_CHAIN
+from ckptdiff.patching.output import explain_write_errors
+from ckptdiff.patching.patch import open_patch
+from ckptdiff.verbs.apply import ApplyResult, apply
+from ckptdiff.verbs.make import make
+from ckptdiff.verbs.verify import verify
+
+Noted = Callable[[str], None]
+"""Takes a line about something unusual, or that takes long."""
+WORK_PREFIX = ".work.ckptdiff-"
+"""How the names of work folders begin."""
+
+
+def not_noted(text: str) -> None:
+    """A :data:`Noted` that ignores what it is told: the default."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownBase:
+    """A checkpoint that steps of a chain can be rebuilt from."""
+
+    path: str
+    """Its path, or its id on the Hub."""
+    start: int | None
+    """The place of the step that it is; None for the base of the chain."""
+
+
+def find_base(
+    history: History, base: str | os.PathLike[str] | None, threads: int | None, progress: Progress, at: int | None = None
+) -> KnownBase:
+    """Find out which checkpoint of a chain one is, by its identity, for which all of it is read.
+
+    Args:
+        history: the chain's.
+        base: the checkpoint; None for the repo that the chain records, which :func:`~ckptdiff.verbs.apply.apply` checks.
+        threads: number of threads.
+        progress: as of all verbs.
+        at: the place of the step that will be rebuilt; of several steps with one identity the last up to it is taken.
+
+    Raises:
+        CheckpointError: none is given, and none is recorded. BaseMismatchError: it is of another chain, or comes after that step.
+    """
+    where, chain = history.store.name, history.chain
+    if base is None:
+        if chain.base_repo is None:
+            identity = chain.base_identity.hex()
+            raise CheckpointError(f"{where}: does not record where its base is: give it with --base (its identity is {identity})")
+        return KnownBase(chain.base_repo, None)
+    found = identity_of(base, threads or default_threads(), progress)
+    if found == chain.base_identity:
+        return KnownBase(os.fspath(base), None)
+    places = [k for k, step in enumerate(history.steps) if step.target == found.hex()[:DIGITS]]
+    places = [k for k in places if facts_of(history.store, history.steps[k].name).target_identity == found]
+    if not places:
+        raise BaseMismatchError(
+            f"{base}: is not of the chain {where}: its identity is {found.hex()}, expected {chain.base_identity.hex()}, that of the "
+            "chain's base, or that of a step"
+        )
+    early = [k for k in places if at is None or k <= at]
+    if not early and at is not None:
+        raise BaseMismatchError(
+            f"{base}: is step {history.steps[places[0]].number} of {where}, which comes after step {history.steps[at].number}: give the "
+            "chain's base, or an earlier step"
+        )
+    return KnownBase(os.fspath(base), early[-1])
+
+
+def plan_of(history: History, at: int, start: int | None) -> list[PatchName]:
+    """The patches that rebuild a step, as :meth:`ckptdiff.chain.history.History.plan` finds them.
+
+    Raises:
+        FormatError: one of them is missing, or there are more than can be applied at once.
+    """
+    where, plan, direct = f"{history.store.name}: step {history.steps[at].number}", history.plan(at, start), history.plan(at)
+    other = f": give the chain's base, from which it takes {len(direct)}" if start is not None and direct is not None else ""
+    if plan is None:
+        gap = next((k for k in range(at, -1, -1) if not history.steps[k].follows), 0)
+        raise FormatError(
+            f"{where}: is out of reach: there is a gap before step {history.steps[gap].number}, which does not follow from a step that is "
+            f"there{other}"
+        )
+    if len(plan) > MAX_CHAIN:
+        raise FormatError(f"{where}: {len(plan)} patches lead to it, expected at most {MAX_CHAIN}{other}")
+    return plan
+
+
+def apply_plan(
+    history: History,
+    plan: list[PatchName],
+    base: str,
+    out: Path,
+    work: Path,
+    threads: int | None,
+    progress: Progress,
+    *,
+    overwrite: bool = False,
+    listed: Callable[[list[str]], None] = lambda paths: None,
+) -> ApplyResult:
+    """Rebuild a checkpoint from a base and patches of a chain, which are fetched into ``work`` if they lie elsewhere."""
+    if not plan:
+        raise CheckpointError(f"{base}: is that step itself: copy it")
+    with explain_write_errors(out), local_patches(history, plan, work, progress) as patches:
+        return apply(base, patches, out, threads=threads, overwrite=overwrite, progress=progress, listed=listed)
+
+
+@contextmanager
+def working_in(store: Store) -> Iterator[Path]:
+    """A work folder: in the chain's own folder, or for a chain elsewhere in the folder for temporary files (``TMPDIR``).
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    place = store.path("") or Path(tempfile.gettempdir())
+    with explain_write_errors(place), work_folder(place, WORK_PREFIX) as work:
+        yield work.path
+
+
+def discard(path: Path) -> None:
+    """Remove a file or folder of this run, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedPatch:
+    """A patch that was made, and gives its target."""
+
+    base: bytes
+    target: bytes
+    """Identities, 16 bytes each."""
+    is_file: bool
+    """Whether it is a patch file, not a folder."""
+
+
+def make_checked(base: str, target: str, out: Path, codec: str | None, threads: int | None, progress: Progress) -> CheckedPatch:
+    """Make a patch in the place of any other, and check it against both checkpoints: changes by digests, files by SHA-256.
+
+    Raises:
+        IntegrityError: it does not give its target; and as :func:`~ckptdiff.verbs.make.make`.
+    """
+    discard(out)
+    make(base, target, out, codec=codec, threads=threads, progress=progress)
+    found = verify(out, base=base, target=target, threads=threads, progress=progress)
+    if not found.ok:
+        raise IntegrityError(f"the patch of {target} was made, but does not give it: {found.problems[0].message}")
+    with open_patch(out) as patch:
+        return CheckedPatch(patch.base_identity, patch.target_identity, patch.index is None)
