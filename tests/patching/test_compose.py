@@ -45,7 +45,7 @@ def states(draw: Callable[[Any], Any]) -> list[dict[str, TensorData]]:
     return found
 
 
-@quick(60)
+@quick(40)
 @given(states=states())
 def test_it_is_the_direct_patch_for_every_dtype(states: list[dict[str, TensorData]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
