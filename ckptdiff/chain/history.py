@@ -73,6 +73,11 @@ class History:
         keys = self._keys[bisect_left(self._keys, folder) : bisect_left(self._keys, folder[:-1] + "0")]  # 0 comes next to a slash
         return sorted(keys, key=lambda key: key == name.marker)
 
+    def is_outdated(self, name: PatchName) -> bool:
+        """Whether a torn patch would be superseded if it were complete."""
+        later = (step.patch for step in self.steps if step.patch is not None and step.patch.epoch > name.epoch)
+        return any((BEFORE_ALL if patch.parent is None else patch.parent) < name.step for patch in later)
+
     def size(self, name: PatchName) -> int:
         """Bytes of a patch."""
         return sum(self.sizes[key] for key in self.objects(name))

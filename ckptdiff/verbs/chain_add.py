@@ -161,13 +161,12 @@ class _Adder:
             if row.state != "base":
                 before.append((len(added) - 1, files))
         self._remove(added, before)
-        if any(row.state == "added" for row in added):
-            for name in self.history.torn:  # should its publisher complete one yet, it does not count any more
-                self.publisher.remove(self.history.objects(name), name.marker)
-            self.publisher.remove_epochs()
-        elif self.history.steps:  # a run that was killed may have left an older head
+        if self.history.steps and not any(row.state == "added" for row in added):  # a run that was killed may have left an older head
             head = self.history.steps[-1]
             self._put_head(head, facts_of(self.store, head.name).target_identity)
+        for name in filter(self.history.is_outdated, self.history.torn):
+            self.publisher.remove(self.history.objects(name), name.marker)
+        self.publisher.remove_epochs()
         return added
 
     def _take(self, named: NamedStep) -> tuple[AddedStep, list[StoredFile]]:

@@ -47,7 +47,7 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
         assert child.returncode in (0, 130 if signum == signal.SIGINT else -signum) and "Traceback" not in stderr, stderr
         history = read_history(open_store(chain))
         steps = [step.number for step in history.steps]
-        assert steps == list(range(100, 100 * len(steps) + 1, 100)) and all(step.follows for step in history.steps)
+        assert steps == list(range(100, 100 * len(steps) + 1, 100)) and all(history.plan(at) for at in range(len(steps)))
         check_steps(chain, kept, tmp_path, steps[-1:])
         shutil.rmtree(tmp_path / f"restored-{steps[-1]}", ignore_errors=True) if steps else None
     ckptdiff.chain_add(chain, run, remove_originals=True)
