@@ -72,23 +72,25 @@ class AdaptedBase:
 
     def read(self, start: int, stop: int, name: str = "base") -> Bytes:
         """Bytes ``start`` to ``stop`` of the result, or fewer where it ends before; they may lie in scratch called ``name``."""
+        if (tensor := self.whole) is not None:
+            return tensor.read(start, stop, name)
         width, carrier = DTYPES[self.base_dtype].carrier, DTYPES[self.dtype].carrier
         first, last = start // carrier, min(stop // carrier, self.units)
         out, filled = scratch(name, max(last - first, 0) * width, np.uint8), 0
-        for tensor, begin, count in self._parts(first, last):
+        for source, begin, count in self._parts(first, last):
             part = out[filled : filled + count * width]
             filled += len(part)
-            if tensor is None:
+            if source is None:
                 part[:] = 0
             else:
-                tensor.readinto(begin * width, part)
+                source.readinto(begin * width, part)
         out[filled:] = 0
         return out if self.base_dtype == self.dtype else kernels.casts.cast(out, self.base_dtype, self.dtype)  # which loads Numba
 
     def view(self, start: int, stop: int, name: str = "base") -> Bytes:
         """As :meth:`read`, but a tensor's own memory if it is one that is on the host: the bytes must not be written to."""
-        tensor = self.whole
-        return tensor.view(start, stop, name) if tensor is not None else self.read(start, stop, name)
+        whole = self.whole
+        return whole.view(start, stop, name) if whole is not None else self.read(start, stop, name)
 
     def runs(self, first: int, stop: int) -> Iterator[tuple[bool, int, int]]:
         """The pieces that units ``first`` to ``stop`` of the target lie in: whether they have a name, and their units there."""

@@ -158,7 +158,7 @@ def digest_of(tensor: Tensor) -> bytes:
     return tensor_digest(leaf for start in range(0, tensor.nbytes, BLOCK) for leaf in leaves_of(tensor.read(start, start + BLOCK)))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Rebuilt(Generic[T]):
     """What a job gives."""
 

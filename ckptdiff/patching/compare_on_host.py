@@ -12,7 +12,7 @@ from ckptdiff.format.digests import leaves_of
 from ckptdiff.format.dtypes import DTYPES, Bytes, Changes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ComparedGroup:
     """A group of blocks of a target tensor, compared with its base. Its arrays may be scratch, which the next comparison overwrites."""
 

@@ -27,7 +27,7 @@ KEPT_BASES = 64
 """Bases that an encoder keeps."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class EncodedGroup:
     """What a job gives: a group of blocks, encoded by the codec that was given, or by those that may be the smallest."""
 

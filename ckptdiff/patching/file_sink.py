@@ -28,7 +28,7 @@ class FileSink:
         """A descriptor of a file for this thread."""
         thread = threading.get_ident()
         known, fd = self._open.get(thread, (None, -1))
-        if known != path:
+        if known is not path:  # places in one file share its path
             fresh = os.open(path, os.O_WRONLY | getattr(os, "O_CLOEXEC", 0))
             with self._lock:
                 self._open[thread] = path, fresh

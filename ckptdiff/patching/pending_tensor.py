@@ -60,7 +60,7 @@ class Spool:
         self._file.seek(self._end)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _StoredGroup:
     """A group whose blocks are in the spool."""
 

@@ -90,7 +90,7 @@ def steps_built_whole(recipe: Recipe) -> tuple[list[Recipe], Recipe | None]:
     return steps[::-1], None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RebuildJob:
     """A range of a target tensor to build."""
 
