@@ -2743,10 +2743,10 @@ def found_by_mutants():
     static_ok("table_common_1", "The frequencies leave 1 for the commonest token, and one of them is 1.", tokens_moved([0] * 90, old),
               tokens_moved(tokens, old), "U16",
               tables=[(14, {t: (14 - t, 0) for t in range(14)})])
-    tokens = [5 + i % 3 if i % 2 else i % 4 // 2 for i in range(90)]
-    old = [1000 if i % 2 else 2000 for i in range(90)]
-    static_ok("first_group_without_low_tokens", "The first group has no token as low as those of the second.", tokens_moved([0] * 90, old),
-              tokens_moved(tokens, old), "U16", groups=[0, 0, 0, 0, 1], tables="fit")
+    tokens = [i % 5 + (5, 1, 0)[i % 3] for i in range(90)]
+    old = [(1000, 1600, 2000)[i % 3] for i in range(90)]
+    static_ok("first_group_without_low_tokens", "The first of three groups has no token as low as those of the last.", tokens_moved([0] * 90, old),
+              tokens_moved(tokens, old), "U16", groups=[0, 0, 0, 1, 2], tables="fit")
 
 
 def tokens_moved(tokens, old):
