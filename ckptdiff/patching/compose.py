@@ -97,13 +97,14 @@ class Composition:
         self.others.add(patch)
         self.size, self.last = self.size + patch.stored_size, patch
 
-    def encode(self, spool: BinaryIO, threads: int, progress: Progress) -> PatchContents:
+    def encode(self, spool: BinaryIO, threads: int, progress: Progress, copies: bool = True) -> PatchContents:
         """Compose all tensors.
 
         Args:
             spool: an empty file for their payloads.
             threads: how many to use; the result does not depend on it.
             progress: called with how much is composed, in bytes of the target.
+            copies: as of :class:`~ckptdiff.patching.write.PatchContents`.
 
         Raises:
             UnsupportedError: only the base can tell what a tensor or a file becomes.
@@ -129,7 +130,7 @@ class Composition:
             composer.payloads,
             Pairing(self._histories.base_scopes),
         )
-        contents = PatchContents(pair, facts_of(self._first.info, self.last.info), None)
+        contents = PatchContents(pair, facts_of(self._first.info, self.last.info), None, copies)
         for tensor in copies:
             contents.entries[tensor.key.scope][tensor.key] = copy_of(tensor, contents.entries[tensor.key.scope])
         self._check_removed(contents)
