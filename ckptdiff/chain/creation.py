@@ -51,15 +51,25 @@ def new_chain(
         OutputError: something is in the store, or another run has made the chain meanwhile. CheckpointError: the base cannot be read.
         HubError: it cannot be fetched. StoreError: the store fails.
     """
-    there = store.objects("")
-    if there:
-        raise OutputError(f"{store.name}: is not a chain, and not empty: it has {next(iter(there))}; choose another place")
+    check_empty(store)
     hub_id, info = parse_id(base), dict[str, str]()
     if hub_id is not None:
         repo = open_repo(hub_id)
         info = {"base_repo": repo.name, "base_revision": repo.commit}
     identity = identity_of(base, threads or default_threads(), progress)
-    chain = ChainDocument(base_identity=identity, base_step=own, codec=policy.codec, keyframe_every=policy.keyframe_every, info=info)
+    return put_chain(store, identity, own, policy, info)
+
+
+def check_empty(store: Store) -> None:
+    """Raise OutputError if there is anything in a store that is no chain."""
+    there = store.objects("")
+    if there:
+        raise OutputError(f"{store.name}: is not a chain, and not empty: it has {next(iter(there))}; choose another place")
+
+
+def put_chain(store: Store, identity: bytes, own: int | None, policy: Policy, info: dict[str, str]) -> ChainDocument:
+    """Put ``chain.json``, given the base's identity and its own step; raises OutputError if another run has made the chain meanwhile."""
+    chain = ChainDocument(base_identity=identity, base_step=own, codec=policy.codec, keyframe_every=policy.keyframe_every, info=dict(info))
     if not store.put(CHAIN, chain.to_bytes()):
         raise OutputError(f"{store.name}/{CHAIN}: was made by another run meanwhile: run again")
     return chain

@@ -1,0 +1,361 @@
+"""States of a model, one after another, written to a chain: what :class:`ckptdiff.Publisher` does, in whatever thread or process."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ckptdiff.chain.creation import KEYFRAME_EVERY, Policy, check_empty, check_policy, put_chain
+from ckptdiff.chain.documents import ChainDocument, Head, read_chain
+from ckptdiff.chain.following import Version, last_of, path_to, put_together, read_patches
+from ckptdiff.chain.history import History, read_history
+from ckptdiff.chain.names import DIGITS, HEAD, MAX_STEP, PatchName
+from ckptdiff.chain.publisher import Publisher
+from ckptdiff.checkpoint.contents import Checkpoint
+from ckptdiff.errors import BaseMismatchError, CheckpointError, FormatError, OutputError, StoreError, UnsupportedError
+from ckptdiff.format.dtypes import Bytes
+from ckptdiff.io.parallel import Threads, threads_for
+from ckptdiff.io.store import Store
+from ckptdiff.io.work_folder import work_folder
+from ckptdiff.live.encoder import Encoder
+from ckptdiff.live.patch import Patch, compose_in_memory
+from ckptdiff.live.state_copy import StateCopy
+from ckptdiff.patching.chain import MAX_CHAIN
+from ckptdiff.patching.rebuild import Rebuilder, ScratchTensors, scratch_size
+from ckptdiff.patching.output import check_space
+from ckptdiff.patching.recipes import RebuildJob
+
+THE_REFERENCE = "the publisher's copy of the last state"
+"""How messages call it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriterOptions:
+    """How states are written; as of :class:`ckptdiff.Publisher`."""
+
+    codec: str | None
+    keyframe_every: int | None
+    acknowledged: bool
+    threads: int | None
+
+
+@dataclass(slots=True)
+class Copies:
+    """The copies of states that a publisher has. Another process may share their memory."""
+
+    reference: StateCopy
+    """The last state whose version is complete."""
+    staging: StateCopy | None
+    """What is to be published; None if it is read from where the caller has it. While ``reference`` is written to, this is what it becomes."""
+    base: StateCopy | None
+    """The chain's base, which keyframes are made from; None where ``sparse`` patches are composed to keyframes."""
+
+
+class StateWriter:
+    """The one who writes states to a chain.
+
+    Attributes:
+        last: the last version of the chain; None if it has none.
+        pending: the version that is neither acknowledged nor rejected.
+    """
+
+    def __init__(self, store: Store, chain: ChainDocument, copies: Copies, options: WriterOptions) -> None:
+        self.store, self.chain, self.copies, self.options = store, chain, copies, options
+        self.last: Version | None = None
+        self.pending: Version | None = None
+        self._before: tuple[Version | None, list[PatchName]] = None, []
+        self._tail: list[PatchName] = []  # the patches that lead from the base to the last step
+        self._keyframe_wanted, self._swept = False, False
+        self._encoder = Encoder(copies.reference, codec=chain.codec, threads=options.threads)
+        self._publisher: Publisher | None = None
+        self._why = f"{store.name}: has steps already: call resume() to go on from the last one"
+        if not read_history(store).steps and self._encoder.identity == chain.base_identity.hex():
+            self._publisher = Publisher.take_over(store, chain)
+
+    # --- publishing ---
+
+    def publish(self, state: Any, step: int) -> Version:
+        """Write a state, or the staged one (None), as a step."""
+        publisher = self._check(step)
+        begun = time.perf_counter()
+        try:
+            patch = self._encoded(self._encoder, state)
+            encoded = time.perf_counter()
+            version = self._write(publisher, patch, state, step, {"encode": encoded - begun})
+        except BaseException:
+            self._encoder.rollback()
+            raise
+        if self.options.acknowledged:
+            self.pending = version
+        else:
+            self._encoder.commit()
+        return version
+
+    def _encoded(self, encoder: Encoder, state: Any) -> Patch:
+        """The patch that an encoder makes of a state, or of the staged one (None)."""
+        if state is None:
+            assert self.copies.staging is not None
+            encoder.add_copy(self.copies.staging)
+        else:
+            encoder.add_all(state)
+        return encoder.finish()
+
+    def _check(self, step: int) -> Publisher:
+        """The publisher, if a step can be written now."""
+        where, last = self.store.name, -1 if self.chain.base_step is None else self.chain.base_step
+        if self._publisher is None:
+            raise OutputError(self._why)
+        if self.pending is not None:
+            raise CheckpointError(f"{where}: step {self.pending.step} is neither acknowledged nor rejected: call ack() or reject() first")
+        last = self.last.step if self.last is not None else last
+        if not isinstance(step, int) or not 0 <= step <= MAX_STEP:
+            raise CheckpointError(f"{where}: step {step!r}: expected a whole number from 0 to {MAX_STEP}")
+        if step <= last:
+            how = "is there already" if step == last else f"comes before step {last}, the last one, which only grows at its end"
+            raise CheckpointError(f"{where}: step {step} {how}: publish a step above {last}")
+        return self._publisher
+
+    def _write(self, publisher: Publisher, patch: Patch, state: Any, step: int, timings: dict[str, float]) -> Version:
+        base, target = patch.base_identity, patch.target_identity
+        parent = self.last.step if self.last is not None else None
+        name = PatchName(step, parent, base[:DIGITS], target[:DIGITS], publisher.epoch, True, False)
+        keyframe_name = PatchName(step, None, self.chain.base_identity.hex()[:DIGITS], target[:DIGITS], publisher.epoch, True, True)
+        begun, keyframe = time.perf_counter(), None
+        if self._tail and (self._keyframe_wanted or len(self._tail) >= self.chain.keyframe_every):
+            keyframe = self._keyframe(patch, state)
+        times = [begun, time.perf_counter()]
+        with self._unless_written(name, keyframe_name):
+            if keyframe is not None:
+                publisher.put_bytes(keyframe_name, keyframe.to_bytes())
+            publisher.put_bytes(name, patch.to_bytes())
+            times.append(time.perf_counter())
+            publisher.put_head(Head(step, publisher.epoch, bytes.fromhex(target)))
+            times.append(time.perf_counter())
+            if not self._swept:
+                publisher.remove_epochs()
+        timings |= {what: times[k + 1] - times[k] for k, what in enumerate(("keyframe", "write", "head"))}
+        totals = patch.totals
+        version = Version(
+            step=step,
+            identity=target,
+            epoch=publisher.epoch,
+            parent=parent,
+            patch_size=patch.nbytes,
+            keyframe_size=keyframe.nbytes if keyframe is not None else 0,
+            changed=totals.changed,
+            units=totals.units,
+            timings=timings,
+        )
+        self._before = self.last, self._tail
+        self.last, self._tail = version, [keyframe_name] if keyframe is not None else [*self._tail, name]
+        self._keyframe_wanted, self._swept = False, True
+        return version
+
+    def _keyframe(self, patch: Patch, state: Any) -> Patch:
+        """A patch straight from the base to what a patch gives, which is a state, or the staged one (None)."""
+        if self.copies.base is not None:
+            return self._encoded(Encoder(self.copies.base, codec=self.chain.codec, threads=self.options.threads), state)
+        with ExitStack() as stack:
+            patches = [*read_patches(self.store, self._tail, None, stack), patch]
+            return compose_in_memory(patches, threads=self.options.threads, copies=False)
+
+    @contextmanager
+    def _unless_written(self, *names: PatchName) -> Iterator[None]:
+        """After an error in which an object may have been written, only :meth:`resume` goes on."""
+        try:
+            yield
+        except BaseException as error:
+            written = True
+            with suppress(StoreError):
+                written = any(self.store.size(name.key) is not None for name in names)
+            if written or isinstance(error, OutputError):
+                self._publisher = None
+                self._why = f"{self.store.name}: the last publish failed ({error or type(error).__name__}): call resume()"
+            raise
+
+    # --- acknowledging ---
+
+    def ack(self, step: int) -> None:
+        """The pending version was taken: the next patch starts from it."""
+        self._check_pending(step)
+        self._encoder.commit()
+        self.pending = None
+
+    def reject(self, step: int) -> None:
+        """The last version was not taken: a keyframe follows. One that is pending is withdrawn."""
+        if self.pending is None:
+            if self.last is None or self.last.step != step:
+                raise CheckpointError(f"{self.store.name}: step {step} is not the last one: only that can be rejected")
+            self._keyframe_wanted = True
+            return
+        self._check_pending(step)
+        self._encoder.rollback()
+        withdrawn, publisher = self.pending, self._publisher
+        assert publisher is not None
+        self._publisher, self._why = None, f"{self.store.name}: step {step} was not withdrawn wholly: call resume()"
+        publisher = Publisher.take_over(self.store, self.chain, publisher.epoch)
+        for name in self._objects_of(withdrawn):
+            publisher.remove([name.key], name.marker)
+        self.last, self._tail = self._before
+        if self.last is None:
+            self.store.delete(HEAD)
+        else:
+            publisher.put_head(Head(self.last.step, self.last.epoch, bytes.fromhex(self.last.identity)))
+        self._publisher, self.pending, self._keyframe_wanted, self._swept = publisher, None, True, False
+
+    def _objects_of(self, version: Version) -> list[PatchName]:
+        """The patch of a version, and its keyframe."""
+        before = self.chain.base_identity.hex() if self._before[0] is None else self._before[0].identity
+        digits = version.identity[:DIGITS]
+        name = PatchName(version.step, version.parent, before[:DIGITS], digits, version.epoch, True, False)
+        base = self.chain.base_identity.hex()[:DIGITS]
+        keyframe = [PatchName(version.step, None, base, digits, version.epoch, True, True)] if version.keyframe_size else []
+        return [name, *keyframe]
+
+    def _check_pending(self, step: int) -> None:
+        if self.pending is None or self.pending.step != step:
+            what = "no step" if self.pending is None else f"step {self.pending.step}"
+            raise CheckpointError(f"{self.store.name}: step {step} does not wait to be acknowledged: {what} does")
+
+    # --- going on ---
+
+    def resume(self) -> Version | None:
+        """Take over, and let the copy be the chain's last state, whatever it was."""
+        self._encoder.rollback()
+        self.pending, self._keyframe_wanted = None, False
+        self._publisher, self._swept, self._why = None, False, f"{self.store.name}: resume() failed: call it again"
+        publisher = Publisher.take_over(self.store, self.chain)
+        history = read_history(self.store)
+        self.last = last_of(history)
+        if self.last is not None:
+            at = len(history.steps) - 1
+            tail = history.plan(at)
+            if tail is None:
+                path_to(history, at, self.chain.base_identity, "the base")  # says what is missing
+            self._tail = tail or []
+            check_files(history, self._tail)
+            self._bring_to(history, at, bytes.fromhex(self.last.identity))
+            publisher.put_head(Head(self.last.step, self.last.epoch, bytes.fromhex(self.last.identity)))
+        else:
+            self._tail = []
+            self._bring_to_base()
+        self._publisher = publisher
+        return self.last
+
+    def _sources(self) -> Iterator[StateCopy]:
+        """The copies that may have a state of the chain: one that was being written to when a process was killed has not."""
+        for copy in (self.copies.reference, self.copies.staging, self.copies.base):
+            if copy is not None:
+                yield copy
+
+    def _bring_to(self, history: History, at: int, identity: bytes) -> None:
+        error: BaseMismatchError | None = None
+        for source in self._sources():
+            encoder = Encoder(source, threads=self.options.threads)
+            found = bytes.fromhex(encoder.identity)
+            if found == identity:
+                self._become(source)
+                return
+            try:
+                names = path_to(history, at, found, THE_REFERENCE)
+            except BaseMismatchError as mismatch:
+                error = error or mismatch
+                continue
+            with ExitStack() as stack:
+                patches = read_patches(self.store, names, history, stack)
+                self._become(rebuilt(source.open(THE_REFERENCE), patches, source, self._encoder.threads))
+            return
+        assert error is not None
+        raise error
+
+    def _bring_to_base(self) -> None:
+        """The chain has no step: its base must be at hand."""
+        for source in self._sources():
+            if Encoder(source, threads=self.options.threads).identity == self.chain.base_identity.hex():
+                self._become(source)
+                return
+        raise BaseMismatchError(f"{self.store.name}: has no step, and {THE_REFERENCE} is not its base: make another Publisher with the base")
+
+    def _become(self, state: StateCopy) -> None:
+        """Let the reference be this state."""
+        if state is not self.copies.reference:
+            if self.copies.staging is not None and state is not self.copies.staging:
+                self.copies.staging.take(state)
+            self.copies.reference.take(state)
+        self._encoder = Encoder(self.copies.reference, codec=self.chain.codec, threads=self.options.threads)
+
+
+def open_chain(store: Store, identity: str, options: WriterOptions) -> ChainDocument:
+    """The chain of a store, which is made if the store is empty.
+
+    Args:
+        store: where it is.
+        identity: of its base, in hexadecimal.
+        options: a new chain's policy; None in it leaves that to the chain.
+
+    Raises:
+        BaseMismatchError: it has another base. CheckpointError: it has another policy than was asked for.
+    """
+    check_policy(options.keyframe_every, options.codec)
+    chain = read_chain(store)
+    if chain is None:
+        check_empty(store)
+        policy = Policy(options.codec or "sparse", options.keyframe_every or KEYFRAME_EVERY)
+        return put_chain(store, bytes.fromhex(identity), None, policy, {})
+    if chain.base_identity.hex() != identity:
+        raise BaseMismatchError(
+            f"{store.name}: is a chain of the base {chain.base_identity.hex()}, but the base that was given has the identity {identity}: "
+            "give that chain's base, or choose another place"
+        )
+    if (options.keyframe_every or chain.keyframe_every, options.codec or chain.codec) != (chain.keyframe_every, chain.codec):
+        raise CheckpointError(f"{store.name}: was made with keyframe_every={chain.keyframe_every} and codec={chain.codec!r}, which stay")
+    return chain
+
+
+def check_files(history: History, names: list[PatchName]) -> None:
+    """Raise UnsupportedError for a chain of checkpoint folders, which a state in memory cannot go on."""
+    folder = next((name for name in names if not name.is_file), None)
+    if folder is not None:
+        raise UnsupportedError(
+            f"{history.store.name}: {folder.key} is of a checkpoint folder, of which a state in memory lacks files: go on with chain_add"
+        )
+
+
+def rebuilt(base: Checkpoint, patches: list[Patch], like: StateCopy, threads: int) -> StateCopy:
+    """What patches give from an open base, checked, in a layout that is given.
+
+    Raises:
+        UnsupportedError: it has other tensors. BaseMismatchError, FormatError, IntegrityError: the patches do not give what they state.
+    """
+    made, opened = StateCopy.new(like.layout), [patch.opened for patch in put_together(patches, threads)]
+    if len(opened) > MAX_CHAIN:
+        raise FormatError(f"{opened[0].path}: {len(opened)} patches lead to the step, expected at most {MAX_CHAIN}")
+    with ExitStack() as stack:
+        folder = stack.enter_context(work_folder(Path(tempfile.gettempdir()), "ckptdiff-tensors-")).path
+        check_space(folder, scratch_size(opened))
+        scratch = stack.enter_context(closing(ScratchTensors(folder)))
+        execute: Threads = threads_for(threads, opened[-1].output_size)
+        rebuilder, last = Rebuilder(base, opened, execute, scratch), opened[-1]
+        with rebuilder.explained():
+            rows = [(entry, rebuilder.recipe(len(opened) - 1, file, entry)) for file, entry in last.entries.values()]
+            wanted = {name: (row.dtype, row.shape) for name, row in made.rows.items()}
+            if {entry.name: (entry.dtype, entry.shape) for entry, _ in rows} != wanted:
+                raise UnsupportedError(f"{last.path}: gives other tensors than the base has: a state in memory cannot go on from there")
+            flats = [made.rows[entry.name].flat for entry, _ in rows]
+
+            def sink(job: RebuildJob, data: Bytes) -> None:
+                flat = flats[job.tensor]
+                assert isinstance(flat, np.ndarray)
+                flat[job.start : job.start + len(data)] = data
+
+            with closing(rebuilder.rebuild([recipe for _, recipe in rows], sink)) as results:
+                for _ in results:
+                    pass
+    return made
