@@ -58,7 +58,9 @@ class Publisher:
     ) -> None:
         if worker not in WORKERS:
             raise CheckpointError(f"worker={worker!r}: expected 'process', 'thread' or None")
-        self._store, options = open_store(store), WriterOptions(codec, keyframe_every, acknowledged, threads)
+        self._store, options = open_store(store), WriterOptions(
+            codec=codec, keyframe_every=keyframe_every, acknowledged=acknowledged, threads=threads
+        )
         reference = copied(base, dtype)
         chain = open_chain(self._store, Encoder(reference, threads=threads).identity, options)
         needs_base = chain.codec != "sparse"
