@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from ckptdiff.chain.contents import facts_of, local_patches
 from ckptdiff.chain.documents import ChainDocument, Head, read_head
@@ -67,12 +68,10 @@ def last_of(history: History) -> Version | None:
     if not history.steps:
         return None
     name = history.steps[-1].name
-    return Version(
-        step=name.step, identity=facts_of(history.store, name).target_identity.hex(), epoch=name.epoch, parent=name.parent
-    )
+    return Version(step=name.step, identity=facts_of(history.store, name).target_identity.hex(), epoch=name.epoch, parent=name.parent)
 
 
-def path_to(history: History, at: int, identity: bytes, what: str) -> list[PatchName]:
+def path_to(history: History, at: int, identity: bytes, what: str, start: int | None = None) -> list[PatchName]:
     """The patches that lead from a state to a step.
 
     Args:
@@ -80,18 +79,22 @@ def path_to(history: History, at: int, identity: bytes, what: str) -> list[Patch
         at: the place of the step.
         identity: that of the state, 16 bytes: the chain's base, or an earlier step.
         what: what messages call the state.
+        start: the place of the step that the state is, if it is known: several steps may have one identity.
 
     Raises:
         BaseMismatchError: the state is of another chain, comes after the step, or is it (of kind ``already_target``).
         FormatError: a patch that leads there is missing.
     """
     where, step = history.store.name, history.steps[at]
-    plan = history.plan(at) if identity == history.chain.base_identity else None
+    is_base = identity == history.chain.base_identity
+    plan = history.plan(at) if is_base and start is None else None
     if plan is None:
-        start = place_of(history, identity, at, what)
-        if start == at:
-            raise BaseMismatchError(f"{what} is at step {step.number} of {where} already: there is nothing to do", "already_target")
-        plan = history.plan(at, start)
+        start = place_of(history, identity, at, what) if start is None else start
+        if start is not None and start >= at:
+            how = "already: there is nothing to do" if start == at else f"which comes after step {step.number}: start from the chain's base"
+            kind: Kind = "already_target" if start == at else "wrong_base"
+            raise BaseMismatchError(f"{what} is at step {history.steps[start].number} of {where}, {how}", kind)
+        plan = history.plan(at, start) or (history.plan(at) if is_base else None)
     if plan is None:
         gap = next((k for k in range(at, -1, -1) if not history.steps[k].follows), 0)
         raise FormatError(
@@ -101,25 +104,27 @@ def path_to(history: History, at: int, identity: bytes, what: str) -> list[Patch
     return plan
 
 
+Kind = Literal["wrong_base", "already_target"]
+
+
 def place_of(history: History, identity: bytes, at: int, what: str) -> int | None:
-    """The place of the step, up to that at a place, which has this identity; None for the base. Raises as :func:`path_to`."""
+    """The place of the last step, up to that at a place if there is one, that has an identity; None for the base.
+
+    Raises:
+        BaseMismatchError: there is none.
+    """
     places = [k for k, step in enumerate(history.steps) if step.target == identity.hex()[:DIGITS]]
     places = [k for k in places if facts_of(history.store, history.steps[k].name).target_identity == identity]
-    early = [k for k in places if k <= at]
-    if early:
-        return early[-1]
-    if identity == history.chain.base_identity:
-        return None
-    where = history.store.name
-    if places:
+    if not places and identity != history.chain.base_identity:
         raise BaseMismatchError(
-            f"{what} is at step {history.steps[places[0]].number} of {where}, which comes after step {history.steps[at].number}: start from "
-            "the chain's base"
+            f"{what} is not of the chain {history.store.name}: its identity is {identity.hex()}, expected "
+            f"{history.chain.base_identity.hex()}, that of the chain's base, or that of a step; was its step withdrawn? Start from the "
+            "chain's base"
         )
-    raise BaseMismatchError(
-        f"{what} is not of the chain {where}: its identity is {identity.hex()}, expected {history.chain.base_identity.hex()}, that of the "
-        "chain's base, or that of a step; was its step withdrawn? Start from the chain's base"
-    )
+    early = [k for k in places if k <= at]
+    if early or identity == history.chain.base_identity:
+        return early[-1] if early else None
+    return places[0]
 
 
 def read_patches(store: Store, names: Sequence[PatchName], history: History | None, stack: ExitStack) -> list[Patch]:

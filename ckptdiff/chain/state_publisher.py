@@ -8,9 +8,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Literal
 
+from ckptdiff.chain.creation import open_or_make
 from ckptdiff.chain.following import Version
 from ckptdiff.chain.state_worker import Setup, SharedMemory, Worker, copies_in
-from ckptdiff.chain.state_writer import Copies, StateWriter, WriterOptions, open_chain
+from ckptdiff.chain.state_writer import Copies, StateWriter, WriterOptions
 from ckptdiff.errors import CheckpointError, CkptdiffError
 from ckptdiff.io.store import Store
 from ckptdiff.io.store_urls import open_store
@@ -24,8 +25,8 @@ class Publisher:
     """Publishes states of a model, one after another, as steps of a chain (``spec/chain-v1.md``).
 
     It keeps a copy of the last state on the host, from which the next patch is made, and which advances only once that is complete in the
-    store. With a worker it has one more copy, which :meth:`publish` copies the state into; with a codec other than ``sparse`` one more of the
-    base, for keyframes. Use it in a ``with`` statement, or close it.
+    store. With a worker it has one more copy, which :meth:`publish` copies the state into; with a codec other than ``sparse`` one more of
+    the base, for keyframes. Use it in a ``with`` statement, or close it.
 
     Args:
         store: a folder or a URL that fsspec knows (``s3://bucket/run``). If it is empty the chain is made; if it has steps, call
@@ -58,11 +59,12 @@ class Publisher:
     ) -> None:
         if worker not in WORKERS:
             raise CheckpointError(f"worker={worker!r}: expected 'process', 'thread' or None")
-        self._store, options = open_store(store), WriterOptions(
-            codec=codec, keyframe_every=keyframe_every, acknowledged=acknowledged, threads=threads
+        self._store, options = (
+            open_store(store),
+            WriterOptions(codec=codec, keyframe_every=keyframe_every, acknowledged=acknowledged, threads=threads),
         )
         reference = copied(base, dtype)
-        chain = open_chain(self._store, Encoder(reference, threads=threads).identity, options)
+        chain = open_or_make(self._store, Encoder(reference, threads=threads).identity, codec, keyframe_every)
         needs_base = chain.codec != "sparse"
         self._way: _Direct | _InThread | _InProcess
         if worker == "process":

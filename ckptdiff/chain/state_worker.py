@@ -140,6 +140,7 @@ def serve(connection: Connection, file: int) -> None:
         if message is None:
             return
         method, arguments = message
+        answer: tuple[bool, Any]
         try:
             if writer is None:
                 (setup,) = arguments

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ckptdiff.chain.creation import KEYFRAME_EVERY, Policy, check_empty, check_policy, put_chain
-from ckptdiff.chain.documents import ChainDocument, Head, read_chain
+from ckptdiff.chain.documents import ChainDocument, Head
 from ckptdiff.chain.following import Version, last_of, path_to, put_together, read_patches
 from ckptdiff.chain.history import History, read_history
 from ckptdiff.chain.names import DIGITS, HEAD, MAX_STEP, PatchName
 from ckptdiff.chain.publisher import Publisher
-from ckptdiff.checkpoint.contents import Checkpoint
-from ckptdiff.errors import BaseMismatchError, CheckpointError, FormatError, OutputError, StoreError, UnsupportedError
-from ckptdiff.format.dtypes import Bytes
-from ckptdiff.io.parallel import Threads, threads_for
+from ckptdiff.errors import BaseMismatchError, CheckpointError, OutputError, StoreError, UnsupportedError
 from ckptdiff.io.store import Store
-from ckptdiff.io.work_folder import work_folder
 from ckptdiff.live.encoder import Encoder
 from ckptdiff.live.patch import Patch, compose_in_memory
+from ckptdiff.live.restored import restored
 from ckptdiff.live.state_copy import StateCopy
-from ckptdiff.patching.chain import MAX_CHAIN
-from ckptdiff.patching.rebuild import Rebuilder, ScratchTensors, scratch_size
-from ckptdiff.patching.output import check_space
-from ckptdiff.patching.recipes import RebuildJob
 
 THE_REFERENCE = "the publisher's copy of the last state"
 """How messages call it."""
@@ -53,7 +41,7 @@ class Copies:
     reference: StateCopy
     """The last state whose version is complete."""
     staging: StateCopy | None
-    """What is to be published; None if it is read from where the caller has it. While ``reference`` is written to, this is what it becomes."""
+    """What is to be published; None if it is read from where the caller has it. While ``reference`` is written to, it becomes this."""
     base: StateCopy | None
     """The chain's base, which keyframes are made from; None where ``sparse`` patches are composed to keyframes."""
 
@@ -270,7 +258,7 @@ class StateWriter:
                 continue
             with ExitStack() as stack:
                 patches = read_patches(self.store, names, history, stack)
-                self._become(rebuilt(source.open(THE_REFERENCE), patches, source, self._encoder.threads))
+                self._become(restored(source, put_together(patches, self._encoder.threads), self._encoder.threads))
             return
         assert error is not None
         raise error
@@ -281,7 +269,9 @@ class StateWriter:
             if Encoder(source, threads=self.options.threads).identity == self.chain.base_identity.hex():
                 self._become(source)
                 return
-        raise BaseMismatchError(f"{self.store.name}: has no step, and {THE_REFERENCE} is not its base: make another Publisher with the base")
+        raise BaseMismatchError(
+            f"{self.store.name}: has no step, and {THE_REFERENCE} is not its base: make another Publisher with the base"
+        )
 
     def _become(self, state: StateCopy) -> None:
         """Let the reference be this state."""
@@ -292,33 +282,6 @@ class StateWriter:
         self._encoder = Encoder(self.copies.reference, codec=self.chain.codec, threads=self.options.threads)
 
 
-def open_chain(store: Store, identity: str, options: WriterOptions) -> ChainDocument:
-    """The chain of a store, which is made if the store is empty.
-
-    Args:
-        store: where it is.
-        identity: of its base, in hexadecimal.
-        options: a new chain's policy; None in it leaves that to the chain.
-
-    Raises:
-        BaseMismatchError: it has another base. CheckpointError: it has another policy than was asked for.
-    """
-    check_policy(options.keyframe_every, options.codec)
-    chain = read_chain(store)
-    if chain is None:
-        check_empty(store)
-        policy = Policy(options.codec or "sparse", options.keyframe_every or KEYFRAME_EVERY)
-        return put_chain(store, bytes.fromhex(identity), None, policy, {})
-    if chain.base_identity.hex() != identity:
-        raise BaseMismatchError(
-            f"{store.name}: is a chain of the base {chain.base_identity.hex()}, but the base that was given has the identity {identity}: "
-            "give that chain's base, or choose another place"
-        )
-    if (options.keyframe_every or chain.keyframe_every, options.codec or chain.codec) != (chain.keyframe_every, chain.codec):
-        raise CheckpointError(f"{store.name}: was made with keyframe_every={chain.keyframe_every} and codec={chain.codec!r}, which stay")
-    return chain
-
-
 def check_files(history: History, names: list[PatchName]) -> None:
     """Raise UnsupportedError for a chain of checkpoint folders, which a state in memory cannot go on."""
     folder = next((name for name in names if not name.is_file), None)
@@ -326,36 +289,3 @@ def check_files(history: History, names: list[PatchName]) -> None:
         raise UnsupportedError(
             f"{history.store.name}: {folder.key} is of a checkpoint folder, of which a state in memory lacks files: go on with chain_add"
         )
-
-
-def rebuilt(base: Checkpoint, patches: list[Patch], like: StateCopy, threads: int) -> StateCopy:
-    """What patches give from an open base, checked, in a layout that is given.
-
-    Raises:
-        UnsupportedError: it has other tensors. BaseMismatchError, FormatError, IntegrityError: the patches do not give what they state.
-    """
-    made, opened = StateCopy.new(like.layout), [patch.opened for patch in put_together(patches, threads)]
-    if len(opened) > MAX_CHAIN:
-        raise FormatError(f"{opened[0].path}: {len(opened)} patches lead to the step, expected at most {MAX_CHAIN}")
-    with ExitStack() as stack:
-        folder = stack.enter_context(work_folder(Path(tempfile.gettempdir()), "ckptdiff-tensors-")).path
-        check_space(folder, scratch_size(opened))
-        scratch = stack.enter_context(closing(ScratchTensors(folder)))
-        execute: Threads = threads_for(threads, opened[-1].output_size)
-        rebuilder, last = Rebuilder(base, opened, execute, scratch), opened[-1]
-        with rebuilder.explained():
-            rows = [(entry, rebuilder.recipe(len(opened) - 1, file, entry)) for file, entry in last.entries.values()]
-            wanted = {name: (row.dtype, row.shape) for name, row in made.rows.items()}
-            if {entry.name: (entry.dtype, entry.shape) for entry, _ in rows} != wanted:
-                raise UnsupportedError(f"{last.path}: gives other tensors than the base has: a state in memory cannot go on from there")
-            flats = [made.rows[entry.name].flat for entry, _ in rows]
-
-            def sink(job: RebuildJob, data: Bytes) -> None:
-                flat = flats[job.tensor]
-                assert isinstance(flat, np.ndarray)
-                flat[job.start : job.start + len(data)] = data
-
-            with closing(rebuilder.rebuild([recipe for _, recipe in rows], sink)) as results:
-                for _ in results:
-                    pass
-    return made

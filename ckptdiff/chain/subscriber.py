@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from ckptdiff.chain.documents import read_chain
-from ckptdiff.chain.following import Version, latest, newest_head, path_to, place_of, put_together, read_patches
+from ckptdiff.chain.following import Version, latest, newest_head, path_to, put_together, read_patches
 from ckptdiff.chain.history import read_history
 from ckptdiff.chain.names import CHAIN, DIGITS, PatchName
 from ckptdiff.chain.retention import find_step
@@ -45,8 +45,8 @@ class Staged:
         self._loaded: LoadedPatch | None = None
 
     def load(self, model: Any) -> None:
-        """Decode it against a model, which is read but not written to, so that :meth:`apply_` has less to do. Several patches that could not
-        be put together stay as they are.
+        """Decode it against a model, which is read but not written to, so that :meth:`apply_` has less to do. Several patches that could
+        not be put together stay as they are.
 
         Raises:
             BaseMismatchError: the model is not at the version's base.
@@ -134,8 +134,8 @@ class Subscriber:
     def stage(self, to: Version | int | None = None, model: Any = None) -> Staged:
         """Fetch what leads from the engine's state to a version, check it, and put it together, all outside the engine's pause.
 
-        From the base it is the nearest keyframe and the patches after it; from a step, the patches after that. Where ``sparse`` codes all of
-        them they become one patch.
+        From the base it is the nearest keyframe and the patches after it; from a step, the patches after that. Where ``sparse`` codes all
+        of them they become one patch.
 
         Args:
             to: the version, or the number of its step; None: the last one.
@@ -154,7 +154,7 @@ class Subscriber:
             patches = read_patches(self._store, names, history, stack)
             if patches[0].base_identity != self.identity:
                 raise BaseMismatchError(
-                    f"{names[0].key}: was made from a state with the identity {patches[0].base_identity}, but {THE_MODEL} has {self.identity}"
+                    f"{names[0].key}: was made from the state {patches[0].base_identity}, but {THE_MODEL} is at {self.identity}"
                 )
             nbytes, fetched = sum(patch.nbytes for patch in patches), time.perf_counter()
             staged = Staged(self, step, names, put_together(patches, self.threads), stack.pop_all())
@@ -166,20 +166,18 @@ class Subscriber:
 
     def _find(self, wanted: int | None) -> tuple[int, list[PatchName], Any]:
         """The step, the patches that lead there, and the chain's history if it was listed."""
-        head = newest_head(self._store, self._chain)
-        if head is not None and wanted in (None, head.step) and head.identity.hex() != self.identity:
+        base, head = self._chain.base_identity.hex(), newest_head(self._store, self._chain)
+        is_known = self.step is not None or self.identity == base
+        if head is not None and wanted in (None, head.step) and is_known and (self.step is None or self.step < head.step):
             digits = self.identity[:DIGITS], head.identity.hex()[:DIGITS]
-            if self.step is None or self.step < head.step:
-                following = PatchName(head.step, self.step, *digits, head.epoch, True, False)
-                if self._store.size(following.key) is not None:  # the next one, as is usual: nothing has to be listed
-                    return head.step, [following], None
+            following = PatchName(head.step, self.step, *digits, head.epoch, True, False)
+            if self._store.size(following.key) is not None:  # the next one, as is usual: nothing has to be listed
+                return head.step, [following], None
         history = read_history(self._store)
         if not history.steps and wanted is None:
             raise BaseMismatchError(f"{self._store.name}: has no step yet: {THE_MODEL} stays at the base", "already_target")
         at = len(history.steps) - 1 if wanted is None else find_step(history, wanted)
-        here = bytes.fromhex(self.identity)
-        names = path_to(history, at, here, THE_MODEL)
-        if self.step is None and here != self._chain.base_identity:
-            place = place_of(history, here, at, THE_MODEL)
-            self.step = None if place is None else history.steps[place].number
-        return history.steps[at].number, names, history
+        start = history.find(self.step) if self.step is not None else None
+        if start is not None and not self.identity.startswith(history.steps[start].target):
+            start = None  # a step that was withdrawn, and written anew
+        return history.steps[at].number, path_to(history, at, bytes.fromhex(self.identity), THE_MODEL, start), history

@@ -29,7 +29,7 @@ from ckptdiff.patching.encode_pair import EncodedPair, PairedScope, encode_pair
 from ckptdiff.patching.memory import MEMORY_FILE_NAME, MEMORY_SCOPE, Row, header_of, open_rows, state_of
 from ckptdiff.patching.pending_tensor import Spool, SpoolRange
 from ckptdiff.patching.provenance import recorded_facts
-from ckptdiff.patching.torch_dtypes import Array, dtype_of, flat_bytes, shape_of
+from ckptdiff.patching.torch_dtypes import Array, dtype_of, flat_bytes
 from ckptdiff.patching.write import PatchContents
 
 THE_REFERENCE = "the copy of the last state"
@@ -48,7 +48,7 @@ class Encoder:
     Args:
         base: a state dict or a module of torch or numpy tensors, or a checkpoint's path. It is copied.
         dtype: the dtype that is served (``torch.bfloat16`` or ``"bfloat16"``): floats of the base and of what is added are cast to it, to
-            nearest even, before they are compared. ``"base"``: what is added is cast to the dtypes that the base has. None: nothing is cast.
+            nearest even, before they are compared. ``"base"``: what is added is cast to the dtypes that the base has. None: nothing is.
         codec: as of :func:`ckptdiff.diff`.
         threads: how many to use; the bytes do not depend on it.
 
@@ -172,12 +172,12 @@ class Encoder:
                     f"{THE_STATE}: {cut(name)} and {cut(kept)} are one tensor in the base, but have different contents: begin another "
                     "chain, from a base with both"
                 )
-        before, after = (
-            identity((MEMORY_SCOPE, e.name, e.dtype, e.shape, digest(e)) for e in by_name.values())
-            for digest in (lambda entry: entry.base_digest, lambda entry: entry.digest)
-        )
+        before = identity((MEMORY_SCOPE, e.name, e.dtype, e.shape, e.base_digest) for e in by_name.values())
+        after = identity((MEMORY_SCOPE, e.name, e.dtype, e.shape, e.digest) for e in by_name.values())
         if self._identity is not None and before != self._identity:
-            raise IntegrityError(f"{THE_REFERENCE}: has the identity {before.hex()}, expected {self._identity.hex()}: something wrote to it")
+            raise IntegrityError(
+                f"{THE_REFERENCE}: has the identity {before.hex()}, expected {self._identity.hex()}: something wrote to it"
+            )
         self._identity = before
         patch = written(self._contents(before, after, by_name))
         self._finished = after

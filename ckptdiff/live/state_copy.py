@@ -62,8 +62,8 @@ class Layout:
         if place is None:
             near = near_names(name, self.places)
             raise CheckpointError(
-                f"{THE_STATE}: has the tensor {cut(name)}, which the base has not" + (f"; it has {near}" if near else "") + ": all states of "
-                "a chain have the base's tensors, under its names"
+                f"{THE_STATE}: has the tensor {cut(name)}, which the base has not" + (f"; it has {near}" if near else "") + ": all states "
+                "of a chain have the base's tensors, under its names"
             )
         return place
 
@@ -125,6 +125,7 @@ class StateCopy:
         """Copy a tensor to its place, cast if it has to be. Errors are those of :meth:`Layout.check`, and UnsupportedError."""
         place = self.layout.check(name, array)
         out, dtype = self.rows[place.name].flat, dtype_of(array, name)
+        assert isinstance(out, np.ndarray)
         if dtype == place.dtype:
             flat = flat_bytes(array, f"{THE_STATE}: {name}")
             if isinstance(flat, np.ndarray):
@@ -216,7 +217,9 @@ def copied(base: Any, dtype: Any, where: str = "the base") -> StateCopy:
 def _copied(base: Checkpoint, served: str | None) -> StateCopy:
     tensors = [tensor for scope in base.scopes.values() for tensor in scope.values()]
     dtypes = [served if served in CAST and tensor.dtype in CAST else tensor.dtype for tensor in tensors]
-    sizes = [t.nbytes * _width(dtype) // _width(t.dtype) if dtype != t.dtype else t.nbytes for t, dtype in zip(tensors, dtypes, strict=True)]
+    sizes = [
+        t.nbytes * _width(dtype) // _width(t.dtype) if dtype != t.dtype else t.nbytes for t, dtype in zip(tensors, dtypes, strict=True)
+    ]
     starts = accumulate((-(-size // ALIGNMENT) * ALIGNMENT for size in sizes), initial=0)
     rows = zip(tensors, dtypes, starts, sizes, strict=False)
     layout = Layout({t.name: Place(t.name, dtype, t.shape, start, size) for t, dtype, start, size in rows}, dict(base.tied), served)

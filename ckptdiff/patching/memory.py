@@ -157,7 +157,7 @@ def header_of(tensors: Iterable[tuple[str, str, tuple[int, ...], int]]) -> Heade
 
 
 def open_rows(rows: Iterable[Row], where: str, scope: str = MEMORY_SCOPE, tied: Mapping[str, str] | None = None) -> Checkpoint:
-    """As :func:`open_state`, of tensors that are known as their bytes. ``tied``: further names, and the names that they are stored under."""
+    """As :func:`open_state`, of tensors that are known as their bytes. ``tied``: further names, and what they are stored under."""
     by_name = {row.name: row for row in rows}
     header = header_of((row.name, row.dtype, row.shape, len(row.flat)) for row in by_name.values())
     file = MemoryFile(where, header, [by_name[tensor.name].flat for tensor in header.tensors])
