@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ckptdiff.chain.documents import ChainDocument, Head
@@ -19,6 +19,7 @@ from ckptdiff.live.encoder import Encoder
 from ckptdiff.live.patch import Patch, compose_in_memory
 from ckptdiff.live.restored import restored
 from ckptdiff.live.state_copy import StateCopy
+from ckptdiff.patching.chain import MAX_CHAIN
 
 THE_REFERENCE = "the publisher's copy of the last state"
 """How messages call it."""
@@ -91,6 +92,8 @@ class StateWriter:
         if state is None:
             assert self.copies.staging is not None
             encoder.add_copy(self.copies.staging)
+        elif isinstance(state, StateCopy):
+            encoder.add_copy(state)
         else:
             encoder.add_all(state)
         return encoder.finish()
@@ -116,13 +119,13 @@ class StateWriter:
         name = PatchName(step, parent, base[:DIGITS], target[:DIGITS], publisher.epoch, True, False)
         keyframe_name = PatchName(step, None, self.chain.base_identity.hex()[:DIGITS], target[:DIGITS], publisher.epoch, True, True)
         begun, keyframe = time.perf_counter(), None
-        if self._tail and (self._keyframe_wanted or len(self._tail) >= self.chain.keyframe_every):
+        if self._tail and (self._keyframe_wanted or len(self._tail) >= min(self.chain.keyframe_every, MAX_CHAIN - 1)):
             keyframe = self._keyframe(patch, state)
         times = [begun, time.perf_counter()]
-        with self._unless_written(name, keyframe_name):
-            if keyframe is not None:
-                publisher.put_bytes(keyframe_name, keyframe.to_bytes())
+        with self._unless_written(name):
             publisher.put_bytes(name, patch.to_bytes())
+            if keyframe is not None:  # after the patch, so that who follows from step to step never meets a step without it
+                publisher.put_bytes(keyframe_name, keyframe.to_bytes())
             times.append(time.perf_counter())
             publisher.put_head(Head(step, publisher.epoch, bytes.fromhex(target)))
             times.append(time.perf_counter())
@@ -146,23 +149,23 @@ class StateWriter:
         self._keyframe_wanted, self._swept = False, True
         return version
 
-    def _keyframe(self, patch: Patch, state: Any) -> Patch:
-        """A patch straight from the base to what a patch gives, which is a state, or the staged one (None)."""
+    def _keyframe(self, patch: Patch | None, state: Any) -> Patch:
+        """A patch straight from the base to a state, or the staged one (None), which the last step and a patch give."""
         if self.copies.base is not None:
             return self._encoded(Encoder(self.copies.base, codec=self.chain.codec, threads=self.options.threads), state)
         with ExitStack() as stack:
-            patches = [*read_patches(self.store, self._tail, None, stack), patch]
+            patches = [*read_patches(self.store, self._tail, None, stack), *([patch] if patch is not None else [])]
             return compose_in_memory(patches, threads=self.options.threads, copies=False)
 
     @contextmanager
-    def _unless_written(self, *names: PatchName) -> Iterator[None]:
-        """After an error in which an object may have been written, only :meth:`resume` goes on."""
+    def _unless_written(self, name: PatchName) -> Iterator[None]:
+        """After an error with which a patch may have been written, only :meth:`resume` goes on."""
         try:
             yield
         except BaseException as error:
             written = True
             with suppress(StoreError):
-                written = any(self.store.size(name.key) is not None for name in names)
+                written = self.store.size(name.key) is not None
             if written or isinstance(error, OutputError):
                 self._publisher = None
                 self._why = f"{self.store.name}: the last publish failed ({error or type(error).__name__}): call resume()"
@@ -199,13 +202,13 @@ class StateWriter:
         self._publisher, self.pending, self._keyframe_wanted, self._swept = publisher, None, True, False
 
     def _objects_of(self, version: Version) -> list[PatchName]:
-        """The patch of a version, and its keyframe."""
+        """The keyframe of a version, if it has one, and its patch."""
         before = self.chain.base_identity.hex() if self._before[0] is None else self._before[0].identity
         digits = version.identity[:DIGITS]
         name = PatchName(version.step, version.parent, before[:DIGITS], digits, version.epoch, True, False)
         base = self.chain.base_identity.hex()[:DIGITS]
         keyframe = [PatchName(version.step, None, base, digits, version.epoch, True, True)] if version.keyframe_size else []
-        return [name, *keyframe]
+        return [*keyframe, name]
 
     def _check_pending(self, step: int) -> None:
         if self.pending is None or self.pending.step != step:
@@ -230,6 +233,11 @@ class StateWriter:
             self._tail = tail or []
             check_files(history, self._tail)
             self._bring_to(history, at, bytes.fromhex(self.last.identity))
+            if len(self._tail) > self.chain.keyframe_every:  # the one who was killed had put the patch, and not yet the keyframe
+                name = history.steps[at].name
+                name = replace(name, parent=None, base=self.chain.base_identity.hex()[:DIGITS], is_keyframe=True)
+                publisher.put_bytes(name, self._keyframe(None, self.copies.reference).to_bytes())
+                self._tail = [name]
             publisher.put_head(Head(self.last.step, self.last.epoch, bytes.fromhex(self.last.identity)))
         else:
             self._tail = []

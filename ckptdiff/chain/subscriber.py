@@ -10,7 +10,7 @@ from typing import Any
 
 from ckptdiff.chain.documents import read_chain
 from ckptdiff.chain.following import Version, latest, newest_head, path_to, put_together, read_patches
-from ckptdiff.chain.history import read_history
+from ckptdiff.chain.history import History, read_history
 from ckptdiff.chain.names import CHAIN, DIGITS, PatchName
 from ckptdiff.chain.retention import find_step
 from ckptdiff.errors import BaseMismatchError, FormatError
@@ -164,7 +164,7 @@ class Subscriber:
             staged.load(model)
         return staged
 
-    def _find(self, wanted: int | None) -> tuple[int, list[PatchName], Any]:
+    def _find(self, wanted: int | None) -> tuple[int, list[PatchName], History | None]:
         """The step, the patches that lead there, and the chain's history if it was listed."""
         base, head = self._chain.base_identity.hex(), newest_head(self._store, self._chain)
         is_known = self.step is not None or self.identity == base
@@ -173,6 +173,16 @@ class Subscriber:
             following = PatchName(head.step, self.step, *digits, head.epoch, True, False)
             if self._store.size(following.key) is not None:  # the next one, as is usual: nothing has to be listed
                 return head.step, [following], None
+        for again in (True, True, False):
+            try:
+                return self._listed(wanted)
+            except FormatError:  # a listing may show a step that was put while it was made, and not the one before
+                if not again:
+                    raise
+        raise AssertionError
+
+    def _listed(self, wanted: int | None) -> tuple[int, list[PatchName], History]:
+        """:meth:`_find` by a listing."""
         history = read_history(self._store)
         if not history.steps and wanted is None:
             raise BaseMismatchError(f"{self._store.name}: has no step yet: {THE_MODEL} stays at the base", "already_target")

@@ -178,13 +178,13 @@ def test_a_gap_and_a_fork_are_named(tmp_path: Path) -> None:
         for step in (1, 2, 3):
             publisher.publish(run[step], step=step)
     shutil.copytree(chain, tmp_path / "forked")
-    (second,) = chain.glob("steps/*0002-*")
+    (second,) = chain.glob("steps/000000000002-*")
     second.unlink()
     with pytest.raises(ckptdiff.FormatError, match="step 3 is out of reach: there is a gap before step 3"):
         ckptdiff.Publisher(chain, base=run[0]).resume()
     with pytest.raises(ckptdiff.FormatError, match="step 3 is out of reach: there is a gap before step 3"):
         ckptdiff.Subscriber(chain).stage()
-    (second,) = (tmp_path / "forked").glob("steps/*0002-*")
+    (second,) = (tmp_path / "forked").glob("steps/000000000002-*")
     shutil.copy(second, second.with_name(second.name.replace("000000000002-000000000001", "000000000003-000000000001")))
     with pytest.raises(ckptdiff.FormatError, match="is forked"):
         ckptdiff.Publisher(tmp_path / "forked", base=run[0])
@@ -219,7 +219,7 @@ def test_refusals_of_a_subscriber(tmp_path: Path) -> None:
         ckptdiff.Subscriber(chain).stage(to=7)
     with pytest.raises(ckptdiff.FormatError, match="is not a chain: it has no chain.json; a publisher makes one"):
         ckptdiff.Subscriber(tmp_path / "nothing")
-    (last,) = chain.glob("steps/*0003-*")
+    (last,) = chain.glob("steps/000000000003-*")
     data = bytearray(last.read_bytes())
     data[-1] ^= 1
     last.write_bytes(data)

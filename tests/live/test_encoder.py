@@ -76,7 +76,9 @@ def test_masters_are_cast_to_what_is_served() -> None:
         assert ckptdiff.Encoder(masters, dtype=dtype).identity == ckptdiff.identity(all_cast)
     with pytest.raises(ckptdiff.CheckpointError, match=r"is F32 \[40, 30\], expected BF16 \[40, 30\].*dtype= casts"):
         ckptdiff.Encoder(all_cast).add("w", moved["w"])
-    with pytest.raises(ckptdiff.CheckpointError, match="dtype='float8_e5m2': expected one of float64, float32, float16, bfloat16, or 'base'"):
+    with pytest.raises(
+        ckptdiff.CheckpointError, match="dtype='float8_e5m2': expected one of float64, float32, float16, bfloat16, or 'base'"
+    ):
         ckptdiff.Encoder(masters, dtype=torch.float8_e5m2)
 
 
