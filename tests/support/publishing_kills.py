@@ -10,21 +10,21 @@ import argparse
 import os
 import random
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 import ckptdiff
 from tests.support.states import State, copy_of, first_state, next_state, same
+from tests.support.warm_process import SERVER
 
 
 def states_up_to(step: int) -> list[State]:
     """The base, and the state of each step: every process finds the same ones."""
-    import numpy as np
-
     rng, made = np.random.default_rng(7), [first_state(7)]
     for _ in range(step):
         made.append(next_state(made[-1], rng))
@@ -70,11 +70,19 @@ def follow(chain: Path, steps: int) -> None:
         print("followed", subscriber.step, subscriber.identity, flush=True)
 
 
-def start(folder: Path, role: str, *arguments: object) -> subprocess.Popen[bytes]:
-    """A process in one of the roles, whose reports go to a file."""
-    with open(folder / role, "ab") as out, open(folder / "errors", "ab") as errors:
-        command = [sys.executable, "-m", "tests.support.publishing_kills", "--role", role, "--chain", str(folder / "chain")]
-        return subprocess.Popen([*command, *map(str, arguments)], stdout=out, stderr=errors)
+def start(folder: Path, role: str, *arguments: Any) -> Any:
+    """A process in one of the roles, whose reports go to a file; forked from one that has the kernels loaded."""
+    child = SERVER.Process(target=_play, args=(folder, role, arguments))
+    child.start()
+    return child
+
+
+def _play(folder: Path, role: str, arguments: tuple[Any, ...]) -> None:
+    for number, name in enumerate((role, "errors"), 1):
+        file = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, number)
+        os.close(file)
+    {"publish": publish, "follow": follow}[role](folder / "chain", *arguments)
 
 
 def kills(count: int, steps: int, worker: str, seed: int = 0, say: Callable[[str], None] = lambda _: None) -> None:
@@ -82,10 +90,10 @@ def kills(count: int, steps: int, worker: str, seed: int = 0, say: Callable[[str
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory(prefix="ckptdiff-publishing-") as name:
         folder = Path(name)
-        arguments = {"publish": ["--steps", steps, "--worker", worker], "follow": ["--steps", steps]}
+        arguments: dict[str, tuple[Any, ...]] = {"publish": (steps, worker), "follow": (steps,)}
         running = {role: start(folder, role, *arguments[role]) for role in arguments}
         done = 0
-        while any(child.poll() is None for child in running.values()):
+        while any(child.exitcode is None for child in running.values()):
             role = rng.choice([*running, *(["worker"] if worker else [])])
             before = len(reports(folder))
             deadline = time.monotonic() + 60
@@ -96,7 +104,7 @@ def kills(count: int, steps: int, worker: str, seed: int = 0, say: Callable[[str
                 done += 1
                 say(f"{done}: {role} after {len(reports(folder))} reports")
             for each, child in running.items():
-                code = child.poll()
+                code = child.exitcode
                 assert code in (None, 0, -signal.SIGKILL), (each, code, (folder / "errors").read_text())
                 if code == -signal.SIGKILL or (code == 0 and done < count and each == "follow"):
                     running[each] = start(folder, each, *arguments[each])
@@ -104,20 +112,20 @@ def kills(count: int, steps: int, worker: str, seed: int = 0, say: Callable[[str
         assert done >= count, done
 
 
-def both_run(running: dict[str, subprocess.Popen[bytes]]) -> bool:
-    return all(child.poll() is None for child in running.values())
+def both_run(running: dict[str, Any]) -> bool:
+    return all(child.exitcode is None for child in running.values())
 
 
-def kill(folder: Path, role: str, running: dict[str, subprocess.Popen[bytes]]) -> bool:
+def kill(folder: Path, role: str, running: dict[str, Any]) -> bool:
     """Kill a process, or the newest worker; False if it has ended."""
     if role != "worker":
-        if running[role].poll() is not None:
+        if running[role].exitcode is not None:
             return False
         running[role].kill()
-        running[role].wait()
+        running[role].join()
         return True
     workers = [line.split()[1] for line in lines_of(folder / "publish") if line.startswith("worker")]
-    if not workers or running["publish"].poll() is not None:
+    if not workers or running["publish"].exitcode is not None:
         return False
     try:
         os.kill(int(workers[-1]), signal.SIGKILL)
@@ -157,21 +165,14 @@ def check(folder: Path, steps: int) -> None:
 def main() -> None:
     """As the module says."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--role", choices=["publish", "follow"])
-    parser.add_argument("--chain", type=Path)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--worker", default="")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    if options.role == "publish":
-        publish(options.chain, options.steps, options.worker)
-    elif options.role == "follow":
-        follow(options.chain, options.steps)
-    else:
-        begun = time.monotonic()
-        kills(options.kills, options.steps, options.worker, options.seed, lambda line: print(line, flush=True))
-        print(f"{options.kills} kills, {options.steps} steps: exact, {time.monotonic() - begun:.0f} s")
+    begun = time.monotonic()
+    kills(options.kills, options.steps, options.worker, options.seed, lambda line: print(line, flush=True))
+    print(f"{options.kills} kills, {options.steps} steps: exact, {time.monotonic() - begun:.0f} s")
 
 
 if __name__ == "__main__":
