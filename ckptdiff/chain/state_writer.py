@@ -114,7 +114,8 @@ class StateWriter:
         return self._publisher
 
     def _write(self, publisher: Publisher, patch: Patch, state: Any, step: int, timings: dict[str, float]) -> Version:
-        base, target = patch.base_identity, patch.target_identity
+        facts, data = self._encoder.finished, patch.to_bytes()
+        base, target = facts.base_identity, facts.target_identity
         parent = self.last.step if self.last is not None else None
         name = PatchName(step, parent, base[:DIGITS], target[:DIGITS], publisher.epoch, True, False)
         keyframe_name = PatchName(step, None, self.chain.base_identity.hex()[:DIGITS], target[:DIGITS], publisher.epoch, True, True)
@@ -123,7 +124,7 @@ class StateWriter:
             keyframe = self._keyframe(patch, state)
         times = [begun, time.perf_counter()]
         with self._unless_written(name):
-            publisher.put_bytes(name, patch.to_bytes())
+            publisher.put_bytes(name, data)
             if keyframe is not None:  # after the patch, so that who follows from step to step never meets a step without it
                 publisher.put_bytes(keyframe_name, keyframe.to_bytes())
             times.append(time.perf_counter())
@@ -132,16 +133,15 @@ class StateWriter:
             if not self._swept:
                 publisher.remove_epochs()
         timings |= {what: times[k + 1] - times[k] for k, what in enumerate(("keyframe", "write", "head"))}
-        totals = patch.totals
         version = Version(
             step=step,
             identity=target,
             epoch=publisher.epoch,
             parent=parent,
-            patch_size=patch.nbytes,
-            keyframe_size=keyframe.nbytes if keyframe is not None else 0,
-            changed=totals.changed,
-            units=totals.units,
+            patch_size=len(data),
+            keyframe_size=len(keyframe.to_bytes()) if keyframe is not None else 0,
+            changed=facts.changed,
+            units=facts.units,
             timings=timings,
         )
         self._before = self.last, self._tail

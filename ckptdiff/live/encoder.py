@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,17 @@ THE_REFERENCE = "the copy of the last state"
 """How messages call it."""
 BYTES_AT_ONCE = 1 << 27
 """Bytes of tensors, about, that are cast and encoded together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What a patch is that an encoder has finished."""
+
+    base_identity: str
+    target_identity: str
+    changed: int
+    units: int
+    """Units that differ, of how many (spec section 4)."""
 
 
 class Encoder:
@@ -178,10 +189,17 @@ class Encoder:
             raise IntegrityError(
                 f"{THE_REFERENCE}: has the identity {before.hex()}, expected {self._identity.hex()}: something wrote to it"
             )
-        self._identity = before
         patch = written(self._contents(before, after, by_name))
-        self._finished = after
+        self._identity, self._finished = before, after
         return patch
+
+    @property
+    def finished(self) -> Finished:
+        """What the finished patch is, without a look into its bytes; raises CheckpointError if none is finished."""
+        if self._finished is None or self._identity is None:
+            raise CheckpointError(f"{THE_STATE}: no patch of it is finished: call finish() first")
+        changed, units = sum(e.changed for e in self._entries.values()), sum(e.units for e in self._entries.values())
+        return Finished(self._identity.hex(), self._finished.hex(), changed, units)
 
     def _contents(self, before: bytes, after: bytes, entries: Mapping[str, Entry]) -> PatchContents:
         header = header_of((e.name, e.dtype, e.shape, e.nbytes) for e in entries.values())
@@ -200,14 +218,13 @@ class Encoder:
         Raises:
             CheckpointError: no patch is finished.
         """
-        if self._finished is None:
-            raise CheckpointError(f"{THE_STATE}: no patch of it is finished: call finish() first")
+        after = self.finished.target_identity
         for name, update in self._updates:
             row = self.reference.rows[name]
             assert isinstance(row.flat, np.ndarray)
             part = row.flat[update.start : update.stop]
             kernels.moves.move_run(part, update.positions, update.zigzags, DTYPES[row.dtype], False, False)
-        self._identity = self._finished
+        self._identity = bytes.fromhex(after)
         self._clear()
 
     def rollback(self) -> None:

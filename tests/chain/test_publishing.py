@@ -1,4 +1,4 @@
-"""States published in memory and followed: any order of publishing, rejecting, resuming and joining late gives every version bit for bit."""
+"""States published in memory and followed: every version comes back bit for bit, in any order of publishing, rejecting and resuming."""
 
 from __future__ import annotations
 

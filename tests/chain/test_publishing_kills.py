@@ -1,4 +1,4 @@
-"""A publisher, its worker and a subscriber killed at random moments: every version that is reported is exact, nothing has to be cleaned up."""
+"""A publisher, its worker and a subscriber killed at random moments: all that is reported is exact, nothing has to be cleaned up."""
 
 from __future__ import annotations
 
