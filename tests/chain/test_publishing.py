@@ -150,7 +150,7 @@ def test_refusals_of_a_publisher(tmp_path: Path) -> None:
         publisher.ack(5)
     with pytest.raises(ckptdiff.CheckpointError, match="step 4 is not the last one: only that can be rejected"):
         publisher.reject(4)
-    with pytest.raises(ckptdiff.BaseMismatchError, match="is a chain of the base .*, but the base that was given has the identity"):
+    with pytest.raises(ckptdiff.BaseMismatchError, match=r"is a chain of the base .*, but the base that was given has the identity"):
         ckptdiff.Publisher(chain, base=run[1])
     with pytest.raises(ckptdiff.CheckpointError, match="was made with keyframe_every=50 and codec='sparse', which stay"):
         ckptdiff.Publisher(chain, base=run[0], codec="context")
@@ -208,16 +208,16 @@ def test_refusals_of_a_subscriber(tmp_path: Path) -> None:
         ckptdiff.Subscriber(chain).stage(to=1).apply_(model)
     assert caught.value.kind == "already_target" and same(model, run[1])
     three = ckptdiff.Subscriber(chain, at=ckptdiff.identity(run[3]))
-    with pytest.raises(ckptdiff.BaseMismatchError, match="the model is at step 3 of .*, already: there is nothing to do") as caught:
+    with pytest.raises(ckptdiff.BaseMismatchError, match=r"the model is at step 3 of .*, already: there is nothing to do") as caught:
         three.stage()
     assert caught.value.kind == "already_target"
-    with pytest.raises(ckptdiff.BaseMismatchError, match="the model is at step 3 of .*, which comes after step 2"):
+    with pytest.raises(ckptdiff.BaseMismatchError, match=r"the model is at step 3 of .*, which comes after step 2"):
         three.stage(to=2)
-    with pytest.raises(ckptdiff.BaseMismatchError, match="the model is not of the chain .*was its step withdrawn"):
+    with pytest.raises(ckptdiff.BaseMismatchError, match=r"the model is not of the chain .*was its step withdrawn"):
         ckptdiff.Subscriber(chain, at=first_state(9)).stage()
     with pytest.raises(ckptdiff.CheckpointError, match="has no step 7"):
         ckptdiff.Subscriber(chain).stage(to=7)
-    with pytest.raises(ckptdiff.FormatError, match="is not a chain: it has no chain.json; a publisher makes one"):
+    with pytest.raises(ckptdiff.FormatError, match=r"is not a chain: it has no chain.json; a publisher makes one"):
         ckptdiff.Subscriber(tmp_path / "nothing")
     (last,) = chain.glob("steps/000000000003-*")
     data = bytearray(last.read_bytes())

@@ -105,7 +105,7 @@ def test_tied_tensors() -> None:
 def test_refusals() -> None:
     base, new = states(1)
     encoder = ckptdiff.Encoder(base)
-    with pytest.raises(ckptdiff.CheckpointError, match="has the tensor extra, which the base has not; it has .*: all states of a chain"):
+    with pytest.raises(ckptdiff.CheckpointError, match=r"has the tensor extra, which the base has not; it has .*: all states of a chain"):
         encoder.add("extra", new["a"])
     with pytest.raises(ckptdiff.CheckpointError, match=r"tensor a is F16 \[300\], expected F32 \[300, 7\], as the base has it"):
         encoder.add("a", new["b"])
@@ -126,7 +126,7 @@ def test_refusals() -> None:
     encoder.commit()
     encoder.reference.memory[:50] ^= 1
     encoder.add_all(new)
-    with pytest.raises(ckptdiff.IntegrityError, match="copy of the last state: has the identity .*: something wrote to it"):
+    with pytest.raises(ckptdiff.IntegrityError, match=r"copy of the last state: has the identity .*: something wrote to it"):
         encoder.finish()
     with pytest.raises(ckptdiff.CheckpointError, match="unknown codec 'zip': expected one of"):
         ckptdiff.Encoder(base, codec="zip")
