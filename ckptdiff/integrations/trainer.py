@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptdiff.errors import UnsupportedError
+from ckptdiff.io.durable import sync
 from ckptdiff.io.work_folder import work_folder
 from ckptdiff.obtaining import how_to_get
 from ckptdiff.patching.output import explain_write_errors
@@ -79,8 +80,8 @@ class ChainCallback(transformers.TrainerCallback):
     """Put every checkpoint that the trainer saves into a chain: ``Trainer(..., callbacks=[ChainCallback("run-chain", "base")])``.
 
     After each save the weights, and the other files of the model, go in as :func:`ckptdiff.chain_add` puts them, checked against both
-    checkpoints. Optimizer, scheduler and trainer state are not in the chain, and stay where they are. :func:`restore_weights` puts the files
-    back.
+    checkpoints. Optimizer, scheduler and trainer state are not in the chain, and stay where they are. :func:`restore_weights` puts the
+    files back.
 
     Args:
         chain: a folder or a URL; it is made at the first save.
@@ -123,7 +124,7 @@ def restore_weights(
     base: str | os.PathLike[str] | None = None,
     threads: int | None = None,
 ) -> None:
-    """Put the files of a step back into the trainer's checkpoint folder, beside optimizer and trainer state, for ``resume_from_checkpoint``.
+    """Put the files of a step back into a checkpoint folder, beside optimizer and trainer state, for ``resume_from_checkpoint``.
 
     Each file is rebuilt and compared elsewhere first, and then moved to its place, one after another: if that is interrupted, the same call
     completes it. Files of the same names are replaced.
@@ -141,6 +142,7 @@ def restore_weights(
         for name in done.files:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(built / name, folder / name)
+            sync((folder / name).parent)
 
 
 def plain_optimizer(optimizer: Any) -> Any:
