@@ -1,6 +1,6 @@
 """A training loop that publishes every step, and an engine that takes every one, beside PULSE: all in one process, in turn.
 
-    VENV/bin/python benchmarks/chain_loop.py [--steps 100] [--threads 1] [--tiny 1000] [--json FILE]
+    VENV/bin/python benchmarks/chain_loop.py [--steps 100] [--threads 1] [--tiny 1000] [--beside 12] [--json FILE]
 
 VENV has ckptdiff and the peers of ``peers.txt``. A small transformer is trained on the sources of Python's library, with fp32
 masters and AdamW at a rate with which about 2 % of its bf16 weights change a step. For each step:
@@ -11,8 +11,9 @@ masters and AdamW at a rate with which about 2 % of its bf16 weights change a st
 - *bytes*: ``Encoder`` with codec ``context`` beside PULSE format 3.
 
 Then an engine that is 25 steps behind catches up, beside PULSE format 3's 25 patches; and a chain of tiny steps is published and
-followed (``--tiny``): time of a step, memory and open files at its beginning and at its end. Every state that is taken is compared bit
-by bit. Prints medians and ratios as a table, and JSON.
+followed (``--tiny``): time of a step, memory and open files, tenth by tenth. Last, what publishing takes from training (``--beside``
+rounds): the time of a step of training alone, and with each way to publish every second step. Every state that is taken is compared
+bit by bit. Prints medians and ratios as a table, and JSON.
 """
 
 from __future__ import annotations
@@ -177,6 +178,10 @@ def loop(folder: Path, steps: int, threads: int) -> dict[str, Any]:
 
 def ours(rows: Rows, parts: Rows, publisher: Any, subscriber: Any, engine: State, state: State, step: int) -> Any:
     version = timed(rows, "ckptdiff: publish", lambda: publisher.publish(state, step=step))
+    if step % 4 == 0:  # decoded against the model before the pause
+        staged = timed(rows, "ckptdiff: stage with the model", lambda: subscriber.stage(model=engine))
+        timed(rows, "ckptdiff: apply what was staged so", lambda: staged.apply_(engine))
+        return version
     staged = timed(rows, "ckptdiff: stage", subscriber.stage)
     timed(rows, "ckptdiff: apply", lambda: staged.apply_(engine))
     for name, seconds in (version.timings | staged.timings).items():
@@ -200,7 +205,7 @@ def ratios(found: dict[str, Any]) -> dict[str, float]:
     return {
         "publish / PULSE v1 encode and write (0.8)": ms["ckptdiff: publish"] / (ms["pulse1: encode"] + ms["pulse1: write"]),
         "stage and apply / PULSE v1 (1.2)": (ms["ckptdiff: stage"] + ms["ckptdiff: apply"]) / ms["pulse1: take"],
-        "apply / PULSE v1": ms["ckptdiff: apply"] / ms["pulse1: take"],
+        "apply of what was decoded before / PULSE v1": ms["ckptdiff: apply what was staged so"] / ms["pulse1: take"],
         "bytes of context / PULSE v3 (0.70)": sizes["context"] / sizes["pulse3"],
         "bytes of sparse / PULSE v1": sizes["sparse"] / sizes["pulse1"],
         "25 steps / PULSE v3 (1.0)": ms["ckptdiff: 25 steps"] / ms["pulse3: 25 steps"],
@@ -233,11 +238,38 @@ def tiny(folder: Path, steps: int) -> list[dict[str, float]]:
     return [*found, {"step": steps // 2 + 49, "join late ms": rows["ms"][0], **resources()}]
 
 
+WAYS = {"alone": "", "in the calling thread": None, "in a thread": "thread", "in a process": "process"}
+
+
+def beside(folder: Path, rounds: int) -> dict[str, float]:
+    """What a step of training takes, in ms: alone, and with a publisher of each kind at every second step. Four steps of each in turn."""
+    masters, rows, publishers = training(rate=7e-6), Rows(), dict[str, Any]()
+    base = copy_of(next(masters))
+    for way, worker in WAYS.items():
+        if way != "alone":
+            publishers[way] = ckptdiff.Publisher(folder / way, base=base, dtype=torch.bfloat16, worker=worker, threads=1)  # type: ignore[arg-type]
+            publishers[way].publish(base, step=1)
+    for round_ in range(2, rounds + 2):
+        for way in WAYS:
+            for step in range(4):
+                begun = time.perf_counter()
+                state = next(masters)
+                if way != "alone" and step % 2 == 0:
+                    waiting = publishers[way].publish(state, step=10 * round_ + step)
+                rows.setdefault(way, []).append(1000 * (time.perf_counter() - begun))
+            if way in ("in a thread", "in a process"):
+                waiting.result()
+    for publisher in publishers.values():
+        publisher.close()
+    return {way: round(statistics.mean(values), 3) for way, values in rows.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tiny", type=int, default=1000)
+    parser.add_argument("--beside", type=int, default=12)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -245,8 +277,9 @@ def main() -> None:
         folder = Path(name)
         found = loop(folder, arguments.steps, arguments.threads)
         found["ratios"] = {name: round(value, 3) for name, value in ratios(found).items()}
+        found["ms of a training step"] = beside(folder, arguments.beside) if arguments.beside else {}
         found["tiny"] = tiny(folder, arguments.tiny) if arguments.tiny else []
-    for title in ("facts", "ms", "of publish and take, ms", "bytes", "ratios"):
+    for title in ("facts", "ms", "of publish and take, ms", "bytes", "ratios", "ms of a training step"):
         print(f"\n{title}")
         for row, value in found[title].items():
             print(f"  {row:45} {value:>14,.3f}")

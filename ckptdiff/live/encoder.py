@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from ckptdiff.patching.compare_on_host import ComparedGroup, Comparer
 from ckptdiff.patching.compose import StatedFile
 from ckptdiff.patching.encode_options import on_threads
 from ckptdiff.patching.encode_pair import EncodedPair, PairedScope, encode_pair
-from ckptdiff.patching.memory import MEMORY_FILE_NAME, MEMORY_SCOPE, Row, header_of, open_rows, state_of
+from ckptdiff.patching.memory import MEMORY_FILE_NAME, MEMORY_SCOPE, Row, open_rows, state_of
 from ckptdiff.patching.pending_tensor import Spool, SpoolRange
 from ckptdiff.patching.provenance import recorded_facts
 from ckptdiff.patching.torch_dtypes import Array, dtype_of, flat_bytes
@@ -73,6 +73,9 @@ class Encoder:
         self.reference = base if isinstance(base, StateCopy) else copied(base, dtype)
         self.codec, self.threads = codec, threads or default_threads()
         self._base, self.layout = self.reference.open(THE_REFERENCE), self.reference.layout
+        (file,) = self._base.weights
+        self._header, known = file.header, self._base.scopes.get(MEMORY_SCOPE, {})
+        self._counterparts = {name: Counterpart(adapt(tensor, tensor), "name") for name, tensor in known.items()}
         self._identity: bytes | None = None
         self._finished: bytes | None = None
         self._clear()
@@ -153,12 +156,9 @@ class Encoder:
             raise CheckpointError(f"{THE_STATE}: tensor {cut(again)} was added already")
         if not rows:
             return
-        target = open_rows(rows, THE_STATE)
-        pairing = Pairing({MEMORY_SCOPE: MEMORY_SCOPE})
-        known = self._base.scopes[MEMORY_SCOPE]
-        base = self.reference.open(THE_REFERENCE, (row.name for row in rows))
-        for tensor in target.scopes[MEMORY_SCOPE].values():
-            pairing.counterparts[tensor.key] = Counterpart(adapt(known[tensor.name], tensor), "name")
+        names, target = [row.name for row in rows], open_rows(rows, THE_STATE)
+        base = self._base if len(names) == len(self.layout.places) else self.reference.open(THE_REFERENCE, names)
+        pairing = Pairing({MEMORY_SCOPE: MEMORY_SCOPE}, {TensorKey(MEMORY_SCOPE, name): self._counterparts[name] for name in names})
         options = on_threads(base, target, self.codec, self.threads, None)
         options = replace(options, compare=_Noting(options.compare, self._updates))
         encoded = encode_pair(base, target, pairing, options, self._spool, no_progress)
@@ -189,7 +189,7 @@ class Encoder:
             raise IntegrityError(
                 f"{THE_REFERENCE}: has the identity {before.hex()}, expected {self._identity.hex()}: something wrote to it"
             )
-        patch = written(self._contents(before, after, by_name))
+        patch = written(self._contents(before, after))
         self._identity, self._finished = before, after
         return patch
 
@@ -201,10 +201,9 @@ class Encoder:
         changed, units = sum(e.changed for e in self._entries.values()), sum(e.units for e in self._entries.values())
         return Finished(self._identity.hex(), self._finished.hex(), changed, units)
 
-    def _contents(self, before: bytes, after: bytes, entries: Mapping[str, Entry]) -> PatchContents:
-        header = header_of((e.name, e.dtype, e.shape, e.nbytes) for e in entries.values())
-        source = StatedFile(THE_STATE, header.data_start + header.data_size)
-        weights = [WeightFile(MEMORY_FILE_NAME, MEMORY_SCOPE, source, header)]
+    def _contents(self, before: bytes, after: bytes) -> PatchContents:
+        source = StatedFile(THE_STATE, self._header.data_start + self._header.data_size)
+        weights = [WeightFile(MEMORY_FILE_NAME, MEMORY_SCOPE, source, self._header)]
         target = Checkpoint(source.path, True, weights, {}, in_memory=True, tied=dict(self.layout.tied))
         scope = PairedScope(MEMORY_SCOPE, self.layout.places.keys(), self._entries)
         pair = EncodedPair(

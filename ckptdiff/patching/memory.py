@@ -148,17 +148,12 @@ class Row(NamedTuple):
     """Its memory as bytes."""
 
 
-def header_of(tensors: Iterable[tuple[str, str, tuple[int, ...], int]]) -> Header:
-    """The header of the file that safetensors would write of tensors, each of name, dtype, shape and size in bytes."""
-    rows = sorted(tensors, key=lambda row: (DTYPE_ORDER.index(row[1]), row[0]))
-    ends = accumulate((row[3] for row in rows), initial=0)
-    infos = tuple(TensorInfo(*row[:3], begin, end) for row, (begin, end) in zip(rows, pairwise(ends), strict=True))
-    return Header(predicted_header(rows), {"format": "pt"}, infos)
-
-
 def open_rows(rows: Iterable[Row], where: str, scope: str = MEMORY_SCOPE, tied: Mapping[str, str] | None = None) -> Checkpoint:
     """As :func:`open_state`, of tensors that are known as their bytes. ``tied``: further names, and what they are stored under."""
-    by_name = {row.name: row for row in rows}
-    header = header_of((row.name, row.dtype, row.shape, len(row.flat)) for row in by_name.values())
-    file = MemoryFile(where, header, [by_name[tensor.name].flat for tensor in header.tensors])
+    ordered = sorted(rows, key=lambda row: (DTYPE_ORDER.index(row.dtype), row.name))
+    ends = accumulate((len(row.flat) for row in ordered), initial=0)
+    tensors = tuple(TensorInfo(*row[:3], begin, end) for row, (begin, end) in zip(ordered, pairwise(ends), strict=False))
+    raw = predicted_header((*row[:3], len(row.flat)) for row in ordered)
+    header = Header(raw, {"format": "pt"}, tensors)
+    file = MemoryFile(where, header, [row.flat for row in ordered])
     return Checkpoint(Path(where), True, [WeightFile(MEMORY_FILE_NAME, scope, file, header)], {}, in_memory=True, tied=dict(tied or {}))
