@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any, Literal
 
 from ckptdiff.chain.creation import open_or_make
 from ckptdiff.chain.following import Version
 from ckptdiff.chain.state_worker import Setup, SharedMemory, Worker, copies_in
 from ckptdiff.chain.state_writer import Copies, StateWriter, WriterOptions
-from ckptdiff.errors import CheckpointError, CkptdiffError
+from ckptdiff.errors import CheckpointError
 from ckptdiff.io.store import Store
 from ckptdiff.io.store_urls import open_store
 from ckptdiff.live.encoder import Encoder
@@ -59,6 +59,7 @@ class Publisher:
     ) -> None:
         if worker not in WORKERS:
             raise CheckpointError(f"worker={worker!r}: expected 'process', 'thread' or None")
+        self._closed = False
         self._store, options = (
             open_store(store),
             WriterOptions(codec=codec, keyframe_every=keyframe_every, acknowledged=acknowledged, threads=threads),
@@ -93,10 +94,18 @@ class Publisher:
             OutputError: another publisher has taken over, or :meth:`resume` must be called first. ResourceError: the worker process has
             ended. StoreError: the store fails. With a worker, the future raises them. The chain has the step, or it has not.
         """
-        return self._way.publish(state, step)
+        return self._open.publish(state, step)
+
+    @property
+    def _open(self) -> _Direct | _InThread | _InProcess:
+        if self._closed:
+            raise CheckpointError(f"{self._store.name}: this publisher is closed: make another one")
+        return self._way
 
     def resume(self) -> Version | None:
         """Take the chain over, and go on from its last step, whatever has happened; a worker that has ended is started again.
+
+        A version that waited to be acknowledged counts as taken.
 
         Returns:
             The last step; None if there is none.
@@ -105,7 +114,7 @@ class Publisher:
             BaseMismatchError, FormatError: no copy that is at hand leads to the last step. UnsupportedError: it has other tensors.
             OutputError: another publisher takes over at this moment. StoreError: the store fails.
         """
-        result: Version | None = self._way.call("resume")
+        result: Version | None = self._open.call("resume")
         return result
 
     def ack(self, version: Version | int) -> None:
@@ -114,7 +123,7 @@ class Publisher:
         Raises:
             CheckpointError: it does not wait for that.
         """
-        self._way.call("ack", _step_of(version))
+        self._open.call("ack", _step_of(version))
 
     def reject(self, version: Version | int) -> None:
         """Say that the last version was not taken: the next step gets a keyframe. Where versions are acknowledged it is withdrawn from the
@@ -123,11 +132,13 @@ class Publisher:
         Raises:
             CheckpointError: it is not the last one. OutputError: another publisher has taken over. StoreError: the store fails.
         """
-        self._way.call("reject", _step_of(version))
+        self._open.call("reject", _step_of(version))
 
     def close(self) -> None:
         """Wait for what is being written, and end the worker. The chain may be gone on with by another publisher."""
-        self._way.close()
+        if not self._closed:
+            self._closed = True
+            self._way.close()
 
     def __enter__(self) -> Publisher:
         return self
@@ -162,7 +173,7 @@ class _Direct:
         """Nothing is open."""
 
 
-class _Staged:
+class _Staged(ABC):
     """Through a staged copy, by one who is busy with it until its future is done."""
 
     def __init__(self, staging: StateCopy) -> None:
@@ -182,21 +193,25 @@ class _Staged:
 
     def wait(self) -> None:
         """Wait until the staged copy is not used any more; what came of it is said by the future."""
-        with suppress(CkptdiffError):
-            if not self._busy.cancelled():
-                self._busy.exception()
+        if not self._busy.cancelled():
+            self._busy.exception()
 
+    @abstractmethod
     def check(self) -> None:
         """Raise if nothing can be published."""
 
+    @abstractmethod
     def submit(self, method: str, *arguments: Any) -> Future[Any]:
-        raise NotImplementedError
+        """Have a method of the writer called, after all before it."""
 
 
 class _InThread(_Staged):
     def __init__(self, writer: StateWriter, staging: StateCopy) -> None:
         super().__init__(staging)
         self._writer, self._pool = writer, ThreadPoolExecutor(1, thread_name_prefix="ckptdiff-publisher")
+
+    def check(self) -> None:
+        """A thread does not end by itself."""
 
     def submit(self, method: str, *arguments: Any) -> Future[Any]:
         work: Callable[..., Any] = getattr(self._writer, method)

@@ -50,7 +50,6 @@ class SharedMemory:
         else:
             with tempfile.TemporaryFile() as file:
                 self.file = os.dup(file.fileno())
-        os.set_inheritable(self.file, True)
         os.ftruncate(self.file, max(size, 1))
         self.bytes = memory_of(self.file, size)
 

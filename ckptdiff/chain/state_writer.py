@@ -72,19 +72,18 @@ class StateWriter:
 
     def publish(self, state: Any, step: int) -> Version:
         """Write a state, or the staged one (None), as a step."""
-        publisher = self._check(step)
-        begun = time.perf_counter()
+        publisher, times = self._check(step), [time.perf_counter()]
         try:
             patch = self._encoded(self._encoder, state)
-            encoded = time.perf_counter()
-            version = self._write(publisher, patch, state, step, {"encode": encoded - begun})
+            times.append(time.perf_counter())
+            keyframe = self._keyframe(patch, state) if self._keyframe_due else None
+            times.append(time.perf_counter())
+            version = self._version(publisher, patch, keyframe, step)
+            self._write(publisher, version, patch, keyframe, times)
         except BaseException:
             self._encoder.rollback()
             raise
-        if self.options.acknowledged:
-            self.pending = version
-        else:
-            self._encoder.commit()
+        version.timings.update((what, times[k + 1] - times[k]) for k, what in enumerate(("encode", "keyframe", "write", "head")))
         return version
 
     def _encoded(self, encoder: Encoder, state: Any) -> Patch:
@@ -113,41 +112,50 @@ class StateWriter:
             raise CheckpointError(f"{where}: step {step} {how}: publish a step above {last}")
         return self._publisher
 
-    def _write(self, publisher: Publisher, patch: Patch, state: Any, step: int, timings: dict[str, float]) -> Version:
-        facts, data = self._encoder.finished, patch.to_bytes()
-        base, target = facts.base_identity, facts.target_identity
-        parent = self.last.step if self.last is not None else None
-        name = PatchName(step, parent, base[:DIGITS], target[:DIGITS], publisher.epoch, True, False)
-        keyframe_name = PatchName(step, None, self.chain.base_identity.hex()[:DIGITS], target[:DIGITS], publisher.epoch, True, True)
-        begun, keyframe = time.perf_counter(), None
-        if self._tail and (self._keyframe_wanted or len(self._tail) >= min(self.chain.keyframe_every, MAX_CHAIN - 1)):
-            keyframe = self._keyframe(patch, state)
-        times = [begun, time.perf_counter()]
-        with self._unless_written(name):
-            publisher.put_bytes(name, data)
-            if keyframe is not None:  # after the patch, so that who follows from step to step never meets a step without it
-                publisher.put_bytes(keyframe_name, keyframe.to_bytes())
-            times.append(time.perf_counter())
-            publisher.put_head(Head(step, publisher.epoch, bytes.fromhex(target)))
-            times.append(time.perf_counter())
-            if not self._swept:
-                publisher.remove_epochs()
-        timings |= {what: times[k + 1] - times[k] for k, what in enumerate(("keyframe", "write", "head"))}
-        version = Version(
+    def _version(self, publisher: Publisher, patch: Patch, keyframe: Patch | None, step: int) -> Version:
+        """What is about to be written."""
+        facts = self._encoder.finished
+        return Version(
             step=step,
-            identity=target,
+            identity=facts.target_identity,
             epoch=publisher.epoch,
-            parent=parent,
-            patch_size=len(data),
+            parent=self.last.step if self.last is not None else None,
+            patch_size=len(patch.to_bytes()),
             keyframe_size=len(keyframe.to_bytes()) if keyframe is not None else 0,
             changed=facts.changed,
             units=facts.units,
-            timings=timings,
         )
-        self._before = self.last, self._tail
-        self.last, self._tail = version, [keyframe_name] if keyframe is not None else [*self._tail, name]
-        self._keyframe_wanted, self._swept = False, True
-        return version
+
+    def _names(self, version: Version, before: Version | None) -> tuple[PatchName, PatchName]:
+        """The names of a version's patch, from the version before, and of its keyframe."""
+        base, target = self.chain.base_identity.hex()[:DIGITS], version.identity[:DIGITS]
+        start = base if before is None else before.identity[:DIGITS]
+        name = PatchName(version.step, version.parent, start, target, version.epoch, True, False)
+        return name, PatchName(version.step, None, base, target, version.epoch, True, True)
+
+    def _write(self, publisher: Publisher, version: Version, patch: Patch, keyframe: Patch | None, times: list[float]) -> None:
+        """Put a version, and let it be the last one."""
+        name, keyframe_name = self._names(version, self.last)
+        with self._unless_written(name):
+            publisher.put_bytes(name, patch.to_bytes())
+            if keyframe is not None:  # after the patch, so that who follows from step to step never meets a step without it
+                publisher.put_bytes(keyframe_name, keyframe.to_bytes())
+            times.append(time.perf_counter())
+            publisher.put_head(Head(version.step, version.epoch, bytes.fromhex(version.identity)))
+            times.append(time.perf_counter())
+            if not self._swept:
+                publisher.remove_epochs()
+            self._before = self.last, self._tail
+            self.last, self._tail = version, [*self._tail, name] if keyframe is None else [keyframe_name]
+            self._keyframe_wanted, self._swept = False, True
+            if self.options.acknowledged:
+                self.pending = version
+            else:
+                self._encoder.commit()
+
+    @property
+    def _keyframe_due(self) -> bool:
+        return bool(self._tail) and (self._keyframe_wanted or len(self._tail) >= min(self.chain.keyframe_every, MAX_CHAIN - 1))
 
     def _keyframe(self, patch: Patch | None, state: Any) -> Patch:
         """A patch straight from the base to a state, or the staged one (None), which the last step and a patch give."""
@@ -186,13 +194,13 @@ class StateWriter:
                 raise CheckpointError(f"{self.store.name}: step {step} is not the last one: only that can be rejected")
             self._keyframe_wanted = True
             return
-        self._check_pending(step)
+        withdrawn, publisher = self._check_pending(step), self._publisher
+        if publisher is None:
+            raise OutputError(self._why)
         self._encoder.rollback()
-        withdrawn, publisher = self.pending, self._publisher
-        assert publisher is not None
         self._publisher, self._why = None, f"{self.store.name}: step {step} was not withdrawn wholly: call resume()"
         publisher = Publisher.take_over(self.store, self.chain, publisher.epoch)
-        for name in self._objects_of(withdrawn):
+        for name in reversed(self._names(withdrawn, self._before[0])):  # a step whose keyframe is left would still be one
             publisher.remove([name.key], name.marker)
         self.last, self._tail = self._before
         if self.last is None:
@@ -201,19 +209,12 @@ class StateWriter:
             publisher.put_head(Head(self.last.step, self.last.epoch, bytes.fromhex(self.last.identity)))
         self._publisher, self.pending, self._keyframe_wanted, self._swept = publisher, None, True, False
 
-    def _objects_of(self, version: Version) -> list[PatchName]:
-        """The keyframe of a version, if it has one, and its patch."""
-        before = self.chain.base_identity.hex() if self._before[0] is None else self._before[0].identity
-        digits = version.identity[:DIGITS]
-        name = PatchName(version.step, version.parent, before[:DIGITS], digits, version.epoch, True, False)
-        base = self.chain.base_identity.hex()[:DIGITS]
-        keyframe = [PatchName(version.step, None, base, digits, version.epoch, True, True)] if version.keyframe_size else []
-        return [*keyframe, name]
-
-    def _check_pending(self, step: int) -> None:
+    def _check_pending(self, step: int) -> Version:
+        """The version that waits to be acknowledged, which must be of this step."""
         if self.pending is None or self.pending.step != step:
             what = "no step" if self.pending is None else f"step {self.pending.step}"
             raise CheckpointError(f"{self.store.name}: step {step} does not wait to be acknowledged: {what} does")
+        return self.pending
 
     # --- going on ---
 

@@ -42,7 +42,7 @@ class Staged:
         self.step, self.patches = step, tuple(name.key for name in names)
         self.identity, self.base_identity = patches[-1].target_identity, patches[0].base_identity
         self.nbytes, self.timings = 0, dict[str, float]()
-        self._loaded: LoadedPatch | None = None
+        self._loaded: tuple[Any, LoadedPatch] | None = None
 
     def load(self, model: Any) -> None:
         """Decode it against a model, which is read but not written to, so that :meth:`apply_` has less to do. Several patches that could
@@ -53,7 +53,7 @@ class Staged:
         """
         begun = time.perf_counter()
         if len(self._patches) == 1:
-            self._loaded = self._patches[0].load(model, threads=self._subscriber.threads)
+            self._loaded = model, self._patches[0].load(model, threads=self._subscriber.threads)
         self.timings["load"] = time.perf_counter() - begun
 
     def apply_(self, model: Any) -> None:
@@ -68,8 +68,8 @@ class Staged:
         """
         begun, done = time.perf_counter(), list[LoadedPatch]()
         try:
-            if self._loaded is not None:
-                self._loaded.apply_()
+            if self._loaded is not None and self._loaded[0] is model:
+                self._loaded[1].apply_()
             elif len(self._patches) == 1:
                 self._patches[0].apply_(model, threads=self._subscriber.threads)
             else:

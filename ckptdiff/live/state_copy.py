@@ -233,8 +233,12 @@ def _copied(base: Checkpoint, served: str | None) -> StateCopy:
             continue
         whole = np.empty(tensor.nbytes, np.uint8)
         tensor.readinto(0, whole)
-        source = torch.from_numpy(whole).view(getattr(torch, DTYPE_NAMES[tensor.dtype][0] or ""))
-        torch.from_numpy(out).view(getattr(torch, DTYPE_NAMES[dtype][0] or "")).copy_(source)
+        if "BF16" in (tensor.dtype, dtype):
+            source = torch.from_numpy(whole).view(getattr(torch, DTYPE_NAMES[tensor.dtype][0] or ""))
+            torch.from_numpy(out).view(getattr(torch, DTYPE_NAMES[dtype][0] or "")).copy_(source)
+        else:
+            new, old = (np.dtype(DTYPE_NAMES[name][1] or "") for name in (dtype, tensor.dtype))
+            np.copyto(out.view(new), whole.view(old), casting="same_kind")
     return made
 
 

@@ -95,6 +95,8 @@ def test_workers(tmp_path: Path, worker: Any, codec: str) -> None:
         assert publisher.publish(run[3], step=8).result().keyframe_size
         assert publisher.resume().step == 8  # type: ignore[union-attr]
         publisher.publish(run[4], step=9).result()
+    with pytest.raises(ckptdiff.CheckpointError, match="this publisher is closed: make another one"):
+        publisher.publish(run[4], step=10)
     check_chain(tmp_path / "chain", dict(enumerate([*run[1:], run[3], run[4]], 1)), run[0])
     assert sorted(os.listdir(tmp_path / "chain")) == ["HEAD.json", "chain.json", "epochs", "keyframes", "steps"]
 
