@@ -229,6 +229,16 @@ def test_refusals_of_a_subscriber(tmp_path: Path) -> None:
         ckptdiff.Subscriber(chain, at=run[2]).stage()
 
 
+def test_what_was_decoded_against_one_model_is_applied_to_another(tmp_path: Path) -> None:
+    run, chain = states(1), tmp_path / "chain"
+    with ckptdiff.Publisher(chain, base=run[0]) as publisher:
+        publisher.publish(run[1], step=1)
+    one, other = copy_of(run[0]), copy_of(run[0])
+    staged = ckptdiff.Subscriber(chain).stage(model=one)
+    staged.apply_(other)
+    assert same(other, run[1]) and same(one, run[0]) and {"find", "fetch", "compose", "load", "apply"} == staged.timings.keys()
+
+
 @pytest.mark.parametrize("codec", ["sparse", "context"])
 def test_an_error_leaves_the_model_as_it_was(tmp_path: Path, codec: str) -> None:
     """Also where several patches are applied one after another, and the last of them fails."""

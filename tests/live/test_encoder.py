@@ -82,6 +82,16 @@ def test_masters_are_cast_to_what_is_served() -> None:
         ckptdiff.Encoder(masters, dtype=torch.float8_e5m2)
 
 
+def test_numpy_masters_are_cast_without_torch() -> None:
+    masters = {"w": np.random.default_rng(0).normal(0, 1, 50), "n": np.arange(3)}
+    cast = {"w": masters["w"].astype(np.float16), "n": masters["n"]}
+    encoder = ckptdiff.Encoder(masters, dtype="float16")
+    assert encoder.identity == ckptdiff.identity(cast)
+    encoder.add_all({"w": masters["w"] * 1.01, "n": masters["n"]})
+    encoder.finish().apply_(cast)
+    assert np.array_equal(cast["w"], (masters["w"] * 1.01).astype(np.float16))
+
+
 def test_tied_tensors() -> None:
     torch = pytest.importorskip("torch")
     embedding = torch.randn(6, 4)
