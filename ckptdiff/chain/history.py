@@ -47,7 +47,7 @@ class History:
     steps: list[Step]
     """In the order of their numbers."""
     sizes: dict[str, int]
-    """Bytes of every object under ``steps`` and ``keyframes``, by name, the names in order."""
+    """Bytes of every object under ``steps`` and ``keyframes``, by name."""
     epoch: int
     """The highest epoch that is listed; 0 if there is none."""
     torn: list[PatchName] = field(default_factory=list)
@@ -57,6 +57,7 @@ class History:
     foreign: list[str] = field(default_factory=list)
     """Objects in the chain's folders that are not of this chain."""
     _keys: list[str] = field(default_factory=list)
+    """The names in ``sizes``, in order; empty until they are needed."""
 
     def find(self, number: int) -> int | None:
         """Where in ``steps`` a step is; None if there is none of this number."""
@@ -68,10 +69,15 @@ class History:
         if name.is_file:
             return [name.key] * (name.key in self.sizes)
         if not self._keys:
-            self._keys = list(self.sizes)
+            self._keys = sorted(self.sizes)
         folder = name.key + "/"
         keys = self._keys[bisect_left(self._keys, folder) : bisect_left(self._keys, folder[:-1] + "0")]  # 0 comes next to a slash
         return sorted(keys, key=lambda key: key == name.marker)
+
+    def is_outdated(self, name: PatchName) -> bool:
+        """Whether a torn patch would be superseded if it were complete."""
+        later = (step.patch for step in self.steps if step.patch is not None and step.patch.epoch > name.epoch)
+        return any((BEFORE_ALL if patch.parent is None else patch.parent) < name.step for patch in later)
 
     def size(self, name: PatchName) -> int:
         """Bytes of a patch."""
@@ -127,7 +133,7 @@ def read_history(store: Store) -> History:
     chain = read_chain(store)
     if chain is None:
         raise FormatError(f"{store.name}: is not a chain: it has no {CHAIN}; ckptdiff chain add makes one")
-    sizes = dict(sorted({**store.objects(STEPS), **store.objects(KEYFRAMES)}.items()))  # in this order, epochs last (spec 2)
+    sizes = {**store.objects(STEPS), **store.objects(KEYFRAMES)}  # in this order, epochs last (spec 2)
     epochs = {key: epoch_of(key) for key in store.objects(EPOCHS)}
     history = History(store, chain, [], sizes, max((epoch or 0 for epoch in epochs.values()), default=0))
     history.foreign = [key for key, epoch in epochs.items() if epoch is None]

@@ -50,6 +50,8 @@ from ckptdiff.machine import machine_error
 class CommandGroup(OrderedGroup):
     """A group of commands that turns every CkptdiffError into one line on standard error and exit code 3."""
 
+    format_options = click.Group.format_options  # its own are too few for groups
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta["json"] = asks_for_json(args)  # a usage error may come before --json is parsed
         with usage_errors(ctx):

@@ -55,7 +55,7 @@ class EncodedPair:
 
     def sha256(self, file: WeightFile) -> str | None:
         """SHA-256 of a weight file of either side; None if its tensors are in memory."""
-        return self.digests.get(id(file.file))
+        return file.sha256 or self.digests.get(id(file.file))
 
     @property
     def base_scopes(self) -> dict[str, dict[str, Tensor]]:

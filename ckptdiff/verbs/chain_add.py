@@ -101,9 +101,10 @@ def chain_add(
     given = [checkpoints] if isinstance(checkpoints, (str, os.PathLike)) else list(checkpoints)
     steps = _numbered([os.fspath(path) for path in given], step)
     check_policy(keyframe_every, codec)
-    remote = [named.path for named in steps if remove_originals and parse_id(named.path) is not None]
-    if remote:
-        raise CheckpointError(f"{remote[0]}: is on the Hub, from where nothing is removed: leave out --remove-originals")
+    if not steps:
+        raise CheckpointError("no checkpoint to add: expected one or more")
+    for named in () if remove_originals else steps:  # before anything is done; an earlier run may have removed some
+        check_exists(named.path)
     document = read_chain(store)
     created = document is None
     if document is None:
@@ -122,8 +123,6 @@ def chain_add(
 
 def _numbered(paths: list[str], step: int | None) -> list[NamedStep]:
     """The checkpoints with their steps, in order."""
-    for path in paths:
-        check_exists(path)
     if step is None:
         return in_natural_order(paths)
     if len(paths) != 1 or not 0 <= step <= MAX_STEP:
@@ -161,13 +160,12 @@ class _Adder:
             if row.state != "base":
                 before.append((len(added) - 1, files))
         self._remove(added, before)
-        if any(row.state == "added" for row in added):
-            for name in self.history.torn:  # should its publisher complete one yet, it does not count any more
-                self.publisher.remove(self.history.objects(name), name.marker)
-            self.publisher.remove_epochs()
-        elif self.history.steps:  # a run that was killed may have left an older head
+        if self.history.steps and not any(row.state == "added" for row in added):  # a run that was killed may have left an older head
             head = self.history.steps[-1]
             self._put_head(head, facts_of(self.store, head.name).target_identity)
+        for name in filter(self.history.is_outdated, self.history.torn):
+            self.publisher.remove(self.history.objects(name), name.marker)
+        self.publisher.remove_epochs()
         return added
 
     def _take(self, named: NamedStep) -> tuple[AddedStep, list[StoredFile]]:
@@ -175,6 +173,9 @@ class _Adder:
         own, at = self.chain.base_step, self.history.find(named.step)
         if named.step == own:
             return self._take_base(named), []
+        if self.remove_originals and not os.path.exists(named.path):
+            return self._take_removed(named, at), []
+        check_exists(named.path)
         if at is not None:
             return self._take_present(named, self.history.steps[at])
         highest = self.history.steps[-1].number if self.history.steps else BEFORE_ALL if own is None else own
@@ -194,6 +195,14 @@ class _Adder:
         self.base = self.base or KnownBase(named.path, None)
         return AddedStep(named.step, named.path, "base", found.hex())
 
+    def _take_removed(self, named: NamedStep, at: int | None) -> AddedStep:
+        """A checkpoint that is not there, as an earlier run has removed all of it."""
+        if at is None:
+            check_exists(named.path)
+            raise CheckpointError(f"{named.path}: is on the Hub, from where nothing is removed: leave out --remove-originals")
+        identity = facts_of(self.store, self.history.steps[at].name).target_identity
+        return AddedStep(named.step, named.path, "present", identity.hex())
+
     def _take_present(self, named: NamedStep, step: Step) -> tuple[AddedStep, list[StoredFile]]:
         """A step that the chain has: the checkpoint must have its files, or what a removal left of them."""
         what = f"step {named.step} of {self.store.name}"
@@ -205,7 +214,8 @@ class _Adder:
             self.last = (named.step, named.path)
         elif check_same(Path(named.path), files, what):
             self.last = (named.step, named.path)
-        if self.remove_originals:  # the run that put it may have been killed before it had read it back
+        if self.remove_originals and any(os.path.lexists(Path(named.path, file.path)) for file in files):
+            # the run that put it may have been killed before it had read it back
             with local_patches(self.history, [step.name], self.work, self.progress) as (patch_path,):
                 found = verify(patch_path, threads=self.threads, progress=self.progress)
             if not found.ok:
@@ -297,7 +307,8 @@ class _Adder:
         discard(self.work / "before")
         for at, files in before if self.remove_originals else ():
             row = added[at]
-            if self.base is None or not _is_same_path(row.checkpoint, self.base.path):
+            is_base = row.identity == self.chain.base_identity.hex()
+            if not is_base and (self.base is None or not _is_same_path(row.checkpoint, self.base.path)):
                 added[at] = replace(row, removed=remove(Path(row.checkpoint), files))
         before.clear()
 

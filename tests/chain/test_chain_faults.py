@@ -32,7 +32,7 @@ def checkpoints(tmp_path: Path) -> list[Path]:
 
 @pytest.fixture
 def chain(checkpoints: list[Path], tmp_path: Path) -> Path:
-    ckptdiff.chain_add(tmp_path / "chain", checkpoints[:4])
+    ckptdiff.chain_add(tmp_path / "chain", checkpoints[:4], keyframe_every=3)
     return tmp_path / "chain"
 
 
@@ -58,7 +58,7 @@ def test_checkpoints_of_another_run(checkpoints: list[Path], chain: Path, tmp_pa
         (checkpoint, r"is that step itself: copy it", lambda: restore(200, out, base=checkpoints[2])),
         (checkpoint, r"has no step 500: it has 3 steps, 100 to 300", lambda: restore(500, out, base=checkpoints[0])),
         (checkpoint, r"step 150 comes before step 300, the last of", lambda: add(checkpoints[4], step=150)),
-        (checkpoint, r"was made with --keyframe-every 50 and --codec auto, which stay", lambda: add(checkpoints[4], keyframe_every=3)),
+        (checkpoint, r"was made with --keyframe-every 3 and --codec auto, which stay", lambda: add(checkpoints[4], keyframe_every=4)),
         (checkpoint, r"both are step 400: give one of them", lambda: add(twice)),
         (checkpoint, r"'newest' says no steps to keep", lambda: ckptdiff.chain_prune(chain, "newest")),
         (ckptdiff.FormatError, r"is not a chain: it has no chain\.json; ckptdiff", lambda: ckptdiff.chain_list(tmp_path / "run")),

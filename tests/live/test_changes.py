@@ -32,7 +32,7 @@ def distances(dtype: str, old: TensorData, new: TensorData) -> tuple[np.ndarray,
     return where, [d - (1 << bits) if d >> (bits - 1) else d for d in found], y[where]
 
 
-@quick(40)
+@quick(30)
 @given(dtype=DTYPE_NAMES, seed=SEEDS, share=st.sampled_from([0.01, 0.3, 1.0]), codec=st.sampled_from(["sparse", "context", "raw"]))
 def test_they_are_what_numpy_finds(dtype: str, seed: int, share: float, codec: str) -> None:
     rng = np.random.default_rng(seed)
