@@ -13,7 +13,7 @@ from ckptdiff.chain.following import Version, last_of, path_to, put_together, re
 from ckptdiff.chain.history import History, read_history
 from ckptdiff.chain.names import DIGITS, HEAD, MAX_STEP, PatchName
 from ckptdiff.chain.publisher import Publisher
-from ckptdiff.errors import BaseMismatchError, CheckpointError, OutputError, StoreError, UnsupportedError
+from ckptdiff.errors import BaseMismatchError, CheckpointError, CkptdiffError, FormatError, OutputError, StoreError, UnsupportedError
 from ckptdiff.io.store import Store
 from ckptdiff.live.encoder import Encoder
 from ckptdiff.live.patch import Patch, compose_in_memory
@@ -253,7 +253,7 @@ class StateWriter:
                 yield copy
 
     def _bring_to(self, history: History, at: int, identity: bytes) -> None:
-        error: BaseMismatchError | None = None
+        error: CkptdiffError | None = None
         for source in self._sources():
             encoder = Encoder(source, threads=self.options.threads)
             found = bytes.fromhex(encoder.identity)
@@ -262,8 +262,8 @@ class StateWriter:
                 return
             try:
                 names = path_to(history, at, found, THE_REFERENCE)
-            except BaseMismatchError as mismatch:
-                error = error or mismatch
+            except (BaseMismatchError, FormatError) as unreachable:
+                error = error or unreachable
                 continue
             with ExitStack() as stack:
                 patches = read_patches(self.store, names, history, stack)
