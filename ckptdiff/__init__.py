@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from ckptdiff.analysis.overlap import OverlapResult
     from ckptdiff.analysis.report_model import Report
+    from ckptdiff.chain.following import Version
+    from ckptdiff.chain.state_publisher import Publisher
+    from ckptdiff.chain.subscriber import Staged, Subscriber
     from ckptdiff.errors import (
         BaseMismatchError,
         CheckpointError,
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
         UnsupportedError,
     )
     from ckptdiff.live.changes import Change
+    from ckptdiff.live.encoder import Encoder
     from ckptdiff.live.identity import identity
     from ckptdiff.live.patch import Patch, diff
     from ckptdiff.live.switch import LoadedPatch
@@ -71,6 +75,7 @@ __all__ = [
     "CkptdiffError",
     "CompareResult",
     "ComposeResult",
+    "Encoder",
     "FormatError",
     "HubError",
     "IntegrityError",
@@ -81,14 +86,18 @@ __all__ = [
     "OverlapResult",
     "Patch",
     "PatchInfo",
+    "Publisher",
     "PullResult",
     "PushResult",
     "Report",
     "ResourceError",
     "RevisionError",
+    "Staged",
     "StoreError",
+    "Subscriber",
     "UnsupportedError",
     "VerifyResult",
+    "Version",
     "apply",
     "chain_add",
     "chain_list",
@@ -113,7 +122,12 @@ __all__ = [
 _MODULES = {
     "OverlapResult": "analysis.overlap",
     "Report": "analysis.report_model",
+    "Version": "chain.following",
+    "Publisher": "chain.state_publisher",
+    "Staged": "chain.subscriber",
+    "Subscriber": "chain.subscriber",
     "Change": "live.changes",
+    "Encoder": "live.encoder",
     "identity": "live.identity",
     "Patch": "live.patch",
     "diff": "live.patch",

@@ -61,10 +61,18 @@ def test_examples_on_files_run(tmp_path: Path) -> None:
 
 def test_the_example_of_chains_runs(tmp_path: Path) -> None:
     training_run(tmp_path / "run", 3, form="step-{}")
-    (code,) = blocks("docs/chains.md", "python")
+    code = blocks("docs/chains.md", "python")[0]
     result = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert weights(tmp_path / "restored") == weights(tmp_path / "run" / "step-200")
+
+
+def test_the_example_of_publishing_runs(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    code = blocks("docs/chains.md", "python")[-1]
+    result = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("Version(step=5, ")
 
 
 def test_examples_in_memory_run(tmp_path: Path) -> None:

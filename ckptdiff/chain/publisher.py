@@ -22,13 +22,13 @@ class Publisher:
         self.store, self.chain, self.epoch = store, chain, epoch
 
     @classmethod
-    def take_over(cls, store: Store, chain: ChainDocument) -> Publisher:
-        """Take over from whoever has written so far, and who can complete no step any more.
+    def take_over(cls, store: Store, chain: ChainDocument, after: int | None = None) -> Publisher:
+        """Take over from whoever has written so far, and who can complete no step any more; ``after``: only from this epoch's.
 
         Raises:
             OutputError: another one takes over at this moment, or has done so too often. StoreError: the store fails.
         """
-        epoch = highest_epoch(store) + 1
+        epoch = (highest_epoch(store) if after is None else after) + 1
         if epoch > MAX_EPOCH:
             raise OutputError(f"{store.name}: has had {MAX_EPOCH} publishers, the most that there can be: begin another chain")
         if not store.put(epoch_key(epoch), epoch_bytes(chain, epoch, os.urandom(16))):
@@ -70,7 +70,16 @@ class Publisher:
 
     def _put_file(self, key: str, file: Path) -> None:
         if not self.store.put_file(key, file):
-            raise OutputError(f"{self.store.name}/{key}: is there already, with other bytes: {_WHO}")
+            raise self._taken(key)
+
+    def _taken(self, key: str) -> OutputError:
+        return OutputError(f"{self.store.name}/{key}: is there already, with other bytes: {_WHO}")
+
+    def put_bytes(self, name: PatchName, data: bytes) -> None:
+        """:meth:`put` of the bytes of a patch file."""
+        self.check_alone()
+        if not self.store.put(name.key, data):
+            raise self._taken(name.key)
 
     def check_stored(self, name: PatchName, patch: Path) -> None:
         """Read a patch back; raises IntegrityError unless the store has the bytes of the one on this machine."""

@@ -1,12 +1,18 @@
-"""Callbacks for the trainers of transformers and TRL: one trains within a mask, one records how the weights change."""
+"""Callbacks for the trainers of transformers and TRL: one trains within a mask, one records how the weights change, one keeps every
+checkpoint in a chain."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from ckptdiff.errors import UnsupportedError
+from ckptdiff.io.durable import sync
+from ckptdiff.io.work_folder import work_folder
 from ckptdiff.obtaining import how_to_get
+from ckptdiff.patching.output import explain_write_errors
 
 try:
     import torch
@@ -15,6 +21,8 @@ except ImportError:
     raise UnsupportedError(f"transformers is missing; {how_to_get('transformers')}") from None
 
 from ckptdiff.subnetwork import Frozen, Mask, UpdateTracker, freeze_outside
+from ckptdiff.verbs.chain_add import chain_add
+from ckptdiff.verbs.chain_restore import chain_restore
 
 
 class SubnetworkCallback(transformers.TrainerCallback):
@@ -66,6 +74,75 @@ class UpdateTrackerCallback(transformers.TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.tracker is not None:
             self.tracker.remove()
+
+
+class ChainCallback(transformers.TrainerCallback):
+    """Put every checkpoint that the trainer saves into a chain: ``Trainer(..., callbacks=[ChainCallback("run-chain", "base")])``.
+
+    After each save the weights, and the other files of the model, go in as :func:`ckptdiff.chain_add` puts them, checked against both
+    checkpoints. Optimizer, scheduler and trainer state are not in the chain, and stay where they are. :func:`restore_weights` puts the
+    files back.
+
+    Args:
+        chain: a folder or a URL; it is made at the first save.
+        base: the checkpoint that training starts from: a path, or an id on the Hub.
+        remove_weights: remove the files of each checkpoint that the chain has, once the next one is in and the stored bytes were compared.
+            Those of the last checkpoint stay.
+        keyframe_every, codec, threads: as of :func:`ckptdiff.chain_add`.
+    """
+
+    def __init__(
+        self,
+        chain: str | os.PathLike[str],
+        base: str | os.PathLike[str],
+        *,
+        remove_weights: bool = False,
+        keyframe_every: int | None = None,
+        codec: str | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self.chain, self.base, self.remove_weights = chain, base, remove_weights
+        self._options: dict[str, Any] = {"keyframe_every": keyframe_every, "codec": codec, "threads": threads}
+        self._last: Path | None = None
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        saved, last = Path(args.output_dir) / f"checkpoint-{state.global_step}", self._last
+        before = [last] if last is not None and last != saved and last.is_dir() else []  # save_total_limit may have removed it
+        chain_add(self.chain, [*before, saved], base=self.base, **self._options)
+        if before and self.remove_weights:
+            chain_add(self.chain, before, base=self.base, remove_originals=True, **self._options)
+        self._last = saved
+
+
+def restore_weights(
+    chain: str | os.PathLike[str],
+    checkpoint: str | os.PathLike[str],
+    step: int,
+    *,
+    base: str | os.PathLike[str] | None = None,
+    threads: int | None = None,
+) -> None:
+    """Put the files of a step back into a checkpoint folder, beside optimizer and trainer state, for ``resume_from_checkpoint``.
+
+    Each file is rebuilt and compared elsewhere first, and then moved to its place, one after another: if that is interrupted, the same call
+    completes it. Files of the same names are replaced.
+
+    Args:
+        chain: the chain.
+        checkpoint: the folder, which is made if it is not there.
+        step: the step's number.
+        base, threads: as of :func:`ckptdiff.chain_restore`, whose errors are raised.
+    """
+    folder = Path(checkpoint)
+    with explain_write_errors(folder), work_folder(folder.absolute().parent, ".restored.ckptdiff-") as work:
+        built = work.path / "built"
+        done = chain_restore(chain, step, built, base=base, threads=threads)
+        for name in done.files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(built / name, folder / name)
+            sync((folder / name).parent)
 
 
 def plain_optimizer(optimizer: Any) -> Any:

@@ -64,18 +64,23 @@ def diff(
     options = on_threads(base, target, codec, threads or default_threads(), device)
     check_size(target)
     encoded = encode_pair(base, target, pair(base, target, rules), options, io.BytesIO(), no_progress)
-    return _written(PatchContents(encoded, recorded_facts(encoded, None, None), None))
+    return written(PatchContents(encoded, recorded_facts(encoded, None, None), None))
 
 
-def _written(contents: PatchContents) -> Patch:
+def written(contents: PatchContents) -> Patch:
     """The patch file of these contents, in memory."""
     out = io.BytesIO()
     write_file(contents, out)
     return Patch(out.getvalue())
 
 
-def compose_in_memory(patches: Sequence[Patch], base: Any = None, *, codec: str | None = None, threads: int | None = None) -> Patch:
-    """:func:`ckptdiff.compose` for patches in memory, or open ones, of one file each."""
+def compose_in_memory(
+    patches: Sequence[Patch], base: Any = None, *, codec: str | None = None, threads: int | None = None, copies: bool = True
+) -> Patch:
+    """:func:`ckptdiff.compose` for patches in memory, or open ones, of one file each.
+
+    ``copies``: as of :class:`~ckptdiff.patching.write.PatchContents`, for those that are composed without the base.
+    """
     chain, count = [patch.opened for patch in patches], threads or default_threads()
     folder = next((patch.path for patch in chain if patch.index is not None), None)
     if folder is not None:
@@ -84,7 +89,7 @@ def compose_in_memory(patches: Sequence[Patch], base: Any = None, *, codec: str 
         composition = Composition()
         for patch in chain:
             composition.add(patch)
-        return _written(composition.encode(io.BytesIO(), count, no_progress))
+        return written(composition.encode(io.BytesIO(), count, no_progress, copies))
     while len(chain) > MAX_CHAIN:
         chain[:MAX_CHAIN] = [_through(base, chain[:MAX_CHAIN], ThroughBase("sparse", count, no_progress)).opened]
     return _through(base, chain, ThroughBase(codec, count, no_progress))
@@ -99,7 +104,7 @@ def _through(base: Any, chain: Sequence[OpenPatch], way: ThroughBase) -> Patch:
             old = open_state(state_of(base, "the base"), "the base", scope=chain[0].files[0].metadata.base_scope or "")
         folder = stack.enter_context(work_folder(Path(tempfile.gettempdir()), "ckptdiff-tensors-")).path
         check_space(folder, scratch_size(chain))
-        return _written(way.encode(old, chain, io.BytesIO(), folder))
+        return written(way.encode(old, chain, io.BytesIO(), folder))
 
 
 class Patch:

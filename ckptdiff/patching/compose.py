@@ -97,13 +97,14 @@ class Composition:
         self.others.add(patch)
         self.size, self.last = self.size + patch.stored_size, patch
 
-    def encode(self, spool: BinaryIO, threads: int, progress: Progress) -> PatchContents:
+    def encode(self, spool: BinaryIO, threads: int, progress: Progress, copies: bool = True) -> PatchContents:
         """Compose all tensors.
 
         Args:
             spool: an empty file for their payloads.
             threads: how many to use; the result does not depend on it.
             progress: called with how much is composed, in bytes of the target.
+            copies: as of :class:`~ckptdiff.patching.write.PatchContents`.
 
         Raises:
             UnsupportedError: only the base can tell what a tensor or a file becomes.
@@ -114,10 +115,10 @@ class Composition:
             raise UnsupportedError(f"{both}: one is a patch file, the other a patch folder: give the base (--base)")
         self.others.check()
         tensors = self._tensors()
-        copies = check_composable(tensors, self._histories.files)
+        repeated = check_composable(tensors, self._histories.files)
         batch = min(BATCH, self.last.output_size // (4 * threads))
         composer = TensorComposer(self._histories.files, Spool(spool), Threads(threads, batch), progress)
-        composer.compose([tensor for tensor in tensors if tensor not in set(copies)])
+        composer.compose([tensor for tensor in tensors if tensor not in set(repeated)])
         pair = EncodedPair(
             self._first.checkpoint(self.others.in_base),
             target_of(self.last, lambda file: StatedFile(file.metadata.target_path, file.metadata.target_size), {}),
@@ -129,8 +130,8 @@ class Composition:
             composer.payloads,
             Pairing(self._histories.base_scopes),
         )
-        contents = PatchContents(pair, facts_of(self._first.info, self.last.info), None)
-        for tensor in copies:
+        contents = PatchContents(pair, facts_of(self._first.info, self.last.info), None, copies)
+        for tensor in repeated:
             contents.entries[tensor.key.scope][tensor.key] = copy_of(tensor, contents.entries[tensor.key.scope])
         self._check_removed(contents)
         return contents

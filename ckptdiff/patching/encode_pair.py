@@ -78,7 +78,7 @@ TENSORS_AT_ONCE = 1 << 10
 def encode_pair(
     base: Checkpoint, target: Checkpoint, pairing: Pairing, options: EncodeOptions, spool: BinaryIO, progress: Progress
 ) -> EncodedPair:
-    """Encode all tensors of a target; ``spool`` is an empty file for their payloads."""
+    """Encode all tensors of a target; ``spool`` is a file at whose end their payloads go."""
     return _PairEncoder(base, target, pairing, options, spool, progress).encode()
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -122,7 +122,7 @@ def open_state(state: State, where: str, wanted: Collection[str] = (), scope: st
     Raises:
         UnsupportedError: a tensor has a dtype, layout or device that cannot be read in place, or too many dimensions.
     """
-    rows, tied = [], dict[str, str]()
+    rows, tied = list[Row](), dict[str, str]()
     first: dict[tuple[object, ...], str] = {}
     for name, array in sorted(state.items(), key=lambda row: row[0] not in wanted):
         dtype = dtype_of(array, f"{where}: {name}")
@@ -133,11 +133,27 @@ def open_state(state: State, where: str, wanted: Collection[str] = (), scope: st
         if known != name and name not in wanted:
             tied[name] = known
             continue
-        rows.append((name, dtype, shape, flat))
-    rows.sort(key=lambda row: (DTYPE_ORDER.index(row[1]), row[0]))
-    ends = list(accumulate((len(flat) for *_, flat in rows), initial=0))
-    tensors = tuple(TensorInfo(*row[:3], begin, end) for row, (begin, end) in zip(rows, pairwise(ends), strict=True))
-    raw = predicted_header((name, dtype, shape, len(flat)) for name, dtype, shape, flat in rows)
+        rows.append(Row(name, dtype, shape, flat))
+    return open_rows(rows, where, scope, tied)
+
+
+class Row(NamedTuple):
+    """A tensor in memory."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    """In elements."""
+    flat: Bytes | torch.Tensor
+    """Its memory as bytes."""
+
+
+def open_rows(rows: Iterable[Row], where: str, scope: str = MEMORY_SCOPE, tied: Mapping[str, str] | None = None) -> Checkpoint:
+    """As :func:`open_state`, of tensors that are known as their bytes. ``tied``: further names, and what they are stored under."""
+    ordered = sorted(rows, key=lambda row: (DTYPE_ORDER.index(row.dtype), row.name))
+    ends = accumulate((len(row.flat) for row in ordered), initial=0)
+    tensors = tuple(TensorInfo(*row[:3], begin, end) for row, (begin, end) in zip(ordered, pairwise(ends), strict=False))
+    raw = predicted_header((*row[:3], len(row.flat)) for row in ordered)
     header = Header(raw, {"format": "pt"}, tensors)
-    file = MemoryFile(where, header, [row[3] for row in rows])
-    return Checkpoint(Path(where), True, [WeightFile(MEMORY_FILE_NAME, scope, file, header)], {}, in_memory=True, tied=tied)
+    file = MemoryFile(where, header, [row.flat for row in ordered])
+    return Checkpoint(Path(where), True, [WeightFile(MEMORY_FILE_NAME, scope, file, header)], {}, in_memory=True, tied=dict(tied or {}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -26,10 +27,10 @@ class SpoolRange:
 
 
 class Spool:
-    """A temporary file of encoded blocks, and where its end is."""
+    """A temporary file of encoded blocks, and where its end is. What is in the file stays before them."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file, self._end = file, 0
+        self._file, self._end = file, file.seek(0, os.SEEK_END)
 
     def append(self, blocks: Sequence[bytes]) -> SpoolRange:
         """Write blocks behind all others."""

@@ -66,12 +66,14 @@ class PatchContents:
         pair: the encoded tensors.
         info: further facts that it records (spec 5.1).
         report: the stored form of the report, if there is one.
+        copies: whether a tensor that repeats the content of another one is stored as its copy. Without that, all patches of a chain that
+            ``sparse`` codes can be composed without the base.
         entries: table entries by scope and key.
     """
 
-    def __init__(self, pair: EncodedPair, info: dict[str, Any], report: bytes | None) -> None:
+    def __init__(self, pair: EncodedPair, info: dict[str, Any], report: bytes | None, copies: bool = True) -> None:
         self.pair, self.info, self.report = pair, info, report
-        self.entries = {scope_id: _with_copies(scope.entries) for scope_id, scope in pair.scopes.items()}
+        self.entries = {scope_id: _with_copies(scope.entries) if copies else scope.entries for scope_id, scope in pair.scopes.items()}
 
 
 @dataclass(frozen=True, slots=True)

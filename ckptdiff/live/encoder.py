@@ -1,0 +1,254 @@
+"""Patches of states that follow each other, made tensor by tensor against a copy of the last one."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ckptdiff import kernels
+from ckptdiff.checkpoint.adapt import AdaptedBase, adapt
+from ckptdiff.checkpoint.contents import Checkpoint, Tensor, TensorKey, WeightFile
+from ckptdiff.checkpoint.pairing import Counterpart, Pairing
+from ckptdiff.errors import CheckpointError, IntegrityError, cut
+from ckptdiff.format.digests import BLOCK, identity, tensor_digest
+from ckptdiff.format.dtypes import DTYPES
+from ckptdiff.format.entry import CODEC_NAMES, Entry
+from ckptdiff.io.parallel import default_threads, no_progress
+from ckptdiff.live.hashing import leaves_in_memory
+from ckptdiff.live.patch import Patch, written
+from ckptdiff.live.state_copy import THE_STATE, StateCopy, cast, check_complete, check_tied, copied
+from ckptdiff.live.updates import RangeUpdate, merge_blocks
+from ckptdiff.patching.compare_on_host import ComparedGroup, Comparer
+from ckptdiff.patching.compose import StatedFile
+from ckptdiff.patching.encode_options import on_threads
+from ckptdiff.patching.encode_pair import EncodedPair, PairedScope, encode_pair
+from ckptdiff.patching.memory import MEMORY_FILE_NAME, MEMORY_SCOPE, Row, open_rows, state_of
+from ckptdiff.patching.pending_tensor import Spool, SpoolRange
+from ckptdiff.patching.provenance import recorded_facts
+from ckptdiff.patching.torch_dtypes import Array, dtype_of, flat_bytes
+from ckptdiff.patching.write import PatchContents
+
+THE_REFERENCE = "the copy of the last state"
+"""How messages call it."""
+BYTES_AT_ONCE = 1 << 27
+"""Bytes of tensors, about, that are cast and encoded together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What a patch is that an encoder has finished."""
+
+    base_identity: str
+    target_identity: str
+    changed: int
+    units: int
+    """Units that differ, of how many (spec section 4)."""
+
+
+class Encoder:
+    """Makes patches from one state of a model to the next, tensor by tensor.
+
+    It has a copy of the last state on the host, and, between the first :meth:`add` and :meth:`commit` or :meth:`rollback`, what changed and
+    the encoded form of it; never more than two whole models beside what the caller has. All states have the tensors of the base, with the
+    same names, dtypes and shapes: for others use :func:`ckptdiff.diff`.
+
+    Args:
+        base: a state dict or a module of torch or numpy tensors, or a checkpoint's path. It is copied.
+        dtype: the dtype that is served (``torch.bfloat16`` or ``"bfloat16"``): floats of the base and of what is added are cast to it, to
+            nearest even, before they are compared. ``"base"``: what is added is cast to the dtypes that the base has. None: nothing is.
+        codec: as of :func:`ckptdiff.diff`.
+        threads: how many to use; the bytes do not depend on it.
+
+    Raises:
+        CheckpointError, UnsupportedError: the base is no such thing, or a tensor cannot be read in place.
+    """
+
+    def __init__(self, base: Any, *, dtype: Any = None, codec: str | None = "sparse", threads: int | None = None) -> None:
+        if codec is not None and codec not in CODEC_NAMES:
+            raise CheckpointError(f"unknown codec {codec!r}: expected one of {', '.join(CODEC_NAMES)}")
+        self.reference = base if isinstance(base, StateCopy) else copied(base, dtype)
+        self.codec, self.threads = codec, threads or default_threads()
+        self._base, self.layout = self.reference.open(THE_REFERENCE), self.reference.layout
+        (file,) = self._base.weights
+        self._header, known = file.header, self._base.scopes.get(MEMORY_SCOPE, {})
+        self._counterparts = {name: Counterpart(adapt(tensor, tensor), "name") for name, tensor in known.items()}
+        self._identity: bytes | None = None
+        self._finished: bytes | None = None
+        self._clear()
+
+    def _clear(self) -> None:
+        self._spool, self._finished = io.BytesIO(), None
+        self._entries = dict[TensorKey, Entry]()
+        self._payloads = dict[TensorKey, list[SpoolRange]]()
+        self._updates = list[tuple[str, RangeUpdate]]()
+        self._tied = dict[str, bytes]()
+
+    @property
+    def identity(self) -> str:
+        """Identity (:func:`ckptdiff.identity`) of the last state that was committed, in hexadecimal."""
+        if self._identity is None:
+            tensors = list(self._base.scopes.get(MEMORY_SCOPE, {}).values())
+            leaves = leaves_in_memory([memory for tensor in tensors if (memory := tensor.memory) is not None], self.threads)
+            rows = zip(tensors, map(tensor_digest, leaves), strict=True)
+            self._identity = identity((t.scope, t.name, t.dtype, t.shape, digest) for t, digest in rows)
+        return self._identity.hex()
+
+    def add(self, name: str, tensor: Array) -> None:
+        """Encode a tensor of the next state, which may be freed or changed afterwards.
+
+        Raises:
+            CheckpointError: the base has no tensor of this name, or another shape or dtype; or it was added already.
+            UnsupportedError: it cannot be read in place.
+        """
+        (array,) = state_of({name: tensor}, THE_STATE).values()
+        kept = self.layout.tied.get(name)
+        if kept is None:
+            self._add([(name, array)])
+            return
+        place = self.layout.check(name, array)
+        flat = flat_bytes(self._served(name, array), f"{THE_STATE}: {name}")
+        self._tied[name] = tensor_digest(leaves_in_memory([flat], 1)[0]) if place.size else tensor_digest([])
+
+    def add_all(self, state: Any) -> None:
+        """:meth:`add` for all tensors of a state dict or a module, which is faster than one by one."""
+        arrays = state_of(state, THE_STATE)
+        for name in arrays:
+            self.layout.place(name)
+        check_complete(self.layout, arrays)
+        check_tied(self.layout, arrays)
+        batch, size = list[tuple[str, Array]](), 0
+        for name, array in arrays.items():
+            if name in self.layout.tied:
+                continue
+            batch.append((name, array))
+            size += self.layout.places[name].size
+            if size >= BYTES_AT_ONCE:
+                self._add(batch)
+                batch, size = [], 0
+        self._add(batch)
+
+    def add_copy(self, state: StateCopy) -> None:
+        """:meth:`add_all` of a state that was copied into the encoder's own layout."""
+        self._encode(list(state.rows.values()))
+
+    def _add(self, arrays: Iterable[tuple[str, Array]]) -> None:
+        rows = list[Row]()
+        for name, array in arrays:
+            place = self.layout.check(name, array)
+            served = self._served(name, array)
+            rows.append(Row(name, place.dtype, place.shape, flat_bytes(served, f"{THE_STATE}: {name}")))
+        self._encode(rows)
+
+    def _served(self, name: str, array: Array) -> Array:
+        """A tensor, cast to the dtype that is served."""
+        dtype = self.layout.place(name).dtype
+        return array if dtype_of(array, name) == dtype else cast(array, dtype, name)
+
+    def _encode(self, rows: list[Row]) -> None:
+        if self._finished is not None:
+            raise CheckpointError(f"{THE_STATE}: the patch is finished: commit it or roll it back first")
+        again = next((row.name for row in rows if TensorKey(MEMORY_SCOPE, row.name) in self._entries), None)
+        if again is not None:
+            raise CheckpointError(f"{THE_STATE}: tensor {cut(again)} was added already")
+        if not rows:
+            return
+        names, target = [row.name for row in rows], open_rows(rows, THE_STATE)
+        base = self._base if len(names) == len(self.layout.places) else self.reference.open(THE_REFERENCE, names)
+        pairing = Pairing({MEMORY_SCOPE: MEMORY_SCOPE}, {TensorKey(MEMORY_SCOPE, name): self._counterparts[name] for name in names})
+        options = on_threads(base, target, self.codec, self.threads, None)
+        options = replace(options, compare=_Noting(options.compare, self._updates))
+        encoded = encode_pair(base, target, pairing, options, self._spool, no_progress)
+        self._entries |= encoded.scopes[MEMORY_SCOPE].entries
+        self._payloads |= encoded.payloads
+
+    def finish(self) -> Patch:
+        """The patch from the last state to the one whose tensors were added.
+
+        It is that of :func:`ckptdiff.diff`, but that no tensor is stored as a copy of another one.
+
+        Raises:
+            CheckpointError: a tensor of the base was not added, or further names of one had another content.
+            IntegrityError: the encoder's own copy was written to.
+        """
+        check_complete(self.layout, (key.name for key in self._entries))
+        by_name = {key.name: entry for key, entry in self._entries.items()}
+        for name, digest in self._tied.items():
+            kept = self.layout.tied[name]
+            if by_name[kept].digest != digest:
+                raise CheckpointError(
+                    f"{THE_STATE}: {cut(name)} and {cut(kept)} are one tensor in the base, but have different contents: begin another "
+                    "chain, from a base with both"
+                )
+        before = identity((MEMORY_SCOPE, e.name, e.dtype, e.shape, e.base_digest) for e in by_name.values())
+        after = identity((MEMORY_SCOPE, e.name, e.dtype, e.shape, e.digest) for e in by_name.values())
+        if self._identity is not None and before != self._identity:
+            raise IntegrityError(
+                f"{THE_REFERENCE}: has the identity {before.hex()}, expected {self._identity.hex()}: something wrote to it"
+            )
+        patch = written(self._contents(before, after))
+        self._identity, self._finished = before, after
+        return patch
+
+    @property
+    def finished(self) -> Finished:
+        """What the finished patch is, without a look into its bytes; raises CheckpointError if none is finished."""
+        if self._finished is None or self._identity is None:
+            raise CheckpointError(f"{THE_STATE}: no patch of it is finished: call finish() first")
+        changed, units = sum(e.changed for e in self._entries.values()), sum(e.units for e in self._entries.values())
+        return Finished(self._identity.hex(), self._finished.hex(), changed, units)
+
+    def _contents(self, before: bytes, after: bytes) -> PatchContents:
+        source = StatedFile(THE_STATE, self._header.data_start + self._header.data_size)
+        weights = [WeightFile(MEMORY_FILE_NAME, MEMORY_SCOPE, source, self._header)]
+        target = Checkpoint(source.path, True, weights, {}, in_memory=True, tied=dict(self.layout.tied))
+        scope = PairedScope(MEMORY_SCOPE, self.layout.places.keys(), self._entries)
+        pair = EncodedPair(
+            self._base, target, {MEMORY_SCOPE: scope}, before, after, {}, Spool(self._spool), self._payloads, Pairing({MEMORY_SCOPE: None})
+        )
+        return PatchContents(pair, recorded_facts(pair, None, None), None, copies=False)
+
+    def commit(self) -> None:
+        """Let the encoder's copy be the state of the finished patch: the next one starts from there.
+
+        Raises:
+            CheckpointError: no patch is finished.
+        """
+        after = self.finished.target_identity
+        for name, update in self._updates:
+            row = self.reference.rows[name]
+            assert isinstance(row.flat, np.ndarray)
+            part = row.flat[update.start : update.stop]
+            kernels.moves.move_run(part, update.positions, update.zigzags, DTYPES[row.dtype], False, False)
+        self._identity = bytes.fromhex(after)
+        self._clear()
+
+    def rollback(self) -> None:
+        """Forget what was added since the last commit."""
+        self._clear()
+
+
+class _Noting:
+    """A comparer that notes what changes, in the form in which it is written to memory."""
+
+    def __init__(self, compare: Comparer, updates: list[tuple[str, RangeUpdate]]) -> None:
+        self._compare, self._updates = compare, updates
+
+    def __call__(self, base: AdaptedBase | None, target: Tensor, first: int, stop: int, codec: str | None) -> ComparedGroup:
+        group = self._compare(base, target, first, stop, codec)
+        dtype = DTYPES[target.dtype]
+        begin = first * dtype.carrier
+        for k in range(0, len(group.changes), UPDATED_AT_ONCE):
+            start = begin + k * BLOCK
+            blocks = group.changes[k : k + UPDATED_AT_ONCE]
+            update = merge_blocks(start, min(start + len(blocks) * BLOCK, begin + group.nbytes), blocks, dtype)
+            if update is not None:
+                self._updates.append((target.name, update))
+        return group
+
+
+UPDATED_AT_ONCE = 8
+"""Blocks of an update, of which positions are counted by 32 bits."""
