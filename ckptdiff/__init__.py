@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from ckptdiff.verbs.chain_list import ChainListing, chain_list
     from ckptdiff.verbs.chain_prune import ChainPruneResult, chain_prune
     from ckptdiff.verbs.chain_restore import ChainRestoreResult, chain_restore
+    from ckptdiff.verbs.chain_squash import ChainSquashResult, chain_squash
     from ckptdiff.verbs.chain_verify import ChainVerifyResult, chain_verify
     from ckptdiff.verbs.compare import CompareResult, compare
     from ckptdiff.verbs.compose import ComposeResult, compose
@@ -65,6 +66,7 @@ __all__ = [
     "ChainListing",
     "ChainPruneResult",
     "ChainRestoreResult",
+    "ChainSquashResult",
     "ChainVerifyResult",
     "Change",
     "CheckpointError",
@@ -94,6 +96,7 @@ __all__ = [
     "chain_list",
     "chain_prune",
     "chain_restore",
+    "chain_squash",
     "chain_verify",
     "compare",
     "compose",
@@ -130,6 +133,8 @@ _MODULES = {
     "chain_prune": "verbs.chain_prune",
     "ChainRestoreResult": "verbs.chain_restore",
     "chain_restore": "verbs.chain_restore",
+    "ChainSquashResult": "verbs.chain_squash",
+    "chain_squash": "verbs.chain_squash",
     "ChainVerifyResult": "verbs.chain_verify",
     "chain_verify": "verbs.chain_verify",
     "CompareResult": "verbs.compare",

@@ -123,6 +123,21 @@ def apply_plan(
 
 
 @contextmanager
+def work_beside(history: History, plan: list[PatchName], out: Path) -> Iterator[Path]:
+    """A folder on an output's disk to fetch patches into: one for the work of this run, or where none is fetched the output's own.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    parent = out.absolute().parent
+    if not plan or history.store.path(plan[0].key) is not None:
+        yield parent
+        return
+    with explain_write_errors(out), work_folder(parent, WORK_PREFIX) as work:
+        yield work.path
+
+
+@contextmanager
 def working_in(store: Store) -> Iterator[Path]:
     """A work folder: in the chain's own folder, or for a chain elsewhere in the folder for temporary files (``TMPDIR``).
 
