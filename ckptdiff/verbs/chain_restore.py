@@ -70,7 +70,7 @@ def chain_restore(
         noted(f"starts at step {history.steps[known.start].number}, which {known.path} is")
     plan = plan_of(history, at, known.start)
     with work_beside(history, plan, out) as work:
-        done = apply_plan(history, plan, known.path, out, work, threads, progress, overwrite=overwrite, listed=listed)
+        done = apply_plan(history, plan, known.path, out, work, threads, progress, overwrite=overwrite, listed=listed, noted=noted)
     start = None if known.start is None else history.steps[known.start].number
     keys = tuple(name.key for name in plan)
     return ChainRestoreResult(done.out, step, start, keys, done.files, done.size, watch.seconds())
