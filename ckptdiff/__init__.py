@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from ckptdiff.analysis.overlap import OverlapResult
     from ckptdiff.analysis.report_model import Report
+    from ckptdiff.analysis.series import ChainReport
     from ckptdiff.errors import (
         BaseMismatchError,
         CheckpointError,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from ckptdiff.verbs.chain_list import ChainListing, chain_list
     from ckptdiff.verbs.chain_prune import ChainPruneResult, chain_prune
     from ckptdiff.verbs.chain_restore import ChainRestoreResult, chain_restore
+    from ckptdiff.verbs.chain_series import chain_mask, chain_overlap, chain_report
     from ckptdiff.verbs.chain_squash import ChainSquashResult, chain_squash
     from ckptdiff.verbs.chain_verify import ChainVerifyResult, chain_verify
     from ckptdiff.verbs.compare import CompareResult, compare
@@ -65,6 +67,7 @@ __all__ = [
     "ChainAddResult",
     "ChainListing",
     "ChainPruneResult",
+    "ChainReport",
     "ChainRestoreResult",
     "ChainSquashResult",
     "ChainVerifyResult",
@@ -94,7 +97,10 @@ __all__ = [
     "apply",
     "chain_add",
     "chain_list",
+    "chain_mask",
+    "chain_overlap",
     "chain_prune",
+    "chain_report",
     "chain_restore",
     "chain_squash",
     "chain_verify",
@@ -116,6 +122,7 @@ __all__ = [
 _MODULES = {
     "OverlapResult": "analysis.overlap",
     "Report": "analysis.report_model",
+    "ChainReport": "analysis.series",
     "Change": "live.changes",
     "identity": "live.identity",
     "Patch": "live.patch",
@@ -133,6 +140,9 @@ _MODULES = {
     "chain_prune": "verbs.chain_prune",
     "ChainRestoreResult": "verbs.chain_restore",
     "chain_restore": "verbs.chain_restore",
+    "chain_mask": "verbs.chain_series",
+    "chain_overlap": "verbs.chain_series",
+    "chain_report": "verbs.chain_series",
     "ChainSquashResult": "verbs.chain_squash",
     "chain_squash": "verbs.chain_squash",
     "ChainVerifyResult": "verbs.chain_verify",

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ckptdiff.verbs import chain_parts as chain_parts
     from ckptdiff.verbs import chain_prune as chain_prune
     from ckptdiff.verbs import chain_restore as chain_restore
+    from ckptdiff.verbs import chain_series as chain_series
     from ckptdiff.verbs import chain_squash as chain_squash
     from ckptdiff.verbs import chain_verify as chain_verify
     from ckptdiff.verbs import compare as compare
