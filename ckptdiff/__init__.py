@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from ckptdiff.verbs.chain_add import ChainAddResult, chain_add
     from ckptdiff.verbs.chain_list import ChainListing, chain_list
     from ckptdiff.verbs.chain_prune import ChainPruneResult, chain_prune
+    from ckptdiff.verbs.chain_pull import ChainPullResult, chain_pull
+    from ckptdiff.verbs.chain_push import ChainPushResult, chain_push
     from ckptdiff.verbs.chain_restore import ChainRestoreResult, chain_restore
     from ckptdiff.verbs.chain_series import chain_mask, chain_overlap, chain_report
     from ckptdiff.verbs.chain_squash import ChainSquashResult, chain_squash
@@ -67,6 +69,8 @@ __all__ = [
     "ChainAddResult",
     "ChainListing",
     "ChainPruneResult",
+    "ChainPullResult",
+    "ChainPushResult",
     "ChainReport",
     "ChainRestoreResult",
     "ChainSquashResult",
@@ -100,6 +104,8 @@ __all__ = [
     "chain_mask",
     "chain_overlap",
     "chain_prune",
+    "chain_pull",
+    "chain_push",
     "chain_report",
     "chain_restore",
     "chain_squash",
@@ -140,6 +146,10 @@ _MODULES = {
     "chain_prune": "verbs.chain_prune",
     "ChainRestoreResult": "verbs.chain_restore",
     "chain_restore": "verbs.chain_restore",
+    "ChainPullResult": "verbs.chain_pull",
+    "chain_pull": "verbs.chain_pull",
+    "ChainPushResult": "verbs.chain_push",
+    "chain_push": "verbs.chain_push",
     "chain_mask": "verbs.chain_series",
     "chain_overlap": "verbs.chain_series",
     "chain_report": "verbs.chain_series",

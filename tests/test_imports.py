@@ -37,9 +37,9 @@ analysis: modules values sparsity matrices rank report_model report_stored pairs
 subnetwork: mask_rows mask_file mask masked_parameter freeze track
 pages: csv_tables chart_data labels histograms report_prose drawing templating report_charts report_captions report_page
 pages: overlap_prose overlap_charts overlap_captions overlap_page
-chain: names documents history contents creation publisher originals retention
-verbs: info make compose apply verify compare report overlap pull card push chain_parts chain_restore chain_list chain_verify \
-chain_add chain_prune chain_squash chain_series
+chain: names documents history hub_store contents creation publisher originals retention
+verbs: info make compose apply verify compare report overlap card push chain_parts chain_pull pull chain_restore chain_list chain_verify \
+chain_push chain_add chain_prune chain_squash chain_series
 integrations: transformers trainer
 cli: tables grouped options render render_hub render_report render_overlap render_chain progress report_commands hub_commands \
 compose_command chain_commands demo warmup main

@@ -20,6 +20,7 @@ from ckptdiff.cli.options import (
     output_option,
     overwrite_option,
     print_json,
+    refuse_given,
     selection_options,
     tensors_option,
     threads_option,
@@ -90,7 +91,7 @@ def report(
       ckptdiff report run-chain --base Llama-3-8B
     """
     if target is None and verbs.chain_series.is_chain(base):
-        _check_given("a chain; see ckptdiff overlap CHAIN --series", ("html", "png", "table", *NEED_TWO))
+        refuse_given("a chain; see ckptdiff overlap CHAIN --series", ("html", "png", "table", *NEED_TWO))
         with progress_bar() as progress:
             run = verbs.chain_series.chain_report(base, chain_base, steps=steps, threads=options["threads"], progress=progress)
         if json_output:
@@ -98,7 +99,7 @@ def report(
         else:
             cli.render_overlap.print_chain_report(run, tensors)
         return
-    _check_given("what is no chain", ("chain_base", "steps"))
+    refuse_given("what is no chain", ("chain_base", "steps"))
     if target is None:
         _check_lone_patch(base, checkpoint.recognition.is_patch(base))
     elif checkpoint.recognition.is_patch(base) and not checkpoint.recognition.is_patch(target):
@@ -127,14 +128,6 @@ def report(
 
 NEED_TWO = ("atol", "rtol", "rank", "device", "include", "exclude", "follow_links", "rename")
 """Options of ``report`` for which base and target are compared."""
-
-
-def _check_given(what: str, names: Sequence[str]) -> None:
-    """Refuse options that are not for what was given."""
-    context = click.get_current_context()
-    for parameter in context.command.params:
-        if parameter.name in names and context.get_parameter_source(parameter.name) is click.core.ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"{parameter.opts[0]} does not go with {what}")
 
 
 def _check_lone_patch(path: Path, is_patch: bool) -> None:
@@ -215,7 +208,7 @@ def overlap(
       ckptdiff overlap run-chain --base Llama-3-8B --series --steps last:20
     """
     of_chain = len(updates) == 1 and verbs.chain_series.is_chain(updates[0])
-    _check_given(*(("a chain", ("include", "exclude", "follow_links")) if of_chain else ("what is no chain", ("steps",))))
+    refuse_given(*(("a chain", ("include", "exclude", "follow_links")) if of_chain else ("what is no chain", ("steps",))))
     _check_outputs(html, png, table, (*updates, *([base] if base else [])), overwrite)
     with progress_bar() as progress:
         if of_chain:
@@ -256,7 +249,7 @@ def mask(patch: Path, base: Path | None, steps: tuple[str, ...], out: Path, over
       ckptdiff mask tuned --base base --atol 1e-5 -o mask.safetensors
     """
     of_chain = verbs.chain_series.is_chain(patch)
-    _check_given("what is no chain", () if of_chain else ("steps",))
+    refuse_given("what is no chain", () if of_chain else ("steps",))
     patching.output.check_plain_output(out, (patch, *([base] if base else [])), folder=False, overwrite=overwrite)
     with progress_bar() as progress:
         if of_chain:

@@ -56,7 +56,7 @@ def test_after_steps_were_removed_and_at_a_url(tmp_path: Path) -> None:
     same_numbers(chain, made[0], [made[1], made[3], made[5]])
 
 
-@pytest.mark.parametrize("dtype", ["BF16", "F6_E2M3", "C64", "F4", "I8"])
+@pytest.mark.parametrize("dtype", ["F6_E2M3", "C64"])
 def test_every_kind_of_element(dtype: str, tmp_path: Path, rng: np.random.Generator) -> None:
     state, made = {"w": random_tensor(rng, dtype, [64, 24]), "same": random_tensor(rng, dtype, [8])}, list[Path]()
     for k in range(4):
