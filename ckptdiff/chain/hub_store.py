@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from ckptdiff.chain.history import History
-from ckptdiff.chain.names import CHAIN, EPOCHS, HEAD, PatchName
+from ckptdiff.chain.history import History, patch_files
+from ckptdiff.chain.names import CHAIN, EPOCHS, HEAD, PatchName, epoch_of
 from ckptdiff.errors import StoreError
 from ckptdiff.hub.repo import RemoteFile, Repo, download
 
@@ -80,9 +80,10 @@ def counting_patches(history: History) -> list[PatchName]:
 
 def in_batches(history: History, names: Iterable[PatchName], wanted: Callable[[str], bool], most: int) -> list[list[str]]:
     """Objects to send or fetch at a time: first the documents that a chain begins with, then whole patches, up to ``most`` a batch or one
-    patch; at last the hint."""
+    patch; at last the hint. Raises FormatError if one of them is not the name of a file."""
     batches: list[list[str]] = [[]]
-    groups = [[CHAIN, *history.store.objects(EPOCHS)], *(history.objects(name) for name in names), [HEAD]]
+    epochs = [key for key in history.store.objects(EPOCHS) if epoch_of(key) is not None]
+    groups = [[CHAIN, *epochs], *(patch_files(history, name) for name in names), [HEAD]]
     for group in groups:
         keys = [key for key in group if wanted(key)]
         if batches[-1] and len(batches[-1]) + len(keys) > most:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptdiff.chain.documents import read_chain
-from ckptdiff.chain.history import History, read_history
+from ckptdiff.chain.history import History, patch_files, read_history
 from ckptdiff.chain.hub_store import counting_patches, holds_chain, in_batches, repo_store
 from ckptdiff.chain.names import CHAIN, HEAD, PatchName
 from ckptdiff.chain.retention import find_step
@@ -91,7 +91,7 @@ def chain_pull(
             progress("fetching the chain", done, max(size, 1))
         if HEAD in repo.files:
             local.replace(HEAD, (download(repo, [HEAD]) / HEAD).read_bytes())
-    present = sum(key in there and key not in wanted for name in names for key in history.objects(name))
+    present = sum(key in there and key not in wanted for name in names for key in patch_files(history, name))
     return ChainPullResult(local.root, str(repo.pinned), len(history.steps), len(keys), size, present, watch.seconds())
 
 
@@ -135,7 +135,7 @@ def patches_of_step(
     plan = plan_of(history, at, known.start)
     if not plan:
         raise CheckpointError(f"{known.path}: is that step itself: copy it")
-    folder = download(repo, [key for name in plan for key in history.objects(name)])
+    folder = download(repo, [key for name in plan for key in patch_files(history, name)])
     return known.path, [str(folder / name.key) for name in plan]
 
 
@@ -151,7 +151,7 @@ def _check_out(local: FolderStore, history: History) -> None:
 def _with_whole_patches(history: History, names: Sequence[PatchName], batch: Sequence[str]) -> list[str]:
     """The objects of a batch, and all others of the patches that they are of, which are fetched to be verified."""
     chosen = set(batch)
-    return sorted(chosen.union(*(keys for name in names if not chosen.isdisjoint(keys := history.objects(name)))))
+    return sorted(chosen.union(*(keys for name in names if not chosen.isdisjoint(keys := patch_files(history, name)))))
 
 
 def _put(local: FolderStore, fetched: Path, batch: Sequence[str], names: Sequence[PatchName], threads: int | None) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptdiff.chain.contents import open_stored
-from ckptdiff.chain.history import History, read_history
+from ckptdiff.chain.history import History, patch_files, read_history
 from ckptdiff.chain.hub_store import ListedStore, counting_patches, in_batches, is_blob
 from ckptdiff.chain.names import CHAIN, EPOCHS, HEAD
 from ckptdiff.errors import CheckpointError, FormatError, HubError, IntegrityError
@@ -108,7 +108,7 @@ def chain_push(
             text = message or f"ckptdiff chain: {history.number_text()}" + (f" ({number + 1} of {len(batches)})" if batches[1:] else "")
             commits.append(publish(hub_id, content, [], message=text, private=private, pull_request=False))
             progress("sending", number + 1, len(batches))
-    keys = [CHAIN, HEAD, *store.objects(EPOCHS), *(key for name in counting_patches(history) for key in history.objects(name))]
+    keys = [CHAIN, HEAD, *store.objects(EPOCHS), *(key for name in counting_patches(history) for key in patch_files(history, name))]
     there = sum(key in lacking.files and not lacking(key) for key in keys)
     return ChainPushResult(str(hub_id), sizes, there, card, tuple(commits))
 

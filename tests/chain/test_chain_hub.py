@@ -45,7 +45,7 @@ def test_there_and_back(hub: Hub, client: Client, models: list[Path], tmp_path: 
     shown = other.run("pull", "me/run", "-o", "run").stdout
     assert "2 steps of me/run@" in shown and other.run("chain", "verify", "run").stdout.startswith("no problem")
     assert tree(tmp_path / "b" / "run") == tree(tmp_path / "a" / "chain")
-    assert "fetched  0 files, 0 bytes; " in other.run("pull", "me/run", "-o", "run").stdout
+    assert "fetched  0 files, 0 B; " in other.run("pull", "me/run", "-o", "run").stdout
     other.run("chain", "restore", "run", 100, "-o", "first")
     assert files_of(tmp_path / "b" / "first") == files_of(models[1])
 
@@ -115,3 +115,17 @@ def test_what_is_refused(hub: Hub, client: Client, models: list[Path], tmp_path:
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     assert "does not verify, so it was not published" in client.run("push", "chain", "me/third", code=3).stderr
     assert "me/third" not in hub.repos and ckptdiff.chain_verify(tmp_path / "a" / "second").ok
+
+
+def test_a_hub_that_names_files_elsewhere(hub: Hub, client: Client, tmp_path: Path) -> None:
+    """Objects with paths that are no files of a patch: refused, or left out, before anything is fetched."""
+    client.run("push", "chain", "me/run")
+    files = hub.tree("me/run")
+    folder = next(path for path in files if path.startswith("steps/")).split("/")[1]
+    hub.add("me/odd", {**files, f"steps/{folder}/more.bin": b"x"})
+    hub.add("me/bad", {**files, f"steps/{folder}/files/../../../out.bin": b"x"})
+    other = Client(hub, tmp_path / "b")
+    other.run("pull", "me/odd", "-o", "odd")
+    assert tree(tmp_path / "b" / "odd") == tree(tmp_path / "a" / "chain")
+    assert "error: " in other.run("pull", "me/bad", "-o", "bad", code=3).stderr
+    assert not (tmp_path / "b" / "bad").exists() and not list(tmp_path.rglob("out.bin"))
