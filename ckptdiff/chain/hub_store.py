@@ -9,6 +9,7 @@ from pathlib import Path
 from ckptdiff.chain.history import History, patch_files
 from ckptdiff.chain.names import CHAIN, EPOCHS, HEAD, PatchName, epoch_of
 from ckptdiff.errors import StoreError
+from ckptdiff.format.index import INDEX_NAME
 from ckptdiff.hub.repo import RemoteFile, Repo, download
 
 
@@ -59,7 +60,7 @@ class ListedStore:
 
 def holds_chain(repo: Repo) -> bool:
     """Whether a repo, or the folder of it that an id names, is a chain."""
-    return not repo.is_file and CHAIN in repo.files
+    return not repo.is_file and CHAIN in repo.files and INDEX_NAME not in repo.files
 
 
 def repo_store(repo: Repo) -> ListedStore:
