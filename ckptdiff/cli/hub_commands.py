@@ -92,7 +92,7 @@ def push(patch: Path, repo_id: str, revision: str | None, json_output: bool, **o
 @overwrite_option
 @as_json
 def pull(repo_id: str, out: Path, step: int | None, json_output: bool, **options: Any) -> None:
-    """Rebuild a model from a patch on the Hugging Face Hub, or fetch a chain.
+    """Rebuild a model from the Hugging Face Hub, or fetch a chain.
 
     Finds the base that the patch is pinned to, and any patches in between. The digests that the Hub states show whether these are the right
     ones before they are fetched into the Hub's cache. Then every file is rebuilt.
