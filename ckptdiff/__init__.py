@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from ckptdiff.analysis.overlap import OverlapResult
     from ckptdiff.analysis.report_model import Report
+    from ckptdiff.analysis.series import ChainReport
     from ckptdiff.chain.following import Version
     from ckptdiff.chain.state_publisher import Publisher
     from ckptdiff.chain.subscriber import Staged, Subscriber
@@ -48,7 +49,11 @@ if TYPE_CHECKING:
     from ckptdiff.verbs.chain_add import ChainAddResult, chain_add
     from ckptdiff.verbs.chain_list import ChainListing, chain_list
     from ckptdiff.verbs.chain_prune import ChainPruneResult, chain_prune
+    from ckptdiff.verbs.chain_pull import ChainPullResult, chain_pull
+    from ckptdiff.verbs.chain_push import ChainPushResult, chain_push
     from ckptdiff.verbs.chain_restore import ChainRestoreResult, chain_restore
+    from ckptdiff.verbs.chain_series import chain_mask, chain_overlap, chain_report
+    from ckptdiff.verbs.chain_squash import ChainSquashResult, chain_squash
     from ckptdiff.verbs.chain_verify import ChainVerifyResult, chain_verify
     from ckptdiff.verbs.compare import CompareResult, compare
     from ckptdiff.verbs.compose import ComposeResult, compose
@@ -68,7 +73,11 @@ __all__ = [
     "ChainAddResult",
     "ChainListing",
     "ChainPruneResult",
+    "ChainPullResult",
+    "ChainPushResult",
+    "ChainReport",
     "ChainRestoreResult",
+    "ChainSquashResult",
     "ChainVerifyResult",
     "Change",
     "CheckpointError",
@@ -101,8 +110,14 @@ __all__ = [
     "apply",
     "chain_add",
     "chain_list",
+    "chain_mask",
+    "chain_overlap",
     "chain_prune",
+    "chain_pull",
+    "chain_push",
+    "chain_report",
     "chain_restore",
+    "chain_squash",
     "chain_verify",
     "compare",
     "compose",
@@ -126,6 +141,7 @@ _MODULES = {
     "Publisher": "chain.state_publisher",
     "Staged": "chain.subscriber",
     "Subscriber": "chain.subscriber",
+    "ChainReport": "analysis.series",
     "Change": "live.changes",
     "Encoder": "live.encoder",
     "identity": "live.identity",
@@ -144,6 +160,15 @@ _MODULES = {
     "chain_prune": "verbs.chain_prune",
     "ChainRestoreResult": "verbs.chain_restore",
     "chain_restore": "verbs.chain_restore",
+    "ChainPullResult": "verbs.chain_pull",
+    "chain_pull": "verbs.chain_pull",
+    "ChainPushResult": "verbs.chain_push",
+    "chain_push": "verbs.chain_push",
+    "chain_mask": "verbs.chain_series",
+    "chain_overlap": "verbs.chain_series",
+    "chain_report": "verbs.chain_series",
+    "ChainSquashResult": "verbs.chain_squash",
+    "chain_squash": "verbs.chain_squash",
     "ChainVerifyResult": "verbs.chain_verify",
     "chain_verify": "verbs.chain_verify",
     "CompareResult": "verbs.compare",

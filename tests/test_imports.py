@@ -33,14 +33,14 @@ patching: torch_dtypes memory compare_on_host compare_on_device encode_plan enco
 encode_pair pair_summary source_folder patch chain other_files overwrite output write wrong_base recipes file_sink build rebuild \
 target_files provenance compose_history compose_blocks compose_files compose_tensors compose compose_base
 live: hashing names updates writing switch load changes patch identity target state_copy restored encoder
-analysis: modules values sparsity matrices rank report_model report_stored pairs overlap
+analysis: modules values sparsity matrices rank report_model report_stored pairs overlap series
 subnetwork: mask_rows mask_file mask masked_parameter freeze track
 pages: csv_tables chart_data labels histograms report_prose drawing templating report_charts report_captions report_page
 pages: overlap_prose overlap_charts overlap_captions overlap_page
-chain: names documents history contents creation publisher originals retention following state_writer state_worker state_publisher \
-subscriber
-verbs: info make compose apply verify compare report overlap pull card push chain_parts chain_restore chain_list chain_verify \
-chain_add chain_prune
+chain: names documents history hub_store contents creation publisher originals retention following state_writer state_worker \
+state_publisher subscriber
+verbs: info make compose apply verify compare report overlap card push chain_parts chain_pull pull chain_restore chain_list chain_verify \
+chain_push chain_add chain_prune chain_squash chain_series
 integrations: transformers trainer
 cli: tables grouped options render render_hub render_report render_overlap render_chain progress report_commands hub_commands \
 compose_command chain_commands demo warmup main

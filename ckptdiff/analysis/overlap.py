@@ -11,7 +11,7 @@ among them.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -167,9 +167,7 @@ class OverlapResult:
     @property
     def steps(self) -> tuple[StepRow, ...]:
         """The updates as checkpoints of one run, in order (the paper's figures 2, 5, 6, 7)."""
-        sums = {key: sum((getattr(t, key) for t in self.tensors), np.zeros(len(self.names), np.int64)) for key in STEP_FIELDS}
-        shares = [[ratio(int(n), self.elements) for n in sums[key]] for key in STEP_FIELDS]
-        return tuple(StepRow(name, 1 - changed, *rest) for name, changed, *rest in zip(self.names, *shares, strict=True))
+        return step_rows(self.tensors, self.names, self.elements)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, as ``spec/overlap.schema.json`` describes them."""
@@ -186,6 +184,16 @@ class OverlapResult:
             "tensors": rows,
             "left_out": list(self.left_out),
         }
+
+
+def step_rows(tensors: Iterable[Any], names: Sequence[str], elements: int) -> tuple[StepRow, ...]:
+    """The checkpoints of a run, from the counts of its tensors, which have the fields of :data:`STEP_FIELDS`."""
+    sums = [np.zeros(len(names), np.int64) for _ in STEP_FIELDS]
+    for tensor in tensors:
+        for total, key in zip(sums, STEP_FIELDS, strict=True):
+            total += getattr(tensor, key)
+    shares = [[ratio(int(n), elements) for n in total] for total in sums]
+    return tuple(StepRow(name, 1 - changed, *rest) for name, changed, *rest in zip(names, *shares, strict=True))
 
 
 def distinct_names(paths: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
@@ -244,27 +252,56 @@ def count_block(group: Sequence[Pair], start: int, atol: float) -> list[CountArr
         Elements, the counts of :class:`TensorOverlap` in its order, and what :func:`_expected_by_size` takes.
     """
     dtype = "F32" if group[0].dtype == "C64" else group[0].dtype  # a complex number counts as its two parts
-    masks, ups, last, sizes = [], [], [], []
-    before = None
+    masks, ups, steps = list[npt.NDArray[np.uint8]](), list[npt.NDArray[np.uint8]](), StepCounter(dtype, atol)
+    sizes = list[CountArray]()
     for pair in group:
         old, new = (element_bits(part, dtype) for part in pair.read(start, start + pair.step))
-        mask = old != new
-        if atol:
-            mask = ~_within(old, new, dtype, atol)
-        sizes += [_count_exponents(old, dtype)] * (before is None) + [_count_exponents(old[mask], dtype)]
+        mask = steps.add(old, new)
+        sizes += [_count_exponents(old, dtype)] * (not masks) + [_count_exponents(old[mask], dtype)]
         masks.append(np.packbits(mask))
         ups.append(np.packbits(mask & _greater(new, old, dtype)))
-        previous = old if before is None else before
-        last.append(int(np.count_nonzero(~_within(previous, new, dtype, atol) if atol else previous != new)))
-        before = new.copy()
     changed, up = np.array(masks), np.array(ups)
     both = [[count_ones(a & b) for b in changed] for a in changed]
     same = [[count_ones(a & b & ~(u ^ v)) for b, v in zip(changed, up, strict=True)] for a, u in zip(changed, up, strict=True)]
-    ever = np.bitwise_or.accumulate(changed, axis=0)
     core = count_ones(np.bitwise_and.reduce(changed, axis=0))
-    steps = [count_ones(e) for e in ever], [count_ones(e & ~c) for e, c in zip(ever, changed, strict=True)]
-    counts = (sizes[0].sum(), [row[k] for k, row in enumerate(both)], both, same, core, last, *steps, sizes)
+    counts = (steps.elements, steps.changed, both, same, core, steps.since_last, steps.ever, steps.back, sizes)
     return [np.array(count, np.int64) for count in counts]
+
+
+def count_steps(group: Sequence[Pair], start: int, atol: float) -> list[CountArray]:
+    """Count one block of the steps of a run: elements, and ``changed``, ``since_last``, ``ever``, ``back`` of :class:`TensorOverlap`."""
+    steps = StepCounter("F32" if group[0].dtype == "C64" else group[0].dtype, atol)
+    for pair in group:
+        old, new = (element_bits(part, steps.dtype) for part in pair.read(start, start + pair.step))
+        steps.add(old, new)
+    return [np.array(count, np.int64) for count in (steps.elements, steps.changed, steps.since_last, steps.ever, steps.back)]
+
+
+class StepCounter:
+    """Counts the elements of a block that each step of a run changed, that differ from the step before, that any step so far changed, and
+    that are now as in the base again."""
+
+    def __init__(self, dtype: str, atol: float) -> None:
+        self.dtype, self.elements = dtype, 0
+        self.changed, self.since_last, self.ever, self.back = list[int](), list[int](), list[int](), list[int]()
+        self._atol, self._before = atol, np.empty(0)
+        self._ever = np.empty(0, np.bool_)
+
+    def add(self, old: npt.NDArray[Any], new: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        """Take the block of base and next step; returns which elements differ between the two."""
+        mask = self._differ(old, new)
+        first = not self.changed
+        self.elements = len(old)
+        self.changed.append(int(np.count_nonzero(mask)))
+        self.since_last.append(self.changed[-1] if first else int(np.count_nonzero(self._differ(self._before, new))))
+        self._ever = mask.copy() if first else self._ever | mask
+        self.ever.append(int(np.count_nonzero(self._ever)))
+        self.back.append(self.ever[-1] - self.changed[-1])
+        self._before = new.copy()
+        return mask
+
+    def _differ(self, a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        return ~_within(a, b, self.dtype, self._atol) if self._atol else np.asarray(a != b)
 
 
 def _count_exponents(bits: npt.NDArray[Any], dtype: str) -> CountArray:

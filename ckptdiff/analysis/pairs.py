@@ -25,11 +25,11 @@ from ckptdiff.format.dtypes import DTYPES, Bytes
 from ckptdiff.format.entry import Entry
 from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.io.parallel import Threads
-from ckptdiff.patching.build import TensorCheck, build
+from ckptdiff.patching.build import Latest, TensorCheck, build
 from ckptdiff.patching.chain import check_chain
-from ckptdiff.patching.patch import OpenPatch, open_patch
+from ckptdiff.patching.patch import open_patch
 from ckptdiff.patching.provenance import recorded_base
-from ckptdiff.patching.rebuild import Rebuilder, check_stored, open_base
+from ckptdiff.patching.rebuild import Rebuilder, base_scope_of, check_stored, open_base
 from ckptdiff.patching.recipes import AdaptedTensor, Recipe, steps_of
 
 
@@ -218,7 +218,9 @@ def open_source(
             old = stack.enter_context(open_base(base, [patch], only_weights=True))
             rebuilder = Rebuilder(old, [patch], Threads(1))
             with rebuilder.explained():
-                yield _source_of_patch(rebuilder, patch, *names)
+                check_chain([patch])
+                check_stored(patch)
+                yield source_of_patch(rebuilder, 0, *names)
         else:
             old, new = (stack.enter_context(open_checkpoint(path, selection=selection)) for path in (base, target))
             check_renames(old, new, renames)
@@ -278,10 +280,12 @@ def compared_shape(base: AdaptedBase, shape: tuple[int, ...]) -> tuple[int, ...]
     return (elements // row, *shape[1:]) if whole_rows else (elements,)
 
 
-def _source_of_patch(rebuilder: Rebuilder, patch: OpenPatch, base_name: str, target_name: str) -> Source:
-    """The tensors of a patch, each of which is rebuilt block by block while it is read."""
-    check_chain([patch])
-    check_stored(patch)
+def source_of_patch(rebuilder: Rebuilder, depth: int, base_name: str, target_name: str, latest: Latest | None = None) -> Source:
+    """The tensors that patch number ``depth`` of a checked chain gives, each rebuilt block by block while it is read.
+
+    Where the patches are read in turn, each goes on from what ``latest`` keeps.
+    """
+    patch = rebuilder.chain[depth]
     pairs: list[Pair] = []
     added: list[str] = []
     removed: list[str] = []
@@ -292,31 +296,42 @@ def _source_of_patch(rebuilder: Rebuilder, patch: OpenPatch, base_name: str, tar
 
     for file in patch.files:
         for entry in filter(lambda entry: entry.counts, file.table.entries):
-            recipe = rebuilder.recipe(0, file, entry)
+            recipe = rebuilder.recipe(depth, file, entry)
             source = steps_of(recipe)[0]
             old = source.source if isinstance(source, AdaptedTensor) and isinstance(source.source, AdaptedBase) else None
             if old is None:
                 added.append(shown(file, entry.name))
                 continue
-            shape = compared_shape(old, entry.shape)
+            shape = compared_shape(old, entry.shape) if _is_of_base(rebuilder, recipe, old) else None
             if shape is None:
                 unpaired.append(shown(file, entry.name))
             else:
-                scope, base_scope = file.metadata.target_scope, file.metadata.base_scope or ""
-                read, finish = _reader_of_recipe(rebuilder, recipe, old, entry)
+                scope, base_scope = file.metadata.target_scope, base_scope_of(rebuilder.chain[:depth], file)
+                read, finish = _reader_of_recipe(rebuilder, recipe, old, entry, latest)
                 pairs.append(Pair(scope, entry.name, entry.dtype, shape, old, base_scope, read, finish, entry.shape))
         removed += (name if len(rebuilder.base.scopes) == 1 else f"{file.metadata.base_scope}: {name}" for name in file.table.removed)
     return Source(base_name, target_name, tuple(pairs), tuple(added), tuple(removed), tuple(unpaired))
 
 
+def _is_of_base(rebuilder: Rebuilder, recipe: Recipe, old: AdaptedBase) -> bool:
+    """Whether what a recipe begins with is units of the base's own tensors, and those of its target, which no later patch casts or cuts."""
+    kept = rebuilder.scratch.tensors.values() if rebuilder.scratch is not None else ()
+    if any(tensor is one for tensor in old.tensors.values() for one in kept):
+        return False
+    return all((step.dtype, step.nbytes) == (recipe.dtype, recipe.nbytes) for step in steps_of(recipe))
+
+
 def _reader_of_recipe(
-    rebuilder: Rebuilder, recipe: Recipe, old: AdaptedBase, entry: Entry
+    rebuilder: Rebuilder, recipe: Recipe, old: AdaptedBase, entry: Entry, latest: Latest | None
 ) -> tuple[Callable[[int, int], tuple[Bytes, Bytes]], Callable[[], None]]:
     """What reads a tensor of a patch and its base, and what checks the rest of it afterwards: see :class:`Pair`."""
     check, dtype = TensorCheck(recipe), DTYPES[entry.dtype]
 
     def add(start: int, stop: int) -> Bytes:
-        built = build(recipe, start, min(stop, entry.nbytes))
+        stop = min(stop, entry.nbytes)
+        built = build(recipe, start, stop, latest)
+        if latest is not None:
+            latest.note(recipe, start, stop, built)
         check.add(start, built.leaves, built.changed)
         return built.data
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ckptdiff.chain import documents as documents
     from ckptdiff.chain import following as following
     from ckptdiff.chain import history as history
+    from ckptdiff.chain import hub_store as hub_store
     from ckptdiff.chain import names as names
     from ckptdiff.chain import originals as originals
     from ckptdiff.chain import publisher as publisher

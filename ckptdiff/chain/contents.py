@@ -11,15 +11,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ckptdiff.chain.history import History
+from ckptdiff.chain.history import History, patch_files
 from ckptdiff.chain.names import DIGITS, PatchName
 from ckptdiff.checkpoint.reader import open_checkpoint
 from ckptdiff.errors import IntegrityError
 from ckptdiff.format.digests import identity
 from ckptdiff.format.entry import Totals
-from ckptdiff.format.index import INDEX_NAME, Index
+from ckptdiff.format.index import Index
 from ckptdiff.format.patch_file import PatchFile
-from ckptdiff.format.safe_paths import safe_path
 from ckptdiff.format.sealed import MAX_INDEX
 from ckptdiff.io.parallel import Progress, run_ordered
 from ckptdiff.io.store import Store, fetch, read_object
@@ -122,12 +121,8 @@ def local_patches(history: History, names: Sequence[PatchName], work: Path, prog
     for number, name in enumerate(names):
         out = work / f"fetched-{number}{'.safetensors' if name.is_file else ''}"
         fetched.append(out)
-        for key in history.objects(name):
-            path = "" if name.is_file else key.removeprefix(f"{name.key}/")
-            if path.startswith(("patch/", "files/")):
-                safe_path(path, f"{store.name}/{name.key}")
-            elif path not in ("", INDEX_NAME):
-                continue
+        for key in patch_files(history, name):
+            path = key.removeprefix(name.key).lstrip("/")
             (out / path).parent.mkdir(parents=True, exist_ok=True)
             fetch(store, key, history.sizes[key], out / path)
             done += history.sizes[key]

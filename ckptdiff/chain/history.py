@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from ckptdiff.chain.documents import ChainDocument, read_chain
 from ckptdiff.chain.names import CHAIN, DIGITS, EPOCHS, HEAD, KEYFRAMES, STEPS, PatchName, epoch_of
 from ckptdiff.errors import FormatError
+from ckptdiff.format.index import INDEX_NAME
+from ckptdiff.format.safe_paths import safe_path
 from ckptdiff.io.store import Store
 
 BEFORE_ALL = -1
@@ -140,6 +142,23 @@ def read_history(store: Store) -> History:
     valid = _without_superseded(history, _complete(history))
     _join(history, sorted(valid, key=lambda name: (name.step, name.is_keyframe)))
     return history
+
+
+def patch_files(history: History, name: PatchName) -> list[str]:
+    """Names of the objects of a patch that are its files, that which completes it last; others in its folder are left out.
+
+    Raises:
+        FormatError: one of them is not the name of a file (spec/ckptdiff-v1.md, 3.4).
+    """
+    found: list[str] = []
+    for key in history.objects(name):
+        path = "" if name.is_file else key.removeprefix(f"{name.key}/")
+        if path.startswith(("patch/", "files/")):
+            safe_path(path, f"{history.store.name}/{name.key}")
+        elif path not in ("", INDEX_NAME):
+            continue
+        found.append(key)
+    return found
 
 
 def foreign_objects(history: History) -> list[str]:

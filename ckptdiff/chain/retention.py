@@ -14,7 +14,13 @@ RULE = re.compile(r"(?P<first>\d+)(?:-(?P<last>\d+))?|(?P<word>last|every):(?P<c
 
 
 def kept_steps(history: History, rules: Sequence[str]) -> list[Step]:
-    """The steps that any of some rules keeps, and the last step; in order.
+    """The steps that any of some rules keeps, and the last step; in order. Rules, and what is raised, are as of :func:`chosen_steps`."""
+    kept = {step.number for step in [*chosen_steps(history, rules), *history.steps[-1:]]}
+    return [step for step in history.steps if step.number in kept]
+
+
+def chosen_steps(history: History, rules: Sequence[str]) -> list[Step]:
+    """The steps that any of some rules chooses, in order.
 
     Args:
         history: the chain's.
@@ -23,11 +29,11 @@ def kept_steps(history: History, rules: Sequence[str]) -> list[Step]:
     Raises:
         CheckpointError: a rule has another form, or names a step that there is not.
     """
-    kept = {step.number for step in history.steps[-1:]}
+    kept = set[int]()
     for rule in (part.strip() for rules_of_one in rules for part in rules_of_one.split(",")):
         match = RULE.fullmatch(rule)
         if match is None or match["count"] == "0":
-            raise CheckpointError(f"{rule!r} says no steps to keep: expected a step, A-B, last:N or every:N")
+            raise CheckpointError(f"{rule!r} says no steps to keep or take: expected a step, A-B, last:N or every:N")
         numbers = [step.number for step in history.steps]
         if match["word"] == "last":
             kept |= set(numbers[-int(match["count"]) :])

@@ -1,4 +1,4 @@
-"""The commands that keep the checkpoints of a training run: ``chain add``, ``list``, ``restore``, ``verify`` and ``prune``."""
+"""The commands that keep the checkpoints of a training run: ``chain add``, ``list``, ``restore``, ``verify``, ``prune``, ``squash``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,17 @@ import click
 
 from ckptdiff import cli, verbs
 from ckptdiff.cli.grouped import FILES, OUTPUT, Decorator, OrderedGroup, option
-from ckptdiff.cli.options import as_json, output_option, overwrite_option, print_json, print_note, threads_option, to_json
+from ckptdiff.cli.options import (
+    as_json,
+    codec_option,
+    output_name,
+    output_option,
+    overwrite_option,
+    print_json,
+    print_note,
+    threads_option,
+    to_json,
+)
 from ckptdiff.cli.progress import progress_bar
 
 BASE = "Use this checkpoint as the base: the chain's own, or that of any earlier step.  [default: the repo that the chain records]"
@@ -176,3 +186,34 @@ def prune(chain: str, json_output: bool, **options: Any) -> None:
         print_json(to_json(result))
     else:
         cli.render_chain.print_prune(result)
+
+
+@chain.command()
+@click.argument("chain", metavar="CHAIN")
+@click.argument("first", type=click.IntRange(0), metavar="FROM")
+@click.argument("last", type=click.IntRange(0), metavar="TO")
+@output_option("output", "PATCH", "Write the patch to this path.", output_name)
+@codec_option("Store changed tensors by this codec. Any but sparse needs the base; auto takes sparse where that needs none.")
+@_base_option(BASE)
+@threads_option
+@overwrite_option
+@as_json
+def squash(chain: str, first: int, last: int, output: Path, codec: str, json_output: bool, **options: Any) -> None:
+    """Make one patch from step FROM to step TO.
+
+    Where all patches in between are made with --codec sparse, ulp distances are added, and no base is needed. Else the checkpoint of FROM
+    is rebuilt on the way. The chain stays as it is.
+
+    \b
+    Examples:
+      ckptdiff chain squash run-chain 100 900 -o patch
+      ckptdiff chain squash run-chain 100 900 -o patch --base checkpoint-100
+    """
+    with progress_bar() as progress:
+        result = verbs.chain_squash.chain_squash(
+            chain, first, last, output, codec=None if codec == "auto" else codec, progress=progress, noted=print_note, **options
+        )
+    if json_output:
+        print_json(to_json(result))
+    else:
+        cli.render_chain.print_squash(result)

@@ -33,6 +33,7 @@ from ckptdiff.cli.options import (
     output_option,
     overwrite_option,
     print_json,
+    print_note,
     selection_options,
     tensors_option,
     threads_option,
@@ -162,7 +163,7 @@ def apply(base: Path, patches: tuple[Path, ...], out: Path, json_output: bool, *
       ckptdiff apply base patch -o heads.safetensors --only '*lm_head*'
     """
     with progress_bar() as progress:
-        result = verbs.apply.apply(base, patches, out, progress=progress, listed=cli.render.note_runnable, **options)
+        result = verbs.apply.apply(base, patches, out, progress=progress, listed=cli.render.note_runnable, noted=print_note, **options)
     if json_output:
         print_json(to_json(result))
     else:

@@ -113,6 +113,14 @@ def require_finite(ctx: click.Context, parameter: click.Parameter, value: Any) -
     return value
 
 
+def refuse_given(what: str, names: Sequence[str]) -> None:
+    """Refuse options that are not for what was given."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        if parameter.name in names and context.get_parameter_source(parameter.name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{parameter.opts[0]} does not go with {what}")
+
+
 def print_note(text: str) -> None:
     """Print a line on standard error."""
     click.echo("ckptdiff: " + visible(text), err=True)

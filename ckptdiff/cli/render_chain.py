@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckptdiff.cli.render import counted, first_names
+from ckptdiff.cli.render import counted, first_names, total_rows
 from ckptdiff.cli.tables import Cell, Column, digest, print_grid, print_table, print_text
 from ckptdiff.units import byte_size, percent_of, size_ratio
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # a command needs its own verb alone
     from ckptdiff.verbs.chain_list import ChainListing
     from ckptdiff.verbs.chain_prune import ChainPruneResult
     from ckptdiff.verbs.chain_restore import ChainRestoreResult
+    from ckptdiff.verbs.chain_squash import ChainSquashResult
     from ckptdiff.verbs.chain_verify import ChainVerifyResult
 
 MAX_STEPS = 100
@@ -140,3 +141,16 @@ def print_prune(result: ChainPruneResult) -> None:
             ("time", f"{result.seconds:.2f} s"),
         ]
     )
+
+
+def print_squash(result: ChainSquashResult) -> None:
+    """Print what ``chain squash`` wrote."""
+    way = "encoded against the first step's checkpoint" if result.through_base else "ulp distances added, without a base"
+    size = f"{byte_size(result.patch_size)} for {counted(len(result.patches), 'patch', 'es')} of {byte_size(result.patches_size)}"
+    rows = [
+        ("steps", f"{result.first} to {result.last}: {way}"),
+        ("patch", size),
+        ("time", f"{result.seconds:.2f} s"),
+        ("written", str(result.patch)),
+    ]
+    print_grid(total_rows(result.totals) + rows)

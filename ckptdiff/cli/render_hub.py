@@ -8,14 +8,18 @@ from ckptdiff.units import byte_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a command needs its own verb alone
+    from ckptdiff.verbs.chain_pull import ChainPullResult
+    from ckptdiff.verbs.chain_push import ChainPushResult
     from ckptdiff.verbs.pull import PullResult
     from ckptdiff.verbs.push import PushResult
+
+FILE_COLUMNS = (Column("file", "name"), Column("size", "number"))
 
 
 def print_push(result: PushResult) -> None:
     """Print every file that was sent, or would be sent, and where it went."""
     files = [(path, byte_size(nbytes)) for path, nbytes in result.files.items()]
-    print_table([Column("file", "name"), Column("size", "number")], [*files, *((path, "deleted") for path in result.deleted)])
+    print_table(FILE_COLUMNS, [*files, *((path, "deleted") for path in result.deleted)])
     print_text()
     size = f"{byte_size(result.size)} in {counted(len(result.files), 'file')}"
     if result.commit is None:
@@ -40,3 +44,25 @@ def print_pull(result: PullResult) -> None:
         ("written", str(result.out)),
     ]
     print_grid(rows)
+
+
+def print_chain_push(result: ChainPushResult) -> None:
+    """Print what of a chain was sent, or would be sent, and where it went."""
+    if result.files:
+        print_table(FILE_COLUMNS, [(path, byte_size(nbytes)) for path, nbytes in result.files.items()])
+        print_text()
+    size = f"{byte_size(result.size)} in {counted(len(result.files), 'file')}; {counted(result.present, 'file')} there already"
+    rows = [("sent" if result.commits else "not sent", size), *(("commit", commit.url) for commit in result.commits)]
+    print_grid([*rows, ("fetch it", f"ckptdiff pull {result.repo} -o CHAIN")])
+
+
+def print_chain_pull(result: ChainPullResult) -> None:
+    """Print what of a chain was fetched."""
+    print_grid(
+        [
+            ("chain", f"{counted(result.steps, 'step')} of {result.repo}"),
+            ("fetched", f"{counted(result.files, 'file')}, {byte_size(result.size)}; {counted(result.present, 'file')} there already"),
+            ("time", f"{result.seconds:.2f} s"),
+            ("written", str(result.out)),
+        ]
+    )

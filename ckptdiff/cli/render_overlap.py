@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ckptdiff.analysis.overlap import OverlapResult, PairOverlap, TensorOverlap
+from ckptdiff.analysis.series import ChainReport
 from ckptdiff.cli.render import counted, first_names
 from ckptdiff.cli.tables import Cell, Column, fits, print_grid, print_table, print_text
 from ckptdiff.pages.overlap_prose import headline
@@ -103,3 +104,28 @@ def _print_pairs(result: OverlapResult, pairs: Sequence[tuple[TensorOverlap | No
         columns = [*heads, Column("1st", "number"), Column("2nd", "number"), *figures]
         rows = [[*a, *b, *c] for a, b, c in zip(tensors, numbers, cells, strict=True)]
     print_table(columns, rows)
+
+
+def print_chain_report(result: ChainReport, tensors: bool) -> None:
+    """Print how the update of a chain grew, step by step; ``tensors``: also what the last step changed in every tensor."""
+    rows = [("chain", result.chain), ("base", result.base)]
+    rows += [("elements", f"{result.elements:,} in {counted(len(result.tensors), 'tensor')}")]
+    if result.left_out:
+        rows.append(("left out", first_names(result.left_out)))
+    print_grid(rows)
+    print_text()
+    most = max((1 - step.sparsity for step in result.steps), default=0) or 1.0
+    columns = [Column("step", "number"), Column("changed", "number"), Column("", "bar", 4), *SERIES_COLUMNS[:3]]
+    cells: list[list[Cell]] = [
+        [step.name, percent(1 - step.sparsity), (1 - step.sparsity) / most, *map(percent, (step.since_last, step.ever, step.back))]
+        for step in result.steps
+    ]
+    print_table(columns, cells)
+    if tensors:
+        print_text()
+        heads = [Column("tensor", "name"), Column("elements", "number"), Column("changed", "number"), *SERIES_COLUMNS[:3]]
+        counts: list[list[Cell]] = [
+            [t.name, f"{t.elements:,}", *(percent_of(int(n[-1]), t.elements) for n in (t.changed, t.since_last, t.ever, t.back))]
+            for t in result.tensors
+        ]
+        print_table(heads, counts)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ckptdiff import checkpoint, cli, pages, patching, subnetwork, verbs
-from ckptdiff.cli.grouped import MEASURED, OUTPUT, GroupedCommand, option
+from ckptdiff.cli.grouped import FILES, MEASURED, OUTPUT, GroupedCommand, option
 from ckptdiff.cli.options import (
     PATH,
     as_json,
@@ -20,6 +20,7 @@ from ckptdiff.cli.options import (
     output_option,
     overwrite_option,
     print_json,
+    refuse_given,
     selection_options,
     tensors_option,
     threads_option,
@@ -29,12 +30,21 @@ from ckptdiff.cli.progress import progress_bar
 
 html_option = option(OUTPUT, "--html", type=PATH, metavar="FILE", help="Write one HTML page with charts, which works offline.")
 png_option = option(OUTPUT, "--png", type=PATH, metavar="DIR", help="Write each chart as a PNG file into this folder.")
+steps_option = option(
+    FILES,
+    "--steps",
+    multiple=True,
+    metavar="STEPS",
+    help="Of a chain take these steps: N, A-B, last:N or every:N, with commas between. It may be repeated.  [default: all]",
+)
 csv_option = option(OUTPUT, "--csv", "table", type=PATH, metavar="FILE", help="Write one row a tensor, with exact counts, as CSV.")
 
 
 @click.command(cls=GroupedCommand)
-@click.argument("base", type=PATH, metavar="BASE|PATCH")
+@click.argument("base", type=PATH, metavar="BASE|PATCH|CHAIN")
 @click.argument("target", type=PATH, required=False, metavar="[TARGET|PATCH]")
+@option(FILES, "--base", "chain_base", type=PATH, metavar="CHECKPOINT", help="Of a chain, its base.  [default: the repo that it records]")
+@steps_option
 @selection_options
 @tolerance_option("--atol", "Also count the elements with |d| up to this as equal.", 1e-5)
 @tolerance_option("--rtol", "Also count the elements with |d| up to this share of |base| as equal.", 1e-3)
@@ -57,6 +67,8 @@ csv_option = option(OUTPUT, "--csv", "table", type=PATH, metavar="FILE", help="W
 def report(
     base: Path,
     target: Path | None,
+    chain_base: Path | None,
+    steps: tuple[str, ...],
     html: Path | None,
     png: Path | None,
     table: Path | None,
@@ -70,11 +82,24 @@ def report(
     TARGET is a checkpoint, or a patch from BASE, which need not be applied. For a patch alone, the report that make --report stored in it
     is shown, or else how many elements changed.
 
+    For a chain it is how many elements each step changed, ever or not, by their bits; ckptdiff overlap CHAIN --series draws that.
+
     \b
     Examples:
       ckptdiff report Llama-3-8B Llama-3-8B-GRPO --html report.html
       ckptdiff report Llama-3-8B grpo-patch --rank none --tensors
+      ckptdiff report run-chain --base Llama-3-8B
     """
+    if target is None and verbs.chain_series.is_chain(base):
+        refuse_given("a chain; see ckptdiff overlap CHAIN --series", ("html", "png", "table", *NEED_TWO))
+        with progress_bar() as progress:
+            run = verbs.chain_series.chain_report(base, chain_base, steps=steps, threads=options["threads"], progress=progress)
+        if json_output:
+            print_json(run.to_json())
+        else:
+            cli.render_overlap.print_chain_report(run, tensors)
+        return
+    refuse_given("what is no chain", ("chain_base", "steps"))
     if target is None:
         _check_lone_patch(base, checkpoint.recognition.is_patch(base))
     elif checkpoint.recognition.is_patch(base) and not checkpoint.recognition.is_patch(target):
@@ -101,12 +126,16 @@ def report(
         cli.render_report.print_pictures(html, png, table)
 
 
+NEED_TWO = ("atol", "rtol", "rank", "device", "include", "exclude", "follow_links", "rename")
+"""Options of ``report`` for which base and target are compared."""
+
+
 def _check_lone_patch(path: Path, is_patch: bool) -> None:
     """Refuse options that need the base: a patch alone has only what is stored in it."""
     if not is_patch:
         raise click.UsageError(f"{path} is not a patch: give BASE and TARGET, or a patch alone.")
     given = click.get_current_context().get_parameter_source
-    for name in ("atol", "rtol", "rank", "device", "include", "exclude", "follow_links", "rename"):
+    for name in NEED_TWO:
         if given(name) is click.core.ParameterSource.COMMANDLINE:
             raise click.UsageError(
                 f"--{name.replace('_', '-')} needs BASE too: a patch alone says what was stored in it. ckptdiff report BASE {path}"
@@ -128,8 +157,9 @@ def _write_text(path: Path, text: str, overwrite: bool) -> None:
 
 
 @click.command(cls=GroupedCommand)
-@click.argument("updates", type=PATH, nargs=-1, required=True, metavar="PATCH|CHECKPOINT...")
+@click.argument("updates", type=PATH, nargs=-1, required=True, metavar="PATCH|CHECKPOINT|CHAIN...")
 @base_option("Take this checkpoint as the one that all updates started from.  [default: the repo that the first patch names]")
+@steps_option
 @changed_above_option()
 @file_options
 @option(
@@ -148,6 +178,7 @@ def _write_text(path: Path, text: str, overwrite: bool) -> None:
 def overlap(
     updates: tuple[Path, ...],
     base: Path | None,
+    steps: tuple[str, ...],
     series: bool,
     html: Path | None,
     png: Path | None,
@@ -168,14 +199,23 @@ def overlap(
     the changes of the one before that are still changes here, "kept to the end" the share of the changes here that are still changes in
     the last one, and "of the last" the share of the changes in the last one that are made by then. --json has every two in either case.
 
+    The steps of a chain are such checkpoints; they are read in one pass, and not rebuilt on disk.
+
     \b
     Examples:
       ckptdiff overlap grpo-patch dpo-patch --base Llama-3-8B --html overlap.html
       ckptdiff overlap run/checkpoint-* --base Llama-3-8B --series
+      ckptdiff overlap run-chain --base Llama-3-8B --series --steps last:20
     """
+    of_chain = len(updates) == 1 and verbs.chain_series.is_chain(updates[0])
+    refuse_given(*(("a chain", ("include", "exclude", "follow_links")) if of_chain else ("what is no chain", ("steps",))))
     _check_outputs(html, png, table, (*updates, *([base] if base else [])), overwrite)
     with progress_bar() as progress:
-        result = verbs.overlap.overlap(updates, base, progress=progress, **options)
+        if of_chain:
+            shared = {key: options[key] for key in ("atol", "threads")}
+            result = verbs.chain_series.chain_overlap(updates[0], base, steps=steps, progress=progress, **shared)
+        else:
+            result = verbs.overlap.overlap(updates, base, progress=progress, **options)
     if html:
         _write_text(html, pages.overlap_page.render_overlap(result, series), overwrite)
     if png:
@@ -190,26 +230,32 @@ def overlap(
 
 
 @click.command(cls=GroupedCommand)
-@click.argument("patch", type=PATH, metavar="PATCH|CHECKPOINT")
+@click.argument("patch", type=PATH, metavar="PATCH|CHECKPOINT|CHAIN")
 @base_option("Take this checkpoint as the one that the patch was made from.  [default: the repo that the patch names]")
+@steps_option
 @output_option("out", "FILE", "Write the mask to this file.")
 @changed_above_option()
 @threads_option
 @overwrite_option
 @as_json
-def mask(patch: Path, base: Path | None, out: Path, overwrite: bool, json_output: bool, **options: Any) -> None:
+def mask(patch: Path, base: Path | None, steps: tuple[str, ...], out: Path, overwrite: bool, json_output: bool, **options: Any) -> None:
     """Store which weights a patch changes, to train only these.
 
-    In Python, ckptdiff.subnetwork.freeze_outside takes the mask.
+    Of a chain these are the weights that any step changes of the base. In Python, ckptdiff.subnetwork.freeze_outside takes the mask.
 
     \b
     Examples:
       ckptdiff mask grpo-patch --base Llama-3-8B -o mask.safetensors
       ckptdiff mask tuned --base base --atol 1e-5 -o mask.safetensors
     """
+    of_chain = verbs.chain_series.is_chain(patch)
+    refuse_given("what is no chain", () if of_chain else ("steps",))
     patching.output.check_plain_output(out, (patch, *([base] if base else [])), folder=False, overwrite=overwrite)
     with progress_bar() as progress:
-        result = subnetwork.mask.Mask.from_patch(patch, base, progress=progress, **options)
+        if of_chain:
+            result = verbs.chain_series.chain_mask(patch, base, steps=steps, progress=progress, **options)
+        else:
+            result = subnetwork.mask.Mask.from_patch(patch, base, progress=progress, **options)
     size = result.save(out, overwrite=overwrite)
     if json_output:
         print_json({"mask": str(out), "elements": result.total, "tensors": result.counts, "size": size})

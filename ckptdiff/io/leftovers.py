@@ -17,6 +17,8 @@ import xxhash
 
 MARKER, RESULT, OLD = "ckptdiff-work", "result", "old"
 """Names of the entries of a work folder."""
+WORK_PREFIX = ".work.ckptdiff-"
+"""How the names of work folders begin that are not for one output."""
 MAX_REPEATED = 100
 """How many bytes of an output's name the names of its work folders repeat, at most."""
 

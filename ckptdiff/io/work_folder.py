@@ -148,6 +148,14 @@ def _end(work: Work) -> str:
     return left
 
 
+def discard(path: Path) -> None:
+    """Remove a file or folder of this run, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def clean_up(parent: Path, prefix: str, out: Path | None) -> None:
     """Put back or remove what killed runs left in ``parent``. A run that is alive has its marker locked.
 

@@ -40,19 +40,42 @@ class BuiltRange:
     """Number of units that each step changed."""
 
 
-def build(recipe: Recipe, start: int, stop: int) -> BuiltRange:
-    """Build bytes ``start`` to ``stop``, a range of :func:`~ckptdiff.patching.recipes.ranges`.
+class Latest(threading.local):
+    """The range that a thread built last: of the tensors of a run, taken step by step, each goes on from it."""
+
+    recipe: Recipe | None = None
+    start: int
+    stop: int
+    built: BuiltRange
+
+    def note(self, recipe: Recipe, start: int, stop: int, built: BuiltRange) -> None:
+        """Keep a range, of which the bytes are copied."""
+        self.recipe, self.start, self.stop = recipe, start, stop
+        self.built = BuiltRange(built.data.copy(), [*built.leaves], [*built.changed])
+
+    def find(self, recipe: Recipe, start: int, stop: int) -> BuiltRange | None:
+        """The range, if it is this one."""
+        if self.recipe is not recipe or (self.start, self.stop) != (start, stop):
+            return None
+        return BuiltRange(self.built.data, [*self.built.leaves], [*self.built.changed])
+
+
+def build(recipe: Recipe, start: int, stop: int, latest: Latest | None = None) -> BuiltRange:
+    """Build bytes ``start`` to ``stop``, a range of :func:`~ckptdiff.patching.recipes.ranges`; from ``latest``, if that is on the way.
 
     Raises:
         FormatError: a block cannot be decoded.
     """
+    found = latest.find(recipe, start, stop) if latest is not None else None
+    if found is not None:
+        return found
     if isinstance(recipe, AdaptedTensor):
         built, leaves, changed = _adapted(recipe, start, stop), None, 0
     else:
         if recipe.base is None:
             built = BuiltRange(np.zeros(stop - start, np.uint8), [], [])
         else:
-            built = build(recipe.base, start, stop)
+            built = build(recipe.base, start, stop, latest)
         leaves, changed = _decode(recipe, built, start // BLOCK)
     built.leaves.append(leaves_of(built.data) if leaves is None else leaves)
     built.changed.append(changed)

@@ -205,6 +205,14 @@ def scope_before(scopes: Collection[str], file: PatchFile) -> str:
     return next(iter(scopes)) if len(scopes) == 1 else file.metadata.base_scope or ""
 
 
+def base_scope_of(before: Sequence[OpenPatch], file: PatchFile) -> str:
+    """The base's scope that a patch file's tensors come from, through the patches before it."""
+    for patch in reversed(before):
+        scope = scope_before(patch.scopes, file)
+        file = next((one for one in patch.files if one.metadata.target_scope == scope), file)
+    return file.metadata.base_scope or ""
+
+
 def units_needed(entry: Entry) -> dict[str, int]:
     """How many units each base tensor must have for an entry's pieces."""
     needed = dict.fromkeys(entry.base_names, 0)

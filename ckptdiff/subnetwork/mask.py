@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -91,19 +91,32 @@ class Mask:
             of :func:`ckptdiff.report`.
         """
         base = base if base is not None else named_base(patch)
-        rows: dict[str, Row] = {}
         with open_source(base, patch) as source:
-            _check_counterparts(source, patch, base)
-            jobs = (partial(_changed_bits, pair, start, atol) for pair in source.pairs for start in pair.starts)
-            done, total = 0, sum(pair.nbytes for pair in source.pairs)
-            with closing(run_ordered(jobs, threads or default_threads())) as results:
-                for pair in source.pairs:
-                    flags = np.concatenate([next(results) for _ in pair.starts])
-                    pair.finish()
-                    rows[pair.name] = row_from_bits(_with_added(flags, pair), math.prod(pair.target_shape))
-                    done += pair.nbytes
-                    progress("comparing", done, total)
-            return cls._from_rows(rows, {pair.name: pair.target_shape for pair in source.pairs})
+            return cls.from_sources([source], atol=atol, threads=threads, progress=progress)
+
+    @classmethod
+    def from_sources(
+        cls, sources: Sequence[Source], *, atol: float = 0.0, threads: int | None = None, progress: Progress = no_progress
+    ) -> Mask:
+        """The elements that any of several open targets of one base changes, in one pass; the arguments are those of :meth:`from_patch`.
+
+        Raises:
+            CheckpointError: a name is in two scopes, a tensor has no counterpart in the base, or not the same one in all targets.
+        """
+        for source in sources:
+            _check_counterparts(source)
+        groups, rows = _by_name(sources), dict[str, Row]()
+        jobs = (partial(_changed_bits, group, start, atol) for group in groups for start in group[0].starts)
+        done, total = 0, sum(group[0].nbytes for group in groups)
+        with closing(run_ordered(jobs, threads or default_threads())) as results:
+            for pair, *more in groups:
+                flags = np.concatenate([next(results) for _ in pair.starts])
+                for one in (pair, *more):
+                    one.finish()
+                rows[pair.name] = row_from_bits(_with_added(flags, pair), math.prod(pair.target_shape))
+                done += pair.nbytes
+                progress("comparing", done, total)
+        return cls._from_rows(rows, {group[0].name: group[0].target_shape for group in groups})
 
     @classmethod
     def from_arrays(cls, flags: Mapping[str, Any]) -> Mask:
@@ -240,19 +253,34 @@ class _PackedRows(Mapping[str, Bits]):
         return len(self._mask.rows)
 
 
-def _check_counterparts(source: Source, patch: PathLike, base: PathLike) -> None:
+def _by_name(sources: Sequence[Source]) -> list[list[Pair]]:
+    """Of each tensor its pair in each source that has it; raises CheckpointError if these do not stand against the same of the base."""
+    groups: dict[str, list[Pair]] = {}
+    for source in sources:
+        for pair in source.pairs:
+            group = groups.setdefault(pair.name, [])
+            if group and (pair.dtype, pair.base.pieces, pair.target_shape) != (group[0].dtype, group[0].base.pieces, group[0].target_shape):
+                raise CheckpointError(
+                    f"{source.target}: its tensor {cut(pair.name)} does not come from the same part of {source.base} as in another step: "
+                    "make a mask of some steps alone"
+                )
+            group.append(pair)
+    return list(groups.values())
+
+
+def _check_counterparts(source: Source) -> None:
     """Raise CheckpointError unless each tensor of the target stands for one of the base, and each name for one tensor."""
     check_common(source)
     missing = [*source.added, *source.unpaired]
     if missing:
         raise CheckpointError(
-            f"{patch}: its tensor {cut(missing[0])} ({len(missing)} in all) has no counterpart in {base}: "
+            f"{source.target}: its tensor {cut(missing[0])} ({len(missing)} in all) has no counterpart in {source.base}: "
             "a mask is of what changed of a base"
         )
     names = set[str]()
     for pair in source.pairs:
         if pair.name in names:
-            raise CheckpointError(f"{patch}: two scopes have a tensor {cut(pair.name)}: make a mask of each by itself")
+            raise CheckpointError(f"{source.target}: two scopes have a tensor {cut(pair.name)}: make a mask of each by itself")
         names.add(pair.name)
 
 
@@ -271,14 +299,18 @@ def _with_added(flags: Bits, pair: Pair) -> Bits:
     return np.packbits(whole, bitorder="little")
 
 
-def _changed_bits(pair: Pair, start: int, atol: float) -> Bits:
-    """Which elements of one block changed, packed."""
-    old, new = pair.read(start, start + pair.step)
-    a, b = element_bits(old, pair.dtype), element_bits(new, pair.dtype)
-    flags: npt.NDArray[np.bool_] = a != b
-    if atol:
-        flags &= ~(distances(a, b, pair.dtype) <= atol)
-    return np.packbits(flags, bitorder="little")
+def _changed_bits(group: Sequence[Pair], start: int, atol: float) -> Bits:
+    """Which elements of one block any of a tensor's pairs changed, packed."""
+    ever: npt.NDArray[np.bool_] | None = None
+    for pair in group:
+        old, new = pair.read(start, start + pair.step)
+        a, b = element_bits(old, pair.dtype), element_bits(new, pair.dtype)
+        flags: npt.NDArray[np.bool_] = a != b
+        if atol:
+            flags &= ~(distances(a, b, pair.dtype) <= atol)
+        ever = flags if ever is None else ever | flags
+    assert ever is not None
+    return np.packbits(ever, bitorder="little")
 
 
 def smallest_weights(base: PathLike, like: Mask, *, threads: int | None = None) -> Mask:

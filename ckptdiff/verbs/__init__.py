@@ -12,7 +12,11 @@ if TYPE_CHECKING:
     from ckptdiff.verbs import chain_list as chain_list
     from ckptdiff.verbs import chain_parts as chain_parts
     from ckptdiff.verbs import chain_prune as chain_prune
+    from ckptdiff.verbs import chain_pull as chain_pull
+    from ckptdiff.verbs import chain_push as chain_push
     from ckptdiff.verbs import chain_restore as chain_restore
+    from ckptdiff.verbs import chain_series as chain_series
+    from ckptdiff.verbs import chain_squash as chain_squash
     from ckptdiff.verbs import chain_verify as chain_verify
     from ckptdiff.verbs import compare as compare
     from ckptdiff.verbs import compose as compose

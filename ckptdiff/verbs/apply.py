@@ -7,14 +7,18 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+from ckptdiff.io.leftovers import WORK_PREFIX
 from ckptdiff.io.parallel import Progress, default_threads, no_progress, threads_for
+from ckptdiff.io.work_folder import discard, work_folder
 from ckptdiff.kernels.compiling import Stopwatch
-from ckptdiff.patching.chain import check_chain, check_length, explained_order
-from ckptdiff.patching.output import build_beside, check_output, check_space
+from ckptdiff.patching.chain import MAX_CHAIN, check_chain, check_length, check_order, explained_order
+from ckptdiff.patching.output import build_beside, check_output, check_space, explain_write_errors
 from ckptdiff.patching.patch import open_patch
 from ckptdiff.patching.rebuild import Rebuilder, ScratchTensors, check_stored, open_base, scratch_size
 from ckptdiff.patching.target_files import outputs_of, subset_of, write_files, write_others
+from ckptdiff.units import byte_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +47,12 @@ def apply(
     overwrite: bool = False,
     progress: Progress = no_progress,
     listed: Callable[[list[str]], None] = lambda paths: None,
+    noted: Callable[[str], None] = lambda text: None,
 ) -> ApplyResult:
     """Rebuild the target of one patch, or of a chain of them, byte for byte.
 
-    The patches, the base and the result are checked; ``out`` appears only when it is whole and right.
+    The patches, the base and the result are checked; ``out`` appears only when it is whole and right. Of more than 64 patches, the most
+    that a chain has (spec section 11), the checkpoint after each 64 is written beside ``out`` on the way, and removed when the next is.
 
     Args:
         base: the checkpoint that the first patch was made from.
@@ -57,6 +63,7 @@ def apply(
         overwrite: replace an existing ``out``.
         progress: called with what is being done, how much is done, and how much there is.
         listed: called before anything is written with the paths of the files, beside the weights, that the last patch adds or changes.
+        noted: called with a line that says so where checkpoints are written on the way.
 
     Raises:
         FormatError, UnsupportedError, IntegrityError: a patch is broken.
@@ -67,33 +74,106 @@ def apply(
     names = [patches] if isinstance(patches, (str, os.PathLike)) else list(patches)
     if not names:
         check_length(0)
-    with ExitStack() as stack:
-        with explained_order(base, names):
-            chain = [stack.enter_context(open_patch(name, by_ranges=bool(only))) for name in names]
-        if not only:
-            listed([other.path for other in chain[-1].others if other.kind != "same"])
-        old = stack.enter_context(open_base(base, chain, only_weights=bool(only)))
-        last, folder = chain[-1], chain[-1].index is not None and not only
-        others = last.others if folder else ()
-        inputs = [*old.paths, *(path for patch in chain for path in patch.paths)]
+    step = _Step(watch, threads or default_threads(), progress)
+    if len(names) <= MAX_CHAIN:
+        return step.run(base, names, out, only, overwrite, listed)
+    noted(_check_parts(base, names, out, only, overwrite))
+    with explain_write_errors(out), work_folder(out.absolute().parent, WORK_PREFIX) as work:
+        before, start = None, base
+        while len(names) > MAX_CHAIN:
+            part = work.path / f"before-{len(names) - MAX_CHAIN}.safetensors"
+            step.run(start, names[:MAX_CHAIN], part)
+            if before is not None:
+                discard(before)
+            before, start, names = part, part, names[MAX_CHAIN:]
+        return step.run(start, names, out, only, overwrite, listed)
+
+
+class Noted(NamedTuple):
+    """What is kept of each patch of a long chain."""
+
+    path: Path
+    base_identity: bytes
+    target_identity: bytes
+    size: int
+    """Bytes of its target."""
+
+
+def _check_parts(
+    base: str | os.PathLike[str], names: Sequence[str | os.PathLike[str]], out: Path, only: Sequence[str], overwrite: bool
+) -> str:
+    """Check what can be checked of a chain of any length before anything is rebuilt; returns a line that says what will be.
+
+    Raises:
+        BaseMismatchError: a patch does not follow. OutputError: ``out`` cannot be written, or there is no room for it and for what is
+            written on the way. FormatError, UnsupportedError, IntegrityError: a patch is broken.
+    """
+    noted, inputs = list[Noted](), [Path(base)] if os.path.exists(base) else []
+    with explained_order(base, names):
+        for name in names:
+            with open_patch(name) as patch:
+                noted.append(Noted(patch.path, patch.base_identity, patch.target_identity, patch.output_size))
+                inputs += patch.paths
+    with open_patch(names[-1]) as last:
         new = [file.metadata.target_path for file in last.files] + [other.path for other in last.others]
-        check_output(out, inputs, folder=folder, overwrite=overwrite, files=new)
-        for patch in chain:
-            check_stored(patch, only, progress)
-        check_chain(chain)
-        check_space(out, (0 if only else last.output_size) + scratch_size(chain, only))
-        with build_beside(out, overwrite=overwrite) as built, closing(ScratchTensors(built.with_name("tensors"))) as scratch:
-            rebuilder = Rebuilder(old, chain, threads_for(threads or default_threads(), last.output_size), scratch)
-            with rebuilder.explained():
-                outputs = [subset_of(rebuilder, only)] if only else outputs_of(rebuilder)
-                if only:
-                    check_space(out, sum(output.size for output in outputs))
-                if folder:
-                    built.mkdir()  # a target without files is an empty folder
-                write_files(rebuilder, {built / output.path if folder else built: output for output in outputs}, progress)
-                if folder:
-                    write_others(rebuilder, built)
-            old.check_unchanged()
-        files = [output.path or out.name for output in outputs] + [other.path for other in others]
-        size = sum(output.size for output in outputs) + sum(other.size for other in others)
-        return ApplyResult(out, tuple(files), sum(len(o.tensors) for o in outputs), size, watch.seconds())
+        check_output(out, inputs, folder=last.index is not None and not only, overwrite=overwrite, files=new)
+    check_order(noted)
+    sizes = [patch.size for patch in noted[MAX_CHAIN - 1 : -1 : MAX_CHAIN]]
+    after = [*sizes[1:], 0 if only else noted[-1].size]
+    needed = max(map(sum, zip(sizes, after, strict=True)))
+    check_space(out, needed)
+    times = "once" if len(sizes) == 1 else f"{len(sizes)} times"
+    return (
+        f"{len(names):,} patches: {MAX_CHAIN} are applied at a time, and the checkpoint in between is written {times} on the way: that "
+        f"takes up to {byte_size(needed)} beside {out}, the output included"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """Chains of at most 64 patches are applied."""
+
+    watch: Stopwatch
+    threads: int
+    progress: Progress
+
+    def run(
+        self,
+        base: str | os.PathLike[str],
+        names: Sequence[str | os.PathLike[str]],
+        out: Path,
+        only: Sequence[str] = (),
+        overwrite: bool = False,
+        listed: Callable[[list[str]], None] = lambda paths: None,
+    ) -> ApplyResult:
+        """Rebuild the target of a chain; the arguments, and what is raised, are those of :func:`apply`."""
+        with ExitStack() as stack:
+            with explained_order(base, names):
+                chain = [stack.enter_context(open_patch(name, by_ranges=bool(only))) for name in names]
+            if not only:
+                listed([other.path for other in chain[-1].others if other.kind != "same"])
+            old = stack.enter_context(open_base(base, chain, only_weights=bool(only)))
+            last, folder = chain[-1], chain[-1].index is not None and not only
+            others = last.others if folder else ()
+            inputs = [*old.paths, *(path for patch in chain for path in patch.paths)]
+            new = [file.metadata.target_path for file in last.files] + [other.path for other in last.others]
+            check_output(out, inputs, folder=folder, overwrite=overwrite, files=new)
+            for patch in chain:
+                check_stored(patch, only, self.progress)
+            check_chain(chain)
+            check_space(out, (0 if only else last.output_size) + scratch_size(chain, only))
+            with build_beside(out, overwrite=overwrite) as built, closing(ScratchTensors(built.with_name("tensors"))) as scratch:
+                rebuilder = Rebuilder(old, chain, threads_for(self.threads, last.output_size), scratch)
+                with rebuilder.explained():
+                    outputs = [subset_of(rebuilder, only)] if only else outputs_of(rebuilder)
+                    if only:
+                        check_space(out, sum(output.size for output in outputs))
+                    if folder:
+                        built.mkdir()  # a target without files is an empty folder
+                    write_files(rebuilder, {built / output.path if folder else built: output for output in outputs}, self.progress)
+                    if folder:
+                        write_others(rebuilder, built)
+                old.check_unchanged()
+            files = [output.path or out.name for output in outputs] + [other.path for other in others]
+            size = sum(output.size for output in outputs) + sum(other.size for other in others)
+            return ApplyResult(out, tuple(files), sum(len(o.tensors) for o in outputs), size, self.watch.seconds())

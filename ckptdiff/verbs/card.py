@@ -41,7 +41,51 @@ def card_text(facts: Facts, existing: str | None) -> str:
         facts: what the part that push writes states.
         existing: the repo's card, if there is one. The new part takes the place of the one that an earlier push wrote, or comes last.
     """
-    part = f"{BEGIN}\n{_part(facts)}{END}\n"
+    return with_part(_part(facts), existing)
+
+
+@dataclass(frozen=True, slots=True)
+class ChainFacts:
+    """The facts that the card of a chain states."""
+
+    repo: HubId
+    base: HubId | None
+    """The repo and commit of the base, if the chain records them."""
+    base_identity: str
+    steps: str
+    """How many, and which."""
+    last: int
+    """The last step."""
+    size: int
+    """Bytes of all patches."""
+
+
+def chain_card_text(facts: ChainFacts, existing: str | None) -> str:
+    """The Markdown of the card of a chain's repo; ``existing`` is as of :func:`card_text`."""
+    name = facts.repo.repo.partition("/")[2]
+    base = f"`{facts.base.repo}` at commit `{facts.base.revision}`" if facts.base else f"the checkpoint of identity `{facts.base_identity}`"
+    lines = [
+        f"# {_escaped(name)}",
+        "",
+        f"The checkpoints of a training run, as a ckptdiff chain of {byte_size(facts.size)}. This command rebuilds one of them, every file "
+        "of it byte for byte; without `--step` it fetches the chain:",
+        "",
+        "```sh",
+        f"# to get ckptdiff, {HOW_TO_GET_IT}",
+        f"ckptdiff pull {facts.repo} --step {facts.last} -o step-{facts.last}{'' if facts.base else ' --base BASE'}",
+        "```",
+        "",
+        *_table(("", ""), [("base", base), ("steps", facts.steps), ("patches", f"{byte_size(facts.size)} ({facts.size:,} bytes)")]),
+        "",
+        "Before it was published, every patch was checked by its digests, and that each follows from the one before it.",
+        "",
+    ]
+    return with_part("\n".join(lines), existing)
+
+
+def with_part(text: str, existing: str | None) -> str:
+    """A card with the part that push writes in its place."""
+    part = f"{BEGIN}\n{text}{END}\n"
     if existing is None or not existing.strip():
         return part
     head, begin, rest = existing.partition(BEGIN)

@@ -20,9 +20,10 @@ from ckptdiff.hub.ids import parse_id
 from ckptdiff.io.parallel import Progress, default_threads, no_progress
 from ckptdiff.io.store import Store
 from ckptdiff.io.store_urls import open_store
+from ckptdiff.io.work_folder import discard
 from ckptdiff.kernels.compiling import Stopwatch
 from ckptdiff.patching.patch import open_patch
-from ckptdiff.verbs.chain_parts import KnownBase, Noted, apply_plan, discard, find_base, make_checked, not_noted, plan_of, working_in
+from ckptdiff.verbs.chain_parts import KnownBase, Noted, apply_plan, find_base, make_checked, not_noted, plan_of, working_in
 from ckptdiff.verbs.verify import verify
 
 

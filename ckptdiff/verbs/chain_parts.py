@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,10 +13,10 @@ from ckptdiff.chain.contents import facts_of, identity_of, local_patches
 from ckptdiff.chain.history import History
 from ckptdiff.chain.names import DIGITS, PatchName
 from ckptdiff.errors import BaseMismatchError, CheckpointError, FormatError, IntegrityError
+from ckptdiff.io.leftovers import WORK_PREFIX
 from ckptdiff.io.parallel import Progress, default_threads
 from ckptdiff.io.store import Store
-from ckptdiff.io.work_folder import work_folder
-from ckptdiff.patching.chain import MAX_CHAIN
+from ckptdiff.io.work_folder import discard, work_folder
 from ckptdiff.patching.output import explain_write_errors
 from ckptdiff.patching.patch import open_patch
 from ckptdiff.verbs.apply import ApplyResult, apply
@@ -26,8 +25,6 @@ from ckptdiff.verbs.verify import verify
 
 Noted = Callable[[str], None]
 """Takes a line about something unusual, or that takes long."""
-WORK_PREFIX = ".work.ckptdiff-"
-"""How the names of work folders begin."""
 
 
 def not_noted(text: str) -> None:
@@ -88,7 +85,7 @@ def plan_of(history: History, at: int, start: int | None) -> list[PatchName]:
     """The patches that rebuild a step, as :meth:`ckptdiff.chain.history.History.plan` finds them.
 
     Raises:
-        FormatError: one of them is missing, or there are more than can be applied at once.
+        FormatError: one of them is missing.
     """
     where, plan, direct = f"{history.store.name}: step {history.steps[at].number}", history.plan(at, start), history.plan(at)
     other = f": give the chain's base, from which it takes {len(direct)}" if start is not None and direct is not None else ""
@@ -98,8 +95,6 @@ def plan_of(history: History, at: int, start: int | None) -> list[PatchName]:
             f"{where}: is out of reach: there is a gap before step {history.steps[gap].number}, which does not follow from a step that is "
             f"there{other}"
         )
-    if len(plan) > MAX_CHAIN:
-        raise FormatError(f"{where}: {len(plan)} patches lead to it, expected at most {MAX_CHAIN}{other}")
     return plan
 
 
@@ -114,12 +109,28 @@ def apply_plan(
     *,
     overwrite: bool = False,
     listed: Callable[[list[str]], None] = lambda paths: None,
+    noted: Noted = not_noted,
 ) -> ApplyResult:
     """Rebuild a checkpoint from a base and patches of a chain, which are fetched into ``work`` if they lie elsewhere."""
     if not plan:
         raise CheckpointError(f"{base}: is that step itself: copy it")
     with explain_write_errors(out), local_patches(history, plan, work, progress) as patches:
-        return apply(base, patches, out, threads=threads, overwrite=overwrite, progress=progress, listed=listed)
+        return apply(base, patches, out, threads=threads, overwrite=overwrite, progress=progress, listed=listed, noted=noted)
+
+
+@contextmanager
+def work_beside(history: History, plan: list[PatchName], out: Path) -> Iterator[Path]:
+    """A folder on an output's disk to fetch patches into: one for the work of this run, or where none is fetched the output's own.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    parent = out.absolute().parent
+    if not plan or history.store.path(plan[0].key) is not None:
+        yield parent
+        return
+    with explain_write_errors(out), work_folder(parent, WORK_PREFIX) as work:
+        yield work.path
 
 
 @contextmanager
@@ -132,14 +143,6 @@ def working_in(store: Store) -> Iterator[Path]:
     place = store.path("") or Path(tempfile.gettempdir())
     with explain_write_errors(place), work_folder(place, WORK_PREFIX) as work:
         yield work.path
-
-
-def discard(path: Path) -> None:
-    """Remove a file or folder of this run, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,9 @@ from ckptdiff.chain.retention import Retention, kept_steps, plan_retention
 from ckptdiff.errors import BaseMismatchError, CheckpointError, IntegrityError
 from ckptdiff.io.parallel import Progress, no_progress
 from ckptdiff.io.store_urls import open_store
+from ckptdiff.io.work_folder import discard
 from ckptdiff.kernels.compiling import Stopwatch
-from ckptdiff.verbs.chain_parts import KnownBase, Noted, apply_plan, discard, find_base, make_checked, not_noted, plan_of, working_in
+from ckptdiff.verbs.chain_parts import KnownBase, Noted, apply_plan, find_base, make_checked, not_noted, plan_of, working_in
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +11,8 @@ from ckptdiff.chain.history import read_history
 from ckptdiff.chain.retention import find_step
 from ckptdiff.io.parallel import Progress, no_progress
 from ckptdiff.io.store_urls import open_store
-from ckptdiff.io.work_folder import work_folder
 from ckptdiff.kernels.compiling import Stopwatch
-from ckptdiff.patching.output import explain_write_errors
-from ckptdiff.verbs.chain_parts import WORK_PREFIX, Noted, apply_plan, find_base, not_noted, plan_of
+from ckptdiff.verbs.chain_parts import Noted, apply_plan, find_base, not_noted, plan_of, work_beside
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +69,8 @@ def chain_restore(
     if known.start is not None:
         noted(f"starts at step {history.steps[known.start].number}, which {known.path} is")
     plan = plan_of(history, at, known.start)
-    with ExitStack() as stack:
-        work = out.absolute().parent
-        if plan and history.store.path(plan[0].key) is None:
-            with explain_write_errors(out):
-                work = stack.enter_context(work_folder(work, WORK_PREFIX)).path
-        done = apply_plan(history, plan, known.path, out, work, threads, progress, overwrite=overwrite, listed=listed)
+    with work_beside(history, plan, out) as work:
+        done = apply_plan(history, plan, known.path, out, work, threads, progress, overwrite=overwrite, listed=listed, noted=noted)
     start = None if known.start is None else history.steps[known.start].number
     keys = tuple(name.key for name in plan)
     return ChainRestoreResult(done.out, step, start, keys, done.files, done.size, watch.seconds())

@@ -114,6 +114,25 @@ def compose(
     return _Files(paths, Path(output), threads or default_threads(), overwrite, progress).compose(base, codec)
 
 
+def check_patch_output(patches: Sequence[PathLike], base: PathLike | None, out: Path, *, overwrite: bool) -> None:
+    """Check, before any work is done, that the patch which several patches give can be written.
+
+    Args:
+        patches: those that it is made of, in order.
+        base: what is read beside them.
+        out: where it is to be written.
+        overwrite: whether an old one may be replaced.
+
+    Raises:
+        OutputError: it cannot. FormatError, UnsupportedError, IntegrityError: the last patch is broken.
+    """
+    with open_patch(patches[-1]) as last:
+        files = [INDEX_NAME, *(shard_path(file.metadata.target_path) for file in last.files)]
+        files += [other_file_path(other.path) for other in last.others]
+        local = [Path(name) for name in (*patches, *([base] if base is not None else ())) if os.path.exists(name)]
+        check_output(out, [*local, *last.paths], folder=last.index is not None, overwrite=overwrite, files=files)
+
+
 @dataclass(slots=True)
 class _Files:
     """The steps of :func:`compose` for patches in files, with its arguments."""
@@ -127,18 +146,10 @@ class _Files:
     def compose(self, base: PathLike | None, codec: str | None) -> ComposeResult:
         """Compose, and write the result."""
         watch = Stopwatch()
-        self._check_output(base)
+        check_patch_output(self.names, base, self.out, overwrite=self.overwrite)
         with build_beside(self.out, overwrite=self.overwrite) as built:
             size, written = self._added(built) if base is None else self._rebuilt(base, codec, built)
         return ComposeResult(self.out, len(self.names), written.totals, written.size, size, written.codecs, watch.seconds())
-
-    def _check_output(self, base: PathLike | None) -> None:
-        """Raise an error if the patch cannot be written to ``out``."""
-        with open_patch(self.names[-1]) as last:
-            files = [INDEX_NAME, *(shard_path(file.metadata.target_path) for file in last.files)]
-            files += [other_file_path(other.path) for other in last.others]
-            local = [Path(name) for name in (*self.names, *([os.fspath(base)] if base is not None else ())) if os.path.exists(name)]
-            check_output(self.out, [*local, *last.paths], folder=last.index is not None, overwrite=self.overwrite, files=files)
 
     @contextmanager
     def _open(self, name: str) -> Iterator[OpenPatch]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
+from typing import TypeVar
 
-from ckptdiff.analysis.overlap import OverlapResult, count_block, distinct_names, tensor_overlap
-from ckptdiff.analysis.pairs import Pair, check_common, named_base, open_source
+from ckptdiff.analysis.overlap import CountArray, OverlapResult, count_block, distinct_names, tensor_overlap
+from ckptdiff.analysis.pairs import Pair, Source, check_common, named_base, open_source
 from ckptdiff.checkpoint.renames import check_globs
 from ckptdiff.checkpoint.selection import Selection
 from ckptdiff.errors import CheckpointError
 from ckptdiff.io.parallel import Progress, default_threads, no_progress, run_ordered
+
+Row = TypeVar("Row")
 
 
 def overlap(
@@ -54,28 +57,57 @@ def overlap(
         checkpoints = [checkpoint for source in sources for checkpoint in source.checkpoints]
         if checkpoints:  # all at once, as one of the updates may have a file that no other has
             check_globs(chosen.globs, *checkpoints)
-        for source in sources:
-            check_common(source)
-        tables = [_by_place(source.pairs) for source in sources]
-        shared = set(tables[0]).intersection(*tables)
-        keys = [key for key in tables[0] if key in shared]
-        left_out = {pair.name for table in tables for key, pair in table.items() if key not in shared}
-        left_out |= {name for source in sources for name in (*source.added, *source.removed, *source.unpaired)}
-        if not keys and left_out:
-            raise CheckpointError(
-                f"no part of {base} is in all updates in one dtype: is it their base? updates can be compared with each other only where "
-                "they were saved in one dtype"
-            )
-        groups = [[table[key] for table in tables] for key in keys]
-        jobs = (partial(count_block, group, start, atol) for group in groups for start in group[0].starts)
-        done, total = 0, sum(group[0].nbytes for group in groups)
-        rows = []
-        with closing(run_ordered(jobs, threads or default_threads())) as blocks:
-            for group in groups:
-                rows.append(tensor_overlap(group, blocks))
-                done += group[0].nbytes
-                progress("comparing", done, total)
-        return OverlapResult(sources[0].base, distinct_names(updates), atol, tuple(rows), tuple(sorted(left_out)))
+        return compare_sources(sources, distinct_names(updates), atol, threads, progress)
+
+
+def compare_sources(
+    sources: Sequence[Source], names: tuple[str, ...], atol: float, threads: int | None, progress: Progress
+) -> OverlapResult:
+    """:func:`overlap` of updates that are open; ``names``: of the updates, all distinct."""
+    groups, left_out = shared_pairs(sources)
+    rows = counted(groups, count_block, tensor_overlap, atol, threads, progress)
+    return OverlapResult(sources[0].base, names, atol, tuple(rows), left_out)
+
+
+def shared_pairs(sources: Sequence[Source]) -> tuple[list[list[Pair]], tuple[str, ...]]:
+    """Of each part of the base that is in all updates, in one dtype, its pair in each of them; and the names of the tensors left out.
+
+    Raises:
+        CheckpointError: there is no such part.
+    """
+    for source in sources:
+        check_common(source)
+    tables = [_by_place(source.pairs) for source in sources]
+    shared = set(tables[0]).intersection(*tables)
+    keys = [key for key in tables[0] if key in shared]
+    left_out = {pair.name for table in tables for key, pair in table.items() if key not in shared}
+    left_out |= {name for source in sources for name in (*source.added, *source.removed, *source.unpaired)}
+    if not keys and left_out:
+        raise CheckpointError(
+            f"no part of {sources[0].base} is in all updates in one dtype: is it their base? updates can be compared with each other only "
+            "where they were saved in one dtype"
+        )
+    return [[table[key] for table in tables] for key in keys], tuple(sorted(left_out))
+
+
+def counted(
+    groups: Sequence[Sequence[Pair]],
+    count: Callable[[Sequence[Pair], int, float], list[CountArray]],
+    put_together: Callable[[Sequence[Pair], Iterator[list[CountArray]]], Row],
+    atol: float,
+    threads: int | None,
+    progress: Progress,
+) -> list[Row]:
+    """A row for each group of pairs, put together from the counts of its blocks."""
+    jobs = (partial(count, group, start, atol) for group in groups for start in group[0].starts)
+    done, total = 0, sum(group[0].nbytes for group in groups)
+    rows = list[Row]()
+    with closing(run_ordered(jobs, threads or default_threads())) as blocks:
+        for group in groups:
+            rows.append(put_together(group, blocks))
+            done += group[0].nbytes
+            progress("comparing", done, total)
+    return rows
 
 
 def _by_place(pairs: Sequence[Pair]) -> dict[Hashable, Pair]:

@@ -7,15 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ckptdiff.chain.hub_store import holds_chain
 from ckptdiff.checkpoint.recognition import check_exists
 from ckptdiff.errors import CheckpointError, IntegrityError
 from ckptdiff.hub.client import use_token
-from ckptdiff.hub.ids import HubId, parse_id
 from ckptdiff.hub.repo import open_repo
 from ckptdiff.io.parallel import Progress, no_progress
 from ckptdiff.kernels.compiling import Stopwatch
-from ckptdiff.patching.provenance import resolve_chain
+from ckptdiff.patching.patch import open_patch
+from ckptdiff.patching.provenance import PatchRecord, resolve_chain
 from ckptdiff.verbs.apply import apply
+from ckptdiff.verbs.chain_pull import hub_id_of, patches_of_step
 from ckptdiff.verbs.verify import verify
 
 
@@ -45,6 +47,7 @@ def pull(
     repo_id: str,
     out: str | os.PathLike[str],
     *,
+    step: int | None = None,
     base: str | os.PathLike[str] | None = None,
     revision: str | None = None,
     only: Sequence[str] = (),
@@ -60,6 +63,7 @@ def pull(
 
     Args:
         repo_id: ``org/name``, ``org/name@revision`` or ``hf://...`` of a repo with a patch.
+        step: the step to rebuild, of a repo that holds a chain (for all of it: :func:`ckptdiff.chain_pull`).
         out: the folder to write, or the file if the patch is a lone patch file or ``only`` is given.
         base: a checkpoint, as a path or an id on the Hub, to use instead of the one that the patch names.
         revision: branch, tag or commit of the patch, instead of ``@revision`` in the id.
@@ -71,23 +75,27 @@ def pull(
         HubError: a repo or revision is missing or gated, or has changed. Other errors are those of :func:`ckptdiff.apply`.
     """
     watch = Stopwatch()
-    hub_id = parse_id(repo_id)
-    if hub_id is None:
-        raise CheckpointError(f"{repo_id!r}: expected the id of a repo on the Hub, as org/name; for a patch here: ckptdiff apply")
-    if revision is not None:
-        hub_id = HubId(hub_id.repo, revision, hub_id.subfolder)
+    hub_id = hub_id_of(repo_id, revision)
     with use_token(token):
         if base is not None:
             check_exists(base)
         notes: list[str] = []
-        links, named_base = resolve_chain(open_repo(hub_id), base is None, notes)
-        origin = os.fspath(base) if base is not None else named_base
-        assert origin is not None
-        patches = [link.name for link in links]
+        repo = open_repo(hub_id)
+        if step is not None:
+            origin, patches = patches_of_step(repo, step, base, threads, progress)
+            with open_patch(patches[-1]) as last:
+                states_sha256 = PatchRecord.of(patches[-1], last).states_sha256
+        elif holds_chain(repo):
+            raise CheckpointError(f"{repo.pinned}: holds a chain: say which step (--step N); ckptdiff.chain_pull fetches all of it")
+        else:
+            links, named_base = resolve_chain(repo, base is None, notes)
+            assert base is not None or named_base is not None
+            origin, patches = os.fspath(base) if base is not None else str(named_base), [link.name for link in links]
+            states_sha256 = links[-1].states_sha256
         applied = apply(origin, patches, out, only=only, threads=threads, overwrite=overwrite, progress=progress, listed=listed)
         if not only:
             _verify(patches[-1], applied.out, threads, progress)
-        verified = not only and links[-1].states_sha256
+        verified = not only and states_sha256
         seconds = watch.seconds()
         return PullResult(applied.out, origin, tuple(patches), applied.files, applied.size, verified, tuple(notes), seconds)
 

@@ -103,9 +103,7 @@ def push(
         IntegrityError, FormatError: the patch does not verify. CheckpointError: it cannot be published like this.
         HubError: the Hub refuses, or cannot be reached; the repo is then as before.
     """
-    hub_id = parse_id(repo_id) if not os.path.lexists(repo_id) else HubId(repo_id)
-    if hub_id is None or hub_id.subfolder:
-        raise CheckpointError(f"{repo_id!r}: expected the id of the repo on the Hub to push to, as org/name or org/name@branch")
+    hub_id = repo_to_push_to(repo_id)
     if parse_id(patch) is not None:
         raise CheckpointError(f"{patch}: there is no such file or folder: push sends a patch from this machine")
     with use_token(token), open_patch(patch) as opened:
@@ -119,6 +117,21 @@ def push(
         card = plan.files[CARD_PATH]
         assert isinstance(card, bytes)
         return PushResult(str(hub_id), sizes, tuple(plan.deleted), card.decode(), commit, tuple(plan.notes))
+
+
+def repo_to_push_to(repo_id: str) -> HubId:
+    """The id of a repo and branch; raises CheckpointError if the text is none."""
+    hub_id = parse_id(repo_id) if not os.path.lexists(repo_id) else HubId(repo_id)
+    if hub_id is None or hub_id.subfolder:
+        raise CheckpointError(f"{repo_id!r}: expected the id of the repo on the Hub to push to, as org/name or org/name@branch")
+    return hub_id
+
+
+def existing_card(existing: Repo | None) -> str | None:
+    """The text of a repo's card, if it has one."""
+    if existing is None or CARD_PATH not in existing.files:
+        return None
+    return (download(existing, [CARD_PATH]) / CARD_PATH).read_text(encoding="utf-8", errors="replace")
 
 
 def _make_plan(patch: OpenPatch, hub_id: HubId, base_repo: str | None, licence: str | None, allow_secrets: bool) -> tuple[_Plan, Repo]:
@@ -215,11 +228,7 @@ def _config(patch: OpenPatch, base: Repo) -> bytes | None:
 
 def _refuse_secrets(patch: OpenPatch, plan: _Plan) -> None:
     """Raise CheckpointError if the name or the content of a file looks like a secret."""
-    suspects = [f"{other.path} (by its name)" for other in patch.others if suspicious_name(other.path)]
-    for other in patch.others:
-        what = suspicious_content(_content(patch, other))
-        if what:
-            suspects.append(f"{other.path} (holds {what})")
+    suspects = suspects_of(patch)
     config = plan.files.get(CONFIG_PATH)
     if isinstance(config, bytes) and suspicious_content(config):
         suspects.append(CONFIG_PATH)
@@ -228,6 +237,16 @@ def _refuse_secrets(patch: OpenPatch, plan: _Plan) -> None:
             f"{patch.path}: would publish what looks like secrets: {', '.join(suspects[:10])}: make the patch with --exclude, "
             "or push with --allow-secrets if they are none"
         )
+
+
+def suspects_of(patch: OpenPatch) -> list[str]:
+    """The files of a patch that look like secrets, and by what."""
+    suspects = [f"{other.path} (by its name)" for other in patch.others if suspicious_name(other.path)]
+    for other in patch.others:
+        what = suspicious_content(_content(patch, other))
+        if what:
+            suspects.append(f"{other.path} (holds {what})")
+    return suspects
 
 
 def _content(patch: OpenPatch, other: OtherFile) -> bytes:
@@ -245,9 +264,7 @@ def _content(patch: OpenPatch, other: OtherFile) -> bytes:
 
 def _add_card(patch: OpenPatch, hub_id: HubId, base: Repo, existing: Repo | None, plan: _Plan, licence: str | None) -> None:
     """Add the model card, and the picture that it shows; what the owner of the repo wrote in the card stays."""
-    card = None
-    if existing is not None and CARD_PATH in existing.files:
-        card = (download(existing, [CARD_PATH]) / CARD_PATH).read_text(encoding="utf-8", errors="replace")
+    card = existing_card(existing)
     stated = {"license": licence} if licence else licence_of(base.pinned)
     if not stated and not (card and "\nlicense:" in card):
         raise HubError(f"{base.name}: states no licence that the card could carry on: push with --license NAME, such as apache-2.0")
