@@ -1,4 +1,7 @@
-"""A publisher, its worker and a subscriber killed at random moments: all that is reported is exact, nothing has to be cleaned up."""
+"""A publisher, its worker and a subscriber killed at random moments: all that is reported is exact, nothing has to be cleaned up.
+
+``python -m tests.support.publishing_kills --kills 50 --steps 200`` takes minutes, and is run by hand.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,6 @@ from tests.support.states import check_chain, states
 
 def test_ten_kills() -> None:
     kills(10, 24, "")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("worker", ["", "process"])
-def test_fifty_kills(worker: str) -> None:
-    kills(50, 200, worker, seed=1)
 
 
 def test_a_killed_worker_is_an_error_until_resumed(tmp_path: Path) -> None:
