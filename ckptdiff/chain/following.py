@@ -44,13 +44,17 @@ class Version:
     """Seconds: ``encode``, ``keyframe``, ``write`` and ``head``."""
 
 
-def latest(store: Store, chain: ChainDocument) -> Version | None:
+def latest(store: Store, chain: ChainDocument, known: int | None = None) -> Version | None:
     """The last step, by ``HEAD.json`` if it is of the publisher who has taken over last, else by a listing; None if there is none.
+
+    ``known``: a step that was met already; a hint at one before it was written before its publisher was killed, and is not followed.
 
     Raises:
         FormatError, IntegrityError: the chain is broken. StoreError: it cannot be read.
     """
     head = newest_head(store, chain)
+    if head is not None and known is not None and head.step < known:
+        head = None
     return last_of(read_history(store)) if head is None else Version(step=head.step, identity=head.identity.hex(), epoch=head.epoch)
 
 

@@ -129,7 +129,7 @@ class Subscriber:
 
     def latest(self) -> Version | None:
         """The last version of the chain; None if it has none. Little is read, unless the publisher was killed or has just begun."""
-        return latest(self._store, self._chain)
+        return latest(self._store, self._chain, self.step)
 
     def stage(self, to: Version | int | None = None, model: Any = None) -> Staged:
         """Fetch what leads from the engine's state to a version, check it, and put it together, all outside the engine's pause.

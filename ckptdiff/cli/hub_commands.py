@@ -106,8 +106,8 @@ def pull(repo_id: str, out: Path, step: int | None, json_output: bool, **options
       ckptdiff pull me/my-run --step 900 -o step-900
     """
     shared = {key: options[key] for key in ("revision", "token", "threads")}
-    if step is None and verbs.chain_pull.is_chain_id(repo_id, options["revision"], options["token"]):
-        refuse_given("a chain: give --step N too", ("base", "only", "overwrite"))
+    if step is None and options["base"] is None and verbs.chain_pull.is_chain_id(repo_id, options["revision"], options["token"]):
+        refuse_given("a chain: give --step N too", ("only", "overwrite"))
         with progress_bar() as progress:
             fetched = verbs.chain_pull.chain_pull(repo_id, out, progress=progress, **shared)
         if json_output:

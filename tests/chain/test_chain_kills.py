@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 import ckptdiff
 from ckptdiff.chain.history import read_history
 from ckptdiff.io.store_urls import open_store
@@ -33,6 +35,7 @@ def seen(chain: Path) -> int:
     return sum(len(names) for _, _, names in os.walk(chain))
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     kept = training_run(tmp_path / "kept", COUNT)
     shutil.copytree(tmp_path / "kept", tmp_path / "run")
@@ -57,6 +60,7 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     check_steps(chain, kept, tmp_path, range(100, 100 * COUNT, 100))
 
 
+@pytest.mark.slow
 def test_two_at_once(tmp_path: Path) -> None:
     """One of them is refused, or both end as if one had come after the other."""
     run, chain = training_run(tmp_path / "run", 4), tmp_path / "chain"

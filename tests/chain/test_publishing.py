@@ -278,3 +278,17 @@ def test_after_a_failed_write_it_goes_on(tmp_path: Path) -> None:
     assert fresh.resume().step == 3  # type: ignore[union-attr]
     fresh.publish(run[4], step=4)
     check_chain(chain, {3: run[3], 4: run[4]}, run[0])
+
+
+def test_a_head_that_was_not_replaced_is_not_followed(tmp_path: Path) -> None:
+    """As a publisher leaves it that was killed between its last patch and HEAD.json."""
+    run, chain = states(3), tmp_path / "chain"
+    with ckptdiff.Publisher(chain, base=run[0], threads=1) as publisher:
+        publisher.publish(run[1], step=1)
+        head = (chain / "HEAD.json").read_bytes()
+        publisher.publish(run[2], step=2)
+    (chain / "HEAD.json").write_bytes(head)
+    subscriber, model = ckptdiff.Subscriber(chain, threads=1), copy_of(run[0])
+    subscriber.stage(2).apply_(model)
+    assert subscriber.step == 2 and same(model, run[2])
+    assert subscriber.latest().step == 2  # type: ignore[union-attr]

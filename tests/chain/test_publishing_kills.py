@@ -16,6 +16,7 @@ from tests.support.publishing_kills import kills
 from tests.support.states import check_chain, states
 
 
+@pytest.mark.slow
 def test_ten_kills() -> None:
     kills(10, 24, "")
 
