@@ -37,7 +37,7 @@ def pack(base: Bytes | None, change: BlockChange, dtype: Dtype, layout: BlockLay
         changes, classes = kernels.ulps.sized_changes(old, positions, zigzags, dtype), kernels.classes.classes_of(old, dtype)
         forms.append(_join(STATIC, *kernels.static.encode(classes, changes, 8 * dtype.carrier, layout, len(old) < THOROUGH_BELOW)))
     if not dense or min(len(old), 3 * len(positions)) < BOTH_BELOW:
-        forms.append(_join(ADAPTIVE, *kernels.adaptive.encode(old, positions, zigzags, dtype)))
+        forms.append(_join(ADAPTIVE, *kernels.adaptive_block.encode(old, positions, zigzags, dtype)))
     return min(forms, key=len)
 
 
@@ -58,7 +58,7 @@ def unpack(coded: memoryview, base: Bytes | None, size: int, dtype: Dtype) -> Ch
         raise ValueError(f"it has the form {form}, expected 1 or 2, and 1 for units of 8 bytes")
     raw_bytes = reader.take(reader.varint())
     raw, rest = _raw_words(raw_bytes), reader.take(len(coded) - reader.position)
-    (positions, zigzags), bits = (kernels.adaptive.decode if form == ADAPTIVE else _decode_static)(units, rest, raw, dtype)
+    (positions, zigzags), bits = (kernels.adaptive_block.decode if form == ADAPTIVE else _decode_static)(units, rest, raw, dtype)
     if (bits + 7) // 8 != len(raw_bytes) or (bits % 8 and raw_bytes[-1] >> bits % 8):
         raise ValueError(f"it takes {bits} raw bits, but has {len(raw_bytes)} bytes of them")
     if len(positions) == 0:
@@ -77,7 +77,7 @@ def _raw_words(data: memoryview) -> np.ndarray[Any, Any]:
 
 
 def _decode_static(units: Units, coded: memoryview, raw: np.ndarray[Any, Any], dtype: Dtype) -> tuple[Changes, int]:
-    """As :func:`ckptdiff.kernels.adaptive.decode`, of the other form."""
+    """As :func:`ckptdiff.kernels.adaptive_block.decode`, of the other form."""
     classes = kernels.classes.classes_of(units, dtype)
     changes, bits = kernels.static.decode(classes, bytes(coded), raw, 8 * dtype.carrier)
     zigzags = scratch("zigzags", len(changes.positions), dtype.unit)

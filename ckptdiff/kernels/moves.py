@@ -21,15 +21,8 @@ Array = npt.NDArray[Any]
 
 
 @jit
-def move(units, positions, zigzags, order, back):
-    """Move the units at these positions by their zigzags, or ``back`` by them."""
-    for x in range(len(positions)):
-        units[positions[x]] = moved_unit(np.uint64(units[positions[x]]), np.uint64(zigzags[x]), order, back)
-
-
-@jit
 def move_and_hash(run, positions, zigzags, order, back, sums, leaves):
-    """As :func:`move`, of a run of blocks, piece by piece, so that what is hashed is in the cache.
+    """Move units of a run of blocks by their zigzags, piece by piece, so that what is hashed is in the cache.
 
     Args:
         run: :class:`~ckptdiff.kernels.changes.Run`.
@@ -56,16 +49,6 @@ def move_and_hash(run, positions, zigzags, order, back, sums, leaves):
                 hash_steps(sums, data, block, size, at, stop)
         if len(leaves):
             finish_leaf(sums, data, block, size, leaves[block // BLOCK])
-
-
-def move_units(units: Units, positions: Array, zigzags: Units, dtype: Dtype, back: bool) -> None:
-    """Move units in place by the zigzag of ulp distances, or back.
-
-    Raises:
-        ValueError: positions are not those of units, or not as many as zigzags.
-    """
-    check_positions(units, positions, zigzags)
-    move(units, positions, zigzags, order_of(dtype), back)
 
 
 def move_run(run: Bytes, positions: Array | None, zigzags: Units, dtype: Dtype, back: bool, hashed: bool) -> list[bytes]:

@@ -23,7 +23,7 @@ format/safe_paths format/safetensors format/zstd_frame format/entry format/table
 patching/recipes patching/build patching/other_files patching/patch subnetwork/mask
 subnetwork/mask_file subnetwork/mask_rows analysis/report_stored codecs/__init__ codecs/planes codecs/raw codecs/sparse
 codecs/escaped_values codecs/context
-kernels/adaptive kernels/changes kernels/classes kernels/escapes kernels/context_groups kernels/context_map
+kernels/adaptive kernels/adaptive_block kernels/changes kernels/classes kernels/escapes kernels/context_groups kernels/context_map
 kernels/leaves kernels/moves kernels/pace
 kernels/range_coder kernels/rans kernels/raw_bits kernels/static kernels/tokens kernels/ulps
 """.split()

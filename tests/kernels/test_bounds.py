@@ -36,7 +36,6 @@ COMPARED: dict[str, Callable[[], object]] = {
 }
 MOVED: dict[str, Callable[[np.ndarray], object]] = {
     "sized_changes": lambda where: ulps.sized_changes(units(100), where, units(2, 1), BF16),
-    "move_units": lambda where: moves.move_units(units(100), where, units(2, 1), BF16, False),
     "add_changes": lambda where: sums.add_changes(units(100), (where, units(2, 1))),
     "move_run": lambda where: moves.move_run(units(100).view(np.uint8), where, units(2, 1), BF16, False, False),
     "zigzags_of": lambda where: ulps.zigzags_of(

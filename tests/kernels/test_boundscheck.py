@@ -15,8 +15,7 @@ import pytest
 
 from ckptdiff.kernels.classes import fill_classes
 from ckptdiff.kernels.mask_ops import zero_unmasked
-from ckptdiff.kernels.moves import move
-from ckptdiff.kernels.ulps import UnitOrder
+from ckptdiff.kernels.ulps import SizedChanges, UnitOrder, fill_sized
 
 pytestmark = pytest.mark.skipif(not numba.config.BOUNDSCHECK, reason="NUMBA_BOUNDSCHECK=1 is not set")
 
@@ -28,7 +27,8 @@ def test_a_write_behind_an_array_is_refused() -> None:
 
 def test_a_position_behind_the_units_is_refused() -> None:
     with pytest.raises(IndexError, match=r"^index is out of bounds$"):
-        move(np.zeros(8, "<u2")[:4], np.array([4], np.int32), np.ones(1, "<u2"), UnitOrder(np.uint64(15), True), False)
+        changes = SizedChanges(np.array([4], np.int32), np.ones(1, np.uint64), np.ones(1, np.uint8))
+        fill_sized(np.zeros(8, "<u2")[:4], np.ones(1, "<u2"), UnitOrder(np.uint64(15), True), changes)
 
 
 def test_a_read_behind_a_mask_is_refused() -> None:

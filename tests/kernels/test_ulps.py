@@ -25,7 +25,7 @@ def check_ulp_distances(name: str, base: np.ndarray, target: np.ndarray) -> None
     assert found.tolist() == expected
     moving = base.copy()
     for back, wanted in ((False, target), (True, base)):
-        moves.move_units(moving, positions, found, dtype, back)
+        moves.move_run(moving.view(np.uint8), positions, found, dtype, back, False)
         assert moving.tobytes() == wanted.tobytes()
     changes = ulps.sized_changes(base, positions, found, dtype)
     assert changes.distances.tolist() == [(z + 1) // 2 for z in expected]
@@ -65,7 +65,7 @@ def test_ulp_distance_of_all_units_of_16_bits(name: str) -> None:
         base = np.full(1 << 16, start, "<u2")
         z = zigzags(name, base, target)
         assert len(np.unique(z)) == 1 << 16 and z[start] == 0
-        moves.move_units(base, np.arange(1 << 16, dtype=np.int32), z, DTYPES[name], False)
+        moves.move_run(base.view(np.uint8), np.arange(1 << 16, dtype=np.int32), z, DTYPES[name], False, False)
         assert base.tobytes() == target.tobytes()
 
 

@@ -21,7 +21,8 @@ from tests.mutants.reader import module as minimal_reader
 
 FOLDER = Path(__file__).resolve().parents[2] / "ckptdiff" / "kernels"
 DECODERS = {
-    "adaptive": "ClassContexts meet weigh_eight first_code decode_changes decode",
+    "adaptive": "new_contexts meet weigh_eight first_code decode_changes",
+    "adaptive_block": "Counts decode_units decode",
     "static": "decode _take_codes _decode_tokens",
     "pace": "share next_pace run_limit next_stop take_rates",
     "range_coder": "refill learned decode_bit take_distance",
@@ -31,9 +32,9 @@ DECODERS = {
     "tokens": "token_count take_changes",
     "raw_bits": "take_raw take_number take_step",
     "escapes": "fill_positions join_planes add_escaped count_equal",
-    "classes": "fill_classes",
+    "classes": "fill_classes bits_of",
     "ulps": "order_of max_unit ordered moved_unit fill_zigzags",
-    "moves": "move",
+    "moves": "move_and_hash",
     "block_layout": "BlockLayout",
 }
 """Functions that a decoder runs."""
@@ -181,7 +182,9 @@ def judge(fault: Fault | None, folder: Path) -> Callable[[Case], str]:
             change = codecs.CODECS[case.codec].unpack(memoryview(case.coded), base, len(base), dtype)
         except ValueError as error:
             return f"refused: {error}" if case.expected else ""
-        target, changed, _ = codecs.apply_change(change, base, dtype)
+        target, changed, leaf = codecs.apply_change(change, base, dtype)
+        if leaf is not None and leaf != xxhash.xxh3_128_digest(target.tobytes()):
+            return "another leaf"
         found = digest(target.tobytes()), changed
         return "" if found == case.expected else "it is not refused" if case.expected is None else "another block"
 

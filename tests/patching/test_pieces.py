@@ -35,7 +35,7 @@ def outcome_of(apply: object, base: Path, patches: list[Path], out: Path) -> byt
 
 
 @pytest.mark.slow
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=700, deadline=None)
 @given(seed=st.integers(0, 2**32), length=st.integers(1, 5))
 def test_both_readers_agree_on_random_chains(seed: int, length: int) -> None:
     """About 2,000 patches. The target comes back; and both say the same where a later checkpoint is given as the base."""
