@@ -1,8 +1,7 @@
-"""What lies behind the names of a chain: patches opened in the store or fetched from it, and checkpoints told by their identity."""
+"""What lies behind the names of a chain: patches opened in the store or fetched from it, and steps told by their identity."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -13,16 +12,13 @@ import numpy.typing as npt
 
 from ckptdiff.chain.history import History, patch_files
 from ckptdiff.chain.names import DIGITS, PatchName
-from ckptdiff.checkpoint.reader import open_checkpoint
 from ckptdiff.errors import IntegrityError
-from ckptdiff.format.digests import identity
 from ckptdiff.format.entry import Totals
 from ckptdiff.format.index import Index
 from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.format.sealed import MAX_INDEX
-from ckptdiff.io.parallel import Progress, run_ordered
+from ckptdiff.io.parallel import Progress
 from ckptdiff.io.store import Store, fetch, read_object
-from ckptdiff.patching.build import digest_of
 from ckptdiff.patching.output import check_space
 from ckptdiff.patching.patch import OpenPatch, open_patch, open_patch_in
 
@@ -130,20 +126,11 @@ def local_patches(history: History, names: Sequence[PatchName], work: Path, prog
     yield fetched
 
 
-def identity_of(checkpoint: str | os.PathLike[str], threads: int, progress: Progress) -> bytes:
-    """The identity of a checkpoint (spec 3.2), for which all of it is read.
+def places_of(history: History, identity: bytes) -> list[int]:
+    """The places of the steps that have an identity, 16 bytes; the patches of those whose names begin like it are read.
 
     Raises:
-        CheckpointError: it cannot be read, or is none. HubError: it cannot be fetched.
+        StoreError: a patch cannot be read. FormatError, IntegrityError: one is broken.
     """
-    with open_checkpoint(checkpoint) as opened:
-        tensors = [tensor for scope in opened.scopes.values() for tensor in scope.values()]
-        total, done, rows = sum(tensor.nbytes for tensor in tensors), 0, []
-        jobs = ((lambda tensor=tensor: digest_of(tensor)) for tensor in tensors)
-        with closing(run_ordered(jobs, threads)) as digests:
-            for tensor, digest in zip(tensors, digests, strict=True):
-                rows.append((tensor.scope, tensor.name, tensor.dtype, tensor.shape, digest))
-                done += tensor.nbytes
-                progress("reading the checkpoint", done, max(total, 1))
-        opened.check_unchanged()
-    return identity(rows)
+    alike = [k for k, step in enumerate(history.steps) if step.target == identity.hex()[:DIGITS]]
+    return [k for k in alike if facts_of(history.store, history.steps[k].name).target_identity == identity]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from ckptdiff.chain.contents import identity_of
 from ckptdiff.chain.documents import MAX_KEYFRAME_EVERY, ChainDocument, read_chain
 from ckptdiff.chain.names import CHAIN
 from ckptdiff.errors import BaseMismatchError, CheckpointError, OutputError
@@ -14,6 +13,7 @@ from ckptdiff.hub.ids import parse_id
 from ckptdiff.hub.repo import open_repo
 from ckptdiff.io.parallel import Progress, default_threads
 from ckptdiff.io.store import Store
+from ckptdiff.live.identity import identity_of_files
 
 KEYFRAME_EVERY = 50
 """The most patches that a step takes, unless told."""
@@ -56,7 +56,7 @@ def new_chain(
     if hub_id is not None:
         repo = open_repo(hub_id)
         info = {"base_repo": repo.name, "base_revision": repo.commit}
-    identity = identity_of(base, threads or default_threads(), progress)
+    identity = identity_of_files(base, threads or default_threads(), progress)
     return put_chain(store, identity, own, policy, info)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ckptdiff.chain.contents import facts_of, local_patches
+from ckptdiff.chain.contents import facts_of, local_patches, places_of
 from ckptdiff.chain.documents import ChainDocument, Head, read_head
 from ckptdiff.chain.history import History, read_history
 from ckptdiff.chain.names import DIGITS, PatchName
@@ -100,11 +100,7 @@ def path_to(history: History, at: int, identity: bytes, what: str, start: int | 
             raise BaseMismatchError(f"{what} is at step {history.steps[start].number} of {where}, {how}", kind)
         plan = history.plan(at, start) or (history.plan(at) if is_base else None)
     if plan is None:
-        gap = next((k for k in range(at, -1, -1) if not history.steps[k].follows), 0)
-        raise FormatError(
-            f"{where}: step {step.number} is out of reach: there is a gap before step {history.steps[gap].number}, which does not follow "
-            "from a step that is there: start from the chain's base"
-        )
+        raise FormatError(f"{where}: step {step.number} is out of reach: {history.gap_text(at)}: start from the chain's base")
     return plan
 
 
@@ -117,8 +113,7 @@ def place_of(history: History, identity: bytes, at: int, what: str) -> int | Non
     Raises:
         BaseMismatchError: there is none.
     """
-    places = [k for k, step in enumerate(history.steps) if step.target == identity.hex()[:DIGITS]]
-    places = [k for k in places if facts_of(history.store, history.steps[k].name).target_identity == identity]
+    places = places_of(history, identity)
     if not places and identity != history.chain.base_identity:
         raise BaseMismatchError(
             f"{what} is not of the chain {history.store.name}: its identity is {identity.hex()}, expected "

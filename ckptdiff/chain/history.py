@@ -111,6 +111,11 @@ class History:
             at -= 1
         return patches[::-1]
 
+    def gap_text(self, at: int) -> str:
+        """Which gap keeps the step at a place from being rebuilt, for messages."""
+        gap = next((k for k in range(at, -1, -1) if not self.steps[k].follows), 0)
+        return f"there is a gap before step {self.steps[gap].number}, which does not follow from a step that is there"
+
     @property
     def next_length(self) -> int:
         """How many patches a step after the last one would take without a keyframe; infinitely many if the last one is out of reach."""

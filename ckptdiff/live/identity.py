@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
-from ckptdiff.checkpoint.contents import Checkpoint
+from ckptdiff.checkpoint.contents import Checkpoint, Tensor
 from ckptdiff.checkpoint.reader import open_checkpoint
 from ckptdiff.format import digests
 from ckptdiff.format.digests import BLOCK, tensor_digest
-from ckptdiff.io.parallel import Threads, default_threads
+from ckptdiff.io.parallel import Progress, default_threads, no_progress, threads_for
 from ckptdiff.live.hashing import leaves_in_memory
 from ckptdiff.patching.encode import GroupEncoder
 from ckptdiff.patching.encode_plan import HashJob
@@ -34,19 +35,39 @@ def identity(state_or_checkpoint: Any, *, threads: int | None = None) -> str:
     """
     count = threads or default_threads()
     if not isinstance(state_or_checkpoint, (str, os.PathLike)):
-        return _identity(open_state(state_of(state_or_checkpoint, "the tensors"), "the tensors"), count)
-    with open_checkpoint(state_or_checkpoint) as checkpoint:
-        return _identity(checkpoint, count)
+        return identity_in_memory(open_state(state_of(state_or_checkpoint, "the tensors"), "the tensors"), count).hex()
+    return identity_of_files(state_or_checkpoint, count).hex()
 
 
-def _identity(checkpoint: Checkpoint, threads: int) -> str:
-    tensors = [tensor for scope in checkpoint.scopes.values() for tensor in scope.values()]
-    if checkpoint.in_memory:
-        leaves = leaves_in_memory([memory for tensor in tensors if (memory := tensor.memory) is not None], threads)
-    else:
-        encoder = GroupEncoder(checkpoint, checkpoint)
+def identity_in_memory(checkpoint: Checkpoint, threads: int) -> bytes:
+    """The identity of tensors in memory, 16 bytes."""
+    tensors = _counting(checkpoint)
+    return _identity(tensors, leaves_in_memory([memory for tensor in tensors if (memory := tensor.memory) is not None], threads))
+
+
+def identity_of_files(path: str | os.PathLike[str], threads: int, progress: Progress = no_progress) -> bytes:
+    """The identity of a file, a folder or a repo, 16 bytes, for which all of its tensors are read.
+
+    Raises:
+        CheckpointError: it cannot be read, is none, or changes meanwhile. HubError: it cannot be fetched.
+    """
+    with open_checkpoint(path) as checkpoint:
+        tensors, leaves, done = _counting(checkpoint), list[list[bytes]](), 0
+        encoder, total = GroupEncoder(checkpoint, checkpoint), max(sum(tensor.nbytes for tensor in tensors), 1)
         jobs = (HashJob(True, t.key, at, min(BLOCK, t.nbytes - at)) for t in tensors for at in range(0, t.nbytes, BLOCK))
-        with closing(Threads(threads, BLOCK)(encoder.leaf, jobs)) as found:
-            leaves = [[next(found) for _ in range(0, tensor.nbytes, BLOCK)] for tensor in tensors]
+        with closing(threads_for(threads, total)(encoder.leaf, jobs)) as found:
+            for tensor in tensors:
+                leaves.append([next(found) for _ in range(0, tensor.nbytes, BLOCK)])
+                done += tensor.nbytes
+                progress("reading the checkpoint", done, total)
+        checkpoint.check_unchanged()
+        return _identity(tensors, leaves)
+
+
+def _counting(checkpoint: Checkpoint) -> list[Tensor]:
+    return [tensor for scope in checkpoint.scopes.values() for tensor in scope.values()]
+
+
+def _identity(tensors: Sequence[Tensor], leaves: Sequence[list[bytes]]) -> bytes:
     rows = zip(tensors, map(tensor_digest, leaves), strict=True)
-    return digests.identity((t.scope, t.name, t.dtype, t.shape, digest) for t, digest in rows).hex()
+    return digests.identity((t.scope, t.name, t.dtype, t.shape, digest) for t, digest in rows)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ckptdiff.chain.contents import facts_of, identity_of, local_patches, open_stored
+from ckptdiff.chain.contents import facts_of, local_patches, open_stored
 from ckptdiff.chain.creation import KEYFRAME_EVERY, Policy, check_policy, new_chain
 from ckptdiff.chain.documents import ChainDocument, Head, read_chain
 from ckptdiff.chain.history import BEFORE_ALL, History, Step, read_history
@@ -22,6 +22,7 @@ from ckptdiff.io.store import Store
 from ckptdiff.io.store_urls import open_store
 from ckptdiff.io.work_folder import discard
 from ckptdiff.kernels.compiling import Stopwatch
+from ckptdiff.live.identity import identity_of_files
 from ckptdiff.patching.patch import open_patch
 from ckptdiff.verbs.chain_parts import KnownBase, Noted, apply_plan, find_base, make_checked, not_noted, plan_of, working_in
 from ckptdiff.verbs.verify import verify
@@ -187,7 +188,7 @@ class _Adder:
         return self._add(named)
 
     def _take_base(self, named: NamedStep) -> AddedStep:
-        found = identity_of(named.path, self.threads or default_threads(), self.progress)
+        found = identity_of_files(named.path, self.threads or default_threads(), self.progress)
         if found != self.chain.base_identity:
             raise BaseMismatchError(
                 f"{named.path}: has the identity {found.hex()}, but step {named.step} of {self.store.name} is its base, "
@@ -210,7 +211,7 @@ class _Adder:
         with open_stored(self.store, step.name) as patch:
             files, identity = stored_files(patch), patch.target_identity
         if parse_id(named.path) is not None:
-            if identity_of(named.path, self.threads or default_threads(), self.progress) != identity:
+            if identity_of_files(named.path, self.threads or default_threads(), self.progress) != identity:
                 raise IntegrityError(f"{named.path}: is not the checkpoint that {what} has: a chain keeps one checkpoint a step")
             self.last = (named.step, named.path)
         elif check_same(Path(named.path), files, what):

@@ -9,14 +9,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptdiff.chain.contents import facts_of, identity_of, local_patches
+from ckptdiff.chain.contents import local_patches, places_of
 from ckptdiff.chain.history import History
-from ckptdiff.chain.names import DIGITS, PatchName
+from ckptdiff.chain.names import PatchName
 from ckptdiff.errors import BaseMismatchError, CheckpointError, FormatError, IntegrityError
 from ckptdiff.io.leftovers import WORK_PREFIX
 from ckptdiff.io.parallel import Progress, default_threads
 from ckptdiff.io.store import Store
 from ckptdiff.io.work_folder import discard, work_folder
+from ckptdiff.live.identity import identity_of_files
 from ckptdiff.patching.output import explain_write_errors
 from ckptdiff.patching.patch import open_patch
 from ckptdiff.verbs.apply import ApplyResult, apply
@@ -62,11 +63,10 @@ def find_base(
             identity = chain.base_identity.hex()
             raise CheckpointError(f"{where}: does not record where its base is: give it with --base (its identity is {identity})")
         return KnownBase(chain.base_repo, None)
-    found = identity_of(base, threads or default_threads(), progress)
+    found = identity_of_files(base, threads or default_threads(), progress)
     if found == chain.base_identity:
         return KnownBase(os.fspath(base), None)
-    places = [k for k, step in enumerate(history.steps) if step.target == found.hex()[:DIGITS]]
-    places = [k for k in places if facts_of(history.store, history.steps[k].name).target_identity == found]
+    places = places_of(history, found)
     if not places:
         raise BaseMismatchError(
             f"{base}: is not of the chain {where}: its identity is {found.hex()}, expected {chain.base_identity.hex()}, that of the "
@@ -90,11 +90,7 @@ def plan_of(history: History, at: int, start: int | None) -> list[PatchName]:
     where, plan, direct = f"{history.store.name}: step {history.steps[at].number}", history.plan(at, start), history.plan(at)
     other = f": give the chain's base, from which it takes {len(direct)}" if start is not None and direct is not None else ""
     if plan is None:
-        gap = next((k for k in range(at, -1, -1) if not history.steps[k].follows), 0)
-        raise FormatError(
-            f"{where}: is out of reach: there is a gap before step {history.steps[gap].number}, which does not follow from a step that is "
-            f"there{other}"
-        )
+        raise FormatError(f"{where}: is out of reach: {history.gap_text(at)}{other}")
     return plan
 
 
