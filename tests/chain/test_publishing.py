@@ -292,3 +292,22 @@ def test_a_head_that_was_not_replaced_is_not_followed(tmp_path: Path) -> None:
     subscriber.stage(2).apply_(model)
     assert subscriber.step == 2 and same(model, run[2])
     assert subscriber.latest().step == 2  # type: ignore[union-attr]
+
+
+def test_keyframes_bound_the_patches_of_a_step(tmp_path: Path) -> None:
+    """Also where a publisher was killed between a patch and its keyframe: the next one puts that first (spec/chain-v1.md, 6)."""
+    run, chain = states(8), tmp_path / "chain"
+    with ckptdiff.Publisher(chain, base=run[0], keyframe_every=2, threads=1) as publisher:
+        for step in range(1, 6):
+            publisher.publish(run[step], step=step)
+    keyframes = sorted((chain / "keyframes").iterdir())
+    steps = [read_history(open_store(chain)).plan(at) for at in range(5)]
+    assert [len(plan or ()) for plan in steps] == [1, 2, 1, 2, 1] and [path.name[:12] for path in keyframes] == [f"{k:012}" for k in (3, 5)]
+    keyframes[-1].unlink()
+    assert len(read_history(open_store(chain)).plan(4) or ()) == 3
+    with ckptdiff.Publisher(chain, base=run[0], threads=1) as publisher:
+        assert publisher.resume().step == 5  # type: ignore[union-attr]
+        publisher.publish(run[6], step=6)
+    history = read_history(open_store(chain))
+    assert history.steps[4].keyframe is not None and [len(history.plan(at) or ()) for at in range(6)] == [1, 2, 1, 2, 1, 2]
+    check_chain(chain, {step: run[step] for step in range(1, 7)}, run[0])

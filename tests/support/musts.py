@@ -1,4 +1,4 @@
-"""Every MUST of the spec, and the vectors and tests that hold it: ``python -m tests.support.musts`` lists them."""
+"""Every MUST of the specs of patches and of chains, and the vectors and tests that hold it: ``python -m tests.support.musts`` lists them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ HELD = Path(__file__).with_suffix(".txt")
 
 
 def text() -> str:
-    return " ".join((SPEC / "ckptdiff-v1.md").read_text().split())
+    """Both, one after the other."""
+    return " ".join(word for name in ("ckptdiff-v1.md", "chain-v1.md") for word in (SPEC / name).read_text().split())
 
 
 def held() -> dict[str, list[str]]:
@@ -31,7 +32,9 @@ def uncovered() -> list[str]:
         end = min((at for at in (whole.find(stop, begin + len(part)) for stop in (". ", " | ", "; ")) if at >= 0), default=len(whole))
         start = max(whole.rfind(stop, 0, begin + 1) for stop in (". ", " | ", "; "))
         covered |= {match.start() for match in re.finditer("MUST", whole) if start <= match.start() < end}
-    explained = {match.start() for match in re.finditer("MUST", whole) if "BCP 14" in whole[match.start() : match.start() + 90]}
+    explained = {
+        match.start() for match in re.finditer("MUST", whole) if re.search("BCP 14|RFC 2119", whole[match.start() : match.start() + 90])
+    }
     return [
         whole[max(match.start() - 60, 0) : match.start() + 60]
         for match in re.finditer("MUST", whole)
@@ -42,7 +45,7 @@ def uncovered() -> list[str]:
 def missing(name: str) -> bool:
     """Whether there is no such vector or test."""
     if "::" not in name:
-        return not (SPEC / "vectors" / f"{name}.vector").exists()
+        return not any((SPEC / folder / f"{name}.vector").exists() for folder in ("vectors", "chain-vectors"))
     file, test = name.split("::")
     return not any(f"def {test}(" in path.read_text() for path in (ROOT / "tests").glob(f"*/{file}.py"))
 
