@@ -24,7 +24,7 @@ from ckptdiff.io.work_folder import discard
 from ckptdiff.kernels.compiling import Stopwatch
 from ckptdiff.live.identity import identity_of_files
 from ckptdiff.patching.patch import open_patch
-from ckptdiff.verbs.chain_parts import KnownBase, Noted, apply_plan, find_base, make_checked, not_noted, plan_of, working_in
+from ckptdiff.verbs.chain_parts import KnownBase, Noted, apply_plan, find_base, make_checked, not_noted, plan_of, working_in, write_keyframe
 from ckptdiff.verbs.verify import verify
 
 
@@ -227,6 +227,7 @@ class _Adder:
 
     def _add(self, named: NamedStep) -> tuple[AddedStep, list[StoredFile]]:
         """Make, check and put the patches of a new step."""
+        self._complete_last()
         before, identity = self._before(named)
         keyframe_due = self.history.next_length > self.chain.keyframe_every
         keyframe, keyframe_path = None, self.work / "keyframe"
@@ -256,6 +257,17 @@ class _Adder:
             units=totals.units,
         )
         return row, files
+
+    def _complete_last(self) -> None:
+        """Put the keyframe of the last step, if a publisher was killed before it had (spec/chain-v1.md, 6)."""
+        plan = self.history.plan(len(self.history.steps) - 1) if self.history.steps else None
+        if plan is not None and len(plan) > self.chain.keyframe_every:
+            last = self.history.steps[-1].name
+            base = self._base(f"step {last.step} lacks its keyframe")
+            name = replace(last, parent=None, base=self.chain.base_identity.hex()[:DIGITS], is_keyframe=True)
+            self.noted(f"rebuilding step {last.step} in {self.work}, for the keyframe that a killed publisher did not put")
+            write_keyframe(self.history, self.publisher, name, base.path, self.work, self.threads, self.progress)
+            self.history = read_history(self.store)
 
     def _before(self, named: NamedStep) -> tuple[str, bytes]:
         """The checkpoint of the last step, rebuilt if it is not at hand; and its identity."""

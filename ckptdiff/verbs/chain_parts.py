@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptdiff.chain.contents import local_patches, places_of
+from ckptdiff.chain.contents import facts_of, local_patches, places_of
 from ckptdiff.chain.history import History
 from ckptdiff.chain.names import PatchName
+from ckptdiff.chain.publisher import Publisher
 from ckptdiff.errors import BaseMismatchError, CheckpointError, FormatError, IntegrityError
 from ckptdiff.io.leftovers import WORK_PREFIX
 from ckptdiff.io.parallel import Progress, default_threads
@@ -165,3 +166,26 @@ def make_checked(base: str, target: str, out: Path, codec: str | None, threads: 
         raise IntegrityError(f"the patch of {target} was made, but does not give it: {found.problems[0].message}")
     with open_patch(out) as patch:
         return CheckedPatch(patch.base_identity, patch.target_identity, patch.index is None)
+
+
+def write_keyframe(
+    history: History, publisher: Publisher, name: PatchName, base: str, work: Path, threads: int | None, progress: Progress
+) -> int:
+    """Rebuild a step from the chain's base, make its keyframe, check it against both, and put it under a name; returns its bytes.
+
+    Raises:
+        IntegrityError: it does not give the step. Others as :func:`apply_plan` and :func:`make_checked`; StoreError: it cannot be put.
+    """
+    at = history.find(name.step)
+    assert at is not None
+    place = work / f"keyframe-{name.step}"
+    place.mkdir()
+    target, patch = place / "step", place / "keyframe"
+    apply_plan(history, plan_of(history, at, None), base, target, place, threads, progress)
+    made = make_checked(base, str(target), patch, history.chain.codec, threads, progress)
+    if made.target != facts_of(history.store, history.steps[at].name).target_identity:
+        raise IntegrityError(f"{history.store.name}: the keyframe of step {name.step} gives {made.target.hex()}, which is not that step")
+    sizes = publisher.put(name, patch)
+    publisher.check_stored(name, patch)
+    discard(place)
+    return sum(sizes.values())

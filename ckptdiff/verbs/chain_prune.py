@@ -5,19 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from ckptdiff.chain.contents import facts_of
 from ckptdiff.chain.history import History, read_history
 from ckptdiff.chain.names import PatchName
 from ckptdiff.chain.publisher import Publisher
 from ckptdiff.chain.retention import Retention, kept_steps, plan_retention
-from ckptdiff.errors import BaseMismatchError, CheckpointError, IntegrityError
+from ckptdiff.errors import BaseMismatchError, CheckpointError
 from ckptdiff.io.parallel import Progress, no_progress
 from ckptdiff.io.store_urls import open_store
-from ckptdiff.io.work_folder import discard
 from ckptdiff.kernels.compiling import Stopwatch
-from ckptdiff.verbs.chain_parts import KnownBase, Noted, apply_plan, find_base, make_checked, not_noted, plan_of, working_in
+from ckptdiff.verbs.chain_parts import KnownBase, Noted, find_base, not_noted, working_in, write_keyframe
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +84,7 @@ def chain_prune(
             with working_in(store) as work:
                 for name in retention.keyframes:
                     noted(f"rebuilding step {name.step} in {work}, for the keyframe that it needs")
-                    written_size += _write_keyframe(history, publisher, name, known, work, threads, progress)
+                    written_size += write_keyframe(history, publisher, name, known.path, work, threads, progress)
         removed_size = _remove(history, publisher, retention.removed)
     return ChainPruneResult(
         chain=store.name,
@@ -117,25 +114,6 @@ def _known_base(
         number = history.steps[known.start].number
         raise BaseMismatchError(f"{base}: is step {number} of the chain, not its base, which keyframes (of step {steps}) are made from")
     return known
-
-
-def _write_keyframe(
-    history: History, publisher: Publisher, name: PatchName, known: KnownBase, work: Path, threads: int | None, progress: Progress
-) -> int:
-    """Rebuild a step, make its keyframe, check it against base and step, and put it; returns its bytes."""
-    at = history.find(name.step)
-    assert at is not None
-    place = work / str(name.step)
-    place.mkdir()
-    target, patch = place / "step", place / "keyframe"
-    apply_plan(history, plan_of(history, at, None), known.path, target, place, threads, progress)
-    made = make_checked(known.path, str(target), patch, history.chain.codec, threads, progress)
-    if made.target != facts_of(history.store, history.steps[at].name).target_identity:
-        raise IntegrityError(f"{history.store.name}: the keyframe of step {name.step} gives {made.target.hex()}, which is not that step")
-    sizes = publisher.put(name, patch)
-    publisher.check_stored(name, patch)
-    discard(place)
-    return sum(sizes.values())
 
 
 def _remove(history: History, publisher: Publisher, names: Sequence[PatchName]) -> int:

@@ -192,3 +192,18 @@ def test_a_base_on_the_hub_is_recorded(request: pytest.FixtureRequest) -> None:
     user.run("chain", "restore", "chain", "200", "-o", "out")
     assert tree(user.folder / "out") == tree(user.folder / "run" / "step-200")
     assert user.run("chain", "prune", "chain", "--keep", "200").stdout.count("0 keyframes") == 1
+
+
+def test_a_keyframe_that_was_not_put(tmp_path: Path) -> None:
+    """As a publisher leaves it that puts patches first and was killed: the next `add` puts it before it writes another step."""
+    run, chain = training_run(tmp_path / "run", 5), tmp_path / "chain"
+    ckptdiff.chain_add(chain, run[:4], keyframe_every=2)
+    (keyframe,) = (chain / "keyframes").iterdir()
+    shutil.rmtree(keyframe)
+    assert len(read_history(open_store(chain)).plan(2) or ()) == 3
+    notes: list[str] = []
+    ckptdiff.chain_add(chain, run[3:], base=run[0], noted=notes.append)
+    assert any("for the keyframe that a killed publisher did not put" in note for note in notes)
+    history = read_history(open_store(chain))
+    assert [len(history.plan(k) or ()) for k in range(4)] == [1, 2, 1, 2] and keyframe.is_dir()
+    check_steps(chain, run, tmp_path, (100, 200, 300, 400))

@@ -1,4 +1,4 @@
-"""Every MUST of the specs of patches and of chains, and the vectors and tests that hold it: ``python -m tests.support.musts`` lists them."""
+"""Every MUST of both specs, and the vectors and tests that hold it: ``python -m tests.support.musts`` lists them."""
 
 from __future__ import annotations
 
