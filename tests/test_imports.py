@@ -37,7 +37,7 @@ analysis: modules values sparsity matrices rank report_model report_stored pairs
 subnetwork: mask_rows mask_file mask masked_parameter freeze track
 pages: csv_tables chart_data labels histograms report_prose drawing templating report_charts report_captions report_page
 pages: overlap_prose overlap_charts overlap_captions overlap_page
-chain: names documents history hub_store contents creation publisher originals retention following state_writer state_worker \
+chain: names documents history hub_store contents creation writer originals retention following state_writer state_worker \
 state_publisher subscriber
 verbs: info make compose apply verify compare report overlap card push chain_parts chain_pull pull chain_restore chain_list chain_verify \
 chain_push chain_add chain_prune chain_squash chain_series

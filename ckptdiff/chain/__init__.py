@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from ckptdiff.chain import hub_store as hub_store
     from ckptdiff.chain import names as names
     from ckptdiff.chain import originals as originals
-    from ckptdiff.chain import publisher as publisher
     from ckptdiff.chain import retention as retention
     from ckptdiff.chain import state_publisher as state_publisher
     from ckptdiff.chain import state_worker as state_worker
     from ckptdiff.chain import state_writer as state_writer
     from ckptdiff.chain import subscriber as subscriber
+    from ckptdiff.chain import writer as writer
 else:
     __getattr__ = submodules(__name__)

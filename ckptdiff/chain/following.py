@@ -13,7 +13,7 @@ from ckptdiff.chain.contents import facts_of, local_patches, places_of
 from ckptdiff.chain.documents import ChainDocument, Head, read_head
 from ckptdiff.chain.history import History, read_history
 from ckptdiff.chain.names import DIGITS, PatchName
-from ckptdiff.chain.publisher import highest_epoch
+from ckptdiff.chain.writer import highest_epoch
 from ckptdiff.errors import BaseMismatchError, FormatError, IntegrityError, UnsupportedError
 from ckptdiff.io.parallel import no_progress
 from ckptdiff.io.store import Store, read_object

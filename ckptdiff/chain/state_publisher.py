@@ -60,10 +60,8 @@ class Publisher:
         if worker not in WORKERS:
             raise CheckpointError(f"worker={worker!r}: expected 'process', 'thread' or None")
         self._closed = False
-        self._store, options = (
-            open_store(store),
-            WriterOptions(codec=codec, keyframe_every=keyframe_every, acknowledged=acknowledged, threads=threads),
-        )
+        self._store = open_store(store)
+        options = WriterOptions(codec=codec, keyframe_every=keyframe_every, acknowledged=acknowledged, threads=threads)
         reference = copied(base, dtype)
         chain = open_or_make(self._store, Encoder(reference, threads=threads).identity, codec, keyframe_every)
         needs_base = chain.codec != "sparse"
@@ -71,10 +69,8 @@ class Publisher:
         if worker == "process":
             self._way = _InProcess(self._store, chain, reference, options, needs_base)
             return
-        base_copy, staging = (
-            _copy_of(reference) if needs_base else None,
-            StateCopy.new(reference.layout) if worker == "thread" else None,
-        )
+        base_copy = _copy_of(reference) if needs_base else None
+        staging = StateCopy.new(reference.layout) if worker == "thread" else None
         writer = StateWriter(self._store, chain, Copies(reference, staging, base_copy), options)
         self._way = _InThread(writer, staging) if staging is not None else _Direct(writer)
 

@@ -12,7 +12,7 @@ from ckptdiff.chain.documents import ChainDocument, Head
 from ckptdiff.chain.following import Version, last_of, path_to, put_together, read_patches
 from ckptdiff.chain.history import History, read_history
 from ckptdiff.chain.names import DIGITS, HEAD, MAX_STEP, PatchName
-from ckptdiff.chain.publisher import Publisher
+from ckptdiff.chain.writer import ChainWriter
 from ckptdiff.errors import BaseMismatchError, CheckpointError, CkptdiffError, FormatError, OutputError, StoreError, UnsupportedError
 from ckptdiff.io.store import Store
 from ckptdiff.live.encoder import Encoder
@@ -63,10 +63,10 @@ class StateWriter:
         self._tail: list[PatchName] = []  # the patches that lead from the base to the last step
         self._keyframe_wanted, self._swept = False, False
         self._encoder = Encoder(copies.reference, codec=chain.codec, threads=options.threads)
-        self._publisher: Publisher | None = None
+        self._publisher: ChainWriter | None = None
         self._why = f"{store.name}: has steps already: call resume() to go on from the last one"
         if not read_history(store).steps and self._encoder.identity == chain.base_identity.hex():
-            self._publisher = Publisher.take_over(store, chain)
+            self._publisher = ChainWriter.take_over(store, chain)
 
     # --- publishing ---
 
@@ -97,7 +97,7 @@ class StateWriter:
             encoder.add_all(state)
         return encoder.finish()
 
-    def _check(self, step: int) -> Publisher:
+    def _check(self, step: int) -> ChainWriter:
         """The publisher, if a step can be written now."""
         where, last = self.store.name, -1 if self.chain.base_step is None else self.chain.base_step
         if self._publisher is None:
@@ -112,7 +112,7 @@ class StateWriter:
             raise CheckpointError(f"{where}: step {step} {how}: publish a step above {last}")
         return self._publisher
 
-    def _version(self, publisher: Publisher, patch: Patch, keyframe: Patch | None, step: int) -> Version:
+    def _version(self, publisher: ChainWriter, patch: Patch, keyframe: Patch | None, step: int) -> Version:
         """What is about to be written."""
         facts = self._encoder.finished
         return Version(
@@ -133,7 +133,7 @@ class StateWriter:
         name = PatchName(version.step, version.parent, start, target, version.epoch, True, False)
         return name, PatchName(version.step, None, base, target, version.epoch, True, True)
 
-    def _write(self, publisher: Publisher, version: Version, patch: Patch, keyframe: Patch | None, times: list[float]) -> None:
+    def _write(self, publisher: ChainWriter, version: Version, patch: Patch, keyframe: Patch | None, times: list[float]) -> None:
         """Put a version, and let it be the last one."""
         name, keyframe_name = self._names(version, self.last)
         with self._unless_written(name):
@@ -199,7 +199,7 @@ class StateWriter:
             raise OutputError(self._why)
         self._encoder.rollback()
         self._publisher, self._why = None, f"{self.store.name}: step {step} was not withdrawn wholly: call resume()"
-        publisher = Publisher.take_over(self.store, self.chain, publisher.epoch)
+        publisher = ChainWriter.take_over(self.store, self.chain, publisher.epoch)
         for name in reversed(self._names(withdrawn, self._before[0])):  # a step whose keyframe is left would still be one
             publisher.remove([name.key], name.marker)
         self.last, self._tail = self._before
@@ -223,7 +223,7 @@ class StateWriter:
         self._encoder.rollback()
         self.pending, self._keyframe_wanted = None, False
         self._publisher, self._swept, self._why = None, False, f"{self.store.name}: resume() failed: call it again"
-        publisher = Publisher.take_over(self.store, self.chain)
+        publisher = ChainWriter.take_over(self.store, self.chain)
         history = read_history(self.store)
         self.last = last_of(history)
         if self.last is not None:

@@ -13,7 +13,7 @@ from ckptdiff.chain.documents import ChainDocument, Head, read_chain
 from ckptdiff.chain.history import BEFORE_ALL, History, Step, read_history
 from ckptdiff.chain.names import DIGITS, MAX_STEP, NamedStep, PatchName, in_natural_order
 from ckptdiff.chain.originals import StoredFile, check_same, remove, stored_files
-from ckptdiff.chain.publisher import Publisher
+from ckptdiff.chain.writer import ChainWriter
 from ckptdiff.checkpoint.recognition import check_exists
 from ckptdiff.errors import BaseMismatchError, CheckpointError, IntegrityError
 from ckptdiff.hub.ids import parse_id
@@ -146,11 +146,11 @@ class _Adder:
     base: KnownBase | None = None
     last: tuple[int, str] | None = None
     """The last step that is known to be in the chain, and its checkpoint."""
-    publisher: Publisher = field(init=False)
+    publisher: ChainWriter = field(init=False)
     history: History = field(init=False)
 
     def run(self, steps: Sequence[NamedStep], base: str | os.PathLike[str] | None) -> list[AddedStep]:
-        self.publisher = Publisher.take_over(self.store, self.chain)
+        self.publisher = ChainWriter.take_over(self.store, self.chain)
         self.history = read_history(self.store)
         if base is not None:
             self.base = find_base(self.history, base, self.threads, self.progress)

@@ -12,7 +12,7 @@ from pathlib import Path
 from ckptdiff.chain.contents import facts_of, local_patches, places_of
 from ckptdiff.chain.history import History
 from ckptdiff.chain.names import PatchName
-from ckptdiff.chain.publisher import Publisher
+from ckptdiff.chain.writer import ChainWriter
 from ckptdiff.errors import BaseMismatchError, CheckpointError, FormatError, IntegrityError
 from ckptdiff.io.leftovers import WORK_PREFIX
 from ckptdiff.io.parallel import Progress, default_threads
@@ -169,7 +169,7 @@ def make_checked(base: str, target: str, out: Path, codec: str | None, threads: 
 
 
 def write_keyframe(
-    history: History, publisher: Publisher, name: PatchName, base: str, work: Path, threads: int | None, progress: Progress
+    history: History, publisher: ChainWriter, name: PatchName, base: str, work: Path, threads: int | None, progress: Progress
 ) -> int:
     """Rebuild a step from the chain's base, make its keyframe, check it against both, and put it under a name; returns its bytes.
 

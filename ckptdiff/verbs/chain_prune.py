@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from ckptdiff.chain.history import History, read_history
 from ckptdiff.chain.names import PatchName
-from ckptdiff.chain.publisher import Publisher
 from ckptdiff.chain.retention import Retention, kept_steps, plan_retention
+from ckptdiff.chain.writer import ChainWriter
 from ckptdiff.errors import BaseMismatchError, CheckpointError
 from ckptdiff.io.parallel import Progress, no_progress
 from ckptdiff.io.store_urls import open_store
@@ -73,7 +73,7 @@ def chain_prune(
     removed_size, written_size = sum(map(history.size, retention.removed)), 0
     if not dry_run:
         known = _known_base(history, retention, base, threads, progress)
-        publisher = Publisher.take_over(store, history.chain)
+        publisher = ChainWriter.take_over(store, history.chain)
         history = read_history(store)
         retention = plan_retention(history, kept_steps(history, rules))  # again, as steps may have come since
         for name in history.torn:  # a keyframe that a killed run left may be in the way
@@ -116,7 +116,7 @@ def _known_base(
     return known
 
 
-def _remove(history: History, publisher: Publisher, names: Sequence[PatchName]) -> int:
+def _remove(history: History, publisher: ChainWriter, names: Sequence[PatchName]) -> int:
     """Remove patches and the documents of earlier epochs; returns the bytes of the patches."""
     publisher.check_alone()
     for name in names:

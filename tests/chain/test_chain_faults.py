@@ -17,7 +17,7 @@ import ckptdiff
 from ckptdiff.chain.documents import read_chain
 from ckptdiff.chain.history import read_history
 from ckptdiff.chain.names import PatchName
-from ckptdiff.chain.publisher import Publisher
+from ckptdiff.chain.writer import ChainWriter
 from ckptdiff.io import store as stores
 from ckptdiff.io.store_urls import open_store
 from tests.support.chains import check_steps, training_run, weights
@@ -164,7 +164,7 @@ def test_a_second_publisher_shuts_the_first_out(checkpoints: list[Path], chain: 
     store = open_store(chain)
     document = read_chain(store)
     assert document is not None
-    first = Publisher.take_over(store, document)
+    first = ChainWriter.take_over(store, document)
     before = tree(chain / "steps")
     ckptdiff.chain_add(chain, checkpoints)
     ckptdiff.make(checkpoints[3], checkpoints[4], tmp_path / "patch")
@@ -181,11 +181,11 @@ def test_two_take_over_at_one_moment(chain: Path, monkeypatch: pytest.MonkeyPatc
     store = open_store(chain)
     document = read_chain(store)
     assert document is not None
-    monkeypatch.setattr("ckptdiff.chain.publisher.highest_epoch", lambda store: 1)
+    monkeypatch.setattr("ckptdiff.chain.writer.highest_epoch", lambda store: 1)
     with pytest.raises(ckptdiff.OutputError, match=r"has taken over|takes over at this moment"):
-        Publisher.take_over(store, document)  # it sees, as it looks again, that it is not alone with its listing
+        ChainWriter.take_over(store, document)  # it sees, as it looks again, that it is not alone with its listing
     with pytest.raises(ckptdiff.OutputError, match="another publisher takes over at this moment: run one at a time"):
-        Publisher.take_over(store, document)
+        ChainWriter.take_over(store, document)
 
 
 def test_other_bytes_under_the_name_of_a_step(checkpoints: list[Path], chain: Path, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_other_bytes_under_the_name_of_a_step(checkpoints: list[Path], chain: Pa
     assert document is not None
     name = PatchName.parse(f"steps/{step_folder(chain, 300).name}/ckptdiff.json")
     assert name is not None
-    publisher = Publisher.take_over(store, document)
+    publisher = ChainWriter.take_over(store, document)
     ckptdiff.make(checkpoints[2], checkpoints[3], tmp_path / "same")
     assert sum(publisher.put(name, tmp_path / "same").values()) == read_history(store).size(name), "the same bytes may be put again"
     ckptdiff.make(checkpoints[2], checkpoints[3], tmp_path / "other", codec="raw")

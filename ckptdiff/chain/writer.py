@@ -15,14 +15,14 @@ from ckptdiff.io.signals import held
 from ckptdiff.io.store import Store, holds
 
 
-class Publisher:
+class ChainWriter:
     """The one who may write to a chain, from when it took over until another one does."""
 
     def __init__(self, store: Store, chain: ChainDocument, epoch: int) -> None:
         self.store, self.chain, self.epoch = store, chain, epoch
 
     @classmethod
-    def take_over(cls, store: Store, chain: ChainDocument, after: int | None = None) -> Publisher:
+    def take_over(cls, store: Store, chain: ChainDocument, after: int | None = None) -> ChainWriter:
         """Take over from whoever has written so far, and who can complete no step any more; ``after``: only from this epoch's.
 
         Raises:
