@@ -76,13 +76,16 @@ class _ArrayInterface:
     """
 
     def __init__(self, flat: torch.Tensor) -> None:
-        self.flat = flat
-        self.__array_interface__ = {"data": (flat.data_ptr(), False), "shape": (len(flat),), "typestr": "|u1", "version": 3}
+        self.flat, self.address = flat, flat.data_ptr()
+        self.__array_interface__ = {"data": (self.address, False), "shape": (len(flat),), "typestr": "|u1", "version": 3}
 
 
 def memory_range(flat: Bytes | torch.Tensor) -> tuple[str, int, int]:
     """Where memory lies: device, address and size in bytes."""
-    return ("cpu", flat.ctypes.data, len(flat)) if isinstance(flat, np.ndarray) else (str(flat.device), flat.data_ptr(), len(flat))
+    if not isinstance(flat, np.ndarray):
+        return str(flat.device), flat.data_ptr(), len(flat)
+    owner: object = flat.base
+    return "cpu", owner.address if isinstance(owner, _ArrayInterface) else flat.ctypes.data, len(flat)  # NumPy takes long to tell
 
 
 def flat_bytes(array: Array, where: str) -> Bytes | torch.Tensor:
