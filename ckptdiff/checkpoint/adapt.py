@@ -51,6 +51,10 @@ class AdaptedBase:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "whole", self._whole())
+        if len(self.pieces) == 1 and self.pieces[0].name is not None:  # as nearly all have
+            object.__setattr__(self, "starts", [0, self.pieces[0].units])
+            object.__setattr__(self, "named", self.starts)
+            return
         counts = [piece.units for piece in self.pieces]
         object.__setattr__(self, "starts", list(accumulate(counts, initial=0)))
         if None not in {piece.name for piece in self.pieces}:
