@@ -7,6 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from ckptdiff.codecs import sparse
+from ckptdiff.codecs.planes import BlockError
 from ckptdiff.format.dtypes import DTYPES
 from tests.support.codec_checks import (
     Case,
@@ -69,6 +71,25 @@ def test_a_form_that_breaks_the_spec_is_refused_by_name(coded: str, text: str) -
     assert not accepts("sparse", bytes.fromhex(coded), np.zeros(16, np.uint8), "BF16")
     with pytest.raises(ValueError, match=text):
         decode("sparse", bytes.fromhex(coded), np.zeros(16, np.uint8), DTYPES["BF16"])
+
+
+@quick(60)
+@given(cases=st.lists(blocks(), min_size=1, max_size=6), offset=st.sampled_from([0, 5, 1 << 23]))
+def test_many_blocks_at_once_are_each_by_itself(cases: list[Case], offset: int) -> None:
+    name = cases[0][0]
+    dtype, alike = DTYPES[name], [case for case in cases if case[0] == name]
+    coded = [memoryview(encode("sparse", base, target, dtype)[0]) for _, base, target in alike]
+    sizes, offsets = [len(base) for _, base, _ in alike], [k * offset for k in range(len(alike))]
+    (positions, zigzags), counts = sparse.unpack_all(coded, sizes, offsets, dtype)
+    alone = [sparse.unpack(block, None, size, dtype) for block, size in zip(coded, sizes, strict=True)]
+    assert counts == [len(one) for one, _ in alone]
+    assert positions.tolist() == [int(place) + start for (places, _), start in zip(alone, offsets, strict=True) for place in places]
+    assert zigzags.tolist() == [int(zigzag) for _, row in alone for zigzag in row]
+    for bad, text in ((b"\x01\x11\x00\xfe\x00\x00", "it changes unit 254 of 8"), (b"\x00\x11", "it has 0 changes")):
+        blocks_, sizes_ = [*coded, memoryview(bad), *coded], [*sizes, 8 * dtype.carrier, *sizes]
+        with pytest.raises(BlockError, match=text) as caught:
+            sparse.unpack_all(blocks_, sizes_, [0] * len(blocks_), dtype)
+        assert caught.value.block == len(coded)
 
 
 @pytest.mark.parametrize("gap", [8, 9, 255])

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.strategies import examples_run
+
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(("target", "count"), [("minimal_reader", 40), ("kernels", 20)])
 def test_vectors_find_planted_faults(target: str, count: int) -> None:
+    count = examples_run(count)
     command = [sys.executable, "-m", "tests.mutants", "--target", target, "--seed", "1", "--count", str(count), "--new"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +13,18 @@ from hypothesis import strategies as st
 
 from tests.support.checkpoints import BITS, TensorData, carrier, tensor
 
+SHARE = float(os.environ.get("CKPTDIFF_TEST_EXAMPLES", "1"))
+"""Which share of its examples a property test runs: CI has no time for all of them but before a release (``.ci/run``)."""
+
+
+def examples_run(examples: int) -> int:
+    """How many of a test's examples are run."""
+    return max(round(SHARE * examples), min(examples, 5))
+
 
 def quick(examples: int) -> Any:
     """Settings of every test here: the same examples in each run, no clock."""
-    return settings(max_examples=examples, deadline=None, derandomize=True, database=None)
+    return settings(max_examples=examples_run(examples), deadline=None, derandomize=True, database=None)
 
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
