@@ -26,7 +26,7 @@ kernels: bins block_layout compiling cache compiler arrays jit casts leaves clas
 kernels: raw_bits range_coder pace adaptive adaptive_block rans context_groups context_map tokens static
 codecs: planes raw escaped_values sparse context
 hub: ids client repo commit
-checkpoint: weight_map secrets selection recognition other_formats scopes contents reader
+checkpoint: weight_map secrets selection recognition other_formats scopes contents dcp_metadata dcp_items dcp reader
 checkpoint: adapt names renames samples keys parts rows evidence pairing
 device: resolve ops xxh3_triton leaves
 patching: torch_dtypes memory compare_on_host compare_on_device encode_plan encode_options encode pending_tensor \

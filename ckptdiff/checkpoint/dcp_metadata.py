@@ -1,7 +1,7 @@
 """What the ``.metadata`` of a torch.distributed.checkpoint (DCP) folder says: the tensors, and where the chunks of each lie.
 
-The file is a pickle, which anybody may have written. It is read by Python's own unpickler, given nothing that torch or Python would run: each
-class that DCP names there, and no other, stands for a record without behaviour, made for this one reading.
+The file is a pickle, which anybody may have written. It is read by Python's own unpickler, given nothing that torch or Python would run:
+each class that DCP names there, and no other, stands for a record without behaviour, made for this one reading.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import io
 import math
 import os
 import pickle
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,13 +29,16 @@ MAX_METADATA = 1 << 28
 MAX_CELLS = 1 << 22
 """Cells of the grid in which the chunks of one tensor are checked."""
 
+OPTIMIZER = re.compile(r"optim|optimizers?(_[0-9]+)?")
+"""How the first or second part of the name of optimizer state reads."""
+
 _METADATA = "torch.distributed.checkpoint.metadata"
 RECORDS = {
     *((_METADATA, name) for name in ("Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata")),
     *((_METADATA, name) for name in ("TensorProperties", "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING")),
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
     *(("torch", "Size"), ("torch.serialization", "_get_layout")),
-    *((module, name) for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")),
+    *((module, f"{kind}Path") for module in ("pathlib", "pathlib._local") for kind in ("Posix", "PurePosix", "Windows", "PureWindows")),
 }
 """The classes and functions that DCP's metadata names, but for dtypes."""
 
@@ -87,6 +91,11 @@ def is_dcp_folder(folder: str | os.PathLike[str]) -> bool:
         return False
 
 
+def is_dcp_part(name: str) -> bool:
+    """Whether a path in a DCP folder is that of the metadata, or of a file of chunks."""
+    return name == METADATA_NAME or ("/" not in name and name.endswith(PART_ENDING))
+
+
 def read_state(folder: Path) -> StoredState:
     """The tensors of a DCP folder in the order of their names; optimizer state is left out by its name.
 
@@ -102,7 +111,7 @@ def read_state(folder: Path) -> StoredState:
     state = StoredState([], [])
     for name in sorted(_text(name, path) for name in entries):
         entry = entries[name]
-        if _kind(entry) != "TensorStorageMetadata" or name.split(".")[0].startswith("optim"):
+        if _kind(entry) != "TensorStorageMetadata" or any(map(OPTIMIZER.fullmatch, name.split(".")[:2])):
             state.left_out.append(name)
         else:
             state.tensors.append(_tensor(name, _members(entry, "TensorStorageMetadata", path), where, path))
@@ -133,7 +142,7 @@ class _Dtype(str):
     __slots__ = ()
 
 
-class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]  # Python's own: C's allocates what a memo's number asks for
+class _Unpickler(pickle._Unpickler):  # Python's own: C's allocates what a memo's number asks for
     """Reads DCP's metadata; the classes are made anew each time, so that no pickle can leave anything behind in them."""
 
     def __init__(self, data: bytes) -> None:
@@ -203,7 +212,9 @@ def _places(places: Mapping[Any, Any], path: Path) -> Iterator[tuple[tuple[str, 
             continue  # an entry that is no tensor
         name, found = _text(key.get("fqn"), path), [place.get(member) for member in ("offset", "length")]
         if place.get("transform_descriptors"):
-            raise CheckpointError(f"{path}: {cut(name)} was written through a transform (an extension of DCP), which ckptdiff does not undo")
+            raise CheckpointError(
+                f"{path}: {cut(name)} was written through a transform (an extension of DCP), which ckptdiff does not undo"
+            )
         if not all(type(number) is int and 0 <= number <= MAX_FILE for number in found):
             raise CheckpointError(f"{path}: {cut(name)}: expected start and length of an item, found {cut(found)}")
         yield (name, _dims(key["offset"], path)), (_text(place.get("relative_path"), path), *found)  # type: ignore[misc]
@@ -244,10 +255,12 @@ def _check_tiled(name: str, shape: Sequence[int], chunks: Sequence[Chunk], path:
         raise CheckpointError(f"{path}: {cut(name)}: its chunks do not cover the shape {tuple(shape)}: they have gaps, or overlap")
     if len(chunks) < 2:
         return
-    cuts = [sorted({0, *(c.offsets[d] for c in chunks), *(c.offsets[d] + c.sizes[d] for c in chunks)}) for d in range(len(shape))]
-    if math.prod(len(cut) for cut in cuts) > MAX_CELLS:
-        raise CheckpointError(f"{path}: {cut(name)}: its {len(chunks):,} chunks are cut too unevenly: save it sharded along fewer dimensions")
-    grid, places = np.zeros([len(cut) - 1 for cut in cuts], np.uint8), [{at: k for k, at in enumerate(cut)} for cut in cuts]
+    edges = [sorted({0, *(c.offsets[d] for c in chunks), *(c.offsets[d] + c.sizes[d] for c in chunks)}) for d in range(len(shape))]
+    if math.prod(map(len, edges)) > MAX_CELLS:
+        raise CheckpointError(
+            f"{path}: {cut(name)}: its {len(chunks):,} chunks are cut too unevenly: save it sharded along fewer dimensions"
+        )
+    grid, places = np.zeros([len(row) - 1 for row in edges], np.uint8), [{at: k for k, at in enumerate(row)} for row in edges]
     for chunk in chunks:
         box = tuple(slice(p[a], p[a + n]) for p, a, n in zip(places, chunk.offsets, chunk.sizes, strict=True))
         if grid[box].any():

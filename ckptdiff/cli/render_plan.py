@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckptdiff.cli.render import MEANS, counted, first_names
+from ckptdiff.cli.render import MEANS, counted, first_names, left_out_tensors
 from ckptdiff.cli.tables import print_grid
 from ckptdiff.patching.work_plan import UNIT_BYTES, Work
 from ckptdiff.units import byte_size
@@ -29,6 +29,7 @@ def print_make_plan(plan: MakePlan) -> None:
             *_needs(plan.disk_needed, plan.disk_free, plan.memory, plan.threads),
             *_files(plan.weight_files, plan.files),
             *([("left out", first_names(plan.left_out))] if plan.left_out else ()),
+            *([("left out", left_out_tensors(plan.left_out_tensors))] if plan.left_out_tensors else ()),
             ("not written", str(plan.patch)),
         ]
     )

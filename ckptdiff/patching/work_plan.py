@@ -112,20 +112,20 @@ def most_of_tables(target: Checkpoint) -> int:
     return tables + sum(2 * len(file.header.raw) for file in target.weights)
 
 
-THREAD_BYTES = 48 << 20
+THREAD_BYTES = 32 << 20
 """Memory of a thread: its scratch, and the results of its jobs that wait to be written."""
-PROCESS_BYTES = 180 << 20
+PROCESS_BYTES = 160 << 20
 """Memory of the process: Python, its libraries, and the compiled kernels."""
-TENSOR_BYTES = {"make": 7 << 10, "apply": 5 << 10}
+TENSOR_BYTES = 5 << 10
 """Memory of a tensor: its row of a header, its pair, its entry."""
-BLOCK_FACTS = 200
+BLOCK_FACTS = 100
 """Memory of what is kept of each block: its digests, its size."""
 
 
-def peak_memory(verb: str, work: Work, threads: int) -> int:
+def peak_memory(work: Work, threads: int) -> int:
     """About the most memory that a run takes, in bytes; see ``docs/scale.md`` for how far that was checked."""
     jobs = min(threads, max(work.jobs, 1))
-    return PROCESS_BYTES + jobs * THREAD_BYTES + work.tensors * TENSOR_BYTES[verb] + work.blocks * BLOCK_FACTS
+    return PROCESS_BYTES + jobs * THREAD_BYTES + work.tensors * TENSOR_BYTES + work.blocks * BLOCK_FACTS
 
 
 def free_space(out: Path) -> int:

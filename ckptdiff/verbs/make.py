@@ -59,6 +59,8 @@ class MakeResult:
     """Files without weights that went into the patch."""
     left_out: tuple[str, ...]
     """Files of the target that did not go into the patch."""
+    left_out_tensors: tuple[str, ...]
+    """Entries of a target that torch.distributed.checkpoint wrote which are optimizer state, or no tensors: they did not go in either."""
     secrets: tuple[str, ...]
     """Those of ``left_out`` that are named like keys and passwords."""
     other_formats: dict[str, int]
@@ -185,6 +187,7 @@ def _result(contents: PatchContents, written: WrittenPatch, out: Path, seconds: 
         target_size=sum(file.file.size for file in new.weights) + sum(new.others[name].stat().st_size for name in new.kept),
         files=tuple(new.kept),
         left_out=new.left_out,
+        left_out_tensors=new.left_out_tensors,
         secrets=tuple(filter(suspicious_name, new.left_out)),
         other_formats={name: written.stored[name] for name in other_formats(new.kept) if written.stored[name]},
         followed={f"{side.path}/{name}": to for side in (old, new) for name, to in side.followed.items()},

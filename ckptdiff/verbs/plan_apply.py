@@ -95,7 +95,7 @@ def plan_apply(
             scratch_size=scratch,
             disk_needed=size + scratch,
             disk_free=free_space(out),
-            memory=peak_memory("apply", work, count),
+            memory=peak_memory(work, count),
             weight_files=tuple(output.path or out.name for output in outputs),
             files=tuple(other.path for other in others),
         )

@@ -60,6 +60,8 @@ class MakePlan:
     """Files without weights that would go into the patch."""
     left_out: tuple[str, ...]
     """Files of the target that would not."""
+    left_out_tensors: tuple[str, ...]
+    """As of :class:`~ckptdiff.verbs.make.MakeResult`."""
 
 
 def plan_make(
@@ -109,10 +111,11 @@ def plan_make(
             patch_at_most=payloads + rest,
             disk_needed=2 * payloads + rest,
             disk_free=free_space(out),
-            memory=peak_memory("make", work, count),
+            memory=peak_memory(work, count),
             weight_files=tuple(file.path for file in new.weights),
             files=tuple(new.kept),
             left_out=new.left_out,
+            left_out_tensors=new.left_out_tensors,
         )
 
 
