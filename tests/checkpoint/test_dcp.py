@@ -87,7 +87,7 @@ def test_a_base_stands_for_a_checkpoint_of_other_names(written: Path, tmp_path: 
         assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
     assert ckptdiff.plan_make(written / "before" / "dcp", target, tmp_path / "planned").pairs.sampled
     plan = ckptdiff.plan_make(written / "before" / "dcp", target, tmp_path / "planned", rename=["^=model."])
-    assert not plan.pairs.sampled and plan.work.exact and not plan.pairs.new
+    assert not plan.pairs.sampled and plan.pairs.by_means == {"rename": 20}  # but for the tensor without elements
     assert plan.weight_files == ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 
 
@@ -222,6 +222,13 @@ def test_items_that_are_no_plain_tensors_are_refused(folder: Path) -> None:
         with_archive(compression, rename)
         with pytest.raises(ckptdiff.CheckpointError, match=message):
             in_pieces(folder, 1 << 20)
+
+
+def test_a_folder_above_names_the_one_to_give(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    folder.rename(tmp_path / "run" / "pytorch_model_fsdp_0")
+    with pytest.raises(ckptdiff.CheckpointError, match=r"wrote pytorch_model_fsdp_0: give .*/run/pytorch_model_fsdp_0$"):
+        in_pieces(tmp_path / "run", 1)
 
 
 def test_a_folder_that_changes_meanwhile_is_an_error(folder: Path, tmp_path: Path) -> None:
