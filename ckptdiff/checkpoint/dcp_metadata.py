@@ -24,7 +24,7 @@ from ckptdiff.format.safetensors import MAX_RANK
 METADATA_NAME = ".metadata"
 PART_ENDING = ".distcp"
 """How the names of the files end that hold the chunks."""
-MAX_METADATA = 1 << 28
+MAX_METADATA = 1 << 26
 """Bytes of a ``.metadata``."""
 MAX_CELLS = 1 << 22
 """Cells of the grid in which the chunks of one tensor are checked."""
