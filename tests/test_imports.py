@@ -42,7 +42,7 @@ state_publisher subscriber
 verbs: info make plan_make compose apply plan_apply verify compare report overlap card push chain_parts chain_pull pull chain_restore \
 chain_list chain_verify chain_push chain_add chain_prune chain_squash chain_series
 integrations: transformers trainer
-cli: tables grouped options render render_hub render_report render_overlap render_chain progress report_commands hub_commands \
+cli: tables grouped options render render_hub render_plan render_report render_overlap render_chain progress report_commands hub_commands \
 compose_command chain_commands demo warmup main
 __main__
 """

@@ -41,7 +41,7 @@ def open_dcp(folder: Path) -> tuple[WeightFile, list[str]]:
     """
     state = read_state(folder)
     tensors = sorted(state.tensors, key=lambda tensor: (DTYPE_ORDER.index(tensor.dtype), tensor.name))
-    parts = dict[str, LocalFile]()
+    parts = {METADATA_NAME: LocalFile(folder / METADATA_NAME)}
     try:
         for tensor in tensors:
             for chunk in tensor.chunks:
@@ -85,7 +85,7 @@ class DcpFile:
     Args:
         folder: where the DCP files lie.
         tensors: in the order in which they lie in the file.
-        parts: the open files of the chunks, by path.
+        parts: the open files of the folder, by path.
     """
 
     def __init__(self, folder: Path, tensors: Sequence[StoredTensor], parts: dict[str, LocalFile]) -> None:
@@ -94,7 +94,6 @@ class DcpFile:
         self.head = len(raw).to_bytes(8, "little") + raw
         self.begins = list(accumulate((tensor.nbytes for tensor in tensors), initial=len(self.head)))
         self.size = self.begins[-1]
-        self._metadata = LocalFile(folder / METADATA_NAME)
         self._found, self._lock = dict[Chunk, Data](), threading.Lock()
         self._strided: tuple[Chunk | None, Bytes] = None, np.empty(0, np.uint8)
 
@@ -177,12 +176,12 @@ class DcpFile:
 
     def check_unchanged(self) -> None:
         """Raise CheckpointError if one of the files was written to since it was opened."""
-        for file in (self._metadata, *self.parts.values()):
+        for file in self.parts.values():
             file.check_unchanged()
 
     def close(self) -> None:
         """Close all files."""
-        for file in (self._metadata, *self.parts.values()):
+        for file in self.parts.values():
             file.close()
 
 
