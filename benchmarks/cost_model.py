@@ -60,8 +60,8 @@ FITTED = (Size(1, 128), Size(2_000, 128), Size(10_000, 128), Size(2_000, 64 << 1
 CHECKED = (Size(5_000, 4 << 10), Size(400, MIB // 2), Size(10, 64 * MIB))
 
 QUICK = (
-    (Size(1, 128), Size(10_000, 128), Size(1_000, 64 << 10), Size(64, MIB), Size(16, 8 * MIB), Size(16, 32 * MIB)),
-    (Size(4_000, 4 << 10), Size(300, MIB // 2), Size(6, 64 * MIB)),
+    (Size(1, 128), Size(4_000, 128), Size(100, MIB), Size(2, 64 * MIB)),
+    (Size(40, 2 * MIB),),
 )
 """Fewer and smaller pairs, to be fitted and to be checked: with one run each, some minutes."""
 
