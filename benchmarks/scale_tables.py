@@ -161,7 +161,7 @@ def main() -> None:
     if arguments.fits:
         found = json.loads(arguments.fits.read_text())
         data |= {"fits": found["fits"], "checked": checked(found["rows"], found["fits"])}
-    DATA.write_text(json.dumps(data, indent=1) + "\n")
+    DATA.write_text(json.dumps(data) + "\n")
     if arguments.write:
         PAGE.write_text(written_page(PAGE.read_text(), data))
 
