@@ -1,12 +1,12 @@
 """Exact, sparse differences between model checkpoints.
 
-The verbs are those of the command line: :func:`make` a patch from a base and a target, :func:`apply` it to rebuild the target byte
-for byte, :func:`compose` one patch of several, read its :func:`info`, :func:`verify` it, and :func:`compare` two checkpoints.
-:func:`report` measures what training changed,
-:func:`report_patch` reads such a report from a patch, and :func:`overlap` compares several updates. :func:`push` publishes a patch on the
-Hugging Face Hub, and :func:`pull` fetches a model from there. :func:`chain_add` keeps every checkpoint of a training run, and
-:func:`chain_restore` gives any of them back. Checkpoints and patches may be ids on the Hub (``org/name@revision``). Every error is a
-:class:`CkptdiffError`. The format is specified in ``spec/ckptdiff-v1.md``.
+The verbs are those of the command line: :func:`make` a patch from a base and a target, :func:`apply` it to rebuild the target byte for
+byte, :func:`compose` one patch of several, read its :func:`info`, :func:`verify` it, and :func:`compare` two checkpoints. :func:`report`
+measures what training changed, :func:`report_patch` reads such a report from a patch, and :func:`overlap` compares several updates.
+:func:`push` publishes a patch on the Hugging Face Hub, and :func:`pull` fetches a model from there. :func:`chain_add` keeps every
+checkpoint of a training run, and :func:`chain_restore` gives any of them back. :func:`plan_make` and :func:`plan_apply` say what a run
+would do. Checkpoints and patches may be ids on the Hub (``org/name@revision``). Every error is a :class:`CkptdiffError`. The format is
+specified in ``spec/ckptdiff-v1.md``.
 
 Names are imported when they are first used, so that ``import ckptdiff`` and ``ckptdiff --help`` stay fast.
 """
@@ -60,6 +60,8 @@ if TYPE_CHECKING:
     from ckptdiff.verbs.info import PatchInfo, info
     from ckptdiff.verbs.make import MakeResult, make
     from ckptdiff.verbs.overlap import overlap
+    from ckptdiff.verbs.plan_apply import ApplyPlan, plan_apply
+    from ckptdiff.verbs.plan_make import MakePlan, plan_make
     from ckptdiff.verbs.pull import PullResult, pull
     from ckptdiff.verbs.push import PushResult, push
     from ckptdiff.verbs.report import report, report_patch
@@ -68,6 +70,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ApplyPlan",
     "ApplyResult",
     "BaseMismatchError",
     "ChainAddResult",
@@ -89,6 +92,7 @@ __all__ = [
     "HubError",
     "IntegrityError",
     "LoadedPatch",
+    "MakePlan",
     "MakeResult",
     "Mask",
     "OutputError",
@@ -127,6 +131,8 @@ __all__ = [
     "load_target",
     "make",
     "overlap",
+    "plan_apply",
+    "plan_make",
     "pull",
     "push",
     "report",
@@ -180,6 +186,10 @@ _MODULES = {
     "MakeResult": "verbs.make",
     "make": "verbs.make",
     "overlap": "verbs.overlap",
+    "ApplyPlan": "verbs.plan_apply",
+    "plan_apply": "verbs.plan_apply",
+    "MakePlan": "verbs.plan_make",
+    "plan_make": "verbs.plan_make",
     "PullResult": "verbs.pull",
     "pull": "verbs.pull",
     "PushResult": "verbs.push",

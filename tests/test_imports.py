@@ -26,12 +26,12 @@ kernels: bins block_layout compiling cache compiler arrays jit casts leaves clas
 kernels: raw_bits range_coder pace adaptive adaptive_block rans context_groups context_map tokens static
 codecs: planes raw escaped_values sparse context
 hub: ids client repo commit
-checkpoint: weight_map secrets selection recognition other_formats scopes contents reader
+checkpoint: weight_map secrets selection recognition other_formats scopes contents dcp_metadata dcp_items dcp reader
 checkpoint: adapt names renames samples keys parts rows evidence pairing
 device: resolve ops xxh3_triton leaves
 patching: torch_dtypes memory compare_on_host compare_on_device encode_plan encode_options encode pending_tensor \
 encode_pair pair_summary source_folder patch chain other_files overwrite output write wrong_base recipes file_sink build rebuild \
-target_files provenance compose_history compose_blocks compose_files compose_tensors compose compose_base
+target_files provenance work_plan rebuild_plan compose_history compose_blocks compose_files compose_tensors compose compose_base
 live: hashing names updates sparse_updates writing switch load changes patch identity target state_copy restored encoder
 analysis: modules values sparsity matrices rank report_model report_stored pairs overlap series
 subnetwork: mask_rows mask_file mask masked_parameter freeze track
@@ -39,10 +39,10 @@ pages: csv_tables chart_data labels histograms report_prose drawing templating r
 pages: overlap_prose overlap_charts overlap_captions overlap_page
 chain: names documents history hub_store contents creation writer originals retention following state_writer state_worker \
 state_publisher subscriber
-verbs: info make compose apply verify compare report overlap card push chain_parts chain_pull pull chain_restore chain_list chain_verify \
-chain_push chain_add chain_prune chain_squash chain_series
+verbs: info make plan_make compose apply plan_apply verify compare report overlap card push chain_parts chain_pull pull chain_restore \
+chain_list chain_verify chain_push chain_add chain_prune chain_squash chain_series
 integrations: transformers trainer
-cli: tables grouped options render render_hub render_report render_overlap render_chain progress report_commands hub_commands \
+cli: tables grouped options render render_hub render_plan render_report render_overlap render_chain progress report_commands hub_commands \
 compose_command chain_commands demo warmup main
 __main__
 """

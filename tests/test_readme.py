@@ -87,8 +87,9 @@ def test_nothing_in_the_repository_is_large_or_names_a_place() -> None:
     if listed.returncode:
         pytest.skip("not a git checkout")
     files = [ROOT / name for name in listed.stdout.decode().split("\0") if name]
-    written = (".py", ".md", ".toml", "")
-    assert sum(path.stat().st_size for path in files if path.exists() and path.suffix not in written) < 2_000_000  # data
+    written = (".py", ".md", ".toml", ".css", ".j2", ".html", "")  # by hand, as schemas are
+    data = [path for path in files if path.exists() and path.suffix not in written and not path.name.endswith(".schema.json")]
+    assert sum(path.stat().st_size for path in data) < 2_000_000
     assert sum(path.stat().st_size for path in files if path.exists()) < 5_800_000
     for path in files:
         if path.suffix in written and path.exists():

@@ -8,6 +8,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ckptdiff.checkpoint import adapt as adapt
     from ckptdiff.checkpoint import contents as contents
+    from ckptdiff.checkpoint import dcp as dcp
+    from ckptdiff.checkpoint import dcp_items as dcp_items
+    from ckptdiff.checkpoint import dcp_metadata as dcp_metadata
     from ckptdiff.checkpoint import evidence as evidence
     from ckptdiff.checkpoint import keys as keys
     from ckptdiff.checkpoint import names as names

@@ -126,6 +126,10 @@ class Checkpoint:
     """The repo and commit that it is from."""
     in_memory: bool = False
     """Whether its weights are tensors in memory, not files."""
+    is_dcp: bool = False
+    """Whether it is a folder of torch.distributed.checkpoint, whose only weight file does not exist (:mod:`ckptdiff.checkpoint.dcp`)."""
+    left_out_tensors: tuple[str, ...] = ()
+    """Names of the entries of such a folder that are optimizer state, or no tensors."""
     tied: dict[str, str] = field(default_factory=dict)
     """Further names of tensors in memory, and the name that each tensor counts under."""
     weight_maps: Mapping[str, Sequence[WeightMap]] = field(default_factory=dict)

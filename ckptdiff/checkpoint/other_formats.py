@@ -28,7 +28,10 @@ CONVERTERS = {
     ".ckpt": LOAD_WITH_TORCH,
     ".gguf": "load it with transformers from_pretrained(..., gguf_file=NAME) and save_pretrained",
     ".nemo": "export it with NeMo (nemo llm export, or the model's convert_*_nemo_to_hf.py)",
-    ".distcp": "convert it with python -m torch.distributed.checkpoint.format_utils dcp_to_torch, then safetensors.torch.save_file",
+    ".distcp": (
+        "give the folder that its .metadata lies in, or convert it with python -m torch.distributed.checkpoint.format_utils dcp_to_torch, "
+        "then safetensors.torch.save_file"
+    ),
 }
 """How to convert a file to safetensors, by its ending."""
 
@@ -70,6 +73,7 @@ def refuse_without_safetensors(
     """
     refuse_excluded(path, names, excluded)
     _refuse_weights_below(path, names, can_include)
+    _refuse_dcp_below(path, names)
     _refuse_parts(path, names)
     for name in sorted(names, key=lambda name: name in left_out):
         converter = CONVERTERS.get(os.path.splitext(name)[1])
@@ -105,6 +109,15 @@ def _refuse_weights_below(path: Path | HubId, names: Sequence[str], can_include:
         more = f" (and {len(inside) - 1} more)" if len(inside) > 1 else ""
         take = ", or take files in with --include" if can_include else ""
         raise CheckpointError(f"{path}: holds no weights itself, but {inside[-1]} does{more}: give {_inside(path, inside[-1])}{take}")
+
+
+def _refuse_dcp_below(path: Path | HubId, names: Sequence[str]) -> None:
+    """Raise CheckpointError if a folder below is one of torch.distributed.checkpoint, which is read here, not on the Hub."""
+    with_parts = {name.rpartition("/")[0] for name in names if name.endswith(".distcp")}
+    folders = [folder for folder in with_parts - {""} if f"{folder}/.metadata" in names and not _is_state(folder)]
+    if folders and isinstance(path, Path):
+        inside = max(folders, key=_by_number)
+        raise CheckpointError(f"{path}: holds no weights itself, but torch.distributed.checkpoint wrote {inside}: give {path / inside}")
 
 
 def _refuse_parts(path: Path | HubId, names: Sequence[str]) -> None:

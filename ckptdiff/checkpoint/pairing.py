@@ -47,8 +47,15 @@ class Pairing:
     """By key of the target tensor. Tensors without one are new, or found by their digest."""
 
 
-def pair(base: Checkpoint, target: Checkpoint, renames: Sequence[Rename] = ()) -> Pairing:
-    """Pair the scopes and the tensors of two checkpoints."""
+def pair(base: Checkpoint, target: Checkpoint, renames: Sequence[Rename] = (), *, trust_names: bool = False) -> Pairing:
+    """Pair the scopes and the tensors of two checkpoints.
+
+    Args:
+        base, target: the checkpoints.
+        renames: rules that turn a target tensor's name into its base's.
+        trust_names: take pairs of one name as they are, so that nothing is read of a pair of checkpoints whose names agree. Otherwise
+            samples of their contents show whether a name says something wrong.
+    """
     by_scope: dict[str, list[Tensor]] = {scope: [] for scope in target.scopes}
     for file in target.weights:
         by_scope[file.scope] += file.tensors
@@ -56,7 +63,7 @@ def pair(base: Checkpoint, target: Checkpoint, renames: Sequence[Rename] = ()) -
     for scope, tensors in by_scope.items():
         base_id = pairing.scopes[scope]
         if base_id is not None:
-            pairing.counterparts.update(_pair_tensors(base, target, base.scopes[base_id], tensors, renames))
+            pairing.counterparts.update(_pair_tensors(base, target, base.scopes[base_id], tensors, renames, trust_names))
     return pairing
 
 
@@ -107,12 +114,12 @@ def _scopes_by_contents(base: Checkpoint, by_scope: Mapping[str, Sequence[Tensor
 
 
 def _pair_tensors(
-    base: Checkpoint, target: Checkpoint, known: dict[str, Tensor], tensors: Sequence[Tensor], renames: Sequence[Rename]
+    base: Checkpoint, target: Checkpoint, known: dict[str, Tensor], tensors: Sequence[Tensor], renames: Sequence[Rename], trust: bool
 ) -> dict[TensorKey, Counterpart]:
     """The counterparts of the tensors of one scope."""
     named = _by_names(known, base.tied, tensors, target.tied, renames)
-    in_memory = base.in_memory or target.in_memory
-    doubtful = {} if in_memory else _doubtful([t for t in tensors if t.key in named and named[t.key].means == "name"], named)
+    trust = trust or base.in_memory or target.in_memory
+    doubtful = {} if trust else _doubtful([t for t in tensors if t.key in named and named[t.key].means == "name"], named)
     left = [tensor for tensor in tensors if tensor.nbytes and (tensor.key not in named or tensor.key in doubtful)]
     if not left:
         return named

@@ -7,9 +7,12 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import filterfalse
 from pathlib import Path, PurePosixPath
 
 from ckptdiff.checkpoint.contents import Checkpoint, WeightFile
+from ckptdiff.checkpoint.dcp import open_dcp
+from ckptdiff.checkpoint.dcp_metadata import is_dcp_folder, is_dcp_part
 from ckptdiff.checkpoint.other_formats import CONVERTERS, other_formats, refuse_excluded, refuse_without_safetensors
 from ckptdiff.checkpoint.recognition import is_patch_folder, is_patch_repo, patch_error
 from ckptdiff.checkpoint.scopes import Scopes, is_index, possible_scopes, scope_of_name, scopes_of, scopes_of_recorded
@@ -47,6 +50,8 @@ def open_checkpoint(
     recorded: RecordedBase | None = None,
 ) -> Iterator[Checkpoint]:
     """Open one safetensors file, or a folder of them with or without index, here or on the Hub, and read its headers.
+
+    A local folder without such files that torch.distributed.checkpoint (DCP) wrote is opened as one file of the tensors of its model.
 
     Args:
         path: a file, a folder or an id on the Hub.
@@ -124,6 +129,8 @@ class _Opener:
         checkpoint = self._open_files(path, files, kept)
         checkpoint.followed = _followed(listing, kept)
         gone = {*listing.files, *listing.outside, *listing.skipped} - set(kept) - set(checkpoint.followed)
+        if checkpoint.is_dcp:
+            gone = set(filterfalse(is_dcp_part, gone))
         checkpoint.left_out = tuple(sorted(gone, key=str.encode))
         return checkpoint
 
@@ -212,8 +219,12 @@ class _Opener:
         return _open(weights, scopes, path, {name: path / name for name in names})
 
     def _open_files(self, path: Path, files: Mapping[str, Path], kept: Iterable[str]) -> Checkpoint:
-        """Open the weight files among the kept ones."""
+        """Open the weight files among the kept ones, or, where there are none, what torch.distributed.checkpoint wrote."""
         weights = {name: files[name] for name in kept if name.endswith(".safetensors")}
+        if not weights and is_dcp_folder(path):
+            file, left_out = open_dcp(path)
+            others = {name: other for name, other in files.items() if not is_dcp_part(name)}
+            return Checkpoint(path, False, [file], others, is_dcp=True, left_out_tensors=tuple(left_out))
         if not weights and self.needs_weights:
             refuse_without_safetensors(path, sorted(files), set(files) - set(kept), self.can_exclude, self.selection.exclude)
         indexes = {name: file for name, file in files.items() if is_index(name)}

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ckptdiff.cli import render_chain as render_chain
     from ckptdiff.cli import render_hub as render_hub
     from ckptdiff.cli import render_overlap as render_overlap
+    from ckptdiff.cli import render_plan as render_plan
     from ckptdiff.cli import render_report as render_report
     from ckptdiff.cli import report_commands as report_commands
     from ckptdiff.cli import tables as tables

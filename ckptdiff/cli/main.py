@@ -27,6 +27,7 @@ from ckptdiff.cli.options import (
     base_option,
     codec_option,
     device_option,
+    dry_run_option,
     fail,
     only_option,
     output_name,
@@ -34,6 +35,8 @@ from ckptdiff.cli.options import (
     overwrite_option,
     print_json,
     print_note,
+    print_result,
+    refuse_given,
     selection_options,
     tensors_option,
     threads_option,
@@ -117,8 +120,9 @@ def main() -> None:
 @threads_option
 @device_option("to compare the checkpoints")
 @overwrite_option
+@dry_run_option
 @as_json
-def make(base: Path, target: Path, patch: Path, codec: str, with_report: bool, json_output: bool, **options: Any) -> None:
+def make(base: Path, target: Path, patch: Path, codec: str, with_report: bool, dry_run: bool, json_output: bool, **options: Any) -> None:
     """Store the difference between two checkpoints.
 
     The patch holds all files of TARGET, byte for byte, except for version control, caches, logs, optimizer and trainer state, and files
@@ -128,15 +132,20 @@ def make(base: Path, target: Path, patch: Path, codec: str, with_report: bool, j
     Examples:
       ckptdiff make base.safetensors tuned.safetensors -o patch.safetensors
       ckptdiff make Llama-3-8B Llama-3-8B-GRPO -o grpo-patch --report
+      ckptdiff make Llama-3-8B Llama-3-8B-GRPO -o grpo-patch --dry-run
     """
+    chosen = None if codec == "auto" else codec
+    if dry_run:
+        refuse_given("--dry-run, which measures and writes nothing", ("with_report", "base_repo", "target_repo"))
+        given = {name: value for name, value in options.items() if name not in ("base_repo", "target_repo")}
+        print_result(verbs.plan_make.plan_make(base, target, patch, codec=chosen, **given), json_output, cli.render_plan.print_make_plan)
+        return
     with progress_bar() as progress:
         measured = None
         if with_report:
             shared = {key: options[key] for key in ("include", "exclude", "follow_links", "rename", "threads")}
             measured = verbs.report.report(base, target, progress=progress, **shared)
-        result = verbs.make.make(
-            base, target, patch, codec=None if codec == "auto" else codec, report=measured, progress=progress, **options
-        )
+        result = verbs.make.make(base, target, patch, codec=chosen, report=measured, progress=progress, **options)
     if json_output:
         print_json({**to_json(result), "ratio": result.ratio})
     else:
@@ -150,8 +159,9 @@ def make(base: Path, target: Path, patch: Path, codec: str, with_report: bool, j
 @only_option
 @threads_option
 @overwrite_option
+@dry_run_option
 @as_json
-def apply(base: Path, patches: tuple[Path, ...], out: Path, json_output: bool, **options: Any) -> None:
+def apply(base: Path, patches: tuple[Path, ...], out: Path, dry_run: bool, json_output: bool, **options: Any) -> None:
     """Rebuild the target of one patch or of a chain of patches.
 
     The patches, the base and the result are checked; OUT appears only if it is right.
@@ -162,6 +172,9 @@ def apply(base: Path, patches: tuple[Path, ...], out: Path, json_output: bool, *
       ckptdiff apply base step1 step2 step3 -o model
       ckptdiff apply base patch -o heads.safetensors --only '*lm_head*'
     """
+    if dry_run:
+        print_result(verbs.plan_apply.plan_apply(base, patches, out, **options), json_output, cli.render_plan.print_apply_plan)
+        return
     with progress_bar() as progress:
         result = verbs.apply.apply(base, patches, out, progress=progress, listed=cli.render.note_runnable, noted=print_note, **options)
     if json_output:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import click
 
@@ -16,6 +16,7 @@ from ckptdiff.cli.grouped import FILES, MEASURED, OUTPUT, SPEED, Decorator, opti
 from ckptdiff.errors import visible
 from ckptdiff.units import short_number
 
+T = TypeVar("T")
 PATH = click.Path(path_type=Path, readable=False)  # the library says what is wrong with a path, in its own words
 
 
@@ -32,6 +33,12 @@ threads_option = option(
     SPEED, "--threads", type=click.IntRange(1, 256), metavar="N", help="Use this number of threads.  [default: one per core, at most 8]"
 )
 overwrite_option = option(OUTPUT, "--overwrite", is_flag=True, help="Replace the output if it exists.")
+dry_run_option = option(
+    OUTPUT,
+    "--dry-run",
+    is_flag=True,
+    help="Say from headers alone what would be paired, read and written, and what disk and memory that takes; write nothing.",
+)
 tensors_option = option(OUTPUT, "--tensors", is_flag=True, help="Also list every tensor.")
 only_option = option(
     FILES,
@@ -129,6 +136,14 @@ def print_note(text: str) -> None:
 def print_json(value: object) -> None:
     """Print one object on standard output, in ASCII: it is valid in any encoding, and no name in it can steer a terminal."""
     click.echo(json.dumps(value))
+
+
+def print_result(result: T, json_output: bool, as_text: Callable[[T], None]) -> None:
+    """Print a verb's result, as JSON or as text."""
+    if json_output:
+        print_json(to_json(result))
+    else:
+        as_text(result)
 
 
 def asks_for_json(arguments: Sequence[str]) -> bool:

@@ -39,6 +39,11 @@ def first_names(names: Sequence[str]) -> str:
     return ", ".join(map(visible, names[:MAX_NAMES])) + (f" and {more:,} more" if more > 0 else "")
 
 
+def left_out_tensors(names: Sequence[str]) -> str:
+    """What of a checkpoint of torch.distributed.checkpoint is left out."""
+    return f"{len(names):,} entr{'y' if len(names) == 1 else 'ies'} of optimizer and other state, such as {visible(names[0])}"
+
+
 def and_more(names: Sequence[str]) -> str:
     """The first name, and how many more there are."""
     return visible(names[0]) + (f" and {len(names) - 1:,} more" if len(names) > 1 else "")
@@ -126,6 +131,8 @@ def _file_rows(result: MakeResult) -> list[tuple[str, str]]:
     left_out = [name for name in result.left_out if name not in result.secrets]
     if left_out:
         rows.append(("left out", first_names(left_out)))
+    if result.left_out_tensors:
+        rows.append(("left out", left_out_tensors(result.left_out_tensors)))
     if result.secrets:
         rows.append(("left out", f"{first_names(result.secrets)}: named like secrets"))
     if result.followed:

@@ -98,6 +98,39 @@ DTYPES: dict[str, Dtype] = {
 }
 """All dtypes by name."""
 
+DTYPE_ORDER = (
+    "U64 I64 F64 C64 F32 U32 I32 BF16 F16 U16 I16 F8_E5M2FNUZ F8_E4M3FNUZ F8_E8M0 F8_E4M3 F8_E5M2 I8 U8 F6_E3M2 F6_E2M3 F4 BOOL".split()
+)
+"""The safetensors library writes tensors in this order of their dtypes, those of one dtype by name."""
+
+DTYPE_NAMES: dict[str, tuple[str | None, str | None]] = {
+    "BOOL": ("bool", "bool"),
+    "U8": ("uint8", "uint8"),
+    "I8": ("int8", "int8"),
+    "U16": ("uint16", "uint16"),
+    "I16": ("int16", "int16"),
+    "U32": ("uint32", "uint32"),
+    "I32": ("int32", "int32"),
+    "U64": ("uint64", "uint64"),
+    "I64": ("int64", "int64"),
+    "F16": ("float16", "float16"),
+    "BF16": ("bfloat16", "bfloat16"),
+    "F32": ("float32", "float32"),
+    "F64": ("float64", "float64"),
+    "C64": ("complex64", "complex64"),
+    "F8_E5M2": ("float8_e5m2", "float8_e5m2"),
+    "F8_E4M3": ("float8_e4m3fn", "float8_e4m3fn"),
+    "F8_E5M2FNUZ": ("float8_e5m2fnuz", "float8_e5m2fnuz"),
+    "F8_E4M3FNUZ": ("float8_e4m3fnuz", "float8_e4m3fnuz"),
+    "F8_E8M0": ("float8_e8m0fnu", "float8_e8m0fnu"),
+    "F4": ("float4_e2m1fn_x2", None),
+    "F6_E2M3": (None, None),
+    "F6_E3M2": (None, None),
+}
+"""Names of each safetensors dtype in torch and in numpy with ml_dtypes. An element of torch's F4 type is two of safetensors'."""
+DTYPE_OF_NAME = {other: name for name, others in DTYPE_NAMES.items() for other in others if other is not None}
+"""Name of the safetensors dtype by its names in torch and numpy."""
+
 
 NUMBERS = ("F16", "BF16", "F32")
 """Dtypes whose numbers are cast to each other (spec section 8)."""

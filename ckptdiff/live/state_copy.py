@@ -14,10 +14,10 @@ from ckptdiff.checkpoint.contents import Checkpoint
 from ckptdiff.checkpoint.names import near_names
 from ckptdiff.checkpoint.reader import open_checkpoint
 from ckptdiff.errors import CheckpointError, UnsupportedError, cut
-from ckptdiff.format.dtypes import Bytes
+from ckptdiff.format.dtypes import DTYPE_NAMES, Bytes
 from ckptdiff.lazy import torch
 from ckptdiff.patching.memory import Row, open_rows, open_state, state_of
-from ckptdiff.patching.torch_dtypes import DTYPE_NAMES, Array, dtype_of, flat_bytes, shape_of
+from ckptdiff.patching.torch_dtypes import Array, dtype_of, flat_bytes, shape_of
 
 ALIGNMENT = 64
 """Bytes that the place of each tensor is a multiple of."""

@@ -29,10 +29,12 @@ if TYPE_CHECKING:
     from ckptdiff.patching import pending_tensor as pending_tensor
     from ckptdiff.patching import provenance as provenance
     from ckptdiff.patching import rebuild as rebuild
+    from ckptdiff.patching import rebuild_plan as rebuild_plan
     from ckptdiff.patching import recipes as recipes
     from ckptdiff.patching import source_folder as source_folder
     from ckptdiff.patching import target_files as target_files
     from ckptdiff.patching import torch_dtypes as torch_dtypes
+    from ckptdiff.patching import work_plan as work_plan
     from ckptdiff.patching import write as write
     from ckptdiff.patching import wrong_base as wrong_base
 else:

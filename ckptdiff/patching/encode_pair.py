@@ -17,7 +17,7 @@ from ckptdiff.io.folder import blob_sha256
 from ckptdiff.io.parallel import FileHasher, Progress, run_plan
 from ckptdiff.patching.encode import EncodedGroup, GroupEncoder
 from ckptdiff.patching.encode_options import EncodeOptions
-from ckptdiff.patching.encode_plan import EncodeJob, FileHashJob, HashJob, TensorPlan
+from ckptdiff.patching.encode_plan import EncodeJob, FileHashJob, TensorPlan, hash_jobs, paired_tensors, tensor_plan
 from ckptdiff.patching.pending_tensor import PendingTensor, Spool, SpoolRange
 
 
@@ -71,6 +71,12 @@ def covered_scopes(base: Checkpoint, target: Checkpoint, scopes: dict[str, Paire
     return {scope_id: tensors for scope_id, tensors in base.scopes.items() if scope_id in paired}
 
 
+def known_digests(base: Checkpoint, target: Checkpoint, trust_hub_cache: bool) -> list[tuple[WeightFile, str | None]]:
+    """The weight files of both sides, but for tensors in memory, with the SHA-256 that need not be computed; None where it must be."""
+    files = [file for side in (base, target) if not side.in_memory for file in side.weights]
+    return [(file, file.sha256 or (blob_sha256(file.file.path) if trust_hub_cache else None)) for file in files]
+
+
 TENSORS_AT_ONCE = 1 << 10
 """Tensors that are planned together: of each long one, a little stays in memory from its first job to its last."""
 
@@ -90,10 +96,9 @@ class _PairEncoder:
     ) -> None:
         self.base, self.target, self.pairing, self.options, self.progress = base, target, pairing, options, progress
         self.spool, self.encoder = Spool(spool), GroupEncoder(base, target, options.compare)
-        files = [file for side in (base, target) if not side.in_memory for file in side.weights]
-        known = ((file, file.sha256 or (blob_sha256(file.file.path) if options.trust_hub_cache else None)) for file in files)
+        known = known_digests(base, target, options.trust_hub_cache)
         self.digests = {id(file.file): digest for file, digest in known if digest is not None}
-        self.hashers = {id(file.file): FileHasher(file.file) for file in files if id(file.file) not in self.digests}
+        self.hashers = {id(file.file): FileHasher(file.file) for file, digest in known if digest is None}
         self.scopes = {
             scope: PairedScope(base_id, base.scopes[base_id] if base_id is not None else {})
             for scope, base_id in self.pairing.scopes.items()
@@ -103,16 +108,7 @@ class _PairEncoder:
         self.done, self.total = 0, sum(file.header.data_size for file in target.weights)
 
     def encode(self) -> EncodedPair:
-        matched: list[tuple[AdaptedBase | None, Tensor]] = []
-        unmatched: list[Tensor] = []
-        for scope_id in self.scopes:
-            tensors = [tensor for file in self.target.weights if file.scope == scope_id for tensor in file.tensors]
-            for tensor in tensors:
-                found = self.pairing.counterparts.get(tensor.key)
-                if found is not None:
-                    matched.append((found.base, tensor))
-                else:
-                    unmatched.append(tensor)
+        matched, unmatched = paired_tensors(self.target, self.pairing)
         self._encode_all(matched)
         covered = covered_scopes(self.base, self.target, self.scopes)
         base_tensors = [tensor for scope in covered.values() for tensor in scope.values()]
@@ -137,12 +133,7 @@ class _PairEncoder:
     def _encode_all(self, pairs: Sequence[tuple[AdaptedBase | None, Tensor]]) -> None:
         for first in range(0, len(pairs), TENSORS_AT_ONCE):
             some = pairs[first : first + TENSORS_AT_ONCE]
-            self._encode([self._plan(base, target) for base, target in some])
-
-    def _plan(self, base: AdaptedBase | None, target: Tensor) -> TensorPlan:
-        """The plan of one tensor; a new one is coded by ``raw``."""
-        codec = self.options.codec if base is not None else "raw"
-        return TensorPlan(base, self.scopes[target.scope].base_id or "", target, codec, self.options.blocks)
+            self._encode([tensor_plan(self.pairing, base, target, self.options.codec, self.options.blocks) for base, target in some])
 
     def _encode(self, plans: Sequence[TensorPlan]) -> None:
         """Encode tensors job by job: first those blocks on which the codec of a long tensor is chosen, then all others."""
@@ -197,12 +188,7 @@ class _PairEncoder:
 
     def _hash_all(self, of_base: bool, tensors: Sequence[Tensor]) -> dict[TensorKey, bytes]:
         """Tensor digests by scope and name."""
-        jobs = (
-            HashJob(of_base, tensor.key, start, min(BLOCK, tensor.nbytes - start))
-            for tensor in tensors
-            for start in range(0, tensor.nbytes, BLOCK)
-        )
-        with closing(self.options.execute(self.encoder.leaf, jobs)) as leaves:
+        with closing(self.options.execute(self.encoder.leaf, hash_jobs(of_base, tensors))) as leaves:
             return {tensor.key: tensor_digest([next(leaves) for _ in range(0, tensor.nbytes, BLOCK)]) for tensor in tensors}
 
     def _pair_by_content(self, tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from ckptdiff.checkpoint.adapt import AdaptedBase
-from ckptdiff.checkpoint.contents import Tensor, TensorKey
+from ckptdiff.checkpoint.contents import Checkpoint, Tensor, TensorKey
+from ckptdiff.checkpoint.pairing import Pairing
 from ckptdiff.format.digests import BLOCK
 from ckptdiff.format.dtypes import DTYPES
 from ckptdiff.format.entry import Piece
@@ -111,8 +112,39 @@ class TensorPlan:
                 yield self._job(first, min(first + step, end), codec)
             start = end + self.block
 
+    def jobs(self) -> Iterator[EncodeJob]:
+        """All jobs; which codec the trials choose changes nothing but the codec of those after them."""
+        if not self.is_tried_whole:
+            yield from self.trials()
+        yield from self.remaining(self.codec)
+
     def _job(self, first: int, stop: int, codec: str | None) -> EncodeJob:
         width = DTYPES[self.target.dtype].carrier
         nbytes = max(min(stop * width, self.target.nbytes) - first * width, 0)
         base = JobBase(self.base_scope, self.base.base_dtype, self.base.pieces) if self.base else None
         return EncodeJob(base, self.target.key, codec, first, stop, nbytes)
+
+
+def paired_tensors(target: Checkpoint, pairing: Pairing) -> tuple[list[tuple[AdaptedBase, Tensor]], list[Tensor]]:
+    """The target's tensors that have a counterpart, each with its base, and those without one; both in the order of their scopes."""
+    matched, unmatched = list[tuple[AdaptedBase, Tensor]](), list[Tensor]()
+    for scope_id in pairing.scopes:
+        for tensor in (tensor for file in target.weights if file.scope == scope_id for tensor in file.tensors):
+            found = pairing.counterparts.get(tensor.key)
+            if found is not None:
+                matched.append((found.base, tensor))
+            else:
+                unmatched.append(tensor)
+    return matched, unmatched
+
+
+def tensor_plan(pairing: Pairing, base: AdaptedBase | None, target: Tensor, codec: str | None, blocks: int) -> TensorPlan:
+    """The plan of one tensor, given the codec of tensors that have a base, if it was chosen; a new tensor is coded by ``raw``."""
+    return TensorPlan(base, pairing.scopes[target.scope] or "", target, codec if base is not None else "raw", blocks)
+
+
+def hash_jobs(of_base: bool, tensors: Iterable[Tensor]) -> Iterator[HashJob]:
+    """The jobs that hash whole tensors of one side, block by block."""
+    for tensor in tensors:
+        for start in range(0, tensor.nbytes, BLOCK):
+            yield HashJob(of_base, tensor.key, start, min(BLOCK, tensor.nbytes - start))

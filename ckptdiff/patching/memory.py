@@ -12,18 +12,13 @@ import numpy as np
 
 from ckptdiff.checkpoint.contents import Checkpoint, WeightFile
 from ckptdiff.errors import CheckpointError, UnsupportedError
-from ckptdiff.format.dtypes import Bytes
+from ckptdiff.format.dtypes import DTYPE_ORDER, Bytes
 from ckptdiff.format.safetensors import MAX_NAME, MAX_RANK, Header, TensorInfo, predicted_header
 from ckptdiff.lazy import torch
 from ckptdiff.patching.torch_dtypes import Array, dtype_of, flat_bytes, memory_range, shape_of
 
 MEMORY_FILE_NAME = "model.safetensors"
 MEMORY_SCOPE = "model"
-DTYPE_ORDER = (
-    "U64 I64 F64 C64 F32 U32 I32 BF16 F16 U16 I16 F8_E5M2FNUZ F8_E4M3FNUZ F8_E8M0 F8_E4M3 F8_E5M2 I8 U8 F6_E3M2 F6_E2M3 F4 BOOL".split()
-)
-"""The safetensors library writes tensors in this order of their dtypes, those of one dtype by name."""
-
 State = Mapping[str, Array]
 """Tensors by name: torch's, on any device, or numpy's."""
 

@@ -19,7 +19,9 @@ from ckptdiff.machine import machine_error
 from ckptdiff.patching.overwrite import refuse_existing, refuse_kind
 
 
-def check_output(out: Path, inputs: Iterable[Path], *, folder: bool, overwrite: bool, files: Collection[str] = ()) -> None:
+def check_output(
+    out: Path, inputs: Iterable[Path], *, folder: bool, overwrite: bool, files: Collection[str] = (), mend: bool = True
+) -> None:
     """Check, before any work is done, that an output can be written. What a killed run left of an earlier one is mended first.
 
     Args:
@@ -28,6 +30,7 @@ def check_output(out: Path, inputs: Iterable[Path], *, folder: bool, overwrite: 
         folder: whether ``out`` will be a folder.
         overwrite: whether an old output may be replaced.
         files: the paths of the files that a folder will have, relative to it.
+        mend: whether to mend what a killed run left; a dry run changes nothing.
 
     Raises:
         OutputError: ``out`` exists (unless ``overwrite``), is an input, holds one or lies in one; its parent folder does not exist; or
@@ -37,7 +40,8 @@ def check_output(out: Path, inputs: Iterable[Path], *, folder: bool, overwrite: 
     if not out.parent.is_dir():
         raise OutputError(f"{out.parent}: no such folder; create it first")
     with explain_write_errors(out):
-        clean_up(out.parent, work_prefix(out), out)
+        if mend:
+            clean_up(out.parent, work_prefix(out), out)
         _refuse_inputs(out, inputs)
         refuse_existing(out, folder, overwrite, files)
 

@@ -131,7 +131,7 @@ class Rebuilder:
             return BaseMismatchError(f"{patch.path}: tensor {cut(entry.base_names[0])} is not the one that {before.path} gives")
 
         if not is_streamed(entry, next(iter(found.values()))[1].units):
-            return self._adapted(entry, {name: self._built(depth - 1, *source) for name, source in found.items()}, mismatch)
+            return self._adapted(entry, {name: self.built(depth - 1, *source) for name, source in found.items()}, mismatch)
         lower = self.recipe(depth - 1, *next(iter(found.values())))
         used = entry.pieces[0].units if entry.pieces else min(units_of(lower), entry.units)
         if lower.dtype == entry.dtype and used == units_of(lower) == entry.units:
@@ -140,7 +140,7 @@ class Rebuilder:
             return lower
         return AdaptedTensor(lower, used, entry.dtype, entry.nbytes, entry.base_digest, mismatch)
 
-    def _built(self, depth: int, file: PatchFile, entry: Entry) -> Tensor:
+    def built(self, depth: int, file: PatchFile, entry: Entry) -> Tensor:
         """A tensor that a patch before the last gives, built and checked, in scratch."""
         assert self.scratch is not None
         key = (depth, file.metadata.target_scope, entry.of or entry.name)

@@ -1,4 +1,4 @@
-"""The dtypes of safetensors, torch and numpy in one table, and tensors of these libraries as their bytes in memory."""
+"""Tensors of torch and numpy: their safetensors dtypes and shapes, and their bytes in memory."""
 
 from __future__ import annotations
 
@@ -8,36 +8,8 @@ from typing import Any
 import numpy as np
 
 from ckptdiff.errors import UnsupportedError
-from ckptdiff.format.dtypes import Bytes
+from ckptdiff.format.dtypes import DTYPE_NAMES, DTYPE_OF_NAME, Bytes
 from ckptdiff.lazy import torch
-
-DTYPE_NAMES: dict[str, tuple[str | None, str | None]] = {
-    "BOOL": ("bool", "bool"),
-    "U8": ("uint8", "uint8"),
-    "I8": ("int8", "int8"),
-    "U16": ("uint16", "uint16"),
-    "I16": ("int16", "int16"),
-    "U32": ("uint32", "uint32"),
-    "I32": ("int32", "int32"),
-    "U64": ("uint64", "uint64"),
-    "I64": ("int64", "int64"),
-    "F16": ("float16", "float16"),
-    "BF16": ("bfloat16", "bfloat16"),
-    "F32": ("float32", "float32"),
-    "F64": ("float64", "float64"),
-    "C64": ("complex64", "complex64"),
-    "F8_E5M2": ("float8_e5m2", "float8_e5m2"),
-    "F8_E4M3": ("float8_e4m3fn", "float8_e4m3fn"),
-    "F8_E5M2FNUZ": ("float8_e5m2fnuz", "float8_e5m2fnuz"),
-    "F8_E4M3FNUZ": ("float8_e4m3fnuz", "float8_e4m3fnuz"),
-    "F8_E8M0": ("float8_e8m0fnu", "float8_e8m0fnu"),
-    "F4": ("float4_e2m1fn_x2", None),
-    "F6_E2M3": (None, None),
-    "F6_E3M2": (None, None),
-}
-"""Names of each safetensors dtype in torch and in numpy with ml_dtypes. An element of torch's F4 type is two of safetensors'."""
-
-_BY_NAME = {other: name for name, others in DTYPE_NAMES.items() for other in others if other is not None}
 
 Array = Any
 """A torch tensor or a numpy array."""
@@ -50,9 +22,9 @@ def dtype_of(array: Array, where: str) -> str:
         UnsupportedError: safetensors has none.
     """
     name = _name_of(array.dtype)
-    if name not in _BY_NAME:
+    if name not in DTYPE_OF_NAME:
         raise UnsupportedError(f"{where}: safetensors has no dtype for {name}: store it as another, or as the bytes of a uint8 tensor")
-    return _BY_NAME[name]
+    return DTYPE_OF_NAME[name]
 
 
 @functools.cache

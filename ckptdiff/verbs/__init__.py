@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from ckptdiff.verbs import info as info
     from ckptdiff.verbs import make as make
     from ckptdiff.verbs import overlap as overlap
+    from ckptdiff.verbs import plan_apply as plan_apply
+    from ckptdiff.verbs import plan_make as plan_make
     from ckptdiff.verbs import pull as pull
     from ckptdiff.verbs import push as push
     from ckptdiff.verbs import report as report

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +59,8 @@ class MakeResult:
     """Files without weights that went into the patch."""
     left_out: tuple[str, ...]
     """Files of the target that did not go into the patch."""
+    left_out_tensors: tuple[str, ...]
+    """Entries of a target that torch.distributed.checkpoint wrote which are optimizer state, or no tensors: they did not go in either."""
     secrets: tuple[str, ...]
     """Those of ``left_out`` that are named like keys and passwords."""
     other_formats: dict[str, int]
@@ -127,16 +129,9 @@ def make(
         UnsupportedError: torch is missing, or has no such device.
         OutputError: the patch cannot be written there. HubError: a repo cannot be read.
     """
-    watch = Stopwatch()
-    rules = [Rename.parse(text) for text in rename]
-    if codec is not None and codec not in CODEC_NAMES:
-        raise CheckpointError(f"unknown codec {codec!r}: expected one of {', '.join(CODEC_NAMES)}")
-    out, chosen = Path(patch), Selection(include, exclude, follow_links)
-    with ExitStack() as stack:
-        old, new = (stack.enter_context(open_checkpoint(path, with_files=True, selection=chosen)) for path in (base, target))
-        check_patterns(old, new, rules, chosen.globs)
-        _check_paths(old, new, out, overwrite)
-        check_size(new)
+    watch, out, rules = Stopwatch(), Path(patch), parsed_rules(codec, rename)
+    with open_pair(base, target, Selection(include, exclude, follow_links), rules) as (old, new):
+        check_paths(old, new, out, overwrite)
         stored_report = report.to_bytes() if report is not None else None  # here, as a large one is refused before anything is encoded
         repos = [_repo_of(old, base_repo), _repo_of(new, target_repo)]
         options = on_threads(old, new, codec, threads or default_threads(), device, trust_hub_cache)
@@ -154,11 +149,30 @@ def make(
         return _result(contents, written, out, watch.seconds())
 
 
-def _check_paths(old: Checkpoint, new: Checkpoint, out: Path, overwrite: bool) -> None:
+def parsed_rules(codec: str | None, rename: Sequence[str]) -> list[Rename]:
+    """The rules of ``rename``; raises CheckpointError if one is none, or there is no such codec."""
+    if codec is not None and codec not in CODEC_NAMES:
+        raise CheckpointError(f"unknown codec {codec!r}: expected one of {', '.join(CODEC_NAMES)}")
+    return [Rename.parse(text) for text in rename]
+
+
+@contextmanager
+def open_pair(
+    base: str | os.PathLike[str], target: str | os.PathLike[str], chosen: Selection, rules: Sequence[Rename]
+) -> Iterator[tuple[Checkpoint, Checkpoint]]:
+    """Open both checkpoints, and check what can be told from their headers alone."""
+    with ExitStack() as stack:
+        old, new = (stack.enter_context(open_checkpoint(path, with_files=True, selection=chosen)) for path in (base, target))
+        check_patterns(old, new, rules, chosen.globs)
+        check_size(new)
+        yield old, new
+
+
+def check_paths(old: Checkpoint, new: Checkpoint, out: Path, overwrite: bool, mend: bool = True) -> None:
     """Raise an error if two files of the patch would have one path, or the patch cannot be written to ``out``."""
     other_files.check_paths(new.kept, [file.path for file in (*old.weights, *new.weights)])
     files = [INDEX_NAME, *(shard_path(file.path) for file in new.weights), *map(other_file_path, new.kept)]
-    check_output(out, [*old.paths, *new.paths], folder=not new.is_file, overwrite=overwrite, files=files)
+    check_output(out, [*old.paths, *new.paths], folder=not new.is_file, overwrite=overwrite, files=files, mend=mend)
 
 
 def _result(contents: PatchContents, written: WrittenPatch, out: Path, seconds: float) -> MakeResult:
@@ -173,6 +187,7 @@ def _result(contents: PatchContents, written: WrittenPatch, out: Path, seconds: 
         target_size=sum(file.file.size for file in new.weights) + sum(new.others[name].stat().st_size for name in new.kept),
         files=tuple(new.kept),
         left_out=new.left_out,
+        left_out_tensors=new.left_out_tensors,
         secrets=tuple(filter(suspicious_name, new.left_out)),
         other_formats={name: written.stored[name] for name in other_formats(new.kept) if written.stored[name]},
         followed={f"{side.path}/{name}": to for side in (old, new) for name, to in side.followed.items()},

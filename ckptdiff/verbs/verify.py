@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from ckptdiff.checkpoint.dcp_metadata import is_dcp_folder
 from ckptdiff.checkpoint.reader import open_checkpoint
 from ckptdiff.checkpoint.recognition import check_exists
 from ckptdiff.checkpoint.selection import select
@@ -164,6 +165,8 @@ def target_checks(patch: OpenPatch, target: Path) -> list[Callable[[], CkptdiffE
     if patch.index is None:
         name = patch.files[0].metadata.target_path
         return [partial(_weights_error, patch, patch.files[0], target / name if os.path.isdir(target) else target)]
+    if is_dcp_folder(target):
+        return [partial(_dcp_error, patch, target)]
     if not os.path.isdir(target):
         raise CheckpointError(f"{target}: is one file; give the folder that {patch.path} rebuilds")
     weights = [partial(_weights_error, patch, file, target / file.metadata.target_path) for file in patch.files]
@@ -189,6 +192,19 @@ def _weights_error(patch: OpenPatch, file: PatchFile, path: Path) -> CkptdiffErr
     except CheckpointError as error:
         return error
     return None
+
+
+def _dcp_error(patch: OpenPatch, target: Path) -> CkptdiffError | None:
+    """The problem of a folder of torch.distributed.checkpoint: as one file it must be the only weight file that the patch gives."""
+    wanted = {file.metadata.target_path: file.metadata.target_sha256 for file in patch.files}
+    try:
+        with open_checkpoint(target) as checkpoint:
+            found = {file.path: sha256_file(file.file) for file in checkpoint.weights}
+    except CheckpointError as error:
+        return error
+    if found == wanted:
+        return None
+    return IntegrityError(f"{target}: read as one safetensors file it has the SHA-256 {found}, expected {wanted}: other tensors, or values")
 
 
 def verify_against_hub(checkpoint: str | os.PathLike[str], hub_id: str, *, threads: int | None = None) -> VerifyResult:

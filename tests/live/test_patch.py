@@ -18,7 +18,7 @@ from tests.support.checkpoints import SHARED_DATA
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[torch]'")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
-from ckptdiff.patching.torch_dtypes import DTYPE_NAMES  # noqa: E402
+from ckptdiff.format.dtypes import DTYPE_NAMES  # noqa: E402
 from tests.support.torch_states import CODECS, copy_of, equal, nudge, pair, tensor  # noqa: E402
 
 

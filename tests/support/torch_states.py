@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[torch]'")
 
 from ckptdiff.format.digests import BLOCK  # noqa: E402
-from ckptdiff.patching.torch_dtypes import DTYPE_NAMES  # noqa: E402
+from ckptdiff.format.dtypes import DTYPE_NAMES  # noqa: E402
 
 State = dict[str, Any]
 CODECS = ["sparse", "context", "raw", None]
