@@ -21,6 +21,7 @@ from ckptdiff.cli.compose_command import compose
 from ckptdiff.cli.grouped import FILES, HUB, OUTPUT, OrderedGroup, option
 from ckptdiff.cli.hub_commands import pull, push
 from ckptdiff.cli.options import (
+    LOCAL_PATH,
     PATH,
     as_json,
     asks_for_json,
@@ -281,7 +282,7 @@ main.add_command(pull)
 
 
 @main.command()
-@click.argument("folder", type=PATH, required=False, metavar="[DIR]")
+@click.argument("folder", type=LOCAL_PATH, required=False, metavar="[DIR]")
 def demo(folder: Path | None) -> None:
     """Run the main commands on a small synthetic pair of checkpoints.
 

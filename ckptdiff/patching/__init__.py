@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ckptdiff.patching import compose_files as compose_files
     from ckptdiff.patching import compose_history as compose_history
     from ckptdiff.patching import compose_tensors as compose_tensors
+    from ckptdiff.patching import destination as destination
     from ckptdiff.patching import encode as encode
     from ckptdiff.patching import encode_options as encode_options
     from ckptdiff.patching import encode_pair as encode_pair

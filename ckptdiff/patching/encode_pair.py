@@ -15,6 +15,7 @@ from ckptdiff.format.dtypes import DTYPES
 from ckptdiff.format.entry import Entry, Piece
 from ckptdiff.io.folder import blob_sha256
 from ckptdiff.io.parallel import FileHasher, Progress, run_plan
+from ckptdiff.io.store_spool import StoreSpool
 from ckptdiff.patching.encode import EncodedGroup, GroupEncoder
 from ckptdiff.patching.encode_options import EncodeOptions
 from ckptdiff.patching.encode_plan import EncodeJob, FileHashJob, HashJob, TensorPlan
@@ -76,7 +77,7 @@ TENSORS_AT_ONCE = 1 << 10
 
 
 def encode_pair(
-    base: Checkpoint, target: Checkpoint, pairing: Pairing, options: EncodeOptions, spool: BinaryIO, progress: Progress
+    base: Checkpoint, target: Checkpoint, pairing: Pairing, options: EncodeOptions, spool: BinaryIO | StoreSpool, progress: Progress
 ) -> EncodedPair:
     """Encode all tensors of a target; ``spool`` is a file at whose end their payloads go."""
     return _PairEncoder(base, target, pairing, options, spool, progress).encode()
@@ -86,7 +87,13 @@ class _PairEncoder:
     """The state of :func:`encode_pair`."""
 
     def __init__(
-        self, base: Checkpoint, target: Checkpoint, pairing: Pairing, options: EncodeOptions, spool: BinaryIO, progress: Progress
+        self,
+        base: Checkpoint,
+        target: Checkpoint,
+        pairing: Pairing,
+        options: EncodeOptions,
+        spool: BinaryIO | StoreSpool,
+        progress: Progress,
     ) -> None:
         self.base, self.target, self.pairing, self.options, self.progress = base, target, pairing, options, progress
         self.spool, self.encoder = Spool(spool), GroupEncoder(base, target, options.compare)

@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 from ckptdiff.checkpoint.contents import Checkpoint
 from ckptdiff.checkpoint.other_formats import other_formats
@@ -21,11 +20,13 @@ from ckptdiff.format.index import INDEX_NAME, other_file_path, shard_path
 from ckptdiff.hub.ids import parse_id
 from ckptdiff.hub.repo import Repo, open_repo
 from ckptdiff.io.parallel import Progress, default_threads, no_progress
+from ckptdiff.io.places import Place, place_of, size_of
+from ckptdiff.io.store_traffic import TRAFFIC, Traffic
 from ckptdiff.kernels.compiling import Stopwatch
 from ckptdiff.patching import other_files
+from ckptdiff.patching.destination import Destination, check_destination
 from ckptdiff.patching.encode_options import on_threads
 from ckptdiff.patching.encode_pair import encode_pair
-from ckptdiff.patching.output import build_beside, check_output
 from ckptdiff.patching.pair_summary import PairedBy, StoredWhole, check_related, paired_by, stored_whole
 from ckptdiff.patching.provenance import recorded_facts
 from ckptdiff.patching.write import (
@@ -43,7 +44,7 @@ from ckptdiff.patching.write import (
 class MakeResult:
     """The result of :func:`make`. Sizes are in bytes."""
 
-    patch: Path
+    patch: Place
     """The patch that was written."""
     totals: Totals
     """Counts of tensors and units."""
@@ -63,7 +64,7 @@ class MakeResult:
     """Those of ``left_out`` that are named like keys and passwords."""
     other_formats: dict[str, int]
     """Files that went in and may hold the weights once more in another format, and the bytes that they take in the patch."""
-    followed: dict[str, Path]
+    followed: dict[str, Place]
     """Links that lead out of the base's or the target's folder, and where they lead."""
     removed_files: tuple[str, ...]
     """Files of the base that the target lacks."""
@@ -71,6 +72,8 @@ class MakeResult:
     """Number of tensors that each codec codes."""
     seconds: float
     """Wall time."""
+    traffic: Traffic
+    """Requests to stores, and bytes both ways."""
 
     @property
     def ratio(self) -> float:
@@ -101,9 +104,9 @@ def make(
     """Write the exact difference between two checkpoints as a patch.
 
     Args:
-        base: a safetensors file, or a checkpoint folder.
+        base: a safetensors file, or a checkpoint folder: a path, a URL that fsspec knows, or an id on the Hub.
         target: a safetensors file, which gives a patch file, or a checkpoint folder, which gives a patch folder.
-        patch: where to write the patch.
+        patch: where to write the patch: a path, or a URL. In a store it is whole once its ``ckptdiff.json`` is there.
         codec: ``context``, ``sparse`` or ``raw`` for every changed tensor; by default the smallest of them, tensor by tensor.
         include: globs of files to take although they are left out by default, of the base too.
         exclude: globs of files to leave out, of the base too.
@@ -125,17 +128,17 @@ def make(
         CheckpointError: a checkpoint cannot be read, or is not one, or nothing of the base is in the target, or the report is one of
             other checkpoints.
         UnsupportedError: torch is missing, or has no such device.
-        OutputError: the patch cannot be written there. HubError: a repo cannot be read.
+        OutputError: the patch cannot be written there. HubError: a repo cannot be read. StoreError: a store cannot be read or written.
     """
-    watch = Stopwatch()
+    watch, before = Stopwatch(), TRAFFIC.total()
     rules = [Rename.parse(text) for text in rename]
     if codec is not None and codec not in CODEC_NAMES:
         raise CheckpointError(f"unknown codec {codec!r}: expected one of {', '.join(CODEC_NAMES)}")
-    out, chosen = Path(patch), Selection(include, exclude, follow_links)
+    out, chosen = place_of(patch), Selection(include, exclude, follow_links)
     with ExitStack() as stack:
         old, new = (stack.enter_context(open_checkpoint(path, with_files=True, selection=chosen)) for path in (base, target))
         check_patterns(old, new, rules, chosen.globs)
-        _check_paths(old, new, out, overwrite)
+        destination = _destination(old, new, out, overwrite)
         check_size(new)
         stored_report = report.to_bytes() if report is not None else None  # here, as a large one is refused before anything is encoded
         repos = [_repo_of(old, base_repo), _repo_of(new, target_repo)]
@@ -143,25 +146,25 @@ def make(
         pairing = pair(old, new, rules)
         if not force:
             check_related(old, new, pairing)
-        with build_beside(out, overwrite=overwrite) as built, open(built.with_name("spool"), "w+b") as spool:
+        with destination.building() as built, built.spool() as spool:
             encoded = encode_pair(old, new, pairing, options, spool, progress)
             if report is not None:
                 check_report(report, encoded)
             contents = PatchContents(encoded, recorded_facts(encoded, *repos), stored_report)
-            written = write_patch(contents, built, encoded_files(contents, built))
+            written = write_patch(contents, built.place, encoded_files(contents, built.place))
             old.check_unchanged()
             new.check_unchanged()
-        return _result(contents, written, out, watch.seconds())
+        return _result(contents, written, out, watch.seconds(), TRAFFIC.total() - before)
 
 
-def _check_paths(old: Checkpoint, new: Checkpoint, out: Path, overwrite: bool) -> None:
-    """Raise an error if two files of the patch would have one path, or the patch cannot be written to ``out``."""
+def _destination(old: Checkpoint, new: Checkpoint, out: Place, overwrite: bool) -> Destination:
+    """Where the patch is written; raises an error if two of its files would have one path, or it cannot be written to ``out``."""
     other_files.check_paths(new.kept, [file.path for file in (*old.weights, *new.weights)])
     files = [INDEX_NAME, *(shard_path(file.path) for file in new.weights), *map(other_file_path, new.kept)]
-    check_output(out, [*old.paths, *new.paths], folder=not new.is_file, overwrite=overwrite, files=files)
+    return check_destination(out, [*old.paths, *new.paths], folder=not new.is_file, overwrite=overwrite, files=files)
 
 
-def _result(contents: PatchContents, written: WrittenPatch, out: Path, seconds: float) -> MakeResult:
+def _result(contents: PatchContents, written: WrittenPatch, out: Place, seconds: float, traffic: Traffic) -> MakeResult:
     old, new = contents.pair.base, contents.pair.target
     return MakeResult(
         patch=out,
@@ -170,7 +173,7 @@ def _result(contents: PatchContents, written: WrittenPatch, out: Path, seconds: 
         whole=stored_whole(contents.pair, contents.entries.values()),
         patch_size=written.size,
         report_size=len(contents.report or b""),
-        target_size=sum(file.file.size for file in new.weights) + sum(new.others[name].stat().st_size for name in new.kept),
+        target_size=sum(file.file.size for file in new.weights) + sum(size_of(new.others[name]) for name in new.kept),
         files=tuple(new.kept),
         left_out=new.left_out,
         secrets=tuple(filter(suspicious_name, new.left_out)),
@@ -179,6 +182,7 @@ def _result(contents: PatchContents, written: WrittenPatch, out: Path, seconds: 
         removed_files=written.removed_files,
         codecs=written.codecs,
         seconds=seconds,
+        traffic=traffic,
     )
 
 
