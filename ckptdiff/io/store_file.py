@@ -105,7 +105,11 @@ class StoreFile:
         if self.path.stat() != self._stored:
             raise CheckpointError(f"{self.name}: was changed by another program while it was read: run again")
 
-    def close(self) -> None:
-        """Forget what was fetched of it; a later read would fetch it again."""
+    def forget(self) -> None:
+        """Forget what was fetched of it; a later read fetches it again."""
         RANGE_CACHE.forget(self._number)
         self._head = b""
+
+    def close(self) -> None:
+        """As :meth:`forget`: nothing is held open."""
+        self.forget()

@@ -21,6 +21,7 @@ class StoreSpool:
         self._folder, self._part = folder, part
         self._tail, self._start, self._position = bytearray(), 0, 0
         self._loaded: tuple[int, bytes] = (-1, b"")
+        self._read_to = -1  # where the last read ended
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Go to an offset from the beginning or the end; returns it."""
@@ -34,6 +35,7 @@ class StoreSpool:
         while len(self._tail) >= self._part:
             part = bytes(self._tail[: self._part])
             self._folder.store.replace((self._folder / str(self._start // self._part)).key, part)
+            self._loaded = self._start // self._part, part
             del self._tail[: self._part]
             self._start += self._part
         return len(data)
@@ -52,8 +54,13 @@ class StoreSpool:
             data = bytes(self._tail[self._position - self._start :][:size])
         else:
             number, at = divmod(self._position, self._part)
-            data = self._part_of(number)[at : at + size]
+            count = min(size, self._part - at)
+            if self._loaded[0] == number or self._read_to == self._position:  # what is read on and on is fetched part by part
+                data = self._part_of(number)[at : at + count]
+            else:
+                data = (self._folder / str(number)).read(at, count)
         self._position += len(data)
+        self._read_to = self._position
         return data
 
     def _part_of(self, number: int) -> bytes:

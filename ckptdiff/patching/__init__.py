@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ckptdiff.patching import source_folder as source_folder
     from ckptdiff.patching import target_files as target_files
     from ckptdiff.patching import torch_dtypes as torch_dtypes
+    from ckptdiff.patching import traffic_plan as traffic_plan
     from ckptdiff.patching import write as write
     from ckptdiff.patching import wrong_base as wrong_base
 else:

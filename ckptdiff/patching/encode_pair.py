@@ -142,9 +142,14 @@ class _PairEncoder:
     # --- encoding ---
 
     def _encode_all(self, pairs: Sequence[tuple[AdaptedBase | None, Tensor]]) -> None:
-        for first in range(0, len(pairs), TENSORS_AT_ONCE):
-            some = pairs[first : first + TENSORS_AT_ONCE]
-            self._encode([self._plan(base, target) for base, target in some])
+        plans, size = list[TensorPlan](), 0
+        for base, target in pairs:
+            plans.append(self._plan(base, target))
+            size += target.nbytes
+            if len(plans) == TENSORS_AT_ONCE or size >= self.options.bytes_at_once:
+                self._encode(plans)
+                plans, size = [], 0
+        self._encode(plans)
 
     def _plan(self, base: AdaptedBase | None, target: Tensor) -> TensorPlan:
         """The plan of one tensor; a new one is coded by ``raw``."""
@@ -165,6 +170,8 @@ class _PairEncoder:
                     self._advance(group.nbytes)
                     if tensor.complete:
                         entries[job.target], self.payloads[job.target] = tensor.finish()
+        for plan in plans[-1:]:  # its last block may have been tried before all others
+            self._hash_to(plan.base, plan.target, plan.units)
         for plan in plans:
             entry = entries[plan.target.key]
             self.scopes[plan.target.scope].entries[plan.target.key] = entry
@@ -175,12 +182,15 @@ class _PairEncoder:
     def _encode_and_hash(self, job: EncodeJob) -> EncodedGroup:
         """Do a job; what it has read of files is hashed by then, or later by another thread."""
         group = self.encoder(job)
-        base, target = self.encoder.tensors(job)
+        self._hash_to(*self.encoder.tensors(job), job.stop)
+        return group
+
+    def _hash_to(self, base: AdaptedBase | None, target: Tensor, stop: int) -> None:
+        """Hash the files of a tensor and its base as far as units before ``stop`` lie in them."""
         for tensor in (target, base.whole if base is not None else None):
             hasher = self.hashers.get(id(tensor.source)) if tensor is not None else None
             if hasher and tensor:
-                hasher.advance(tensor.offset + min(job.stop * DTYPES[tensor.dtype].carrier, tensor.nbytes))
-        return group
+                hasher.advance(tensor.offset + min(stop * DTYPES[tensor.dtype].carrier, tensor.nbytes))
 
     def _advance(self, nbytes: int) -> None:
         self.done += nbytes

@@ -61,16 +61,16 @@ def encode(path: str, target: Place, base: Place | None, folder: Place) -> Other
         base: where the base's file of the same path is, to encode against; None if there is none.
         folder: the patch folder.
     """
-    sha256, size = _hash(target)
-    base_sha256, base_size = _hash(base) if base else (None, 0)
+    content, sha256, size = _read(target)
+    before, base_sha256, base_size = _read(base) if base else (None, None, 0)
     if sha256 == base_sha256:
         return OtherFile(path=path, size=size, sha256=sha256, kind="same")
     delta = base is not None and 0 < base_size <= MAX_DELTA_FILE and size <= MAX_DELTA_FILE
     entry = OtherFile(path=path, size=size, sha256=sha256, kind="delta" if delta else "new", base_sha256=base_sha256 if delta else None)
     with create_file(folder / entry.stored_path, size) as out:
         sink = _HashedOutput(out)
-        if size <= MAX_DELTA_FILE:
-            sink.write(_compressor(size, read_file(base) if base and delta else b"").compress(read_file(target)))
+        if content is not None:
+            sink.write(_compressor(size, before if before and delta else b"").compress(content))
         else:
             with closing(open_file(target)) as source:
                 zstandard.ZstdCompressor(level=ZSTD_LEVEL_LARGE_FILES).copy_stream(
@@ -122,6 +122,15 @@ def _compressor(size: int, prefix: bytes) -> zstandard.ZstdCompressor:
     )
     dictionary = zstandard.ZstdCompressionDict(prefix, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if prefix else None
     return zstandard.ZstdCompressor(dict_data=dictionary, compression_params=parameters)
+
+
+def _read(path: Place) -> tuple[bytes | None, str, int]:
+    """A file's content, its SHA-256 and its size; of one that is too large to be coded against another, no content."""
+    with closing(open_file(path)) as file:
+        if file.size > MAX_DELTA_FILE:
+            return None, sha256_file(file), file.size
+        content = read_bytes(file, 0, file.size)
+        return content, hashlib.sha256(content).hexdigest(), file.size
 
 
 def _hash(path: Place) -> tuple[str, int]:

@@ -94,6 +94,8 @@ class WrittenPatch:
     """Number of tensors by codec."""
     removed_files: tuple[str, ...] = ()
     """Paths of base files that the target does not have."""
+    sizes: tuple[int, ...] = ()
+    """Bytes of each of its files."""
     stored: dict[str, int] = field(default_factory=dict)
     """Bytes that each file without weights takes in the patch, by path."""
 
@@ -104,7 +106,7 @@ def write_file(contents: PatchContents, out: Output) -> WrittenPatch:
     refs = _refs(pair, (file for file in pair.base.weights if file.scope in pair.base_scopes))
     table = _table(contents, pair.target.weights[0])
     written = _write(contents, pair.target.weights[0], table, out, refs)
-    return WrittenPatch(written.size, table.totals, _codecs([table]))
+    return WrittenPatch(written.size, table.totals, _codecs([table]), sizes=(written.size,))
 
 
 def encoded_files(contents: PatchContents, built: Place) -> Iterator[OtherFile]:
@@ -153,8 +155,9 @@ def write_folder(contents: PatchContents, built: Place, files: Sequence[OtherFil
     data = index.to_bytes()
     with create_file(built / INDEX_NAME) as out:
         out.write(data)
-    size = len(data) + sum(shard.size for shard in shards) + sum(file.stored for file in files)
-    return WrittenPatch(size, index.totals, _codecs(tables), index.removed, {file.path: file.stored for file in files})
+    sizes = (len(data), *(shard.size for shard in shards), *(file.stored for file in files if file.kind != "same"))
+    stored = {file.path: file.stored for file in files}
+    return WrittenPatch(sum(sizes), index.totals, _codecs(tables), index.removed, sizes, stored)
 
 
 # --- patch files ---

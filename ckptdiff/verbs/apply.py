@@ -23,6 +23,7 @@ from ckptdiff.patching.output import check_space, explain_write_errors
 from ckptdiff.patching.patch import open_patch
 from ckptdiff.patching.rebuild import Rebuilder, ScratchTensors, check_stored, open_base, scratch_size
 from ckptdiff.patching.target_files import outputs_of, subset_of, write_files, write_others
+from ckptdiff.patching.traffic_plan import planned_apply
 from ckptdiff.units import byte_size
 
 
@@ -42,6 +43,8 @@ class ApplyResult:
     """Wall time."""
     traffic: Traffic
     """Requests to stores, and bytes both ways."""
+    planned: Traffic
+    """What was to be expected of them, given headers and tables, where all tensors of the base are needed."""
 
 
 def apply(
@@ -169,6 +172,7 @@ class _Step:
             others = last.others if folder else ()
             inputs = [*old.paths, *(path for patch in chain for path in patch.paths)]
             new = [file.metadata.target_path for file in last.files] + [other.path for other in last.others]
+            planned = TRAFFIC.total() - before + planned_apply(old, chain, out)
             destination = check_destination(out, inputs, folder=folder, overwrite=overwrite, files=new)
             for patch in chain:
                 check_stored(patch, only, self.progress)
@@ -188,6 +192,5 @@ class _Step:
                 old.check_unchanged()
             files = [output.path or out.name for output in outputs] + [other.path for other in others]
             size = sum(output.size for output in outputs) + sum(other.size for other in others)
-            return ApplyResult(
-                out, tuple(files), sum(len(o.tensors) for o in outputs), size, self.watch.seconds(), TRAFFIC.total() - before
-            )
+            count, traffic = sum(len(o.tensors) for o in outputs), TRAFFIC.total() - before
+            return ApplyResult(out, tuple(files), count, size, self.watch.seconds(), traffic, planned)

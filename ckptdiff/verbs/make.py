@@ -21,6 +21,7 @@ from ckptdiff.hub.ids import parse_id
 from ckptdiff.hub.repo import Repo, open_repo
 from ckptdiff.io.parallel import Progress, default_threads, no_progress
 from ckptdiff.io.places import Place, place_of, size_of
+from ckptdiff.io.store_path import StorePath
 from ckptdiff.io.store_traffic import TRAFFIC, Traffic
 from ckptdiff.kernels.compiling import Stopwatch
 from ckptdiff.patching import other_files
@@ -29,6 +30,7 @@ from ckptdiff.patching.encode_options import on_threads
 from ckptdiff.patching.encode_pair import encode_pair
 from ckptdiff.patching.pair_summary import PairedBy, StoredWhole, check_related, paired_by, stored_whole
 from ckptdiff.patching.provenance import recorded_facts
+from ckptdiff.patching.traffic_plan import planned_make
 from ckptdiff.patching.write import (
     PatchContents,
     StorableReport,
@@ -74,6 +76,8 @@ class MakeResult:
     """Wall time."""
     traffic: Traffic
     """Requests to stores, and bytes both ways."""
+    planned: Traffic
+    """What was to be expected of them, given the headers, how tensors were paired, and the sizes of the patch's files."""
 
     @property
     def ratio(self) -> float:
@@ -146,6 +150,7 @@ def make(
         pairing = pair(old, new, rules)
         if not force:
             check_related(old, new, pairing)
+        opened = TRAFFIC.total() - before
         with destination.building() as built, built.spool() as spool:
             encoded = encode_pair(old, new, pairing, options, spool, progress)
             if report is not None:
@@ -154,7 +159,9 @@ def make(
             written = write_patch(contents, built.place, encoded_files(contents, built.place))
             old.check_unchanged()
             new.check_unchanged()
-        return _result(contents, written, out, watch.seconds(), TRAFFIC.total() - before)
+        in_store = isinstance(out, StorePath)
+        planned = opened + planned_make(old, new, written.sizes if in_store else (), contents.payload_size)
+        return _result(contents, written, out, watch.seconds(), TRAFFIC.total() - before, planned)
 
 
 def _destination(old: Checkpoint, new: Checkpoint, out: Place, overwrite: bool) -> Destination:
@@ -164,7 +171,7 @@ def _destination(old: Checkpoint, new: Checkpoint, out: Place, overwrite: bool) 
     return check_destination(out, [*old.paths, *new.paths], folder=not new.is_file, overwrite=overwrite, files=files)
 
 
-def _result(contents: PatchContents, written: WrittenPatch, out: Place, seconds: float, traffic: Traffic) -> MakeResult:
+def _result(contents: PatchContents, written: WrittenPatch, out: Place, seconds: float, traffic: Traffic, planned: Traffic) -> MakeResult:
     old, new = contents.pair.base, contents.pair.target
     return MakeResult(
         patch=out,
@@ -183,6 +190,7 @@ def _result(contents: PatchContents, written: WrittenPatch, out: Place, seconds:
         codecs=written.codecs,
         seconds=seconds,
         traffic=traffic,
+        planned=planned,
     )
 
 
