@@ -171,6 +171,7 @@ class StoreWriter:
         Raises:
             StoreError: it cannot be written, or has another size.
         """
+        self._path.store.made.add(self._path.key)
         for number in sorted(self._open):
             part = bytes(self._open.pop(number))
             if self._begun is None:

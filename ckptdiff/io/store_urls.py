@@ -79,6 +79,8 @@ class FsspecStore:
         with self.explained("", "opened"):
             self.fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         self._root = str(root).rstrip("/")
+        self.made = set[str]()
+        """Names of the objects that this run has made here, or has begun to."""
 
     def path(self, key: str) -> None:
         """None: its objects are not on this machine."""

@@ -166,9 +166,9 @@ def _removed(out: StorePath, destination: Destination) -> str:
     """Remove what was written; returns words that say what could not be, and what to do."""
     try:
         abort_uploads(out)
+        for key in out.store.made:
+            out.store.delete(key)
         if destination.folder:
-            found = _below(out)
-            _delete(out, (name for name in destination.files if name in found))
             out.store.delete((out / UNFINISHED).key)
     except StoreError:
         return f"what was written to {out} is unfinished, and could not be removed: the same command removes it and starts over"

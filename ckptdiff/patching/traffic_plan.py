@@ -37,10 +37,10 @@ def writing(size: int) -> Traffic:
     return Traffic(-(-size // part_size(size)) + 3, written=size)
 
 
-def spooling(size: int) -> Traffic:
-    """Payloads that lie in the store until their patch file is written: put, read, listed and deleted."""
+def spooling(size: int, files: int) -> Traffic:
+    """Payloads that lie in the store until their patch file is written: put, read for each of so many files, listed and deleted."""
     parts = size // PART
-    return Traffic(3 * parts + 1, parts * PART, parts * PART)
+    return Traffic(3 * parts + 1 + (files if parts else 0), parts * PART, parts * PART)
 
 
 MARKING = Traffic(4)
@@ -61,7 +61,7 @@ def planned_make(base: Checkpoint, target: Checkpoint, written: Sequence[int] = 
         base.others[name] for name in target.kept if name in base.others and not is_index(name)
     ]
     read += [reading(size) for size in _sizes(others) for _ in range(2 if size > MAX_DELTA_FILE else 1)]
-    out = [*map(writing, written), spooling(payloads), MARKING] if written else []
+    out = [*map(writing, written), spooling(payloads, len(target.weights)), MARKING] if written else []
     return total([*read, *out])
 
 

@@ -1,9 +1,9 @@
-"""Run by hand: make, apply, verify, report and info at an S3 server that fails, of a pair of any size; what each takes.
+"""Run by hand: make, apply, verify, report and info at an S3 server that fails, with a pair of any size: what they take.
 
     python -m tests.support.store_runs FOLDER --megabytes 600 --faults
 
-Each command is a process of its own, whose peak memory, largest temporary file and requests are printed, beside the plan's. What it wrote is
-compared with what the same command writes on this machine. FOLDER takes three times the size, and is removed.
+Each command is a process of its own, whose peak memory, largest temporary file and requests are printed, beside the plan's. What it wrote
+is compared with what the same command writes on this machine. FOLDER takes four times the size, and is removed.
 """
 
 from __future__ import annotations
