@@ -97,7 +97,8 @@ def main() -> None:
       ckptdiff apply BASE PATCH -o OUT       rebuild TARGET byte for byte
       ckptdiff demo                          see it work
 
-    A checkpoint is a .safetensors file, a folder that holds some, or an id on the Hub such as org/name@revision.
+    A checkpoint is a .safetensors file, a folder that holds some, a URL such as s3://bucket/model, or an id on the Hub such as
+    org/name@revision.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -129,6 +130,7 @@ def make(base: Path, target: Path, patch: Path, codec: str, with_report: bool, j
     Examples:
       ckptdiff make base.safetensors tuned.safetensors -o patch.safetensors
       ckptdiff make Llama-3-8B Llama-3-8B-GRPO -o grpo-patch --report
+      ckptdiff make s3://bucket/base s3://bucket/tuned -o s3://bucket/patch
     """
     with progress_bar() as progress:
         measured = None

@@ -58,9 +58,9 @@ class RangeCache:
             return self._streamed.get(key) or self._jumped.get(key)
 
     def has_room(self, source: int) -> bool:
-        """Whether a source may stream: it does already, or few others do."""
+        """Whether a source may stream: it does already, or few others do just now."""
         with self._lock:
-            streaming = {number for number, _ in self._streamed}
+            streaming = {number for number, _ in list(self._streamed)[-STREAMED // 2 :]}
         return source in streaming or len(streaming) < MOST_STREAMS
 
     def forget(self, source: int) -> None:

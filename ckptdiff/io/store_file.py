@@ -18,8 +18,8 @@ SMALL = 1 << 18
 """Fewer bytes than these are fetched alone, unless they lie so near to what was read last."""
 AHEAD = 4
 """Chunks that are fetched ahead."""
-NEAR = 2
-"""Chunks that lie between reads in turn, at most: threads do not read in exact order."""
+NEAR = 6
+"""Chunks that lie between reads in turn, at most: threads read a few blocks each, and those that hash a file lag behind."""
 _numbers = itertools.count()
 
 
