@@ -69,7 +69,9 @@ def is_patch(path: str | os.PathLike[str]) -> bool:
         return _is_patch_source(open_file(files[""])) if "" in files else is_patch_folder(files)
     check_exists(place)
     return (
-        is_patch_folder({name: place / name for name in files_to_examine(place)}) if place.is_dir() else _is_patch_source(LocalFile(place))
+        is_patch_folder({name: place / name for name in files_to_examine(place)})
+        if os.path.isdir(place)
+        else _is_patch_source(LocalFile(place))
     )
 
 

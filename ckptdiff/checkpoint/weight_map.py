@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 
 from ckptdiff.errors import CheckpointError
 from ckptdiff.format.json_scan import count_nodes
@@ -31,7 +32,7 @@ def read_weight_map(path: Place) -> WeightMap:
         size = size_of(path)
         if size > MAX_INDEX_JSON:
             raise CheckpointError(f"{path}: an index of {size} bytes is too large (limit {MAX_INDEX_JSON})")
-        data = read_file(path)
+        data = path.read_bytes() if isinstance(path, Path) else read_file(path)
         nodes = count_nodes(data)
         if nodes > MAX_INDEX_NODES:
             raise CheckpointError(f"{path}: an index with {nodes} braces, brackets and commas is too large (limit {MAX_INDEX_NODES})")

@@ -11,8 +11,9 @@ CHUNK = 1 << 22
 """Bytes of an object that are fetched by one request where it is read on and on."""
 FETCHERS = 8
 """Requests that are under way at once, at most."""
-STREAMED, JUMPED = 24, 16
-"""Chunks that are kept of what is read on and on, and of what was read before its turn, such as the blocks on which a codec is tried."""
+STREAMED, AHEAD, JUMPED = 14, 14, 12
+"""Chunks that are kept: of what is read on and on; those that are fetched ahead, until they are read; and those that were read before their
+turn, such as the blocks on which a codec is tried."""
 MOST_STREAMS = 8
 """Objects that are read on and on at once. Of more, such as the patches of a long chain, the others are read without this cache."""
 
@@ -21,11 +22,13 @@ Key = tuple[int, int]
 
 
 class RangeCache:
-    """Chunks by source and number. What streams has room of its own, so that it does not push out what it will come to later."""
+    """Chunks by source and number, in three rooms, so that a fast stream pushes out neither what it will come to later, nor what is fetched
+    ahead of a slow one."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._streamed: OrderedDict[Key, Future[bytes]] = OrderedDict()
+        self._ahead: OrderedDict[Key, Future[bytes]] = OrderedDict()
         self._jumped: OrderedDict[Key, Future[bytes]] = OrderedDict()
         self._pool: ThreadPoolExecutor | None = None
 
@@ -37,51 +40,61 @@ class RangeCache:
             fetch: fetches it.
             streams: whether what reads it reads on and on.
         """
-        future = self._future(key, fetch, streams)
+        with self._lock:
+            jumps = not streams and key not in self._streamed and key not in self._ahead
+            chunks, most = (self._jumped, JUMPED) if jumps else (self._streamed, STREAMED)
+            future = self._pop(key) or self._submit(fetch)
+            _keep(chunks, key, future, most)
         try:
             return future.result()
         except BaseException:
             with self._lock:
-                for chunks in (self._streamed, self._jumped):
-                    if chunks.get(key) is future:
-                        del chunks[key]
+                if chunks.get(key) is future:
+                    del chunks[key]
             raise
 
     def start(self, key: Key, fetch: Callable[[], bytes]) -> None:
         """Begin to fetch a chunk that will be read soon."""
-        if self.peek(key) is None:
-            self._future(key, fetch, True)
-
-    def peek(self, key: Key) -> Future[bytes] | None:
-        """A chunk that is here or on its way."""
         with self._lock:
-            return self._streamed.get(key) or self._jumped.get(key)
+            if not any(key in chunks for chunks in self._rooms):
+                _keep(self._ahead, key, self._submit(fetch), AHEAD)
+
+    def has(self, key: Key) -> bool:
+        """Whether a chunk is here or on its way."""
+        with self._lock:
+            return any(key in chunks for chunks in self._rooms)
 
     def has_room(self, source: int) -> bool:
         """Whether a source may stream: it does already, or few others do just now."""
         with self._lock:
-            streaming = {number for number, _ in list(self._streamed)[-STREAMED // 2 :]}
+            streaming = {number for number, _ in list(self._streamed)[-MOST_STREAMS:]}
         return source in streaming or len(streaming) < MOST_STREAMS
 
     def forget(self, source: int) -> None:
         """Drop the chunks of a source."""
         with self._lock:
-            for chunks in (self._streamed, self._jumped):
+            for chunks in self._rooms:
                 for key in [key for key in chunks if key[0] == source]:
                     del chunks[key]
 
-    def _future(self, key: Key, fetch: Callable[[], bytes], streams: bool) -> Future[bytes]:
-        with self._lock:
-            streams = streams or key in self._streamed
-            future = self._streamed.pop(key, None) or self._jumped.pop(key, None)
-            if future is None:
-                self._pool = self._pool or ThreadPoolExecutor(FETCHERS, thread_name_prefix="ckptdiff-store")
-                future = self._pool.submit(fetch)
-            chunks, most = (self._streamed, STREAMED) if streams else (self._jumped, JUMPED)
-            chunks[key] = future
-            while len(chunks) > most:
-                chunks.popitem(last=False)
-            return future
+    @property
+    def _rooms(self) -> tuple[OrderedDict[Key, Future[bytes]], ...]:
+        return self._streamed, self._ahead, self._jumped
+
+    def _pop(self, key: Key) -> Future[bytes] | None:
+        """Take a chunk out of its room; None if it is in none."""
+        return next((chunks.pop(key) for chunks in self._rooms if key in chunks), None)
+
+    def _submit(self, fetch: Callable[[], bytes]) -> Future[bytes]:
+        self._pool = self._pool or ThreadPoolExecutor(FETCHERS, thread_name_prefix="ckptdiff-store")
+        return self._pool.submit(fetch)
+
+
+def _keep(chunks: OrderedDict[Key, Future[bytes]], key: Key, future: Future[bytes], most: int) -> None:
+    """Put a chunk into a room behind all others, and those out of it that were read longest ago."""
+    chunks[key] = future
+    while len(chunks) > most:
+        chunks.popitem(last=False)
 
 
 RANGE_CACHE = RangeCache()

@@ -64,7 +64,7 @@ class StoreFile:
     def _is_alone(self, offset: int, stop: int) -> bool:
         """Whether a read is fetched by itself: it is small and far from the last one, or its chunks would have no room."""
         chunks = range(offset // CHUNK, (stop - 1) // CHUNK + 1)
-        if all(RANGE_CACHE.peek((self._number, chunk)) is not None for chunk in chunks):
+        if all(RANGE_CACHE.has((self._number, chunk)) for chunk in chunks):
             return False
         is_header = offset == 8 and self._chunk < 0
         small = stop - offset < SMALL and abs(offset - self._end) >= SMALL

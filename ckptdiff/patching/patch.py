@@ -241,7 +241,7 @@ def _located(place: Place) -> tuple[SourceFolder, list[str], bool]:
         files = list_store(place).files
         folder, candidates, is_file = ListedFolder(place, files), list(files), "" in files
         members = candidates if is_file else patch_members(candidates)
-    elif place.is_dir():
+    elif os.path.isdir(place):
         candidates, is_file = files_to_examine(place), False
         folder, members = LocalFolder(place), patch_members(candidates)
     else:
