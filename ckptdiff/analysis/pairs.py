@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
@@ -25,6 +24,7 @@ from ckptdiff.format.dtypes import DTYPES, Bytes
 from ckptdiff.format.entry import Entry
 from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.io.parallel import Threads
+from ckptdiff.io.places import place_of
 from ckptdiff.patching.build import Latest, TensorCheck, build
 from ckptdiff.patching.chain import check_chain
 from ckptdiff.patching.patch import open_patch
@@ -202,7 +202,7 @@ def open_source(
     """Open a base, and a target checkpoint or a patch from that base.
 
     Args:
-        base: a checkpoint.
+        base: a checkpoint, as a path, a URL or an id.
         target: a checkpoint, whose tensors are paired with the base's as ``make`` does, or a patch, which says what belongs together.
         selection: which files of checkpoints to take; the caller checks whether its globs match any file.
         renames: rules for the names of a target checkpoint's tensors.
@@ -211,7 +211,7 @@ def open_source(
         CheckpointError: a checkpoint cannot be read, or is not one.
         FormatError, UnsupportedError, IntegrityError: the patch is broken. BaseMismatchError: the patch has another base.
     """
-    names = (Path(base).name or str(base), Path(target).name or str(target))
+    names = (place_of(base).name or str(base), place_of(target).name or str(target))
     with ExitStack() as stack:
         if is_patch(target):
             patch = stack.enter_context(open_patch(target))

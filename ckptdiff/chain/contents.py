@@ -18,7 +18,10 @@ from ckptdiff.format.index import Index
 from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.format.sealed import MAX_INDEX
 from ckptdiff.io.parallel import Progress
+from ckptdiff.io.places import Place
 from ckptdiff.io.store import Store, fetch, read_object
+from ckptdiff.io.store_path import StorePath
+from ckptdiff.io.store_urls import FsspecStore
 from ckptdiff.patching.output import check_space
 from ckptdiff.patching.patch import OpenPatch, open_patch, open_patch_in
 
@@ -44,6 +47,7 @@ class StoreFolder:
 
     def __init__(self, store: Store, key: str) -> None:
         self.name, self._store, self._key = f"{store.name}/{key}", store, key
+        self.path: Place = StorePath(store, key) if isinstance(store, FsspecStore) else Path(self.name)
 
     def size(self, path: str) -> int | None:
         """Size of a file in bytes; None if there is none."""

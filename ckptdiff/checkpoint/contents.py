@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +12,7 @@ from ckptdiff.checkpoint.weight_map import WeightMap
 from ckptdiff.format.dtypes import DTYPES, Bytes
 from ckptdiff.format.safetensors import Header
 from ckptdiff.hub.ids import HubId
+from ckptdiff.io.places import Place
 from ckptdiff.io.scratch import scratch
 from ckptdiff.io.source import WeightSource
 from ckptdiff.lazy import torch
@@ -112,15 +112,15 @@ class WeightFile:
 class Checkpoint:
     """An open checkpoint, whose headers are read."""
 
-    path: Path
+    path: Place
     is_file: bool
     """Whether it is one safetensors file, not a folder."""
     weights: list[WeightFile]
-    others: dict[str, Path]
-    """The local file of each file without weights, by its path in the checkpoint."""
+    others: dict[str, Place]
+    """Where each file without weights lies, by its path in the checkpoint."""
     left_out: tuple[str, ...] = ()
     """Paths of the files that do not belong to it, by default or because the caller said so."""
-    followed: dict[str, Path] = field(default_factory=dict)
+    followed: dict[str, Place] = field(default_factory=dict)
     """Where links lead that leave its folder and were followed, by the path of the link."""
     origin: HubId | None = None
     """The repo and commit that it is from."""
@@ -181,7 +181,7 @@ class Checkpoint:
         return [name for name in self.others if name not in left_out]
 
     @property
-    def paths(self) -> list[Path]:
+    def paths(self) -> list[Place]:
         """The checkpoint's own path and those of all its files."""
         return [self.path, *(file.file.path for file in self.weights), *self.others.values()]
 

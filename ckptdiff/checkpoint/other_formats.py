@@ -13,6 +13,7 @@ from pathlib import Path
 from ckptdiff.checkpoint.selection import matches_path
 from ckptdiff.errors import CheckpointError
 from ckptdiff.hub.ids import HubId
+from ckptdiff.io.places import Place
 
 OTHER_FORMATS = {
     ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".keras", ".msgpack", ".onnx", ".onnx_data", ".ot", ".tflite", ".pb",
@@ -57,12 +58,12 @@ def other_formats(names: Iterable[str]) -> list[str]:
 
 
 def refuse_without_safetensors(
-    path: Path | HubId, names: Sequence[str], left_out: Collection[str], can_include: bool, excluded: Sequence[str] = ()
+    path: Place | HubId, names: Sequence[str], left_out: Collection[str], can_include: bool, excluded: Sequence[str] = ()
 ) -> None:
     """Say what a checkpoint without safetensors holds instead, and what to do.
 
     Args:
-        path: a local path, or an id on the Hub.
+        path: a path, a URL, or an id on the Hub.
         names: the paths of all its files.
         left_out: the paths of those that were left out.
         can_include: whether the caller has an option to take files in.
@@ -92,7 +93,7 @@ def refuse_without_safetensors(
     raise CheckpointError(f"{path}: expected a .safetensors file or a folder that holds one, found none")
 
 
-def refuse_excluded(path: Path | HubId, names: Iterable[str], excluded: Sequence[str]) -> None:
+def refuse_excluded(path: Place | HubId, names: Iterable[str], excluded: Sequence[str]) -> None:
     """Raise CheckpointError if the caller's own globs leave out the safetensors files among some names."""
     weights = [name for name in names if name.endswith(".safetensors") and not _is_state(name) and matches_path(name, excluded)]
     if weights:
@@ -101,7 +102,7 @@ def refuse_excluded(path: Path | HubId, names: Iterable[str], excluded: Sequence
         raise CheckpointError(f"{path}: no weights are left: {globs} leaves out {weights[0]}{more}; narrow the glob")
 
 
-def _refuse_weights_below(path: Path | HubId, names: Sequence[str], can_include: bool) -> None:
+def _refuse_weights_below(path: Place | HubId, names: Sequence[str], can_include: bool) -> None:
     """Raise CheckpointError if folders below hold safetensors, which are left out by default."""
     holders = {name.rpartition("/")[0] for name in names if name.endswith(".safetensors") and not _is_state(name)}
     inside = sorted(holders - {""}, key=_by_number)
@@ -111,7 +112,7 @@ def _refuse_weights_below(path: Path | HubId, names: Sequence[str], can_include:
         raise CheckpointError(f"{path}: holds no weights itself, but {inside[-1]} does{more}: give {_inside(path, inside[-1])}{take}")
 
 
-def _refuse_dcp_below(path: Path | HubId, names: Sequence[str]) -> None:
+def _refuse_dcp_below(path: Place | HubId, names: Sequence[str]) -> None:
     """Raise CheckpointError if a folder below is one of torch.distributed.checkpoint, which is read here, not on the Hub."""
     with_parts = {name.rpartition("/")[0] for name in names if name.endswith(".distcp")}
     folders = [folder for folder in with_parts - {""} if f"{folder}/.metadata" in names and not _is_state(folder)]
@@ -120,7 +121,7 @@ def _refuse_dcp_below(path: Path | HubId, names: Sequence[str]) -> None:
         raise CheckpointError(f"{path}: holds no weights itself, but torch.distributed.checkpoint wrote {inside}: give {path / inside}")
 
 
-def _refuse_parts(path: Path | HubId, names: Sequence[str]) -> None:
+def _refuse_parts(path: Place | HubId, names: Sequence[str]) -> None:
     """Raise CheckpointError if a trainer wrote the model in parts."""
     for who, pattern, tool in MERGE_TOOLS:
         part = next((name for name in names if fnmatchcase(name, pattern) or fnmatchcase(name, f"*/{pattern}")), None)
@@ -132,9 +133,9 @@ def _refuse_parts(path: Path | HubId, names: Sequence[str]) -> None:
             )
 
 
-def _inside(path: Path | HubId, folder: str) -> Path | HubId:
+def _inside(path: Place | HubId, folder: str) -> Place | HubId:
     """A folder in a checkpoint, as a path or id of its own."""
-    return path / folder if isinstance(path, Path) else replace(path, subfolder="/".join(filter(None, (path.subfolder, folder))))
+    return replace(path, subfolder="/".join(filter(None, (path.subfolder, folder)))) if isinstance(path, HubId) else path / folder
 
 
 def _is_state(name: str) -> bool:

@@ -17,15 +17,16 @@ from ckptdiff.checkpoint.other_formats import CONVERTERS, other_formats, refuse_
 from ckptdiff.checkpoint.recognition import is_patch_folder, is_patch_repo, patch_error
 from ckptdiff.checkpoint.scopes import Scopes, is_index, possible_scopes, scope_of_name, scopes_of, scopes_of_recorded
 from ckptdiff.checkpoint.selection import Selection, exclude_option, matches, select
-from ckptdiff.errors import CheckpointError
+from ckptdiff.errors import CheckpointError, CkptdiffError
 from ckptdiff.format.index import INDEX_NAME
 from ckptdiff.format.patch_file import is_patch_header
 from ckptdiff.format.safetensors import UnusualHeaderError, read_header
 from ckptdiff.hub.ids import HubId, parse_id
 from ckptdiff.hub.repo import download, open_repo
-from ckptdiff.io.folder import Listing, list_folder
+from ckptdiff.io.folder import Listing, list_folder, list_store
 from ckptdiff.io.leftovers import if_gone
-from ckptdiff.io.source import LocalFile
+from ckptdiff.io.places import Place, is_file, is_there, open_file, place_of, size_of
+from ckptdiff.io.store_path import StorePath
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ def open_checkpoint(
     A local folder without such files that torch.distributed.checkpoint (DCP) wrote is opened as one file of the tensors of its model.
 
     Args:
-        path: a file, a folder or an id on the Hub.
+        path: a file, a folder, the URL of an object or of the objects below it, or an id on the Hub.
         needs_weights: whether a checkpoint without weight files is refused.
         with_files: whether files without weights are needed too.
         selection: which files belong to it; None if the caller has no such options, which messages then do not advise. Weight files and
@@ -65,11 +66,11 @@ def open_checkpoint(
     Raises:
         CheckpointError: it does not exist, cannot be read, has no safetensors weights, lacks a shard, has a broken header, or has a link
             out of its folder that ``selection`` does not allow.
-        HubError: it cannot be fetched.
+        HubError: it cannot be fetched. StoreError: its store cannot be read.
     """
     hub_id = parse_id(path)
     opener = _Opener(needs_weights, with_files, selection or Selection(), selection is not None, recorded or RecordedBase({}))
-    checkpoint = opener.read(Path(path)) if hub_id is None else opener.fetch(hub_id)
+    checkpoint = opener.read(place_of(path)) if hub_id is None else opener.fetch(hub_id)
     try:
         yield checkpoint
     finally:
@@ -86,10 +87,13 @@ class _Opener:
     can_exclude: bool
     recorded: RecordedBase
 
-    # --- on this machine ---
+    # --- on this machine, and in stores ---
 
-    def read(self, path: Path) -> Checkpoint:
+    def read(self, path: Place) -> Checkpoint:
         """Open a file or folder."""
+        if isinstance(path, StorePath):
+            listing = list_store(path)
+            return self._read_file(listing.files[""]) if "" in listing.files else self._read_listed(path, listing)
         try:
             if os.path.isdir(path):
                 return self._read_folder(path)
@@ -99,7 +103,7 @@ class _Opener:
             raise CheckpointError(f"{error.filename or path}: cannot be read: {error.strerror}") from None
         raise CheckpointError(f"{path}: no such file or folder{if_gone(path)}")
 
-    def _read_file(self, path: Path) -> Checkpoint:
+    def _read_file(self, path: Place) -> Checkpoint:
         refuse_excluded(path, [path.name], self.selection.exclude)
         try:
             return _open({path.name: path}, Scopes({path.name: scope_of_name(path.name)}), path, {}, is_file=True)
@@ -115,15 +119,20 @@ class _Opener:
         sizes = {name: file.stat().st_size for name in self.recorded.weights if os.path.isfile(file := path / name)}
         if self._has_recorded(sizes) and not self.with_files:
             return self._open_recorded(path, _indexes_above(path, sizes))
-        listing = list_folder(path, follow_links=self.selection.follow_links)
+        return self._read_listed(path, list_folder(path, follow_links=self.selection.follow_links))
+
+    def _read_listed(self, path: Place, listing: Listing) -> Checkpoint:
+        """Open a folder whose files are listed."""
+        found = {name: listing.files[name] for name in self.recorded.weights if name in listing.files}
+        sizes = {name: size_of(place) for name, place in found.items() if is_file(place)}
         chosen, out = self._select([*listing.files, *(name for name in listing.outside if name.endswith("/"))])
-        if is_patch_folder(path, chosen):
+        if is_patch_folder({name: listing.files[name] for name in chosen if name in listing.files}):
             raise patch_error(path)
         left_out = set(out)
         kept = self._without_links(path, [name for name in chosen if self._is_wanted(listing.again.get(name), name, left_out)], listing)
         files = {name: file for name, file in listing.files.items() if name in kept or name not in listing.outside}
         if self._has_recorded(sizes):
-            return self._open_recorded(path, [name for name in files if is_index(name)], kept)
+            return self._open_recorded(path, [name for name in files if is_index(name)], kept, files)
         for name in kept:
             self._check_regular(files[name], name)
         checkpoint = self._open_files(path, files, kept)
@@ -138,7 +147,7 @@ class _Opener:
         """Whether a file that a link within the checkpoint leads to is taken: not if the file itself, at ``real``, is left out."""
         return real not in left_out or matches(name, self.selection.include)
 
-    def _without_links(self, path: Path, kept: Iterable[str], listing: Listing) -> dict[str, None]:
+    def _without_links(self, path: Place, kept: Iterable[str], listing: Listing) -> dict[str, None]:
         """The kept paths, without links out of the folder that are not followed.
 
         A caller without options to select files stores none of them in a patch, and may follow links to files.
@@ -152,7 +161,7 @@ class _Opener:
             if name.endswith("/"):
                 if not self.selection.follow_links:
                     refused.append(name)  # it may hold weights
-            elif allowed or (self.with_files and not os.path.exists(listing.files[name])):
+            elif allowed or (self.with_files and not is_there(listing.files[name])):
                 taken[name] = None
             elif self.with_files:
                 refused.append(name)
@@ -164,10 +173,10 @@ class _Opener:
             )
         return taken
 
-    def _check_regular(self, file: Path, name: str) -> None:
+    def _check_regular(self, file: Place, name: str) -> None:
         """Raise CheckpointError if a file that is needed is a broken link, or a device or pipe."""
-        if (self.with_files or _is_weights(name)) and not os.path.isfile(file):
-            what = "a link to a file that does not exist" if file.is_symlink() else "not a regular file"
+        if (self.with_files or _is_weights(name)) and not is_file(file):
+            what = "a link to a file that does not exist" if os.path.islink(file) else "not a regular file"
             way_on = f", or leave it out with {exclude_option(name)}" if self.can_exclude else ""
             raise CheckpointError(f"{file}: {what}; restore it or remove it{way_on}")
 
@@ -211,17 +220,23 @@ class _Opener:
         """Whether all weight files that the patch records exist with these sizes."""
         return bool(sizes) and sizes == self.recorded.weights
 
-    def _open_recorded(self, path: Path, indexes: Iterable[str], others: Iterable[str] = ()) -> Checkpoint:
-        """Open just the weight files that the patch records."""
-        weights = {name: path / name for name in self.recorded.weights}
-        scopes = scopes_of_recorded(weights, {name: path / name for name in indexes}, self.recorded.scopes)
-        names = [name for name in (*others, *self.recorded.others) if not name.endswith(".safetensors")]
-        return _open(weights, scopes, path, {name: path / name for name in names})
+    def _open_recorded(
+        self, path: Place, indexes: Iterable[str], others: Iterable[str] = (), listed: Mapping[str, Place] | None = None
+    ) -> Checkpoint:
+        """Open just the weight files that the patch records; ``listed``: where files are, of those that were listed."""
 
-    def _open_files(self, path: Path, files: Mapping[str, Path], kept: Iterable[str]) -> Checkpoint:
+        def places(names: Iterable[str]) -> dict[str, Place]:
+            return {name: (listed or {}).get(name) or path / name for name in names}
+
+        weights = places(self.recorded.weights)
+        scopes = scopes_of_recorded(weights, places(indexes), self.recorded.scopes)
+        names = [name for name in (*others, *self.recorded.others) if not name.endswith(".safetensors")]
+        return _open(weights, scopes, path, places(names))
+
+    def _open_files(self, path: Place, files: Mapping[str, Place], kept: Iterable[str]) -> Checkpoint:
         """Open the weight files among the kept ones, or, where there are none, what torch.distributed.checkpoint wrote."""
         weights = {name: files[name] for name in kept if name.endswith(".safetensors")}
-        if not weights and is_dcp_folder(path):
+        if not weights and isinstance(path, Path) and is_dcp_folder(path):
             file, left_out = open_dcp(path)
             others = {name: other for name, other in files.items() if not is_dcp_part(name)}
             return Checkpoint(path, False, [file], others, is_dcp=True, left_out_tensors=tuple(left_out))
@@ -246,7 +261,7 @@ def _indexes_above(path: Path, weights: Iterable[str]) -> list[str]:
     return sorted((name for name in names if is_index(name)), key=os.fsencode)
 
 
-def _followed(listing: Listing, kept: Collection[str]) -> dict[str, Path]:
+def _followed(listing: Listing, kept: Collection[str]) -> dict[str, Place]:
     """Where links out of the folder lead, of those whose files are kept; a link to a folder counts once."""
     folders = tuple(name for name in listing.outside if name.endswith("/") and any(other.startswith(name) for other in kept))
     files = (name for name in listing.outside if name in kept and not name.startswith(folders))
@@ -267,17 +282,17 @@ REWRITE = (
 """How to write a file again with a header as the safetensors library writes it, in Python."""
 
 
-def _open(weights: dict[str, Path], scopes: Scopes, path: Path, others: dict[str, Path], is_file: bool = False) -> Checkpoint:
+def _open(weights: Mapping[str, Place], scopes: Scopes, path: Place, others: dict[str, Place], is_file: bool = False) -> Checkpoint:
     """A checkpoint of these weight files and others."""
     return Checkpoint(path, is_file, _open_weights(weights, scopes.of_file), others, weight_maps=scopes.weight_maps)
 
 
-def _open_weights(files: dict[str, Path], scopes: dict[str, str]) -> list[WeightFile]:
+def _open_weights(files: Mapping[str, Place], scopes: dict[str, str]) -> list[WeightFile]:
     """Open weight files and read their headers; after an error none stays open."""
     opened: list[WeightFile] = []
     try:
         for name, path in files.items():
-            file = LocalFile(path)
+            file = open_file(path)
             try:
                 header = read_header(file)
                 if is_patch_header(header):
@@ -285,17 +300,18 @@ def _open_weights(files: dict[str, Path], scopes: dict[str, str]) -> list[Weight
                 opened.append(WeightFile(name, scopes[name], file, header))
             except UnusualHeaderError as error:
                 file.close()
+                again = REWRITE.format(str(path), f"{str(path).removesuffix('.safetensors')}.rewritten.safetensors")
                 raise CheckpointError(
                     f"{path}: {error}; the safetensors library accepts that, ckptdiff does not, as other readers may not either: "
-                    f"rewrite the file in Python: {REWRITE.format(str(path), str(path.with_suffix('.rewritten.safetensors')))}"
+                    f"rewrite the file in Python: {again}"
                 ) from None
             except ValueError as error:
                 file.close()
                 raise CheckpointError(f"{path}: not a valid safetensors file: {error}") from None
-            except CheckpointError:
+            except CkptdiffError:
                 file.close()
                 raise
-    except CheckpointError:
+    except CkptdiffError:
         for weight in opened:
             weight.file.close()
         raise

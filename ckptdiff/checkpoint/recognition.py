@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -13,8 +13,11 @@ from ckptdiff.format.patch_file import is_patch_header
 from ckptdiff.format.safetensors import read_header
 from ckptdiff.hub.ids import parse_id
 from ckptdiff.hub.repo import RemoteSource, Repo, open_repo
+from ckptdiff.io.folder import list_store
 from ckptdiff.io.leftovers import if_gone
-from ckptdiff.io.source import LocalFile
+from ckptdiff.io.places import Place, is_file, open_file, place_of
+from ckptdiff.io.source import LocalFile, WeightSource
+from ckptdiff.io.store_path import StorePath, store_path
 
 
 def patch_members(paths: Collection[str]) -> list[str]:
@@ -42,26 +45,34 @@ def is_patch_repo(repo: Repo) -> bool:
     return _is_patch_source(LocalFile(repo.cache / members[0]) if repo.cache else RemoteSource(repo, members[0]))
 
 
-def is_patch_folder(folder: Path, paths: Collection[str]) -> bool:
-    """Whether a local folder, whose files have these paths, is a patch."""
-    members = patch_members(paths)
+def is_patch_folder(files: Mapping[str, Place]) -> bool:
+    """Whether a folder, here or in a store, that has these files by their paths in it, is a patch."""
+    members = patch_members(files)
     if INDEX_NAME in members or not members:
         return bool(members)
-    return os.path.isfile(folder / members[0]) and _is_patch_source(LocalFile(folder / members[0]))
+    return is_file(files[members[0]]) and _is_patch_source(open_file(files[members[0]]))
 
 
 def is_patch(path: str | os.PathLike[str]) -> bool:
-    """Whether a path or id is a patch file or folder, not a checkpoint.
+    """Whether a path, URL or id is a patch file or folder, not a checkpoint.
 
     Raises:
-        CheckpointError: the path does not exist, or cannot be read. HubError: the repo does not exist, or cannot be read.
+        CheckpointError: the path does not exist, or cannot be read. HubError: the repo does not exist, or cannot be read. StoreError: the
+            store cannot be read.
     """
     hub_id = parse_id(path)
     if hub_id is not None:
         return is_patch_repo(open_repo(hub_id))
-    local = Path(path)
-    check_exists(local)
-    return is_patch_folder(local, files_to_examine(local)) if local.is_dir() else _is_patch_source(LocalFile(local))
+    place = place_of(path)
+    if isinstance(place, StorePath):
+        files = list_store(place).files
+        return _is_patch_source(open_file(files[""])) if "" in files else is_patch_folder(files)
+    check_exists(place)
+    return (
+        is_patch_folder({name: place / name for name in files_to_examine(place)})
+        if os.path.isdir(place)
+        else _is_patch_source(LocalFile(place))
+    )
 
 
 def files_to_examine(folder: Path) -> list[str]:
@@ -72,8 +83,8 @@ def files_to_examine(folder: Path) -> list[str]:
 
 
 def check_exists(path: str | os.PathLike[str]) -> None:
-    """Raise CheckpointError if a local path does not exist. Ids on the Hub pass: they are looked up when they are opened."""
-    if parse_id(path) is None and not os.path.exists(path):
+    """Raise CheckpointError if a local path does not exist. Ids on the Hub and URLs pass: they are looked up when they are opened."""
+    if parse_id(path) is None and store_path(path) is None and not os.path.exists(place_of(path)):
         raise CheckpointError(f"{path}: no such file or folder{if_gone(path)}")
 
 
@@ -83,7 +94,7 @@ def patch_error(path: str | os.PathLike[str]) -> CheckpointError:
     return CheckpointError(f"{path}: is a ckptdiff patch, not a checkpoint; rebuild its target with: ckptdiff {command} -o OUT")
 
 
-def _is_patch_source(source: LocalFile | RemoteSource) -> bool:
+def _is_patch_source(source: WeightSource | RemoteSource) -> bool:
     with closing(source):
         try:
             return is_patch_header(read_header(source))

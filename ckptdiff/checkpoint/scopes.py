@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from ckptdiff.checkpoint.selection import exclude_option
 from ckptdiff.checkpoint.weight_map import WeightMap, read_weight_map
 from ckptdiff.errors import CheckpointError, cut
+from ckptdiff.io.places import Place
 
 INDEX_FILE = re.compile(r"(?s)(?P<stem>.+)\.safetensors\.index(?P<variant>\.[^./]+)?\.json")
 SHARD_FILE = re.compile(r"(?s)(?P<stem>.+)-(?P<number>[0-9]{5,})-of-(?P<count>[0-9]{5,})(?P<variant>\.[^./]+)?\.safetensors")
@@ -50,12 +50,14 @@ def _stem(shard: re.Match[str]) -> str:
     return (stem.removesuffix(".safetensors") or stem) + (shard["variant"] or "")
 
 
-def scopes_of(weights: Collection[str], indexes: Mapping[str, Path], can_exclude: bool, unused: Mapping[str, Path] | None = None) -> Scopes:
+def scopes_of(
+    weights: Collection[str], indexes: Mapping[str, Place], can_exclude: bool, unused: Mapping[str, Place] | None = None
+) -> Scopes:
     """The scopes of all weight files.
 
     Args:
         weights: paths of all weight files.
-        indexes: local files of the indexes to use, by path.
+        indexes: files of the indexes to use, by path.
         unused: those that are left out. Where one gives the same scopes, it still says which tensor of a doubled name counts: a reader of
             the patch finds it beside the base (:func:`scopes_of_recorded`).
         can_exclude: whether the caller has an option to leave files out, which messages may advise.
@@ -75,7 +77,7 @@ def scopes_of(weights: Collection[str], indexes: Mapping[str, Path], can_exclude
     return found
 
 
-def scopes_of_recorded(weights: Collection[str], indexes: Mapping[str, Path], wanted: Collection[str]) -> Scopes:
+def scopes_of_recorded(weights: Collection[str], indexes: Mapping[str, Place], wanted: Collection[str]) -> Scopes:
     """The scopes of a base of which a patch records the weight files and scopes, but not which indexes were used.
 
     Those indexes are used whose shards are all recorded; but none of them if they do not give the scopes that the patch wants.
@@ -85,9 +87,9 @@ def scopes_of_recorded(weights: Collection[str], indexes: Mapping[str, Path], wa
     return scopes if len(given) == 1 or given.issuperset(wanted) else _with_others(weights, Scopes())
 
 
-def _usable(indexes: Mapping[str, Path], weights: Collection[str]) -> Scopes:
+def _usable(indexes: Mapping[str, Place], weights: Collection[str]) -> Scopes:
     """Scopes of the files that those indexes list whose shards are all there; others are stale or broken, and ``make`` leaves them out."""
-    usable: dict[str, Path] = {}
+    usable: dict[str, Place] = {}
     for name, path in indexes.items():
         try:
             name.encode()
@@ -115,7 +117,7 @@ def _is_shard(path: str, indexed: Collection[str]) -> bool:
     return match is not None and (f"{folder}/" if folder else "") + _stem(match) not in indexed
 
 
-def _scopes_by_index(indexes: Mapping[str, Path], weights: Collection[str], can_exclude: bool) -> Scopes:
+def _scopes_by_index(indexes: Mapping[str, Place], weights: Collection[str], can_exclude: bool) -> Scopes:
     """Scopes of the weight files that indexes list; raises CheckpointError if one of these is missing."""
     scopes = Scopes()
     for name in sorted(indexes, key=str.encode):

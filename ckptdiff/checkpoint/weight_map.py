@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ckptdiff.errors import CheckpointError
 from ckptdiff.format.json_scan import count_nodes
+from ckptdiff.io.places import Place, is_file, read_file, size_of
 
 MAX_INDEX_JSON = 1 << 25
 """Bytes of an index."""
@@ -19,19 +20,19 @@ WeightMap = Mapping[str, str]
 """The shard that an index names for each tensor, by the tensor's name."""
 
 
-def read_weight_map(path: Path) -> WeightMap:
+def read_weight_map(path: Place) -> WeightMap:
     """The weight map of an index.
 
     Raises:
         CheckpointError: it cannot be read, is larger than any model needs, or is not an index.
     """
     try:
-        if not path.is_file():
+        if not is_file(path):
             raise CheckpointError(f"{path}: not a regular file")
-        size = path.stat().st_size
+        size = size_of(path)
         if size > MAX_INDEX_JSON:
             raise CheckpointError(f"{path}: an index of {size} bytes is too large (limit {MAX_INDEX_JSON})")
-        data = path.read_bytes()
+        data = path.read_bytes() if isinstance(path, Path) else read_file(path)
         nodes = count_nodes(data)
         if nodes > MAX_INDEX_NODES:
             raise CheckpointError(f"{path}: an index with {nodes} braces, brackets and commas is too large (limit {MAX_INDEX_NODES})")

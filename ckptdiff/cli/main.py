@@ -21,6 +21,7 @@ from ckptdiff.cli.compose_command import compose
 from ckptdiff.cli.grouped import FILES, HUB, OUTPUT, OrderedGroup, option
 from ckptdiff.cli.hub_commands import pull, push
 from ckptdiff.cli.options import (
+    LOCAL_PATH,
     PATH,
     as_json,
     asks_for_json,
@@ -99,7 +100,8 @@ def main() -> None:
       ckptdiff apply BASE PATCH -o OUT       rebuild TARGET byte for byte
       ckptdiff demo                          see it work
 
-    A checkpoint is a .safetensors file, a folder that holds some, or an id on the Hub such as org/name@revision.
+    A checkpoint is a .safetensors file, a folder that holds some, a URL such as s3://bucket/model, or an id on the Hub such as
+    org/name@revision.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -133,6 +135,7 @@ def make(base: Path, target: Path, patch: Path, codec: str, with_report: bool, d
       ckptdiff make base.safetensors tuned.safetensors -o patch.safetensors
       ckptdiff make Llama-3-8B Llama-3-8B-GRPO -o grpo-patch --report
       ckptdiff make Llama-3-8B Llama-3-8B-GRPO -o grpo-patch --dry-run
+      ckptdiff make s3://bucket/base s3://bucket/tuned -o s3://bucket/patch
     """
     chosen = None if codec == "auto" else codec
     if dry_run:
@@ -294,7 +297,7 @@ main.add_command(pull)
 
 
 @main.command()
-@click.argument("folder", type=PATH, required=False, metavar="[DIR]")
+@click.argument("folder", type=LOCAL_PATH, required=False, metavar="[DIR]")
 def demo(folder: Path | None) -> None:
     """Run the main commands on a small synthetic pair of checkpoints.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,12 +13,28 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
+from ckptdiff import io
 from ckptdiff.cli.grouped import FILES, MEASURED, OUTPUT, SPEED, Decorator, option
 from ckptdiff.errors import visible
 from ckptdiff.units import short_number
 
 T = TypeVar("T")
-PATH = click.Path(path_type=Path, readable=False)  # the library says what is wrong with a path, in its own words
+LOCAL_PATH = click.Path(path_type=Path, readable=False)  # the library says what is wrong with a path, in its own words
+
+
+class PlaceType(click.Path):
+    """A path of this machine, an id on the Hub, or the URL of a store, such as ``s3://bucket/model``."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, readable=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and "://" in value and not value.startswith("hf:"):
+            return io.places.place_of(value)
+        return super().convert(value, param, ctx)
+
+
+PATH = PlaceType()
 
 
 def _remember_json(ctx: click.Context, parameter: click.Parameter, value: bool) -> bool:
@@ -180,10 +197,12 @@ def usage_errors(ctx: click.Context) -> Iterator[None]:
 
 def to_json(value: Any) -> Any:
     """A verb's result as plain JSON values."""
+    if isinstance(value, os.PathLike):
+        return str(value)
     if dataclasses.is_dataclass(value):
         return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, (tuple, list)):
         return [to_json(item) for item in value]
     if isinstance(value, dict):
         return {key: to_json(item) for key, item in value.items()}
-    return str(value) if isinstance(value, Path) else value
+    return value

@@ -15,6 +15,7 @@ from ckptdiff.units import byte_size, percent_of, shape_text, short_number, size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a command needs its own verb alone
+    from ckptdiff.io.store_traffic import Traffic
     from ckptdiff.verbs.apply import ApplyResult
     from ckptdiff.verbs.compare import CompareResult
     from ckptdiff.verbs.compose import ComposeResult
@@ -81,6 +82,7 @@ def print_make(result: MakeResult) -> None:
             + (size_ratio(result.target_size, result.patch_size) if changes_something(result.totals) else "no tensor changed"),
         ),
         *([("report", f"{byte_size(result.report_size)} of the patch")] if result.report_size else ()),
+        *traffic_rows(result.traffic),
         ("time", f"{result.seconds:.2f} s"),
         ("written", str(result.patch)),
     ]
@@ -150,11 +152,18 @@ def note_runnable(paths: list[str]) -> None:
         print_note(f"the patch gives files that other tools may run, read them before you use them: {names}")
 
 
+def traffic_rows(traffic: Traffic) -> list[tuple[str, str]]:
+    """A row about what was asked of stores, if anything was."""
+    sizes = f"{byte_size(traffic.read)} read, {byte_size(traffic.written)} written"
+    return [("stores", f"{counted(traffic.requests, 'request')}, {sizes}")] * bool(traffic.requests)
+
+
 def print_apply(result: ApplyResult) -> None:
     """Print what ``apply`` did."""
     rows = [
         ("rebuilt", f"{counted(result.tensors, 'tensor')}, {byte_size(result.size)}, in {counted(len(result.files), 'file')}"),
         ("checked", "patch, base and result agree with their digests"),
+        *traffic_rows(result.traffic),
         ("time", f"{result.seconds:.2f} s"),
         ("written", str(result.out)),
     ]

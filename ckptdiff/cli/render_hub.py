@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckptdiff.cli.render import counted
+from ckptdiff.cli.render import counted, traffic_rows
 from ckptdiff.cli.tables import Column, print_grid, print_table, print_text
 from ckptdiff.units import byte_size
 
@@ -40,6 +40,7 @@ def print_pull(result: PullResult) -> None:
     rows = [("base", result.base), *(("patch", patch) for patch in result.patches)]
     rows += [
         ("rebuilt", f"{counted(len(result.files), 'file')}, {byte_size(result.size)}, {checked} as the patch states"),
+        *traffic_rows(result.traffic),
         ("time", f"{result.seconds:.2f} s"),
         ("written", str(result.out)),
     ]

@@ -60,10 +60,10 @@ def _work_rows(work: Work, threads: int, why: str) -> list[tuple[str, str]]:
     ]
 
 
-def _needs(needed: int, free: int, memory: int, threads: int) -> list[tuple[str, str]]:
-    lacks = "" if needed <= free else ": NOT ENOUGH"
+def _needs(needed: int, free: int | None, memory: int, threads: int) -> list[tuple[str, str]]:
+    room = "" if free is None else f", {byte_size(free)} free" + ("" if needed <= free else ": NOT ENOUGH")
     return [
-        ("disk", f"{byte_size(needed)} needed at most, {byte_size(free)} free{lacks}"),
+        ("disk" if free is not None else "store", f"{byte_size(needed)} needed at most{room}"),
         ("memory", f"about {byte_size(memory)} at most on {counted(threads, 'thread')}"),
     ]
 

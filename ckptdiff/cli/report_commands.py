@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
-from ckptdiff import checkpoint, cli, pages, patching, subnetwork, verbs
+from ckptdiff import checkpoint, cli, io, pages, patching, subnetwork, verbs
 from ckptdiff.cli.grouped import FILES, MEASURED, OUTPUT, GroupedCommand, option
 from ckptdiff.cli.options import (
+    LOCAL_PATH,
     PATH,
     as_json,
     base_option,
@@ -28,8 +29,8 @@ from ckptdiff.cli.options import (
 )
 from ckptdiff.cli.progress import progress_bar
 
-html_option = option(OUTPUT, "--html", type=PATH, metavar="FILE", help="Write one HTML page with charts, which works offline.")
-png_option = option(OUTPUT, "--png", type=PATH, metavar="DIR", help="Write each chart as a PNG file into this folder.")
+html_option = option(OUTPUT, "--html", type=LOCAL_PATH, metavar="FILE", help="Write one HTML page with charts, which works offline.")
+png_option = option(OUTPUT, "--png", type=LOCAL_PATH, metavar="DIR", help="Write each chart as a PNG file into this folder.")
 steps_option = option(
     FILES,
     "--steps",
@@ -37,7 +38,7 @@ steps_option = option(
     metavar="STEPS",
     help="Of a chain take these steps: N, A-B, last:N or every:N, with commas between. It may be repeated.  [default: all]",
 )
-csv_option = option(OUTPUT, "--csv", "table", type=PATH, metavar="FILE", help="Write one row a tensor, with exact counts, as CSV.")
+csv_option = option(OUTPUT, "--csv", "table", type=LOCAL_PATH, metavar="FILE", help="Write one row a tensor, with exact counts, as CSV.")
 
 
 @click.command(cls=GroupedCommand)
@@ -250,6 +251,7 @@ def mask(patch: Path, base: Path | None, steps: tuple[str, ...], out: Path, over
     """
     of_chain = verbs.chain_series.is_chain(patch)
     refuse_given("what is no chain", () if of_chain else ("steps",))
+    out = io.places.local_path(out, "masks are written")
     patching.output.check_plain_output(out, (patch, *([base] if base else [])), folder=False, overwrite=overwrite)
     with progress_bar() as progress:
         if of_chain:

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import BinaryIO
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -114,7 +114,14 @@ class WrittenFile:
     """Bytes of table and target header together, decoded: a reader limits their sum over a folder."""
 
 
-def write_patch_file(out: BinaryIO, metadata: Metadata, parts: PatchParts) -> WrittenFile:
+class Output(Protocol):
+    """What a patch file is written to: a file, or an object of a store."""
+
+    def write(self, data: bytes, /) -> object:
+        """Write behind what was written before."""
+
+
+def write_patch_file(out: Output, metadata: Metadata, parts: PatchParts) -> WrittenFile:
     """Write one patch file; its metadata is given without the digests of its parts."""
     table, header = parts.table.to_bytes(), encode_target_header(parts.header, parts.table.entries)
     report = None if parts.report is None else xxh128(parts.report)

@@ -225,6 +225,7 @@ class RemoteFolder:
 
     def __init__(self, repo: Repo) -> None:
         self.name = str(repo.pinned)
+        self.path = Path(self.name)
         self._repo = repo
 
     def size(self, path: str) -> int | None:

@@ -11,10 +11,17 @@ if TYPE_CHECKING:
     from ckptdiff.io import leftovers as leftovers
     from ckptdiff.io import open_files as open_files
     from ckptdiff.io import parallel as parallel
+    from ckptdiff.io import places as places
+    from ckptdiff.io import range_cache as range_cache
     from ckptdiff.io import scratch as scratch
     from ckptdiff.io import signals as signals
     from ckptdiff.io import source as source
     from ckptdiff.io import store as store
+    from ckptdiff.io import store_file as store_file
+    from ckptdiff.io import store_path as store_path
+    from ckptdiff.io import store_spool as store_spool
+    from ckptdiff.io import store_traffic as store_traffic
+    from ckptdiff.io import store_upload as store_upload
     from ckptdiff.io import store_urls as store_urls
     from ckptdiff.io import work_folder as work_folder
 else:

@@ -1,4 +1,4 @@
-"""The files below a folder, and links that lead out of it."""
+"""The files below a folder, and links that lead out of it; the objects below a URL."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ckptdiff.errors import CheckpointError
+from ckptdiff.errors import CheckpointError, CkptdiffError
+from ckptdiff.io.places import Place
+from ckptdiff.io.store_path import UNFINISHED, StorePath
 
 REPO_PREFIXES = ("models--", "datasets--", "spaces--")
 """How the names of folders of repos in the Hub's cache begin."""
 
 
-def blob_sha256(path: Path) -> str | None:
+def blob_sha256(path: Place) -> str | None:
     """The SHA-256 of a file of the Hub's cache as its name there states it; None for any other file.
 
     The cache names a large file by its SHA-256, and a small one, which Git has, by its shorter Git hash.
     """
+    if isinstance(path, StorePath):
+        return None
     blob = Path(os.path.realpath(path))
     in_cache = blob.parent.name == "blobs" and blob.parent.parent.name.startswith(REPO_PREFIXES)
     return blob.name if in_cache and re.fullmatch("[0-9a-f]{64}", blob.name) else None
@@ -25,9 +29,9 @@ def blob_sha256(path: Path) -> str | None:
 
 @dataclass(slots=True)
 class Listing:
-    """What lies below a folder: by path relative to it, with ``/``."""
+    """What lies below a folder, here or in a store: by path relative to it, with ``/``."""
 
-    files: dict[str, Path] = field(default_factory=dict)
+    files: dict[str, Place] = field(default_factory=dict)
     """Every file, links to files included, and where to open it; sorted by the UTF-8 bytes of the path."""
     outside: dict[str, Path] = field(default_factory=dict)
     """Links that lead out of the folder, and where to. The names of links to folders, which were not listed, end in ``/``.
@@ -54,6 +58,34 @@ def list_folder(folder: Path, *, follow_links: bool = False) -> Listing:
     walk.visit(folder, "", behind_link=False)
     walk.listing.files = dict(sorted(walk.listing.files.items(), key=lambda item: item[0].encode()))
     return walk.listing
+
+
+def list_store(path: StorePath) -> Listing:
+    """List the objects below a URL; where there is an object of that URL itself, that one, whose name is then empty.
+
+    Raises:
+        StoreError: the store cannot be read. CheckpointError: there is no such object and none below it, or a run that writes there is not
+            finished.
+    """
+    if path.suffix == ".safetensors" and (alone := path.stat()) is not None:
+        return Listing({"": StorePath(path.store, path.key, alone)})
+    found = {key: StorePath(path.store, key, row) for key, row in path.store.listing(path.key).items()}
+    if path.key in found:
+        return Listing({"": found[path.key]})
+    prefix = f"{path.key}/" if path.key else ""
+    files = {key.removeprefix(prefix): place for key, place in found.items() if key.startswith(prefix)}
+    if UNFINISHED in files:
+        raise unfinished_error(path)
+    if not files:
+        raise CheckpointError(f"{path}: no such object, and none below it: check the URL")
+    return Listing(dict(sorted(files.items(), key=lambda item: item[0].encode())))
+
+
+def unfinished_error(path: StorePath) -> CkptdiffError:
+    """The error of a folder in a store that was not written to its end."""
+    return CheckpointError(
+        f"{path}: is not finished: the command that writes it is still running, or was stopped; run that command again, which starts over"
+    )
 
 
 class _Walk:

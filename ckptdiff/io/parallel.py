@@ -163,7 +163,8 @@ class FileHasher:
     def advance(self, goal: int) -> None:
         """Hash up to byte ``goal``, once that is many bytes further; if another thread is hashing, leave that to it."""
         self._goal = max(self._goal, min(goal, self._source.size))
-        if self._goal - self._position >= HASHED_AT_ONCE and self._lock.acquire(blocking=False):
+        ended = self._goal == self._source.size  # of a file that comes from a store, what is left would have to be fetched again
+        if (ended or self._goal - self._position >= HASHED_AT_ONCE) and self._lock.acquire(blocking=False):
             try:
                 self._work()
             finally:

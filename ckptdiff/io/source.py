@@ -14,6 +14,7 @@ import numpy.typing as npt
 from ckptdiff.errors import CheckpointError
 from ckptdiff.io.leftovers import if_gone
 from ckptdiff.io.open_files import OPEN_FILES
+from ckptdiff.io.store_path import StorePath
 
 
 class ByteSource(Protocol):
@@ -29,9 +30,11 @@ class ByteSource(Protocol):
 
 
 class WeightSource(ByteSource, Protocol):
-    """A :class:`ByteSource` of a safetensors file, on the disk or in memory."""
+    """A :class:`ByteSource` of a safetensors file, on the disk, in a store or in memory."""
 
-    path: Path
+    @property
+    def path(self) -> Path | StorePath:
+        """Where it lies."""
 
     def view(self, offset: int, size: int) -> Any:
         """Memory at ``offset``, without a copy, if the file is in memory; None if it must be read."""

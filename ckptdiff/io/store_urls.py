@@ -7,11 +7,13 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckptdiff.errors import CkptdiffError, StoreError, cut
 from ckptdiff.io.store import FolderStore, Store, holds
+from ckptdiff.io.store_traffic import TRAFFIC
 from ckptdiff.lazy import fsspec
 from ckptdiff.machine import machine_error
 from ckptdiff.obtaining import how_to_get
@@ -21,6 +23,25 @@ LOCAL = ("file", "local")
 """Schemes of folders on this machine."""
 SECRET = re.compile(r"(?<=://)[^/@]*@")
 """What may be a name and a password in a URL."""
+VERSION_FIELDS = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "updated", "created")
+"""What file systems call the value that changes with an object's bytes; the first that is there counts."""
+LISTED_AT_ONCE = 1000
+"""Objects that S3 lists in one request."""
+
+
+class Stored(NamedTuple):
+    """What a store says of an object."""
+
+    size: int
+    """Bytes."""
+    version: str
+    """Another one once the object is written again: its ETag or the like, or the time; empty where the store states neither."""
+
+
+def _stored(row: dict[str, Any]) -> Stored:
+    value = next((row[name] for name in VERSION_FIELDS if row.get(name)), "")
+    moment = value.timestamp() if isinstance(value, datetime) else value  # some file systems give the one in listings, the other alone
+    return Stored(int(row["size"]), str(moment).strip('"'))
 
 
 def is_url(text: str | os.PathLike[str]) -> bool:
@@ -53,10 +74,13 @@ class FsspecStore:
     """
 
     def __init__(self, url: str) -> None:
-        self.name = SECRET.sub("***@", url.rstrip("/"))
-        with self._explained("", "opened"):
-            self._fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        self.url = url.rstrip("/")
+        self.name = SECRET.sub("***@", self.url)
+        with self.explained("", "opened"):
+            self.fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         self._root = str(root).rstrip("/")
+        self.made = set[str]()
+        """Names of the objects that this run has made here, or has begun to."""
 
     def path(self, key: str) -> None:
         """None: its objects are not on this machine."""
@@ -64,65 +88,81 @@ class FsspecStore:
     def read(self, key: str, start: int, size: int) -> bytes:
         if size == 0:
             return b""
-        with self._explained(key, "read"):
-            data = bytes(self._fs.cat_file(self._at(key), start=start, end=start + size))
+        with self.explained(key, "read"):
+            data = bytes(self.fs.cat_file(self.at(key), start=start, end=start + size))
+        TRAFFIC.add(requests=1, read=len(data))
         if len(data) != size:
             raise StoreError(f"{self.name}/{key}: gave {len(data)} bytes from {start} on, expected {size}: truncated?")
         return data
 
     def size(self, key: str) -> int | None:
-        with self._explained(key, "read"):
+        found = self.stat(key)
+        return found.size if found is not None else None
+
+    def stat(self, key: str) -> Stored | None:
+        """What the store says of an object; None if there is none."""
+        with self.explained(key, "read"):
+            TRAFFIC.add(requests=1)
             try:
-                found = self._fs.info(self._at(key))
+                found = self.fs.info(self.at(key))
             except FileNotFoundError:
                 return None
-            return int(found["size"]) if found["type"] == "file" else None
+            return _stored(found) if found["type"] == "file" else None
 
     def objects(self, folder: str) -> dict[str, int]:
-        with self._explained(folder, "listed"):
+        found = self.listing(folder)
+        return {key: row.size for key, row in found.items() if key and not any(part.startswith(".") for part in key.split("/"))}
+
+    def listing(self, folder: str = "") -> dict[str, Stored]:
+        """As :meth:`objects`, with all that the store says, and all names; ``""`` is that of what the URL itself names."""
+        with self.explained(folder, "listed"):
             try:
-                rows = self._fs.find(self._at(folder) if folder else self._root, detail=True)
+                rows = self.fs.find(self.at(folder), detail=True)
             except FileNotFoundError:
-                return {}
-            sizes = {name[len(self._root) :].strip("/"): int(row["size"]) for name, row in rows.items() if row["type"] == "file"}
-        return {key: sizes[key] for key in sorted(sizes) if key and not any(part.startswith(".") for part in key.split("/"))}
+                rows = {}
+            TRAFFIC.add(requests=1 + len(rows) // LISTED_AT_ONCE)
+            found = {name[len(self._root) :].strip("/"): _stored(row) for name, row in rows.items() if row["type"] == "file"}
+        return {key: found[key] for key in sorted(found)}
 
     def put(self, key: str, data: bytes) -> bool:
-        return self._create(key, self._fs.pipe_file, (self._at(key), data), data)
+        return self._create(key, self.fs.pipe_file, (self.at(key), data), data)
 
     def put_file(self, key: str, path: Path) -> bool:
-        return self._create(key, self._fs.put_file, (str(path), self._at(key)), path)
+        return self._create(key, self.fs.put_file, (str(path), self.at(key)), path)
 
     def replace(self, key: str, data: bytes) -> None:
-        with self._explained(key, "written"):
-            self._fs.pipe_file(self._at(key), data)
+        with self.explained(key, "written"):
+            self.fs.pipe_file(self.at(key), data)
+        TRAFFIC.add(requests=1, written=len(data))
 
     def delete(self, key: str) -> None:
-        with self._explained(key, "deleted"):
+        with self.explained(key, "deleted"):
+            TRAFFIC.add(requests=1)
             try:
-                self._fs.rm_file(self._at(key))
+                self.fs.rm_file(self.at(key))
             except FileNotFoundError:
                 pass
 
     def _create(self, key: str, call: Callable[..., Any], arguments: tuple[Any, ...], content: bytes | Path) -> bool:
         """Make an object. If there is one, it may be this one: the answer to a first try may have been lost."""
-        with self._explained(key, "written"):
+        with self.explained(key, "written"):
             try:
                 if "mode" in inspect.signature(call).parameters:
                     call(*arguments, mode="create")
                     return True
-                if not self._fs.exists(self._at(key)):
+                if not self.fs.exists(self.at(key)):
                     call(*arguments)
                     return True
             except FileExistsError:
                 pass
         return holds(self, key, content)
 
-    def _at(self, key: str) -> str:
-        return f"{self._root}/{key}"
+    def at(self, key: str) -> str:
+        """What the file system calls an object."""
+        return f"{self._root}/{key}" if key else self._root
 
     @contextmanager
-    def _explained(self, key: str, what: str) -> Iterator[None]:
+    def explained(self, key: str, what: str) -> Iterator[None]:
         """Turn any error of the library into a StoreError that says what to do, or a lack of the machine into a ResourceError."""
         try:
             yield

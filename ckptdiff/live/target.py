@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ import numpy as np
 from ckptdiff.errors import cut
 from ckptdiff.format.dtypes import Bytes
 from ckptdiff.io.parallel import default_threads, threads_for
+from ckptdiff.io.places import Place, read_file
 from ckptdiff.io.work_folder import work_folder
 from ckptdiff.live.names import scope_of
 from ckptdiff.patching.chain import check_chain, explained_order
@@ -81,15 +82,20 @@ class Target:
         A lone patch file holds none; then the base's are written.
         """
         if self._rebuilder.chain[-1].index is not None:
-            write_others(self._rebuilder, folder)
+            write_others(self._rebuilder, folder, folder.with_name("scratch"))
             return [other.path for other in self._rebuilder.chain[-1].others]
         base = self._rebuilder.base
-        beside = {path.name: path for path in base.path.parent.iterdir() if path.is_file()} if base.is_file else base.others
+        beside = _files_beside(base.path) if base.is_file else base.others
         chosen = {name: path for name, path in beside.items() if path.suffix in COMPANION_SUFFIXES and not name.startswith(".")}
         for name, path in chosen.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(path.read_bytes())
+            (folder / name).write_bytes(read_file(path))
         return list(chosen)
+
+
+def _files_beside(path: Place) -> Mapping[str, Place]:
+    """The files of the folder that a file lies in; of an object alone none are known."""
+    return {file.name: file for file in path.parent.iterdir() if file.is_file()} if isinstance(path, Path) else {}
 
 
 COMPANION_SUFFIXES = {".json", ".txt", ".model", ".jinja", ".py"}

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ckptdiff.patching import compose_files as compose_files
     from ckptdiff.patching import compose_history as compose_history
     from ckptdiff.patching import compose_tensors as compose_tensors
+    from ckptdiff.patching import destination as destination
     from ckptdiff.patching import encode as encode
     from ckptdiff.patching import encode_options as encode_options
     from ckptdiff.patching import encode_pair as encode_pair
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from ckptdiff.patching import source_folder as source_folder
     from ckptdiff.patching import target_files as target_files
     from ckptdiff.patching import torch_dtypes as torch_dtypes
+    from ckptdiff.patching import traffic_plan as traffic_plan
     from ckptdiff.patching import work_plan as work_plan
     from ckptdiff.patching import write as write
     from ckptdiff.patching import wrong_base as wrong_base

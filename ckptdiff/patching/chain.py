@@ -6,12 +6,12 @@ import itertools
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Protocol
 
 from ckptdiff.checkpoint.recognition import is_patch
 from ckptdiff.errors import BaseMismatchError, FormatError
 from ckptdiff.hub.repo import Repo
+from ckptdiff.io.places import Place
 from ckptdiff.patching.patch import OpenPatch, open_patch
 
 MAX_CHAIN = 64
@@ -32,7 +32,7 @@ class Placed(HasIdentities, Protocol):
     """A patch of a chain, or what was noted of one."""
 
     @property
-    def path(self) -> Path: ...
+    def path(self) -> Place: ...
 
 
 def follows(patch: HasIdentities, before: HasIdentities) -> bool:

@@ -17,6 +17,7 @@ from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.format.safetensors import Header
 from ckptdiff.format.sealed import FileRef
 from ckptdiff.io.parallel import Progress, Threads
+from ckptdiff.io.places import Place
 from ckptdiff.io.source import WeightSource
 from ckptdiff.patching.chain import check_order, follows
 from ckptdiff.patching.compose_files import OtherFiles
@@ -37,7 +38,7 @@ BATCH = 8 * BLOCK
 class Noted:
     """What is kept of each patch of a chain."""
 
-    path: Path
+    path: Place
     base_identity: bytes
     target_identity: bytes
 

@@ -17,6 +17,7 @@ from ckptdiff.errors import BaseMismatchError, IntegrityError, cut
 from ckptdiff.format.dtypes import DTYPES, Bytes
 from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.io.parallel import Progress, Threads
+from ckptdiff.io.places import is_file
 from ckptdiff.patching.build import build
 from ckptdiff.patching.chain import check_chain
 from ckptdiff.patching.compose import FirstPatch, check_stands_alone, facts_of, key_of, target_of
@@ -90,7 +91,7 @@ class ThroughBase:
         check_chain(chain)
         for patch in chain:
             check_stands_alone(patch)
-        base.others = {name: path for name, path in base.others.items() if path.is_file()}  # a later patch may name others
+        base.others = {name: path for name, path in base.others.items() if is_file(path)}  # a later patch may name others
         last, scratch = chain[-1], ScratchTensors(folder / "tensors")
         try:
             rebuilder = Rebuilder(base, chain, Threads(self.threads), scratch)
@@ -113,7 +114,7 @@ class ThroughBase:
         last = rebuilder.chain[-1]
         if last.others:
             folder.mkdir(parents=True)
-            write_others(rebuilder, folder)
+            write_others(rebuilder, folder, folder.with_name("scratch"))
         target = target_of(last, lambda file: RebuiltFile(rebuilder, file), {other.path: folder / other.path for other in last.others})
         check_size(target)
         return target

@@ -11,10 +11,15 @@ from ckptdiff.checkpoint.contents import Checkpoint
 from ckptdiff.device.resolve import resolve_device
 from ckptdiff.format.digests import BLOCK
 from ckptdiff.io.parallel import JOB_BYTES, Executor, threads_for
+from ckptdiff.io.store_path import StorePath
 from ckptdiff.patching.compare_on_host import Comparer, compare_on_host
 
 BLOCKS_IN_MEMORY = 8
 """Blocks that the host encodes at once by ``sparse`` of tensors in memory. With fewer, threads hand Python's lock over more often."""
+
+STORE_BYTES = 1 << 24
+"""Bytes of target tensors that are planned together where they come from a store: the blocks of them that are tried, before all others,
+stay in memory until their turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,8 @@ class EncodeOptions:
     """Runs the jobs."""
     trust_hub_cache: bool = False
     """Whether the names of files in the Hub's cache are taken for their SHA-256."""
+    bytes_at_once: int = 1 << 62
+    """Bytes of target tensors, or more, that are planned together."""
 
 
 def on_threads(
@@ -48,7 +55,8 @@ def on_threads(
     compare, blocks = _comparer(base, target, codec, device)
     nbytes = sum(file.header.data_size for file in target.weights)
     execute = threads_for(threads, nbytes, max(JOB_BYTES, (blocks - 1) * BLOCK))
-    return EncodeOptions(codec, compare, blocks, execute, trust_hub_cache)
+    in_store = any(isinstance(file.file.path, StorePath) for side in (base, target) for file in side.weights)
+    return EncodeOptions(codec, compare, blocks, execute, trust_hub_cache, *([STORE_BYTES] if in_store else []))
 
 
 def _comparer(base: Checkpoint, target: Checkpoint, codec: str | None, device: str | None) -> tuple[Comparer, int]:

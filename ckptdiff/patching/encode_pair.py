@@ -15,6 +15,7 @@ from ckptdiff.format.dtypes import DTYPES
 from ckptdiff.format.entry import Entry, Piece
 from ckptdiff.io.folder import blob_sha256
 from ckptdiff.io.parallel import FileHasher, Progress, run_plan
+from ckptdiff.io.store_spool import StoreSpool
 from ckptdiff.patching.encode import EncodedGroup, GroupEncoder
 from ckptdiff.patching.encode_options import EncodeOptions
 from ckptdiff.patching.encode_plan import EncodeJob, FileHashJob, TensorPlan, hash_jobs, paired_tensors, tensor_plan
@@ -82,7 +83,7 @@ TENSORS_AT_ONCE = 1 << 10
 
 
 def encode_pair(
-    base: Checkpoint, target: Checkpoint, pairing: Pairing, options: EncodeOptions, spool: BinaryIO, progress: Progress
+    base: Checkpoint, target: Checkpoint, pairing: Pairing, options: EncodeOptions, spool: BinaryIO | StoreSpool, progress: Progress
 ) -> EncodedPair:
     """Encode all tensors of a target; ``spool`` is a file at whose end their payloads go."""
     return _PairEncoder(base, target, pairing, options, spool, progress).encode()
@@ -92,7 +93,13 @@ class _PairEncoder:
     """The state of :func:`encode_pair`."""
 
     def __init__(
-        self, base: Checkpoint, target: Checkpoint, pairing: Pairing, options: EncodeOptions, spool: BinaryIO, progress: Progress
+        self,
+        base: Checkpoint,
+        target: Checkpoint,
+        pairing: Pairing,
+        options: EncodeOptions,
+        spool: BinaryIO | StoreSpool,
+        progress: Progress,
     ) -> None:
         self.base, self.target, self.pairing, self.options, self.progress = base, target, pairing, options, progress
         self.spool, self.encoder = Spool(spool), GroupEncoder(base, target, options.compare)
@@ -131,9 +138,14 @@ class _PairEncoder:
     # --- encoding ---
 
     def _encode_all(self, pairs: Sequence[tuple[AdaptedBase | None, Tensor]]) -> None:
-        for first in range(0, len(pairs), TENSORS_AT_ONCE):
-            some = pairs[first : first + TENSORS_AT_ONCE]
-            self._encode([tensor_plan(self.pairing, base, target, self.options.codec, self.options.blocks) for base, target in some])
+        plans, size = list[TensorPlan](), 0
+        for base, target in pairs:
+            plans.append(tensor_plan(self.pairing, base, target, self.options.codec, self.options.blocks))
+            size += target.nbytes
+            if len(plans) == TENSORS_AT_ONCE or size >= self.options.bytes_at_once:
+                self._encode(plans)
+                plans, size = [], 0
+        self._encode(plans)
 
     def _encode(self, plans: Sequence[TensorPlan]) -> None:
         """Encode tensors job by job: first those blocks on which the codec of a long tensor is chosen, then all others."""
@@ -149,6 +161,8 @@ class _PairEncoder:
                     self._advance(group.nbytes)
                     if tensor.complete:
                         entries[job.target], self.payloads[job.target] = tensor.finish()
+        for plan in plans[-1:]:  # its last block may have been tried before all others
+            self._hash_to(plan.base, plan.target, plan.units)
         for plan in plans:
             entry = entries[plan.target.key]
             self.scopes[plan.target.scope].entries[plan.target.key] = entry
@@ -159,12 +173,15 @@ class _PairEncoder:
     def _encode_and_hash(self, job: EncodeJob) -> EncodedGroup:
         """Do a job; what it has read of files is hashed by then, or later by another thread."""
         group = self.encoder(job)
-        base, target = self.encoder.tensors(job)
+        self._hash_to(*self.encoder.tensors(job), job.stop)
+        return group
+
+    def _hash_to(self, base: AdaptedBase | None, target: Tensor, stop: int) -> None:
+        """Hash the files of a tensor and its base as far as units before ``stop`` lie in them."""
         for tensor in (target, base.whole if base is not None else None):
             hasher = self.hashers.get(id(tensor.source)) if tensor is not None else None
             if hasher and tensor:
-                hasher.advance(tensor.offset + min(job.stop * DTYPES[tensor.dtype].carrier, tensor.nbytes))
-        return group
+                hasher.advance(tensor.offset + min(stop * DTYPES[tensor.dtype].carrier, tensor.nbytes))
 
     def _advance(self, nbytes: int) -> None:
         self.done += nbytes

@@ -1,13 +1,16 @@
-"""Tensors written into files as they are built."""
+"""Tensors written into files, and into objects of a store, as they are built."""
 
 from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from ckptdiff.format.dtypes import Bytes
+from ckptdiff.io.store_path import StorePath
+from ckptdiff.io.store_upload import StoreWriter
 from ckptdiff.patching.recipes import RebuildJob
 
 
@@ -41,6 +44,54 @@ class FileSink:
         """Close all files, once no thread writes any more."""
         while self._open:
             os.close(self._open.popitem()[1][1])
+
+
+class ObjectSink:
+    """A :data:`~ckptdiff.patching.build.Sink` that writes tensors into objects, each of which is sent in parts while it is built.
+
+    Args:
+        heads: path, first bytes and size of each object.
+        places: number of the object, and offset in it, of each tensor, in the order of both.
+    """
+
+    def __init__(self, heads: Sequence[tuple[StorePath, bytes, int]], places: Sequence[tuple[int, int]]) -> None:
+        self._heads, self._places, self._lock = heads, places, threading.Lock()
+        self._left = Counter(number for number, _ in places)
+        self._writers = dict[int, StoreWriter]()
+
+    def __call__(self, job: RebuildJob, data: Bytes) -> None:
+        number, offset = self._places[job.tensor]
+        self._writer(number).write_at(offset + job.start, data)
+
+    def _writer(self, number: int) -> StoreWriter:
+        with self._lock:
+            if number not in self._writers:
+                path, head, size = self._heads[number]
+                self._writers[number] = StoreWriter(path, size)
+                self._writers[number].write(head)
+            return self._writers[number]
+
+    def ended(self, job: RebuildJob) -> None:
+        """Take note that a job is done, and its tensor right; an object whose last tensor that is, is made."""
+        number, _ = self._places[job.tensor]
+        self._left[number] -= job.last
+        if not self._left[number]:
+            self._make(number)
+
+    def _make(self, number: int) -> None:
+        self._writer(number).close()
+        del self._writers[number]
+
+    def finish(self) -> None:
+        """Make the objects without tensors."""
+        for number in range(len(self._heads)):
+            if number not in self._left:
+                self._make(number)
+
+    def close(self) -> None:
+        """Abort what is not made."""
+        while self._writers:
+            self._writers.popitem()[1].abort()
 
 
 def write_at(fd: int, data: Bytes, offset: int) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import Protocol
+from contextlib import AbstractContextManager, closing
+from typing import IO, BinaryIO, Protocol, cast
 
 import xxhash
 import zstandard
@@ -18,7 +16,9 @@ from ckptdiff.format import safe_paths
 from ckptdiff.format.index import OtherFile
 from ckptdiff.format.sealed import MAX_DELTA_FILE, MAX_FILE_WINDOW
 from ckptdiff.io.parallel import READ_BYTES, sha256_file
-from ckptdiff.io.source import ByteSource, LocalFile, chunks, read_bytes
+from ckptdiff.io.places import Place, create_file, is_file, open_file, read_file
+from ckptdiff.io.source import ByteSource, chunks, read_bytes
+from ckptdiff.io.store_upload import StoreWriter
 from ckptdiff.machine import machine_error
 
 ZSTD_LEVEL = 19
@@ -52,7 +52,7 @@ def check_paths(names: Sequence[str], weights: Sequence[str]) -> None:
         raise CheckpointError(f"{stored!r} would be a file and a folder in the patch: rename one, or leave it out with --exclude")
 
 
-def encode(path: str, target: Path, base: Path | None, folder: Path) -> OtherFile:
+def encode(path: str, target: Place, base: Place | None, folder: Place) -> OtherFile:
     """Encode one file into ``folder``/files.
 
     Args:
@@ -61,29 +61,54 @@ def encode(path: str, target: Path, base: Path | None, folder: Path) -> OtherFil
         base: where the base's file of the same path is, to encode against; None if there is none.
         folder: the patch folder.
     """
-    sha256, size = _hash(target)
-    base_sha256, base_size = _hash(base) if base else (None, 0)
+    content, sha256, size = _read(target)
+    before, base_sha256, base_size = _read(base) if base else (None, None, 0)
     if sha256 == base_sha256:
         return OtherFile(path=path, size=size, sha256=sha256, kind="same")
     delta = base is not None and 0 < base_size <= MAX_DELTA_FILE and size <= MAX_DELTA_FILE
     entry = OtherFile(path=path, size=size, sha256=sha256, kind="delta" if delta else "new", base_sha256=base_sha256 if delta else None)
-    out = folder / entry.stored_path
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if size <= MAX_DELTA_FILE:
-        frame = _compressor(size, base.read_bytes() if base and delta else b"").compress(target.read_bytes())
-        out.write_bytes(frame)
-    else:
-        with open(target, "rb") as source, open(out, "wb") as sink:
-            zstandard.ZstdCompressor(level=ZSTD_LEVEL_LARGE_FILES).copy_stream(source, sink, size=size)
+    with create_file(folder / entry.stored_path, size) as out:
+        sink = _HashedOutput(out)
+        if content is not None:
+            sink.write(_compressor(size, before if before and delta else b"").compress(content))
+        else:
+            with closing(open_file(target)) as source:
+                zstandard.ZstdCompressor(level=ZSTD_LEVEL_LARGE_FILES).copy_stream(
+                    cast(IO[bytes], _Input(source)), cast(IO[bytes], sink), size=size
+                )
     return OtherFile(
         path=path,
         size=size,
         sha256=sha256,
         kind=entry.kind,
         base_sha256=entry.base_sha256,
-        stored=out.stat().st_size,
-        digest=_file_digest(out),
+        stored=sink.size,
+        digest=sink.hasher.digest(),
     )
+
+
+class _HashedOutput:
+    """Writes to a file, and hashes and counts what it writes."""
+
+    def __init__(self, out: BinaryIO | StoreWriter) -> None:
+        self._out, self.hasher, self.size = out, xxhash.xxh3_128(), 0
+
+    def write(self, data: bytes) -> int:
+        self.hasher.update(data)
+        self.size += len(data)
+        return self._out.write(data)
+
+
+class _Input:
+    """A source as a file that is read from its beginning on."""
+
+    def __init__(self, source: ByteSource) -> None:
+        self._source, self._position = source, 0
+
+    def read(self, size: int) -> bytes:
+        data = read_bytes(self._source, self._position, min(size, self._source.size - self._position))
+        self._position += len(data)
+        return data
 
 
 def _compressor(size: int, prefix: bytes) -> zstandard.ZstdCompressor:
@@ -99,20 +124,18 @@ def _compressor(size: int, prefix: bytes) -> zstandard.ZstdCompressor:
     return zstandard.ZstdCompressor(dict_data=dictionary, compression_params=parameters)
 
 
-def _hash(path: Path) -> tuple[str, int]:
-    file = LocalFile(path)
-    try:
+def _read(path: Place) -> tuple[bytes | None, str, int]:
+    """A file's content, its SHA-256 and its size; of one that is too large to be coded against another, no content."""
+    with closing(open_file(path)) as file:
+        if file.size > MAX_DELTA_FILE:
+            return None, sha256_file(file), file.size
+        content = read_bytes(file, 0, file.size)
+        return content, hashlib.sha256(content).hexdigest(), file.size
+
+
+def _hash(path: Place) -> tuple[str, int]:
+    with closing(open_file(path)) as file:
         return sha256_file(file), file.size
-    finally:
-        file.close()
-
-
-def _file_digest(path: Path) -> bytes:
-    file = LocalFile(path)
-    try:
-        return _digest(chunks(file, READ_BYTES))
-    finally:
-        file.close()
 
 
 def _digest(pieces: Iterable[bytes]) -> bytes:
@@ -137,7 +160,7 @@ def stored_error(patch: HasFrames, other: OtherFile) -> IntegrityError | None:
     return IntegrityError(f"{where}: has the digest {digest.hex()}, expected {other.digest.hex()}: corrupted? fetch the patch again")
 
 
-def rebuild(patch: HasFrames, other: OtherFile, base: Path | None, out: Path) -> None:
+def rebuild(patch: HasFrames, other: OtherFile, base: Place | None, out: Place) -> None:
     """Write one file of the target to ``out``; ``base`` is the base's file of the same path.
 
     Raises:
@@ -147,18 +170,17 @@ def rebuild(patch: HasFrames, other: OtherFile, base: Path | None, out: Path) ->
     error = base_error(other, base)
     if error:
         raise error
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with open(out, "xb") as sink:
+    with create_file(out, other.size) as sink:
         for piece in decode(patch, other, base):
             sink.write(piece)
 
 
-def base_error(other: OtherFile, base: Path | None) -> CkptdiffError | None:
+def base_error(other: OtherFile, base: Place | None) -> CkptdiffError | None:
     """The error of a base without the file that ``other`` needs; None if it has it, or none is needed."""
     wanted = other.sha256 if other.kind == "same" else other.base_sha256
     if wanted is None:
         return None
-    if base is None or not os.path.isfile(base):
+    if base is None or not is_file(base):
         return BaseMismatchError(f"{other.path}: the base has no such file, which the patch needs (SHA-256 {wanted})")
     try:
         found, size = _hash(base)
@@ -171,7 +193,7 @@ def base_error(other: OtherFile, base: Path | None) -> CkptdiffError | None:
     return None
 
 
-def decode(patch: HasFrames, other: OtherFile, base: Path | None) -> Iterator[bytes]:
+def decode(patch: HasFrames, other: OtherFile, base: Place | None) -> Iterator[bytes]:
     """The bytes of one file of the target, piece by piece.
 
     Raises:
@@ -192,7 +214,7 @@ def decode(patch: HasFrames, other: OtherFile, base: Path | None) -> Iterator[by
         )
 
 
-def decoding_error(patch: HasFrames, other: OtherFile, base: Path | None) -> CkptdiffError | None:
+def decoding_error(patch: HasFrames, other: OtherFile, base: Place | None) -> CkptdiffError | None:
     """The error of a stored file that does not decode to the file that the index states; None if it does."""
     try:
         for _ in decode(patch, other, base):
@@ -206,14 +228,13 @@ def decoding_error(patch: HasFrames, other: OtherFile, base: Path | None) -> Ckp
     return None
 
 
-def _pieces(patch: HasFrames, other: OtherFile, base: Path | None) -> Iterable[bytes]:
+def _pieces(patch: HasFrames, other: OtherFile, base: Place | None) -> Iterable[bytes]:
     if other.kind == "same":
         assert base is not None
-        with open(base, "rb") as file:
-            while chunk := file.read(READ_BYTES):
-                yield chunk
+        with closing(open_file(base)) as file:
+            yield from chunks(file, READ_BYTES)
         return
-    prefix = base.read_bytes() if other.kind == "delta" and base else b""
+    prefix = read_file(base) if other.kind == "delta" and base else b""
     dictionary = zstandard.ZstdCompressionDict(prefix, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if prefix else None
     with patch.open_other(other) as source:
         where = patch.where(other)

@@ -13,6 +13,7 @@ from pathlib import Path
 from ckptdiff.errors import OutputError
 from ckptdiff.io.durable import move_new, replace_folder, sync, sync_tree
 from ckptdiff.io.leftovers import OLD, RESULT, work_prefix
+from ckptdiff.io.places import Place
 from ckptdiff.io.signals import held
 from ckptdiff.io.work_folder import Work, clean_up, work_folder
 from ckptdiff.machine import machine_error
@@ -83,7 +84,7 @@ def build_beside(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def explain_write_errors(out: Path) -> Iterator[None]:
+def explain_write_errors(out: Place) -> Iterator[None]:
     """Turn an OSError of writing ``out`` into an OutputError that says what to do, or a lack of the machine into a ResourceError."""
     try:
         yield

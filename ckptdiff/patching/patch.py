@@ -19,8 +19,11 @@ from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.format.sealed import MAX_INDEX, FileRef
 from ckptdiff.hub.ids import HubId, parse_id
 from ckptdiff.hub.repo import RemoteFolder, download, open_repo
+from ckptdiff.io.folder import list_store
+from ckptdiff.io.places import Place, place_of
 from ckptdiff.io.source import ByteSource, read_bytes
-from ckptdiff.patching.source_folder import Frames, LocalFolder, SourceFolder
+from ckptdiff.io.store_path import StorePath
+from ckptdiff.patching.source_folder import Frames, ListedFolder, LocalFolder, SourceFolder
 
 MAX_ALL_TENSORS = 1 << 18
 MAX_ALL_PIECES = 1 << 20
@@ -33,7 +36,7 @@ MAX_ALL_BYTES = 1 << 42
 class OpenPatch:
     """An open patch, whose files agree with each other."""
 
-    path: Path
+    path: Place
     index: Index | None
     """The index of a patch folder; None for one patch file."""
     files: list[PatchFile]
@@ -125,8 +128,10 @@ class OpenPatch:
         return self.frames.open_other(other)
 
     @property
-    def paths(self) -> list[Path]:
+    def paths(self) -> list[Place]:
         """The patch's own path and those of all its files."""
+        if isinstance(self.path, StorePath):
+            return [self.path]
         return [self.path, *(Path(file.source.name) for file in self.files), *(self.path / other.stored_path for other in self.others)]
 
     @property
@@ -197,14 +202,15 @@ class OpenPatch:
 
 @contextmanager
 def open_patch(path: str | os.PathLike[str], *, by_ranges: bool = False) -> Iterator[OpenPatch]:
-    """Open a patch file or folder, here or on the Hub, and check all but its payloads (spec 10, step 1).
+    """Open a patch file or folder, here, in a store or on the Hub, and check all but its payloads (spec 10, step 1).
 
     Args:
-        path: a file, a folder or an id on the Hub.
+        path: a file, a folder, the URL of either, or an id on the Hub.
         by_ranges: read only the ranges that are asked for of a patch on the Hub, instead of fetching its files first.
 
     Raises:
-        CheckpointError: there is no such file, or it cannot be read. HubError: the repo on the Hub cannot be read.
+        CheckpointError: there is no such file, or it cannot be read. HubError: the repo on the Hub cannot be read. StoreError: the store
+            cannot be read.
         FormatError, UnsupportedError, IntegrityError: it is not a whole and valid patch.
     """
     hub_id = parse_id(path)
@@ -215,15 +221,8 @@ def open_patch(path: str | os.PathLike[str], *, by_ranges: bool = False) -> Iter
             members, is_file = list(repo.files) if repo.is_file else patch_members(repo.files), repo.is_file
             _check_members(members, str(repo.pinned), list(repo.files))
             folder = RemoteFolder(repo) if by_ranges and not repo.cache else LocalFolder(download(repo, members))
-        elif os.path.isdir(path):
-            candidates = files_to_examine(Path(path))
-            members, is_file = patch_members(candidates), False
-            _check_members(members, str(path), candidates)
-            folder = LocalFolder(Path(path))
         else:
-            check_exists(path)
-            members, is_file = [Path(path).name], True
-            folder = LocalFolder(Path(path).parent)
+            folder, members, is_file = _located(place_of(path))
         is_folder = INDEX_NAME in members and not is_file
         yield _open_folder(folder, stack) if is_folder else _open_file(folder, members[0], is_file, stack)
 
@@ -233,6 +232,23 @@ def open_patch_in(folder: SourceFolder, file: str | None = None) -> Iterator[Ope
     """As :func:`open_patch`, of a patch whose files lie anywhere else: a patch folder, or the patch file of this path in it."""
     with ExitStack() as stack:
         yield _open_folder(folder, stack) if file is None else _open_file(folder, file, True, stack)
+
+
+def _located(place: Place) -> tuple[SourceFolder, list[str], bool]:
+    """Where the files of a patch lie that is no repo, their paths there, and whether the patch was named as one file."""
+    folder: SourceFolder
+    if isinstance(place, StorePath):
+        files = list_store(place).files
+        folder, candidates, is_file = ListedFolder(place, files), list(files), "" in files
+        members = candidates if is_file else patch_members(candidates)
+    elif os.path.isdir(place):
+        candidates, is_file = files_to_examine(place), False
+        folder, members = LocalFolder(place), patch_members(candidates)
+    else:
+        check_exists(place)
+        return LocalFolder(place.parent), [place.name], True
+    _check_members(members, str(place), candidates)
+    return folder, members, is_file
 
 
 def _check_members(members: list[str], where: str, paths: list[str]) -> None:
@@ -247,7 +263,7 @@ def _open_file(folder: SourceFolder, path: str, is_named: bool, stack: ExitStack
     file = _open(folder, path, stack)
     if file.metadata.base_files is None and not is_named:
         raise FormatError(f"{file.source.name}: belongs to a patch folder, but its {INDEX_NAME} is missing: fetch the patch again")
-    return OpenPatch(Path(folder.name) / path, None, [file])
+    return OpenPatch(folder.path / path if path else folder.path, None, [file])
 
 
 def _open_folder(folder: SourceFolder, stack: ExitStack) -> OpenPatch:
@@ -267,7 +283,7 @@ def _open_folder(folder: SourceFolder, stack: ExitStack) -> OpenPatch:
             raise FormatError(f"{where}: its metadata does not agree with {INDEX_NAME}")
         if file.report is not None and file is not files[0]:
             raise FormatError(f"{where}: has a report, which only the first patch file of a folder may have")
-    patch = OpenPatch(Path(folder.name), index, files, index_size, folder)
+    patch = OpenPatch(folder.path, index, files, index_size, folder)
     if patch.totals != index.totals:
         raise FormatError(f"{folder.name}/{INDEX_NAME}: its totals do not agree with its shards")
     for other in index.files:

@@ -14,6 +14,7 @@ from ckptdiff.checkpoint.adapt import default_pieces
 from ckptdiff.format.digests import tensor_digest
 from ckptdiff.format.entry import Entry
 from ckptdiff.io.parallel import READ_BYTES
+from ckptdiff.io.store_spool import StoreSpool
 from ckptdiff.patching.encode import EncodedGroup, choose_codec, is_independent, smallest
 from ckptdiff.patching.encode_plan import EncodeJob, TensorPlan
 
@@ -29,7 +30,7 @@ class SpoolRange:
 class Spool:
     """A temporary file of encoded blocks, and where its end is. What is in the file stays before them."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO | StoreSpool) -> None:
         self._file, self._end = file, file.seek(0, os.SEEK_END)
 
     def append(self, blocks: Sequence[bytes]) -> SpoolRange:

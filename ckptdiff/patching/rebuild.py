@@ -18,6 +18,7 @@ from ckptdiff.format.entry import Entry
 from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.io.parallel import Executor, Progress, no_progress
 from ckptdiff.io.source import LocalFile
+from ckptdiff.io.store_file import StoreFile
 from ckptdiff.patching import other_files
 from ckptdiff.patching.build import CheckCache, Sink, T, rebuild
 from ckptdiff.patching.file_sink import FileSink
@@ -55,6 +56,9 @@ def check_stored(patch: OpenPatch, only: Sequence[str] = (), progress: Progress 
         done += size
         if total:
             progress("checking the patch", done, total)
+    for file in patch.files:
+        if isinstance(file.source, StoreFile):  # what is kept of it would be gone before it is read again, in part
+            file.source.forget()
 
 
 class Rebuilder:

@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptdiff.checkpoint.names import near_names
+from ckptdiff.checkpoint.scopes import is_index
 from ckptdiff.checkpoint.selection import matches
 from ckptdiff.errors import BaseMismatchError, OutputError, cut
 from ckptdiff.format.entry import Entry
 from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.format.safetensors import header_json
 from ckptdiff.io.parallel import Progress
+from ckptdiff.io.places import Place
+from ckptdiff.io.store_path import StorePath
 from ckptdiff.patching import other_files
-from ckptdiff.patching.file_sink import FileSink
+from ckptdiff.patching.file_sink import FileSink, ObjectSink
 from ckptdiff.patching.rebuild import Rebuilder
 from ckptdiff.patching.recipes import Recipe
 
@@ -79,29 +82,51 @@ def subset_of(rebuilder: Rebuilder, globs: Sequence[str]) -> OutputFile:
 # --- writing ---
 
 
-def write_files(rebuilder: Rebuilder, outputs: Mapping[Path, OutputFile], progress: Progress) -> None:
-    """Build and check every tensor of some files, and write the files, by path; none of them may exist."""
-    places, recipes, done, total = list[tuple[Path, int]](), list[Recipe](), 0, sum(output.size for output in outputs.values())
+def write_files(rebuilder: Rebuilder, folder: Place, outputs: Sequence[OutputFile], progress: Progress) -> None:
+    """Build and check every tensor of some files, and write the files below a folder, or at its own path; none of them may exist."""
+    recipes = [recipe for output in outputs for _, recipe in output.tensors]
+    done, total = 0, sum(output.size for output in outputs)
+    placed = [(folder / output.path if output.path else folder, output) for output in outputs]
+    sink = (
+        _file_sink({path: output for path, output in placed if isinstance(path, Path)})
+        if isinstance(folder, Path)
+        else _object_sink(placed)
+    )
+    with closing(sink), closing(rebuilder.rebuild(recipes, sink)) as results:
+        for job, _ in results:
+            done += job.nbytes
+            progress("rebuilding", done, total)
+            if isinstance(sink, ObjectSink):
+                sink.ended(job)
+        if isinstance(sink, ObjectSink):
+            sink.finish()
+
+
+def _object_sink(placed: Sequence[tuple[Place, OutputFile]]) -> ObjectSink:
+    """What writes tensors into the objects of a store."""
+    heads = [(path, output.head, output.size) for path, output in placed if isinstance(path, StorePath)]
+    return ObjectSink(heads, [(number, offset) for number, (_, output) in enumerate(placed) for offset, _ in output.tensors])
+
+
+def _file_sink(outputs: Mapping[Path, OutputFile]) -> FileSink:
+    """What writes tensors into new files, which have their heads."""
+    places = list[tuple[Path, int]]()
     for path, output in outputs.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "xb") as file:
             file.write(output.head)
         places += [(path, offset) for offset, _ in output.tensors]
-        recipes += [recipe for _, recipe in output.tensors]
-    with closing(FileSink(places)) as sink, closing(rebuilder.rebuild(recipes, sink)) as results:
-        for job, _ in results:
-            done += job.nbytes
-            progress("rebuilding", done, total)
+    return FileSink(places)
 
 
-def write_others(rebuilder: Rebuilder, folder: Path) -> None:
-    """Write the target's files without weights; those that earlier patches give are rebuilt in a scratch folder."""
+def write_others(rebuilder: Rebuilder, folder: Place, scratch: Path) -> None:
+    """Write the target's files without weights, indexes last; those that earlier patches give are rebuilt in a scratch folder."""
     base, chain = rebuilder.base, rebuilder.chain
     if base.is_file and any(other.kind != "new" for other in chain[0].others):
         raise BaseMismatchError(f"{base.path}: is one file; give the folder that it lies in, since the patch needs other files too")
     files = _OtherFiles(rebuilder)
-    for k, other in enumerate(chain[-1].others):
-        before = files.before(len(chain) - 1, other.path, folder.with_name("scratch") / str(k))
+    for k, other in enumerate(sorted(chain[-1].others, key=lambda other: is_index(other.path))):
+        before = files.before(len(chain) - 1, other.path, scratch / str(k))
         other_files.rebuild(chain[-1], other, before, folder / other.path)
 
 
@@ -112,7 +137,7 @@ class _OtherFiles:
         self.base, self.chain = rebuilder.base, rebuilder.chain
         self.by_path = [{other.path: other for other in patch.others} for patch in self.chain]
 
-    def before(self, depth: int, path: str, scratch: Path) -> Path | None:
+    def before(self, depth: int, path: str, scratch: Path) -> Place | None:
         """The file ``path`` that patch number ``depth`` starts from: the base's, or one rebuilt in ``scratch``; None if there is none."""
         if depth == 0:
             return self.base.others.get(path)

@@ -13,6 +13,7 @@ from ckptdiff.checkpoint.contents import Checkpoint, Tensor
 from ckptdiff.checkpoint.pairing import Pairing
 from ckptdiff.format.digests import block_count
 from ckptdiff.format.dtypes import DTYPES
+from ckptdiff.io.places import Place
 from ckptdiff.patching.encode_options import EncodeOptions
 from ckptdiff.patching.encode_pair import PairedScope, covered_scopes, known_digests
 from ckptdiff.patching.encode_plan import EncodeJob, TensorPlan, hash_jobs, paired_tensors, tensor_plan
@@ -128,6 +129,8 @@ def peak_memory(work: Work, threads: int) -> int:
     return PROCESS_BYTES + jobs * THREAD_BYTES + work.tensors * TENSOR_BYTES + work.blocks * BLOCK_FACTS
 
 
-def free_space(out: Path) -> int:
-    """Free bytes on the disk of an output whose folder exists."""
+def free_space(out: Place) -> int | None:
+    """Free bytes on the disk of an output whose folder exists; None in a store, which does not tell."""
+    if not isinstance(out, Path):
+        return None
     return shutil.disk_usage(Path(os.path.abspath(out)).parent).free

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 from ckptdiff.checkpoint.contents import Checkpoint, TensorKey, WeightFile
 from ckptdiff.checkpoint.scopes import is_index
@@ -15,10 +15,11 @@ from ckptdiff.format import safe_paths
 from ckptdiff.format.entry import Entry, Totals
 from ckptdiff.format.index import INDEX_NAME, Index, OtherFile, ShardRef
 from ckptdiff.format.metadata import Metadata
-from ckptdiff.format.patch_file import PatchParts, WrittenFile, write_patch_file
+from ckptdiff.format.patch_file import Output, PatchParts, WrittenFile, write_patch_file
 from ckptdiff.format.safetensors import MAX_TENSORS
 from ckptdiff.format.sealed import FileRef
 from ckptdiff.format.table import Table
+from ckptdiff.io.places import Place, create_file
 from ckptdiff.patching import other_files
 from ckptdiff.patching.encode_pair import EncodedPair
 from ckptdiff.patching.patch import MAX_ALL_BYTES, MAX_ALL_DESCRIBED, MAX_ALL_PIECES, MAX_ALL_TENSORS
@@ -75,6 +76,11 @@ class PatchContents:
         self.pair, self.info, self.report = pair, info, report
         self.entries = {scope_id: _with_copies(scope.entries) if copies else scope.entries for scope_id, scope in pair.scopes.items()}
 
+    @property
+    def payload_size(self) -> int:
+        """Bytes of all payloads."""
+        return sum(entry.payload_size for entries in self.entries.values() for entry in entries.values())
+
 
 @dataclass(frozen=True, slots=True)
 class WrittenPatch:
@@ -88,26 +94,28 @@ class WrittenPatch:
     """Number of tensors by codec."""
     removed_files: tuple[str, ...] = ()
     """Paths of base files that the target does not have."""
+    sizes: tuple[int, ...] = ()
+    """Bytes of each of its files."""
     stored: dict[str, int] = field(default_factory=dict)
     """Bytes that each file without weights takes in the patch, by path."""
 
 
-def write_file(contents: PatchContents, out: BinaryIO) -> WrittenPatch:
+def write_file(contents: PatchContents, out: Output) -> WrittenPatch:
     """Write a patch file."""
     pair = contents.pair
     refs = _refs(pair, (file for file in pair.base.weights if file.scope in pair.base_scopes))
     table = _table(contents, pair.target.weights[0])
     written = _write(contents, pair.target.weights[0], table, out, refs)
-    return WrittenPatch(written.size, table.totals, _codecs([table]))
+    return WrittenPatch(written.size, table.totals, _codecs([table]), sizes=(written.size,))
 
 
-def encoded_files(contents: PatchContents, built: Path) -> Iterator[OtherFile]:
+def encoded_files(contents: PatchContents, built: Place) -> Iterator[OtherFile]:
     """Encode the target's files without weights, one by one, into a patch folder."""
     base, target = contents.pair.base, contents.pair.target
     return (other_files.encode(name, target.others[name], _base_file(base, name), built) for name in target.kept)
 
 
-def write_patch(contents: PatchContents, built: Path, files: Iterable[OtherFile]) -> WrittenPatch:
+def write_patch(contents: PatchContents, built: Place, files: Iterable[OtherFile]) -> WrittenPatch:
     """Write a patch file or a patch folder, whichever the target is.
 
     Args:
@@ -116,14 +124,15 @@ def write_patch(contents: PatchContents, built: Path, files: Iterable[OtherFile]
         files: the target's files without weights, whose frames are written into the folder as they are asked for.
     """
     if contents.pair.target.is_file:
-        with open(built, "wb") as file:
+        with create_file(built, contents.payload_size) as file:
             return write_file(contents, file)
-    built.mkdir()
+    if isinstance(built, Path):
+        built.mkdir()
     return write_folder(contents, built, list(files))
 
 
-def write_folder(contents: PatchContents, built: Path, files: Sequence[OtherFile]) -> WrittenPatch:
-    """Write a patch folder.
+def write_folder(contents: PatchContents, built: Place, files: Sequence[OtherFile]) -> WrittenPatch:
+    """Write a patch folder: its index last, which marks it as whole.
 
     Args:
         contents: what is written.
@@ -144,9 +153,11 @@ def write_folder(contents: PatchContents, built: Path, files: Sequence[OtherFile
         info=contents.info,
     )
     data = index.to_bytes()
-    (built / INDEX_NAME).write_bytes(data)
-    size = len(data) + sum(shard.size for shard in shards) + sum(file.stored for file in files)
-    return WrittenPatch(size, index.totals, _codecs(tables), index.removed, {file.path: file.stored for file in files})
+    with create_file(built / INDEX_NAME) as out:
+        out.write(data)
+    sizes = (len(data), *(shard.size for shard in shards), *(file.stored for file in files if file.kind != "same"))
+    stored = {file.path: file.stored for file in files}
+    return WrittenPatch(sum(sizes), index.totals, _codecs(tables), index.removed, sizes, stored)
 
 
 # --- patch files ---
@@ -198,16 +209,14 @@ def _codecs(tables: Iterable[Table]) -> dict[str, int]:
     return dict(Counter(entry.codec for table in tables for entry in table.entries if entry.codec))
 
 
-def _write_shards(contents: PatchContents, tables: Sequence[Table], built: Path) -> list[ShardRef]:
+def _write_shards(contents: PatchContents, tables: Sequence[Table], built: Place) -> list[ShardRef]:
     target, shards, described, pieces = contents.pair.target, list[ShardRef](), 0, sum(table.pieces for table in tables)
     if pieces > MAX_ALL_PIECES:
         raise CheckpointError(
             f"{target.path}: its bases have {pieces} pieces, a patch at most {MAX_ALL_PIECES}: patch its parts one by one"
         )
     for file, table in zip(target.weights, tables, strict=True):
-        path = built / "patch" / file.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "wb") as out:
+        with create_file(built / "patch" / file.path, sum(entry.payload_size for entry in table.entries)) as out:
             written = _write(contents, file, table, out, None)
         described += written.described
         if described > MAX_ALL_DESCRIBED:
@@ -218,7 +227,7 @@ def _write_shards(contents: PatchContents, tables: Sequence[Table], built: Path)
     return shards
 
 
-def _write(contents: PatchContents, file: WeightFile, table: Table, out: BinaryIO, base_files: tuple[FileRef, ...] | None) -> WrittenFile:
+def _write(contents: PatchContents, file: WeightFile, table: Table, out: Output, base_files: tuple[FileRef, ...] | None) -> WrittenFile:
     """Write the patch file of one weight file; ``base_files`` is None in a folder, whose index lists them."""
     pair = contents.pair
     metadata = Metadata(
@@ -242,7 +251,7 @@ def _write(contents: PatchContents, file: WeightFile, table: Table, out: BinaryI
 # --- the index ---
 
 
-def _base_file(base: Checkpoint, name: str) -> Path | None:
+def _base_file(base: Checkpoint, name: str) -> Place | None:
     """The base's file of the same path; none for an index, since a base in other shards would not have the same one."""
     return None if is_index(name) else base.others.get(name)
 

@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from ckptdiff.checkpoint.names import near_names
 from ckptdiff.errors import CheckpointError, cut
 from ckptdiff.format.dtypes import DTYPES, Bytes
 from ckptdiff.io.parallel import Progress, default_threads, no_progress, run_ordered
+from ckptdiff.io.places import local_path
 from ckptdiff.subnetwork.mask_file import Shapes, read_mask, write_mask
 from ckptdiff.subnetwork.mask_rows import (
     Bits,
@@ -224,7 +224,7 @@ class Mask:
         Raises:
             OutputError: the file cannot be written. CheckpointError: the mask has more tensors than a reader takes.
         """
-        return write_mask(Path(path), self.rows, self.shapes, overwrite=overwrite)
+        return write_mask(local_path(path, "masks are written"), self.rows, self.shapes, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: PathLike) -> Mask:
@@ -233,7 +233,7 @@ class Mask:
         Raises:
             CheckpointError: the file cannot be read. FormatError, UnsupportedError, IntegrityError: it is not a whole and valid mask.
         """
-        return cls._from_rows(*read_mask(Path(path)))
+        return cls._from_rows(*read_mask(local_path(path, "masks are read")))
 
 
 class _PackedRows(Mapping[str, Bits]):

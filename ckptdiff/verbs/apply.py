@@ -5,19 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from ckptdiff.errors import OutputError
 from ckptdiff.io.leftovers import WORK_PREFIX
 from ckptdiff.io.parallel import Progress, default_threads, no_progress, threads_for
+from ckptdiff.io.places import Place, place_of
+from ckptdiff.io.store_path import StorePath
+from ckptdiff.io.store_traffic import TRAFFIC, Traffic
 from ckptdiff.io.work_folder import discard, work_folder
 from ckptdiff.kernels.compiling import Stopwatch
 from ckptdiff.patching.chain import MAX_CHAIN, check_chain, check_length, check_order, explained_order
-from ckptdiff.patching.output import build_beside, check_output, check_space, explain_write_errors
+from ckptdiff.patching.destination import check_destination
+from ckptdiff.patching.output import check_space, explain_write_errors
 from ckptdiff.patching.patch import open_patch
 from ckptdiff.patching.rebuild import Rebuilder, ScratchTensors, check_stored, open_base, scratch_size
 from ckptdiff.patching.target_files import outputs_of, subset_of, write_files, write_others
+from ckptdiff.patching.traffic_plan import planned_apply
 from ckptdiff.units import byte_size
 
 
@@ -25,7 +31,7 @@ from ckptdiff.units import byte_size
 class ApplyResult:
     """The result of :func:`apply`."""
 
-    out: Path
+    out: Place
     """The folder or file that was written."""
     files: tuple[str, ...]
     """Paths of the files in that folder, or the name of the file."""
@@ -35,6 +41,10 @@ class ApplyResult:
     """Bytes of all files."""
     seconds: float
     """Wall time."""
+    traffic: Traffic
+    """Requests to stores, and bytes both ways."""
+    planned: Traffic
+    """What was to be expected of them, given headers and tables, where all tensors of the base are needed."""
 
 
 def apply(
@@ -55,9 +65,9 @@ def apply(
     that a chain has (spec section 11), the checkpoint after each 64 is written beside ``out`` on the way, and removed when the next is.
 
     Args:
-        base: the checkpoint that the first patch was made from.
+        base: the checkpoint that the first patch was made from: a path, a URL that fsspec knows, or an id on the Hub.
         patches: one patch, or several in order.
-        out: the file or folder to write.
+        out: the file or folder to write: a path, or a URL.
         only: globs of tensor names; only these tensors are rebuilt, into one safetensors file.
         threads: number of threads.
         overwrite: replace an existing ``out``.
@@ -68,15 +78,19 @@ def apply(
     Raises:
         FormatError, UnsupportedError, IntegrityError: a patch is broken.
         BaseMismatchError: the base or the order of the chain is wrong, or the base is the target already.
-        CheckpointError: the base cannot be read. OutputError: ``out`` cannot be written.
+        CheckpointError: the base cannot be read. OutputError: ``out`` cannot be written. StoreError: a store cannot be read or written.
     """
-    watch, out = Stopwatch(), Path(out)
+    watch, out = Stopwatch(), place_of(out)
     names = [patches] if isinstance(patches, (str, os.PathLike)) else list(patches)
     if not names:
         check_length(0)
     step = _Step(watch, threads or default_threads(), progress)
     if len(names) <= MAX_CHAIN:
         return step.run(base, names, out, only, overwrite, listed)
+    if isinstance(out, StorePath):
+        raise OutputError(
+            f"{out}: {len(names):,} patches are more than the {MAX_CHAIN} that are applied into a store at once: compose some first"
+        )
     noted(_check_parts(base, names, out, only, overwrite))
     with explain_write_errors(out), work_folder(out.absolute().parent, WORK_PREFIX) as work:
         before, start = None, base
@@ -92,7 +106,7 @@ def apply(
 class Noted(NamedTuple):
     """What is kept of each patch of a long chain."""
 
-    path: Path
+    path: Place
     base_identity: bytes
     target_identity: bytes
     size: int
@@ -108,7 +122,7 @@ def _check_parts(
         BaseMismatchError: a patch does not follow. OutputError: ``out`` cannot be written, or there is no room for it and for what is
             written on the way. FormatError, UnsupportedError, IntegrityError: a patch is broken.
     """
-    noted, inputs = list[Noted](), [Path(base)] if os.path.exists(base) else []
+    noted, inputs = list[Noted](), list[Place]([Path(base)] if os.path.exists(base) else [])
     with explained_order(base, names):
         for name in names:
             with open_patch(name) as patch:
@@ -116,7 +130,7 @@ def _check_parts(
                 inputs += patch.paths
     with open_patch(names[-1]) as last:
         new = [file.metadata.target_path for file in last.files] + [other.path for other in last.others]
-        check_output(out, inputs, folder=last.index is not None and not only, overwrite=overwrite, files=new)
+        check_destination(out, inputs, folder=last.index is not None and not only, overwrite=overwrite, files=new)
     check_order(noted)
     sizes = [patch.size for patch in noted[MAX_CHAIN - 1 : -1 : MAX_CHAIN]]
     after = [*sizes[1:], 0 if only else noted[-1].size]
@@ -141,12 +155,13 @@ class _Step:
         self,
         base: str | os.PathLike[str],
         names: Sequence[str | os.PathLike[str]],
-        out: Path,
+        out: Place,
         only: Sequence[str] = (),
         overwrite: bool = False,
         listed: Callable[[list[str]], None] = lambda paths: None,
     ) -> ApplyResult:
         """Rebuild the target of a chain; the arguments, and what is raised, are those of :func:`apply`."""
+        before = TRAFFIC.total()
         with ExitStack() as stack:
             with explained_order(base, names):
                 chain = [stack.enter_context(open_patch(name, by_ranges=bool(only))) for name in names]
@@ -157,23 +172,25 @@ class _Step:
             others = last.others if folder else ()
             inputs = [*old.paths, *(path for patch in chain for path in patch.paths)]
             new = [file.metadata.target_path for file in last.files] + [other.path for other in last.others]
-            check_output(out, inputs, folder=folder, overwrite=overwrite, files=new)
+            planned = TRAFFIC.total() - before + planned_apply(old, chain, out)
+            destination = check_destination(out, inputs, folder=folder, overwrite=overwrite, files=new)
             for patch in chain:
                 check_stored(patch, only, self.progress)
             check_chain(chain)
-            check_space(out, (0 if only else last.output_size) + scratch_size(chain, only))
-            with build_beside(out, overwrite=overwrite) as built, closing(ScratchTensors(built.with_name("tensors"))) as scratch:
+            destination.check_space((0 if only else last.output_size) + scratch_size(chain, only))
+            with destination.building() as built, closing(ScratchTensors(built.work / "tensors")) as scratch:
                 rebuilder = Rebuilder(old, chain, threads_for(self.threads, last.output_size), scratch)
                 with rebuilder.explained():
                     outputs = [subset_of(rebuilder, only)] if only else outputs_of(rebuilder)
                     if only:
-                        check_space(out, sum(output.size for output in outputs))
+                        destination.check_space(sum(output.size for output in outputs))
+                    if folder and isinstance(built.place, Path):
+                        built.place.mkdir()  # a target without files is an empty folder
+                    write_files(rebuilder, built.place, outputs if folder else [replace(outputs[0], path="")], self.progress)
                     if folder:
-                        built.mkdir()  # a target without files is an empty folder
-                    write_files(rebuilder, {built / output.path if folder else built: output for output in outputs}, self.progress)
-                    if folder:
-                        write_others(rebuilder, built)
+                        write_others(rebuilder, built.place, built.work / "scratch")
                 old.check_unchanged()
             files = [output.path or out.name for output in outputs] + [other.path for other in others]
             size = sum(output.size for output in outputs) + sum(other.size for other in others)
-            return ApplyResult(out, tuple(files), sum(len(o.tensors) for o in outputs), size, self.watch.seconds())
+            count, traffic = sum(len(o.tensors) for o in outputs), TRAFFIC.total() - before
+            return ApplyResult(out, tuple(files), count, size, self.watch.seconds(), traffic, planned)

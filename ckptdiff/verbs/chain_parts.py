@@ -16,6 +16,7 @@ from ckptdiff.chain.writer import ChainWriter
 from ckptdiff.errors import BaseMismatchError, CheckpointError, FormatError, IntegrityError
 from ckptdiff.io.leftovers import WORK_PREFIX
 from ckptdiff.io.parallel import Progress, default_threads
+from ckptdiff.io.places import Place
 from ckptdiff.io.store import Store
 from ckptdiff.io.work_folder import discard, work_folder
 from ckptdiff.live.identity import identity_of_files
@@ -99,7 +100,7 @@ def apply_plan(
     history: History,
     plan: list[PatchName],
     base: str,
-    out: Path,
+    out: Place,
     work: Path,
     threads: int | None,
     progress: Progress,
@@ -116,13 +117,14 @@ def apply_plan(
 
 
 @contextmanager
-def work_beside(history: History, plan: list[PatchName], out: Path) -> Iterator[Path]:
-    """A folder on an output's disk to fetch patches into: one for the work of this run, or where none is fetched the output's own.
+def work_beside(history: History, plan: list[PatchName], out: Place) -> Iterator[Path]:
+    """A folder on an output's disk to fetch patches into: one for the work of this run, or where none is fetched the output's own. For an
+    output in a store it is a folder for temporary files.
 
     Raises:
         OutputError: it cannot be made.
     """
-    parent = out.absolute().parent
+    parent = out.absolute().parent if isinstance(out, Path) else Path(tempfile.gettempdir())
     if not plan or history.store.path(plan[0].key) is not None:
         yield parent
         return

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from ckptdiff.chain.history import read_history
 from ckptdiff.chain.retention import find_step
 from ckptdiff.io.parallel import Progress, no_progress
+from ckptdiff.io.places import Place, place_of
 from ckptdiff.io.store_urls import open_store
 from ckptdiff.kernels.compiling import Stopwatch
 from ckptdiff.verbs.chain_parts import Noted, apply_plan, find_base, not_noted, plan_of, work_beside
@@ -19,7 +19,7 @@ from ckptdiff.verbs.chain_parts import Noted, apply_plan, find_base, not_noted, 
 class ChainRestoreResult:
     """The result of :func:`chain_restore`."""
 
-    out: Path
+    out: Place
     """The folder or file that was written."""
     step: int
     start: int | None
@@ -64,7 +64,7 @@ def chain_restore(
         StoreError: the store cannot be read. OutputError: ``out`` cannot be written.
     """
     watch, history = Stopwatch(), read_history(open_store(chain))
-    at, out = find_step(history, step), Path(out)
+    at, out = find_step(history, step), place_of(out)
     known = find_base(history, base, threads, progress, at)
     if known.start is not None:
         noted(f"starts at step {history.steps[known.start].number}, which {known.path} is")

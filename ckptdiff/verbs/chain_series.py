@@ -16,6 +16,8 @@ from ckptdiff.chain.names import CHAIN, PatchName
 from ckptdiff.chain.retention import chosen_steps
 from ckptdiff.errors import CheckpointError
 from ckptdiff.io.parallel import Progress, no_progress
+from ckptdiff.io.places import is_there
+from ckptdiff.io.store_path import store_path
 from ckptdiff.io.store_urls import open_store
 from ckptdiff.subnetwork.mask import Mask
 from ckptdiff.verbs.chain_parts import find_base, plan_of, working_in
@@ -26,8 +28,9 @@ MAX_PATCHES = 256
 
 
 def is_chain(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder on this machine is a chain."""
-    return os.path.isfile(os.path.join(path, CHAIN))
+    """Whether a folder on this machine, or what lies at a URL, is a chain; raises StoreError if the store cannot be read."""
+    place = store_path(path)
+    return os.path.isfile(os.path.join(path, CHAIN)) if place is None else is_there(place / CHAIN)
 
 
 def chain_report(

@@ -14,6 +14,7 @@ from ckptdiff.chain.retention import find_step
 from ckptdiff.errors import CheckpointError, IntegrityError, UnsupportedError
 from ckptdiff.format.entry import Totals
 from ckptdiff.io.parallel import Progress, no_progress
+from ckptdiff.io.places import local_path
 from ckptdiff.io.store_urls import open_store
 from ckptdiff.kernels.compiling import Stopwatch
 from ckptdiff.patching.output import build_beside, explain_write_errors
@@ -83,7 +84,7 @@ def chain_squash(
         FormatError, UnsupportedError, IntegrityError: the chain is broken, or a patch.
         StoreError: the store cannot be read. OutputError: the patch cannot be written there.
     """
-    watch, history, out = Stopwatch(), read_history(open_store(chain)), Path(output)
+    watch, history, out = Stopwatch(), read_history(open_store(chain)), local_path(output, "chain squash writes a patch")
     start, plan = _way(history, first, last)
     squash = _Squash(history, start, base, codec, threads, progress, noted)
     with explain_write_errors(out), work_beside(history, plan, out) as work, local_patches(history, plan, work, progress) as patches:

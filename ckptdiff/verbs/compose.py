@@ -15,6 +15,7 @@ from ckptdiff.errors import CheckpointError
 from ckptdiff.format.entry import CODEC_NAMES, Totals
 from ckptdiff.format.index import INDEX_NAME, other_file_path, shard_path
 from ckptdiff.io.parallel import Progress, default_threads, no_progress
+from ckptdiff.io.places import local_path
 from ckptdiff.kernels.compiling import Stopwatch
 from ckptdiff.live.patch import Patch, compose_in_memory
 from ckptdiff.patching.chain import MAX_CHAIN, check_length, explained_order
@@ -111,7 +112,9 @@ def compose(
         raise CheckpointError("compose takes patches in memory and gives one, or paths of patches and an output to write")
     if output is None:
         return compose_in_memory(in_memory, base, codec=codec, threads=threads)
-    return _Files(paths, Path(output), threads or default_threads(), overwrite, progress).compose(base, codec)
+    return _Files(paths, local_path(output, "compose writes a patch"), threads or default_threads(), overwrite, progress).compose(
+        base, codec
+    )
 
 
 def check_patch_output(patches: Sequence[PathLike], base: PathLike | None, out: Path, *, overwrite: bool) -> None:
@@ -130,7 +133,13 @@ def check_patch_output(patches: Sequence[PathLike], base: PathLike | None, out: 
         files = [INDEX_NAME, *(shard_path(file.metadata.target_path) for file in last.files)]
         files += [other_file_path(other.path) for other in last.others]
         local = [Path(name) for name in (*patches, *([base] if base is not None else ())) if os.path.exists(name)]
-        check_output(out, [*local, *last.paths], folder=last.index is not None, overwrite=overwrite, files=files)
+        check_output(
+            out,
+            [*local, *(path for path in last.paths if isinstance(path, Path))],
+            folder=last.index is not None,
+            overwrite=overwrite,
+            files=files,
+        )
 
 
 @dataclass(slots=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ckptdiff.format.entry import Entry, Totals
 from ckptdiff.hub.ids import HubId
+from ckptdiff.io.places import Place, place_of
 from ckptdiff.patching.patch import open_patch
 
 
@@ -54,7 +54,7 @@ class FileRow:
 class PatchInfo:
     """What a patch says about itself. Sizes are in bytes, identities and SHA-256 in hexadecimal."""
 
-    path: Path
+    path: Place
     is_folder: bool
     """Whether the patch is a folder, and so gives a folder."""
     base_identity: str
@@ -83,7 +83,7 @@ class PatchInfo:
 
 
 def info(patch: str | os.PathLike[str]) -> PatchInfo:
-    """Read a patch's headers and tables, on the Hub by range requests, but not its payloads.
+    """Read a patch's headers and tables, on the Hub and in a store by range requests, but not its payloads.
 
     Raises:
         FormatError, UnsupportedError, IntegrityError: it is not a valid patch.
@@ -96,7 +96,7 @@ def info(patch: str | os.PathLike[str]) -> PatchInfo:
         ]
         tensors = [_tensor_row(f.metadata.target_path, entry) for f in opened.files for entry in f.table.entries]
         return PatchInfo(
-            path=Path(patch),
+            path=place_of(patch),
             is_folder=opened.index is not None,
             base_identity=opened.base_identity.hex(),
             base_repo=_pinned(opened.base_repo),

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from ckptdiff.checkpoint.contents import Checkpoint
 from ckptdiff.checkpoint.other_formats import other_formats
@@ -21,13 +20,17 @@ from ckptdiff.format.index import INDEX_NAME, other_file_path, shard_path
 from ckptdiff.hub.ids import parse_id
 from ckptdiff.hub.repo import Repo, open_repo
 from ckptdiff.io.parallel import Progress, default_threads, no_progress
+from ckptdiff.io.places import Place, place_of, size_of
+from ckptdiff.io.store_path import StorePath
+from ckptdiff.io.store_traffic import TRAFFIC, Traffic
 from ckptdiff.kernels.compiling import Stopwatch
 from ckptdiff.patching import other_files
+from ckptdiff.patching.destination import Destination, check_destination
 from ckptdiff.patching.encode_options import on_threads
 from ckptdiff.patching.encode_pair import encode_pair
-from ckptdiff.patching.output import build_beside, check_output
 from ckptdiff.patching.pair_summary import PairedBy, StoredWhole, check_related, paired_by, stored_whole
 from ckptdiff.patching.provenance import recorded_facts
+from ckptdiff.patching.traffic_plan import planned_make
 from ckptdiff.patching.write import (
     PatchContents,
     StorableReport,
@@ -43,7 +46,7 @@ from ckptdiff.patching.write import (
 class MakeResult:
     """The result of :func:`make`. Sizes are in bytes."""
 
-    patch: Path
+    patch: Place
     """The patch that was written."""
     totals: Totals
     """Counts of tensors and units."""
@@ -65,7 +68,7 @@ class MakeResult:
     """Those of ``left_out`` that are named like keys and passwords."""
     other_formats: dict[str, int]
     """Files that went in and may hold the weights once more in another format, and the bytes that they take in the patch."""
-    followed: dict[str, Path]
+    followed: dict[str, Place]
     """Links that lead out of the base's or the target's folder, and where they lead."""
     removed_files: tuple[str, ...]
     """Files of the base that the target lacks."""
@@ -73,6 +76,10 @@ class MakeResult:
     """Number of tensors that each codec codes."""
     seconds: float
     """Wall time."""
+    traffic: Traffic
+    """Requests to stores, and bytes both ways."""
+    planned: Traffic
+    """What was to be expected of them, given the headers, how tensors were paired, and the sizes of the patch's files."""
 
     @property
     def ratio(self) -> float:
@@ -103,9 +110,9 @@ def make(
     """Write the exact difference between two checkpoints as a patch.
 
     Args:
-        base: a safetensors file, or a checkpoint folder.
+        base: a safetensors file, or a checkpoint folder: a path, a URL that fsspec knows, or an id on the Hub.
         target: a safetensors file, which gives a patch file, or a checkpoint folder, which gives a patch folder.
-        patch: where to write the patch.
+        patch: where to write the patch: a path, or a URL. In a store it is whole once its ``ckptdiff.json`` is there.
         codec: ``context``, ``sparse`` or ``raw`` for every changed tensor; by default the smallest of them, tensor by tensor.
         include: globs of files to take although they are left out by default, of the base too.
         exclude: globs of files to leave out, of the base too.
@@ -127,26 +134,29 @@ def make(
         CheckpointError: a checkpoint cannot be read, or is not one, or nothing of the base is in the target, or the report is one of
             other checkpoints.
         UnsupportedError: torch is missing, or has no such device.
-        OutputError: the patch cannot be written there. HubError: a repo cannot be read.
+        OutputError: the patch cannot be written there. HubError: a repo cannot be read. StoreError: a store cannot be read or written.
     """
-    watch, out, rules = Stopwatch(), Path(patch), parsed_rules(codec, rename)
+    watch, before, out, rules = Stopwatch(), TRAFFIC.total(), place_of(patch), parsed_rules(codec, rename)
     with open_pair(base, target, Selection(include, exclude, follow_links), rules) as (old, new):
-        check_paths(old, new, out, overwrite)
+        destination = checked_destination(old, new, out, overwrite)
         stored_report = report.to_bytes() if report is not None else None  # here, as a large one is refused before anything is encoded
         repos = [_repo_of(old, base_repo), _repo_of(new, target_repo)]
         options = on_threads(old, new, codec, threads or default_threads(), device, trust_hub_cache)
         pairing = pair(old, new, rules)
         if not force:
             check_related(old, new, pairing)
-        with build_beside(out, overwrite=overwrite) as built, open(built.with_name("spool"), "w+b") as spool:
+        opened = TRAFFIC.total() - before
+        with destination.building() as built, built.spool() as spool:
             encoded = encode_pair(old, new, pairing, options, spool, progress)
             if report is not None:
                 check_report(report, encoded)
             contents = PatchContents(encoded, recorded_facts(encoded, *repos), stored_report)
-            written = write_patch(contents, built, encoded_files(contents, built))
+            written = write_patch(contents, built.place, encoded_files(contents, built.place))
             old.check_unchanged()
             new.check_unchanged()
-        return _result(contents, written, out, watch.seconds())
+        in_store = isinstance(out, StorePath)
+        planned = opened + planned_make(old, new, written.sizes if in_store else (), contents.payload_size)
+        return _result(contents, written, out, watch.seconds(), TRAFFIC.total() - before, planned)
 
 
 def parsed_rules(codec: str | None, rename: Sequence[str]) -> list[Rename]:
@@ -168,14 +178,14 @@ def open_pair(
         yield old, new
 
 
-def check_paths(old: Checkpoint, new: Checkpoint, out: Path, overwrite: bool, mend: bool = True) -> None:
-    """Raise an error if two files of the patch would have one path, or the patch cannot be written to ``out``."""
+def checked_destination(old: Checkpoint, new: Checkpoint, out: Place, overwrite: bool, mend: bool = True) -> Destination:
+    """Where the patch is written; raises an error if two of its files would have one path, or it cannot be written to ``out``."""
     other_files.check_paths(new.kept, [file.path for file in (*old.weights, *new.weights)])
     files = [INDEX_NAME, *(shard_path(file.path) for file in new.weights), *map(other_file_path, new.kept)]
-    check_output(out, [*old.paths, *new.paths], folder=not new.is_file, overwrite=overwrite, files=files, mend=mend)
+    return check_destination(out, [*old.paths, *new.paths], folder=not new.is_file, overwrite=overwrite, files=files, mend=mend)
 
 
-def _result(contents: PatchContents, written: WrittenPatch, out: Path, seconds: float) -> MakeResult:
+def _result(contents: PatchContents, written: WrittenPatch, out: Place, seconds: float, traffic: Traffic, planned: Traffic) -> MakeResult:
     old, new = contents.pair.base, contents.pair.target
     return MakeResult(
         patch=out,
@@ -184,7 +194,7 @@ def _result(contents: PatchContents, written: WrittenPatch, out: Path, seconds: 
         whole=stored_whole(contents.pair, contents.entries.values()),
         patch_size=written.size,
         report_size=len(contents.report or b""),
-        target_size=sum(file.file.size for file in new.weights) + sum(new.others[name].stat().st_size for name in new.kept),
+        target_size=sum(file.file.size for file in new.weights) + sum(size_of(new.others[name]) for name in new.kept),
         files=tuple(new.kept),
         left_out=new.left_out,
         left_out_tensors=new.left_out_tensors,
@@ -194,6 +204,8 @@ def _result(contents: PatchContents, written: WrittenPatch, out: Path, seconds: 
         removed_files=written.removed_files,
         codecs=written.codecs,
         seconds=seconds,
+        traffic=traffic,
+        planned=planned,
     )
 
 

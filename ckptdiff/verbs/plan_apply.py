@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from ckptdiff.checkpoint.contents import Checkpoint
 from ckptdiff.checkpoint.selection import matches
@@ -15,8 +14,9 @@ from ckptdiff.errors import CheckpointError
 from ckptdiff.format.entry import Entry
 from ckptdiff.hub.ids import parse_id
 from ckptdiff.io.parallel import default_threads
+from ckptdiff.io.places import Place, place_of
 from ckptdiff.patching.chain import check_chain, check_length, explained_order
-from ckptdiff.patching.output import check_output
+from ckptdiff.patching.destination import check_destination
 from ckptdiff.patching.patch import OpenPatch, open_patch
 from ckptdiff.patching.rebuild import open_base, scratch_size
 from ckptdiff.patching.rebuild_plan import PlannedRebuilder, rebuilding_work
@@ -28,7 +28,7 @@ from ckptdiff.patching.work_plan import Work, free_space, peak_memory
 class ApplyPlan:
     """What :func:`ckptdiff.apply` would do. Sizes are in bytes."""
 
-    out: Path
+    out: Place
     """What would be written."""
     kinds: dict[str, int]
     """Number of the target's tensors by how the last patch gives them: ``same``, ``delta``, ``new``, ``copy``."""
@@ -44,7 +44,7 @@ class ApplyPlan:
     scratch_size: int
     """Tensors that are written beside the output on the way, where a patch of a chain takes pieces of what the one before it gives."""
     disk_needed: int
-    disk_free: int
+    disk_free: int | None
     memory: int
     """About the most memory that a run takes."""
     weight_files: tuple[str, ...]
@@ -70,13 +70,13 @@ def plan_apply(
             tables tell; there are more than 64 patches, which ``apply`` takes in parts.
         CheckpointError: the base cannot be read, or is on the Hub, from which a dry run fetches nothing.
     """
-    names, out, count = [patches] if isinstance(patches, (str, os.PathLike)) else list(patches), Path(out), threads or default_threads()
+    names, out, count = [patches] if isinstance(patches, (str, os.PathLike)) else list(patches), place_of(out), threads or default_threads()
     check_length(len(names))
     with _open(base, names) as (old, chain):
         last, folder = chain[-1], chain[-1].index is not None and not only
         inputs = [*old.paths, *(path for patch in chain for path in patch.paths)]
         new = [file.metadata.target_path for file in last.files] + [other.path for other in last.others]
-        check_output(out, inputs, folder=folder, overwrite=overwrite, files=new, mend=False)
+        check_destination(out, inputs, folder=folder, overwrite=overwrite, files=new, mend=False)
         check_chain(chain)
         rebuilder = PlannedRebuilder(old, chain)
         outputs = [subset_of(rebuilder, only)] if only else outputs_of(rebuilder)

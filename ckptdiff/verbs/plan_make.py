@@ -6,7 +6,6 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from ckptdiff.checkpoint.contents import Checkpoint
 from ckptdiff.checkpoint.pairing import MEANS, Pairing, pair
@@ -14,10 +13,11 @@ from ckptdiff.checkpoint.selection import Selection
 from ckptdiff.errors import CheckpointError
 from ckptdiff.hub.ids import parse_id
 from ckptdiff.io.parallel import default_threads
+from ckptdiff.io.places import Place, place_of, size_of
 from ckptdiff.patching.encode_options import on_threads
 from ckptdiff.patching.pair_summary import check_related
 from ckptdiff.patching.work_plan import Work, encoding_work, free_space, most_of_payloads, most_of_tables, peak_memory
-from ckptdiff.verbs.make import check_paths, open_pair, parsed_rules
+from ckptdiff.verbs.make import checked_destination, open_pair, parsed_rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class PlannedPairs:
 class MakePlan:
     """What :func:`ckptdiff.make` would do. Sizes are in bytes."""
 
-    patch: Path
+    patch: Place
     """Where the patch would be written."""
     pairs: PlannedPairs
     work: Work
@@ -51,7 +51,7 @@ class MakePlan:
     """What the patch takes if every tensor is stored whole and nothing can be compressed; patches are far smaller."""
     disk_needed: int
     """Free space that a run needs at most: payloads lie beside the patch until that is written."""
-    disk_free: int
+    disk_free: int | None
     memory: int
     """About the most memory that a run takes."""
     weight_files: tuple[str, ...]
@@ -92,14 +92,14 @@ def plan_make(
     for path in (base, target):
         if parse_id(path) is not None:
             raise CheckpointError(f"{path}: a dry run fetches nothing from the Hub: give a checkpoint on this machine")
-    out, rules, count = Path(patch), parsed_rules(codec, rename), threads or default_threads()
+    out, rules, count = place_of(patch), parsed_rules(codec, rename), threads or default_threads()
     with open_pair(base, target, Selection(include, exclude, follow_links), rules) as (old, new):
-        check_paths(old, new, out, overwrite, mend=False)
+        checked_destination(old, new, out, overwrite, mend=False)
         pairing = pair(old, new, rules, trust_names=True)
         if not force:
             check_related(old, new, pairing)
         work = encoding_work(old, new, pairing, on_threads(old, new, codec, count, device, trust_hub_cache))
-        others = {side.path: sum(side.others[name].stat().st_size for name in side.kept) for side in (old, new)}
+        others = {side.path: sum(size_of(side.others[name]) for name in side.kept) for side in (old, new)}
         payloads, rest = most_of_payloads(new), most_of_tables(new) + others[new.path]
         return MakePlan(
             patch=out,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from ckptdiff.chain.hub_store import holds_chain
 from ckptdiff.checkpoint.recognition import check_exists
@@ -13,6 +12,8 @@ from ckptdiff.errors import CheckpointError, IntegrityError
 from ckptdiff.hub.client import use_token
 from ckptdiff.hub.repo import open_repo
 from ckptdiff.io.parallel import Progress, no_progress
+from ckptdiff.io.places import Place
+from ckptdiff.io.store_traffic import TRAFFIC, Traffic
 from ckptdiff.kernels.compiling import Stopwatch
 from ckptdiff.patching.patch import open_patch
 from ckptdiff.patching.provenance import PatchRecord, resolve_chain
@@ -25,7 +26,7 @@ from ckptdiff.verbs.verify import verify
 class PullResult:
     """The result of :func:`pull`."""
 
-    out: Path
+    out: Place
     """The folder or file that was written."""
     base: str
     """The checkpoint that the first patch was applied to."""
@@ -41,6 +42,8 @@ class PullResult:
     """What was unusual, in sentences for people."""
     seconds: float
     """Wall time."""
+    traffic: Traffic
+    """Requests to stores, and bytes both ways."""
 
 
 def pull(
@@ -64,7 +67,7 @@ def pull(
     Args:
         repo_id: ``org/name``, ``org/name@revision`` or ``hf://...`` of a repo with a patch.
         step: the step to rebuild, of a repo that holds a chain (for all of it: :func:`ckptdiff.chain_pull`).
-        out: the folder to write, or the file if the patch is a lone patch file or ``only`` is given.
+        out: the folder to write, as a path or a URL, or the file if the patch is a lone patch file or ``only`` is given.
         base: a checkpoint, as a path or an id on the Hub, to use instead of the one that the patch names.
         revision: branch, tag or commit of the patch, instead of ``@revision`` in the id.
         only: globs of tensor names; only these tensors are rebuilt, and no other payloads are fetched.
@@ -74,7 +77,7 @@ def pull(
     Raises:
         HubError: a repo or revision is missing or gated, or has changed. Other errors are those of :func:`ckptdiff.apply`.
     """
-    watch = Stopwatch()
+    watch, before = Stopwatch(), TRAFFIC.total()
     hub_id = hub_id_of(repo_id, revision)
     with use_token(token):
         if base is not None:
@@ -96,11 +99,11 @@ def pull(
         if not only:
             _verify(patches[-1], applied.out, threads, progress)
         verified = not only and states_sha256
-        seconds = watch.seconds()
-        return PullResult(applied.out, origin, tuple(patches), applied.files, applied.size, verified, tuple(notes), seconds)
+        seconds, traffic = watch.seconds(), TRAFFIC.total() - before
+        return PullResult(applied.out, origin, tuple(patches), applied.files, applied.size, verified, tuple(notes), seconds, traffic)
 
 
-def _verify(patch: str, out: Path, threads: int | None, progress: Progress) -> None:
+def _verify(patch: str, out: Place, threads: int | None, progress: Progress) -> None:
     problems = verify(patch, target=out, threads=threads, progress=progress).problems
     if problems:
         raise IntegrityError(f"{out}: was rebuilt, but is not what the patch states: {problems[0].message}")

@@ -18,6 +18,7 @@ from ckptdiff.hub.commit import Commit, find_repo, licence_of, publish, update_c
 from ckptdiff.hub.ids import HubId, parse_id
 from ckptdiff.hub.repo import Repo, check_files, download, open_repo
 from ckptdiff.io.parallel import Progress, no_progress
+from ckptdiff.io.places import local_path, read_file
 from ckptdiff.patching import other_files
 from ckptdiff.patching.chain import repo_gives
 from ckptdiff.patching.patch import OpenPatch, open_patch
@@ -106,7 +107,7 @@ def push(
     hub_id = repo_to_push_to(repo_id)
     if parse_id(patch) is not None:
         raise CheckpointError(f"{patch}: there is no such file or folder: push sends a patch from this machine")
-    with use_token(token), open_patch(patch) as opened:
+    with use_token(token), open_patch(local_path(patch, "push sends a patch that lies")) as opened:
         _check(patch, threads, progress)
         plan, base = _make_plan(opened, hub_id, base_repo, licence, allow_secrets)
         sizes = {path: len(data) if isinstance(data, bytes) else data.stat().st_size for path, data in plan.files.items()}
@@ -202,17 +203,18 @@ def _compare_files(patch: OpenPatch, repo: Repo) -> list[str]:
 
 def _add_patch(patch: OpenPatch, base: Repo, plan: _Plan, relabel: bool) -> None:
     """Add the files of the patch; ``relabel``: record another repo as that of its base."""
+    here = Path(patch.path)
     if patch.index is None:
         if relabel:
             raise CheckpointError(f"{patch.path}: is a lone patch file: record its base with ckptdiff make ... --base-repo {base.name}")
-        plan.files[f"patch/{Path(patch.files[0].metadata.target_path).name}"] = patch.path
+        plan.files[f"patch/{Path(patch.files[0].metadata.target_path).name}"] = here
         return
     index = patch.index
     if relabel:
         index = replace(index, info={**index.info, "base_repo": base.name, "base_revision": base.commit})
     plan.files[INDEX_NAME] = index.to_bytes()
     members = [shard.path for shard in index.shards] + [other.stored_path for other in index.files if other.kind != "same"]
-    plan.files |= {member: patch.path / member for member in members}
+    plan.files |= {member: here / member for member in members}
 
 
 def _config(patch: OpenPatch, base: Repo) -> bytes | None:
@@ -255,7 +257,7 @@ def _content(patch: OpenPatch, other: OtherFile) -> bytes:
     if other.kind == "same" or other.size > MAX_SCANNED_BYTES:
         return b""
     if other.kind == "delta":
-        return (patch.path / other.stored_path).read_bytes()
+        return read_file(patch.path / other.stored_path)
     try:
         return b"".join(other_files.decode(patch, other, None))
     except (FormatError, IntegrityError, OSError):

@@ -21,15 +21,17 @@ from ckptdiff.format.index import OtherFile
 from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.hub.ids import parse_id
 from ckptdiff.hub.repo import Repo, open_repo
-from ckptdiff.io.folder import list_folder
+from ckptdiff.io.folder import list_folder, list_store
 from ckptdiff.io.leftovers import if_gone
 from ckptdiff.io.parallel import Progress, Threads, default_threads, no_progress, run_ordered, sha256_file
-from ckptdiff.io.source import LocalFile
+from ckptdiff.io.places import Place, local_path, open_file, place_of
+from ckptdiff.io.store_path import StorePath
 from ckptdiff.patching import other_files
 from ckptdiff.patching.build import CheckCache, digest_of
 from ckptdiff.patching.patch import OpenPatch, open_patch
 from ckptdiff.patching.rebuild import Rebuilder, open_base
 from ckptdiff.patching.recipes import PatchedTensor, steps_of
+from ckptdiff.patching.source_folder import ClosableSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +77,14 @@ def verify(
     All problems are collected. Without the base, changes cannot be decoded, and only their stored bytes are checked.
 
     Args:
-        patch: a patch file or folder, or an id on the Hub.
+        patch: a patch file or folder, the URL of one, or an id on the Hub.
         base: a checkpoint; check that the patch fits it, and gives what it states.
         target: a checkpoint; check by SHA-256 that its files are those that the patch gives.
         threads: number of threads.
         progress: called with what is being done, how much is done, and how much there is.
 
     Raises:
-        CheckpointError: the base is not a checkpoint, or the patch does not exist.
+        CheckpointError: the base is not a checkpoint, or the patch does not exist. StoreError: a store cannot be read.
     """
     for path in (patch, target):
         if path is not None:
@@ -93,7 +95,7 @@ def verify(
         with open_patch(patch) as opened:
             checks += patch_checks(opened)
             if target is not None:
-                checks += target_checks(opened, Path(target))
+                checks += target_checks(opened, place_of(target))
             if base is None:
                 errors += _run(checks, threads, progress)
             else:
@@ -135,8 +137,9 @@ def patch_checks(patch: OpenPatch) -> list[Callable[[], CkptdiffError | None]]:
     checks: list[Callable[[], CkptdiffError | None]] = []
     for file in patch.files:
         checks += [partial(_payload_error, file, entry) for entry in file.table.entries if entry.has_payload]
-    if patch.index:
-        checks += [partial(_file_error, patch.path / shard.path, shard.size, shard.sha256) for shard in patch.index.shards]
+    if patch.index and patch.folder:
+        folder = patch.folder
+        checks += [partial(_source_error, partial(folder.open, shard.path), shard.size, shard.sha256) for shard in patch.index.shards]
     return checks + [partial(_other_error, patch, other) for other in patch.others]
 
 
@@ -155,25 +158,31 @@ DECODING_LOCK = threading.Lock()
 """Files without weights are decoded one at a time: each may need a window of 128 MiB, or 64 MiB for each of its old and new content."""
 
 
-def _decoding_error(patch: OpenPatch, other: OtherFile, base: Path | None) -> CkptdiffError | None:
+def _decoding_error(patch: OpenPatch, other: OtherFile, base: Place | None) -> CkptdiffError | None:
     with DECODING_LOCK:
         return other_files.decoding_error(patch, other, base)
 
 
-def target_checks(patch: OpenPatch, target: Path) -> list[Callable[[], CkptdiffError | None]]:
+def target_checks(patch: OpenPatch, target: Place) -> list[Callable[[], CkptdiffError | None]]:
     """Checks of size and SHA-256 of every file that the patch gives."""
+    listed = list_store(target).files if isinstance(target, StorePath) else {}
+    is_folder = "" not in listed if isinstance(target, StorePath) else os.path.isdir(target)
+
+    def place(name: str) -> Place:
+        return listed.get(name) or target / name
+
     if patch.index is None:
         name = patch.files[0].metadata.target_path
-        return [partial(_weights_error, patch, patch.files[0], target / name if os.path.isdir(target) else target)]
-    if is_dcp_folder(target):
+        return [partial(_weights_error, patch, patch.files[0], place(name) if is_folder else target)]
+    if isinstance(target, Path) and is_dcp_folder(target):
         return [partial(_dcp_error, patch, target)]
-    if not os.path.isdir(target):
+    if not is_folder:
         raise CheckpointError(f"{target}: is one file; give the folder that {patch.path} rebuilds")
-    weights = [partial(_weights_error, patch, file, target / file.metadata.target_path) for file in patch.files]
-    return [*weights, *(partial(_file_error, target / other.path, other.size, other.sha256) for other in patch.others)]
+    weights = [partial(_weights_error, patch, file, place(file.metadata.target_path)) for file in patch.files]
+    return [*weights, *(partial(_file_error, place(other.path), other.size, other.sha256) for other in patch.others)]
 
 
-def _weights_error(patch: OpenPatch, file: PatchFile, path: Path) -> CkptdiffError | None:
+def _weights_error(patch: OpenPatch, file: PatchFile, path: Place) -> CkptdiffError | None:
     """The problem of a rebuilt weight file. A target that was never a file has no SHA-256, and is compared by its header and tensor
     digests."""
     metadata = file.metadata
@@ -221,7 +230,7 @@ def verify_against_hub(checkpoint: str | os.PathLike[str], hub_id: str, *, threa
     Raises:
         CheckpointError: the checkpoint does not exist, or ``hub_id`` is not an id on the Hub. HubError: the repo cannot be read.
     """
-    path, wanted = Path(checkpoint), parse_id(hub_id)
+    path, wanted = local_path(checkpoint, "files are compared with a repo"), parse_id(hub_id)
     if wanted is None:
         raise CheckpointError(f"{hub_id!r} is not an id on the Hub: expected org/name or org/name@revision")
     if not os.path.exists(path):
@@ -252,17 +261,22 @@ def _hub_error(path: Path, name: str, repo: Repo) -> CkptdiffError | None:
     return IntegrityError(f"{path}: its SHA-1, as git computes it, is {sha1}, expected {row.blob_id}: not the file in {repo.pinned}")
 
 
-def _file_error(path: Path, size: int, sha256: str) -> CkptdiffError | None:
+def _file_error(path: Place, size: int, sha256: str) -> CkptdiffError | None:
     """The problem of a file that should have a size and a SHA-256."""
+    return _source_error(partial(open_file, path), size, sha256)
+
+
+def _source_error(opening: Callable[[], ClosableSource], size: int, sha256: str) -> CkptdiffError | None:
+    """The problem of a file, which is opened just now, that should have a size and a SHA-256."""
     try:
-        file = LocalFile(path)
+        file = opening()
     except CheckpointError as error:
         return error
     try:
         if file.size != size:
-            return IntegrityError(f"{path}: has {file.size} bytes, expected {size}")
+            return IntegrityError(f"{file.name}: has {file.size} bytes, expected {size}")
         computed = sha256_file(file)
-        return None if computed == sha256 else IntegrityError(f"{path}: its SHA-256 is {computed}, expected {sha256}")
+        return None if computed == sha256 else IntegrityError(f"{file.name}: its SHA-256 is {computed}, expected {sha256}")
     except CheckpointError as error:
         return error
     finally:

@@ -95,8 +95,8 @@ def test_jobs_in_fresh_processes_shuffled_give_the_same_bytes(pair: tuple[Path, 
 
     with open_patch(tmp_path / "patch") as patch, open_base(base, [patch]) as old:
         rebuilder = Rebuilder(old, [patch], Processes("rebuild", base, tmp_path / "patch", tmp_path / "out"))
-        write_files(rebuilder, {tmp_path / "out" / output.path: output for output in outputs_of(rebuilder)}, no_progress)
-        write_others(rebuilder, tmp_path / "out")
+        write_files(rebuilder, tmp_path / "out", outputs_of(rebuilder), no_progress)
+        write_others(rebuilder, tmp_path / "out", tmp_path / "scratch")
     assert tree(tmp_path / "out") == tree(target)
 
 
