@@ -47,7 +47,7 @@ class FinalCopies(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, model: Any, sink: Callable[[Copy], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._sink, self._model = sink, model
-        self._memory = _storages(model)
+        self._memory = storages_of(model)
         self._carriers = dict[int, tuple[StorageWeakRef, str]]()
         self._copies = dict[str, int]()
 
@@ -63,7 +63,7 @@ class FinalCopies(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def check_memory(self) -> None:
         """Raise UnsupportedError unless the model still has the memory that it had."""
-        if _storages(self._model) != self._memory:
+        if storages_of(self._model) != self._memory:
             raise UnsupportedError(f"the model: its loader replaced tensors by others, and did more than copy: {ANOTHER_WAY}")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
@@ -120,8 +120,8 @@ class FinalCopies(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return found[1] if found is not None else None
 
 
-def _storages(model: Any) -> frozenset[int]:
-    """The storages of a model's tensors."""
+def storages_of(model: Any) -> frozenset[int]:
+    """The storages of a model's tensors, which is a module, or a dict."""
     if isinstance(model, torch.nn.Module):
         tensors: Iterable[Any] = [*model.parameters(), *model.buffers()]
     else:

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from ckptdiff.engines.carriers import Carrier, Distances, open_weights, weights_of
 from ckptdiff.engines.destinations import Place, differs, key_of, leaves_of_places, place_of
-from ckptdiff.engines.interception import Copy, FinalCopies
+from ckptdiff.engines.interception import Copy, FinalCopies, storages_of
 from ckptdiff.errors import BaseMismatchError, CkptdiffError, UnsupportedError, cut
 from ckptdiff.format.digests import identity, tensor_digest
 from ckptdiff.format.entry import Entry
@@ -81,9 +81,15 @@ class Record:
                     "alone: it cannot be moved; reload the model whole, or update it through a mirror"
                 )
 
-    def check_memory(self) -> None:
-        """Raise BaseMismatchError unless the model's memory has the digests that were noted last."""
-        places = self.all_places()
+    def check_memory(self, model: Any) -> None:
+        """Raise BaseMismatchError unless the model still has the memory that it had, with the digests that were noted last."""
+        places, storages = self.all_places(), storages_of(model)
+        for place in places:
+            if place.view.untyped_storage()._cdata not in storages:
+                raise BaseMismatchError(
+                    f"the model: tensor {cut(place.name)}: has other memory than when the record was made: was the model loaded anew, "
+                    "moved or cast? Make the record anew; nothing was written"
+                )
         for place, leaves in zip(places, leaves_of_places(places, self.sampled, self.threads), strict=True):
             if leaves != place.leaves:
                 raise BaseMismatchError(
@@ -138,8 +144,8 @@ def record(model: Any, base: Any, *, loader: Loader | None = None, digests: Dige
         model: the served model, a module with a ``load_weights``; or its tensors by name, with ``loader``.
         base: the checkpoint that it was loaded from: a file, a folder, an id on the Hub, or a state dict.
         loader: what loads into it, if not ``model.load_weights``.
-        digests: ``whole``: all of the model's memory is hashed before an update, and what changed afterwards; ``sampled``: one block of 2 MiB
-            in 16, which only notices what changes much.
+        digests: ``whole``: all of the model's memory is hashed before an update, and what changed afterwards; ``sampled``: one block of
+            2 MiB in 16, which only notices what changes much.
         threads: how many to use.
 
     Raises:

@@ -63,7 +63,7 @@ def load_through(
     if verify is not None and isinstance(distances, Distances):
         verify.check_follows(distances, back)
         with writing(place.memory for place in verify.all_places()):
-            verify.check_memory()
+            verify.check_memory(model)
             _Move(model, loader, distances, back, verify).run()
             return
     _Move(model, loader, distances, back, None).run()
@@ -161,7 +161,7 @@ class _Move:
         try:
             self._pass(done.keys(), not self._back, done)
             if self._record is not None:
-                self._record.check_memory()
+                self._record.check_memory(self._model)
         except BaseException as failure:
             text = f"an update failed ({cut(error)}), and could not be taken back ({cut(failure)})"
             if self._record is not None:

@@ -35,7 +35,7 @@ class InitInfo(WeightTransferInitInfo):  # type: ignore[misc]
 
 @dataclass
 class UpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
-    """What ``update_weights`` takes: ``stage`` something while the engine serves, ``apply`` it in the pause, ``update`` (both), or ``undo``.
+    """What ``update_weights`` takes: ``stage`` while the engine serves, ``apply`` in the pause, ``update`` (both), or ``undo``.
 
     What is named: one of ``patch`` (a path or an id on the Hub), ``chain`` (with ``step``, or the last one), and ``base``.
     """

