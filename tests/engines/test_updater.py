@@ -1,4 +1,4 @@
-"""``Updater`` and the client: patches, chains and the base in any order, by a move and through a mirror, and failures of one rank of two."""
+"""``Updater`` and the client: patches, chains and the base in any order, in both ways, and failures of one rank of two."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_any_order(kind: str, rank: int, ranks: int, work: Path) -> None:
     assert caught.value.kind == "already_target" and served(STATES["sft"])
     update(updater, base=True)
     assert served(BASE) and updater.state()["step"] is None
-    with pytest.raises(BaseMismatchError, match="sft-grpo starts from [0-9a-f]+, which it does not know how to get back to"):
+    with pytest.raises(BaseMismatchError, match=r"sft-grpo starts from [0-9a-f]+, which it does not know how to get back to"):
         update(updater, patch=str(work / "sft-grpo"))
     update(updater, patch=str(work / "grpo"))
     update(updater, chain=str(work / "chain"), step=1)  # first back to the base of both

@@ -19,7 +19,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from tests.engines.vllm_acceptance import ENVIRONMENT, MODES, PROMPTS, check, folder, refused
+from tests.support.vllm_checks import ENVIRONMENT, MODES, PROMPTS, check, folder, refused
 
 
 def free_port() -> int:
