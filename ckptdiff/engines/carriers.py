@@ -16,6 +16,7 @@ from ckptdiff.errors import UnsupportedError, cut
 from ckptdiff.format.digests import BLOCK
 from ckptdiff.format.dtypes import DTYPES, Bytes, Units
 from ckptdiff.format.entry import Entry
+from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.lazy import torch
 from ckptdiff.live.changes import Change, changes_of, coded_changes
 from ckptdiff.live.patch import Patch
@@ -99,14 +100,8 @@ class Distances:
         """What changes, or of that the tensors of these names."""
         wanted = [name for name in self.changed if names is None or name in names]
         for name in wanted:
-            file, entry = self.rows[name]
-            if _is_told(entry):
-                carrier, memory = _new(name, entry.dtype, entry.shape)
-                memory[:] = 0
-                units = memory.view(DTYPES[entry.dtype].unit)
-                for start, positions, zigzags in coded_changes(file, entry):
-                    units[start : start + BLOCK // units.itemsize][positions] = zigzags
-                yield carrier
+            if _is_told(self.rows[name][1]):
+                yield _decoded(*self.rows[name])
         left = [name for name in wanted if not _is_told(self.rows[name][1])]
         if left:
             yield from map(_of_change, changes_of(self.patch.opened, left, self._base, self._threads))
@@ -122,6 +117,16 @@ class GivenDistances:
     def carriers(self, names: Collection[str] | None = None) -> Iterator[Carrier]:
         """What changes, or of that the tensors of these names."""
         return (_of_change(change) for name, change in self._changes.items() if names is None or name in names)
+
+
+def _decoded(file: PatchFile, entry: Entry) -> Carrier:
+    """The distances of a ``sparse`` entry."""
+    carrier, memory = _new(entry.name, entry.dtype, entry.shape)
+    memory[:] = 0
+    units = memory.view(DTYPES[entry.dtype].unit)
+    for start, positions, zigzags in coded_changes(file, entry):
+        units[start : start + BLOCK // units.itemsize][positions] = zigzags
+    return carrier
 
 
 def _is_told(entry: Entry) -> bool:

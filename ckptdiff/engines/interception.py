@@ -53,9 +53,11 @@ class FinalCopies(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def handing_out(self, carriers: Iterable[Carrier]) -> Iterator[tuple[str, torch.Tensor]]:
         """Names and tensors for the loader, which are carriers from then on."""
-        for carrier in carriers:
-            self._carry(carrier.tensor, carrier.name)
-            yield carrier.name, carrier.tensor
+        return map(self._hand_out, carriers)  # which, unlike a loop, does not hold on to a carrier while the next one is made
+
+    def _hand_out(self, carrier: Carrier) -> tuple[str, torch.Tensor]:
+        self._carry(carrier.tensor, carrier.name)
+        return carrier.name, carrier.tensor
 
     def copies(self) -> Mapping[str, int]:
         """How many copies were made of each tensor."""

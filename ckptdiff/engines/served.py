@@ -189,7 +189,7 @@ def run_loader(model: Any, loader: Loader | None, copies: FinalCopies, carriers:
     try:
         with copies:
             load(copies.handing_out(carriers))
-    except CkptdiffError:
+    except (CkptdiffError, MemoryError):
         raise
     except Exception as error:
         raise UnsupportedError(

@@ -103,9 +103,11 @@ class _Move:
             run_loader(self._model, self._loader, FinalCopies(self._model, sink), self._carriers(names))
 
     def _carriers(self, names: Collection[str] | None) -> Iterator[Carrier]:
-        for carrier in self._distances.carriers(names):
-            self._dtypes[carrier.name] = carrier.dtype
-            yield carrier
+        return map(self._noted, self._distances.carriers(names))
+
+    def _noted(self, carrier: Carrier) -> Carrier:
+        self._dtypes[carrier.name] = carrier.dtype
+        return carrier
 
     def _move(self, copy: Copy, back: bool, noted: bool) -> None:
         place = place_of(copy.name, self._dtypes[copy.name], copy.destination, False)

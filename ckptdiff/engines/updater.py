@@ -11,7 +11,7 @@ from typing import Any
 
 from ckptdiff.chain.subscriber import Subscriber
 from ckptdiff.engines.ways import Applied, Way
-from ckptdiff.errors import BaseMismatchError, CheckpointError, CkptdiffError
+from ckptdiff.errors import BaseMismatchError, CheckpointError, CkptdiffError, IntegrityError
 from ckptdiff.live.patch import Patch
 
 
@@ -168,6 +168,7 @@ class Updater:
         """
         begun = time.perf_counter()
         self._join()
+        self._check_known()
         if self._error is not None:
             raise self._error
         prepared = self._prepared
@@ -206,10 +207,11 @@ class Updater:
         It is for an update that failed on another rank.
 
         Raises:
-            BaseMismatchError: the last update does not start from there.
+            BaseMismatchError: the last update does not start from there. IntegrityError: it is not known what is served.
         """
         self._join()
         self._forget()
+        self._check_known()
         if self.way.identity == to:
             return
         if self._last_start is None or self._last_start[0] != to:
@@ -227,6 +229,10 @@ class Updater:
         error = {"kind": self._error.kind, "text": str(self._error)} if self._error is not None else None
         served: dict[str, Any] = {"identity": self.way.identity, "step": self.step, "base": self.base}
         return {**served, "staging": staging, "prepared": told, "error": error, "timings": dict(self.timings)}
+
+    def _check_known(self) -> None:
+        if self.way.broken is not None:
+            raise IntegrityError(f"the engine: {self.way.broken}: load it anew")
 
     def _join(self) -> None:
         if self._thread is not None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ckptdiff.chain.subscriber import Subscriber
-from ckptdiff.errors import BaseMismatchError, CheckpointError, IntegrityError, StoreError, cut
+from ckptdiff.errors import BaseMismatchError, CheckpointError, CkptdiffError, IntegrityError, StoreError, cut
 
 POLL = 0.02
 """Seconds between two looks at whether an update is staged."""
@@ -94,7 +94,12 @@ class Offline:
     def call(self, name: str, **fields: Any) -> Any:
         """See :class:`Server`."""
         method = getattr(self._llm, name)
-        return method(fields) if name in ("init_weight_transfer_engine", "update_weights") else method(**fields)
+        try:
+            return method(fields) if name in ("init_weight_transfer_engine", "update_weights") else method(**fields)
+        except CkptdiffError:
+            raise
+        except Exception as error:
+            raise CheckpointError(f"vLLM: {name}: {type(error).__name__}: {error}") from error
 
     def states(self) -> list[dict[str, Any]]:
         """See :class:`Server`."""
@@ -163,7 +168,8 @@ class Client:
 
         Raises:
             BaseMismatchError: the engine is there already (kind ``already_target``), or the way there does not start from what it serves.
-            CheckpointError: another error of the engine, with its text. After an error it serves what it did.
+            CheckpointError: another error of the engine, with its text. After an error it serves what it did; or it stays paused, if the
+                update could not be taken back.
         """
         begun, before = time.perf_counter(), self.state()["identity"]
         self._session(action="stage", patch=patch, chain=chain, step=step, base=base)
@@ -172,15 +178,13 @@ class Client:
         self.server.pause(self.pause_mode)
         paused = time.perf_counter()
         try:
-            version = weight_version(prepared["step"], prepared["identity"])
-            try:
-                self._session(version, action="apply")
-                applied = time.perf_counter()
-            except BaseException:
-                self._session(action="undo", to=before)
-                raise
-        finally:
+            self._session(weight_version(prepared["step"], prepared["identity"]), action="apply")
+        except BaseException:
+            self._session(action="undo", to=before)  # if that fails too, the engine stays paused: nobody knows what it would serve
             self.server.resume()
+            raise
+        applied = time.perf_counter()
+        self.server.resume()
         end = time.perf_counter()
         timings = {"stage": staged - begun, "pause": paused - staged, "apply": applied - paused, "resume": end - applied}
         return Updated(prepared["identity"], prepared["step"], prepared["nbytes"], {**timings, "paused": end - staged})

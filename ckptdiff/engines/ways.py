@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from ckptdiff.engines.carriers import Distances, open_weights, weights_of
 from ckptdiff.engines.served import Record
 from ckptdiff.engines.through import load_through
-from ckptdiff.errors import BaseMismatchError
+from ckptdiff.errors import BaseMismatchError, IntegrityError, cut
 from ckptdiff.lazy import torch
 from ckptdiff.live.identity import identity
 from ckptdiff.live.patch import Patch
@@ -34,6 +34,10 @@ class Way(Protocol):
     @property
     def identity(self) -> str:
         """Identity of what is served, in hexadecimal."""
+
+    @property
+    def broken(self) -> str | None:
+        """Why it is not known what is served, after an update that could not be taken back; None if it is."""
 
     def prepare(self, patch: Patch) -> None:
         """Do what can be done beside the engine, before it pauses: the model must be at the patch's base.
@@ -67,6 +71,11 @@ class Move:
     def identity(self) -> str:
         """See :class:`Way`."""
         return self._record.identity
+
+    @property
+    def broken(self) -> str | None:
+        """See :class:`Way`."""
+        return self._record.broken
 
     def prepare(self, patch: Patch) -> None:
         """See :class:`Way`."""
@@ -116,6 +125,7 @@ class ThroughMirror:
             self.mirror: Mirror = {tensor.name: carrier.tensor for tensor, carrier in weights_of(checkpoint)}
         self.identity, self._push, self._threads = identity(self.mirror, threads=threads), push, threads
         self._prepared: tuple[Patch, LoadedPatch] | None = None
+        self.broken: str | None = None
 
     def prepare(self, patch: Patch) -> None:
         """See :class:`Way`."""
@@ -142,9 +152,13 @@ class ThroughMirror:
         (loaded.revert_ if back else loaded.apply_)()
         try:
             self._push(self.mirror, loaded)
-        except BaseException:
+        except BaseException as error:
             (loaded.apply_ if back else loaded.revert_)()
-            self._push(self.mirror, loaded)
+            try:
+                self._push(self.mirror, loaded)
+            except BaseException as failure:
+                self.broken = f"an update failed ({cut(error)}), and could not be taken back ({cut(failure)})"
+                raise IntegrityError(f"the model: {self.broken}: load it anew") from error
             raise
         self.identity = result
 
