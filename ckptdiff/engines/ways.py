@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from ckptdiff.engines.carriers import Distances, open_weights, weights_of
 from ckptdiff.engines.served import Record
 from ckptdiff.engines.through import load_through
-from ckptdiff.errors import BaseMismatchError, IntegrityError, cut
+from ckptdiff.errors import BaseMismatchError, CkptdiffError, IntegrityError, UnsupportedError, cut
 from ckptdiff.lazy import torch
 from ckptdiff.live.identity import identity
 from ckptdiff.live.patch import Patch
@@ -159,7 +159,11 @@ class ThroughMirror:
             except BaseException as failure:
                 self.broken = f"an update failed ({cut(error)}), and could not be taken back ({cut(failure)})"
                 raise IntegrityError(f"the model: {self.broken}: load it anew") from error
-            raise
+            if isinstance(error, CkptdiffError) or not isinstance(error, Exception):
+                raise
+            raise UnsupportedError(
+                f"the model: its loader failed ({type(error).__name__}: {cut(error)}); the weights are what they were"
+            ) from error
         self.identity = result
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import ckptdiff
-from ckptdiff.errors import BaseMismatchError, CheckpointError, CkptdiffError
+from ckptdiff.errors import BaseMismatchError, CheckpointError, CkptdiffError, IntegrityError, UnsupportedError
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[torch]'")
 save_file = pytest.importorskip("safetensors.torch").save_file
@@ -90,6 +90,33 @@ def test_any_order(kind: str, rank: int, ranks: int, work: Path) -> None:
     with pytest.raises(BaseMismatchError, match="its last update did not start from"):
         updater.undo(ckptdiff.identity(BASE))
     assert served(STEPS[5])
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_mirror_that_cannot_be_loaded_is_taken_back(times: int, work: Path) -> None:
+    model, failing = Served(BASE), [0]
+
+    def push(mirror: Any, _: Any) -> None:
+        for k, (name, tensor) in enumerate(mirror.items()):
+            if k == 9 and failing[0]:
+                failing[0] -= 1
+                raise OSError("gone")
+            model.load(name, tensor)
+
+    updater = Updater(ThroughMirror(str(work / "base.safetensors"), push, 1), 1)
+    failing[0] = times
+    if times == 1:
+        with pytest.raises(UnsupportedError, match=r"its loader failed \(OSError: gone\); the weights are what they were"):
+            update(updater, patch=str(work / "sft"))
+        assert model.content() == Served(BASE).content()
+        update(updater, patch=str(work / "sft"))
+        assert model.content() == Served(STATES["sft"]).content()
+        return
+    with pytest.raises(IntegrityError, match=r"could not be taken back \(gone\): load it anew"):
+        update(updater, patch=str(work / "sft"))
+    for call in (updater.apply, lambda: updater.undo(ckptdiff.identity(BASE))):
+        with pytest.raises(IntegrityError, match=r"the engine: an update failed .* load it anew"):
+            call()
 
 
 def test_what_is_asked_for_must_be_clear(work: Path) -> None:
@@ -180,5 +207,5 @@ def test_a_client_follows_a_chain_and_makes_good_what_a_killed_one_left(work: Pa
     assert not list(Client(server).follow(str(work / "chain"), until=lambda _: True))
     assert not server.open and not server.paused and server.version == f"5-{ckptdiff.identity(STEPS[5])}"
     server.updaters[0].way = way("move", Served(BASE, 0, 2), str(work / "base.safetensors"))
-    with pytest.raises(ckptdiff.IntegrityError, match="the ranks serve different weights"):
+    with pytest.raises(IntegrityError, match="the ranks serve different weights"):
         client.state()

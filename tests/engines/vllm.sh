@@ -31,7 +31,7 @@ export CKPTDIFF_CACHE_DIR="${CKPTDIFF_CACHE_DIR:-$work/kernels}" HF_HUB_OFFLINE=
 stages=("$@")
 if [ ${#stages[@]} = 0 ]; then
   python3 -m tests.engines.vllm_acceptance prepare "$work"
-  stages=("fresh base 1" "fresh sft 1" "fresh grpo 1" offline "fresh base 2" "fresh sft 2" "fresh grpo 2" ranks http)
+  stages=("fresh base 1" "fresh sft 1" "fresh grpo 1" offline "fresh base 2" "fresh sft 2" ranks http)
   stages+=("pause tiny6m" "memory tiny6m" "pause smollm2" "memory smollm2")
 fi
 for stage in "${stages[@]}"; do
