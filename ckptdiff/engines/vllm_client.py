@@ -12,7 +12,6 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -35,6 +34,9 @@ class Server(Protocol):
 
     def states(self) -> list[dict[str, Any]]:
         """The state (:meth:`ckptdiff.engines.updater.Updater.state`) of each rank."""
+
+    def close(self) -> None:
+        """Finish an update that was left open, on each rank that has one."""
 
     def pause(self, mode: str) -> None:
         """Stop the scheduling of requests; ``mode`` as of vLLM's ``/pause``."""
@@ -74,6 +76,10 @@ class HttpServer:
         """See :class:`Server`."""
         return list(self._request("collective_rpc", {"method": "ckptdiff_state"})["results"])
 
+    def close(self) -> None:
+        """See :class:`Server`."""
+        self._request("collective_rpc", {"method": "ckptdiff_close"})
+
     def pause(self, mode: str) -> None:
         """See :class:`Server`."""
         self._request(f"pause?{urllib.parse.urlencode({'mode': mode})}", {})
@@ -104,6 +110,10 @@ class Offline:
     def states(self) -> list[dict[str, Any]]:
         """See :class:`Server`."""
         return list(self._llm.collective_rpc("ckptdiff_state"))
+
+    def close(self) -> None:
+        """See :class:`Server`."""
+        self._llm.collective_rpc("ckptdiff_close")
 
     def pause(self, mode: str) -> None:
         """See :class:`Server`."""
@@ -222,23 +232,17 @@ class Client:
     def _session(self, version: str | None = None, **update_info: Any) -> None:
         """One update of vLLM: start, update, finish. One that a killed client left open is finished first."""
         fields = {key: value for key, value in update_info.items() if value not in (None, False)}
-        try:
-            self.server.call("start_weight_update")
-        except CheckpointError:
-            self._finish_open()
-            self.server.call("start_weight_update")
+        self.server.close()
+        self.server.call("start_weight_update")
         self.server.call("update_weights", update_info=fields)
         self.server.call("finish_weight_update", **({"weight_version": version} if version is not None else {}))
 
     def recover(self) -> None:
         """Make good what a killed client left: an open update is finished, under its version, and a paused engine goes on."""
-        with suppress(CheckpointError):  # there is none
-            self._finish_open()
-        self.server.resume()
-
-    def _finish_open(self) -> None:
         served = self.state()
-        self.server.call("finish_weight_update", weight_version=weight_version(served["step"], served["identity"]))
+        self.server.close()
+        self.server.call("update_weight_version", new_version=weight_version(served["step"], served["identity"]))
+        self.server.resume()
 
     def _staged(self) -> dict[str, Any]:
         """Wait until all ranks have an update prepared, and give what the first has."""

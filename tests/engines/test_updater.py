@@ -146,6 +146,8 @@ class Ranks:
             if self.open:
                 raise CheckpointError("already active")
             self.open = True
+        elif name == "update_weight_version":
+            self.version = fields["new_version"]
         elif name == "finish_weight_update":
             if not self.open:
                 raise CheckpointError("without a matching start")
@@ -168,6 +170,9 @@ class Ranks:
 
     def states(self) -> list[dict[str, Any]]:
         return [updater.state() for updater in self.updaters]
+
+    def close(self) -> None:
+        self.open = False
 
     def pause(self, mode: str) -> None:
         self.paused = True
