@@ -75,6 +75,13 @@ def test_the_example_of_publishing_runs(tmp_path: Path) -> None:
     assert result.stdout.startswith("Version(step=5, ")
 
 
+def test_the_example_of_engines_runs(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    code = blocks("docs/engines.md", "python")[-1]
+    result = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
 def test_examples_in_memory_run(tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="torch is not installed")
     pytest.importorskip("safetensors.torch")

@@ -33,12 +33,13 @@ class Staged:
         identity: identity of the version's state, in hexadecimal.
         base_identity: that of the state which it starts from.
         patches: names of the patches in the chain that lead there, in order.
+        opened: what :meth:`apply_` applies, in order: one patch, put together from them where that can be, or just these.
         nbytes: bytes that were fetched.
         timings: seconds that parts took: ``find``, ``fetch`` (and check), ``compose``, ``load`` where a model was given, and ``apply``.
     """
 
     def __init__(self, subscriber: Subscriber, step: int, names: list[PatchName], patches: list[Patch], stack: ExitStack) -> None:
-        self._subscriber, self._patches, self._stack = subscriber, patches, stack
+        self._subscriber, self.opened, self._stack = subscriber, tuple(patches), stack
         self.step, self.patches = step, tuple(name.key for name in names)
         self.identity, self.base_identity = patches[-1].target_identity, patches[0].base_identity
         self.nbytes, self.timings = 0, dict[str, float]()
@@ -52,8 +53,8 @@ class Staged:
             BaseMismatchError: the model is not at the version's base.
         """
         begun = time.perf_counter()
-        if len(self._patches) == 1:
-            self._loaded = model, self._patches[0].load(model, threads=self._subscriber.threads)
+        if len(self.opened) == 1:
+            self._loaded = model, self.opened[0].load(model, threads=self._subscriber.threads)
         self.timings["load"] = time.perf_counter() - begun
 
     def apply_(self, model: Any) -> None:
@@ -70,10 +71,10 @@ class Staged:
         try:
             if self._loaded is not None and self._loaded[0] is model:
                 self._loaded[1].apply_()
-            elif len(self._patches) == 1:
-                self._patches[0].apply_(model, threads=self._subscriber.threads)
+            elif len(self.opened) == 1:
+                self.opened[0].apply_(model, threads=self._subscriber.threads)
             else:
-                for patch in self._patches:
+                for patch in self.opened:
                     loaded = patch.load(model, threads=self._subscriber.threads)
                     loaded.apply_()
                     done.append(loaded)

@@ -1,4 +1,5 @@
-"""The commands that keep the checkpoints of a training run: ``chain add``, ``list``, ``restore``, ``verify``, ``prune``, ``squash``."""
+"""The commands that keep the checkpoints of a training run: ``chain add``, ``list``, ``restore``, ``verify``, ``prune``, ``squash``,
+``follow``."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from typing import Any
 
 import click
 
-from ckptdiff import cli, verbs
+from ckptdiff import cli, engines, verbs
 from ckptdiff.cli.grouped import FILES, OUTPUT, Decorator, OrderedGroup, option
 from ckptdiff.cli.options import (
     as_json,
@@ -217,3 +218,38 @@ def squash(chain: str, first: int, last: int, output: Path, codec: str, json_out
         print_json(to_json(result))
     else:
         cli.render_chain.print_squash(result)
+
+
+@chain.command()
+@click.argument("chain", metavar="CHAIN")
+@click.argument("url", metavar="URL")
+@option(FILES, "--base", metavar="CHECKPOINT", help="The server loaded its model from this checkpoint.  [default: its --model]")
+@option(OUTPUT, "--mode", type=click.Choice(["move", "sparse", "mirror"]), help="Update the weights in this way.  [default: move]")
+@option(
+    OUTPUT,
+    "--pause-mode",
+    type=click.Choice(["wait", "abort", "keep"]),
+    default="wait",
+    show_default=True,
+    help="Do this with requests in flight.",
+)
+@option(OUTPUT, "--interval", type=click.FloatRange(0.01), default=1.0, show_default=True, metavar="S", help="Look every S seconds.")
+@option(OUTPUT, "--once", is_flag=True, help="Take the last step, and end.")
+@as_json
+def follow(chain: str, url: str, interval: float, once: bool, json_output: bool, **options: Any) -> None:
+    """Keep a vLLM server at the last step of a chain.
+
+    The server needs ckptdiff installed beside vLLM, and the options that docs/engines.md has. CHAIN is a path or URL that the server can
+    read too. Each step is fetched and checked while the server serves; then it pauses, moves its weights, and goes on.
+
+    \b
+    Examples:
+      ckptdiff chain follow run-chain http://127.0.0.1:8000
+      ckptdiff chain follow s3://bucket/run http://127.0.0.1:8000 --once
+    """
+    client = engines.vllm_client.Client(engines.vllm_client.HttpServer(url), **options)
+    for updated in client.follow(chain, interval=interval, until=lambda _: once):
+        if json_output:
+            print_json({**to_json(updated), "weight_version": updated.weight_version})
+        else:
+            cli.render_chain.print_followed(updated)

@@ -8,6 +8,7 @@ from ckptdiff.units import byte_size, percent_of, size_ratio
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a command needs its own verb alone
+    from ckptdiff.engines.vllm_client import Updated
     from ckptdiff.verbs.chain_add import ChainAddResult
     from ckptdiff.verbs.chain_list import ChainListing
     from ckptdiff.verbs.chain_prune import ChainPruneResult
@@ -154,3 +155,12 @@ def print_squash(result: ChainSquashResult) -> None:
         ("written", str(result.patch)),
     ]
     print_grid(total_rows(result.totals) + rows)
+
+
+def print_followed(updated: Updated) -> None:
+    """Print what an update of a served model did."""
+    seconds = updated.timings
+    print_text(
+        f"step {updated.step}: {byte_size(updated.nbytes)}; staged in {1000 * seconds['stage']:.0f} ms, paused for "
+        f"{1000 * seconds['paused']:.0f} ms ({1000 * seconds['apply']:.0f} ms to apply)"
+    )

@@ -77,15 +77,30 @@ def _check_told(file: PatchFile, entry: Entry) -> None:
 
 def _change(file: PatchFile, entry: Entry) -> Change:
     """What a ``sparse`` entry changes."""
-    step, dtype = PatchedTensor(file, entry, None), DTYPES[entry.dtype]
     positions, zigzags = list[Positions](), list[Units]()
-    for block, coded in enumerate(file.read_blocks(entry, 0, block_count(entry.nbytes))):
+    for start, in_block, moved in coded_changes(file, entry):
+        positions.append(in_block.astype(np.int64) + start)
+        zigzags.append(moved)
+    return _of(file, entry, np.concatenate(positions), np.concatenate(zigzags), None)
+
+
+def coded_changes(file: PatchFile, entry: Entry) -> Iterator[tuple[int, Units, Units]]:
+    """What a ``sparse`` entry changes, block by block.
+
+    Yields:
+        The number of the block's first unit, the positions in the block of those that change, and the zigzags of their ulp distances.
+
+    Raises:
+        FormatError, IntegrityError: the patch does not give what it states; what came before is right.
+    """
+    step, dtype, count = PatchedTensor(file, entry, None), DTYPES[entry.dtype], 0
+    for block in range(block_count(entry.nbytes)):
+        (coded,) = file.read_blocks(entry, block, block + 1)
         change = unpack(step, block, coded, None, min(BLOCK, entry.nbytes - block * BLOCK))
         assert not isinstance(change, Replacement)
-        positions.append(change[0].astype(np.int64) + block * (BLOCK // dtype.carrier))
-        zigzags.append(change[1])
-    check_changed(step, sum(map(len, positions)))
-    return _of(file, entry, np.concatenate(positions), np.concatenate(zigzags), None)
+        yield block * (BLOCK // dtype.carrier), *change
+        count += len(change[0])
+    check_changed(step, count)
 
 
 def _of(file: PatchFile, entry: Entry, positions: Positions, zigzags: Units, values: Units | None) -> Change:

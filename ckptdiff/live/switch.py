@@ -7,6 +7,7 @@ from contextlib import closing
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from ckptdiff import device, kernels
 from ckptdiff.errors import BaseMismatchError, IntegrityError, cut
@@ -39,6 +40,15 @@ class LoadedPatch:
     def nbytes(self) -> int:
         """Bytes of memory that the changes take."""
         return sum(part.nbytes for update in self._updates for part in update.parts)
+
+    def touched(self) -> Iterator[tuple[str, npt.NDArray[np.int64]]]:
+        """Each tensor on the host that the patch changes, with the numbers of its units that change, rising."""
+        for update in self._updates:
+            if update.parts and isinstance(update.flat, np.ndarray):
+                width = update.dtype.carrier
+                places = [np.flatnonzero(part.zigzags) if part.positions is None else part.positions for part in update.parts]
+                rows = zip(places, update.parts, strict=True)
+                yield update.name, np.concatenate([found.astype(np.int64) + part.start // width for found, part in rows])
 
     def apply_(self, *, check: bool = True) -> None:
         """Turn base into target in place.
