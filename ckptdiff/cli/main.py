@@ -28,6 +28,7 @@ from ckptdiff.cli.options import (
     codec_option,
     device_option,
     fail,
+    fresh_option,
     only_option,
     output_name,
     output_option,
@@ -117,12 +118,15 @@ def main() -> None:
 @threads_option
 @device_option("to compare the checkpoints")
 @overwrite_option
+@fresh_option
 @as_json
 def make(base: Path, target: Path, patch: Path, codec: str, with_report: bool, json_output: bool, **options: Any) -> None:
     """Store the difference between two checkpoints.
 
     The patch holds all files of TARGET, byte for byte, except for version control, caches, logs, optimizer and trainer state, and files
     named like secrets. What is left out is listed. PATCH becomes a file if TARGET is a file, and a folder if TARGET is a folder.
+
+    If the command is killed or interrupted, the same command goes on where it was.
 
     \b
     Examples:
@@ -135,7 +139,7 @@ def make(base: Path, target: Path, patch: Path, codec: str, with_report: bool, j
             shared = {key: options[key] for key in ("include", "exclude", "follow_links", "rename", "threads")}
             measured = verbs.report.report(base, target, progress=progress, **shared)
         result = verbs.make.make(
-            base, target, patch, codec=None if codec == "auto" else codec, report=measured, progress=progress, **options
+            base, target, patch, codec=None if codec == "auto" else codec, report=measured, progress=progress, noted=print_note, **options
         )
     if json_output:
         print_json({**to_json(result), "ratio": result.ratio})
@@ -150,11 +154,13 @@ def make(base: Path, target: Path, patch: Path, codec: str, with_report: bool, j
 @only_option
 @threads_option
 @overwrite_option
+@fresh_option
 @as_json
 def apply(base: Path, patches: tuple[Path, ...], out: Path, json_output: bool, **options: Any) -> None:
     """Rebuild the target of one patch or of a chain of patches.
 
-    The patches, the base and the result are checked; OUT appears only if it is right.
+    The patches, the base and the result are checked; OUT appears only if it is right. If the command is killed or interrupted, the same
+    command goes on where it was.
 
     \b
     Examples:

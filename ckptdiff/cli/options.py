@@ -32,6 +32,9 @@ threads_option = option(
     SPEED, "--threads", type=click.IntRange(1, 256), metavar="N", help="Use this number of threads.  [default: one per core, at most 8]"
 )
 overwrite_option = option(OUTPUT, "--overwrite", is_flag=True, help="Replace the output if it exists.")
+fresh_option = option(
+    OUTPUT, "--fresh", is_flag=True, help="Start over, instead of going on where an earlier run of this command was killed."
+)
 tensors_option = option(OUTPUT, "--tensors", is_flag=True, help="Also list every tensor.")
 only_option = option(
     FILES,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,9 @@ from ckptdiff.format.entry import Entry
 from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.format.safetensors import header_json
 from ckptdiff.io.parallel import Progress
+from ckptdiff.io.unit_log import UnitLog
+from ckptdiff.io.work_folder import discard
 from ckptdiff.patching import other_files
-from ckptdiff.patching.file_sink import FileSink
 from ckptdiff.patching.rebuild import Rebuilder
 from ckptdiff.patching.recipes import Recipe
 
@@ -79,19 +81,40 @@ def subset_of(rebuilder: Rebuilder, globs: Sequence[str]) -> OutputFile:
 # --- writing ---
 
 
-def write_files(rebuilder: Rebuilder, outputs: Mapping[Path, OutputFile], progress: Progress) -> None:
-    """Build and check every tensor of some files, and write the files, by path; none of them may exist."""
+def write_files(rebuilder: Rebuilder, outputs: Mapping[Path, OutputFile], progress: Progress, log: UnitLog | None = None) -> None:
+    """Build and check every tensor of some files, and write the files, by path.
+
+    None of them may exist, but for those that an earlier run has begun, of which ``log`` says what is finished.
+    """
     places, recipes, done, total = list[tuple[Path, int]](), list[Recipe](), 0, sum(output.size for output in outputs.values())
     for path, output in outputs.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "xb") as file:
+        with open(path, "r+b" if log is not None and path.exists() else "xb") as file:
             file.write(output.head)
+            file.flush()
+            if os.fstat(file.fileno()).st_size > output.size:
+                file.truncate(output.size)
         places += [(path, offset) for offset, _ in output.tensors]
         recipes += [recipe for _, recipe in output.tensors]
-    with closing(FileSink(places)) as sink, closing(rebuilder.rebuild(recipes, sink)) as results:
-        for job, _ in results:
+    with closing(rebuilder.rebuild_files(recipes, places, log)) as jobs:
+        for job in jobs:
             done += job.nbytes
             progress("rebuilding", done, total)
+
+
+def drop_unfinished(built: Path, weights: Collection[str]) -> None:
+    """Remove all that an earlier run left in the work folder where ``built`` is, but the weight files at these paths in it.
+
+    Args:
+        built: the file or folder that is built.
+        weights: relative to it; of a file, which stays, none.
+    """
+    for other in (built.with_name("tensors"), built.with_name("scratch")):
+        discard(other)
+    kept = {built / path for path in weights}
+    for path in list(built.rglob("*")) if built.is_dir() else ():
+        if path.is_symlink() or not (path.is_dir() or path in kept):
+            path.unlink()
 
 
 def write_others(rebuilder: Rebuilder, folder: Path) -> None:

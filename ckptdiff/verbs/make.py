@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from ckptdiff.format.index import INDEX_NAME, other_file_path, shard_path
 from ckptdiff.hub.ids import parse_id
 from ckptdiff.hub.repo import Repo, open_repo
 from ckptdiff.io.parallel import Progress, default_threads, no_progress
+from ckptdiff.io.work_folder import discard
 from ckptdiff.kernels.compiling import Stopwatch
 from ckptdiff.patching import other_files
 from ckptdiff.patching.encode_options import on_threads
@@ -28,6 +29,8 @@ from ckptdiff.patching.encode_pair import encode_pair
 from ckptdiff.patching.output import build_beside, check_output
 from ckptdiff.patching.pair_summary import PairedBy, StoredWhole, check_related, paired_by, stored_whole
 from ckptdiff.patching.provenance import recorded_facts
+from ckptdiff.patching.spool import open_spool
+from ckptdiff.patching.unfinished import make_log
 from ckptdiff.patching.write import (
     PatchContents,
     StorableReport,
@@ -96,9 +99,14 @@ def make(
     device: str | None = None,
     trust_hub_cache: bool = False,
     overwrite: bool = False,
+    fresh: bool = False,
     progress: Progress = no_progress,
+    noted: Callable[[str], None] = lambda text: None,
 ) -> MakeResult:
     """Write the exact difference between two checkpoints as a patch.
+
+    If a run is killed or interrupted, the next one with the same arguments goes on after the units of 64 MiB of the target that are
+    finished, whose encoded bytes are checked; the patch is the same.
 
     Args:
         base: a safetensors file, or a checkpoint folder.
@@ -119,7 +127,9 @@ def make(
         trust_hub_cache: take the SHA-256 of weight files in the Hub's cache, which names files by it, from their names, and not from
             their bytes. What is compared and stored is covered by digests of its own.
         overwrite: replace an existing patch.
+        fresh: start over, where an earlier run was killed.
         progress: called with what is being done, how much is done, and how much there is.
+        noted: called with a line that says so where the run goes on from an earlier one, or removes what that has left.
 
     Raises:
         CheckpointError: a checkpoint cannot be read, or is not one, or nothing of the base is in the target, or the report is one of
@@ -143,8 +153,11 @@ def make(
         pairing = pair(old, new, rules)
         if not force:
             check_related(old, new, pairing)
-        with build_beside(out, overwrite=overwrite) as built, open(built.with_name("spool"), "w+b") as spool:
-            encoded = encode_pair(old, new, pairing, options, spool, progress)
+        asked = {"codec": codec, "include": include, "exclude": exclude, "follow_links": follow_links, "rename": rename}
+        log = make_log(old, new, {**asked, "blocks": options.blocks}, fresh, noted)
+        with build_beside(out, overwrite=overwrite, log=log) as built, open_spool(built.with_name("spool")) as spool:
+            discard(built)  # the patch that an earlier run has begun to write
+            encoded = encode_pair(old, new, pairing, options, spool, progress, log)
             if report is not None:
                 check_report(report, encoded)
             contents = PatchContents(encoded, recorded_facts(encoded, *repos), stored_report)
