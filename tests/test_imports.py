@@ -18,7 +18,7 @@ from ckptdiff.kernels import cache
 PACKAGE = Path(ckptdiff.__file__).parent
 ORDER = """
 lazy obtaining errors machine units
-io: leftovers signals durable scratch open_files source parallel unit_log work_folder folder store store_urls
+io: leftovers in_place signals durable scratch open_files source parallel unit_log work_folder folder store store_urls
 format: json_scan canonical fields dtypes digests xxh3 wrong_file safetensors safetensors_library safe_paths zstd_frame
 format: entry entry_scan table
 format: sealed metadata index patch_file
@@ -31,7 +31,7 @@ checkpoint: adapt names renames samples keys parts rows evidence pairing
 device: resolve ops xxh3_triton leaves
 patching: torch_dtypes memory compare_on_host compare_on_device encode_plan encode_options encode spool encode_log \
 pending_tensor encode_pair pair_summary source_folder patch chain unfinished other_files overwrite output write wrong_base recipes \
-file_sink build rebuild_files rebuild target_files provenance \
+file_sink build rebuild_files rebuild target_files in_place_plan in_place_journal in_place provenance \
 compose_history compose_blocks compose_files compose_tensors compose compose_base
 live: hashing names updates writing switch load changes patch identity target state_copy restored encoder
 analysis: modules values sparsity matrices rank report_model report_stored pairs overlap series
@@ -40,8 +40,8 @@ pages: csv_tables chart_data labels histograms report_prose drawing templating r
 pages: overlap_prose overlap_charts overlap_captions overlap_page
 chain: names documents history hub_store contents creation writer originals retention following state_writer state_worker \
 state_publisher subscriber
-verbs: info make compose apply verify compare report overlap card push chain_parts chain_pull pull chain_restore chain_list chain_verify \
-chain_push chain_add chain_prune chain_squash chain_series
+verbs: info make compose apply apply_in_place verify compare report overlap card push chain_parts chain_pull pull chain_restore chain_list \
+chain_verify chain_push chain_add chain_prune chain_squash chain_series
 integrations: transformers trainer
 cli: tables grouped options render render_hub render_report render_overlap render_chain progress report_commands hub_commands \
 compose_command chain_commands demo warmup main

@@ -21,6 +21,7 @@ from ckptdiff.format.safetensors import UnusualHeaderError, read_header
 from ckptdiff.hub.ids import HubId, parse_id
 from ckptdiff.hub.repo import download, open_repo
 from ckptdiff.io.folder import Listing, list_folder
+from ckptdiff.io.in_place import check_whole
 from ckptdiff.io.leftovers import if_gone
 from ckptdiff.io.source import LocalFile
 
@@ -85,6 +86,7 @@ class _Opener:
 
     def read(self, path: Path) -> Checkpoint:
         """Open a file or folder."""
+        check_whole(path)
         try:
             if os.path.isdir(path):
                 return self._read_folder(path)

@@ -29,12 +29,14 @@ from ckptdiff.cli.options import (
     device_option,
     fail,
     fresh_option,
+    in_place_option,
     only_option,
     output_name,
     output_option,
     overwrite_option,
     print_json,
     print_note,
+    refuse_given,
     selection_options,
     tensors_option,
     threads_option,
@@ -150,26 +152,41 @@ def make(base: Path, target: Path, patch: Path, codec: str, with_report: bool, j
 @main.command()
 @click.argument("base", type=PATH)
 @click.argument("patches", type=PATH, nargs=-1, required=True, metavar="PATCH...")
-@output_option("out", "OUT", "Write this folder or file.", output_name)
+@output_option("out", "OUT", "Write this folder or file.", output_name, required=False)
+@in_place_option
 @only_option
 @threads_option
 @overwrite_option
 @fresh_option
 @as_json
-def apply(base: Path, patches: tuple[Path, ...], out: Path, json_output: bool, **options: Any) -> None:
+def apply(base: Path, patches: tuple[Path, ...], out: Path | None, in_place: bool, json_output: bool, **options: Any) -> None:
     """Rebuild the target of one patch or of a chain of patches.
 
     The patches, the base and the result are checked; OUT appears only if it is right. If the command is killed or interrupted, the same
     command goes on where it was.
+
+    With --in-place and no OUT, BASE itself becomes the target. There is no way back: if the command is killed, the same command goes on,
+    and until it has ended BASE is neither base nor target.
 
     \b
     Examples:
       ckptdiff apply Llama-3-8B grpo-patch -o Llama-3-8B-GRPO
       ckptdiff apply base step1 step2 step3 -o model
       ckptdiff apply base patch -o heads.safetensors --only '*lm_head*'
+      ckptdiff apply my-copy patch --in-place
     """
+    told: dict[str, Any] = {"listed": cli.render.note_runnable, "noted": print_note}
+    if in_place:
+        refuse_given("--in-place", ("out", "only", "overwrite", "fresh"))
+        if len(patches) > 1:
+            raise click.UsageError("--in-place takes one patch: apply them one by one, or compose them.")
+    elif out is None:
+        raise click.UsageError("Missing option '-o' / '--output': say where to write, or give --in-place.")
     with progress_bar() as progress:
-        result = verbs.apply.apply(base, patches, out, progress=progress, listed=cli.render.note_runnable, noted=print_note, **options)
+        if out is None:
+            result = verbs.apply_in_place.apply_in_place(base, patches[0], threads=options["threads"], progress=progress, **told)
+        else:
+            result = verbs.apply.apply(base, patches, out, progress=progress, **told, **options)
     if json_output:
         print_json(to_json(result))
     else:

@@ -32,6 +32,7 @@ threads_option = option(
     SPEED, "--threads", type=click.IntRange(1, 256), metavar="N", help="Use this number of threads.  [default: one per core, at most 8]"
 )
 overwrite_option = option(OUTPUT, "--overwrite", is_flag=True, help="Replace the output if it exists.")
+in_place_option = option(OUTPUT, "--in-place", is_flag=True, help="Change BASE into the target where it lies, and write no OUT.")
 fresh_option = option(
     OUTPUT, "--fresh", is_flag=True, help="Start over, instead of going on where an earlier run of this command was killed."
 )
@@ -45,9 +46,9 @@ only_option = option(
 )
 
 
-def output_option(name: str, metavar: str, text: str, callback: Callable[..., Any] | None = None) -> Decorator:
-    """Where the result is written, which must be said."""
-    return option(OUTPUT, "-o", "--output", name, type=PATH, required=True, callback=callback, metavar=metavar, help=text)
+def output_option(name: str, metavar: str, text: str, callback: Callable[..., Any] | None = None, required: bool = True) -> Decorator:
+    """Where the result is written, which must be said unless the command says otherwise."""
+    return option(OUTPUT, "-o", "--output", name, type=PATH, required=required, callback=callback, metavar=metavar, help=text)
 
 
 def codec_option(text: str) -> Decorator:
@@ -56,7 +57,7 @@ def codec_option(text: str) -> Decorator:
     return option(OUTPUT, "--codec", type=choice, default="auto", show_default=True, help=text)
 
 
-def output_name(ctx: click.Context, parameter: click.Parameter, value: Path) -> Path:
+def output_name(ctx: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
     """Refuse names that other tools take for the current folder or for standard output."""
     if str(value) in (".", "-"):
         raise click.BadParameter(f"{str(value)!r} cannot be written to; give a new name")

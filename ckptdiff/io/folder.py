@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckptdiff.errors import CheckpointError
+from ckptdiff.io.in_place import JOURNAL
 
 REPO_PREFIXES = ("models--", "datasets--", "spaces--")
 """How the names of folders of repos in the Hub's cache begin."""
@@ -68,6 +69,8 @@ class _Walk:
         """List one folder and those below it; ``prefix`` is its path, with a ``/`` at the end."""
         with os.scandir(folder) as entries:
             for entry in entries:
+                if entry.name == JOURNAL and not prefix:
+                    continue  # a leftover; while it is none, nothing opens this folder
                 path, name = Path(entry.path), prefix + entry.name
                 try:
                     name.encode()

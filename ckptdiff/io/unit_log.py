@@ -74,6 +74,11 @@ def parse_record(line: bytes, start: int) -> Record | None:
     return Record(start, start + len(line), json.loads(text))
 
 
+def frame(content: Mapping[str, Any]) -> bytes:
+    """The line of a record."""
+    return _line(json.dumps(content, separators=(",", ":")).encode())
+
+
 def _line(text: bytes) -> bytes:
     return xxhash.xxh3_64_hexdigest(text).encode() + b" " + text + b"\n"
 
@@ -127,8 +132,7 @@ class UnitLog:
 
     def finished(self) -> Iterator[Record]:
         """The records of finished units, in the order in which they were finished."""
-        assert self._file is not None
-        return (record for record in read_records(self._file) if "done" in record.content)
+        return (record for record in self.records() if "done" in record.content)
 
     def at(self, start: int) -> Record:
         """The record at an offset."""
@@ -151,13 +155,22 @@ class UnitLog:
 
     def done(self, unit: int, facts: Mapping[str, Any]) -> None:
         """Note that a unit is finished, whose data is on the disk; raises OSError."""
-        assert self._file is not None
-        self._append({"done": unit, **facts})
-        os.fsync(self._file.fileno())
+        self.note({"done": unit, **facts})
         if not self.units:
             sync(self.folder)
             sync(self.folder.parent)
         self.units += 1
+
+    def note(self, content: Mapping[str, Any]) -> None:
+        """Append another record, and flush it to the disk; raises OSError."""
+        assert self._file is not None
+        self._append(content)
+        os.fsync(self._file.fileno())
+
+    def records(self) -> Iterator[Record]:
+        """All records."""
+        assert self._file is not None
+        return read_records(self._file)
 
     def note_resumed(self, nbytes: int) -> None:
         """Say that the run goes on from so many bytes of the target, if these are any."""
@@ -185,7 +198,7 @@ class UnitLog:
 
     def _append(self, content: Mapping[str, Any]) -> None:
         assert self._file is not None
-        self._file.write(_line(json.dumps(content, separators=(",", ":")).encode()))
+        self._file.write(frame(content))
         self._file.flush()
 
 

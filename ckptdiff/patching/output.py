@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ckptdiff.errors import OutputError
 from ckptdiff.io.durable import move_new, replace_folder, sync, sync_tree
+from ckptdiff.io.in_place import check_whole
 from ckptdiff.io.leftovers import OLD, RESULT, work_prefix
 from ckptdiff.io.signals import held
 from ckptdiff.io.unit_log import UnitLog
@@ -35,10 +36,12 @@ def check_output(out: Path, inputs: Iterable[Path], *, folder: bool, overwrite: 
     Raises:
         OutputError: ``out`` exists (unless ``overwrite``), is an input, holds one or lies in one; its parent folder does not exist; or
             ``overwrite`` would delete files that are in neither the new output nor the old one.
+        CheckpointError: ``out`` is a checkpoint that ``apply --in-place`` has not finished.
     """
     out = Path(os.path.abspath(out))
     if not out.parent.is_dir():
         raise OutputError(f"{out.parent}: no such folder; create it first")
+    check_whole(out)
     with explain_write_errors(out):
         clean_up(out.parent, work_prefix(out), out, spare_unfinished)
         _refuse_inputs(out, inputs)

@@ -29,7 +29,13 @@ from ckptdiff.io.parallel import JOB_BYTES
 from ckptdiff.io.unit_log import read_records
 from tests.support.checkpoints import bf16, perturb, tree, write_sharded
 
-START = "import sys; from ckptdiff.io import unit_log; unit_log.UNIT_BYTES = int(sys.argv.pop(1)); from ckptdiff.__main__ import main; main()"
+START = """
+import sys
+from ckptdiff.io import unit_log
+unit_log.UNIT_BYTES = int(sys.argv.pop(1))
+from ckptdiff.__main__ import main
+main()
+"""
 """The command line with units of another size."""
 ROWS, COLUMNS = 1024, 1024
 """Shape of most tensors; one in sixteen has eight times the rows."""
