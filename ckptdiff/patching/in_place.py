@@ -31,6 +31,7 @@ from ckptdiff.patching.rebuild_files import Place, RangeReader
 from ckptdiff.patching.recipes import PatchedTensor, Recipe, steps_of
 from ckptdiff.patching.target_files import OutputFile, outputs_of, write_files
 
+ELSEWHERE = "take the checkpoint from elsewhere"
 NO_HEAD = bytes(8)
 """What stands in place of a header's length while a file is neither base nor target: a safetensors file cannot have a header of 0 bytes."""
 
@@ -221,7 +222,7 @@ class InPlace:
                 file.seek(one.at)
                 data = bytearray(one.nbytes)
                 if file.readinto(data) != one.nbytes or leaves_of(memoryview(data)) != one.new:  # type: ignore[arg-type]
-                    raise IntegrityError(f"{redo}: is damaged, so that {self.path} cannot be gone on with: take it from elsewhere")
+                    raise IntegrityError(f"{redo}: is damaged, so that {self.path} cannot be gone on with: {ELSEWHERE}")
                 path, offset = places[one.tensor]
                 with open(path, "r+b", buffering=0) as target:
                     write_at(target.fileno(), data, offset + one.start)  # type: ignore[arg-type]
@@ -239,7 +240,7 @@ class InPlace:
                 if leaves != one.new:
                     raise IntegrityError(
                         f"{places[one.tensor][0]}: was changed by another program, or damaged, after apply --in-place was interrupted: "
-                        "it can be neither gone on with nor taken back: take the checkpoint from elsewhere"
+                        f"it can be neither gone on with nor taken back: {ELSEWHERE}"
                     )
 
     # --- the end ---
@@ -281,7 +282,7 @@ class RedoWriter:
     def __call__(self, one: ChangedRange) -> None:
         built = build(self._recipes[one.tensor], one.start, one.stop)
         if built.leaves[-1] != one.new:
-            raise IntegrityError(f"{self._places[one.tensor][0]}: was changed by another program after it was checked: it cannot go on")
+            raise IntegrityError(f"{self._places[one.tensor][0]}: was changed by another program after it was checked: {ELSEWHERE}")
         write_at(self._files[one.unit], built.data, one.at)
 
     def flush(self, unit: int) -> None:
