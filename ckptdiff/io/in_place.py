@@ -16,9 +16,7 @@ from pathlib import Path
 from ckptdiff.errors import CheckpointError, OutputError
 
 JOURNAL, BEGUN, LOCK = ".ckptdiff-in-place", "begun", "lock"
-"""Names of the journal of a folder, and of two files in each journal: ``begun`` holds the command that goes on."""
-MAX_COMMAND = 1 << 14
-"""Bytes of that command that are read."""
+"""Names of the journal of a folder, and of two files in each journal."""
 
 
 def journal_of(path: Path) -> Path:
@@ -38,17 +36,8 @@ def check_whole(path: str | os.PathLike[str]) -> None:
         if is_begun(place):
             raise CheckpointError(
                 f"{place}: was being changed by ckptdiff apply --in-place, which was interrupted: it is neither the base nor the target. "
-                f"Run the same command again to go on: {_command(place)}"
+                f"Run the same command again to go on: ckptdiff apply {shlex.quote(str(place))} PATCH --in-place"
             )
-
-
-def _command(place: Path) -> str:
-    try:
-        with open(journal_of(place) / BEGUN, "rb") as file:
-            text = file.read(MAX_COMMAND).decode(errors="replace").strip()
-    except OSError:
-        text = ""
-    return text or f"ckptdiff apply {shlex.quote(str(place))} PATCH --in-place"
 
 
 @contextmanager

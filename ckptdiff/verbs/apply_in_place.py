@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -148,8 +147,7 @@ def _prepare(path: Path, journal: Path, patch: OpenPatch, execute: Executor, pro
     plan.write(journal)
     sync_tree(journal)
     sync(journal.parent)
-    command = f"ckptdiff apply {shlex.quote(str(path))} {shlex.quote(str(patch.path))} --in-place"
-    write_durably(journal / BEGUN, command.encode())
+    write_durably(journal / BEGUN, b"")
 
 
 def _plan(old: Checkpoint, patch: OpenPatch, outputs: Sequence[OutputFile]) -> Plan:
