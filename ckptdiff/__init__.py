@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from ckptdiff.live.target import load_target
     from ckptdiff.subnetwork.mask import Mask
     from ckptdiff.verbs.apply import ApplyResult, apply
+    from ckptdiff.verbs.apply_in_place import apply_in_place
     from ckptdiff.verbs.chain_add import ChainAddResult, chain_add
     from ckptdiff.verbs.chain_list import ChainListing, chain_list
     from ckptdiff.verbs.chain_prune import ChainPruneResult, chain_prune
@@ -112,6 +113,7 @@ __all__ = [
     "VerifyResult",
     "Version",
     "apply",
+    "apply_in_place",
     "chain_add",
     "chain_list",
     "chain_mask",
@@ -158,6 +160,7 @@ _MODULES = {
     "Mask": "subnetwork.mask",
     "ApplyResult": "verbs.apply",
     "apply": "verbs.apply",
+    "apply_in_place": "verbs.apply_in_place",
     "ChainAddResult": "verbs.chain_add",
     "chain_add": "verbs.chain_add",
     "ChainListing": "verbs.chain_list",

@@ -18,8 +18,8 @@ from ckptdiff.kernels import cache
 PACKAGE = Path(ckptdiff.__file__).parent
 ORDER = """
 lazy obtaining errors machine units
-io: leftovers signals durable work_folder scratch open_files store store_traffic store_urls store_path source range_cache store_file \
-store_upload store_spool places parallel folder
+io: leftovers in_place signals durable scratch open_files store store_traffic store_urls store_path source range_cache store_file \
+store_upload store_spool places parallel unit_log work_folder folder
 format: json_scan canonical fields dtypes digests xxh3 wrong_file safetensors safetensors_library safe_paths zstd_frame
 format: entry entry_scan table
 format: sealed metadata index patch_file
@@ -30,10 +30,10 @@ hub: ids client repo commit
 checkpoint: weight_map secrets selection recognition other_formats scopes contents dcp_metadata dcp_items dcp reader
 checkpoint: adapt names renames samples keys parts rows evidence pairing
 device: resolve ops xxh3_triton leaves
-patching: torch_dtypes memory compare_on_host compare_on_device encode_plan encode_options encode pending_tensor \
-encode_pair pair_summary source_folder patch chain other_files overwrite output destination write wrong_base recipes file_sink build \
-rebuild target_files traffic_plan provenance work_plan rebuild_plan compose_history compose_blocks compose_files compose_tensors compose \
-compose_base
+patching: torch_dtypes memory compare_on_host compare_on_device encode_plan encode_options encode spool encode_log pending_tensor \
+encode_pair pair_summary source_folder patch chain unfinished other_files overwrite output destination write wrong_base recipes file_sink \
+build rebuild_files rebuild target_files in_place_plan in_place_journal in_place traffic_plan provenance work_plan rebuild_plan \
+compose_history compose_blocks compose_files compose_tensors compose compose_base
 live: hashing names updates sparse_updates writing switch load changes patch identity target state_copy restored encoder
 analysis: modules values sparsity matrices rank report_model report_stored pairs overlap series
 subnetwork: mask_rows mask_file mask masked_parameter freeze track
@@ -41,8 +41,8 @@ pages: csv_tables chart_data labels histograms report_prose drawing templating r
 pages: overlap_prose overlap_charts overlap_captions overlap_page
 chain: names documents history hub_store contents creation writer originals retention following state_writer state_worker \
 state_publisher subscriber
-verbs: info make plan_make compose apply plan_apply verify compare report overlap card push chain_parts chain_pull pull chain_restore \
-chain_list chain_verify chain_push chain_add chain_prune chain_squash chain_series
+verbs: info make plan_make compose apply plan_apply apply_in_place verify compare report overlap card push chain_parts chain_pull pull \
+chain_restore chain_list chain_verify chain_push chain_add chain_prune chain_squash chain_series
 engines: carriers interception destinations served through ways updater warming vllm vllm_ways vllm_engine vllm_client
 integrations: transformers trainer
 cli: tables grouped options render render_hub render_plan render_report render_overlap render_chain progress report_commands hub_commands \

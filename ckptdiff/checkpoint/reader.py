@@ -24,6 +24,7 @@ from ckptdiff.format.safetensors import UnusualHeaderError, read_header
 from ckptdiff.hub.ids import HubId, parse_id
 from ckptdiff.hub.repo import download, open_repo
 from ckptdiff.io.folder import Listing, list_folder, list_store
+from ckptdiff.io.in_place import check_whole
 from ckptdiff.io.leftovers import if_gone
 from ckptdiff.io.places import Place, is_file, is_there, open_file, place_of, size_of
 from ckptdiff.io.store_path import StorePath
@@ -94,6 +95,7 @@ class _Opener:
         if isinstance(path, StorePath):
             listing = list_store(path)
             return self._read_file(listing.files[""]) if "" in listing.files else self._read_listed(path, listing)
+        check_whole(path)
         try:
             if os.path.isdir(path):
                 return self._read_folder(path)

@@ -12,6 +12,7 @@ from ckptdiff.cli.grouped import FILES, HUB, GroupedCommand, option
 from ckptdiff.cli.options import (
     PATH,
     as_json,
+    fresh_option,
     only_option,
     output_option,
     overwrite_option,
@@ -90,6 +91,7 @@ def push(patch: Path, repo_id: str, revision: str | None, json_output: bool, **o
 @token_option
 @threads_option
 @overwrite_option
+@fresh_option
 @as_json
 def pull(repo_id: str, out: Path, step: int | None, json_output: bool, **options: Any) -> None:
     """Rebuild a model from the Hugging Face Hub, or fetch a chain.
@@ -107,7 +109,7 @@ def pull(repo_id: str, out: Path, step: int | None, json_output: bool, **options
     """
     shared = {key: options[key] for key in ("revision", "token", "threads")}
     if step is None and options["base"] is None and verbs.chain_pull.is_chain_id(repo_id, options["revision"], options["token"]):
-        refuse_given("a chain: give --step N too", ("only", "overwrite"))
+        refuse_given("a chain: give --step N too", ("only", "overwrite", "fresh"))
         with progress_bar() as progress:
             fetched = verbs.chain_pull.chain_pull(repo_id, out, progress=progress, **shared)
         if json_output:
@@ -116,7 +118,7 @@ def pull(repo_id: str, out: Path, step: int | None, json_output: bool, **options
             cli.render_hub.print_chain_pull(fetched)
         return
     with progress_bar() as progress:
-        result = verbs.pull.pull(repo_id, out, step=step, progress=progress, listed=cli.render.note_runnable, **options)
+        result = verbs.pull.pull(repo_id, out, step=step, progress=progress, listed=cli.render.note_runnable, noted=print_note, **options)
     for note in result.notes:
         print_note(note)
     if json_output:

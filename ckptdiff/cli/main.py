@@ -30,6 +30,8 @@ from ckptdiff.cli.options import (
     device_option,
     dry_run_option,
     fail,
+    fresh_option,
+    in_place_option,
     only_option,
     output_name,
     output_option,
@@ -123,12 +125,15 @@ def main() -> None:
 @device_option("to compare the checkpoints")
 @overwrite_option
 @dry_run_option
+@fresh_option
 @as_json
 def make(base: Path, target: Path, patch: Path, codec: str, with_report: bool, dry_run: bool, json_output: bool, **options: Any) -> None:
     """Store the difference between two checkpoints.
 
     The patch holds all files of TARGET, byte for byte, except for version control, caches, logs, optimizer and trainer state, and files
     named like secrets. What is left out is listed. PATCH becomes a file if TARGET is a file, and a folder if TARGET is a folder.
+
+    If the command is killed or interrupted, the same command goes on where it was.
 
     \b
     Examples:
@@ -140,7 +145,7 @@ def make(base: Path, target: Path, patch: Path, codec: str, with_report: bool, d
     chosen = None if codec == "auto" else codec
     if dry_run:
         refuse_given("--dry-run, which measures and writes nothing", ("with_report", "base_repo", "target_repo"))
-        given = {name: value for name, value in options.items() if name not in ("base_repo", "target_repo")}
+        given = {name: value for name, value in options.items() if name not in ("base_repo", "target_repo", "fresh")}
         print_result(verbs.plan_make.plan_make(base, target, patch, codec=chosen, **given), json_output, cli.render_plan.print_make_plan)
         return
     with progress_bar() as progress:
@@ -148,7 +153,7 @@ def make(base: Path, target: Path, patch: Path, codec: str, with_report: bool, d
         if with_report:
             shared = {key: options[key] for key in ("include", "exclude", "follow_links", "rename", "threads")}
             measured = verbs.report.report(base, target, progress=progress, **shared)
-        result = verbs.make.make(base, target, patch, codec=chosen, report=measured, progress=progress, **options)
+        result = verbs.make.make(base, target, patch, codec=chosen, report=measured, progress=progress, noted=print_note, **options)
     if json_output:
         print_json({**to_json(result), "ratio": result.ratio})
     else:
@@ -158,28 +163,48 @@ def make(base: Path, target: Path, patch: Path, codec: str, with_report: bool, d
 @main.command()
 @click.argument("base", type=PATH)
 @click.argument("patches", type=PATH, nargs=-1, required=True, metavar="PATCH...")
-@output_option("out", "OUT", "Write this folder or file.", output_name)
+@output_option("out", "OUT", "Write this folder or file.", output_name, required=False)
+@in_place_option
 @only_option
 @threads_option
 @overwrite_option
 @dry_run_option
+@fresh_option
 @as_json
-def apply(base: Path, patches: tuple[Path, ...], out: Path, dry_run: bool, json_output: bool, **options: Any) -> None:
+def apply(
+    base: Path, patches: tuple[Path, ...], out: Path | None, in_place: bool, dry_run: bool, json_output: bool, **options: Any
+) -> None:
     """Rebuild the target of one patch or of a chain of patches.
 
-    The patches, the base and the result are checked; OUT appears only if it is right.
+    The patches, the base and the result are checked; OUT appears only if it is right. If the command is killed or interrupted, the same
+    command goes on where it was.
+
+    With --in-place and no OUT, BASE itself becomes the target. There is no way back: if the command is killed, the same command goes on,
+    and until it has ended BASE is neither base nor target.
 
     \b
     Examples:
       ckptdiff apply Llama-3-8B grpo-patch -o Llama-3-8B-GRPO
       ckptdiff apply base step1 step2 step3 -o model
       ckptdiff apply base patch -o heads.safetensors --only '*lm_head*'
+      ckptdiff apply my-copy patch --in-place
     """
-    if dry_run:
-        print_result(verbs.plan_apply.plan_apply(base, patches, out, **options), json_output, cli.render_plan.print_apply_plan)
+    told: dict[str, Any] = {"listed": cli.render.note_runnable, "noted": print_note}
+    if in_place:
+        refuse_given("--in-place", ("out", "only", "overwrite", "fresh", "dry_run"))
+        if len(patches) > 1:
+            raise click.UsageError("--in-place takes one patch: apply them one by one, or compose them.")
+    elif out is None:
+        raise click.UsageError("Missing option '-o' / '--output': say where to write, or give --in-place.")
+    elif dry_run:
+        given = {name: value for name, value in options.items() if name != "fresh"}
+        print_result(verbs.plan_apply.plan_apply(base, patches, out, **given), json_output, cli.render_plan.print_apply_plan)
         return
     with progress_bar() as progress:
-        result = verbs.apply.apply(base, patches, out, progress=progress, listed=cli.render.note_runnable, noted=print_note, **options)
+        if out is None:
+            result = verbs.apply_in_place.apply_in_place(base, patches[0], threads=options["threads"], progress=progress, **told)
+        else:
+            result = verbs.apply.apply(base, patches, out, progress=progress, **told, **options)
     if json_output:
         print_json(to_json(result))
     else:

@@ -56,6 +56,10 @@ dry_run_option = option(
     is_flag=True,
     help="Say from headers alone what would be paired, read and written, and what disk and memory that takes; write nothing.",
 )
+in_place_option = option(OUTPUT, "--in-place", is_flag=True, help="Change BASE into the target where it lies, and write no OUT.")
+fresh_option = option(
+    OUTPUT, "--fresh", is_flag=True, help="Start over, instead of going on where an earlier run of this command was killed."
+)
 tensors_option = option(OUTPUT, "--tensors", is_flag=True, help="Also list every tensor.")
 only_option = option(
     FILES,
@@ -66,9 +70,9 @@ only_option = option(
 )
 
 
-def output_option(name: str, metavar: str, text: str, callback: Callable[..., Any] | None = None) -> Decorator:
-    """Where the result is written, which must be said."""
-    return option(OUTPUT, "-o", "--output", name, type=PATH, required=True, callback=callback, metavar=metavar, help=text)
+def output_option(name: str, metavar: str, text: str, callback: Callable[..., Any] | None = None, required: bool = True) -> Decorator:
+    """Where the result is written, which must be said unless the command says otherwise."""
+    return option(OUTPUT, "-o", "--output", name, type=PATH, required=required, callback=callback, metavar=metavar, help=text)
 
 
 def codec_option(text: str) -> Decorator:
@@ -77,7 +81,7 @@ def codec_option(text: str) -> Decorator:
     return option(OUTPUT, "--codec", type=choice, default="auto", show_default=True, help=text)
 
 
-def output_name(ctx: click.Context, parameter: click.Parameter, value: Path) -> Path:
+def output_name(ctx: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
     """Refuse names that other tools take for the current folder or for standard output."""
     if str(value) in (".", "-"):
         raise click.BadParameter(f"{str(value)!r} cannot be written to; give a new name")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckptdiff.errors import CheckpointError, CkptdiffError
+from ckptdiff.io.in_place import JOURNAL
 from ckptdiff.io.places import Place
 from ckptdiff.io.store_path import UNFINISHED, StorePath
 
@@ -100,6 +101,8 @@ class _Walk:
         """List one folder and those below it; ``prefix`` is its path, with a ``/`` at the end."""
         with os.scandir(folder) as entries:
             for entry in entries:
+                if entry.name == JOURNAL and not prefix:
+                    continue  # a leftover; while it is none, nothing opens this folder
                 path, name = Path(entry.path), prefix + entry.name
                 try:
                     name.encode()

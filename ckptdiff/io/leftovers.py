@@ -2,7 +2,8 @@
 
 A work folder has the name of its output, with ``.`` before it and ``.ckptdiff-`` and eight characters behind it. Its marker file shows
 that ckptdiff made it, and is locked while its run lives. In it ``result`` is the new output while it is built, or the replaced one once
-both were exchanged; ``old`` is the old output, where the file system can replace a folder only by two renames.
+both were exchanged; ``old`` is the old output, where the file system can replace a folder only by two renames; ``log`` says which units of
+the new output are finished (:mod:`ckptdiff.io.unit_log`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import xxhash
 
-MARKER, RESULT, OLD = "ckptdiff-work", "result", "old"
+MARKER, RESULT, OLD, LOG = "ckptdiff-work", "result", "old", "log"
 """Names of the entries of a work folder."""
 WORK_PREFIX = ".work.ckptdiff-"
 """How the names of work folders begin that are not for one output."""

@@ -119,6 +119,15 @@ class LocalFile:
         finally:
             OPEN_FILES.give_back(self)
 
+    @property
+    def stamp(self) -> list[int]:
+        """What shows whether the file is still the same: its size, and when its content and its inode changed. Raises CheckpointError."""
+        try:
+            stat = os.stat(self._where)
+        except OSError as error:
+            raise CheckpointError(f"{self.name}: cannot be read: {error.strerror}{if_gone(self.path)}") from None
+        return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
     def view(self, offset: int, size: int) -> None:
         """None: the file must be read."""
 

@@ -8,7 +8,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from ckptdiff.errors import OutputError
 from ckptdiff.io.durable import move_new, sync
 from ckptdiff.io.leftovers import MARKER, OLD, RESULT, is_marked, work_folders
 from ckptdiff.io.signals import held
+from ckptdiff.io.unit_log import UnitLog, is_unfinished
 from ckptdiff.machine import machine_error
 
 RESERVED_DESCRIPTORS = 8
@@ -33,35 +34,59 @@ class Work:
     path: Path
     out: Path | None
     """The output that is built in it, if it has one."""
+    log: UnitLog | None = None
+    """The log of finished units, if a later run may go on with the work."""
     done: str = ""
     """Once the output is in its place: words for a message that say so."""
     files: list[int] = field(default_factory=list)
     """Descriptors of the marker: the first has the lock, the others are kept in reserve."""
 
+    def take(self, folder: Path, lock: int) -> bool:
+        """Take the folder of a killed run, of which ``lock`` is the locked marker, if its work is to be gone on with."""
+        if self.files or self.log is None or not self.log.is_work_of(folder):
+            return False
+        for _ in range(1 + RESERVED_DESCRIPTORS):
+            self.files.append(os.dup(lock))
+        self.path = folder
+        return True
+
 
 @contextmanager
-def work_folder(parent: Path, prefix: str, out: Path | None = None) -> Iterator[Work]:
+def work_folder(parent: Path, prefix: str, out: Path | None = None, log: UnitLog | None = None) -> Iterator[Work]:
     """A new work folder, which is removed at the end of the block. Those of killed runs are cleaned up before.
+
+    With a log the folder of a killed run of the same work is taken instead, if there is one; and after an interrupt it stays, if a unit
+    is finished.
 
     Args:
         parent: the folder to make it in.
         prefix: how its name begins; see :func:`ckptdiff.io.leftovers.work_prefix`.
         out: the output that is built in it.
+        log: the log of its finished units.
 
     Raises:
         OSError: it cannot be made. OutputError: it, or one that a killed run left, cannot be removed without losing the old output.
         KeyboardInterrupt: with words that say where the outputs are, if the new one is in its place or something was left.
     """
-    clean_up(parent, prefix, out)
-    work, left = Work(Path(), out), ""
+    work, left = Work(Path(), out, log), ""
     try:
         try:
+            clean_up(parent, prefix, out, work.take)
             with held():
                 _make(work, parent, prefix)
+            if log is not None:
+                log.start(work.path)
             yield work
-        finally:
+        except KeyboardInterrupt:
+            with held():
+                left = _keep(work) or _end(work)
+            raise
+        except BaseException:
             with held():
                 left = _end(work)
+            raise
+        with held():
+            left = _end(work)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("; ".join(filter(None, (work.done, left)))) from None
     except Exception as error:
@@ -97,7 +122,7 @@ def _marked(folder: Path) -> list[int]:
     files: list[int] = []
     try:
         files.append(os.open(folder / MARKER, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        if _lock(files[0]) is not False and os.path.samestat(os.fstat(files[0]), (folder / MARKER).lstat()):
+        if _lock(files[0]) is not False and _is_marker(files[0], folder):
             for _ in range(RESERVED_DESCRIPTORS):
                 files.append(os.dup(files[0]))  # one by one, so that those before are closed if one fails
             return files
@@ -108,6 +133,11 @@ def _marked(folder: Path) -> list[int]:
         raise
     _close(files)
     return []
+
+
+def _is_marker(fd: int, folder: Path) -> bool:
+    """Whether a descriptor is that of the marker that a folder has now; raises FileNotFoundError if it has none."""
+    return os.path.samestat(os.fstat(fd), (folder / MARKER).lstat())
 
 
 def _lock(fd: int) -> bool | None:
@@ -129,8 +159,21 @@ def _close(files: Iterable[int]) -> None:
         os.close(fd)
 
 
+def _keep(work: Work) -> str:
+    """Leave the folder to a later run, if that can go on with it; returns words that say so."""
+    if work.log is None or not work.files or work.done or os.path.lexists(work.path / OLD):
+        return ""
+    kept = work.log.kept()
+    if kept:
+        _close(work.files)
+        work.log.close()
+    return kept
+
+
 def _end(work: Work) -> str:
     """Put the old output back, or remove what is in this run's folder; returns words that say which of it failed, and why."""
+    if work.log is not None:
+        work.log.close()
     if not work.files:
         return ""
     _close(work.files[1:])
@@ -148,6 +191,23 @@ def _end(work: Work) -> str:
     return left
 
 
+def spare_unfinished(folder: Path, lock: int) -> bool:
+    """For :func:`clean_up`: leaves unfinished work where it is."""
+    return is_unfinished(folder)
+
+
+def unfinished_bytes(parent: Path, prefix: str, out: Path) -> int:
+    """Bytes on the disk of unfinished work of an output, which a run that writes it goes on with or removes; raises OSError."""
+    sizes = list[int]()
+
+    def count(folder: Path, lock: int) -> bool:
+        sizes.extend(path.lstat().st_blocks * 512 for path in folder.rglob("*"))
+        return True
+
+    clean_up(parent, prefix, out, count)
+    return sum(sizes)
+
+
 def discard(path: Path) -> None:
     """Remove a file or folder of this run, if it is there."""
     if path.is_dir():
@@ -156,8 +216,12 @@ def discard(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def clean_up(parent: Path, prefix: str, out: Path | None) -> None:
+def clean_up(parent: Path, prefix: str, out: Path | None, spare: Callable[[Path, int], bool] = lambda folder, lock: False) -> None:
     """Put back or remove what killed runs left in ``parent``. A run that is alive has its marker locked.
+
+    Args:
+        parent, prefix, out: as of :func:`work_folder`.
+        spare: told a folder that has no old output, and a descriptor of its locked marker; whether the folder stays.
 
     Raises:
         OSError: an old output cannot be put back. OutputError: it cannot be put back, as something else is in its place.
@@ -165,14 +229,14 @@ def clean_up(parent: Path, prefix: str, out: Path | None) -> None:
     for folder in work_folders(parent, prefix):
         with held():
             if is_marked(folder):
-                _clean_up_folder(folder, out)
+                _clean_up_folder(folder, out, spare)
             else:  # its run was killed before it had made the marker, or after it had removed that; or the folder is not ours
                 with suppress(OSError):  # the folder is gone, or is not empty
                     if stat.S_IMODE(folder.lstat().st_mode) == 0o700:
                         folder.rmdir()
 
 
-def _clean_up_folder(folder: Path, out: Path | None) -> None:
+def _clean_up_folder(folder: Path, out: Path | None, spare: Callable[[Path, int], bool]) -> None:
     """Put back or remove what is in a marked folder, unless its run is alive."""
     try:
         lock = os.open(folder / MARKER, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -180,6 +244,8 @@ def _clean_up_folder(folder: Path, out: Path | None) -> None:
         return
     try:
         ours = _lock(lock)
+        if ours and not os.path.lexists(folder / OLD) and _is_marker(lock, folder) and spare(folder, lock):
+            return
         left = "" if ours is False else _put_back(folder, out)
         if left:
             raise OutputError(left)

@@ -27,8 +27,8 @@ from ckptdiff.patching.compose import StatedFile
 from ckptdiff.patching.encode_options import on_threads
 from ckptdiff.patching.encode_pair import EncodedPair, PairedScope, encode_pair
 from ckptdiff.patching.memory import MEMORY_FILE_NAME, MEMORY_SCOPE, Row, open_rows, state_of
-from ckptdiff.patching.pending_tensor import Spool, SpoolRange
 from ckptdiff.patching.provenance import recorded_facts
+from ckptdiff.patching.spool import Spool, SpoolRange
 from ckptdiff.patching.torch_dtypes import Array, dtype_of, flat_bytes
 from ckptdiff.patching.write import PatchContents
 

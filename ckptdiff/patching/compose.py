@@ -25,7 +25,7 @@ from ckptdiff.patching.compose_history import Histories
 from ckptdiff.patching.compose_tensors import TargetTensor, TensorComposer, check_composable, copy_of
 from ckptdiff.patching.encode_pair import EncodedPair, PairedScope
 from ckptdiff.patching.patch import OpenPatch
-from ckptdiff.patching.pending_tensor import Spool
+from ckptdiff.patching.spool import Spool
 from ckptdiff.patching.write import PatchContents
 
 MAX_COMPOSED = 1 << 12

@@ -18,7 +18,7 @@ from ckptdiff.io.parallel import READ_BYTES, Executor, Progress, run_plan
 from ckptdiff.io.source import read_bytes
 from ckptdiff.patching.compose_blocks import BlockComposer, ComposedBlock, SummedTensor, jobs
 from ckptdiff.patching.compose_history import Given, PayloadFile
-from ckptdiff.patching.pending_tensor import Spool, SpoolRange
+from ckptdiff.patching.spool import Spool, SpoolRange
 
 WAY_ON = "give the base (--base), or make the patches with --codec sparse"
 

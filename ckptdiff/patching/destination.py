@@ -22,8 +22,10 @@ from ckptdiff.io.store_path import UNFINISHED, StorePath
 from ckptdiff.io.store_spool import StoreSpool
 from ckptdiff.io.store_upload import abort_uploads
 from ckptdiff.io.store_urls import FsspecStore, Stored
+from ckptdiff.io.unit_log import UnitLog
 from ckptdiff.io.work_folder import work_folder
 from ckptdiff.patching.output import build_beside, check_output, check_space
+from ckptdiff.patching.spool import open_spool
 
 SPOOL = ".ckptdiff-spool"
 """Below this name lie the objects of a temporary file; of an object alone they lie beside it, with this behind its name."""
@@ -48,10 +50,13 @@ class Destination:
             check_space(self.out, needed)
 
     @contextmanager
-    def building(self) -> Iterator[Building]:
-        """Give the place to write to. At the end the output is whole and in its place; after an error nothing of it is left."""
+    def building(self, log: UnitLog | None = None) -> Iterator[Building]:
+        """Give the place to write to. At the end the output is whole and in its place; after an error nothing of it is left.
+
+        ``log``: as of :func:`~ckptdiff.patching.output.build_beside`, for an output on this machine.
+        """
         if isinstance(self.out, Path):
-            with build_beside(self.out, overwrite=self.overwrite) as built:
+            with build_beside(self.out, overwrite=self.overwrite, log=log) as built:
                 yield Building(built, built.parent, self)
             return
         with work_folder(Path(tempfile.gettempdir()), "ckptdiff-store-") as work, _writing(self.out, self):
@@ -72,7 +77,7 @@ class Building:
     def spool(self) -> Iterator[BinaryIO | StoreSpool]:
         """A temporary file: on this machine for an output that is there, else in the store."""
         if isinstance(self.place, Path):
-            with open(self.work / "spool", "w+b") as file:
+            with open_spool(self.work / "spool") as file:
                 yield file
             return
         with closing(StoreSpool(_spool_of(self.place, self.destination.folder))) as spool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import BinaryIO
@@ -16,10 +16,13 @@ from ckptdiff.format.entry import Entry, Piece
 from ckptdiff.io.folder import blob_sha256
 from ckptdiff.io.parallel import FileHasher, Progress, run_plan
 from ckptdiff.io.store_spool import StoreSpool
+from ckptdiff.io.unit_log import UnitLog
 from ckptdiff.patching.encode import EncodedGroup, GroupEncoder
+from ckptdiff.patching.encode_log import EncodeLog
 from ckptdiff.patching.encode_options import EncodeOptions
 from ckptdiff.patching.encode_plan import EncodeJob, FileHashJob, TensorPlan, hash_jobs, paired_tensors, tensor_plan
-from ckptdiff.patching.pending_tensor import PendingTensor, Spool, SpoolRange
+from ckptdiff.patching.pending_tensor import PendingTensor
+from ckptdiff.patching.spool import Spool, SpoolRange
 
 
 @dataclass(slots=True)
@@ -83,26 +86,34 @@ TENSORS_AT_ONCE = 1 << 10
 
 
 def encode_pair(
-    base: Checkpoint, target: Checkpoint, pairing: Pairing, options: EncodeOptions, spool: BinaryIO | StoreSpool, progress: Progress
+    base: Checkpoint,
+    target: Checkpoint,
+    pairing: Pairing,
+    options: EncodeOptions,
+    spool: BinaryIO | StoreSpool,
+    progress: Progress,
+    log: UnitLog | None = None,
 ) -> EncodedPair:
-    """Encode all tensors of a target; ``spool`` is a file at whose end their payloads go."""
-    return _PairEncoder(base, target, pairing, options, spool, progress).encode()
+    """Encode all tensors of a target; ``spool`` is a file at whose end their payloads go.
+
+    With a log it has nothing else in it, and what an earlier run has put there, as the log says, is not encoded again.
+    """
+    encoder = _PairEncoder(base, target, pairing, options, Spool(spool), progress)
+    if log is not None:
+        encoder.log = EncodeLog(log, encoder.spool)
+    return encoder.encode()
 
 
 class _PairEncoder:
     """The state of :func:`encode_pair`."""
 
+    log: EncodeLog | None = None
+
     def __init__(
-        self,
-        base: Checkpoint,
-        target: Checkpoint,
-        pairing: Pairing,
-        options: EncodeOptions,
-        spool: BinaryIO | StoreSpool,
-        progress: Progress,
+        self, base: Checkpoint, target: Checkpoint, pairing: Pairing, options: EncodeOptions, spool: Spool, progress: Progress
     ) -> None:
         self.base, self.target, self.pairing, self.options, self.progress = base, target, pairing, options, progress
-        self.spool, self.encoder = Spool(spool), GroupEncoder(base, target, options.compare)
+        self.spool, self.encoder = spool, GroupEncoder(base, target, options.compare)
         known = known_digests(base, target, options.trust_hub_cache)
         self.digests = {id(file.file): digest for file, digest in known if digest is not None}
         self.hashers = {id(file.file): FileHasher(file.file) for file, digest in known if digest is None}
@@ -149,18 +160,23 @@ class _PairEncoder:
 
     def _encode(self, plans: Sequence[TensorPlan]) -> None:
         """Encode tensors job by job: first those blocks on which the codec of a long tensor is chosen, then all others."""
-        pending = {plan.target.key: PendingTensor(plan, self.spool) for plan in plans}
+        pending = {plan.target.key: self._pending(plan) for plan in plans}
         entries = dict[TensorKey, Entry]()
+        for key, tensor in pending.items():
+            if tensor.complete:  # an earlier run has encoded it
+                entries[key], self.payloads[key] = tensor.finish()
         trials = (job for plan in plans if not plan.is_tried_whole for job in plan.trials())
         remaining = (job for plan in plans for job in plan.remaining(pending[plan.target.key].codec))
         for work, jobs in ((self.encoder, trials), (self._encode_and_hash, remaining)):
-            with closing(run_plan(self.options.execute, work, jobs)) as results:
+            with closing(run_plan(self.options.execute, work, self._left(jobs, pending))) as results:
                 for job, group in results:
                     tensor = pending[job.target]
                     tensor.add(job, group)
-                    self._advance(group.nbytes)
                     if tensor.complete:
                         entries[job.target], self.payloads[job.target] = tensor.finish()
+                    self._advance(group.nbytes)
+                    if self.log is not None:
+                        self.log.encoded(job.nbytes)
         for plan in plans[-1:]:  # its last block may have been tried before all others
             self._hash_to(plan.base, plan.target, plan.units)
         for plan in plans:
@@ -169,6 +185,27 @@ class _PairEncoder:
             whole = plan.base.whole if plan.base is not None else None
             if whole is not None and entry.has_base:
                 self.base_digests[whole.key] = entry.base_digest
+
+    def _pending(self, plan: TensorPlan) -> PendingTensor:
+        """A tensor to encode, with what an earlier run has encoded of it."""
+        if self.log is None:
+            return PendingTensor(plan, self.spool)
+        tensor = PendingTensor(plan, self.spool, self.log.stored)
+        for groups in self.log.restored(plan.target.key):
+            tensor.restore(groups)
+        return tensor
+
+    def _left(self, jobs: Iterable[EncodeJob], pending: Mapping[TensorKey, PendingTensor]) -> Generator[EncodeJob, None, None]:
+        """Those of some jobs that no earlier run has done."""
+        for job in jobs:
+            if self.log is None:
+                yield job
+            elif pending[job.target].has(job):
+                self.log.skipped(job.nbytes)
+                self._advance(job.nbytes)
+            else:
+                self.log.handed(job.nbytes)
+                yield job
 
     def _encode_and_hash(self, job: EncodeJob) -> EncodedGroup:
         """Do a job; what it has read of files is hashed by then, or later by another thread."""

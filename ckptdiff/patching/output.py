@@ -12,10 +12,12 @@ from pathlib import Path
 
 from ckptdiff.errors import OutputError
 from ckptdiff.io.durable import move_new, replace_folder, sync, sync_tree
+from ckptdiff.io.in_place import check_whole
 from ckptdiff.io.leftovers import OLD, RESULT, work_prefix
 from ckptdiff.io.places import Place
 from ckptdiff.io.signals import held
-from ckptdiff.io.work_folder import Work, clean_up, work_folder
+from ckptdiff.io.unit_log import UnitLog
+from ckptdiff.io.work_folder import Work, clean_up, spare_unfinished, unfinished_bytes, work_folder
 from ckptdiff.machine import machine_error
 from ckptdiff.patching.overwrite import refuse_existing, refuse_kind
 
@@ -24,6 +26,8 @@ def check_output(
     out: Path, inputs: Iterable[Path], *, folder: bool, overwrite: bool, files: Collection[str] = (), mend: bool = True
 ) -> None:
     """Check, before any work is done, that an output can be written. What a killed run left of an earlier one is mended first.
+
+    Unfinished work stays: it may be gone on with.
 
     Args:
         out: the checkpoint or patch to write.
@@ -36,13 +40,15 @@ def check_output(
     Raises:
         OutputError: ``out`` exists (unless ``overwrite``), is an input, holds one or lies in one; its parent folder does not exist; or
             ``overwrite`` would delete files that are in neither the new output nor the old one.
+        CheckpointError: ``out`` is a checkpoint that ``apply --in-place`` has not finished.
     """
     out = Path(os.path.abspath(out))
     if not out.parent.is_dir():
         raise OutputError(f"{out.parent}: no such folder; create it first")
+    check_whole(out)
     with explain_write_errors(out):
         if mend:
-            clean_up(out.parent, work_prefix(out), out)
+            clean_up(out.parent, work_prefix(out), out, spare_unfinished)
         _refuse_inputs(out, inputs)
         refuse_existing(out, folder, overwrite, files)
 
@@ -66,18 +72,19 @@ def check_plain_output(out: Path, inputs: Iterable[str | os.PathLike[str]], *, f
 
 
 @contextmanager
-def build_beside(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def build_beside(out: Path, *, overwrite: bool = False, log: UnitLog | None = None) -> Iterator[Path]:
     """Give a path in a new folder beside ``out``; the file or folder at that path is moved to ``out`` at the end.
 
     Files are synced first, so that ``out`` is whole as soon as it exists. An old output is exchanged for the new one in one step. Where a
     file system cannot exchange folders, two renames do it; if a run is killed between them, the next run that writes ``out`` mends that.
-    After an error or an interrupt ``out`` is as it was, or, if its message says so, the new output. The new folder is removed.
+    After an error or an interrupt ``out`` is as it was, or, if its message says so, the new output. The new folder is removed; but if the
+    block writes a ``log``, it stays after an interrupt or a kill, and the next call with a log of the same key gives it again as it is.
 
     Raises:
         OutputError: ``out`` cannot be written, or may not be replaced.
     """
     out = Path(os.path.abspath(out))
-    with explain_write_errors(out), work_folder(out.parent, work_prefix(out), out) as work:
+    with explain_write_errors(out), work_folder(out.parent, work_prefix(out), out, log) as work:
         yield work.path / RESULT
         sync_tree(work.path / RESULT)
         _move_into_place(work, out, overwrite)
@@ -100,9 +107,10 @@ def explain_write_errors(out: Place) -> Iterator[None]:
 
 
 def check_space(out: Path, needed: int) -> None:
-    """Raise OutputError unless ``needed`` bytes are free on the disk of ``out``."""
+    """Raise OutputError unless ``needed`` bytes are free on the disk of ``out``, or taken by unfinished work of it."""
     with explain_write_errors(out):
-        free = shutil.disk_usage(Path(os.path.abspath(out)).parent).free
+        place = Path(os.path.abspath(out))
+        free = shutil.disk_usage(place.parent).free + unfinished_bytes(place.parent, work_prefix(place), place)
     if free < needed:
         raise OutputError(f"{out}: {needed:,} bytes are needed, {free:,} are free; free some space, or write elsewhere")
 
@@ -133,6 +141,8 @@ def _move_into_place(work: Work, out: Path, overwrite: bool) -> None:
     if replaced:  # checked again, as the old output may have changed while the new one was built
         files = [file.relative_to(built).as_posix() for file in built.rglob("*") if not file.is_dir()]
         refuse_existing(out, built.is_dir(), overwrite, files)
+    if work.log is not None:
+        work.log.remove()  # from here on ``built`` may be the old output
     with held():
         if not replaced:
             _move_new(built, out)

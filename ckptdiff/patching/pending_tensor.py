@@ -1,87 +1,34 @@
-"""A target tensor of which some groups are encoded, until its table entry is known; and the temporary file that holds their blocks."""
+"""A target tensor of which some groups are encoded, until its table entry is known."""
 
 from __future__ import annotations
 
-import errno
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import xxhash
 
 from ckptdiff.checkpoint.adapt import default_pieces
 from ckptdiff.format.digests import tensor_digest
 from ckptdiff.format.entry import Entry
-from ckptdiff.io.parallel import READ_BYTES
-from ckptdiff.io.store_spool import StoreSpool
 from ckptdiff.patching.encode import EncodedGroup, choose_codec, is_independent, smallest
 from ckptdiff.patching.encode_plan import EncodeJob, TensorPlan
+from ckptdiff.patching.spool import Spool, SpoolRange, StoredGroup, StoredGroups
 
 
-@dataclass(frozen=True, slots=True)
-class SpoolRange:
-    """Bytes of a spool."""
-
-    start: int
-    size: int
-
-
-class Spool:
-    """A temporary file of encoded blocks, and where its end is. What is in the file stays before them."""
-
-    def __init__(self, file: BinaryIO | StoreSpool) -> None:
-        self._file, self._end = file, file.seek(0, os.SEEK_END)
-
-    def append(self, blocks: Sequence[bytes]) -> SpoolRange:
-        """Write blocks behind all others."""
-        start = self._end
-        for block in blocks:
-            self._file.write(block)
-            self._end += len(block)
-        return SpoolRange(start, self._end - start)
-
-    def drop_last(self, size: int) -> None:
-        """Forget the last bytes."""
-        if size:
-            self._end -= size
-            self._file.seek(self._end)
-            self._file.truncate()
-
-    def read(self, ranges: Sequence[SpoolRange]) -> Iterator[bytes]:
-        """The bytes of some ranges, piece by piece."""
-        for part in ranges:
-            self._file.seek(part.start)
-            left = part.size
-            while left:
-                piece = self._file.read(min(left, READ_BYTES))
-                if not piece:
-                    raise OSError(errno.EIO, "the temporary file of payloads ends too soon")
-                left -= len(piece)
-                yield piece
-        self._file.seek(self._end)
-
-
-@dataclass(slots=True)
-class _StoredGroup:
-    """A group whose blocks are in the spool."""
-
-    stop: int
-    """The first unit behind it."""
-    place: SpoolRange
-    sizes: list[int]
-    """Size of each encoded block in bytes."""
-    leaves: list[bytes]
-    base_leaves: list[bytes]
+def _ignore(groups: StoredGroups) -> None:
+    """For those who keep no log."""
 
 
 class PendingTensor:
-    """Collects the groups of a tensor, in the order of its plan: those that were tried first, then all others."""
+    """Collects the groups of a tensor, in the order of its plan: those that were tried first, then all others.
 
-    def __init__(self, plan: TensorPlan, spool: Spool) -> None:
-        self.plan, self.codec, self._spool = plan, plan.codec, spool
+    ``stored`` is told what is stored.
+    """
+
+    def __init__(self, plan: TensorPlan, spool: Spool, stored: Callable[[StoredGroups], None] = _ignore) -> None:
+        self.plan, self.codec, self._spool, self._stored = plan, plan.codec, spool, stored
         self._tried: list[tuple[EncodeJob, EncodedGroup]] = []
-        self._groups: dict[int, _StoredGroup] = {}
+        self._groups: dict[int, StoredGroup] = {}
         self._changed = self._covered = self._hashed = 0  # units: changed, stored, and those whose payload is hashed
         self._payload = xxhash.xxh3_64()
         base, target = plan.base, plan.target
@@ -93,10 +40,14 @@ class PendingTensor:
         """Whether all groups are there."""
         return self._covered >= max(self.plan.units, 1)
 
+    def has(self, job: EncodeJob) -> bool:
+        """Whether the group of a job is stored."""
+        return job.first in self._groups
+
     def add(self, job: EncodeJob, group: EncodedGroup) -> None:
         """Take a group. Where several codecs were tried, it is stored once the codec of the tensor is known."""
         if self.codec is not None:
-            self._store(job, group, self.codec)
+            self._store([(job, group)], self.codec)
             return
         self._tried.append((job, group))
         if len(self._tried) < len(self.plan.tried):
@@ -105,25 +56,42 @@ class PendingTensor:
         self.codec = choose_codec(groups, min(self.plan.block, self.plan.units)) if self.plan.tried else smallest(group)
         if not self._is_own and is_independent(groups, self.codec):
             self.codec, self._stands_alone = "raw", True
-        for tried in self._tried:
-            self._store(*tried, self.codec)
+        self._store(self._tried, self.codec)
         self._tried.clear()
 
-    def _store(self, job: EncodeJob, group: EncodedGroup, codec: str) -> None:
-        """Append a group's blocks to the spool, and hash the payload as far as it is there."""
-        blocks = group.blocks[codec]
-        place = self._spool.append(blocks)
-        self._groups[job.first] = _StoredGroup(job.stop, place, list(map(len, blocks)), group.leaves, group.base_leaves)
+    def restore(self, stored: StoredGroups) -> None:
+        """Take groups whose blocks are in the spool already."""
+        self.codec, self._stands_alone = stored.codec, stored.stands_alone
+        for group in stored.groups:
+            self._take(group)
+            self._hash()
+
+    def _store(self, tried: Iterable[tuple[EncodeJob, EncodedGroup]], codec: str) -> None:
+        """Append the blocks of groups to the spool, and hash the payload as far as it is there."""
+        stored = StoredGroups(self.plan.target.key, codec, self._stands_alone, [])
+        for job, group in tried:
+            blocks = group.blocks[codec]
+            place, sizes = self._spool.append(blocks), list(map(len, blocks))
+            stored.groups.append(StoredGroup(job.first, job.stop, place, sizes, group.leaves, group.base_leaves, group.changed))
+            self._take(stored.groups[-1])
+            if job.first == self._hashed:
+                for block in blocks:
+                    self._payload.update(block)
+                self._hashed = job.stop
+                self._hash()
+        self._stored(stored)
+
+    def _take(self, group: StoredGroup) -> None:
+        self._groups[group.first] = group
         self._changed += group.changed
-        self._covered += job.stop - job.first
-        if job.first == self._hashed:
-            for block in blocks:
-                self._payload.update(block)
-            self._hashed = job.stop
-            while (later := self._groups.get(self._hashed)) is not None:  # groups that were tried come before those between them
-                for piece in self._spool.read([later.place]):
-                    self._payload.update(piece)
-                self._hashed = later.stop
+        self._covered += group.stop - group.first
+
+    def _hash(self) -> None:
+        """Hash the payload from the spool as far as it is there: groups that were tried come before those between them."""
+        while (group := self._groups.get(self._hashed)) is not None:
+            for piece in self._spool.read([group.place] if group.place is not None else []):
+                self._payload.update(piece)
+            self._hashed = group.stop
 
     @property
     def _must_say_pieces(self) -> bool:
@@ -145,10 +113,14 @@ class PendingTensor:
             members |= {"base_dtype": base.base_dtype, "pieces": base.pieces if self._must_say_pieces else ()}
             members |= {"base_digest": base_digest, "changed": self._changed}
             if not self._changed:
-                self._spool.drop_last(sum(sizes))  # only raw, which is never tried on such a tensor, takes bytes: they lie together
+                if self._spool.drop_last(sum(sizes)):  # only raw, which is never tried on such a tensor, takes bytes: they lie together
+                    for group in groups:
+                        group.place = None
                 return Entry(kind="same", **members), []
         members |= {"codec": self.codec, "blocks": sizes, "payload_digest": self._payload.digest()}
-        return Entry(kind="new" if self._stands_alone else "delta", **members), _merged(group.place for group in groups)
+        return Entry(kind="new" if self._stands_alone else "delta", **members), _merged(
+            group.place for group in groups if group.place is not None
+        )
 
 
 def _merged(ranges: Iterable[SpoolRange]) -> list[SpoolRange]:

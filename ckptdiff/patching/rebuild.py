@@ -19,10 +19,11 @@ from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.io.parallel import Executor, Progress, no_progress
 from ckptdiff.io.source import LocalFile
 from ckptdiff.io.store_file import StoreFile
+from ckptdiff.io.unit_log import UnitLog
 from ckptdiff.patching import other_files
 from ckptdiff.patching.build import CheckCache, Sink, T, rebuild
-from ckptdiff.patching.file_sink import FileSink
 from ckptdiff.patching.patch import OpenPatch
+from ckptdiff.patching.rebuild_files import TensorPlace, rebuild_files
 from ckptdiff.patching.recipes import AdaptedTensor, PatchedTensor, RebuildJob, Recipe, units_of
 from ckptdiff.patching.wrong_base import WantedBase
 
@@ -153,16 +154,21 @@ class Rebuilder:
             path = self.scratch.folder / f"tensor-{len(self.scratch.tensors)}"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
-            with closing(FileSink([(path, 0)])) as sink:
-                with closing(self.rebuild([recipe], sink)) as results:
-                    for _ in results:
-                        pass
+            with closing(self.rebuild_files([recipe], [(path, 0)], None)) as jobs:
+                for _ in jobs:
+                    pass
             self.scratch.add(key, Tensor(key[1], key[2], entry.dtype, entry.shape, entry.nbytes, LocalFile(path), 0))
         return self.scratch.tensors[key]
 
     def rebuild(self, recipes: Sequence[Recipe], sink: Sink[T]) -> Generator[tuple[RebuildJob, T], None, None]:
         """:func:`~ckptdiff.patching.build.rebuild` with this chain's recipes."""
         yield from rebuild(recipes, sink, self.execute, self.checked)
+
+    def rebuild_files(
+        self, recipes: Sequence[Recipe], places: Sequence[TensorPlace], log: UnitLog | None
+    ) -> Generator[RebuildJob, None, None]:
+        """:func:`~ckptdiff.patching.rebuild_files.rebuild_files` with this chain's recipes."""
+        yield from rebuild_files(recipes, places, self.execute, self.checked, log)
 
     @contextmanager
     def explained(self) -> Iterator[None]:

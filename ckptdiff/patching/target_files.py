@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,12 @@ from ckptdiff.format.safetensors import header_json
 from ckptdiff.io.parallel import Progress
 from ckptdiff.io.places import Place
 from ckptdiff.io.store_path import StorePath
+from ckptdiff.io.unit_log import UnitLog
+from ckptdiff.io.work_folder import discard
 from ckptdiff.patching import other_files
-from ckptdiff.patching.file_sink import FileSink, ObjectSink
+from ckptdiff.patching.file_sink import ObjectSink
 from ckptdiff.patching.rebuild import Rebuilder
-from ckptdiff.patching.recipes import Recipe
+from ckptdiff.patching.recipes import RebuildJob, Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,41 +85,65 @@ def subset_of(rebuilder: Rebuilder, globs: Sequence[str]) -> OutputFile:
 # --- writing ---
 
 
-def write_files(rebuilder: Rebuilder, folder: Place, outputs: Sequence[OutputFile], progress: Progress) -> None:
-    """Build and check every tensor of some files, and write the files below a folder, or at its own path; none of them may exist."""
+def write_files(rebuilder: Rebuilder, folder: Place, outputs: Sequence[OutputFile], progress: Progress, log: UnitLog | None = None) -> None:
+    """Build and check every tensor of some files, and write the files below a folder, or at its own path.
+
+    None of them may exist, but for those that an earlier run has begun, of which ``log`` says what is finished.
+    """
     recipes = [recipe for output in outputs for _, recipe in output.tensors]
     done, total = 0, sum(output.size for output in outputs)
     placed = [(folder / output.path if output.path else folder, output) for output in outputs]
-    sink = (
-        _file_sink({path: output for path, output in placed if isinstance(path, Path)})
-        if isinstance(folder, Path)
-        else _object_sink(placed)
-    )
-    with closing(sink), closing(rebuilder.rebuild(recipes, sink)) as results:
-        for job, _ in results:
+    if isinstance(folder, Path):
+        places = _begun_files({path: output for path, output in placed if isinstance(path, Path)}, log is not None)
+        jobs = rebuilder.rebuild_files(recipes, places, log)
+    else:
+        jobs = _write_objects(rebuilder, recipes, placed)
+    with closing(jobs):
+        for job in jobs:
             done += job.nbytes
             progress("rebuilding", done, total)
-            if isinstance(sink, ObjectSink):
-                sink.ended(job)
-        if isinstance(sink, ObjectSink):
-            sink.finish()
 
 
-def _object_sink(placed: Sequence[tuple[Place, OutputFile]]) -> ObjectSink:
-    """What writes tensors into the objects of a store."""
+def _write_objects(
+    rebuilder: Rebuilder, recipes: Sequence[Recipe], placed: Sequence[tuple[Place, OutputFile]]
+) -> Generator[RebuildJob, None, None]:
+    """Write tensors into the objects of a store; yields the jobs."""
     heads = [(path, output.head, output.size) for path, output in placed if isinstance(path, StorePath)]
-    return ObjectSink(heads, [(number, offset) for number, (_, output) in enumerate(placed) for offset, _ in output.tensors])
+    sink = ObjectSink(heads, [(number, offset) for number, (_, output) in enumerate(placed) for offset, _ in output.tensors])
+    with closing(sink), closing(rebuilder.rebuild(recipes, sink)) as results:
+        for job, _ in results:
+            yield job
+            sink.ended(job)
+        sink.finish()
 
 
-def _file_sink(outputs: Mapping[Path, OutputFile]) -> FileSink:
-    """What writes tensors into new files, which have their heads."""
+def _begun_files(outputs: Mapping[Path, OutputFile], may_exist: bool) -> list[tuple[Path, int]]:
+    """Write the heads of files, which are new or those that an earlier run has begun; returns the place of each tensor."""
     places = list[tuple[Path, int]]()
     for path, output in outputs.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "xb") as file:
+        with open(path, "r+b" if may_exist and path.exists() else "xb") as file:
             file.write(output.head)
+            file.flush()
+            if os.fstat(file.fileno()).st_size > output.size:
+                file.truncate(output.size)
         places += [(path, offset) for offset, _ in output.tensors]
-    return FileSink(places)
+    return places
+
+
+def drop_unfinished(built: Path, weights: Collection[str]) -> None:
+    """Remove all that an earlier run left in the work folder where ``built`` is, but the weight files at these paths in it.
+
+    Args:
+        built: the file or folder that is built.
+        weights: relative to it; of a file, which stays, none.
+    """
+    for other in (built.with_name("tensors"), built.with_name("scratch")):
+        discard(other)
+    kept = {built / path for path in weights}
+    for path in list(built.rglob("*")) if built.is_dir() else ():
+        if path.is_symlink() or not (path.is_dir() or path in kept):
+            path.unlink()
 
 
 def write_others(rebuilder: Rebuilder, folder: Place, scratch: Path) -> None:

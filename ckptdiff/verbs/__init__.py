@@ -7,6 +7,7 @@ from ckptdiff.lazy import submodules
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ckptdiff.verbs import apply as apply
+    from ckptdiff.verbs import apply_in_place as apply_in_place
     from ckptdiff.verbs import card as card
     from ckptdiff.verbs import chain_add as chain_add
     from ckptdiff.verbs import chain_list as chain_list

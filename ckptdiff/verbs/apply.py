@@ -22,8 +22,9 @@ from ckptdiff.patching.destination import check_destination
 from ckptdiff.patching.output import check_space, explain_write_errors
 from ckptdiff.patching.patch import open_patch
 from ckptdiff.patching.rebuild import Rebuilder, ScratchTensors, check_stored, open_base, scratch_size
-from ckptdiff.patching.target_files import outputs_of, subset_of, write_files, write_others
+from ckptdiff.patching.target_files import drop_unfinished, outputs_of, subset_of, write_files, write_others
 from ckptdiff.patching.traffic_plan import planned_apply
+from ckptdiff.patching.unfinished import apply_log
 from ckptdiff.units import byte_size
 
 
@@ -55,6 +56,7 @@ def apply(
     only: Sequence[str] = (),
     threads: int | None = None,
     overwrite: bool = False,
+    fresh: bool = False,
     progress: Progress = no_progress,
     listed: Callable[[list[str]], None] = lambda paths: None,
     noted: Callable[[str], None] = lambda text: None,
@@ -63,6 +65,8 @@ def apply(
 
     The patches, the base and the result are checked; ``out`` appears only when it is whole and right. Of more than 64 patches, the most
     that a chain has (spec section 11), the checkpoint after each 64 is written beside ``out`` on the way, and removed when the next is.
+    If a run is killed or interrupted, the next one with the same arguments goes on after the units of 64 MiB that are finished; their bytes
+    are checked.
 
     Args:
         base: the checkpoint that the first patch was made from: a path, a URL that fsspec knows, or an id on the Hub.
@@ -71,9 +75,10 @@ def apply(
         only: globs of tensor names; only these tensors are rebuilt, into one safetensors file.
         threads: number of threads.
         overwrite: replace an existing ``out``.
+        fresh: start over, where an earlier run was killed.
         progress: called with what is being done, how much is done, and how much there is.
         listed: called before anything is written with the paths of the files, beside the weights, that the last patch adds or changes.
-        noted: called with a line that says so where checkpoints are written on the way.
+        noted: called with a line that says so where checkpoints are written on the way, and where the run goes on from an earlier one.
 
     Raises:
         FormatError, UnsupportedError, IntegrityError: a patch is broken.
@@ -84,7 +89,7 @@ def apply(
     names = [patches] if isinstance(patches, (str, os.PathLike)) else list(patches)
     if not names:
         check_length(0)
-    step = _Step(watch, threads or default_threads(), progress)
+    step = _Step(watch, threads or default_threads(), progress, fresh, noted)
     if len(names) <= MAX_CHAIN:
         return step.run(base, names, out, only, overwrite, listed)
     if isinstance(out, StorePath):
@@ -150,6 +155,8 @@ class _Step:
     watch: Stopwatch
     threads: int
     progress: Progress
+    fresh: bool
+    noted: Callable[[str], None]
 
     def run(
         self,
@@ -178,15 +185,18 @@ class _Step:
                 check_stored(patch, only, self.progress)
             check_chain(chain)
             destination.check_space((0 if only else last.output_size) + scratch_size(chain, only))
-            with destination.building() as built, closing(ScratchTensors(built.work / "tensors")) as scratch:
+            log = apply_log(old, chain, only, self.fresh, self.noted) if isinstance(out, Path) else None
+            with destination.building(log) as built, closing(ScratchTensors(built.work / "tensors")) as scratch:
+                if isinstance(built.place, Path):
+                    drop_unfinished(built.place, [file.metadata.target_path for file in last.files] if folder else [])
                 rebuilder = Rebuilder(old, chain, threads_for(self.threads, last.output_size), scratch)
                 with rebuilder.explained():
                     outputs = [subset_of(rebuilder, only)] if only else outputs_of(rebuilder)
                     if only:
                         destination.check_space(sum(output.size for output in outputs))
                     if folder and isinstance(built.place, Path):
-                        built.place.mkdir()  # a target without files is an empty folder
-                    write_files(rebuilder, built.place, outputs if folder else [replace(outputs[0], path="")], self.progress)
+                        built.place.mkdir(exist_ok=True)  # a target without files is an empty folder
+                    write_files(rebuilder, built.place, outputs if folder else [replace(outputs[0], path="")], self.progress, log)
                     if folder:
                         write_others(rebuilder, built.place, built.work / "scratch")
                 old.check_unchanged()

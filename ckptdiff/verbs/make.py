@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from ckptdiff.checkpoint.contents import Checkpoint
 from ckptdiff.checkpoint.other_formats import other_formats
@@ -23,6 +24,7 @@ from ckptdiff.io.parallel import Progress, default_threads, no_progress
 from ckptdiff.io.places import Place, place_of, size_of
 from ckptdiff.io.store_path import StorePath
 from ckptdiff.io.store_traffic import TRAFFIC, Traffic
+from ckptdiff.io.work_folder import discard
 from ckptdiff.kernels.compiling import Stopwatch
 from ckptdiff.patching import other_files
 from ckptdiff.patching.destination import Destination, check_destination
@@ -31,6 +33,7 @@ from ckptdiff.patching.encode_pair import encode_pair
 from ckptdiff.patching.pair_summary import PairedBy, StoredWhole, check_related, paired_by, stored_whole
 from ckptdiff.patching.provenance import recorded_facts
 from ckptdiff.patching.traffic_plan import planned_make
+from ckptdiff.patching.unfinished import make_log
 from ckptdiff.patching.write import (
     PatchContents,
     StorableReport,
@@ -105,9 +108,14 @@ def make(
     device: str | None = None,
     trust_hub_cache: bool = False,
     overwrite: bool = False,
+    fresh: bool = False,
     progress: Progress = no_progress,
+    noted: Callable[[str], None] = lambda text: None,
 ) -> MakeResult:
     """Write the exact difference between two checkpoints as a patch.
+
+    If a run is killed or interrupted, the next one with the same arguments goes on after the units of 64 MiB of the target that are
+    finished, whose encoded bytes are checked; the patch is the same.
 
     Args:
         base: a safetensors file, or a checkpoint folder: a path, a URL that fsspec knows, or an id on the Hub.
@@ -128,7 +136,9 @@ def make(
         trust_hub_cache: take the SHA-256 of weight files in the Hub's cache, which names files by it, from their names, and not from
             their bytes. What is compared and stored is covered by digests of its own.
         overwrite: replace an existing patch.
+        fresh: start over, where an earlier run was killed.
         progress: called with what is being done, how much is done, and how much there is.
+        noted: called with a line that says so where the run goes on from an earlier one, or removes what that has left.
 
     Raises:
         CheckpointError: a checkpoint cannot be read, or is not one, or nothing of the base is in the target, or the report is one of
@@ -146,8 +156,12 @@ def make(
         if not force:
             check_related(old, new, pairing)
         opened = TRAFFIC.total() - before
-        with destination.building() as built, built.spool() as spool:
-            encoded = encode_pair(old, new, pairing, options, spool, progress)
+        asked = {"codec": codec, "include": include, "exclude": exclude, "follow_links": follow_links, "rename": rename}
+        log = make_log(old, new, {**asked, "blocks": options.blocks}, fresh, noted) if isinstance(out, Path) else None
+        with destination.building(log) as built, built.spool() as spool:
+            if isinstance(built.place, Path):
+                discard(built.place)  # the patch that an earlier run has begun to write
+            encoded = encode_pair(old, new, pairing, options, spool, progress, log)
             if report is not None:
                 check_report(report, encoded)
             contents = PatchContents(encoded, recorded_facts(encoded, *repos), stored_report)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ckptdiff.chain.hub_store import holds_chain
 from ckptdiff.checkpoint.recognition import check_exists
@@ -57,8 +58,10 @@ def pull(
     token: str | None = None,
     threads: int | None = None,
     overwrite: bool = False,
+    fresh: bool = False,
     progress: Progress = no_progress,
     listed: Callable[[list[str]], None] = lambda paths: None,
+    noted: Callable[[str], None] = lambda text: None,
 ) -> PullResult:
     """Rebuild a model from a patch on the Hugging Face Hub and the base that it names.
 
@@ -72,7 +75,7 @@ def pull(
         revision: branch, tag or commit of the patch, instead of ``@revision`` in the id.
         only: globs of tensor names; only these tensors are rebuilt, and no other payloads are fetched.
         token: access token for the Hub, instead of ``HF_TOKEN`` or the stored one.
-        threads, overwrite, progress, listed: as in :func:`ckptdiff.apply`.
+        threads, overwrite, fresh, progress, listed, noted: as in :func:`ckptdiff.apply`.
 
     Raises:
         HubError: a repo or revision is missing or gated, or has changed. Other errors are those of :func:`ckptdiff.apply`.
@@ -95,7 +98,8 @@ def pull(
             assert base is not None or named_base is not None
             origin, patches = os.fspath(base) if base is not None else str(named_base), [link.name for link in links]
             states_sha256 = links[-1].states_sha256
-        applied = apply(origin, patches, out, only=only, threads=threads, overwrite=overwrite, progress=progress, listed=listed)
+        told: dict[str, Any] = {"progress": progress, "listed": listed, "noted": noted}
+        applied = apply(origin, patches, out, only=only, threads=threads, overwrite=overwrite, fresh=fresh, **told)
         if not only:
             _verify(patches[-1], applied.out, threads, progress)
         verified = not only and states_sha256

@@ -22,6 +22,7 @@ from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.hub.ids import parse_id
 from ckptdiff.hub.repo import Repo, open_repo
 from ckptdiff.io.folder import list_folder, list_store
+from ckptdiff.io.in_place import check_whole
 from ckptdiff.io.leftovers import if_gone
 from ckptdiff.io.parallel import Progress, Threads, default_threads, no_progress, run_ordered, sha256_file
 from ckptdiff.io.places import Place, local_path, open_file, place_of
@@ -89,6 +90,7 @@ def verify(
     for path in (patch, target):
         if path is not None:
             check_exists(path)
+            check_whole(path)
     checks: list[Callable[[], CkptdiffError | None]] = []
     errors: list[CkptdiffError] = []
     try:
@@ -235,6 +237,7 @@ def verify_against_hub(checkpoint: str | os.PathLike[str], hub_id: str, *, threa
         raise CheckpointError(f"{hub_id!r} is not an id on the Hub: expected org/name or org/name@revision")
     if not os.path.exists(path):
         raise CheckpointError(f"{path}: no such file or folder{if_gone(path)}")
+    check_whole(path)
     repo = open_repo(wanted)
     files = select(list_folder(path, follow_links=True).files)[0] if os.path.isdir(path) else [path.name]
     checks: list[Callable[[], CkptdiffError | None]] = [

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import xxhash
 from ckptdiff.format import canonical
 from tests.support.hub_client import CARD, Client, files_of, learn, publish, pushed
 from tests.support.hub_state import Fault, Hub
+from tests.support.resumed_kills import START
 
 pytest.importorskip("huggingface_hub")
 pytestmark = pytest.mark.slow
@@ -57,6 +60,17 @@ def test_a_base_with_more_shards_than_were_taken(hub: Hub, models: list[Path], t
     assert files_of(tmp_path / "b" / "out") == files_of(models[1])
     fetched = {path.name for path in (tmp_path / "b" / "home").rglob("*.safetensors")}
     assert not fetched & set(leftover) and "model-00001-of-00002.safetensors" in fetched
+
+
+def test_a_killed_pull_goes_on(hub: Hub, models: list[Path], tmp_path: Path) -> None:
+    client = pushed(hub, models, tmp_path)
+    killed = "import os\nfrom ckptdiff.verbs import apply\napply.write_others = lambda *given: os.kill(os.getpid(), 9)\nmain()"
+    command = [sys.executable, "-c", START.replace("main()", killed), "1", "pull", "me/patch", "-o", "out"]
+    for code in (-9, 0):
+        done = subprocess.run(command, cwd=client.folder, env=client.environment, capture_output=True, text=True)
+        assert done.returncode == code and ("going on after the " in done.stderr) == (code == 0), done
+        command[2] = START
+    assert files_of(client.folder / "out") == files_of(models[1])
 
 
 def test_offline_with_a_warm_cache(hub: Hub, models: list[Path], tmp_path: Path) -> None:
