@@ -18,7 +18,7 @@ from ckptdiff.kernels import cache
 PACKAGE = Path(ckptdiff.__file__).parent
 ORDER = """
 lazy obtaining errors machine units
-io: leftovers signals durable work_folder scratch open_files source parallel folder store store_urls
+io: leftovers signals durable work_folder scratch open_files source parallel elsewhere ray_pool workers folder store store_urls
 format: json_scan canonical fields dtypes digests xxh3 wrong_file safetensors safetensors_library safe_paths zstd_frame
 format: entry entry_scan table
 format: sealed metadata index patch_file
@@ -29,11 +29,11 @@ hub: ids client repo commit
 checkpoint: weight_map secrets selection recognition other_formats scopes contents reader
 checkpoint: adapt names renames samples keys parts rows evidence pairing
 device: resolve ops xxh3_triton leaves
-patching: torch_dtypes memory compare_on_host compare_on_device encode_plan encode_options encode pending_tensor \
+patching: torch_dtypes memory compare_on_host compare_on_device encode_plan encode_options encode hash_work pending_tensor \
 encode_pair pair_summary source_folder patch chain other_files overwrite output write wrong_base recipes file_sink build rebuild \
 target_files provenance compose_history compose_blocks compose_files compose_tensors compose compose_base
 live: hashing names updates writing switch load changes patch identity target state_copy restored encoder
-analysis: modules values sparsity matrices rank report_model report_stored pairs overlap series
+analysis: modules values sparsity matrices rank report_model report_stored pair_readers pairs report_work overlap overlap_work series
 subnetwork: mask_rows mask_file mask masked_parameter freeze track
 pages: csv_tables chart_data labels histograms report_prose drawing templating report_charts report_captions report_page
 pages: overlap_prose overlap_charts overlap_captions overlap_page

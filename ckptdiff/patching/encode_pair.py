@@ -11,13 +11,13 @@ from ckptdiff.checkpoint.adapt import AdaptedBase
 from ckptdiff.checkpoint.contents import Checkpoint, Tensor, TensorKey, WeightFile
 from ckptdiff.checkpoint.pairing import Pairing
 from ckptdiff.format.digests import BLOCK, identity, tensor_digest
-from ckptdiff.format.dtypes import DTYPES
 from ckptdiff.format.entry import Entry, Piece
 from ckptdiff.io.folder import blob_sha256
 from ckptdiff.io.parallel import FileHasher, Progress, run_plan
-from ckptdiff.patching.encode import EncodedGroup, GroupEncoder
+from ckptdiff.patching.encode import GroupEncoder
 from ckptdiff.patching.encode_options import EncodeOptions
-from ckptdiff.patching.encode_plan import EncodeJob, FileHashJob, HashJob, TensorPlan
+from ckptdiff.patching.encode_plan import FileHashJob, HashJob, TensorPlan
+from ckptdiff.patching.hash_work import EncodeAndHash, FileHashing, LeafHasher
 from ckptdiff.patching.pending_tensor import PendingTensor, Spool, SpoolRange
 
 
@@ -94,6 +94,7 @@ class _PairEncoder:
         known = ((file, file.sha256 or (blob_sha256(file.file.path) if options.trust_hub_cache else None)) for file in files)
         self.digests = {id(file.file): digest for file, digest in known if digest is not None}
         self.hashers = {id(file.file): FileHasher(file.file) for file in files if id(file.file) not in self.digests}
+        self.encode_and_hash, self.leaf_hasher = EncodeAndHash(self.encoder, self.hashers), LeafHasher(base, target)
         self.scopes = {
             scope: PairedScope(base_id, base.scopes[base_id] if base_id is not None else {})
             for scope, base_id in self.pairing.scopes.items()
@@ -150,7 +151,7 @@ class _PairEncoder:
         entries = dict[TensorKey, Entry]()
         trials = (job for plan in plans if not plan.is_tried_whole for job in plan.trials())
         remaining = (job for plan in plans for job in plan.remaining(pending[plan.target.key].codec))
-        for work, jobs in ((self.encoder, trials), (self._encode_and_hash, remaining)):
+        for work, jobs in ((self.encoder, trials), (self.encode_and_hash, remaining)):
             with closing(run_plan(self.options.execute, work, jobs)) as results:
                 for job, group in results:
                     tensor = pending[job.target]
@@ -165,33 +166,18 @@ class _PairEncoder:
             if whole is not None and entry.has_base:
                 self.base_digests[whole.key] = entry.base_digest
 
-    def _encode_and_hash(self, job: EncodeJob) -> EncodedGroup:
-        """Do a job; what it has read of files is hashed by then, or later by another thread."""
-        group = self.encoder(job)
-        base, target = self.encoder.tensors(job)
-        for tensor in (target, base.whole if base is not None else None):
-            hasher = self.hashers.get(id(tensor.source)) if tensor is not None else None
-            if hasher and tensor:
-                hasher.advance(tensor.offset + min(job.stop * DTYPES[tensor.dtype].carrier, tensor.nbytes))
-        return group
-
     def _advance(self, nbytes: int) -> None:
         self.done += nbytes
         self.progress("comparing", self.done, self.total)
 
     def _hash_files(self) -> dict[int, str]:
         """SHA-256 of the weight files that have a hasher, by ``id``: file beside file, as many threads encode faster than one hashes."""
-        files = [(of_base, k, file.file) for of_base in (True, False) for k, file in enumerate(self._side(of_base).weights)]
+        base, target = ([file.file for file in side.weights] for side in (self.base, self.target))
+        files = [(of_base, k, source) for of_base, side in ((True, base), (False, target)) for k, source in enumerate(side)]
         kept = [(of_base, k, source) for of_base, k, source in files if id(source) in self.hashers]
         jobs = (FileHashJob(of_base, k, self.hashers[id(source)].left) for of_base, k, source in kept)
-        with closing(self.options.execute(self._hash_file, jobs)) as digests:
+        with closing(self.options.execute(FileHashing(base, target, self.hashers), jobs)) as digests:
             return {id(source): digest for (_, _, source), digest in zip(kept, digests, strict=True)}
-
-    def _hash_file(self, job: FileHashJob) -> str:
-        return self.hashers[id(self._side(job.of_base).weights[job.file].file)].hexdigest()
-
-    def _side(self, of_base: bool) -> Checkpoint:
-        return self.base if of_base else self.target
 
     # --- tensors without a counterpart of the same name ---
 
@@ -202,7 +188,7 @@ class _PairEncoder:
             for tensor in tensors
             for start in range(0, tensor.nbytes, BLOCK)
         )
-        with closing(self.options.execute(self.encoder.leaf, jobs)) as leaves:
+        with closing(self.options.execute(self.leaf_hasher, jobs)) as leaves:
             return {tensor.key: tensor_digest([next(leaves) for _ in range(0, tensor.nbytes, BLOCK)]) for tensor in tensors}
 
     def _pair_by_content(self, tensors: Sequence[Tensor]) -> list[Tensor]:

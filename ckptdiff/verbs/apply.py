@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ckptdiff.io.leftovers import WORK_PREFIX
-from ckptdiff.io.parallel import Progress, default_threads, no_progress, threads_for
+from ckptdiff.io.parallel import Progress, Workers, no_progress
 from ckptdiff.io.work_folder import discard, work_folder
+from ckptdiff.io.workers import open_workers
 from ckptdiff.kernels.compiling import Stopwatch
 from ckptdiff.patching.chain import MAX_CHAIN, check_chain, check_length, check_order, explained_order
 from ckptdiff.patching.output import build_beside, check_output, check_space, explain_write_errors
@@ -44,6 +45,7 @@ def apply(
     *,
     only: Sequence[str] = (),
     threads: int | None = None,
+    ray: str | None = None,
     overwrite: bool = False,
     progress: Progress = no_progress,
     listed: Callable[[list[str]], None] = lambda paths: None,
@@ -59,7 +61,7 @@ def apply(
         patches: one patch, or several in order.
         out: the file or folder to write.
         only: globs of tensor names; only these tensors are rebuilt, into one safetensors file.
-        threads: number of threads.
+        threads, ray: who does the work, as in :func:`ckptdiff.make`.
         overwrite: replace an existing ``out``.
         progress: called with what is being done, how much is done, and how much there is.
         listed: called before anything is written with the paths of the files, beside the weights, that the last patch adds or changes.
@@ -74,7 +76,21 @@ def apply(
     names = [patches] if isinstance(patches, (str, os.PathLike)) else list(patches)
     if not names:
         check_length(0)
-    step = _Step(watch, threads or default_threads(), progress)
+    with open_workers(threads, ray) as workers:
+        return _apply(_Step(watch, workers, progress), base, names, out, only, overwrite, listed, noted)
+
+
+def _apply(
+    step: _Step,
+    base: str | os.PathLike[str],
+    names: Sequence[str | os.PathLike[str]],
+    out: Path,
+    only: Sequence[str],
+    overwrite: bool,
+    listed: Callable[[list[str]], None],
+    noted: Callable[[str], None],
+) -> ApplyResult:
+    """As :func:`apply`: in one step, or in as many as a long chain takes."""
     if len(names) <= MAX_CHAIN:
         return step.run(base, names, out, only, overwrite, listed)
     noted(_check_parts(base, names, out, only, overwrite))
@@ -134,7 +150,7 @@ class _Step:
     """Chains of at most 64 patches are applied."""
 
     watch: Stopwatch
-    threads: int
+    workers: Workers
     progress: Progress
 
     def run(
@@ -163,7 +179,7 @@ class _Step:
             check_chain(chain)
             check_space(out, (0 if only else last.output_size) + scratch_size(chain, only))
             with build_beside(out, overwrite=overwrite) as built, closing(ScratchTensors(built.with_name("tensors"))) as scratch:
-                rebuilder = Rebuilder(old, chain, threads_for(self.threads, last.output_size), scratch)
+                rebuilder = Rebuilder(old, chain, self.workers.executor(last.output_size), scratch)
                 with rebuilder.explained():
                     outputs = [subset_of(rebuilder, only)] if only else outputs_of(rebuilder)
                     if only:
