@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator
@@ -28,6 +29,8 @@ LOCAL = "local"
 """The address that starts Ray here."""
 RETRIES = 4
 """How often a task is repeated."""
+ATTEMPTS = 3
+"""How often it is tried to start Ray here: it waits half a minute for itself, which is too little for a machine that is very busy."""
 END_SECONDS = 10.0
 """How long tasks that are told to stop are waited for, before their processes are killed, and again after that."""
 STORE_BYTES = 1 << 28
@@ -46,23 +49,44 @@ def open_pool(address: str, tasks: int | None) -> Iterator[Pool]:
     Raises:
         UnsupportedError: Ray is not installed. ResourceError: there is no such cluster, it has no CPUs, or it cannot be started.
     """
-    load()
-    if ray.is_initialized():
-        yield RayPool(tasks)
-        return
-    folder = tempfile.mkdtemp(prefix="ckptdiff-ray-") if address == LOCAL else None
+    folder = tempfile.mkdtemp(prefix="ckptdiff-ray-") if address == LOCAL and not _is_connected() else None
+    started = False
     try:
-        _init(address, folder, tasks or default_threads())
+        with _environment(folder is not None):
+            _load()
+            if not ray.is_initialized():
+                started = True
+                _init(address, folder, tasks or default_threads())
         yield RayPool(tasks)
     finally:
-        ray.shutdown()
+        if started:
+            ray.shutdown()
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)  # a process of Ray's may still write its log
 
 
-def load() -> None:
+def _is_connected() -> bool:
+    return "ray" in sys.modules and bool(ray.is_initialized())
+
+
+@contextmanager
+def _environment(loopback: bool) -> Iterator[None]:
+    """What Ray reads when it is imported and started: no statistics; and where it runs for one command, servers for this machine alone."""
+    wanted = {"RAY_USAGE_STATS_ENABLED": "0"} | ({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} if loopback else {})
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _load() -> None:
     """Import Ray; raises UnsupportedError if it is not there."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         require("ray")
     except ModuleNotFoundError:
@@ -77,9 +101,14 @@ def _init(address: str, folder: str | None, tasks: int) -> None:
         options |= {"object_store_memory": STORE_BYTES + 2 * tasks * BATCH}
     before = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(**options)
-    except Exception as error:
-        raise ResourceError(f"Ray at {address}: cannot be {'started' if folder else 'reached'}: {_line(error)}") from None
+        for left in reversed(range(ATTEMPTS)):
+            try:
+                ray.init(**options)
+                break
+            except Exception as error:
+                if not left or folder is None or "timed out" not in str(error):
+                    raise ResourceError(f"Ray at {address}: cannot be {'started' if folder else 'reached'}: {_line(error)}") from None
+                ray.shutdown()
     finally:
         if threading.current_thread() is threading.main_thread() and before is not None:
             signal.signal(signal.SIGTERM, before)  # Ray's own would end this process without tidying up
