@@ -32,7 +32,7 @@ device: resolve ops xxh3_triton leaves
 patching: torch_dtypes memory compare_on_host compare_on_device encode_plan encode_options encode hash_work pending_tensor \
 encode_pair pair_summary source_folder patch chain other_files overwrite output write wrong_base recipes file_sink build rebuild \
 target_files provenance compose_history compose_blocks compose_files compose_tensors compose compose_base
-live: hashing names updates writing switch load changes patch identity target state_copy restored encoder
+live: hashing names updates sparse_updates writing switch load changes patch identity target state_copy restored encoder
 analysis: modules values sparsity matrices rank report_model report_stored pair_readers pairs report_work overlap overlap_work series
 subnetwork: mask_rows mask_file mask masked_parameter freeze track
 pages: csv_tables chart_data labels histograms report_prose drawing templating report_charts report_captions report_page

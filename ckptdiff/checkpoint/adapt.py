@@ -46,7 +46,15 @@ class AdaptedBase:
     named: list[int] = field(init=False)
     """How many units before each of these stand against base tensors."""
 
+    whole: Tensor | None = field(init=False)
+    """The tensor that it is, unchanged; None where it is anything else."""
+
     def __post_init__(self) -> None:
+        object.__setattr__(self, "whole", self._whole())
+        if len(self.pieces) == 1 and self.pieces[0].name is not None:  # as nearly all have
+            object.__setattr__(self, "starts", [0, self.pieces[0].units])
+            object.__setattr__(self, "named", self.starts)
+            return
         counts = [piece.units for piece in self.pieces]
         object.__setattr__(self, "starts", list(accumulate(counts, initial=0)))
         if None not in {piece.name for piece in self.pieces}:
@@ -55,9 +63,7 @@ class AdaptedBase:
         named = [piece.units if piece.name is not None else 0 for piece in self.pieces]
         object.__setattr__(self, "named", list(accumulate(named, initial=0)))
 
-    @property
-    def whole(self) -> Tensor | None:
-        """The tensor that it is, unchanged; None where it is anything else."""
+    def _whole(self) -> Tensor | None:
         if len(self.pieces) != 1 or self.base_dtype != self.dtype:
             return None
         (piece,) = self.pieces

@@ -5,30 +5,18 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ckptdiff.codecs.planes import Reader, write_plane
-from ckptdiff.format.dtypes import Bytes, Units
+from ckptdiff.codecs.planes import BlockError, CodedChanges, write_plane
+from ckptdiff.format.dtypes import Bytes, Changes, Units
 from ckptdiff.io.scratch import scratch
 from ckptdiff.kernels import escapes
 
 Array = npt.NDArray[Any]
-
-
-def positions_of(gaps: Array, size: int) -> Array:
-    """The positions that have these gaps before them.
-
-    Raises:
-        ValueError: a position is not below ``size``.
-    """
-    positions = np.empty(len(gaps), np.int32)
-    last = escapes.fill_positions(gaps, size, positions)
-    if last >= size:
-        raise ValueError(f"it changes unit {last} of {size}")
-    return positions
 
 
 def write_changes(positions: Array, zigzags: Units, gap_width: int, width: int) -> tuple[int, int, bytes]:
@@ -55,31 +43,29 @@ def write_planes(planes: Bytes, count: int, width: int, low: int, escaped: int) 
     return b"".join([write_plane(planes[i:j]) for i, j in itertools.pairwise(ends)])
 
 
-def read_escaped(reader: Reader, count: int, width: int, low: int, unit: np.dtype[Any]) -> Units:
-    """Read ``count`` values of ``width`` bytes that have ``low`` low planes.
+def join_changes(
+    coded: Sequence[CodedChanges], units: Sequence[int], offsets: Sequence[int], gap_width: int, unit: np.dtype[Any]
+) -> tuple[Changes, list[int]]:
+    """The changes of several blocks, one behind the other; and how many each has.
 
     Args:
-        reader: stands before the planes.
-        width: bytes of a value.
-        low: how many low planes there are.
-        unit: the type of the result, of at least ``width`` bytes.
+        coded: the blocks' planes.
+        units: how many units each block has.
+        offsets: what is added to the positions of each block.
+        gap_width: bytes of a gap.
+        unit: the type of a zigzag.
 
     Raises:
-        ValueError: with one line that says which rule of spec 7.1 the planes break.
+        BlockError: a block's planes break a rule of the spec.
     """
-    values = np.empty(count, unit)
-    escapes.join_planes(_read_planes(reader, "low", low, count), values)
-    escape = np.uint64((1 << 8 * low) - 1)
-    if low < width and (escaped := escapes.count_equal(values, escape)):
-        high = _read_planes(reader, "high", width, escaped)
-        if not escapes.add_escaped(values, escape, high, np.uint64((1 << 8 * width) - 1)):
-            raise ValueError("an escaped value is too large")
-    return values
-
-
-def _read_planes(reader: Reader, name: str, rows: int, count: int) -> Array:
-    """The next planes, one in a row. Scratch of that name."""
-    planes = scratch(name, rows * count, np.uint8).reshape(rows, count)
-    for plane in planes:
-        plane[:] = reader.plane(count)
-    return planes
+    planes = np.frombuffer(bytearray().join(itertools.chain.from_iterable(block.planes for block in coded)), np.uint8)
+    rows = [(b.changes, *b.gaps, *b.values, size, offset) for b, size, offset in zip(coded, units, offsets, strict=True)]
+    counts = [block.changes for block in coded]
+    positions, zigzags = np.empty(sum(counts), np.int32), np.empty(sum(counts), unit)
+    gaps, numbers = scratch("gaps", max(counts, default=0), np.uint32), np.array(rows, np.int64).reshape(-1, 7)
+    block, wrong, last = escapes.join_changes(planes, numbers, gap_width, unit.itemsize, gaps, positions, zigzags)
+    if wrong == escapes.BEYOND_BLOCK:
+        raise BlockError(block, f"it changes unit {last} of {units[block]}")
+    if wrong:
+        raise BlockError(block, "an ulp distance is too large" if wrong == escapes.DISTANCE_TOO_LARGE else "an escaped value is too large")
+    return (positions, zigzags), counts

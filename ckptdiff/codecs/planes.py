@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import zstandard
@@ -75,14 +75,12 @@ class Reader:
                 return value
         raise ValueError("a varint is longer than 5 bytes")
 
-    def plane(self, length: int) -> Bytes:
+    def plane(self, length: int) -> bytes:
         """The next plane, of so many bytes."""
         if length == 0:
-            return np.empty(0, np.uint8)
+            return b""
         size = self.varint()
-        if size == 0:
-            return np.frombuffer(self.take(length), np.uint8)
-        return np.frombuffer(_decompress(ZSTD_MAGIC + self.take(size), length), np.uint8)
+        return bytes(self.take(length)) if size == 0 else _decompress(ZSTD_MAGIC + self.take(size), length)
 
     def end(self) -> None:
         """Raise ValueError unless all bytes are read."""
@@ -123,10 +121,60 @@ def split(values: Units, width: int) -> list[Bytes]:
     return [np.ascontiguousarray(columns[:, k]) for k in range(width)]
 
 
-def join(planes: list[Bytes], count: int, unit: np.dtype[Any]) -> Units:
+def join(planes: list[bytes], count: int, unit: np.dtype[Any]) -> Units:
     """Inverse of :func:`split`: values of the type ``unit``, with zeros in the bytes that have no plane."""
     values = np.zeros(count, unit)
     columns = values.view(np.uint8).reshape(count, unit.itemsize)
     for k, plane in enumerate(planes):
-        columns[:, k] = plane
+        columns[:, k] = np.frombuffer(plane, np.uint8)
     return values
+
+
+# --- escaped values (spec section 7.1), as planes ---
+
+
+class CodedChanges(NamedTuple):
+    """The planes of a block's changes, not yet put together."""
+
+    changes: int
+    """How many there are."""
+    gaps: tuple[int, int]
+    values: tuple[int, int]
+    """How many low planes gaps have, and how many escapes; the same of values."""
+    planes: list[bytes]
+    """The planes of gaps, then those of values."""
+
+
+class BlockError(ValueError):
+    """A block of several breaks a rule: one line says which.
+
+    Attributes:
+        block: its number among them.
+    """
+
+    def __init__(self, block: int, text: str) -> None:
+        super().__init__(text)
+        self.block = block
+
+
+def read_planes(reader: Reader, count: int, width: int, low: int) -> tuple[list[bytes], int]:
+    """Read the planes of ``count`` escaped values.
+
+    Args:
+        reader: stands before the planes.
+        width: bytes of a value.
+        low: how many low planes there are.
+
+    Returns:
+        The planes, and how many values are the escape.
+
+    Raises:
+        ValueError: with one line that says which rule of spec 7.1 the planes break.
+    """
+    planes = [reader.plane(count) for _ in range(low)]
+    if low == width:
+        return planes, 0
+    escaped = planes[0].count(255) if low == 1 else int(np.all([np.frombuffer(plane, np.uint8) == 255 for plane in planes], axis=0).sum())
+    if escaped:
+        planes += [reader.plane(escaped) for _ in range(width)]
+    return planes, escaped

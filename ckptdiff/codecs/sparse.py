@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
 
 from ckptdiff import codecs
-from ckptdiff.codecs.planes import Reader, write_varint
+from ckptdiff.codecs.planes import BlockError, CodedChanges, Reader, read_planes, write_varint
 from ckptdiff.format.dtypes import BlockChange, Bytes, Changes, Dtype, Replacement
 from ckptdiff.kernels.block_layout import WITHOUT_ROWS, BlockLayout
 
 GAP_WIDTH = 3
 """Bytes of a gap: a block has at most 2^21 units."""
-GAP_UNIT = np.dtype("<u4")
+NO_CHANGES = CodedChanges(0, (1, 0), (1, 0), [])
 
 
 def pack(base: Bytes | None, change: BlockChange, dtype: Dtype, layout: BlockLayout = WITHOUT_ROWS) -> bytes:
@@ -26,20 +26,45 @@ def pack(base: Bytes | None, change: BlockChange, dtype: Dtype, layout: BlockLay
 
 def unpack(coded: memoryview, base: Bytes | None, size: int, dtype: Dtype) -> Changes:
     """Decode a block; see :class:`ckptdiff.codecs.Codec`."""
+    return unpack_all([coded], [size], [0], dtype)[0]
+
+
+def unpack_all(blocks: Sequence[memoryview], sizes: Sequence[int], offsets: Sequence[int], dtype: Dtype) -> tuple[Changes, list[int]]:
+    """Decode several blocks at once: for small ones that takes a fraction of the time of one by one.
+
+    Args:
+        blocks: their coded forms.
+        sizes: bytes of each.
+        offsets: what is added to the positions of each.
+        dtype: of the target.
+
+    Returns:
+        Their changes, one block behind the other; and how many each has.
+
+    Raises:
+        BlockError: a block breaks a rule of the spec; one line says which.
+    """
+    units = [size // dtype.carrier for size in sizes]
+    coded = [_read(k, block, count, dtype) for k, (block, count) in enumerate(zip(blocks, units, strict=True))]
+    return codecs.escaped_values.join_changes(coded, units, offsets, GAP_WIDTH, dtype.unit)
+
+
+def _read(number: int, coded: memoryview, units: int, dtype: Dtype) -> CodedChanges:
+    """The planes of a block of so many units."""
     if len(coded) == 0:
-        return np.empty(0, np.int32), np.empty(0, dtype.unit)
-    reader, units = Reader(coded), size // dtype.carrier
-    count = reader.varint()
-    if not 1 <= count <= units:
-        raise ValueError(f"it has {count} changes, expected 1 to {units}")
-    widths = reader.take(1)[0]
-    gap_planes, value_planes = widths & 15, widths >> 4
-    if not (1 <= gap_planes <= GAP_WIDTH and 1 <= value_planes <= dtype.carrier):
-        raise ValueError(f"bad widths: {gap_planes} planes of gaps, {value_planes} of values")
-    gaps = codecs.escaped_values.read_escaped(reader, count, GAP_WIDTH, gap_planes, GAP_UNIT)
-    positions = codecs.escaped_values.positions_of(gaps, units)
-    values = codecs.escaped_values.read_escaped(reader, count, dtype.carrier, value_planes, dtype.unit)
-    reader.end()
-    if int(values.max()) == (1 << 8 * dtype.carrier) - 1:
-        raise ValueError("an ulp distance is too large")
-    return positions, values + dtype.unit.type(1)
+        return NO_CHANGES
+    reader = Reader(coded)
+    try:
+        count = reader.varint()
+        if not 1 <= count <= units:
+            raise ValueError(f"it has {count} changes, expected 1 to {units}")
+        widths = reader.take(1)[0]
+        gap_planes, value_planes = widths & 15, widths >> 4
+        if not (1 <= gap_planes <= GAP_WIDTH and 1 <= value_planes <= dtype.carrier):
+            raise ValueError(f"bad widths: {gap_planes} planes of gaps, {value_planes} of values")
+        gaps, far = read_planes(reader, count, GAP_WIDTH, gap_planes)
+        values, large = read_planes(reader, count, dtype.carrier, value_planes)
+        reader.end()
+    except ValueError as error:
+        raise BlockError(number, str(error)) from None
+    return CodedChanges(count, (gap_planes, far), (value_planes, large), gaps + values)

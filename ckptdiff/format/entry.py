@@ -116,8 +116,10 @@ class Entry(NamedTuple):
     @property
     def base_names(self) -> tuple[str, ...]:
         """The base tensors that it is made from, each once."""
-        if not self.has_base:
+        if self.kind not in ("same", "delta"):
             return ()
+        if not self.pieces:
+            return (self.name,)
         return tuple(dict.fromkeys(piece.name for piece in self.pieces if piece.name is not None)) or (self.name,)
 
     @property

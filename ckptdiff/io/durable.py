@@ -13,6 +13,9 @@ NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, e
 NO_FLAGS = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM}
 """How a file system, a kernel or a sandbox says that it does not know renameat2, or one of its flags."""
 
+NO_UNNAMED = {errno.EISDIR, errno.EINVAL, errno.ENOENT, errno.EOPNOTSUPP}
+"""How a file system or a kernel says that it has no files without a name."""
+
 AT_FDCWD, RENAME_NOREPLACE, RENAME_EXCHANGE = -100, 1, 2
 """Constants of Linux, which Python has no names for."""
 
@@ -63,6 +66,35 @@ def move_new(source: Path, target: Path) -> None:
         raise
     except OSError:  # a file system without hard links
         os.rename(source, target)
+
+
+def link_new(target: Path, data: bytes) -> bool:
+    """Make a file that is flushed before it has a name, so that a killed run leaves nothing: it is there whole, or not at all.
+
+    Returns:
+        False where the file system has no files without a name; nothing is done then.
+
+    Raises:
+        FileExistsError: there is something at ``target``, which is left as it is. OSError: it cannot be written.
+    """
+    try:
+        fd = os.open(target.parent, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno in NO_UNNAMED:
+            return False
+        raise
+    try:
+        view = memoryview(data)
+        while len(view):
+            view = view[os.write(fd, view) :]
+        os.fsync(fd)
+        try:
+            os.link(f"/proc/self/fd/{fd}", target, src_dir_fd=fd)  # which has Python call linkat, and so follow the first
+        except FileNotFoundError:  # there is no /proc
+            return False
+    finally:
+        os.close(fd)
+    return True
 
 
 def replace_folder(source: Path, target: Path, aside: Path) -> None:

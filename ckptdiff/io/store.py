@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ckptdiff.errors import StoreError, cut
-from ckptdiff.io.durable import move_new, sync
+from ckptdiff.io.durable import link_new, move_new, sync
 from ckptdiff.io.leftovers import RESULT
 from ckptdiff.io.work_folder import work_folder
 from ckptdiff.machine import machine_error
@@ -136,8 +136,17 @@ class FolderStore:
         return dict(sorted(found.items()))
 
     def put(self, key: str, data: bytes) -> bool:
-        with self._explained(key, "written"), self._written(key, data) as file:
-            return self._place(file, key) or holds(self, key, data)
+        path = self.root / key
+        with self._explained(key, "written"):
+            self._make_folders(path.parent)
+            try:
+                if link_new(path, data):
+                    sync(path.parent)
+                    return True
+            except FileExistsError:
+                return holds(self, key, data)
+            with self._written(key, data) as file:
+                return self._place(file, key) or holds(self, key, data)
 
     def put_file(self, key: str, path: Path) -> bool:
         with self._explained(key, "written"):

@@ -88,57 +88,79 @@ def split_changes(positions, zigzags, gap_width, width, gaps, values, gap_planes
 
 
 @jit
-def fill_positions(gaps, size, positions):
-    """Fill the positions that have these gaps before them, up to the first that is not below ``size``; returns the last one."""
-    at = -1
-    for x in range(len(gaps)):
-        at += np.int64(gaps[x]) + 1
-        if at >= size:
-            return at
-        positions[x] = np.int32(at)
-    return at
-
-
-@jit
-def join_planes(planes, values):
-    """Fill values from planes (uint8[planes, values]), of which the first holds the lowest bytes."""
-    values[:] = 0
-    for w in range(planes.shape[0]):
-        shift = np.uint64(8 * w)
-        for x in range(len(values)):
-            values[x] |= np.uint64(planes[w, x]) << shift
-
-
-@jit
-def add_escaped(values, escape, high, most):
-    """Add to each value that is the escape what its high planes hold.
+def join_planes(planes, at, count, low, escaped, width, values, first):
+    """Fill ``count`` values from the planes that :func:`split_escaped` fills.
 
     Args:
-        values: as the low planes have them.
-        escape: the largest value that these can hold: uint64.
-        high: the high planes: uint8[planes, values that are the escape].
-        most: the largest value allowed: uint64.
+        planes: uint8; the planes begin at ``at``, of which the first holds the lowest bytes.
+        count, low, width: how many values, how many low planes, and bytes of a value.
+        escaped: how many values are the escape, and have high planes.
+        values: unsigned integers, to fill from ``first`` on.
 
     Returns:
-        False if a value is above ``most``.
+        Where the planes end; -1 if a value takes more than ``width`` bytes, or if not so many are the escape.
     """
-    k = 0
-    for x in range(len(values)):
-        if np.uint64(values[x]) == escape:
+    for x in range(count):
+        values[first + x] = planes[at + x]
+    for w in range(1, low):
+        shift = np.uint64(8 * w)
+        for x in range(count):
+            values[first + x] |= np.uint64(planes[at + w * count + x]) << shift
+    at += low * count
+    if low == width:
+        return at
+    escape, k = (ONE << np.uint64(8 * low)) - ONE, 0
+    most = (ZERO - ONE >> np.uint64(64 - 8 * width)) - escape
+    for x in range(count if escaped else 0):
+        if np.uint64(values[first + x]) == escape:
             value = ZERO
-            for w in range(high.shape[0]):
-                value |= np.uint64(high[w, k]) << np.uint64(8 * w)
-            if value > most - escape:
-                return False
-            values[x] = value + escape
+            for w in range(width):
+                value |= np.uint64(planes[at + w * escaped + k]) << np.uint64(8 * w)
+            if value > most or k == escaped:
+                return -1
+            values[first + x] = value + escape
             k += 1
-    return True
+    return at + width * escaped if k == escaped else -1
+
+
+GAP_TOO_LARGE, VALUE_TOO_LARGE, BEYOND_BLOCK, DISTANCE_TOO_LARGE = range(1, 5)
+"""What :func:`join_changes` finds wrong with a block."""
 
 
 @jit
-def count_equal(values, wanted):
-    """How many values are ``wanted`` (uint64)."""
-    n = 0
-    for x in range(len(values)):
-        n += np.uint64(values[x]) == wanted
-    return n
+def join_changes(planes, blocks, gap_width, width, gaps, positions, zigzags):
+    """Fill the changes of several blocks from their planes, one behind the other: those of gaps before those of zigzags less one.
+
+    Args:
+        planes: uint8.
+        blocks: int64[blocks, 7]: changes; low planes and escapes of gaps, and of values; units; what is added to positions.
+        gap_width, width: bytes of a gap, and of a zigzag.
+        gaps: memory to work in: uint32, as many as the block with most changes has.
+        positions, zigzags: int32, and as units are, to fill.
+
+    Returns:
+        The number of the first block that breaks a rule, what is wrong, and which unit it would change; or -1 and zeros.
+    """
+    at, n, most = 0, 0, ZERO - ONE >> np.uint64(64 - 8 * width)
+    for k in range(len(blocks)):
+        count, units, offset = blocks[k, 0], blocks[k, 5], blocks[k, 6]
+        at = join_planes(planes, at, count, blocks[k, 1], blocks[k, 2], gap_width, gaps, 0)
+        if at < 0:
+            return k, GAP_TOO_LARGE, 0
+        unit = -1
+        for x in range(count):
+            unit += np.int64(gaps[x]) + 1
+            if unit >= units:
+                return k, BEYOND_BLOCK, unit
+            positions[n + x] = unit + offset
+        at = join_planes(planes, at, count, blocks[k, 3], blocks[k, 4], width, zigzags, n)
+        if at < 0:
+            return k, VALUE_TOO_LARGE, 0
+        largest = ZERO
+        for x in range(n, n + count):
+            largest = max(largest, np.uint64(zigzags[x]))
+            zigzags[x] += ONE
+        if largest == most:
+            return k, DISTANCE_TOO_LARGE, 0
+        n += count
+    return -1, 0, 0

@@ -22,6 +22,7 @@ from ckptdiff.io.parallel import Threads
 from ckptdiff.lazy import torch
 from ckptdiff.live.hashing import hash_in_background, leaves_in_memory
 from ckptdiff.live.names import MODEL, base_contents, find_tensors, own_names, scope_of
+from ckptdiff.live.sparse_updates import unpack_sparse
 from ckptdiff.live.switch import LoadedPatch
 from ckptdiff.live.updates import BYTES_PER_UPDATE_JOB, RangeUpdate, TensorUpdate, merge_blocks, on_device, range_update
 from ckptdiff.live.writing import MemoryRange
@@ -67,12 +68,11 @@ class Loader:
         check_chain([patch])
         self.patch, self.threads = patch, threads
         self.scope = scope_of(patch, scope)
-        base_names = [base for (scope_id, _), (_, e) in patch.entries.items() if scope_id == self.scope for base in e.base_names]
+        entries = {name: entry for (scope_id, name), (_, entry) in patch.entries.items() if scope_id == self.scope}
+        base_names = [base for entry in entries.values() for base in entry.base_names]
         names = [*base_names, *(name for _, name in patch.entries)]
-        entries = {name for scope_id, name in patch.entries if scope_id == self.scope}
         self.tied = {name: kept for name, kept in patch.tied.items() if kept in entries and name not in entries}
-        contents = base_contents(e for (scope_id, _), (_, e) in patch.entries.items() if scope_id == self.scope)
-        own = own_names(base, [*names, *self.tied], contents, threads)
+        own = own_names(base, [*names, *self.tied], lambda: base_contents(patch, self.scope), threads)
         self.find_tensors = partial(find_tensors, base, own, set(names), self.tied)
         self.state = self.find_tensors()
         self.base = open_state(self.state, MODEL, set(names))
@@ -140,19 +140,16 @@ class Loader:
             self._check_base(destination, leaves)
             yield _tensor_update(destination, (), leaves)
 
-    def _from_sparse(self, destinations: Sequence[Destination]) -> list[TensorUpdate]:
-        """Unpack the changes on this thread while others hash: it is many small steps, for which threads would wait for each other."""
-        with hash_in_background([_memory(destination) for destination in destinations], max(self.threads - 1, 1)) as leaves:
-            blocks_by_tensor = [
-                [self._unpack(destination, start) for start in range(0, destination.tensor.nbytes, BLOCK)] for destination in destinations
-            ]
+    def _from_sparse(self, destinations: Sequence[Destination]) -> Iterator[TensorUpdate]:
+        """Unpack the changes on this thread, many blocks at once, while others hash."""
+        in_order = sorted(destinations, key=lambda destination: destination.entry.dtype)
+        with hash_in_background([_memory(destination) for destination in in_order], max(self.threads - 1, 1)) as leaves:
+            updates = list(unpack_sparse([_patched(destination) for destination in in_order]))
             before = leaves()
-        for destination, row in zip(destinations, before, strict=True):
+        for destination, row in zip(in_order, before, strict=True):
             self._check_base(destination, row)
-        return [
-            self._from_blocks(destination, blocks, row)
-            for destination, blocks, row in zip(destinations, blocks_by_tensor, before, strict=True)
-        ]
+        for destination, parts, row in zip(in_order, updates, before, strict=True):
+            yield _tensor_update(destination, parts, row)
 
     def _from_context(self, destinations: Sequence[Destination]) -> Iterator[TensorUpdate]:
         """Hash and unpack each block on one thread, since the codec ``context`` reads the base's block too."""
@@ -201,20 +198,17 @@ class Loader:
         if found != base.digest:
             raise base.mismatch(found)
 
-    def _unpack(self, destination: Destination, start: int, base: Bytes | None = None) -> Changes:
-        """The changes of the block that begins at byte ``start``, given the block's bytes in the base where the codec needs them."""
-        recipe, block = destination.recipe, start // BLOCK
-        assert isinstance(recipe, PatchedTensor)
+    def _unpack(self, destination: Destination, start: int, base: Bytes) -> Changes:
+        """The changes of the block that begins at byte ``start``, given the block's bytes in the base."""
+        recipe, block = _patched(destination), start // BLOCK
         (coded,) = recipe.file.read_blocks(recipe.entry, block, block + 1)
         change = unpack(recipe, block, coded, base, min(BLOCK, destination.tensor.nbytes - start))
         assert not isinstance(change, Replacement)  # tensors coded by raw are compared with their whole content
-        positions, zigzags = change
-        return (positions.copy(), zigzags.copy()) if recipe.entry.codec == "context" else (positions, zigzags)
+        return change[0].copy(), change[1].copy()
 
     def _from_blocks(self, destination: Destination, blocks: Sequence[Changes], before: list[bytes]) -> TensorUpdate:
         """A tensor's update from the changes of all its blocks."""
-        assert isinstance(destination.recipe, PatchedTensor)
-        check_changed(destination.recipe, sum(len(positions) for positions, _ in blocks))
+        check_changed(_patched(destination), sum(len(positions) for positions, _ in blocks))
         dtype, size = DTYPES[destination.entry.dtype], destination.tensor.nbytes
         parts = [
             merge_blocks(
@@ -238,6 +232,12 @@ def _means(entry: Entry, recipe: Recipe, tensor: Tensor) -> str | None:
 def _base(recipe: Recipe) -> Recipe | None:
     """The adapted base of what is patched; what is not patched is one itself."""
     return recipe.base if isinstance(recipe, PatchedTensor) else recipe
+
+
+def _patched(destination: Destination) -> PatchedTensor:
+    """The recipe of a tensor that an entry with a payload gives."""
+    assert isinstance(destination.recipe, PatchedTensor)
+    return destination.recipe
 
 
 def _memory(destination: Destination) -> Bytes | torch.Tensor:

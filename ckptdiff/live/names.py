@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from ckptdiff.checkpoint.names import closeness, is_within, numbers
 from ckptdiff.errors import UnsupportedError, cut
 from ckptdiff.format.digests import tensor_digest
-from ckptdiff.format.entry import Entry
 from ckptdiff.live.hashing import leaves_in_memory
 from ckptdiff.patching.memory import State, open_state, state_of
 from ckptdiff.patching.patch import OpenPatch
@@ -47,13 +46,14 @@ def find_tensors(base: Any, own: Mapping[str, str], names: Collection[str], tied
     return state
 
 
-def base_contents(entries: Iterable[Entry]) -> dict[str, Content]:
-    """What a patch says of the base tensors that it takes whole, by their names."""
+def base_contents(patch: OpenPatch, scope: str) -> dict[str, Content]:
+    """What a patch says of the base tensors that a target scope takes whole, by their names."""
+    entries = (entry for (scope_id, _), (_, entry) in patch.entries.items() if scope_id == scope)
     whole = (e for e in entries if e.has_base and e.base_dtype == e.dtype and len(e.base_names) == 1 and len(e.pieces) <= 1)
     return {entry.base_names[0]: (entry.dtype, entry.nbytes, entry.base_digest) for entry in whole}
 
 
-def own_names(base: Any, names: Iterable[str], contents: Mapping[str, Content], threads: int) -> dict[str, str]:
+def own_names(base: Any, names: Iterable[str], contents: Callable[[], Mapping[str, Content]], threads: int) -> dict[str, str]:
     """What a model calls the tensors that it does not have under the patch's names, by these.
 
     Wrappers (DDP, FSDP, torch.compile, PEFT, a head model) add parts to names, or take some away. What that does not explain is found by
@@ -62,14 +62,16 @@ def own_names(base: Any, names: Iterable[str], contents: Mapping[str, Content], 
     Args:
         base: the model.
         names: the patch's names of all tensors.
-        contents: what some of them hold, by name.
+        contents: gives what some of them hold, by name.
         threads: how many to use.
     """
     state, wanted = state_of(base, MODEL), dict.fromkeys(names)
     missing, spare = [name for name in wanted if name not in state], [name for name in state if name not in wanted]
-    own = names_by_parts(missing, spare) if missing and spare else {}
-    taken, left = set(own.values()), [name for name in missing if name not in own and name in contents]
-    return own | _by_content(left, {name: state[name] for name in spare if name not in taken}, contents, threads)
+    if not missing or not spare:
+        return {}
+    own, known = names_by_parts(missing, spare), contents()
+    taken, left = set(own.values()), [name for name in missing if name not in own and name in known]
+    return own | _by_content(left, {name: state[name] for name in spare if name not in taken}, known, threads)
 
 
 def names_by_parts(wanted: Iterable[str], given: Iterable[str]) -> dict[str, str]:

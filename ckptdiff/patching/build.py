@@ -140,7 +140,12 @@ def unpack(step: PatchedTensor, block: int, coded: memoryview, base: Bytes | Non
     try:
         return codecs.CODECS[entry.codec or ""].unpack(coded, base, size, DTYPES[entry.dtype])
     except ValueError as error:
-        raise FormatError(f"{step.file.source.name}: tensor {cut(entry.name)}, block {block}: {error}") from None
+        raise block_error(step, block, error) from None
+
+
+def block_error(step: PatchedTensor, block: int, error: ValueError) -> FormatError:
+    """The error of a block of an entry that breaks a rule."""
+    return FormatError(f"{step.file.source.name}: tensor {cut(step.entry.name)}, block {block}: {error}")
 
 
 class TensorCheck:

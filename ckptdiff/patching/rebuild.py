@@ -71,6 +71,7 @@ class Rebuilder:
         self.base, self.chain, self.execute, self.scratch = base, chain, execute, scratch
         self.wanted, self.checked = WantedBase.of(base, chain[0]), CheckCache()
         self._recipes: dict[tuple[int, str, str, str], Recipe] = {}
+        self._scopes: dict[str, dict[str, Tensor]] = {}
         self._needed: list[AdaptedTensor] = []  # all that is needed of the base so far
 
     def recipe(self, depth: int, file: PatchFile, entry: Entry) -> Recipe:
@@ -94,8 +95,11 @@ class Rebuilder:
     def _from_base(self, file: PatchFile, entry: Entry) -> AdaptedTensor:
         """The adapted base of an entry of the first patch."""
         scope, tensors = file.metadata.base_scope or "", dict[str, Tensor]()
+        known = self._scopes.get(scope)
+        if known is None:
+            known = self._scopes[scope] = self.base.scope(scope) or {}
         for name, needed in units_needed(entry).items():
-            tensor = (self.base.scope(scope) or {}).get(name)
+            tensor = known.get(name)
             if tensor is None:
                 raise self.wanted.error(f"it has no tensor {cut(name)}" + (f" in {cut(scope)}" if len(self.base.scopes) > 1 else ""))
             if tensor.dtype != entry.base_dtype:

@@ -70,19 +70,22 @@ def shape_of(array: Array, dtype: str) -> tuple[int, ...]:
 
 
 class _ArrayInterface:
-    """Shows numpy the bytes of a torch tensor on the host, and keeps the tensor alive as long as the array.
+    """Shows numpy the memory of a torch tensor on the host as bytes, and keeps the tensor alive as long as the array.
 
     ``Tensor.numpy()`` would forbid torch from then on to resize that memory, as FSDP does (``untyped_storage().resize_``).
     """
 
-    def __init__(self, flat: torch.Tensor) -> None:
-        self.flat = flat
-        self.__array_interface__ = {"data": (flat.data_ptr(), False), "shape": (len(flat),), "typestr": "|u1", "version": 3}
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor, self.address = tensor, tensor.data_ptr()
+        self.__array_interface__ = {"data": (self.address, False), "shape": (tensor.nbytes,), "typestr": "|u1", "version": 3}
 
 
 def memory_range(flat: Bytes | torch.Tensor) -> tuple[str, int, int]:
     """Where memory lies: device, address and size in bytes."""
-    return ("cpu", flat.ctypes.data, len(flat)) if isinstance(flat, np.ndarray) else (str(flat.device), flat.data_ptr(), len(flat))
+    if not isinstance(flat, np.ndarray):
+        return str(flat.device), flat.data_ptr(), len(flat)
+    owner: object = flat.base
+    return "cpu", owner.address if isinstance(owner, _ArrayInterface) else flat.ctypes.data, len(flat)  # NumPy takes long to tell
 
 
 def flat_bytes(array: Array, where: str) -> Bytes | torch.Tensor:
@@ -105,12 +108,11 @@ def flat_bytes(array: Array, where: str) -> Bytes | torch.Tensor:
         raise UnsupportedError(f"{where}: is sparse, quantized or a lazy view: give a dense copy of it")
     if not array.is_contiguous():
         raise UnsupportedError(f"{where}: is not contiguous (strides {tuple(array.stride())}): give its .contiguous() copy")
-    flat = array.detach().reshape(-1).view(torch.uint8)
-    if flat.untyped_storage().nbytes() < flat.storage_offset() + len(flat):
+    if array.untyped_storage().nbytes() < array.storage_offset() * array.element_size() + array.nbytes:
         raise UnsupportedError(f"{where}: its memory was freed, as FSDP does between uses: gather the full parameters first")
-    if flat.device.type != "cpu":
-        return flat
-    return np.asarray(_ArrayInterface(flat)) if len(flat) else np.empty(0, np.uint8)
+    if not array.is_cpu:
+        return array.detach().reshape(-1).view(torch.uint8)
+    return np.asarray(_ArrayInterface(array.detach())) if array.nbytes else np.empty(0, np.uint8)
 
 
 def new_tensor(dtype: str, shape: tuple[int, ...], where: str) -> torch.Tensor:

@@ -9,10 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptdiff.codecs.escaped_values import read_escaped, write_planes
-from ckptdiff.codecs.planes import Reader
-from ckptdiff.kernels.escapes import best_width, split_escaped
+from ckptdiff.codecs.escaped_values import write_planes
+from ckptdiff.codecs.planes import Reader, read_planes
+from ckptdiff.kernels.escapes import best_width, join_planes, split_escaped
 from tests.support.strategies import SEEDS, quick
+
+
+def read_escaped(reader: Reader, count: int, width: int, low: int, unit: np.dtype[Any]) -> Any:
+    planes, escaped = read_planes(reader, count, width, low)
+    data, values = np.frombuffer(bytearray().join(planes), np.uint8), np.empty(count, unit)
+    end = join_planes(data, 0, count, low, escaped, width, values, 0)
+    if end < 0:
+        raise ValueError("too large")
+    assert end == len(data)
+    return values
 
 
 @pytest.mark.parametrize(("width", "low"), [(width, low) for width in range(1, 9) for low in range(1, width + 1)])

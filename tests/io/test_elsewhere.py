@@ -114,7 +114,9 @@ def test_an_error_that_another_try_may_not_give_is_raised_in_the_worker() -> Non
 
 
 def test_a_lost_worker_and_work_that_cannot_be_sent() -> None:
-    with pytest.raises(ResourceError, match=r"^number 4: a worker was lost again and again .* it was killed; has each worker enough memory"):
+    with pytest.raises(
+        ResourceError, match=r"^number 4: a worker was lost again and again .* it was killed; has each worker enough memory"
+    ):
         list(Elsewhere(Here(lost=3), 2)(Doubling({}), map(Number, range(100))))
     work = Doubling({})
     work.errors = {1: (lambda: None)}  # type: ignore[dict-item]

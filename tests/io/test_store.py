@@ -15,13 +15,16 @@ from ckptdiff.io.store_urls import FsspecStore, is_url, open_store
 from tests.support.s3_server import s3_client, s3_server
 
 
-@pytest.fixture(params=["folder", "file", "memory", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+@pytest.fixture(params=["folder", "without unnamed files", "file", "memory", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    if request.param == "without unnamed files":
+        monkeypatch.setattr("ckptdiff.io.durable.os.O_TMPFILE", os.O_WRONLY)  # as old kernels do: to write to a folder is an error
     if request.param == "s3":
         with s3_server() as port, s3_client(port) as url:
             yield open_store(f"{url}/a run")
     else:
-        urls = {"folder": str(tmp_path / "a store"), "file": f"file://{tmp_path}/a store", "memory": f"memory://{tmp_path.name}/a store"}
+        urls = {name: str(tmp_path / "a store") for name in ("folder", "without unnamed files")}
+        urls |= {"file": f"file://{tmp_path}/a store", "memory": f"memory://{tmp_path.name}/a store"}
         yield open_store(urls[request.param])
 
 

@@ -31,7 +31,7 @@ DECODERS = {
     "rans": "take_table codes_of fill_lookup decode_token decode_tokens",
     "tokens": "token_count take_changes",
     "raw_bits": "take_raw take_number take_step",
-    "escapes": "fill_positions join_planes add_escaped count_equal",
+    "escapes": "join_planes join_changes",
     "classes": "fill_classes bits_of",
     "ulps": "order_of max_unit ordered moved_unit fill_zigzags",
     "moves": "move_and_hash",

@@ -292,8 +292,13 @@ def start_node(space: str, address: str, folder: str) -> None:
     options = ["--head", f"--port={PORT}", "--include-dashboard=false", f"--temp-dir={folder}"] if head else [f"--address={ADDRESS}:{PORT}"]
     options += [f"--node-ip-address={address}", "--num-cpus=1", "--disable-usage-stats", "--object-store-memory=500000000"]
     command = [Path(sys.executable).with_name("ray"), "start", *options]
-    environment = {**os.environ, **OPEN}
-    subprocess.run(["ip", "netns", "exec", space, *map(str, command)], check=True, stdout=subprocess.DEVNULL, env=environment)
+    for _ in range(4):  # Ray waits half a minute for its own processes, which is little on a busy machine
+        if not subprocess.run(
+            ["ip", "netns", "exec", space, *map(str, command)], capture_output=True, env={**os.environ, **OPEN}
+        ).returncode:
+            return
+        stop(space)
+    raise SystemExit(f"FAILED: Ray does not start in {space}")
 
 
 def nodes(data: Path, base: Path, target: Path, work: Path) -> None:
