@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ import numpy as np
 from ckptdiff.errors import ResourceError, UnsupportedError, cut
 from ckptdiff.io.elsewhere import BATCH, JobError, LostError, Pool, do_batch
 from ckptdiff.io.parallel import default_threads
+from ckptdiff.io.signals import held
 from ckptdiff.lazy import ray, require
 from ckptdiff.obtaining import how_to_get
 
@@ -56,7 +57,8 @@ def open_pool(address: str, tasks: int | None) -> Iterator[Pool]:
             _load()
             if not ray.is_initialized():
                 started = True
-                _init(address, folder, tasks or default_threads())
+                with held() if folder is not None else nullcontext():  # what is interrupted while it starts would leave processes
+                    _init(address, folder, tasks or default_threads())
         yield RayPool(tasks)
     finally:
         if started:
