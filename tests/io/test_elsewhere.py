@@ -16,6 +16,7 @@ import ckptdiff
 from ckptdiff.errors import CheckpointError, IntegrityError, ResourceError, UnsupportedError
 from ckptdiff.io.elsewhere import Elsewhere, JobError, LostError, do_batch
 from ckptdiff.io.parallel import Work
+from ckptdiff.io.ray_pool import open_pool
 from ckptdiff.io.source import LocalFile
 from tests.support.checkpoints import tree
 from tests.support.commands import run
@@ -159,12 +160,12 @@ def test_what_is_no_address(files: Pair, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
 def test_the_real_ray(folders: Pair, tmp_path: Path) -> None:
     """One cluster of two workers on this machine, for all of it; ``tests.support.ray_acceptance`` has larger pairs and faults."""
-    ray = pytest.importorskip("ray", reason="Ray is not installed")
-    from ckptdiff.io.ray_pool import open_pool
+    with open_pool("local", 2):  # which imports Ray: it reads then where its servers listen
+        import ray
 
-    with open_pool("local", 2):
         ckptdiff.make(folders.base, folders.target, tmp_path / "again", ray="auto")
         ckptdiff.apply(folders.base, folders.patch, tmp_path / "out", ray="auto")
         assert (tree(tmp_path / "again"), tree(tmp_path / "out")) == (tree(folders.patch), tree(folders.target))
