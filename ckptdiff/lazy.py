@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import jinja2 as jinja2
     import markupsafe as markupsafe
     import pandas as pandas
+    import ray as ray
     import rich as rich
     import safetensors as safetensors
     import torch as torch
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from rich import bar, cells, console, live, progress, table, text  # noqa: F401
 else:
     LIBRARIES = (
-        *("altair", "fsspec", "huggingface_hub", "jinja2", "markupsafe", "pandas", "rich", "safetensors", "torch", "transformers"),
+        *("altair", "fsspec", "huggingface_hub", "jinja2", "markupsafe", "pandas", "ray", "rich", "safetensors", "torch", "transformers"),
     )
 
     class _Library:

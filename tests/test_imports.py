@@ -18,8 +18,8 @@ from ckptdiff.kernels import cache
 PACKAGE = Path(ckptdiff.__file__).parent
 ORDER = """
 lazy obtaining errors machine units
-io: leftovers in_place signals durable scratch open_files store store_traffic store_urls store_path source range_cache store_file \
-store_upload store_spool places parallel unit_log work_folder folder
+io: leftovers in_place signals durable job unit_log work_folder scratch open_files store store_traffic store_urls store_path source \
+range_cache store_file store_upload store_spool places parallel elsewhere ray_pool workers folder
 format: json_scan canonical fields dtypes digests xxh3 wrong_file safetensors safetensors_library safe_paths zstd_frame
 format: entry entry_scan table
 format: sealed metadata index patch_file
@@ -30,12 +30,12 @@ hub: ids client repo commit
 checkpoint: weight_map secrets selection recognition other_formats scopes contents dcp_metadata dcp_items dcp reader
 checkpoint: adapt names renames samples keys parts rows evidence pairing
 device: resolve ops xxh3_triton leaves
-patching: torch_dtypes memory compare_on_host compare_on_device encode_plan encode_options encode spool encode_log pending_tensor \
-encode_pair pair_summary source_folder patch chain unfinished other_files overwrite output destination write wrong_base recipes file_sink \
-build rebuild_files rebuild target_files in_place_plan in_place_journal in_place traffic_plan provenance work_plan rebuild_plan \
-compose_history compose_blocks compose_files compose_tensors compose compose_base
+patching: torch_dtypes memory compare_on_host compare_on_device encode_plan encode_options encode hash_work spool encode_log \
+pending_tensor encode_pair pair_summary source_folder patch chain unfinished other_files overwrite output destination write wrong_base \
+recipes file_sink build rebuild_files rebuild target_files in_place_plan in_place_journal in_place traffic_plan provenance work_plan \
+rebuild_plan compose_history compose_blocks compose_files compose_tensors compose compose_base
 live: hashing names updates sparse_updates writing switch load changes patch identity target state_copy restored encoder
-analysis: modules values sparsity matrices rank report_model report_stored pairs overlap series
+analysis: modules values sparsity matrices rank report_model report_stored pair_readers pairs report_work overlap overlap_work series
 subnetwork: mask_rows mask_file mask masked_parameter freeze track
 pages: csv_tables chart_data labels histograms report_prose drawing templating report_charts report_captions report_page
 pages: overlap_prose overlap_charts overlap_captions overlap_page

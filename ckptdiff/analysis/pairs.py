@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
+from ckptdiff.analysis.pair_readers import Reader, RecipeReader, TensorReader
 from ckptdiff.checkpoint.adapt import AdaptedBase
 from ckptdiff.checkpoint.contents import Checkpoint, Tensor
 from ckptdiff.checkpoint.pairing import Counterpart, pair
@@ -21,11 +22,10 @@ from ckptdiff.checkpoint.selection import Selection
 from ckptdiff.errors import CheckpointError, cut
 from ckptdiff.format.digests import BLOCK
 from ckptdiff.format.dtypes import DTYPES, Bytes
-from ckptdiff.format.entry import Entry
 from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.io.parallel import Threads
 from ckptdiff.io.places import place_of
-from ckptdiff.patching.build import Latest, TensorCheck, build
+from ckptdiff.patching.build import Latest
 from ckptdiff.patching.chain import check_chain
 from ckptdiff.patching.patch import open_patch
 from ckptdiff.patching.provenance import recorded_base
@@ -60,10 +60,8 @@ class Pair:
     base: AdaptedBase
     """What it stands against."""
     base_scope: str
-    read_all: Callable[[int, int], tuple[Bytes, Bytes]]
-    """``read_all(start, start + step)`` returns its bytes in base and target; see :meth:`read`."""
-    finish: Callable[[], None]
-    """Compares what was read with the digests of a patch, once all of it was read."""
+    reader: Reader
+    """Reads it on both sides."""
     target_shape: tuple[int, ...]
     """Of the whole tensor of the target."""
 
@@ -113,12 +111,16 @@ class Pair:
 
         It may be called for :attr:`starts` in any order; the arrays are valid until the same thread reads again.
         """
-        old, new = self.read_all(start, stop)
+        old, new = self.reader.read(start, stop)
         runs = self._runs(start, start + len(new))
         if runs == [(0, len(new))]:
             return old[: len(new)], new
         parts = [[data[first:last] for first, last in runs] or [data[:0]] for data in (old, new)]
         return np.concatenate(parts[0]), np.concatenate(parts[1])
+
+    def finish(self) -> None:
+        """Compare what was read with the digests of a patch, once all of it was read, or :meth:`~Reader.give` was told of it."""
+        self.reader.finish()
 
     def _runs(self, start: int, stop: int) -> list[tuple[int, int]]:
         """Where in bytes ``start`` to ``stop`` of the target base tensors stand against it, counted from ``start``."""
@@ -259,12 +261,9 @@ def _pair_of_tensors(found: Counterpart, new: Tensor, base_scope: str) -> Pair |
     """A tensor of the target and its counterpart; None if nothing of them can be compared."""
     shape, old = compared_shape(found.base, new.shape), found.base
 
-    def read(start: int, stop: int) -> tuple[Bytes, Bytes]:
-        return old.view(start, stop, "base"), new.view(start, stop, "target")
-
     if shape is None:
         return None
-    return Pair(new.scope, new.name, new.dtype, shape, old, base_scope, read, lambda: None, new.shape)
+    return Pair(new.scope, new.name, new.dtype, shape, old, base_scope, TensorReader(old, new), new.shape)
 
 
 def compared_shape(base: AdaptedBase, shape: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -307,8 +306,8 @@ def source_of_patch(rebuilder: Rebuilder, depth: int, base_name: str, target_nam
                 unpaired.append(shown(file, entry.name))
             else:
                 scope, base_scope = file.metadata.target_scope, base_scope_of(rebuilder.chain[:depth], file)
-                read, finish = _reader_of_recipe(rebuilder, recipe, old, entry, latest)
-                pairs.append(Pair(scope, entry.name, entry.dtype, shape, old, base_scope, read, finish, entry.shape))
+                reader = RecipeReader(rebuilder.checked, recipe, old, latest)
+                pairs.append(Pair(scope, entry.name, entry.dtype, shape, old, base_scope, reader, entry.shape))
         removed += (name if len(rebuilder.base.scopes) == 1 else f"{file.metadata.base_scope}: {name}" for name in file.table.removed)
     return Source(base_name, target_name, tuple(pairs), tuple(added), tuple(removed), tuple(unpaired))
 
@@ -319,30 +318,3 @@ def _is_of_base(rebuilder: Rebuilder, recipe: Recipe, old: AdaptedBase) -> bool:
     if any(tensor is one for tensor in old.tensors.values() for one in kept):
         return False
     return all((step.dtype, step.nbytes) == (recipe.dtype, recipe.nbytes) for step in steps_of(recipe))
-
-
-def _reader_of_recipe(
-    rebuilder: Rebuilder, recipe: Recipe, old: AdaptedBase, entry: Entry, latest: Latest | None
-) -> tuple[Callable[[int, int], tuple[Bytes, Bytes]], Callable[[], None]]:
-    """What reads a tensor of a patch and its base, and what checks the rest of it afterwards: see :class:`Pair`."""
-    check, dtype = TensorCheck(recipe), DTYPES[entry.dtype]
-
-    def add(start: int, stop: int) -> Bytes:
-        stop = min(stop, entry.nbytes)
-        built = build(recipe, start, stop, latest)
-        if latest is not None:
-            latest.note(recipe, start, stop, built)
-        check.add(start, built.leaves, built.changed)
-        return built.data
-
-    def read(start: int, stop: int) -> tuple[Bytes, Bytes]:
-        new = add(start, stop)
-        return old.view(start, start + len(new)), new
-
-    def finish() -> None:
-        step = BLOCK * (3 if dtype.bits == 6 else 1)
-        for start in range(max(-(-old.starts[-1] * dtype.carrier // step), 1) * step, entry.nbytes, step):
-            add(start, start + step)
-        check.finish(rebuilder.checked)
-
-    return read, finish

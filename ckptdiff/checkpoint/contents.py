@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ckptdiff.checkpoint.weight_map import WeightMap
 from ckptdiff.format.dtypes import DTYPES, Bytes
-from ckptdiff.format.safetensors import Header
+from ckptdiff.format.safetensors import Header, parse_header
 from ckptdiff.hub.ids import HubId
 from ckptdiff.io.places import Place
 from ckptdiff.io.scratch import scratch
@@ -48,6 +48,9 @@ class Tensor:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "key", TensorKey(self.scope, self.name, self.uncounted_in))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tensor, (self.scope, self.name, self.dtype, self.shape, self.nbytes, self.source, self.offset, self.uncounted_in)
 
     @property
     def counts(self) -> bool:
@@ -96,6 +99,9 @@ class WeightFile:
     """SHA-256 of the file where that is known, as a patch states it; None: read the file to find out."""
     _tensors: list[Tensor] = field(init=False, repr=False, compare=False, default_factory=list)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _weight_file, (self.path, self.scope, self.file, self.header.raw, self.header.data_size, self.uncounted, self.sha256)
+
     @property
     def tensors(self) -> list[Tensor]:
         """The file's tensors in the order of their data."""
@@ -106,6 +112,13 @@ class WeightFile:
                 for t in self.header.tensors
             )
         return self._tensors
+
+
+def _weight_file(
+    path: str, scope: str, file: WeightSource, raw: bytes, data_size: int, uncounted: set[str], sha256: str | None
+) -> WeightFile:
+    """A weight file in another process, which parses its header again: that takes less than to send what it says of many tensors."""
+    return WeightFile(path, scope, file, parse_header(raw, data_size), uncounted, sha256)
 
 
 @dataclass(slots=True)
@@ -138,6 +151,10 @@ class Checkpoint:
     """The tensors that count, by scope and name."""
     uncounted: dict[TensorKey, Tensor] = field(init=False, default_factory=dict)
     """The tensors that do not count, by key."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        members = (self.path, self.is_file, self.weights, self.others, self.left_out, self.followed, self.origin)
+        return Checkpoint, (*members, self.in_memory, self.is_dcp, self.left_out_tensors, self.tied, self.weight_maps)
 
     def __post_init__(self) -> None:
         self._mark_uncounted()

@@ -39,6 +39,7 @@ from ckptdiff.cli.options import (
     print_json,
     print_note,
     print_result,
+    ray_option,
     refuse_given,
     selection_options,
     tensors_option,
@@ -122,6 +123,7 @@ def main() -> None:
 @option(HUB, "--target-repo", metavar="ID", help="Record that this repo on the Hub has TARGET, after comparing its files by SHA-256.")
 @option(HUB, "--trust-hub-cache", is_flag=True, help="Take the SHA-256 of files in the Hub's cache from their names there.")
 @threads_option
+@ray_option
 @device_option("to compare the checkpoints")
 @overwrite_option
 @dry_run_option
@@ -151,7 +153,7 @@ def make(base: Path, target: Path, patch: Path, codec: str, with_report: bool, d
     with progress_bar() as progress:
         measured = None
         if with_report:
-            shared = {key: options[key] for key in ("include", "exclude", "follow_links", "rename", "threads")}
+            shared = {key: options[key] for key in ("include", "exclude", "follow_links", "rename", "threads", "ray")}
             measured = verbs.report.report(base, target, progress=progress, **shared)
         result = verbs.make.make(base, target, patch, codec=chosen, report=measured, progress=progress, noted=print_note, **options)
     if json_output:
@@ -167,6 +169,7 @@ def make(base: Path, target: Path, patch: Path, codec: str, with_report: bool, d
 @in_place_option
 @only_option
 @threads_option
+@ray_option
 @overwrite_option
 @dry_run_option
 @fresh_option
@@ -242,6 +245,7 @@ def info(patch: Path, tensors: bool, json_output: bool) -> None:
 @option(FILES, "--target", type=PATH, metavar="CHECKPOINT", help="Also check by SHA-256 that these are the files that the patch gives.")
 @option(HUB, "--hub", metavar="ID", help="Compare a checkpoint, given in place of PATCH, with the one in this repo on the Hub.")
 @threads_option
+@ray_option
 @as_json
 def verify(patch: Path, hub: str | None, json_output: bool, **options: Any) -> None:
     """Check a patch, its base, or rebuilt files.
@@ -254,8 +258,8 @@ def verify(patch: Path, hub: str | None, json_output: bool, **options: Any) -> N
       ckptdiff verify grpo-patch --base Llama-3-8B --target Llama-3-8B-GRPO
       ckptdiff verify Llama-3-8B-GRPO --hub me/Llama-3-8B-GRPO
     """
-    if hub is not None and (options["base"] or options["target"]):
-        raise click.UsageError("--hub compares a checkpoint with a repo: give no --base and no --target.")
+    if hub is not None and (options["base"] or options["target"] or options["ray"]):
+        raise click.UsageError("--hub compares a checkpoint with a repo: give no --base, no --target and no --ray.")
     with progress_bar() as progress:
         result = (
             verbs.verify.verify(patch, progress=progress, **options)

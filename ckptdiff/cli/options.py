@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -48,6 +49,25 @@ as_json = option(
 )
 threads_option = option(
     SPEED, "--threads", type=click.IntRange(1, 256), metavar="N", help="Use this number of threads.  [default: one per core, at most 8]"
+)
+
+
+def _ray_address(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Refuse what is no address: click takes the word after ``--ray`` for one, whatever it is."""
+    if value is not None and not re.fullmatch(r"local|auto|[^/\s:]+:\d+", value):
+        raise click.BadParameter(f"{value!r} is no address: expected HOST:PORT, auto or local; or give --ray behind all else")
+    return value
+
+
+ray_option = option(
+    SPEED,
+    "--ray",
+    is_flag=False,
+    flag_value="local",
+    callback=_ray_address,
+    metavar="[ADDRESS]",
+    help="Have a Ray cluster do the work: HOST:PORT of one, auto for the one that runs here, or local, also if nothing is given, to start "
+    "one here. --threads is then the number of tasks at a time.  [default: threads do it]",
 )
 overwrite_option = option(OUTPUT, "--overwrite", is_flag=True, help="Replace the output if it exists.")
 dry_run_option = option(

@@ -21,6 +21,7 @@ from ckptdiff.cli.options import (
     output_option,
     overwrite_option,
     print_json,
+    ray_option,
     refuse_given,
     selection_options,
     tensors_option,
@@ -63,6 +64,7 @@ csv_option = option(OUTPUT, "--csv", "table", type=LOCAL_PATH, metavar="FILE", h
 @csv_option
 @tensors_option
 @threads_option
+@ray_option
 @overwrite_option
 @as_json
 def report(
@@ -92,7 +94,7 @@ def report(
       ckptdiff report run-chain --base Llama-3-8B
     """
     if target is None and verbs.chain_series.is_chain(base):
-        refuse_given("a chain; see ckptdiff overlap CHAIN --series", ("html", "png", "table", *NEED_TWO))
+        refuse_given("a chain; see ckptdiff overlap CHAIN --series", ("html", "png", "table", *NEED_TWO, "ray"))
         with progress_bar() as progress:
             run = verbs.chain_series.chain_report(base, chain_base, steps=steps, threads=options["threads"], progress=progress)
         if json_output:
@@ -127,7 +129,7 @@ def report(
         cli.render_report.print_pictures(html, png, table)
 
 
-NEED_TWO = ("atol", "rtol", "rank", "device", "include", "exclude", "follow_links", "rename")
+NEED_TWO = ("atol", "rtol", "rank", "device", "include", "exclude", "follow_links", "rename", "ray")
 """Options of ``report`` for which base and target are compared."""
 
 
@@ -174,6 +176,7 @@ def _write_text(path: Path, text: str, overwrite: bool) -> None:
 @csv_option
 @tensors_option
 @threads_option
+@ray_option
 @overwrite_option
 @as_json
 def overlap(
@@ -209,7 +212,7 @@ def overlap(
       ckptdiff overlap run-chain --base Llama-3-8B --series --steps last:20
     """
     of_chain = len(updates) == 1 and verbs.chain_series.is_chain(updates[0])
-    refuse_given(*(("a chain", ("include", "exclude", "follow_links")) if of_chain else ("what is no chain", ("steps",))))
+    refuse_given(*(("a chain", ("include", "exclude", "follow_links", "ray")) if of_chain else ("what is no chain", ("steps",))))
     _check_outputs(html, png, table, (*updates, *([base] if base else [])), overwrite)
     with progress_bar() as progress:
         if of_chain:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
+from ckptdiff.io.job import Job
 from ckptdiff.io.scratch import scratch
 from ckptdiff.io.source import ByteSource
 
@@ -67,28 +69,62 @@ def run_ordered(jobs: Iterable[Callable[[], T]], threads: int) -> Generator[T, N
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-class Job(Protocol):
-    """What an :class:`Executor` is told to do, and nothing else: a job holds no open file, so that another process can do it."""
+J = TypeVar("J", bound=Job)
+JOB_BYTES = 1 << 23
+"""Bytes of jobs that a thread is given at once: to hand over a job takes Python's lock longer than to do it takes Python."""
+WORKER_MEMORY = 640 << 20
+"""Bytes that a process which does jobs may take, unless its work says more (docs/ray.md has what was measured)."""
+
+
+class Work(ABC, Generic[J, T]):
+    """What is done with each job of a plan. It holds the open files that jobs name parts of.
+
+    It can be pickled: a file goes by its path and by what it must be (:class:`~ckptdiff.io.source.LocalFile`), and another process opens
+    the same file for itself. A job gives the same wherever it is done.
+    """
+
+    @abstractmethod
+    def __call__(self, job: J) -> T:
+        """Do a job, on any thread."""
+
+    @abstractmethod
+    def about(self, job: J) -> str:
+        """What messages call a job: the file and tensor."""
 
     @property
-    def nbytes(self) -> int:
-        """About how many bytes of tensors it works on."""
+    def elsewhere(self) -> Work[J, T]:
+        """What another process does instead, where this work leaves something for this process; else the same."""
+        return self
 
+    def memory(self, job: J) -> int:
+        """Bytes that a process which does such a job may take in all."""
+        return WORKER_MEMORY
 
-J = TypeVar("J", bound=Job)
+    def rest(self) -> None:
+        """Close what was written to: another process has done some jobs, and says so next."""
 
 
 class Executor(Protocol):
     """Runs the jobs of a plan, wherever that is."""
 
-    def __call__(self, work: Callable[[J], T], jobs: Iterable[J]) -> Generator[T, None, None]:
-        """Run ``work`` on each job, in any order, and yield the results in the order of the jobs.
+    def __call__(self, work: Work[J, T], jobs: Iterable[J]) -> Generator[T, None, None]:
+        """Do jobs, in any order, and yield what they give in the order of the jobs."""
 
-        ``work`` reads open files: an executor of other processes has each of them open its own, and do the same job with these.
+
+class Workers(Protocol):
+    """Those who do the jobs of a verb: threads of this process, or other processes."""
+
+    def executor(self, nbytes: int, least: int = JOB_BYTES) -> Executor:
+        """An executor for jobs of so many bytes in all.
+
+        ``least``: bytes of jobs that a thread is given at once, if there is enough work; other processes are given as many as pays there.
         """
 
+    def alone(self) -> tuple[Executor, int]:
+        """An executor for jobs of which each keeps all cores of its process busy, and how many threads such a job may use."""
 
-def run_plan(execute: Executor, work: Callable[[J], T], jobs: Iterable[J]) -> Generator[tuple[J, T], None, None]:
+
+def run_plan(execute: Executor, work: Work[J, T], jobs: Iterable[J]) -> Generator[tuple[J, T], None, None]:
     """Run the jobs of a plan; yields each with what it gave, in the order of the plan."""
     started = deque[J]()
 
@@ -100,6 +136,19 @@ def run_plan(execute: Executor, work: Callable[[J], T], jobs: Iterable[J]) -> Ge
     with closing(execute(work, noted())) as results:
         for result in results:
             yield started.popleft(), result
+
+
+def batches(jobs: Iterable[J], nbytes: int, most: int) -> Generator[list[J], None, None]:
+    """Jobs in groups of so many bytes or more, but never of more jobs than ``most``."""
+    batch, size = list[J](), 0
+    for job in jobs:
+        batch.append(job)
+        size += job.nbytes
+        if size >= nbytes or len(batch) == most:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 MOST_JOBS = 256
@@ -116,25 +165,10 @@ class Threads:
     """Bytes of jobs, or more, that a thread is given at once."""
 
     def __call__(self, work: Callable[[J], T], jobs: Iterable[J]) -> Generator[T, None, None]:
-        tasks = (partial(_run_batch, work, batch) for batch in self._batches(jobs))
+        tasks = (partial(_run_batch, work, batch) for batch in batches(jobs, self.batch, MOST_JOBS))
         with closing(run_ordered(tasks, self.count)) as results:
             for batch in results:
                 yield from batch
-
-    def _batches(self, jobs: Iterable[J]) -> Generator[list[J], None, None]:
-        batch, size = list[J](), 0
-        for job in jobs:
-            batch.append(job)
-            size += job.nbytes
-            if size >= self.batch or len(batch) == MOST_JOBS:
-                yield batch
-                batch, size = [], 0
-        if batch:
-            yield batch
-
-
-JOB_BYTES = 1 << 23
-"""Bytes of jobs that a thread is given at once: to hand over a job takes Python's lock longer than to do it takes Python."""
 
 
 def threads_for(count: int, nbytes: int, least: int = JOB_BYTES) -> Threads:
@@ -144,6 +178,22 @@ def threads_for(count: int, nbytes: int, least: int = JOB_BYTES) -> Threads:
 
 def _run_batch(work: Callable[[J], T], batch: Iterable[J]) -> list[T]:
     return [work(job) for job in batch]
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadWorkers:
+    """:class:`Workers` on threads of this process."""
+
+    count: int
+    """How many threads."""
+
+    def executor(self, nbytes: int, least: int = JOB_BYTES) -> Threads:
+        """As of :class:`Workers`."""
+        return threads_for(self.count, nbytes, least)
+
+    def alone(self) -> tuple[Threads, int]:
+        """As of :class:`Workers`: one job after the other."""
+        return Threads(1), self.count
 
 
 HASHED_AT_ONCE = 1 << 20

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from ckptdiff.errors import CheckpointError
 from ckptdiff.io.leftovers import if_gone
@@ -62,7 +63,8 @@ def chunks(source: ByteSource, size: int) -> Iterator[bytes]:
 class LocalFile:
     """A local file, which threads may share.
 
-    It may be closed between reads (:mod:`ckptdiff.io.open_files`). If it has changed when it is opened again, that is an error.
+    It may be closed between reads (:mod:`ckptdiff.io.open_files`). If it has changed when it is opened again, that is an error. Pickled,
+    it is its path, size and a digest of a few windows: where it is unpickled, the same file must be there.
     """
 
     def __init__(self, path: Path, name: str | None = None) -> None:
@@ -70,6 +72,7 @@ class LocalFile:
         self.name = name or str(path)
         self._where = os.path.abspath(path)
         self._stamp: tuple[int, int] | None = None
+        self._sample: bytes | None = None
         try:
             self.size = os.fstat(self._take()).st_size
             OPEN_FILES.give_back(self)
@@ -101,6 +104,18 @@ class LocalFile:
             self._stamp = stamp
         elif stamp != self._stamp:
             raise CheckpointError(f"{self.name}: was changed by another program while it was read: run again")
+
+    @property
+    def sample(self) -> bytes:
+        """A digest of the file's first, middle and last bytes, by which another process tells whether it sees this file."""
+        if self._sample is None:
+            size = min(SAMPLED, self.size)
+            starts = (0, (self.size - size) // 2, self.size - size)
+            self._sample = xxhash.xxh3_128_digest(b"".join(read_bytes(self, start, size) for start in starts))
+        return self._sample
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return same_file, (self._where, self.name, self.size, self.sample)
 
     def readinto(self, offset: int, out: npt.NDArray[np.uint8] | memoryview) -> None:
         """Fill ``out`` with the bytes at ``offset``; raises CheckpointError if the file ends before, or cannot be read."""
@@ -142,3 +157,21 @@ class LocalFile:
     def close(self) -> None:
         """Close the file; a later read would open it again."""
         OPEN_FILES.close(self)
+
+
+SAMPLED = 1 << 12
+"""Bytes of each window that is compared of a file that two processes open."""
+
+
+def same_file(path: str, name: str, size: int, sample: bytes) -> LocalFile:
+    """The file that another process has open.
+
+    Raises:
+        CheckpointError: this process finds none at its path, or another one.
+    """
+    file = LocalFile(Path(path), name)
+    found = f"{file.size:,} bytes, expected {size:,}" if file.size != size else "other bytes" if file.sample != sample else ""
+    if found:
+        file.close()
+        raise CheckpointError(f"{name}: another file than where the command runs: it has {found}")
+    return file

@@ -19,8 +19,8 @@ import xxhash
 
 from ckptdiff import __version__
 from ckptdiff.io.durable import sync
+from ckptdiff.io.job import Job
 from ckptdiff.io.leftovers import LOG
-from ckptdiff.io.parallel import Job
 from ckptdiff.units import byte_size
 
 UNIT_BYTES = 1 << 26

@@ -13,8 +13,8 @@ from ckptdiff.format import digests
 from ckptdiff.format.digests import BLOCK, tensor_digest
 from ckptdiff.io.parallel import Progress, default_threads, no_progress, threads_for
 from ckptdiff.live.hashing import leaves_in_memory
-from ckptdiff.patching.encode import GroupEncoder
 from ckptdiff.patching.encode_plan import hash_jobs
+from ckptdiff.patching.hash_work import LeafHasher
 from ckptdiff.patching.memory import open_state, state_of
 
 
@@ -53,8 +53,8 @@ def identity_of_files(path: str | os.PathLike[str], threads: int, progress: Prog
     """
     with open_checkpoint(path) as checkpoint:
         tensors, leaves, done = _counting(checkpoint), list[list[bytes]](), 0
-        encoder, total = GroupEncoder(checkpoint, checkpoint), max(sum(tensor.nbytes for tensor in tensors), 1)
-        with closing(threads_for(threads, total)(encoder.leaf, hash_jobs(True, tensors))) as found:
+        total = max(sum(tensor.nbytes for tensor in tensors), 1)
+        with closing(threads_for(threads, total)(LeafHasher(checkpoint, checkpoint), hash_jobs(True, tensors))) as found:
             for tensor in tensors:
                 leaves.append([next(found) for _ in range(0, tensor.nbytes, BLOCK)])
                 done += tensor.nbytes

@@ -16,8 +16,19 @@ from ckptdiff.checkpoint.contents import Tensor
 from ckptdiff.errors import CkptdiffError, FormatError, IntegrityError, cut
 from ckptdiff.format.digests import BLOCK, block_count, leaves_of, tensor_digest, xxh128
 from ckptdiff.format.dtypes import DTYPES, BlockChange, Bytes
-from ckptdiff.io.parallel import Executor, Threads, run_plan
-from ckptdiff.patching.recipes import AdaptedTensor, PatchedTensor, RebuildJob, Recipe, ranges, steps_built_whole, steps_of, units_of
+from ckptdiff.io.parallel import Executor, Threads, Work, run_plan
+from ckptdiff.patching.file_sink import FileSink
+from ckptdiff.patching.recipes import (
+    AdaptedTensor,
+    PatchedTensor,
+    RebuildJob,
+    Recipe,
+    about_recipe,
+    ranges,
+    steps_built_whole,
+    steps_of,
+    units_of,
+)
 
 T = TypeVar("T")
 Sink = Callable[[RebuildJob, Bytes], T]
@@ -147,6 +158,10 @@ class TensorCheck:
         """Note what is known of the range that begins at byte ``start``, as of :class:`BuiltRange`. A range may be built again."""
         self._ranges[start] = leaves, changed
 
+    def take(self, start: int) -> tuple[list[list[bytes]], list[int]] | None:
+        """Forget what :meth:`add` noted of a range, and return it; None if it noted nothing."""
+        return self._ranges.pop(start, None)
+
     def finish(self, cache: CheckCache) -> None:
         """Compare the digests of the tensor, and of all tensors that it was built from, the base's first; and forget all ranges.
 
@@ -197,8 +212,8 @@ class Rebuilt(Generic[T]):
     """What the sink made of the bytes."""
 
 
-class RangeBuilder(Generic[T]):
-    """Does the jobs of a list of recipes, on any thread."""
+class RangeBuilder(Work[RebuildJob, Rebuilt[T]]):
+    """Does the jobs of a list of recipes."""
 
     def __init__(self, recipes: Sequence[Recipe], sink: Sink[T]) -> None:
         self.recipes, self.sink = recipes, sink
@@ -206,6 +221,15 @@ class RangeBuilder(Generic[T]):
     def __call__(self, job: RebuildJob) -> Rebuilt[T]:
         built = build(self.recipes[job.tensor], job.start, job.stop)
         return Rebuilt(built.leaves, built.changed, self.sink(job, built.data))
+
+    def about(self, job: RebuildJob) -> str:
+        """As of :class:`Work`."""
+        return f"{about_recipe(self.recipes[job.tensor])}, from byte {job.start} on"
+
+    def rest(self) -> None:
+        """As of :class:`Work`: a file system of several machines shows what was written once the file is closed."""
+        if isinstance(self.sink, FileSink):
+            self.sink.close()
 
 
 def rebuild(recipes: Sequence[Recipe], sink: Sink[T], execute: Executor, cache: CheckCache) -> Generator[tuple[RebuildJob, T], None, None]:
@@ -240,6 +264,9 @@ class CheckCache:
         self._digests: dict[int, bytes] = {}
         self._errors: dict[int, tuple[Recipe, CkptdiffError | None]] = {}  # with the recipe, whose number is its own while it is there
         self._lock = threading.RLock()
+
+    def __reduce__(self) -> tuple[type[CheckCache], tuple[()]]:
+        return CheckCache, ()  # another process finds out for itself
 
     def digest_of(self, tensor: Tensor) -> bytes:
         """Tensor digest of a base tensor."""

@@ -13,6 +13,7 @@ from ckptdiff.errors import FormatError, cut
 from ckptdiff.format.digests import BLOCK, xxh128
 from ckptdiff.format.dtypes import DTYPES, BlockChange, Bytes, Replacement
 from ckptdiff.format.entry import Entry
+from ckptdiff.io.parallel import Work
 from ckptdiff.io.scratch import scratch
 from ckptdiff.patching.compose_history import PayloadFile, Step, Steps
 
@@ -60,8 +61,8 @@ def jobs(tensors: Iterable[SummedTensor]) -> Iterator[BlockJob]:
             yield BlockJob(number, block, min(BLOCK, size - start))
 
 
-class BlockComposer:
-    """Does the jobs of a list of tensors, on any thread: one block, through all patches."""
+class BlockComposer(Work[BlockJob, ComposedBlock]):
+    """Does the jobs of a list of tensors: one block, through all patches."""
 
     def __init__(self, files: Sequence[PayloadFile], tensors: Sequence[SummedTensor]) -> None:
         self.files, self.tensors = files, tensors
@@ -69,6 +70,10 @@ class BlockComposer:
     def __call__(self, job: BlockJob) -> ComposedBlock:
         tensor = self.tensors[job.tensor]
         return self._build(tensor, job) if tensor.is_known else self._sum(tensor, job)
+
+    def about(self, job: BlockJob) -> str:
+        """As of :class:`Work`."""
+        return f"tensor {cut(self.tensors[job.tensor].entry.name)}, block {job.block}"
 
     def _sum(self, tensor: SummedTensor, job: BlockJob) -> ComposedBlock:
         """Add the ulp distances of all entries."""

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ckptdiff.checkpoint.adapt import AdaptedBase
 from ckptdiff.checkpoint.contents import Checkpoint, Tensor, TensorKey
 from ckptdiff.codecs import CODECS
-from ckptdiff.format.digests import BLOCK, block_count, xxh128
+from ckptdiff.errors import cut
+from ckptdiff.format.digests import BLOCK, block_count
 from ckptdiff.format.dtypes import DTYPES, BlockChange, Replacement
+from ckptdiff.io.parallel import Work
 from ckptdiff.kernels.block_layout import WITHOUT_ROWS, BlockLayout
 from ckptdiff.patching.compare_on_host import ComparedGroup, Comparer, compare_on_host
-from ckptdiff.patching.encode_plan import EncodeJob, HashJob, JobBase
+from ckptdiff.patching.encode_plan import EncodeJob, JobBase
 
 RAW_TRIAL_SHARE = 0.5
 """If ``context`` needs more than this share of the target's bytes, ``raw`` may be smaller and is tried too."""
@@ -46,11 +49,18 @@ class EncodedGroup:
         return sum(map(len, self.blocks[codec]))
 
 
-class GroupEncoder:
-    """Does the jobs of a plan, on any thread, given the open checkpoints that the jobs name tensors of."""
+class GroupEncoder(Work[EncodeJob, EncodedGroup]):
+    """Encodes groups of blocks, given the open checkpoints that the jobs name tensors of."""
 
     def __init__(self, base: Checkpoint, target: Checkpoint, compare: Comparer = compare_on_host) -> None:
         self.base, self.target, self.compare, self._bases = base, target, compare, dict[TensorKey, AdaptedBase]()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return GroupEncoder, (self.base, self.target, self.compare)
+
+    def about(self, job: EncodeJob) -> str:
+        """As of :class:`Work`."""
+        return f"{self.target.path}: tensor {cut(job.target.name)}, from unit {job.first} on"
 
     def tensors(self, job: EncodeJob) -> tuple[AdaptedBase | None, Tensor]:
         """What a job compares: the base, if there is one, and the target tensor."""
@@ -78,11 +88,6 @@ class GroupEncoder:
             for other in _further_codecs(changed, sum(map(len, blocks[codec])), compared.nbytes):
                 blocks[other] = _pack(other, compared, target, job.first)
         return EncodedGroup(blocks, changed, compared.leaves, compared.base_leaves, compared.nbytes)
-
-    def leaf(self, job: HashJob) -> bytes:
-        """The leaf (spec 3.2) of a block."""
-        tensor = (self.base if job.of_base else self.target).tensor(job.tensor)
-        return xxh128(tensor.read(job.start, job.start + job.nbytes))
 
 
 def _further_codecs(changed: int, size: int, nbytes: int) -> Sequence[str]:

@@ -10,7 +10,7 @@ from ckptdiff import patching
 from ckptdiff.checkpoint.contents import Checkpoint
 from ckptdiff.device.resolve import resolve_device
 from ckptdiff.format.digests import BLOCK
-from ckptdiff.io.parallel import JOB_BYTES, Executor, threads_for
+from ckptdiff.io.parallel import JOB_BYTES, Executor, ThreadWorkers, Workers
 from ckptdiff.io.store_path import StorePath
 from ckptdiff.patching.compare_on_host import Comparer, compare_on_host
 
@@ -43,10 +43,18 @@ class EncodeOptions:
 def on_threads(
     base: Checkpoint, target: Checkpoint, codec: str | None, threads: int, device: str | None, trust_hub_cache: bool = False
 ) -> EncodeOptions:
-    """Options to run the jobs on threads.
+    """Options to run the jobs on so many threads; the arguments are those of :func:`options_for`."""
+    return options_for(base, target, codec, ThreadWorkers(threads), device, trust_hub_cache)
+
+
+def options_for(
+    base: Checkpoint, target: Checkpoint, codec: str | None, workers: Workers, device: str | None, trust_hub_cache: bool = False
+) -> EncodeOptions:
+    """Options to have some workers do the jobs.
 
     Args:
-        base, target, codec, threads, trust_hub_cache: as of :func:`ckptdiff.make`.
+        base, target, codec, trust_hub_cache: as of :func:`ckptdiff.make`.
+        workers: who does the jobs; with a device only threads can.
         device: name of the torch device to compare on; None: the device that all tensors are on, or the host.
 
     Raises:
@@ -54,7 +62,7 @@ def on_threads(
     """
     compare, blocks = _comparer(base, target, codec, device)
     nbytes = sum(file.header.data_size for file in target.weights)
-    execute = threads_for(threads, nbytes, max(JOB_BYTES, (blocks - 1) * BLOCK))
+    execute = workers.executor(nbytes, max(JOB_BYTES, (blocks - 1) * BLOCK))
     in_store = any(isinstance(file.file.path, StorePath) for side in (base, target) for file in side.weights)
     return EncodeOptions(codec, compare, blocks, execute, trust_hub_cache, *([STORE_BYTES] if in_store else []))
 

@@ -11,16 +11,16 @@ from ckptdiff.checkpoint.adapt import AdaptedBase
 from ckptdiff.checkpoint.contents import Checkpoint, Tensor, TensorKey, WeightFile
 from ckptdiff.checkpoint.pairing import Pairing
 from ckptdiff.format.digests import BLOCK, identity, tensor_digest
-from ckptdiff.format.dtypes import DTYPES
 from ckptdiff.format.entry import Entry, Piece
 from ckptdiff.io.folder import blob_sha256
 from ckptdiff.io.parallel import FileHasher, Progress, run_plan
 from ckptdiff.io.store_spool import StoreSpool
 from ckptdiff.io.unit_log import UnitLog
-from ckptdiff.patching.encode import EncodedGroup, GroupEncoder
+from ckptdiff.patching.encode import GroupEncoder
 from ckptdiff.patching.encode_log import EncodeLog
 from ckptdiff.patching.encode_options import EncodeOptions
 from ckptdiff.patching.encode_plan import EncodeJob, FileHashJob, TensorPlan, hash_jobs, paired_tensors, tensor_plan
+from ckptdiff.patching.hash_work import EncodeAndHash, FileHashing, LeafHasher
 from ckptdiff.patching.pending_tensor import PendingTensor
 from ckptdiff.patching.spool import Spool, SpoolRange
 
@@ -117,6 +117,7 @@ class _PairEncoder:
         known = known_digests(base, target, options.trust_hub_cache)
         self.digests = {id(file.file): digest for file, digest in known if digest is not None}
         self.hashers = {id(file.file): FileHasher(file.file) for file, digest in known if digest is None}
+        self.encode_and_hash, self.leaf_hasher = EncodeAndHash(self.encoder, self.hashers), LeafHasher(base, target)
         self.scopes = {
             scope: PairedScope(base_id, base.scopes[base_id] if base_id is not None else {})
             for scope, base_id in self.pairing.scopes.items()
@@ -167,7 +168,7 @@ class _PairEncoder:
                 entries[key], self.payloads[key] = tensor.finish()
         trials = (job for plan in plans if not plan.is_tried_whole for job in plan.trials())
         remaining = (job for plan in plans for job in plan.remaining(pending[plan.target.key].codec))
-        for work, jobs in ((self.encoder, trials), (self._encode_and_hash, remaining)):
+        for work, jobs in ((self.encoder, trials), (self.encode_and_hash, remaining)):
             with closing(run_plan(self.options.execute, work, self._left(jobs, pending))) as results:
                 for job, group in results:
                     tensor = pending[job.target]
@@ -178,7 +179,7 @@ class _PairEncoder:
                     if self.log is not None:
                         self.log.encoded(job.nbytes)
         for plan in plans[-1:]:  # its last block may have been tried before all others
-            self._hash_to(plan.base, plan.target, plan.units)
+            self.encode_and_hash.hash_to(plan.base, plan.target, plan.units)
         for plan in plans:
             entry = entries[plan.target.key]
             self.scopes[plan.target.scope].entries[plan.target.key] = entry
@@ -207,42 +208,24 @@ class _PairEncoder:
                 self.log.handed(job.nbytes)
                 yield job
 
-    def _encode_and_hash(self, job: EncodeJob) -> EncodedGroup:
-        """Do a job; what it has read of files is hashed by then, or later by another thread."""
-        group = self.encoder(job)
-        self._hash_to(*self.encoder.tensors(job), job.stop)
-        return group
-
-    def _hash_to(self, base: AdaptedBase | None, target: Tensor, stop: int) -> None:
-        """Hash the files of a tensor and its base as far as units before ``stop`` lie in them."""
-        for tensor in (target, base.whole if base is not None else None):
-            hasher = self.hashers.get(id(tensor.source)) if tensor is not None else None
-            if hasher and tensor:
-                hasher.advance(tensor.offset + min(stop * DTYPES[tensor.dtype].carrier, tensor.nbytes))
-
     def _advance(self, nbytes: int) -> None:
         self.done += nbytes
         self.progress("comparing", self.done, self.total)
 
     def _hash_files(self) -> dict[int, str]:
         """SHA-256 of the weight files that have a hasher, by ``id``: file beside file, as many threads encode faster than one hashes."""
-        files = [(of_base, k, file.file) for of_base in (True, False) for k, file in enumerate(self._side(of_base).weights)]
+        base, target = ([file.file for file in side.weights] for side in (self.base, self.target))
+        files = [(of_base, k, source) for of_base, side in ((True, base), (False, target)) for k, source in enumerate(side)]
         kept = [(of_base, k, source) for of_base, k, source in files if id(source) in self.hashers]
         jobs = (FileHashJob(of_base, k, self.hashers[id(source)].left) for of_base, k, source in kept)
-        with closing(self.options.execute(self._hash_file, jobs)) as digests:
+        with closing(self.options.execute(FileHashing(base, target, self.hashers), jobs)) as digests:
             return {id(source): digest for (_, _, source), digest in zip(kept, digests, strict=True)}
-
-    def _hash_file(self, job: FileHashJob) -> str:
-        return self.hashers[id(self._side(job.of_base).weights[job.file].file)].hexdigest()
-
-    def _side(self, of_base: bool) -> Checkpoint:
-        return self.base if of_base else self.target
 
     # --- tensors without a counterpart of the same name ---
 
     def _hash_all(self, of_base: bool, tensors: Sequence[Tensor]) -> dict[TensorKey, bytes]:
         """Tensor digests by scope and name."""
-        with closing(self.options.execute(self.encoder.leaf, hash_jobs(of_base, tensors))) as leaves:
+        with closing(self.options.execute(self.leaf_hasher, hash_jobs(of_base, tensors))) as leaves:
             return {tensor.key: tensor_digest([next(leaves) for _ in range(0, tensor.nbytes, BLOCK)]) for tensor in tensors}
 
     def _pair_by_content(self, tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -7,7 +7,9 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from ckptdiff.errors import OutputError
 from ckptdiff.format.dtypes import Bytes
 from ckptdiff.io.store_path import StorePath
 from ckptdiff.io.store_upload import StoreWriter
@@ -22,6 +24,9 @@ class FileSink:
 
     def __init__(self, places: Sequence[tuple[Path, int]]) -> None:
         self._places, self._open, self._lock = places, dict[int, tuple[Path, int]](), threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _sink_elsewhere, (self._places,)
 
     def __call__(self, job: RebuildJob, data: Bytes) -> None:
         path, offset = self._places[job.tensor]
@@ -92,6 +97,13 @@ class ObjectSink:
         """Abort what is not made."""
         while self._writers:
             self._writers.popitem()[1].abort()
+
+
+def _sink_elsewhere(places: Sequence[tuple[Path, int]]) -> FileSink:
+    """A sink in another process; raises OutputError unless it sees the first file."""
+    if places and not places[0][0].is_file():
+        raise OutputError(f"{places[0][0]}: is not there")
+    return FileSink(places)
 
 
 def write_at(fd: int, data: Bytes, offset: int) -> None:

@@ -19,7 +19,7 @@ from ckptdiff.errors import IntegrityError
 from ckptdiff.format.digests import leaves_of, tensor_digest
 from ckptdiff.io import unit_log
 from ckptdiff.io.durable import sync
-from ckptdiff.io.parallel import Progress, run_plan
+from ckptdiff.io.parallel import Progress, Work, run_plan
 from ckptdiff.io.unit_log import UnitLog, in_units
 from ckptdiff.io.work_folder import discard
 from ckptdiff.patching.build import RangeBuilder, TensorCheck, build, no_sink, plan
@@ -234,8 +234,7 @@ class InPlace:
 
     def _check_done(self, ranges: Sequence[ChangedRange], places: Sequence[TensorPlace]) -> None:
         """Raise IntegrityError unless a unit that an earlier run has changed is as it left it."""
-        read = RangeReader(places)
-        with closing(self.rebuilder.execute(lambda one: read(one.job), ranges)) as found:
+        with closing(self.rebuilder.execute(RangeReader(places), [one.job for one in ranges])) as found:
             for one, leaves in zip(ranges, found, strict=True):
                 if leaves != one.new:
                     raise IntegrityError(
@@ -268,7 +267,7 @@ def redo_of(journal: Path, unit: int) -> Path:
     return journal / f"redo-{unit}"
 
 
-class RedoWriter:
+class RedoWriter(Work[ChangedRange, None]):
     """Builds ranges on any thread, and writes them into the redo files of their units, which are opened before."""
 
     def __init__(self, journal: Path, recipes: Sequence[Recipe], places: Sequence[TensorPlace]) -> None:
@@ -284,6 +283,10 @@ class RedoWriter:
         if built.leaves[-1] != one.new:
             raise IntegrityError(f"{self._places[one.tensor][0]}: was changed by another program after it was checked: {ELSEWHERE}")
         write_at(self._files[one.unit], built.data, one.at)
+
+    def about(self, one: ChangedRange) -> str:
+        """As of :class:`Work`."""
+        return f"{self._places[one.tensor][0]}, from byte {self._places[one.tensor][1] + one.start} on"
 
     def flush(self, unit: int) -> None:
         """Flush and close the file of a unit."""

@@ -17,6 +17,7 @@ from ckptdiff.errors import BaseMismatchError, CkptdiffError, FormatError, Integ
 from ckptdiff.format.entry import Entry
 from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.io.parallel import Executor, Progress, no_progress
+from ckptdiff.io.places import Place
 from ckptdiff.io.source import LocalFile
 from ckptdiff.io.store_file import StoreFile
 from ckptdiff.io.unit_log import UnitLog
@@ -74,7 +75,7 @@ class Rebuilder:
 
     def __init__(self, base: Checkpoint, chain: Sequence[OpenPatch], execute: Executor, scratch: ScratchTensors | None = None) -> None:
         self.base, self.chain, self.execute, self.scratch = base, chain, execute, scratch
-        self.wanted, self.checked = WantedBase(base, chain[0]), CheckCache()
+        self.wanted, self.checked = WantedBase.of(base, chain[0]), CheckCache()
         self._recipes: dict[tuple[int, str, str, str], Recipe] = {}
         self._scopes: dict[str, dict[str, Tensor]] = {}
         self._needed: list[AdaptedTensor] = []  # all that is needed of the base so far
@@ -131,10 +132,7 @@ class Rebuilder:
             if source is None or source[1].dtype != entry.base_dtype or source[1].units < needed:
                 raise BaseMismatchError(f"{patch.path}: needs the tensor {cut(name)}, which {before.path} does not give in that form")
             found[name] = source
-
-        def mismatch(digest: bytes) -> BaseMismatchError:
-            return BaseMismatchError(f"{patch.path}: tensor {cut(entry.base_names[0])} is not the one that {before.path} gives")
-
+        mismatch = partial(_not_given, patch.path, entry.base_names[0], before.path)
         if not is_streamed(entry, next(iter(found.values()))[1].units):
             return self._adapted(entry, {name: self.built(depth - 1, *source) for name, source in found.items()}, mismatch)
         lower = self.recipe(depth - 1, *next(iter(found.values())))
@@ -212,6 +210,10 @@ class Rebuilder:
                 "give the checkpoint that the patch was made from, or use this one as it is",
                 "already_target",
             )
+
+
+def _not_given(patch: Place, name: str, before: Place, digest: bytes) -> BaseMismatchError:
+    return BaseMismatchError(f"{patch}: tensor {cut(name)} is not the one that {before} gives")
 
 
 def scope_before(scopes: Collection[str], file: PatchFile) -> str:

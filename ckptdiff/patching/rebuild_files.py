@@ -14,7 +14,7 @@ import numpy as np
 from ckptdiff.errors import CheckpointError
 from ckptdiff.format.digests import leaves_of
 from ckptdiff.io.durable import sync
-from ckptdiff.io.parallel import Executor, run_plan
+from ckptdiff.io.parallel import Executor, Work, run_plan
 from ckptdiff.io.scratch import scratch
 from ckptdiff.io.source import LocalFile
 from ckptdiff.io.unit_log import UnitLog, in_units
@@ -43,7 +43,7 @@ class RangeFacts:
         return cls([[bytes.fromhex(leaf) for leaf in leaves] for leaves in value[0]], value[1])
 
 
-class RangeReader:
+class RangeReader(Work[RebuildJob, list[bytes] | None]):
     """Tells, on any thread, the leaves (spec 3.2) of ranges of tensors as they lie in files now; None where they cannot be read."""
 
     def __init__(self, places: Sequence[TensorPlace]) -> None:
@@ -58,6 +58,10 @@ class RangeReader:
         except CheckpointError:
             return None
         return leaves_of(data)
+
+    def about(self, job: RebuildJob) -> str:
+        """As of :class:`Work`."""
+        return f"{self._places[job.tensor][0]}, from byte {self._places[job.tensor][1] + job.start} on"
 
 
 def rebuild_files(

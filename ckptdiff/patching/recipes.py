@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ckptdiff.checkpoint.adapt import AdaptedBase, units_per_group
-from ckptdiff.errors import CkptdiffError
+from ckptdiff.errors import CkptdiffError, cut
 from ckptdiff.format.dtypes import DTYPES
 from ckptdiff.format.entry import Entry
 from ckptdiff.format.patch_file import PatchFile
@@ -70,6 +70,16 @@ def steps_of(recipe: Recipe | None) -> list[Recipe]:
         steps.append(recipe)
         recipe = recipe.base
     return steps[::-1]
+
+
+def about_recipe(recipe: Recipe) -> str:
+    """What messages call a recipe: the patch file and the tensor of its last entry."""
+    step = recipe
+    while isinstance(step, AdaptedTensor):
+        if isinstance(step.source, AdaptedBase):
+            return f"the tensor made of {', '.join(map(cut, list(step.source.tensors)[:2]))}"
+        step = step.source
+    return f"{step.file.source.name}: tensor {cut(step.entry.name)}"
 
 
 def units_of(recipe: Recipe) -> int:

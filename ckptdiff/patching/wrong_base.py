@@ -8,6 +8,7 @@ from ckptdiff.checkpoint.contents import Checkpoint
 from ckptdiff.errors import BaseMismatchError, cut
 from ckptdiff.format.canonical import quoted
 from ckptdiff.format.entry import Entry
+from ckptdiff.io.places import Place
 from ckptdiff.patching.patch import OpenPatch
 
 
@@ -15,12 +16,19 @@ from ckptdiff.patching.patch import OpenPatch
 class WantedBase:
     """A checkpoint that was given as the base of a patch."""
 
-    checkpoint: Checkpoint
-    patch: OpenPatch
+    path: Place
+    patch: Place
+    described: str
+    """A sentence that says which base the patch was made from."""
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, patch: OpenPatch) -> WantedBase:
+        """What messages need of a checkpoint and a patch: other processes find wrong bases too."""
+        return cls(checkpoint.path, patch.path, describe_base(patch))
 
     def error(self, why: str) -> BaseMismatchError:
         """The error for a base that the patch was not made from."""
-        return BaseMismatchError(f"{self.checkpoint.path}: is not the base of {self.patch.path}: {why}. {describe_base(self.patch)}")
+        return BaseMismatchError(f"{self.path}: is not the base of {self.patch}: {why}. {self.described}")
 
     def mismatch(self, entry: Entry, found: bytes) -> BaseMismatchError:
         """The error for what stands for a target tensor, and has another digest."""

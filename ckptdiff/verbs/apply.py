@@ -11,11 +11,13 @@ from typing import NamedTuple
 
 from ckptdiff.errors import OutputError
 from ckptdiff.io.leftovers import WORK_PREFIX
-from ckptdiff.io.parallel import Progress, default_threads, no_progress, threads_for
+from ckptdiff.io.parallel import Progress, Workers, no_progress
 from ckptdiff.io.places import Place, place_of
 from ckptdiff.io.store_path import StorePath
 from ckptdiff.io.store_traffic import TRAFFIC, Traffic
+from ckptdiff.io.store_urls import is_url
 from ckptdiff.io.work_folder import discard, work_folder
+from ckptdiff.io.workers import check_no_ray, open_workers
 from ckptdiff.kernels.compiling import Stopwatch
 from ckptdiff.patching.chain import MAX_CHAIN, check_chain, check_length, check_order, explained_order
 from ckptdiff.patching.destination import check_destination
@@ -55,6 +57,7 @@ def apply(
     *,
     only: Sequence[str] = (),
     threads: int | None = None,
+    ray: str | None = None,
     overwrite: bool = False,
     fresh: bool = False,
     progress: Progress = no_progress,
@@ -73,7 +76,7 @@ def apply(
         patches: one patch, or several in order.
         out: the file or folder to write: a path, or a URL.
         only: globs of tensor names; only these tensors are rebuilt, into one safetensors file.
-        threads: number of threads.
+        threads, ray: who does the work, as in :func:`ckptdiff.make`.
         overwrite: replace an existing ``out``.
         fresh: start over, where an earlier run was killed.
         progress: called with what is being done, how much is done, and how much there is.
@@ -89,7 +92,23 @@ def apply(
     names = [patches] if isinstance(patches, (str, os.PathLike)) else list(patches)
     if not names:
         check_length(0)
-    step = _Step(watch, threads or default_threads(), progress, fresh, noted)
+    if any(is_url(name) for name in (base, out, *names)):
+        check_no_ray(ray, "a URL of a store")
+    with open_workers(threads, ray) as workers:
+        return _apply(_Step(watch, workers, progress, fresh, noted), base, names, out, only, overwrite, listed, noted)
+
+
+def _apply(
+    step: _Step,
+    base: str | os.PathLike[str],
+    names: Sequence[str | os.PathLike[str]],
+    out: Place,
+    only: Sequence[str],
+    overwrite: bool,
+    listed: Callable[[list[str]], None],
+    noted: Callable[[str], None],
+) -> ApplyResult:
+    """As :func:`apply`: in one step, or in as many as a long chain takes."""
     if len(names) <= MAX_CHAIN:
         return step.run(base, names, out, only, overwrite, listed)
     if isinstance(out, StorePath):
@@ -153,7 +172,7 @@ class _Step:
     """Chains of at most 64 patches are applied."""
 
     watch: Stopwatch
-    threads: int
+    workers: Workers
     progress: Progress
     fresh: bool
     noted: Callable[[str], None]
@@ -189,7 +208,7 @@ class _Step:
             with destination.building(log) as built, closing(ScratchTensors(built.work / "tensors")) as scratch:
                 if isinstance(built.place, Path):
                     drop_unfinished(built.place, [file.metadata.target_path for file in last.files] if folder else [])
-                rebuilder = Rebuilder(old, chain, threads_for(self.threads, last.output_size), scratch)
+                rebuilder = Rebuilder(old, chain, self.workers.executor(last.output_size), scratch)
                 with rebuilder.explained():
                     outputs = [subset_of(rebuilder, only)] if only else outputs_of(rebuilder)
                     if only:

@@ -15,7 +15,7 @@ from ckptdiff.chain.history import History, Step, read_history
 from ckptdiff.chain.names import CHAIN, PatchName
 from ckptdiff.chain.retention import chosen_steps
 from ckptdiff.errors import CheckpointError
-from ckptdiff.io.parallel import Progress, no_progress
+from ckptdiff.io.parallel import Progress, ThreadWorkers, default_threads, no_progress
 from ckptdiff.io.places import is_there
 from ckptdiff.io.store_path import store_path
 from ckptdiff.io.store_urls import open_store
@@ -60,7 +60,7 @@ def chain_report(
     """
     with _open_steps(chain, base, steps, threads, progress) as run:
         groups, left_out = shared_pairs(run.sources)
-        rows = counted(groups, count_steps, tensor_series, atol, threads, progress)
+        rows = counted(groups, count_steps, tensor_series, atol, ThreadWorkers(threads or default_threads()), progress)
         numbers = tuple(step.number for step in run.steps)
         return ChainReport(run.name, run.sources[0].base, atol, numbers, tuple(rows), left_out)
 
@@ -76,7 +76,8 @@ def chain_overlap(
 ) -> OverlapResult:
     """:func:`ckptdiff.overlap` of the steps of a chain, in order. Arguments, and what is raised, are as of :func:`chain_report`."""
     with _open_steps(chain, base, steps, threads, progress) as run:
-        return compare_sources(run.sources, tuple(f"step {step.number}" for step in run.steps), atol, threads, progress)
+        workers = ThreadWorkers(threads or default_threads())
+        return compare_sources(run.sources, tuple(f"step {step.number}" for step in run.steps), atol, workers, progress)
 
 
 def chain_mask(

@@ -20,15 +20,17 @@ from ckptdiff.format.entry import CODEC_NAMES, Totals
 from ckptdiff.format.index import INDEX_NAME, other_file_path, shard_path
 from ckptdiff.hub.ids import parse_id
 from ckptdiff.hub.repo import Repo, open_repo
-from ckptdiff.io.parallel import Progress, default_threads, no_progress
+from ckptdiff.io.parallel import Progress, no_progress
 from ckptdiff.io.places import Place, place_of, size_of
 from ckptdiff.io.store_path import StorePath
 from ckptdiff.io.store_traffic import TRAFFIC, Traffic
+from ckptdiff.io.store_urls import is_url
 from ckptdiff.io.work_folder import discard
+from ckptdiff.io.workers import check_no_ray, open_workers
 from ckptdiff.kernels.compiling import Stopwatch
 from ckptdiff.patching import other_files
 from ckptdiff.patching.destination import Destination, check_destination
-from ckptdiff.patching.encode_options import on_threads
+from ckptdiff.patching.encode_options import options_for
 from ckptdiff.patching.encode_pair import encode_pair
 from ckptdiff.patching.pair_summary import PairedBy, StoredWhole, check_related, paired_by, stored_whole
 from ckptdiff.patching.provenance import recorded_facts
@@ -105,6 +107,7 @@ def make(
     base_repo: str | None = None,
     target_repo: str | None = None,
     threads: int | None = None,
+    ray: str | None = None,
     device: str | None = None,
     trust_hub_cache: bool = False,
     overwrite: bool = False,
@@ -131,7 +134,9 @@ def make(
         report: the report of this pair, by :func:`ckptdiff.report`, to store in the patch for those who do not have the base.
         base_repo, target_repo: ids of the repos on the Hub that hold these checkpoints, to record in the patch; an id given as ``base``
             or ``target`` is recorded anyway. The weight files must have the SHA-256 that the Hub states.
-        threads: number of threads; the bytes of the patch do not depend on it.
+        threads: number of threads, or of tasks at a time with ``ray``; the bytes of the patch do not depend on it.
+        ray: have the workers of a Ray cluster do the work: ``host:port`` of one, ``auto`` for the one that runs on this machine, ``local``
+            to start one here. All of its machines must see the files at the paths that they have here. None: threads do it.
         device: torch device on which checkpoints are compared, ``auto`` for the first accelerator; the bytes do not depend on it either.
         trust_hub_cache: take the SHA-256 of weight files in the Hub's cache, which names files by it, from their names, and not from
             their bytes. What is compared and stored is covered by digests of its own.
@@ -143,19 +148,25 @@ def make(
     Raises:
         CheckpointError: a checkpoint cannot be read, or is not one, or nothing of the base is in the target, or the report is one of
             other checkpoints.
-        UnsupportedError: torch is missing, or has no such device.
+        UnsupportedError: torch or Ray is missing, or there is no such device.
+        ResourceError: the cluster cannot be reached, or a worker failed again and again.
         OutputError: the patch cannot be written there. HubError: a repo cannot be read. StoreError: a store cannot be read or written.
     """
     watch, before, out, rules = Stopwatch(), TRAFFIC.total(), place_of(patch), parsed_rules(codec, rename)
-    with open_pair(base, target, Selection(include, exclude, follow_links), rules) as (old, new):
+    with open_pair(base, target, Selection(include, exclude, follow_links), rules) as (old, new), ExitStack() as stack:
         destination = checked_destination(old, new, out, overwrite)
         stored_report = report.to_bytes() if report is not None else None  # here, as a large one is refused before anything is encoded
         repos = [_repo_of(old, base_repo), _repo_of(new, target_repo)]
-        options = on_threads(old, new, codec, threads or default_threads(), device, trust_hub_cache)
+        if device is not None:
+            check_no_ray(ray, "the device")
+        if any(map(is_url, (base, target, patch))):
+            check_no_ray(ray, "a URL of a store")
         pairing = pair(old, new, rules)
         if not force:
             check_related(old, new, pairing)
         opened = TRAFFIC.total() - before
+        workers = stack.enter_context(open_workers(threads, ray))
+        options = options_for(old, new, codec, workers, device, trust_hub_cache)
         asked = {"codec": codec, "include": include, "exclude": exclude, "follow_links": follow_links, "rename": rename}
         log = make_log(old, new, {**asked, "blocks": options.blocks}, fresh, noted) if isinstance(out, Path) else None
         with destination.building(log) as built, built.spool() as spool:

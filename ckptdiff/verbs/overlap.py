@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from functools import partial
 from typing import TypeVar
 
 from ckptdiff.analysis.overlap import CountArray, OverlapResult, count_block, distinct_names, tensor_overlap
+from ckptdiff.analysis.overlap_work import Count, GroupCounting, counts_of, group_jobs
 from ckptdiff.analysis.pairs import Pair, Source, check_common, named_base, open_source
 from ckptdiff.checkpoint.renames import check_globs
 from ckptdiff.checkpoint.selection import Selection
 from ckptdiff.errors import CheckpointError
-from ckptdiff.io.parallel import Progress, default_threads, no_progress, run_ordered
+from ckptdiff.io.parallel import Progress, Workers, no_progress, run_plan
+from ckptdiff.io.workers import open_workers
 
 Row = TypeVar("Row")
 
@@ -27,6 +28,7 @@ def overlap(
     exclude: Sequence[str] = (),
     follow_links: bool = False,
     threads: int | None = None,
+    ray: str | None = None,
     progress: Progress = no_progress,
 ) -> OverlapResult:
     """Compare which elements several updates of one base changed.
@@ -37,7 +39,7 @@ def overlap(
             that the first patch names as its base.
         atol: count an element as changed if |d| exceeds this; at 0, if its bits differ.
         include, exclude, follow_links: choose the files of checkpoints, as in :func:`ckptdiff.make`.
-        threads: number of threads.
+        threads, ray: who does the work, as in :func:`ckptdiff.make`.
         progress: called with what is being done, how much is done, and how much there is.
 
     Raises:
@@ -57,15 +59,14 @@ def overlap(
         checkpoints = [checkpoint for source in sources for checkpoint in source.checkpoints]
         if checkpoints:  # all at once, as one of the updates may have a file that no other has
             check_globs(chosen.globs, *checkpoints)
-        return compare_sources(sources, distinct_names(updates), atol, threads, progress)
+        with open_workers(threads, ray) as workers:
+            return compare_sources(sources, distinct_names(updates), atol, workers, progress)
 
 
-def compare_sources(
-    sources: Sequence[Source], names: tuple[str, ...], atol: float, threads: int | None, progress: Progress
-) -> OverlapResult:
+def compare_sources(sources: Sequence[Source], names: tuple[str, ...], atol: float, workers: Workers, progress: Progress) -> OverlapResult:
     """:func:`overlap` of updates that are open; ``names``: of the updates, all distinct."""
     groups, left_out = shared_pairs(sources)
-    rows = counted(groups, count_block, tensor_overlap, atol, threads, progress)
+    rows = counted(groups, count_block, tensor_overlap, atol, workers, progress)
     return OverlapResult(sources[0].base, names, atol, tuple(rows), left_out)
 
 
@@ -92,17 +93,17 @@ def shared_pairs(sources: Sequence[Source]) -> tuple[list[list[Pair]], tuple[str
 
 def counted(
     groups: Sequence[Sequence[Pair]],
-    count: Callable[[Sequence[Pair], int, float], list[CountArray]],
+    count: Count,
     put_together: Callable[[Sequence[Pair], Iterator[list[CountArray]]], Row],
     atol: float,
-    threads: int | None,
+    workers: Workers,
     progress: Progress,
 ) -> list[Row]:
     """A row for each group of pairs, put together from the counts of its blocks."""
-    jobs = (partial(count, group, start, atol) for group in groups for start in group[0].starts)
     done, total = 0, sum(group[0].nbytes for group in groups)
     rows = list[Row]()
-    with closing(run_ordered(jobs, threads or default_threads())) as blocks:
+    with closing(run_plan(workers.executor(total, 0), GroupCounting(groups, count, atol), group_jobs(groups))) as results:
+        blocks = counts_of(groups, results)
         for group in groups:
             rows.append(put_together(group, blocks))
             done += group[0].nbytes

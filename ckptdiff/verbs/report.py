@@ -4,36 +4,32 @@ from __future__ import annotations
 
 import math
 import os
-from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from ckptdiff.analysis.matrices import choose_sample, count_ranked, counted_lines, matrix_shape
+from ckptdiff.analysis.matrices import choose_sample, count_ranked, counted_lines
 from ckptdiff.analysis.modules import layer_of, module_of
 from ckptdiff.analysis.pairs import Pair, Part, Source, check_common, open_source
-from ckptdiff.analysis.rank import check_device, expected_random_rank, spectrum
+from ckptdiff.analysis.rank import check_device
 from ckptdiff.analysis.report_model import QUANTILES, Bin, ExponentRow, MatrixRank, Quantiles, RankChoice, Report, TensorReport
 from ckptdiff.analysis.report_stored import unpack
-from ckptdiff.analysis.sparsity import COUNT_FIELDS, ZERO_EXPONENT_BIN, BlockCounter, BlockCounts, Counts, Histograms, Tolerance, subtract
-from ckptdiff.analysis.values import element_bits, values_of
+from ckptdiff.analysis.report_work import BlockCounting, CountedBlocks, CountJob, Place, RankTaking, count_jobs, rank_job
+from ckptdiff.analysis.sparsity import COUNT_FIELDS, ZERO_EXPONENT_BIN, BlockCounts, Counts, Histograms, Tolerance
 from ckptdiff.checkpoint.renames import Rename, check_globs
 from ckptdiff.checkpoint.selection import Selection
 from ckptdiff.errors import CheckpointError
-from ckptdiff.format.dtypes import DTYPES, Bytes
-from ckptdiff.io.parallel import Progress, default_threads, no_progress, run_ordered
+from ckptdiff.io.parallel import Progress, Workers, no_progress, run_plan
+from ckptdiff.io.workers import check_no_ray, open_workers
 from ckptdiff.kernels.bins import LOWEST
 from ckptdiff.patching.patch import open_patch
 
 LAST_ULP_OCTAVE = 52
 """Binary exponent from which ulp distances are counted in one bin, as not every JSON reader has integers above 2^53."""
-JOB_BYTES = 1 << 22
-"""Bytes of the base that a job counts, or up to a block more."""
 MAX_PARALLEL_SIDE = 512
 """Smaller side of a matrix up to which ranks are taken on several threads, each of one matrix. Larger matrices are taken one after the
 other, as LAPACK has threads of its own."""
@@ -52,6 +48,7 @@ def report(
     rank: RankChoice = "sample",
     device: str | None = None,
     threads: int | None = None,
+    ray: str | None = None,
     progress: Progress = no_progress,
 ) -> Report:
     """Measure what changed between a base and a target, which may be a patch from that base.
@@ -67,7 +64,7 @@ def report(
         rank: take the rank of no matrix, of a sample of 32 spread over kinds of modules and over layers (:attr:`Report.sample` says which),
             or of all matrices.
         device: a torch device on which ranks are taken, such as ``cuda``, or ``auto`` for the first accelerator; None for NumPy.
-        threads: number of threads.
+        threads, ray: who does the work, as in :func:`ckptdiff.make`; with ``ray`` there is no device.
         progress: called with what is being done, how much is done, and how much there is.
 
     Raises:
@@ -80,30 +77,30 @@ def report(
     if rank not in get_args(RankChoice):
         raise CheckpointError(f"unknown choice of ranks {rank!r}: expected one of {', '.join(get_args(RankChoice))}")
     if device is not None:
+        check_no_ray(ray, "the device")
         device = check_device(device)
     chosen, renames = Selection(include, exclude, follow_links), [Rename.parse(text) for text in rename]
     with open_source(base, target, selection=chosen, renames=renames) as source:
         if source.checkpoints:
             check_globs(chosen.globs, *source.checkpoints)
         check_common(source)
-        return _measure(source, Tolerance(atol, rtol), rank, device, threads or default_threads(), progress)
+        with open_workers(threads, ray) as workers:
+            return _measure(source, Tolerance(atol, rtol), rank, device, workers, progress)
 
 
-def _measure(source: Source, tolerance: Tolerance, rank: RankChoice, device: str | None, threads: int, progress: Progress) -> Report:
+def _measure(source: Source, tolerance: Tolerance, rank: RankChoice, device: str | None, workers: Workers, progress: Progress) -> Report:
     """Count the changes of all pairs of tensors, then take ranks."""
     total, tensors = Histograms.empty(), []
     without_rank: tuple[str, ...] = ()
-    jobs = (partial(_count_blocks, group, tolerance) for group in _block_groups(source.pairs))
     done, nbytes = 0, sum(pair.nbytes for pair in source.pairs)
-    with closing(run_ordered(jobs, threads)) as results:
-        blocks = _counted_blocks(results, total)
+    with closing(run_plan(workers.executor(nbytes, 0), BlockCounting(source.pairs, tolerance), count_jobs(source.pairs))) as results:
+        blocks = _counted_blocks(source.pairs, results, total)
         for pair in source.pairs:
             tensors += _tensor_reports(pair, blocks)
             done += pair.nbytes
             progress("counting", done, nbytes)
     if rank != "none":
-        places = [(pair, k) for pair in source.pairs for k in range(len(pair.parts))]
-        tensors, without_rank = _take_ranks(places, tensors, rank, device, threads, progress)
+        tensors, without_rank = _take_ranks(source.pairs, tensors, rank, device, workers, progress)
     names = (source.added, source.removed, source.unpaired)
     zeros = sum(pair.against_zeros for pair in source.pairs)
     return Report(source.base, source.target, tolerance, rank, tuple(tensors), *_histogram_rows(total), *names, without_rank, zeros)
@@ -137,54 +134,15 @@ def report_patch(patch: str | os.PathLike[str]) -> Report:
         return Report("", opened.path.name, Tolerance(), "none", tuple(tensors), (), (), (), *names, (), complete=False)
 
 
-def _block_groups(pairs: Sequence[Pair]) -> Iterator[list[tuple[Pair, int]]]:
-    """Blocks to count in one job: those of a group have one dtype, and are so many that handing jobs to threads takes no time."""
-    group: list[tuple[Pair, int]] = []
-    size = 0
-    for pair in pairs:
-        for start in pair.starts:
-            if group and (size >= JOB_BYTES or pair.dtype != group[0][0].dtype):
-                yield group
-                group, size = [], 0
-            group.append((pair, start))
-            size += min(pair.step, pair.nbytes - start)
-    if group:
-        yield group
-
-
-def _count_blocks(group: list[tuple[Pair, int]], tolerance: Tolerance) -> tuple[list[dict[int, BlockCounts]], Histograms]:
-    """The counts of each block of a group by part of its pair, and the histograms over all of them."""
-    dtype = group[0][0].dtype
-    counter = BlockCounter(dtype, tolerance)
-    blocks = []
-    for pair, start in group:
-        old, new = pair.read(start, start + pair.step)
-        blocks.append(_count_parts(pair, counter, old, new, pair.elements_before(start)))
-    return blocks, counter.histograms()
-
-
-def _count_parts(pair: Pair, counter: BlockCounter, old: Bytes, new: Bytes, first: int) -> dict[int, BlockCounts]:
-    """The counts of a block by part of the pair; ``first``: the element with which the block begins."""
-    bits, counted = DTYPES[pair.dtype].bits, dict[int, BlockCounts]()
-    k, at, stop = bisect_right(pair.parts, first, key=lambda part: part.stop), first, first + 8 * len(new) // bits
-    for number in range(min(k, len(pair.parts) - 1), len(pair.parts)):
-        part, begin = pair.parts[number], pair.parts[number - 1].stop if number else 0
-        end = min(part.stop, stop)
-        low, high = ((element - first) * bits // 8 for element in (at, end))
-        counted[number] = counter.count(old[low:high], new[low:high], counted_lines(part.shape)[1], at - begin)
-        at = end
-        if at >= stop:
-            break
-    return counted
-
-
 def _counted_blocks(
-    results: Iterator[tuple[list[dict[int, BlockCounts]], Histograms]], total: Histograms
+    pairs: Sequence[Pair], results: Iterator[tuple[CountJob, CountedBlocks]], total: Histograms
 ) -> Iterator[dict[int, BlockCounts]]:
-    """The counts of the blocks of all jobs; adds their histograms to ``total``."""
-    for blocks, histograms in results:
-        total.add(histograms)
-        yield from blocks
+    """The counts of the blocks of all jobs; adds their histograms to ``total``, and tells readers what is known of a patch."""
+    for job, counted in results:
+        total.add(counted.histograms)
+        for (number, start), known in zip(job.blocks, counted.known, strict=True):
+            pairs[number].reader.give(start, known)
+        yield from counted.blocks
 
 
 def _tensor_reports(pair: Pair, blocks: Iterator[dict[int, BlockCounts]]) -> list[TensorReport]:
@@ -263,17 +221,15 @@ def _histogram_rows(total: Histograms) -> tuple[tuple[Bin, ...], tuple[Bin, ...]
 
 
 def _take_ranks(
-    places: Sequence[tuple[Pair, int]],
+    pairs: Sequence[Pair],
     tensors: Sequence[TensorReport],
     choice: RankChoice,
     device: str | None,
-    threads: int,
+    workers: Workers,
     progress: Progress,
 ) -> tuple[list[TensorReport], tuple[str, ...]]:
-    """The tensors with their ranks, and the names of those with a matrix whose update holds infinities or NaNs.
-
-    ``places``: of each tensor its pair, and the number of its part there.
-    """
+    """The tensors with their ranks, and the names of those with a matrix whose update holds infinities or NaNs."""
+    places = [Place(number, part) for number, pair in enumerate(pairs) for part in range(len(pair.parts))]
     chosen = [(k, i) for k, t in enumerate(tensors) for i in range(count_ranked(t.module, t.dtype, t.shape))]
     if choice == "sample":
         chosen = [chosen[number] for number in choose_sample([(tensors[k].module, tensors[k].layer) for k, _ in chosen])]
@@ -281,11 +237,9 @@ def _take_ranks(
     ranks: dict[int, list[MatrixRank]] = {}
     without: dict[str, None] = {}
     done = 0
-    for group, workers in ((small, threads), (large, 1)):
-        jobs: list[Callable[[], MatrixRank | None]] = [
-            partial(_matrix_rank, *places[k], i, device, threads if workers == 1 else 1) for k, i in group
-        ]
-        with closing(run_ordered(jobs, workers)) as results:
+    for group, (execute, threads) in ((small, (workers.executor(0), 1)), (large, workers.alone())):
+        work = RankTaking({places[k].pair: pairs[places[k].pair] for k, _ in group}, device, threads)
+        with closing(execute(work, (rank_job(pairs, places[k], i) for k, i in group))) as results:
             for (k, _), row in zip(group, results, strict=True):
                 done += 1
                 progress("taking ranks", done, len(chosen))
@@ -294,27 +248,3 @@ def _take_ranks(
                 else:
                     without[tensors[k].label] = None
     return [replace(t, ranks=tuple(ranks[k])) if k in ranks else t for k, t in enumerate(tensors)], tuple(without)
-
-
-def _matrix_rank(pair: Pair, part: int, index: int, device: str | None, threads: int) -> MatrixRank | None:
-    """The rank of the update of one matrix of a part of a pair.
-
-    None if the update holds infinities or NaNs, or has singular values beyond float64.
-    """
-    _, height, width = matrix_shape(pair.parts[part].shape)
-    update = np.empty(height * width, np.float64 if pair.dtype == "F64" else np.float32)
-    begin, changed = (pair.parts[part - 1].stop if part else 0) + index * len(update), 0
-    for start in pair.starts_of(begin, begin + len(update)):
-        old, new = (values_of(element_bits(side, pair.dtype), pair.dtype) for side in pair.read(start, start + pair.step))
-        first = pair.elements_before(start) - begin
-        low, high = max(0, -first), min(len(old), len(update) - first)
-        difference = subtract(new[low:high], old[low:high], pair.dtype)
-        update[first + low : first + high] = difference
-        changed += int(np.count_nonzero(difference))
-    if not np.isfinite([update.max(initial=0.0), update.min(initial=0.0)]).all():
-        return None
-    with np.errstate(over="ignore"):
-        matrix_spectrum = spectrum(update.reshape(height, width), device, threads)
-    if not math.isfinite(matrix_spectrum.singular_values[0]):
-        return None
-    return MatrixRank(index, matrix_spectrum, expected_random_rank(height, width, changed / len(update)))

@@ -24,9 +24,11 @@ from ckptdiff.hub.repo import Repo, open_repo
 from ckptdiff.io.folder import list_folder, list_store
 from ckptdiff.io.in_place import check_whole
 from ckptdiff.io.leftovers import if_gone
-from ckptdiff.io.parallel import Progress, Threads, default_threads, no_progress, run_ordered, sha256_file
+from ckptdiff.io.parallel import Progress, Threads, ThreadWorkers, Work, Workers, default_threads, no_progress, sha256_file
 from ckptdiff.io.places import Place, local_path, open_file, place_of
 from ckptdiff.io.store_path import StorePath
+from ckptdiff.io.store_urls import is_url
+from ckptdiff.io.workers import check_no_ray, open_workers
 from ckptdiff.patching import other_files
 from ckptdiff.patching.build import CheckCache, digest_of
 from ckptdiff.patching.patch import OpenPatch, open_patch
@@ -71,6 +73,7 @@ def verify(
     base: str | os.PathLike[str] | None = None,
     target: str | os.PathLike[str] | None = None,
     threads: int | None = None,
+    ray: str | None = None,
     progress: Progress = no_progress,
 ) -> VerifyResult:
     """Check a patch, and a base for it, or files that were rebuilt from it.
@@ -81,7 +84,7 @@ def verify(
         patch: a patch file or folder, the URL of one, or an id on the Hub.
         base: a checkpoint; check that the patch fits it, and gives what it states.
         target: a checkpoint; check by SHA-256 that its files are those that the patch gives.
-        threads: number of threads.
+        threads, ray: who does the work, as in :func:`ckptdiff.make`.
         progress: called with what is being done, how much is done, and how much there is.
 
     Raises:
@@ -91,20 +94,22 @@ def verify(
         if path is not None:
             check_exists(path)
             check_whole(path)
-    checks: list[Callable[[], CkptdiffError | None]] = []
+    if any(is_url(path) for path in (patch, base, target) if path is not None):
+        check_no_ray(ray, "a URL of a store")
+    checks: list[Check] = []
     errors: list[CkptdiffError] = []
     try:
-        with open_patch(patch) as opened:
+        with open_patch(patch) as opened, open_workers(threads, ray) as workers:
             checks += patch_checks(opened)
             if target is not None:
                 checks += target_checks(opened, place_of(target))
             if base is None:
-                errors += _run(checks, threads, progress)
+                errors += _run(checks, workers, progress)
             else:
                 with open_base(base, [opened]) as checkpoint:
                     rebuilder = Rebuilder(checkpoint, [opened], Threads(1))
                     checks += base_checks(rebuilder, opened)
-                    errors += _merge_already_target(rebuilder, list(_run(checks, threads, progress)))
+                    errors += _merge_already_target(rebuilder, list(_run(checks, workers, progress)))
     except CheckpointError:
         raise
     except CkptdiffError as error:  # the container itself is broken: nothing more can be checked
@@ -113,9 +118,44 @@ def verify(
     return VerifyResult(problems, max(len(checks), 1), base is not None, target is not None)
 
 
-def _run(checks: list[Callable[[], CkptdiffError | None]], threads: int | None, progress: Progress) -> Iterator[CkptdiffError]:
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Something to check."""
+
+    find: Callable[[], CkptdiffError | None]
+    """Finds its problem, if there is one."""
+    about: str
+    """What messages call it."""
+    nbytes: int
+    """About how many bytes are read for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _CheckJob:
+    """A check to do."""
+
+    number: int
+    nbytes: int
+
+
+class _Checking(Work[_CheckJob, CkptdiffError | None]):
+    """Does checks."""
+
+    def __init__(self, checks: list[Check]) -> None:
+        self.checks = checks
+
+    def __call__(self, job: _CheckJob) -> CkptdiffError | None:
+        return self.checks[job.number].find()
+
+    def about(self, job: _CheckJob) -> str:
+        """As of :class:`Work`."""
+        return self.checks[job.number].about
+
+
+def _run(checks: list[Check], workers: Workers, progress: Progress) -> Iterator[CkptdiffError]:
     """The problems that checks find, in the order of the checks."""
-    with closing(run_ordered(checks, threads or default_threads())) as results:
+    execute = workers.executor(sum(check.nbytes for check in checks), 0)
+    with closing(execute(_Checking(checks), (_CheckJob(k, check.nbytes) for k, check in enumerate(checks)))) as results:
         for done, error in enumerate(results, 1):
             progress("verifying", done, len(checks))
             if error:
@@ -134,15 +174,33 @@ def _merge_already_target(rebuilder: Rebuilder, errors: list[CkptdiffError]) -> 
     return errors
 
 
-def patch_checks(patch: OpenPatch) -> list[Callable[[], CkptdiffError | None]]:
+def patch_checks(patch: OpenPatch) -> list[Check]:
     """Checks of payloads, of stored files and of the patch files' SHA-256. What :func:`open_patch` has checked is not checked again."""
-    checks: list[Callable[[], CkptdiffError | None]] = []
+    checks: list[Check] = []
     for file in patch.files:
-        checks += [partial(_payload_error, file, entry) for entry in file.table.entries if entry.has_payload]
+        checks += [_entry_check(partial(_payload_error, file, entry), file, entry) for entry in file.table.entries if entry.has_payload]
     if patch.index and patch.folder:
-        folder = patch.folder
-        checks += [partial(_source_error, partial(folder.open, shard.path), shard.size, shard.sha256) for shard in patch.index.shards]
-    return checks + [partial(_other_error, patch, other) for other in patch.others]
+        for shard in patch.index.shards:
+            opening = partial(patch.folder.open, shard.path)
+            checks.append(_file_check(opening, str(patch.path / shard.path), shard.size, shard.sha256))
+    return checks + [Check(partial(_other_error, patch, other), f"{patch.path}: {other.path}", other.size) for other in patch.others]
+
+
+def _entry_check(find: Callable[[], CkptdiffError | None], file: PatchFile, entry: Entry) -> Check:
+    """A check of a table entry."""
+    return Check(find, f"{file.source.name}: tensor {cut(entry.name)}", entry.nbytes)
+
+
+def _file_check(opening: Callable[[], ClosableSource], about: str, size: int, sha256: str) -> Check:
+    """A check of a file's size and SHA-256. It is opened here, so that other processes tell whether they see the same file."""
+    try:
+        return Check(partial(_opened_error, opening(), size, sha256), about, size)
+    except CheckpointError as error:
+        return Check(partial(_known_error, error), about, 0)
+
+
+def _known_error(error: CkptdiffError) -> CkptdiffError:
+    return error
 
 
 def _payload_error(file: PatchFile, entry: Entry) -> CkptdiffError | None:
@@ -165,7 +223,7 @@ def _decoding_error(patch: OpenPatch, other: OtherFile, base: Place | None) -> C
         return other_files.decoding_error(patch, other, base)
 
 
-def target_checks(patch: OpenPatch, target: Place) -> list[Callable[[], CkptdiffError | None]]:
+def target_checks(patch: OpenPatch, target: Place) -> list[Check]:
     """Checks of size and SHA-256 of every file that the patch gives."""
     listed = list_store(target).files if isinstance(target, StorePath) else {}
     is_folder = "" not in listed if isinstance(target, StorePath) else os.path.isdir(target)
@@ -175,21 +233,27 @@ def target_checks(patch: OpenPatch, target: Place) -> list[Callable[[], Ckptdiff
 
     if patch.index is None:
         name = patch.files[0].metadata.target_path
-        return [partial(_weights_error, patch, patch.files[0], place(name) if is_folder else target)]
+        return [_weights_check(patch, patch.files[0], place(name) if is_folder else target)]
     if isinstance(target, Path) and is_dcp_folder(target):
-        return [partial(_dcp_error, patch, target)]
+        return [Check(partial(_dcp_error, patch, target), str(target), 0)]
     if not is_folder:
         raise CheckpointError(f"{target}: is one file; give the folder that {patch.path} rebuilds")
-    weights = [partial(_weights_error, patch, file, place(file.metadata.target_path)) for file in patch.files]
-    return [*weights, *(partial(_file_error, place(other.path), other.size, other.sha256) for other in patch.others)]
+    weights = [_weights_check(patch, file, place(file.metadata.target_path)) for file in patch.files]
+    others = ((place(other.path), other) for other in patch.others)
+    return [*weights, *(_file_check(partial(open_file, path), str(path), other.size, other.sha256) for path, other in others)]
+
+
+def _weights_check(patch: OpenPatch, file: PatchFile, path: Place) -> Check:
+    """A check of a rebuilt weight file."""
+    metadata = file.metadata
+    if metadata.target_sha256 is not None:
+        return _file_check(partial(open_file, path), str(path), metadata.target_size, metadata.target_sha256)
+    return Check(partial(_weights_error, patch, file, path), str(path), metadata.target_size)
 
 
 def _weights_error(patch: OpenPatch, file: PatchFile, path: Place) -> CkptdiffError | None:
-    """The problem of a rebuilt weight file. A target that was never a file has no SHA-256, and is compared by its header and tensor
-    digests."""
+    """The problem of a rebuilt weight file that was never a file, and so has no SHA-256: its header and tensor digests are compared."""
     metadata = file.metadata
-    if metadata.target_sha256 is not None:
-        return _file_error(path, metadata.target_size, metadata.target_sha256)
     try:
         with open_checkpoint(path) as checkpoint:
             weights = checkpoint.weights[0]
@@ -240,10 +304,9 @@ def verify_against_hub(checkpoint: str | os.PathLike[str], hub_id: str, *, threa
     check_whole(path)
     repo = open_repo(wanted)
     files = select(list_folder(path, follow_links=True).files)[0] if os.path.isdir(path) else [path.name]
-    checks: list[Callable[[], CkptdiffError | None]] = [
-        partial(_hub_error, path / name if os.path.isdir(path) else path, name, repo) for name in files
-    ]
-    errors = list(_run(checks, threads, no_progress))
+    places = [(path / name if os.path.isdir(path) else path, name) for name in files]
+    checks = [Check(partial(_hub_error, place, name, repo), str(place), 0) for place, name in places]
+    errors = list(_run(checks, ThreadWorkers(threads or default_threads()), no_progress))
     for name in repo.files:
         if os.path.isdir(path) and name.endswith(".safetensors") and name not in files:
             errors.append(CheckpointError(f"{path / name}: is missing, {repo.pinned} has it"))
@@ -272,9 +335,13 @@ def _file_error(path: Place, size: int, sha256: str) -> CkptdiffError | None:
 def _source_error(opening: Callable[[], ClosableSource], size: int, sha256: str) -> CkptdiffError | None:
     """The problem of a file, which is opened just now, that should have a size and a SHA-256."""
     try:
-        file = opening()
+        return _opened_error(opening(), size, sha256)
     except CheckpointError as error:
         return error
+
+
+def _opened_error(file: ClosableSource, size: int, sha256: str) -> CkptdiffError | None:
+    """As :func:`_file_error`, of a file that is open; it is closed."""
     try:
         if file.size != size:
             return IntegrityError(f"{file.name}: has {file.size} bytes, expected {size}")
@@ -286,12 +353,12 @@ def _source_error(opening: Callable[[], ClosableSource], size: int, sha256: str)
         file.close()
 
 
-def base_checks(rebuilder: Rebuilder, patch: OpenPatch) -> list[Callable[[], CkptdiffError | None]]:
+def base_checks(rebuilder: Rebuilder, patch: OpenPatch) -> list[Check]:
     """Checks that the base's tensors and files are those that the patch needs, and that its changes to them give what it states."""
-    checks: list[Callable[[], CkptdiffError | None]] = [
-        partial(_tensor_error, rebuilder, file, entry) for file in patch.files for entry in file.table.entries if entry.has_base
-    ]
-    return checks + [partial(_base_file_error, rebuilder, patch, other) for other in patch.others if other.kind != "new"]
+    entries = ((file, entry) for file in patch.files for entry in file.table.entries if entry.has_base)
+    checks = [_entry_check(partial(_tensor_error, rebuilder, file, entry), file, entry) for file, entry in entries]
+    others = (other for other in patch.others if other.kind != "new")
+    return checks + [Check(partial(_base_file_error, rebuilder, patch, o), f"{patch.path}: {o.path}", o.size) for o in others]
 
 
 def _tensor_error(rebuilder: Rebuilder, file: PatchFile, entry: Entry) -> CkptdiffError | None:

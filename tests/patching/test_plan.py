@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import io
-import pickle
-import random
-import subprocess
-import sys
-from collections.abc import Callable, Generator, Iterable
+import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,35 +16,11 @@ from ckptdiff.io.parallel import Threads, no_progress
 from ckptdiff.patching.compare_on_host import compare_on_host
 from ckptdiff.patching.encode_options import EncodeOptions
 from ckptdiff.patching.encode_pair import encode_pair
-from ckptdiff.patching.encode_plan import EncodeJob
-from ckptdiff.patching.patch import open_patch
-from ckptdiff.patching.rebuild import Rebuilder, open_base
-from ckptdiff.patching.target_files import outputs_of, write_files, write_others
 from ckptdiff.patching.write import PatchContents, encoded_files, write_patch
 from tests.support.checkpoints import random_tensor, tree, write_sharded
+from tests.support.process_pool import process_pool
 
 MIB = 1 << 20
-
-
-class Processes:
-    """An executor that runs each job in a fresh process, in a shuffled order."""
-
-    def __init__(self, name: str, *arguments: Any) -> None:
-        self.name, self.arguments, self.ran = name, arguments, list[Any]()
-
-    def __call__(self, work: Callable[[Any], Any], jobs: Iterable[Any]) -> Generator[Any, None, None]:
-        plan = list(jobs)
-        order = random.Random(len(plan)).sample(range(len(plan)), len(plan))
-        results = {number: self.run(plan[number]) for number in order}
-        self.ran += [plan[number] for number in order]
-        yield from (results[number] for number in range(len(plan)))
-
-    def run(self, job: Any) -> Any:
-        command = [sys.executable, "-m", "tests.support.job_process"]
-        given = pickle.dumps((self.name, (*self.arguments, job)))
-        done = subprocess.run(command, input=given, capture_output=True, cwd=Path(__file__).resolve().parents[2])
-        assert done.returncode == 0, done.stderr.decode()
-        return pickle.loads(done.stdout)
 
 
 @pytest.fixture
@@ -80,24 +51,47 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
     return write_sharded(tmp_path / "base", old), write_sharded(tmp_path / "target", new)
 
 
-def test_jobs_in_fresh_processes_shuffled_give_the_same_bytes(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_processes_do_the_jobs_and_give_the_same_bytes(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """What goes to the workers of Ray, by every verb that has them: pickled, into processes that open the files for themselves."""
+    base, target = pair
+    tuned, patch, again, out = (tmp_path / name for name in ("tuned", "patch", "again", "out"))
+    ckptdiff.make(base, target, patch)
+    shutil.copytree(target, tuned)
+    with process_pool(2) as pool:
+        made = ckptdiff.make(base, target, again, ray="local")
+        assert tree(again) == tree(patch) and made.codecs == {"raw": 3, "context": 2}
+        assert pool.submitted > 8
+        ckptdiff.apply(base, patch, out, ray="local")
+        assert tree(out) == tree(target)
+        for update in (target, patch):
+            assert ckptdiff.report(base, update, rank="all", ray="local") == ckptdiff.report(base, update, rank="all")
+        assert ckptdiff.overlap([patch, tuned], base, ray="local").to_json() == ckptdiff.overlap([patch, tuned], base).to_json()
+        given = {"base": base, "target": out}
+        assert ckptdiff.verify(patch, **given, ray="local") == ckptdiff.verify(patch, **given)
+        _flip(out / "a.safetensors")
+        _flip(patch / "patch" / "b.safetensors")
+        found = ckptdiff.verify(patch, **given, ray="local")
+        assert found == ckptdiff.verify(patch, **given) and len(found.problems) >= 3
+
+
+def _flip(path: Path) -> None:
+    """Change the last byte of a file."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def test_errors_of_workers_are_those_of_this_process(pair: tuple[Path, Path], tmp_path: Path) -> None:
     base, target = pair
     ckptdiff.make(base, target, tmp_path / "patch")
-    with open_checkpoint(base, with_files=True) as old, open_checkpoint(target, with_files=True) as new:
-        processes = Processes("encode", base, target)
-        encoded = encode_pair(old, new, pair_of(old, new), EncodeOptions(None, compare_on_host, 1, processes), io.BytesIO(), no_progress)
-        contents = PatchContents(encoded, {}, None)
-        write_patch(contents, tmp_path / "again", encoded_files(contents, tmp_path / "again"))
-    assert tree(tmp_path / "again") == tree(tmp_path / "patch")
-    encoding = [job for job in processes.ran if isinstance(job, EncodeJob)]
-    codecs = {job.target[1]: job.codec for job in encoding if job.codec}
-    assert codecs == {"dense": "raw", "new": "raw", "still": "context"} and len(encoding) == 16
-
-    with open_patch(tmp_path / "patch") as patch, open_base(base, [patch]) as old:
-        rebuilder = Rebuilder(old, [patch], Processes("rebuild", base, tmp_path / "patch", tmp_path / "out"))
-        write_files(rebuilder, tmp_path / "out", outputs_of(rebuilder), no_progress)
-        write_others(rebuilder, tmp_path / "out", tmp_path / "scratch")
-    assert tree(tmp_path / "out") == tree(target)
+    _flip(base / "a.safetensors")
+    with process_pool(2):
+        texts = []
+        for options in ({}, {"ray": "local"}):
+            with pytest.raises(ckptdiff.BaseMismatchError, match=r"is not the base of .*its tensor short has the digest") as raised:
+                ckptdiff.apply(base, tmp_path / "patch", tmp_path / "out", **options)
+            texts.append(str(raised.value))
+        assert texts[0] == texts[1] and {path.name for path in tmp_path.iterdir()} == {"base", "target", "patch"}
 
 
 @pytest.mark.parametrize("groups", [1, 2, 7])
