@@ -147,7 +147,7 @@ def make(base: Path, target: Path, patch: Path, codec: str, with_report: bool, d
     chosen = None if codec == "auto" else codec
     if dry_run:
         refuse_given("--dry-run, which measures and writes nothing", ("with_report", "base_repo", "target_repo"))
-        given = {name: value for name, value in options.items() if name not in ("base_repo", "target_repo", "fresh")}
+        given = {name: value for name, value in options.items() if name not in ("base_repo", "target_repo", "fresh", "ray")}
         print_result(verbs.plan_make.plan_make(base, target, patch, codec=chosen, **given), json_output, cli.render_plan.print_make_plan)
         return
     with progress_bar() as progress:
@@ -194,13 +194,13 @@ def apply(
     """
     told: dict[str, Any] = {"listed": cli.render.note_runnable, "noted": print_note}
     if in_place:
-        refuse_given("--in-place", ("out", "only", "overwrite", "fresh", "dry_run"))
+        refuse_given("--in-place", ("out", "only", "overwrite", "fresh", "dry_run", "ray"))
         if len(patches) > 1:
             raise click.UsageError("--in-place takes one patch: apply them one by one, or compose them.")
     elif out is None:
         raise click.UsageError("Missing option '-o' / '--output': say where to write, or give --in-place.")
     elif dry_run:
-        given = {name: value for name, value in options.items() if name != "fresh"}
+        given = {name: value for name, value in options.items() if name not in ("fresh", "ray")}
         print_result(verbs.plan_apply.plan_apply(base, patches, out, **given), json_output, cli.render_plan.print_apply_plan)
         return
     with progress_bar() as progress:
