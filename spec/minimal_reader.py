@@ -123,7 +123,7 @@ def piece(value):  # section 6: [name, first, units], or [null, 0, units]
 
 def safe_path(value):  # section 9
     parts = value.encode().split(b"/") if text(value) else [b""]
-    return (len(parts) <= 32 and all(0 < len(p) <= 250 and p not in (b".", b"..") and p.lower() != b".git" for p in parts)
+    return (len(parts) <= 32 and all(0 < len(p) <= 250 and p not in (b".", b"..") and p.lower() != b".git" and not p.lower().startswith(b".ckptdiff-") for p in parts)
             and len(value.encode()) <= 1024 and value != "ckptdiff.json" and not re.search("[\\\\:\x00-\x1f\x7f]", value))
 
 

@@ -14,6 +14,8 @@ MAX_PATH = 1024
 """Limit of a path in bytes of UTF-8."""
 MAX_COMPONENT = 250
 """Limit of a component in bytes: ``.zst`` still fits behind it."""
+UNFINISHED = ".ckptdiff-"
+"""How names of unfinished work begin, which no file of a checkpoint may have."""
 MAX_COMPONENTS = 32
 """Limit of the components of a path."""
 
@@ -35,6 +37,8 @@ def unsafe_reason(path: str) -> str | None:
     for component in path.split("/"):
         if component in ("", ".", "..") or component.lower() == ".git":
             return "has an empty component, '.', '..' or '.git'"
+        if component.lower().startswith(UNFINISHED):
+            return f"has a component that begins with {UNFINISHED!r}, as unfinished work does"
         if len(component.encode()) > MAX_COMPONENT:
             return f"has a component longer than {MAX_COMPONENT} bytes"
     return None

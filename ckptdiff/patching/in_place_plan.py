@@ -12,7 +12,6 @@ from ckptdiff.checkpoint.adapt import AdaptedBase
 from ckptdiff.checkpoint.contents import Checkpoint, WeightFile
 from ckptdiff.checkpoint.scopes import is_index
 from ckptdiff.errors import BaseMismatchError, OutputError
-from ckptdiff.io.in_place import JOURNAL
 from ckptdiff.patching.overwrite import CONFIG_NAMES
 from ckptdiff.patching.patch import OpenPatch
 from ckptdiff.patching.recipes import PatchedTensor, Recipe, steps_of
@@ -41,9 +40,6 @@ def check_layout(base: Checkpoint, patch: OpenPatch) -> None:
     if base.is_file != (patch.index is None):
         kinds = ("one file", "a folder") if base.is_file else ("a folder", "one file")
         raise OutputError(f"{base.path}: is {kinds[0]}, but {patch.path} gives {kinds[1]}: {way_on}")
-    paths = [*(file.metadata.target_path for file in patch.files), *(other.path for other in patch.others)]
-    if any(JOURNAL in path.split("/") for path in paths):
-        raise OutputError(f"{patch.path}: has a file in a folder {JOURNAL}, where the journal would be: {way_on}")
     found = sorted((file.path if patch.index else "", file.file.size) for file in base.weights)
     recorded = sorted((file.path if patch.index else "", file.size) for file in patch.base_files)
     if found != recorded:

@@ -1964,7 +1964,7 @@ def folder_vectors():
 
     unsafe = {"parent": "../keep.txt", "parent_inside": "a/../keep.txt", "dot": "a/./keep.txt", "absolute": "/keep.txt",
               "backslash": "a\\keep.txt", "colon": "c:keep.txt", "nul": "keep\0.txt", "newline": "keep\n.txt",
-              "delete": "keep\x7f.txt", "git_hook": ".Git/hooks/post-checkout", "own_index": "ckptdiff.json", "empty_component": "a//keep.txt", "empty": "",
+              "delete": "keep\x7f.txt", "git_hook": ".Git/hooks/post-checkout", "unfinished_work": "a/.Ckptdiff-in-place/begun", "own_index": "ckptdiff.json", "empty_component": "a//keep.txt", "empty": "",
               "component_of_251_bytes": "k" * 251, "component_of_252_bytes_of_utf8": "é" * 126,
               "of_1025_bytes": ("k" * 204 + "/") * 5, "of_33_components": "k/" * 32 + "k"}
     unsafe["of_1025_bytes"] = unsafe["of_1025_bytes"][:-1] + "k"
@@ -2641,6 +2641,7 @@ def opened_vectors():
     paths("in_two_forms", "Two output paths differ in their Unicode normal form only.", "\u00e9", "e\u0301")
     paths("of_reserved_names", "Components that some systems reserve or cannot hold.", "con", "x/nul.txt", "dot.", "space ", "a<b>|?*\"")
     paths("like_git", "Components that begin or end as .git does.", ".gitignore", "x.git/config", ".git ", "git")
+    paths("like_unfinished_work", "Components that begin nearly as names of unfinished work do.", ".ckptdiff", "x.ckptdiff-y", ".ckptdiff_/f")
     vector("path_of_target_is_git", f, "The path of a patch file's target lies below .GIT.", weights(TWO_BASE), two(path=".GIT/hooks.safetensors"))
     renamed = two(path="weights", scope="weights")
     vector("ok_path_of_target_without_ending", "success", "The target's path does not end in .safetensors.", weights(TWO_BASE), renamed, output=renamed.output)
