@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -32,6 +33,8 @@ RETRIES = 4
 """How often a task is repeated."""
 ATTEMPTS = 3
 """How often it is tried to start Ray here: it waits half a minute for itself, which is too little for a machine that is very busy."""
+CONNECT_SECONDS = 20.0
+"""How long a cluster has to answer."""
 END_SECONDS = 10.0
 """How long tasks that are told to stop are waited for, before their processes are killed, and again after that."""
 STORE_BYTES = 1 << 28
@@ -101,6 +104,8 @@ def _init(address: str, folder: str | None, tasks: int) -> None:
     if folder is not None:
         options |= {"num_cpus": tasks, "include_dashboard": False, "_temp_dir": folder, "_node_ip_address": "127.0.0.1"}
         options |= {"object_store_memory": STORE_BYTES + 2 * tasks * BATCH}
+    else:
+        _check_answers(address)
     before = signal.getsignal(signal.SIGTERM)
     try:
         for left in reversed(range(ATTEMPTS)):
@@ -114,6 +119,16 @@ def _init(address: str, folder: str | None, tasks: int) -> None:
     finally:
         if threading.current_thread() is threading.main_thread() and before is not None:
             signal.signal(signal.SIGTERM, before)  # Ray's own would end this process without tidying up
+
+
+def _check_answers(address: str) -> None:
+    """Raise ResourceError if nothing answers at ``host:port``: Ray would try for a quarter of an hour."""
+    host, colon, port = address.rpartition(":")
+    try:
+        if colon:
+            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise ResourceError(f"Ray at {address}: cannot be reached: {_line(error)}: is that what ray start printed?") from None
 
 
 def _line(error: BaseException) -> str:

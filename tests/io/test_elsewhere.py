@@ -173,6 +173,7 @@ def test_the_real_ray(folders: Pair, tmp_path: Path) -> None:
         with pytest.raises(ckptdiff.BaseMismatchError, match="is already the target of"):
             ckptdiff.apply(folders.target, folders.patch, tmp_path / "no", ray="auto")
         assert ray.is_initialized() and ray.nodes()[0]["NodeManagerAddress"] == "127.0.0.1"
-    assert not ray.is_initialized() and not list(Path("/tmp").glob("ckptdiff-ray-*"))
+        session = Path(ray.nodes()[0]["RayletSocketName"]).parents[1]
+    assert not ray.is_initialized() and session.parent.name.startswith("ckptdiff-ray-") and not session.parent.exists()
     with pytest.raises(ResourceError, match=r"^Ray at 127\.0\.0\.1:1: cannot be reached: "):
         ckptdiff.apply(folders.base, folders.patch, tmp_path / "no", ray="127.0.0.1:1")
