@@ -137,9 +137,9 @@ def cluster() -> Iterator[list[str]]:
         "--num-cpus=2",
     ]
     command += ["--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}", "--object-store-memory=500000000"]
-    environment = {**os.environ, **OPEN, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # on 127.0.0.1 alone
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on 127.0.0.1 alone, and the commands look for it there
     try:
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, **OPEN})
         yield ["--ray", f"127.0.0.1:{PORT}"]
     finally:
         for row in subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout.splitlines():
