@@ -17,7 +17,7 @@ from ckptdiff.lazy import rich
 if TYPE_CHECKING:
     from ckptdiff.io.parallel import Progress
 
-KERNELS = {"make": 21, "apply": 12, "report": 8, "warmup": 110, "chain add": 25, "chain restore": 12}
+KERNELS = {"make": 21, "apply": 12, "report": 8, "warmup": 103, "chain add": 25, "chain restore": 12}
 """About how many kernels a command compiles on a new machine, for a pair of one dtype; ``tests/cli/test_progress.py`` counts them."""
 OTHER_KERNELS = 6
 """The same for any other command."""

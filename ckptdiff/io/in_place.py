@@ -21,7 +21,7 @@ JOURNAL, BEGUN, LOCK = ".ckptdiff-in-place", "begun", "lock"
 
 def journal_of(path: Path) -> Path:
     """Where the journal of a checkpoint, which exists, is."""
-    return path / JOURNAL if path.is_dir() else path.with_name(f".{path.name}{JOURNAL}")
+    return path / JOURNAL if os.path.isdir(path) else path.with_name(f".{path.name}{JOURNAL}")
 
 
 def is_begun(path: Path) -> bool:

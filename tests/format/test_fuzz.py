@@ -15,6 +15,7 @@ from ckptdiff import codecs
 from ckptdiff.format.dtypes import BlockChange, Dtype
 from tests.fuzz.engine import Disagreement, Outcome, Target, loop
 from tests.fuzz.targets import TARGETS
+from tests.support.strategies import examples_run
 
 ROOT = Path(__file__).resolve().parents[2]
 SEALED = {"container": 0.25, "table": 0.5, "index": 0.5, "mask": 0.5, "report": 0.5}
@@ -24,10 +25,11 @@ SEALED = {"container": 0.25, "table": 0.5, "index": 0.5, "mask": 0.5, "report": 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 def test_each_target_survives_a_short_campaign(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    tally = loop(TARGETS[name], 1, TARGETS[name].count)
+    count = examples_run(TARGETS[name].count)
+    tally = loop(TARGETS[name], 1, count)
     with capsys.disabled():
         print(f"\nfuzz {name}: {json.dumps(tally.to_json())}")
-    assert tally.executions >= TARGETS[name].count
+    assert tally.executions >= count
     assert tally.sealed >= SEALED.get(name, 1) * tally.executions
     assert tally.results["accepted"] >= 0.02 * tally.executions, "hardly anything is accepted: mutations are too wild to reach far"
     assert tally.executions > tally.results["accepted"] + 0.1 * tally.executions, "hardly anything is refused"
