@@ -151,7 +151,7 @@ def reader(hub: Hub, models: list[Path], tmp_path: Path) -> Client:
     client = Client(hub, tmp_path / "reader")
     hub.add("org/base", files_of(models[0]) | {"README.md": CARD})
     hub.add("org/tuned", files_of(models[1]))
-    for name, model in (("base", 0), ("my-copy", 0), ("my-model", 1), ("run/step-0", 0), ("run/step-100", 1), ("run/step-200", 2)):
+    for name, model in (("base", 0), ("my-model", 1), ("run/step-0", 0), ("run/step-100", 1), ("run/step-200", 2)):
         shutil.copytree(models[model], client.folder / name)
     for name, model in (("grpo-patch", 1), ("sft-patch", 2)):
         ckptdiff.make(models[0], models[model], client.folder / name)

@@ -19,7 +19,7 @@ from ckptdiff.units import percent, percent_of
 from tests.support.chains import training_run, weights
 from tests.support.checkpoints import SHARED_DATA
 from tests.support.commands import run
-from tests.support.documents import DOCUMENTS, ROOT, blocks, broken_links, commands, text_of
+from tests.support.documents import DOCUMENTS, ROOT, blocks, broken_links, commands, lines, text_of
 from tests.support.real_pairs import BASE, TARGETS
 
 real_pairs = pytest.mark.skipif(not SHARED_DATA.exists(), reason="the real pairs of ../shared/data are not there")
@@ -43,8 +43,11 @@ def test_commands_run(document: str, request: pytest.FixtureRequest) -> None:
     pytest.importorskip("huggingface_hub")
     user = request.getfixturevalue("reader")
     assert len(commands(document)) >= 4
-    for arguments in commands(document):
-        user.run(*arguments)
+    for program, *arguments in lines(document):
+        if program == "ckptdiff":
+            user.run(*arguments)
+        else:
+            shutil.copytree(*(user.folder / name for name in arguments[1:]))
 
 
 def test_every_command_has_its_row() -> None:

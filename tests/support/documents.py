@@ -25,8 +25,13 @@ def blocks(document: str, language: str) -> list[str]:
 
 def commands(document: str) -> list[list[str]]:
     """The arguments of each line of its sh blocks that begins with ckptdiff."""
-    lines = [line for block in blocks(document, "sh") for line in block.splitlines() if line.startswith("ckptdiff ")]
-    return [shlex.split(line, comments=True)[1:] for line in lines]
+    return [words[1:] for words in lines(document) if words[0] == "ckptdiff"]
+
+
+def lines(document: str) -> list[list[str]]:
+    """The words of each line of its sh blocks that begins with ckptdiff, or copies a folder."""
+    found = [line for block in blocks(document, "sh") for line in block.splitlines() if line.startswith(("ckptdiff ", "cp -r "))]
+    return [shlex.split(line, comments=True) for line in found]
 
 
 def prose(document: str) -> str:
