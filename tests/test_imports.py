@@ -45,8 +45,8 @@ verbs: info make plan_make compose apply plan_apply apply_in_place verify compar
 chain_restore chain_list chain_verify chain_push chain_add chain_prune chain_squash chain_series
 engines: carriers interception destinations served through ways updater warming vllm vllm_ways vllm_engine vllm_client
 integrations: transformers trainer
-cli: tables grouped options render render_hub render_plan render_report render_overlap render_chain progress report_commands hub_commands \
-compose_command chain_commands demo warmup main
+cli: tables grouped options render render_hub render_plan render_report render_overlap render_chain progress patch_commands \
+report_commands hub_commands compose_command chain_commands demo warmup main
 __main__
 """
 """Packages, lowest first, and their modules: each imports only from those above it."""

@@ -30,7 +30,7 @@ class PlaceType(click.Path):
         super().__init__(path_type=Path, readable=False)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if isinstance(value, str) and "://" in value and not value.startswith("hf:"):
+        if isinstance(value, str) and "://" in value:
             return io.places.place_of(value)
         return super().convert(value, param, ctx)
 

@@ -113,10 +113,12 @@ def join_planes(planes, at, count, low, escaped, width, values, first):
     most = (ZERO - ONE >> np.uint64(64 - 8 * width)) - escape
     for x in range(count if escaped else 0):
         if np.uint64(values[first + x]) == escape:
+            if k == escaped:
+                return -1
             value = ZERO
             for w in range(width):
                 value |= np.uint64(planes[at + w * escaped + k]) << np.uint64(8 * w)
-            if value > most or k == escaped:
+            if value > most:
                 return -1
             values[first + x] = value + escape
             k += 1

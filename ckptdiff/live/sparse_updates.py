@@ -4,68 +4,86 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from typing import NamedTuple
 
 from ckptdiff import codecs
 from ckptdiff.codecs.planes import BlockError
 from ckptdiff.format.digests import BLOCK, block_count
 from ckptdiff.format.dtypes import DTYPES
+from ckptdiff.io.parallel import batches
 from ckptdiff.live.updates import BYTES_PER_UPDATE_JOB, RangeUpdate, range_update
 from ckptdiff.patching.build import block_error, check_changed
 from ckptdiff.patching.recipes import PatchedTensor
 
-BLOCKS_AT_ONCE = 64
-"""Blocks that are decoded by one call, or those of one tensor."""
+BYTES_AT_ONCE = 64 * BLOCK
+RANGES_AT_ONCE = 256
+"""Bytes of tensors that are decoded by one call, and in how many ranges at most."""
 
 
-def unpack_sparse(steps: Sequence[PatchedTensor]) -> Iterator[list[RangeUpdate | None]]:
+class _Range(NamedTuple):
+    """A range of a tensor that an update is of."""
+
+    number: int
+    """The tensor's number among all."""
+    step: PatchedTensor
+    start: int
+    stop: int
+    """In bytes of the tensor."""
+
+    @property
+    def nbytes(self) -> int:
+        return self.stop - self.start
+
+
+def unpack_sparse(steps: Sequence[PatchedTensor]) -> list[list[RangeUpdate | None]]:
     """The updates of each tensor, range by range; None for a range without changes.
 
     Raises:
         FormatError: a block cannot be decoded, or an entry changes another number of units than it says.
     """
-    for _, alike in groupby(steps, key=lambda step: step.entry.dtype):
-        batch, blocks = list[PatchedTensor](), 0
-        for step in alike:
-            batch.append(step)
-            blocks += block_count(step.nbytes)
-            if blocks >= BLOCKS_AT_ONCE:
-                yield from _unpack(batch)
-                batch, blocks = [], 0
-        yield from _unpack(batch)
+    updates: list[list[RangeUpdate | None]] = [[] for _ in steps]
+    changed = [0] * len(steps)
+    for _, alike in groupby(_ranges(steps), key=lambda part: part.step.entry.dtype):
+        for batch in batches(alike, BYTES_AT_ONCE, RANGES_AT_ONCE):
+            for part, (update, count) in zip(batch, _unpack(batch), strict=True):
+                updates[part.number].append(update)
+                changed[part.number] += count
+    for step, count in zip(steps, changed, strict=True):
+        check_changed(step, count)
+    return updates
 
 
-def _unpack(steps: Sequence[PatchedTensor]) -> Iterator[list[RangeUpdate | None]]:
-    """The updates of tensors of one dtype."""
-    if not steps:
-        return
-    dtype, coded, sizes, offsets = DTYPES[steps[0].entry.dtype], list[memoryview](), list[int](), list[int]()
-    for step in steps:
-        coded += step.file.read_blocks(step.entry, 0, block_count(step.nbytes))
-        for start in range(0, step.nbytes, BLOCK):
-            sizes.append(min(BLOCK, step.nbytes - start))
-            offsets.append(start % BYTES_PER_UPDATE_JOB // dtype.carrier)
+def _ranges(steps: Sequence[PatchedTensor]) -> Iterator[_Range]:
+    for number, step in enumerate(steps):
+        for start in range(0, step.nbytes, BYTES_PER_UPDATE_JOB):
+            yield _Range(number, step, start, min(start + BYTES_PER_UPDATE_JOB, step.nbytes))
+
+
+def _unpack(ranges: Sequence[_Range]) -> Iterator[tuple[RangeUpdate | None, int]]:
+    """The updates of ranges of tensors of one dtype, and how many units each changes."""
+    dtype, coded, sizes, offsets = DTYPES[ranges[0].step.entry.dtype], list[memoryview](), list[int](), list[int]()
+    for _, step, start, stop in ranges:
+        first = start // BLOCK
+        coded += step.file.read_blocks(step.entry, first, first + block_count(stop - start))
+        for at in range(0, stop - start, BLOCK):
+            sizes.append(min(BLOCK, stop - start - at))
+            offsets.append(at // dtype.carrier)
     try:
         (positions, zigzags), counts = codecs.sparse.unpack_all(coded, sizes, offsets, dtype)
     except BlockError as error:
-        step, block = _owner(steps, error.block)
-        raise block_error(step, block, error) from None
+        raise block_error(*_owner(ranges, error.block), error) from None
     block = done = 0
-    for step in steps:
-        parts, first = list[RangeUpdate | None](), done
-        for start in range(0, step.nbytes, BYTES_PER_UPDATE_JOB):
-            stop = min(start + BYTES_PER_UPDATE_JOB, step.nbytes)
-            following = block + block_count(stop - start)
-            end = done + sum(counts[block:following])
-            parts.append(range_update(start, stop, positions[done:end], zigzags[done:end], dtype))
-            block, done = following, end
-        check_changed(step, done - first)
-        yield parts
+    for part in ranges:
+        following = block + block_count(part.nbytes)
+        end = done + sum(counts[block:following])
+        yield range_update(part.start, part.stop, positions[done:end], zigzags[done:end], dtype), end - done
+        block, done = following, end
 
 
-def _owner(steps: Sequence[PatchedTensor], block: int) -> tuple[PatchedTensor, int]:
-    """The tensor that a block of all of them belongs to, and the block's number in it."""
-    for step in steps:
-        if block < block_count(step.nbytes):
-            return step, block
-        block -= block_count(step.nbytes)
+def _owner(ranges: Sequence[_Range], block: int) -> tuple[PatchedTensor, int]:
+    """The tensor that a block of all ranges belongs to, and the block's number in it."""
+    for part in ranges:
+        if block < block_count(part.nbytes):
+            return part.step, part.start // BLOCK + block
+        block -= block_count(part.nbytes)
     raise AssertionError("there is no such block")

@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import ckptdiff
 from ckptdiff.errors import UnsupportedError
+from ckptdiff.patching.torch_dtypes import flat_bytes, memory_range
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[torch]'")
 safetensors_torch = pytest.importorskip("safetensors.torch")
@@ -228,3 +230,13 @@ def test_numpy_sees_memory_as_long_as_it_looks() -> None:
     code += "flat = [flat_bytes(torch.full((1 << 16,), k, dtype=torch.uint8), 'x') for k in range(200)]\n"
     code += "assert all((row == k).all() for k, row in enumerate(flat))"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
+def test_where_memory_lies() -> None:
+    """A part of a tensor's bytes lies where it is, not where they begin."""
+    tensor = torch.arange(100, dtype=torch.int16)
+    flat = flat_bytes(tensor[8:], "x")
+    assert memory_range(flat) == ("cpu", tensor.data_ptr() + 16, 184)
+    for part in (flat[6:20], flat[2:][4:18], flat.view(np.int16)[3:10].view(np.uint8)):
+        assert memory_range(part) == ("cpu", tensor.data_ptr() + 22, 14)
+    assert memory_range(np.asarray(flat_bytes(np.arange(4), "x")))[2] == 32
