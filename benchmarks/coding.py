@@ -26,7 +26,7 @@ from ckptdiff.format.digests import BLOCK
 from ckptdiff.format.dtypes import DTYPES, Bytes, Dtype
 from ckptdiff.kernels.block_layout import WITHOUT_ROWS, BlockLayout
 from ckptdiff.kernels.changes import changes_of
-from ckptdiff.patching.encode import row_width
+from ckptdiff.patching.encode_group import row_width
 
 Job = tuple[Bytes, Bytes, Dtype, BlockLayout]
 

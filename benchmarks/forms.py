@@ -19,7 +19,7 @@ from ckptdiff.format.digests import BLOCK
 from ckptdiff.format.dtypes import DTYPES
 from ckptdiff.kernels.block_layout import WITHOUT_ROWS, BlockLayout
 from ckptdiff.kernels.changes import changes_of
-from ckptdiff.patching.encode import row_width
+from ckptdiff.patching.encode_group import row_width
 
 NEVER = 2.0
 FORMS = {

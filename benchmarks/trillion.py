@@ -86,7 +86,7 @@ class Kind:
         """Leaf of a block of zeros, leaf of the same with one unit changed, and the coded change."""
         old, new = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
         new[2 * (size // 4)] = changes
-        ((found,), _, _) = kernels.changes.compared(old, new, DTYPES[dtype])
+        (found,) = kernels.changes.compared(old, new, DTYPES[dtype]).changes.blocks
         return xxh128(old), xxh128(new), CODECS["sparse"].pack(old, found, DTYPES[dtype])
 
     def entry(self, row: Row) -> Entry:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from ckptdiff import kernels
 from ckptdiff.codecs.planes import Reader, write_varint
-from ckptdiff.format.dtypes import BlockChange, Bytes, Changes, Dtype, Replacement, Units
+from ckptdiff.format.dtypes import BlockChange, Bytes, Changes, Dtype, ManyChanges, Replacement, Units
 from ckptdiff.io.scratch import scratch
 from ckptdiff.kernels.block_layout import WITHOUT_ROWS, BlockLayout
 
@@ -32,13 +33,44 @@ def pack(base: Bytes | None, change: BlockChange, dtype: Dtype, layout: BlockLay
     if len(positions) == 0:
         return b""
     old, forms = base.view(dtype.unit), []
-    dense = dtype.carrier < 8 and len(positions) > STATIC_SHARE * len(old)
+    dense = _is_dense(len(positions), len(old), dtype)
     if dense:
         changes, classes = kernels.ulps.sized_changes(old, positions, zigzags, dtype), kernels.classes.classes_of(old, dtype)
         forms.append(_join(STATIC, *kernels.static.encode(classes, changes, 8 * dtype.carrier, layout, len(old) < THOROUGH_BELOW)))
     if not dense or min(len(old), 3 * len(positions)) < BOTH_BELOW:
         forms.append(_join(ADAPTIVE, *kernels.adaptive_block.encode(old, positions, zigzags, dtype)))
     return min(forms, key=len)
+
+
+def pack_all(base: Bytes, bounds: Sequence[int], changes: ManyChanges, dtype: Dtype, layout: Callable[[int], BlockLayout]) -> list[bytes]:
+    """Code several blocks, as :func:`pack` does, at once: for small ones that takes a fraction of the time of one by one.
+
+    Args:
+        base: their bytes in the base, one behind the other.
+        bounds: one more than blocks: where each ends, in bytes, from the second on; the first is 0.
+        changes: of all blocks.
+        dtype: of the target.
+        layout: how the block of a number lies in its tensor.
+    """
+    old, ends, cuts = base.view(dtype.unit), changes.ends, [bound // dtype.carrier for bound in bounds]
+    rows = [(cuts[k], cuts[k + 1], ends[k], ends[k + 1]) for k in range(len(bounds) - 1)]
+    changed = [k for k, (_, _, start, end) in enumerate(rows) if end > start]
+    light = [k for k in changed if not _is_dense(rows[k][3] - rows[k][2], rows[k][1] - rows[k][0], dtype)]
+    coded = dict[int, bytes | None]()
+    if light:
+        found = kernels.adaptive_block.encode_all(old, [rows[k] for k in light], changes.positions, changes.zigzags, dtype, ADAPTIVE)
+        coded.update(zip(light, found, strict=True))
+    for k in changed:
+        if coded.get(k) is None:
+            first, stop, start, end = rows[k]
+            part = changes.positions[start:end], changes.zigzags[start:end]
+            coded[k] = pack(old[first:stop].view(np.uint8), part, dtype, layout(k))
+    return [coded.get(k) or b"" for k in range(len(rows))]
+
+
+def _is_dense(changed: int, units: int, dtype: Dtype) -> bool:
+    """Whether a block is coded by the static form, and by the other only if it is small."""
+    return dtype.carrier < 8 and changed > STATIC_SHARE * units
 
 
 def _join(form: int, coded: bytes, raw: np.ndarray[Any, Any], bits: int) -> bytes:

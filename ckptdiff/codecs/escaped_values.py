@@ -12,32 +12,38 @@ import numpy as np
 import numpy.typing as npt
 
 from ckptdiff.codecs.planes import BlockError, CodedChanges, write_plane
-from ckptdiff.format.dtypes import Bytes, Changes, Units
+from ckptdiff.format.dtypes import Bytes, Changes, ManyChanges
 from ckptdiff.io.scratch import scratch
 from ckptdiff.kernels import escapes
 
 Array = npt.NDArray[Any]
 
 
-def write_changes(positions: Array, zigzags: Units, gap_width: int, width: int) -> tuple[int, int, bytes]:
+def write_changes(changes: ManyChanges, gap_width: int, width: int) -> list[tuple[int, int, bytes]]:
     """The gaps before positions, and the zigzags less one, as escaped values.
 
     Args:
-        positions, zigzags: the changes of a block.
+        changes: of some blocks.
         gap_width, width: bytes of a gap, and of a zigzag.
 
     Returns:
-        How many low planes gaps have, how many values have, and the planes of both.
+        Of each block how many low planes gaps have, how many values have, and the planes of both.
     """
-    n = len(positions)
-    gaps, values = scratch("gaps", n, np.uint32), scratch("values", n, zigzags.dtype)
+    n, blocks = len(changes.positions), list(itertools.pairwise(changes.ends))
+    most = max((j - i for i, j in blocks), default=0)
+    gaps, values = scratch("gaps", most, np.uint32), scratch("values", most, changes.zigzags.dtype)
     planes = scratch("low", gap_width * n, np.uint8), scratch("high", width * n, np.uint8)
-    low_gaps, gap_escapes, low_values, value_escapes = escapes.split_changes(positions, zigzags, gap_width, width, gaps, values, *planes)
-    coded = write_planes(planes[0], n, gap_width, low_gaps, gap_escapes) + write_planes(planes[1], n, width, low_values, value_escapes)
-    return low_gaps, low_values, coded
+    widths, ends = np.empty((len(blocks), 4), np.int64), np.array(changes.ends, np.int64)
+    escapes.split_blocks(changes.positions, changes.zigzags, ends, gap_width, width, gaps, values, *planes, widths)
+    low, high, coded = planes[0].data, planes[1].data, list[tuple[int, int, bytes]]()
+    for (i, j), (low_gaps, gap_escapes, low_values, value_escapes) in zip(blocks, widths.tolist(), strict=True):
+        gap_planes = write_planes(low[gap_width * i : gap_width * j], j - i, gap_width, low_gaps, gap_escapes)
+        value_planes = write_planes(high[width * i : width * j], j - i, width, low_values, value_escapes)
+        coded.append((low_gaps, low_values, gap_planes + value_planes))
+    return coded
 
 
-def write_planes(planes: Bytes, count: int, width: int, low: int, escaped: int) -> bytes:
+def write_planes(planes: Bytes | memoryview, count: int, width: int, low: int, escaped: int) -> bytes:
     """The planes of ``count`` values that a kernel has split, of which ``escaped`` have high planes."""
     ends = [count * k for k in range(low + 1)] + [count * low + escaped * k for k in range(1, width + 1) if escaped]
     return b"".join([write_plane(planes[i:j]) for i, j in itertools.pairwise(ends)])

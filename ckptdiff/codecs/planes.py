@@ -104,15 +104,16 @@ def _decompress(frame: bytes, length: int) -> bytes:
     return data
 
 
-def write_plane(plane: Bytes) -> bytes:
+def write_plane(plane: Bytes | memoryview) -> bytes:
     """The stored form of a plane (spec section 7.1): compressed where that makes it shorter."""
     if len(plane) == 0:
         return b""
-    if len(plane) >= MIN_COMPRESSED:
-        frame = _zstd.compressor.compress(plane.data)
-        if len(frame) < len(plane):
+    data = memoryview(plane)
+    if len(data) >= MIN_COMPRESSED:
+        frame = _zstd.compressor.compress(data)
+        if len(frame) < len(data):
             return write_varint(len(frame)) + frame
-    return b"\x00" + plane.tobytes()
+    return b"\x00" + data
 
 
 def split(values: Units, width: int) -> list[Bytes]:

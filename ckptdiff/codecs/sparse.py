@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ckptdiff import codecs
 from ckptdiff.codecs.planes import BlockError, CodedChanges, Reader, read_planes, write_varint
-from ckptdiff.format.dtypes import BlockChange, Bytes, Changes, Dtype, Replacement
+from ckptdiff.format.dtypes import BlockChange, Bytes, Changes, Dtype, ManyChanges, Replacement
 from ckptdiff.kernels.block_layout import WITHOUT_ROWS, BlockLayout
 
 GAP_WIDTH = 3
@@ -20,8 +20,17 @@ def pack(base: Bytes | None, change: BlockChange, dtype: Dtype, layout: BlockLay
     positions, zigzags = change
     if len(positions) == 0:
         return b""
-    gap_planes, value_planes, planes = codecs.escaped_values.write_changes(positions, zigzags, GAP_WIDTH, dtype.carrier)
-    return write_varint(len(positions)) + bytes([gap_planes | value_planes << 4]) + planes
+    return pack_all(ManyChanges(positions, zigzags, [0, len(positions)]), dtype)[0]
+
+
+def pack_all(changes: ManyChanges, dtype: Dtype) -> list[bytes]:
+    """Code several blocks, as :func:`pack` does, at once: for small ones that takes a fraction of the time of one by one."""
+    found = codecs.escaped_values.write_changes(changes, GAP_WIDTH, dtype.carrier)
+    return [_join(count, *planes) if count else b"" for count, planes in zip(changes.counts, found, strict=True)]
+
+
+def _join(count: int, gap_planes: int, value_planes: int, planes: bytes) -> bytes:
+    return write_varint(count) + bytes([gap_planes | value_planes << 4]) + planes
 
 
 def unpack(coded: memoryview, base: Bytes | None, size: int, dtype: Dtype) -> Changes:

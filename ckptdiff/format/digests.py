@@ -29,6 +29,11 @@ def block_count(nbytes: int) -> int:
     return -(-nbytes // BLOCK)
 
 
+def block_bounds(nbytes: int) -> list[int]:
+    """Where the blocks of so many bytes end, behind a zero: one number more than blocks."""
+    return [*range(0, nbytes, BLOCK), nbytes] if nbytes else [0]
+
+
 def tensor_digest(leaves: Iterable[bytes]) -> bytes:
     """The digest of a tensor from the leaves of all its blocks, in order."""
     return xxh128(b"".join(leaves))

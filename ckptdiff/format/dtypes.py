@@ -5,10 +5,12 @@ Everything here works on bit patterns that are held in unsigned integers; nothin
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +20,35 @@ Units: TypeAlias = npt.NDArray[Any]
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 Changes: TypeAlias = tuple[Units, Units]
 """The changes of a block: the positions of units in it, rising, and the zigzags of their ulp distances, none of them 0 (spec 7.2)."""
+
+
+class ManyChanges(NamedTuple):
+    """The changes of several blocks, one block behind the other."""
+
+    positions: Units
+    """Positions in their blocks."""
+    zigzags: Units
+    ends: list[int]
+    """One more than blocks: where the changes of each block end, from the second on; the first is 0."""
+
+    @property
+    def blocks(self) -> list[Changes]:
+        """The changes of each block."""
+        return [(self.positions[i:j], self.zigzags[i:j]) for i, j in itertools.pairwise(self.ends)]
+
+    @property
+    def counts(self) -> list[int]:
+        """How many changes each block has."""
+        return [j - i for i, j in itertools.pairwise(self.ends)]
+
+    def only(self, numbers: Sequence[int]) -> ManyChanges:
+        """The changes of some of the blocks, by their numbers, which rise."""
+        if len(numbers) == len(self.ends) - 1:
+            return self
+        blocks = self.blocks
+        chosen = [blocks[k] for k in numbers] or [(self.positions[:0], self.zigzags[:0])]
+        positions, zigzags = (np.concatenate(parts) for parts in zip(*chosen, strict=True))
+        return ManyChanges(positions, zigzags, [0, *itertools.accumulate(len(blocks[k][0]) for k in numbers)])
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -87,6 +87,10 @@ class Work(ABC, Generic[J, T]):
     def __call__(self, job: J) -> T:
         """Do a job, on any thread."""
 
+    def many(self, jobs: Sequence[J]) -> list[T]:
+        """Do several jobs; those of which many take little time together may be done at once."""
+        return [self(job) for job in jobs]
+
     @abstractmethod
     def about(self, job: J) -> str:
         """What messages call a job: the file and tensor."""
@@ -164,7 +168,7 @@ class Threads:
     batch: int = 0
     """Bytes of jobs, or more, that a thread is given at once."""
 
-    def __call__(self, work: Callable[[J], T], jobs: Iterable[J]) -> Generator[T, None, None]:
+    def __call__(self, work: Work[J, T] | Callable[[J], T], jobs: Iterable[J]) -> Generator[T, None, None]:
         tasks = (partial(_run_batch, work, batch) for batch in batches(jobs, self.batch, MOST_JOBS))
         with closing(run_ordered(tasks, self.count)) as results:
             for batch in results:
@@ -176,8 +180,8 @@ def threads_for(count: int, nbytes: int, least: int = JOB_BYTES) -> Threads:
     return Threads(count, min(least, nbytes // (4 * count)))
 
 
-def _run_batch(work: Callable[[J], T], batch: Iterable[J]) -> list[T]:
-    return [work(job) for job in batch]
+def _run_batch(work: Work[J, T] | Callable[[J], T], batch: Sequence[J]) -> list[T]:
+    return work.many(batch) if isinstance(work, Work) else [work(job) for job in batch]
 
 
 @dataclass(frozen=True, slots=True)

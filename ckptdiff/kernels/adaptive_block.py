@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -124,6 +125,107 @@ def encode(old: Units, positions: Array, zigzags: Units, dtype: Dtype) -> tuple[
         if size <= 2 * len(words):
             break
     return words[: size // 2 + 1].astype(">u2").tobytes()[:size].rstrip(b"\0"), raw, bits
+
+
+@jit
+def put_form(form, bits, raw, size, words, at, out):
+    """Append a coded block (spec section 7.5) to those in ``out``: its form, its raw bits, and the range coded bytes less zeros at the end.
+
+    Args:
+        form: the block's first byte.
+        bits: how many bits of ``raw`` count.
+        raw: uint32.
+        size: how many bytes of ``words``, the high one of each first, there are.
+        words: uint16.
+        at: where the block begins.
+        out: uint8.
+
+    Returns:
+        Where the block ends; -1 if it does not fit.
+    """
+    count = (bits + 7) // 8
+    while size and np.uint8(words[(size - 1) // 2] >> (0 if size % 2 == 0 else 8)) == 0:
+        size -= 1
+    if at + 6 + count + size > len(out):
+        return -1
+    out[at] = np.uint8(form)
+    at, left = at + 1, count
+    while left > 127:
+        out[at] = np.uint8(left % 128 + 128)
+        at, left = at + 1, left // 128
+    out[at] = np.uint8(left)
+    at += 1
+    for k in range(count):
+        out[at + k] = np.uint8((raw[k // 4] >> (8 * (k % 4))) & 255)
+    at += count
+    for k in range(size):
+        out[at + k] = np.uint8((words[k // 2] >> (8 if k % 2 == 0 else 0)) & 255)
+    return at + size
+
+
+@jit
+def encode_blocks(old, blocks, bits, changes, zigzags, order, classes, counts, contexts, met, raw, words, form, out, ends):
+    """Code several blocks, each as :func:`encode_units` does, one behind the other.
+
+    Args:
+        old: units of all.
+        blocks: int64[blocks, 5]: the first and the last but one of its units, the same of its changes, and its ``each``.
+        bits, order, counts, contexts, met, raw, words: as there; the last two have room for any of them.
+        changes: :class:`~ckptdiff.kernels.ulps.SizedChanges` of all.
+        zigzags: one for each.
+        classes: memory to work in, uint8, as many as the longest has units.
+        form: the first byte of each.
+        out: uint8, to fill with the coded blocks.
+        ends: int64, one for each, to fill with where it ends; -1 where it does not fit, or needs more words.
+    """
+    at = 0
+    for k in range(len(blocks)):
+        first, stop, start, end = blocks[k, 0], blocks[k, 1], blocks[k, 2], blocks[k, 3]
+        moved = SizedChanges(changes.positions[start:end], changes.distances[start:end], changes.sides[start:end])
+        units, memory = old[first:stop], classes[: stop - first]
+        found = encode_units(units, memory, bits, moved, zigzags[start:end], order, blocks[k, 4], counts, contexts, met, raw, words)
+        ends[k] = put_form(form, found[0], raw, found[1], words, at, out) if found[1] <= 2 * len(words) else -1
+        at = max(at, ends[k])
+
+
+def encode_all(
+    old: Units, blocks: Sequence[tuple[int, int, int, int]], positions: Array, zigzags: Units, dtype: Dtype, form: int
+) -> list[bytes | None]:
+    """Code several blocks that have changes, by one call.
+
+    Args:
+        old: units of the base, of all blocks.
+        blocks: of each the first and the last but one of its units, and the same of its changes.
+        positions, zigzags: the changes, by their number in the block.
+        dtype: of the units.
+        form: the first byte of a coded block.
+
+    Returns:
+        The coded blocks; None for one that takes more than was thought, which is left to :func:`encode`.
+
+    Raises:
+        ValueError: positions do not lie in a block, or are not as many as zigzags.
+    """
+    most = count = 0
+    for first, stop, start, end in blocks:
+        check_positions(old[first:stop], positions[start:end], zigzags[start:end])
+        most, count = max(most, stop - first), max(count, end - start)
+    rows = np.array([(*block, sample_step(block[1] - block[0], False)) for block in blocks], np.int64)
+    m, room, changes = 8 * dtype.carrier, count * (dtype.carrier + 6) + 1024, SizedChanges.scratch(len(positions), positions)
+    raw, words = scratch("raw", room, np.uint32), scratch("words", 2 * room, np.uint16)
+    memory = _memory.counts, scratch("contexts", 256 * CONTEXTS_PER_BIT * m, np.uint32), _memory.met, raw, words
+    out, ends = scratch("coded", BYTES_A_BLOCK * len(rows) + BYTES_A_CHANGE * len(positions), np.uint8), np.empty(len(rows), np.int64)
+    classes = scratch("classes", most, np.uint8)
+    encode_blocks(readable(old), rows, bits_of(dtype), changes, zigzags, order_of(dtype), classes, *memory, form, out, ends)
+    coded, done, start = list[bytes | None](), out[: max(0, int(ends.max()))].tobytes(), 0
+    for end in ends.tolist():
+        coded.append(None if end < 0 else done[start:end])
+        start = max(start, end)
+    return coded
+
+
+BYTES_A_BLOCK, BYTES_A_CHANGE = 256, 16
+"""Room for coded blocks."""
 
 
 class Decoded(NamedTuple):

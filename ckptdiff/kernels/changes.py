@@ -4,14 +4,14 @@
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ckptdiff.format.digests import BLOCK, block_count, xxh128
-from ckptdiff.format.dtypes import Bytes, Changes, Dtype, Units
+from ckptdiff.format.digests import block_bounds, xxh128
+from ckptdiff.format.dtypes import Bytes, Changes, Dtype, ManyChanges, Units
 from ckptdiff.io.scratch import scratch
 from ckptdiff.kernels.arrays import check_lengths, readable
 from ckptdiff.kernels.jit import ONE, ZERO, jit, prefetch, unequal, zeros_below
@@ -93,20 +93,21 @@ def fill_changes(old, new, first, order, n, positions, zigzags):
 
 
 @jit
-def fill_compared(base, target, order, positions, zigzags, ends, sums, leaves):
+def fill_compared(base, target, bounds, order, positions, zigzags, ends, sums, leaves):
     """Find the changes of each block, and its leaves: piece by piece, so that what is hashed is in the cache.
 
     Args:
         base, target: :class:`Run` of the same length.
+        bounds: int64, one more than blocks: where each block ends, in bytes, from the second on; the first is 0.
         order: :class:`~ckptdiff.kernels.ulps.UnitOrder`.
-        positions, zigzags: room for a change of each unit; the changes of all blocks follow each other.
+        positions, zigzags: room for a change of each unit; the changes of all blocks follow each other, by their number in the block.
         ends: int64, one more than blocks: where the changes of each block end, from the second on; the first is 0.
         sums: memory to work in, uint64[2, 8].
         leaves: uint64[2, blocks, 2], to fill: of the base, then of the target.
     """
     n, width = 0, len(base.data) // max(len(base.units), 1)
-    for k in range(len(ends) - 1):
-        block, size = k * BLOCK, min(BLOCK, len(base.data) - k * BLOCK)
+    for k in range(len(bounds) - 1):
+        block, size = bounds[k], bounds[k + 1] - bounds[k]
         start_leaf(sums[0])
         start_leaf(sums[1])
         for at in range(0, size, PIECE):
@@ -151,20 +152,45 @@ SMALL_RUN = 1 << 14
 """Bytes up to which a run is first looked at as a whole: of many small tensors most stay as they are, and a kernel's call takes longer."""
 
 
-def compared(base: Bytes, target: Bytes, dtype: Dtype) -> tuple[list[Changes], list[bytes], list[bytes]]:
-    """Changes of each block of a run (scratch), and the leaves of base and target, by reading memory once.
+class Compared(NamedTuple):
+    """Blocks of a base and a target, compared."""
+
+    changes: ManyChanges
+    """Scratch."""
+    base_leaves: list[bytes]
+    leaves: list[bytes]
+    """The leaves of base and target."""
+
+
+def compared(base: Bytes, target: Bytes, dtype: Dtype) -> Compared:
+    """Compare a run of whole blocks of a tensor, of which the last may be short, by reading memory once.
 
     Raises:
         ValueError: base and target do not have the same length.
     """
     if 0 < len(target) <= SMALL_RUN and len(base) == len(target) and not (base != target).any():
         leaf = xxh128(target)
-        return [(np.empty(0, np.int32), np.empty(0, dtype.unit))], [leaf], [leaf]
+        return Compared(ManyChanges(np.empty(0, np.int32), np.empty(0, dtype.unit), [0, 0]), [leaf], [leaf])
+    return compared_blocks(base, target, block_bounds(len(target)), dtype)
+
+
+def compared_blocks(base: Bytes, target: Bytes, bounds: Sequence[int], dtype: Dtype) -> Compared:
+    """Compare blocks of several tensors of one dtype that lie one behind the other.
+
+    Args:
+        base, target: the bytes.
+        bounds: one more than blocks: where each ends, from the second on; the first is 0.
+        dtype: of both.
+
+    Raises:
+        ValueError: base and target do not have the same length.
+    """
     old, new = Run.of(readable(base), dtype), Run.of(readable(target), dtype)
     check_lengths(old.units, new.units)
-    count, blocks = len(old.units), block_count(len(base))
+    count, blocks = len(old.units), len(bounds) - 1
     positions, zigzags = scratch("positions", count, np.int32), scratch("zigzags", count, dtype.unit)
     ends, leaves = np.zeros(blocks + 1, np.int64), np.empty((2, blocks, 2), np.uint64)
-    fill_compared(old, new, order_of(dtype), positions, zigzags, ends, np.empty((2, 8), np.uint64), leaves)
-    changes = [(positions[i:j], zigzags[i:j]) for i, j in itertools.pairwise(ends.tolist())]
-    return changes, as_leaves(leaves[0], base), as_leaves(leaves[1], target)
+    where, sums = np.array(bounds, np.int64), np.empty((2, 8), np.uint64)
+    fill_compared(old, new, where, order_of(dtype), positions, zigzags, ends, sums, leaves)
+    found = ManyChanges(positions[: ends[-1]], zigzags[: ends[-1]], ends.tolist())
+    return Compared(found, as_leaves(leaves[0], base, bounds), as_leaves(leaves[1], target, bounds))

@@ -88,6 +88,23 @@ def split_changes(positions, zigzags, gap_width, width, gaps, values, gap_planes
 
 
 @jit
+def split_blocks(positions, zigzags, ends, gap_width, width, gaps, values, gap_planes, value_planes, widths):
+    """:func:`split_changes` of several blocks, one behind the other.
+
+    Args:
+        positions, zigzags, gap_width, width, gap_planes, value_planes: as there.
+        ends: int64, one more than blocks: where the changes of each block end, from the second on; the first is 0.
+        gaps, values: as there, as many as the block with most changes has.
+        widths: int64[blocks, 4], to fill with what :func:`split_changes` returns.
+    """
+    for k in range(len(widths)):
+        i, j = ends[k], ends[k + 1]
+        low, high = gap_planes[gap_width * i : gap_width * j], value_planes[width * i : width * j]
+        found = split_changes(positions[i:j], zigzags[i:j], gap_width, width, gaps[: j - i], values[: j - i], low, high)
+        widths[k, 0], widths[k, 1], widths[k, 2], widths[k, 3] = found
+
+
+@jit
 def join_planes(planes, at, count, low, escaped, width, values, first):
     """Fill ``count`` values from the planes that :func:`split_escaped` fills.
 

@@ -8,6 +8,7 @@ well. The constants, and the source of the algorithm: :mod:`ckptdiff.format.xxh3
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -196,7 +197,7 @@ def leaves_of_sums(sums: Array) -> list[bytes]:
     """Leaves of whole blocks whose accumulators a device has computed: int64[blocks, 8]."""
     leaves = np.empty((len(sums), 2), np.uint64)
     fill_whole_leaves(sums.view(np.uint64), leaves)
-    return as_leaves(leaves, np.empty(0, np.uint8))
+    return _as_bytes(leaves)
 
 
 def leaves_of_all(parts: Sequence[Bytes]) -> list[bytes]:
@@ -211,21 +212,30 @@ def leaves_of_all(parts: Sequence[Bytes]) -> list[bytes]:
     leaves = np.empty((sum(counts), 2), np.uint64)
     addresses, sizes = np.array([part.ctypes.data for part in parts], np.uint64), np.array([len(part) for part in parts], np.int64)
     fill_leaves(addresses, sizes, np.empty(8, np.uint64), leaves)
-    return _as_leaves_of(leaves, parts, counts)
-
-
-def as_leaves(leaves: Array, data: Bytes) -> list[bytes]:
-    """The leaves of a run of blocks as bytes; that of a last block too short for :func:`finish_leaf` comes from the library."""
-    return _as_leaves_of(leaves, (data,), (len(leaves),))
-
-
-def _as_leaves_of(leaves: Array, parts: Sequence[Bytes], counts: Sequence[int]) -> list[bytes]:
-    """:func:`as_leaves` of several runs, of so many blocks each, one after the other."""
-    raw, done = leaves.astype(">u8").tobytes(), 0
-    digests = [raw[k : k + 16] for k in range(0, len(raw), 16)]
+    digests, done = _as_bytes(leaves), 0
     for part, count in zip(parts, counts, strict=True):
         done += count
         short = len(part) % BLOCK
         if 0 < short <= MAX_SHORT:
             digests[done - 1] = xxh128(part[-short:])
     return digests
+
+
+def as_leaves(leaves: Array, data: Bytes, bounds: Sequence[int]) -> list[bytes]:
+    """The leaves of blocks of ``data`` as bytes; those of blocks too short for :func:`finish_leaf` come from the library.
+
+    Args:
+        leaves: uint64[blocks, 2].
+        data: what was hashed.
+        bounds: one more than blocks: where each ends in it, from the second on.
+    """
+    digests, view = _as_bytes(leaves), memoryview(data)
+    for k, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        if stop - start <= MAX_SHORT:
+            digests[k] = xxh128(view[start:stop])
+    return digests
+
+
+def _as_bytes(leaves: Array) -> list[bytes]:
+    raw = leaves.astype(">u8").tobytes()
+    return [raw[k : k + 16] for k in range(0, len(raw), 16)]

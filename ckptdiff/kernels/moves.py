@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ckptdiff.format.digests import BLOCK, block_count
+from ckptdiff.format.digests import BLOCK, block_bounds, block_count
 from ckptdiff.format.dtypes import Bytes, Dtype, Units
 from ckptdiff.kernels.arrays import check_lengths, check_positions
 from ckptdiff.kernels.changes import Run
@@ -67,4 +67,4 @@ def move_run(run: Bytes, positions: Array | None, zigzags: Units, dtype: Dtype, 
         check_positions(blocks.units, positions, zigzags)
     leaves = np.empty((block_count(len(run)) if hashed else 0, 2), np.uint64)
     move_and_hash(blocks, where, zigzags, order_of(dtype), back, np.empty(8, np.uint64), leaves)
-    return as_leaves(leaves, run) if hashed else []
+    return as_leaves(leaves, run, block_bounds(len(run))) if hashed else []

@@ -50,5 +50,5 @@ def compare_on_host(base: AdaptedBase | None, target: Tensor, first: int, stop: 
     if base is None:
         return ComparedGroup(len(new), [], [], leaves_of(new), None, new)
     old = base.view(first * dtype.carrier, stop * dtype.carrier)
-    changes, base_leaves, leaves = kernels.changes.compared(old, new, dtype)
-    return ComparedGroup(len(new), changes, base_leaves, leaves, old, new)
+    found = kernels.changes.compared(old, new, dtype)
+    return ComparedGroup(len(new), found.changes.blocks, found.base_leaves, found.leaves, old, new)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ckptdiff.checkpoint.adapt import AdaptedBase
@@ -12,7 +12,8 @@ from ckptdiff.format.digests import xxh128
 from ckptdiff.format.dtypes import DTYPES
 from ckptdiff.io.parallel import FileHasher, Work, sha256_file
 from ckptdiff.io.source import WeightSource
-from ckptdiff.patching.encode import EncodedGroup, GroupEncoder
+from ckptdiff.patching.encode import GroupEncoder
+from ckptdiff.patching.encode_group import EncodedGroup
 from ckptdiff.patching.encode_plan import EncodeJob, FileHashJob, HashJob
 
 Hashers = Mapping[int, FileHasher]
@@ -42,6 +43,13 @@ class EncodeAndHash(Work[EncodeJob, EncodedGroup]):
 
     def __init__(self, encoder: GroupEncoder, hashers: Hashers) -> None:
         self.encoder, self.hashers = encoder, hashers
+
+    def many(self, jobs: Sequence[EncodeJob]) -> list[EncodedGroup]:
+        """As of :class:`Work`."""
+        groups = self.encoder.many(jobs)
+        for job in jobs:
+            self.hash_to(*self.encoder.tensors(job), job.stop)
+        return groups
 
     def __call__(self, job: EncodeJob) -> EncodedGroup:
         group = self.encoder(job)

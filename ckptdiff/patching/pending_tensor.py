@@ -10,7 +10,8 @@ import xxhash
 from ckptdiff.checkpoint.adapt import default_pieces
 from ckptdiff.format.digests import tensor_digest
 from ckptdiff.format.entry import Entry
-from ckptdiff.patching.encode import EncodedGroup, choose_codec, is_independent, smallest
+from ckptdiff.patching.encode import choose_codec, is_independent, smallest
+from ckptdiff.patching.encode_group import EncodedGroup
 from ckptdiff.patching.encode_plan import EncodeJob, TensorPlan
 from ckptdiff.patching.spool import Spool, SpoolRange, StoredGroup, StoredGroups
 

@@ -22,10 +22,10 @@ def test_leaves_by_kernels_are_the_librarys(size: int) -> None:
     for name in ("U8", "BF16", "F32", "U64"):
         dtype = DTYPES[name]
         a, b = (side[: size // dtype.carrier * dtype.carrier].copy() for side in (old, new))
-        found, *both = changes.compared(a, b, dtype)
-        assert both == [leaves_of(a), leaves_of(b)]
-        for k, (positions, zigzags) in enumerate(found):
+        found = changes.compared(a, b, dtype)
+        assert (found.base_leaves, found.leaves) == (leaves_of(a), leaves_of(b))
+        for k, (positions, zigzags) in enumerate(found.changes.blocks):
             block = a[k * BLOCK : (k + 1) * BLOCK]
             assert positions.tolist() == np.flatnonzero(block.view(dtype.unit) != b[k * BLOCK : (k + 1) * BLOCK].view(dtype.unit)).tolist()
-            assert moves.move_run(block, positions, zigzags, dtype, False, True) == [both[1][k]]
+            assert moves.move_run(block, positions, zigzags, dtype, False, True) == [found.leaves[k]]
         assert np.array_equal(a, b)

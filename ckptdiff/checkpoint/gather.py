@@ -1,0 +1,51 @@
+"""Many small tensors read at once, one behind the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ckptdiff.checkpoint.adapt import AdaptedBase
+from ckptdiff.checkpoint.contents import Tensor
+from ckptdiff.format.dtypes import Bytes
+from ckptdiff.io.scratch import scratch
+
+
+def gather(parts: Sequence[AdaptedBase | Tensor], bounds: Sequence[int], name: str) -> Bytes:
+    """The bytes of whole tensors and adapted bases, one behind the other, in the :func:`scratch` array called ``name``.
+
+    Args:
+        parts: what to read. Those that lie one behind the other in a file are read at once.
+        bounds: one more than parts: where each ends, from the second on; the first is 0.
+        name: of the scratch array.
+    """
+    out = scratch(name, bounds[-1], np.uint8)
+    for first, stop in _runs(parts):
+        part, into = parts[first], out[bounds[first] : bounds[stop]]
+        tensor = _plain(part)
+        if tensor is None:
+            into[:] = part.view(0, len(into), "part")
+        else:
+            tensor.readinto(0, into)
+    return out
+
+
+def _plain(part: AdaptedBase | Tensor) -> Tensor | None:
+    """The tensor that a part is, if it is to be read from a file as it is."""
+    tensor = part if isinstance(part, Tensor) else part.whole
+    return tensor if tensor is not None and tensor.memory is None else None
+
+
+def _runs(parts: Sequence[AdaptedBase | Tensor]) -> Iterator[tuple[int, int]]:
+    """Parts that lie one behind the other in one file: the number of the first, and of the one behind the last."""
+    first, before = 0, None
+    for k, part in enumerate(parts):
+        tensor = _plain(part)
+        follows = before and tensor and tensor.source is before.source and tensor.offset == before.offset + before.nbytes
+        if k and not follows:
+            yield first, k
+            first = k
+        before = tensor
+    if parts:
+        yield first, len(parts)
