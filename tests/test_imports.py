@@ -28,11 +28,11 @@ kernels: raw_bits range_coder pace adaptive adaptive_block rans context_groups c
 codecs: planes raw escaped_values sparse context
 hub: ids client repo commit
 checkpoint: weight_map secrets selection recognition other_formats scopes contents dcp_metadata dcp_items dcp reader
-checkpoint: adapt names renames samples keys parts rows evidence pairing
+checkpoint: adapt gather names renames samples keys parts rows evidence pairing
 device: resolve ops xxh3_triton leaves
-patching: torch_dtypes memory compare_on_host compare_on_device encode_plan encode_options encode hash_work spool encode_log \
+patching: torch_dtypes memory compare_on_host compare_on_device encode_plan encode_options encode_group encode hash_work spool encode_log \
 pending_tensor encode_pair pair_summary source_folder patch chain unfinished other_files overwrite output destination write wrong_base \
-recipes file_sink build rebuild_files rebuild target_files in_place_plan in_place_journal in_place traffic_plan provenance work_plan \
+recipes file_sink build_together build rebuild_files rebuild target_files in_place_plan in_place_journal in_place traffic_plan provenance work_plan \
 rebuild_plan compose_history compose_blocks compose_files compose_tensors compose compose_base
 live: hashing names updates sparse_updates writing switch load changes patch identity target state_copy restored encoder
 analysis: modules values sparsity matrices rank report_model report_stored pair_readers pairs report_work overlap overlap_work series

@@ -11,6 +11,9 @@ from ckptdiff.checkpoint.contents import Tensor
 from ckptdiff.format.dtypes import Bytes
 from ckptdiff.io.scratch import scratch
 
+SMALL_TENSOR = 1 << 16
+"""Bytes up to which tensors are worked on together: by calls of kernels that do many of them."""
+
 
 def gather(parts: Sequence[AdaptedBase | Tensor], bounds: Sequence[int], name: str) -> Bytes:
     """The bytes of whole tensors and adapted bases, one behind the other, in the :func:`scratch` array called ``name``.

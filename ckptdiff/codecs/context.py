@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -98,6 +99,25 @@ def unpack(coded: memoryview, base: Bytes | None, size: int, dtype: Dtype) -> Ch
     if len(zigzags) != len(positions):
         raise ValueError("an ulp distance is too large")
     return positions, zigzags
+
+
+def unpack_all(
+    base: Units, blocks: Sequence[tuple[int, int]], coded: Sequence[memoryview], dtype: Dtype
+) -> tuple[Changes, list[int]] | None:
+    """Decode several blocks of the adaptive form at once: for small ones that takes a fraction of the time of one by one.
+
+    Args:
+        base: units of the base, of all blocks.
+        blocks: of each the first and the last but one of its units.
+        coded: their coded forms, none of them empty.
+        dtype: of the target.
+
+    Returns:
+        The changes of all blocks (scratch), by their number in ``base``, and how many each has; None if one has another form, or breaks a
+        rule of the spec, which :func:`unpack` names.
+    """
+    changes, ends = kernels.adaptive_block.decode_all(base, blocks, coded, dtype, ADAPTIVE)
+    return None if -1 in ends else (changes, [end - start for start, end in itertools.pairwise([0, *ends])])
 
 
 def _raw_words(data: memoryview) -> np.ndarray[Any, Any]:

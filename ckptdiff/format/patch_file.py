@@ -260,6 +260,19 @@ class PatchFile:
             position += size
         return views
 
+    def read_payloads(self, entries: Sequence[Entry]) -> list[memoryview]:
+        """The payloads of entries, in the table's order; those that lie one behind the other are read at once."""
+        views, sizes = list[memoryview](), [entry.payload_size for entry in entries]
+        begins = [self.offsets[entry.name] for entry in entries]
+        data, filled, first = memoryview(np.empty(sum(sizes), np.uint8)), 0, 0
+        for k, size in enumerate(sizes):
+            views.append(data[filled : filled + size])
+            filled += size
+            if k + 1 == len(sizes) or begins[k + 1] != begins[k] + size:
+                self.source.readinto(begins[first], data[filled - (begins[k] + size - begins[first]) : filled])
+                first = k + 1
+        return views
+
     def payload_error(self, entry: Entry) -> IntegrityError | None:
         """The error to raise if an entry's payload does not have the digest that the table states; None if it does."""
         hasher, done = xxhash.xxh3_64(), 0

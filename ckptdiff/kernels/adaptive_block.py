@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -298,3 +299,103 @@ def decode(units: Units, coded: memoryview, raw: Array, dtype: Dtype) -> tuple[C
     if 2 * at < size:
         raise ValueError(f"{size - 2 * at} range coded bytes are left over")
     return (changes.positions[:count], zigzags[: count if fits else 0]), bits
+
+
+@jit
+def take_form(coded, start, stop, form, raw, words):
+    """Take a coded block (spec section 7.5) apart; inverse of :func:`put_form`.
+
+    Args:
+        coded: uint8; the block lies from ``start`` to ``stop``.
+        form: the form that it must have.
+        raw: uint32, to fill with its raw bits, and two zeros.
+        words: uint16, to fill with its range coded bytes, the high one of each word first, and four zeros.
+
+    Returns:
+        How many bytes of raw bits there are, and how many range coded bytes; -1 twice where it has another form, or breaks a rule.
+    """
+    at, count, shift = start + 1, 0, 0
+    if stop - start < 2 or coded[start] != form:
+        return -1, -1
+    while at < stop and coded[at] > 127 and shift < 28:
+        count |= np.int64(coded[at] & 127) << shift
+        at, shift = at + 1, shift + 7
+    if at == stop or coded[at] > 127 or (shift and coded[at] == 0):
+        return -1, -1
+    count |= np.int64(coded[at]) << shift
+    at += 1
+    size = stop - at - count
+    if size < 0 or (size and coded[stop - 1] == 0):
+        return -1, -1
+    for k in range(count // 4 + 3):
+        raw[k] = np.uint32(0)
+    for k in range(count):
+        raw[k // 4] |= np.uint32(np.uint32(coded[at + k]) << np.uint32(8 * (k % 4)))
+    for k in range((size + 1) // 2 + 4):
+        words[k] = np.uint16(0)
+    for k in range(size):
+        words[k // 2] |= np.uint16(np.uint16(coded[at + count + k]) << np.uint16(0 if k % 2 else 8))
+    return count, size
+
+
+@jit
+def decode_blocks(units, blocks, bits, order, weights, contexts, met, raw, words, coded, form, classes, changes, zigzags, ends):
+    """Decode several blocks, each as :func:`decode_units` does, one behind the other.
+
+    Args:
+        units: of the base, of all.
+        blocks: int64[blocks, 4]: the first and the last but one of its units; where its coded form begins and ends.
+        bits, order, weights, contexts, met, classes: as there.
+        raw, words: memory to work in, uint32 and uint16, as large as any block needs.
+        coded: uint8, the coded forms.
+        form: the form that is decoded.
+        changes: :class:`~ckptdiff.kernels.ulps.SizedChanges` with room for one of each unit, to fill; positions are those in ``units``.
+        zigzags: as many, as units are, to fill.
+        ends: int64, to fill: where the changes of each block end; -1 where it has another form, or breaks a rule.
+    """
+    n = 0
+    for k in range(len(blocks)):
+        first, stop = blocks[k, 0], blocks[k, 1]
+        ends[k] = -1
+        count, size = take_form(coded, blocks[k, 2], blocks[k, 3], form, raw, words)
+        if count < 0:
+            continue
+        found = SizedChanges(changes.positions[n:], changes.distances[n:], changes.sides[n:])
+        done = decode_units(units[first:stop], classes[: stop - first], bits, order, weights, contexts, met, raw, words, found, zigzags[n:])
+        if done.lo < 0 or done.lo > done.hi or done.changed <= 0 or not done.fits or 2 * done.words < size or (done.bits + 7) // 8 != count:
+            continue
+        if done.bits % 8 and (raw[(count - 1) // 4] >> np.uint32(8 * ((count - 1) % 4)) & np.uint32(255)) >> np.uint32(done.bits % 8):
+            continue
+        for x in range(n, n + done.changed):
+            changes.positions[x] += np.int32(first)
+        n += done.changed
+        ends[k] = n
+
+
+def decode_all(
+    units: Units, blocks: Sequence[tuple[int, int]], coded: Sequence[memoryview], dtype: Dtype, form: int
+) -> tuple[Changes, list[int]]:
+    """Decode several blocks of one form.
+
+    Args:
+        units: of the base, of all blocks.
+        blocks: of each the first and the last but one of its units.
+        coded: the coded blocks.
+        dtype: of the units.
+        form: the first byte of a coded block.
+
+    Returns:
+        The changes of all blocks (scratch), by their number in ``units``; and where those of each end, -1 for a block of another form, or
+        one that breaks a rule of the spec, which :func:`decode` names.
+    """
+    joined = np.frombuffer(b"".join(coded), np.uint8)
+    bounds, most = [0, *accumulate(map(len, coded))], max(map(len, coded))
+    rows = np.array([(*block, *part) for block, part in zip(blocks, pairwise(bounds), strict=True)], np.int64)
+    n, longest = len(units), max(stop - first for first, stop in blocks)
+    raw, words = scratch("raw", most // 4 + 4, np.uint32), scratch("words", most // 2 + 8, np.uint16)
+    changes, zigzags = SizedChanges.scratch(n, scratch("positions", n, np.int32)), scratch("zigzags", n, dtype.unit)
+    contexts, classes = scratch("contexts", 256 * CONTEXTS_PER_BIT * 8 * dtype.carrier, np.uint32), scratch("classes", longest, np.uint8)
+    memory, ends = (_memory.counts.weights, contexts, _memory.met, raw, words), np.empty(len(rows), np.int64)
+    decode_blocks(readable(units), rows, bits_of(dtype), order_of(dtype), *memory, readable(joined), form, classes, changes, zigzags, ends)
+    total = max(0, int(ends.max()))
+    return (changes.positions[:total], zigzags[:total]), ends.tolist()

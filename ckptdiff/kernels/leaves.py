@@ -221,6 +221,13 @@ def leaves_of_all(parts: Sequence[Bytes]) -> list[bytes]:
     return digests
 
 
+def leaves_of_blocks(data: Bytes, bounds: Sequence[int]) -> list[bytes]:
+    """Leaves of blocks that lie one behind the other; ``bounds`` as of :func:`as_leaves`."""
+    where, leaves = np.array(bounds, np.int64), np.empty((len(bounds) - 1, 2), np.uint64)
+    fill_leaves((where[:-1] + data.ctypes.data).astype(np.uint64), np.diff(where), np.empty(8, np.uint64), leaves)
+    return as_leaves(leaves, data, bounds)
+
+
 def as_leaves(leaves: Array, data: Bytes, bounds: Sequence[int]) -> list[bytes]:
     """The leaves of blocks of ``data`` as bytes; those of blocks too short for :func:`finish_leaf` come from the library.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from ckptdiff.errors import CkptdiffError, FormatError, IntegrityError, cut
 from ckptdiff.format.digests import BLOCK, block_count, leaves_of, tensor_digest, xxh128
 from ckptdiff.format.dtypes import DTYPES, BlockChange, Bytes
 from ckptdiff.io.parallel import Executor, Threads, Work, run_plan
+from ckptdiff.patching.build_together import BuiltTogether, Kind, kind_of
 from ckptdiff.patching.file_sink import FileSink
 from ckptdiff.patching.recipes import (
     AdaptedTensor,
@@ -217,6 +219,28 @@ class RangeBuilder(Work[RebuildJob, Rebuilt[T]]):
 
     def __init__(self, recipes: Sequence[Recipe], sink: Sink[T]) -> None:
         self.recipes, self.sink = recipes, sink
+
+    def many(self, jobs: Sequence[RebuildJob]) -> list[Rebuilt[T]]:
+        """As of :class:`Work`: small tensors are built together."""
+        done, alike = dict[int, Rebuilt[T]](), defaultdict[Kind, list[int]](list)
+        for k, job in enumerate(jobs):
+            kind = kind_of(self.recipes[job.tensor])
+            if kind is not None:
+                alike[kind].append(k)
+        for numbers in alike.values():
+            built = BuiltTogether.of([self.recipes[jobs[k].tensor] for k in numbers]) if len(numbers) > 1 else None
+            if built is not None:
+                done.update(zip(numbers, self._taken([jobs[k] for k in numbers], built), strict=True))
+        return [done[k] if k in done else self(job) for k, job in enumerate(jobs)]
+
+    def _taken(self, jobs: Sequence[RebuildJob], built: BuiltTogether) -> Iterator[Rebuilt[T]]:
+        """What the sink makes of tensors that were built together."""
+        for k, (job, part) in enumerate(zip(jobs, built.parts, strict=True)):
+            taken = self.sink(job, part)
+            if isinstance(self.recipes[job.tensor], AdaptedTensor):
+                yield Rebuilt([[built.leaves[k]]], [0], taken)
+            else:
+                yield Rebuilt([[built.before[k]], [built.leaves[k]]], [0, built.changed[k]], taken)
 
     def __call__(self, job: RebuildJob) -> Rebuilt[T]:
         built = build(self.recipes[job.tensor], job.start, job.stop)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ckptdiff.checkpoint.adapt import AdaptedBase
 from ckptdiff.checkpoint.contents import Checkpoint, Tensor, TensorKey
+from ckptdiff.checkpoint.gather import SMALL_TENSOR
 from ckptdiff.errors import cut
 from ckptdiff.io.parallel import MOST_JOBS, Work
 from ckptdiff.patching.compare_on_host import Comparer, compare_on_host
@@ -20,8 +21,6 @@ DEPENDENCE_SHARE = 0.98
 """If a tensor's changes take this share of what ``raw`` needs, or more, its base is of no use."""
 KEPT_BASES = MOST_JOBS
 """Bases that an encoder keeps."""
-SMALL_TENSOR = 1 << 16
-"""Bytes up to which tensors are encoded together."""
 
 
 class GroupEncoder(Work[EncodeJob, EncodedGroup]):
@@ -59,7 +58,7 @@ class GroupEncoder(Work[EncodeJob, EncodedGroup]):
         groups, alike = dict[int, EncodedGroup](), defaultdict[tuple[str, str | None], list[tuple[int, AdaptedBase, Tensor]]](list)
         for k, job in enumerate(jobs):
             base, target = self.tensors(job)
-            if base is not None and target.nbytes == job.nbytes <= SMALL_TENSOR and job.codec != "raw" and self.compare is compare_on_host:
+            if base is not None and 0 < job.nbytes == target.nbytes <= SMALL_TENSOR and job.codec != "raw" and self.compare is compare_on_host:
                 alike[target.dtype, job.codec].append((k, base, target))
             else:
                 groups[k] = self(job)
