@@ -7,6 +7,7 @@ check; 2 usage; 3 bad input or output; 130 interrupted.
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import os
 import sys
@@ -82,6 +83,10 @@ zsh_source and fish_source are for zsh and fish.
 """
 
 
+COLLECTED_EVERY = 50_000, 20, 100
+"""Thresholds of Python's garbage collector, which otherwise looks through the objects of a hundred thousand tensors again and again."""
+
+
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=COMPLETION)
 @click.version_option(__version__, prog_name="ckptdiff")
 def main() -> None:
@@ -98,6 +103,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    gc.set_threshold(*COLLECTED_EVERY)
 
 
 main.add_command(make)

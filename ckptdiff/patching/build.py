@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -235,12 +235,13 @@ class RangeBuilder(Work[RebuildJob, Rebuilt[T]]):
 
     def _taken(self, jobs: Sequence[RebuildJob], built: BuiltTogether) -> Iterator[Rebuilt[T]]:
         """What the sink makes of tensors that were built together."""
-        for k, (job, part) in enumerate(zip(jobs, built.parts, strict=True)):
-            taken = self.sink(job, part)
+        sink = self.sink
+        taken: Iterable[Any] = sink.many(jobs, built.data) if isinstance(sink, FileSink) else map(sink, jobs, built.parts)
+        for k, (job, part) in enumerate(zip(jobs, taken, strict=True)):
             if isinstance(self.recipes[job.tensor], AdaptedTensor):
-                yield Rebuilt([[built.leaves[k]]], [0], taken)
+                yield Rebuilt([[built.leaves[k]]], [0], part)
             else:
-                yield Rebuilt([[built.before[k]], [built.leaves[k]]], [0, built.changed[k]], taken)
+                yield Rebuilt([[built.before[k]], [built.leaves[k]]], [0, built.changed[k]], part)
 
     def __call__(self, job: RebuildJob) -> Rebuilt[T]:
         built = build(self.recipes[job.tensor], job.start, job.stop)

@@ -58,7 +58,12 @@ class GroupEncoder(Work[EncodeJob, EncodedGroup]):
         groups, alike = dict[int, EncodedGroup](), defaultdict[tuple[str, str | None], list[tuple[int, AdaptedBase, Tensor]]](list)
         for k, job in enumerate(jobs):
             base, target = self.tensors(job)
-            if base is not None and 0 < job.nbytes == target.nbytes <= SMALL_TENSOR and job.codec != "raw" and self.compare is compare_on_host:
+            if (
+                base is not None
+                and 0 < job.nbytes == target.nbytes <= SMALL_TENSOR
+                and job.codec != "raw"
+                and self.compare is compare_on_host
+            ):
                 alike[target.dtype, job.codec].append((k, base, target))
             else:
                 groups[k] = self(job)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ckptdiff.checkpoint.adapt import AdaptedBase, units_per_group
 from ckptdiff.errors import CkptdiffError, cut
+from ckptdiff.format.digests import BLOCK
 from ckptdiff.format.dtypes import DTYPES
 from ckptdiff.format.entry import Entry
 from ckptdiff.format.patch_file import PatchFile
@@ -120,6 +121,9 @@ class RebuildJob:
 
 def ranges(recipe: Recipe, number: int = 0) -> Iterator[RebuildJob]:
     """The ranges in which to build a tensor; each is whole blocks in the dtypes of all steps."""
+    if recipe.nbytes <= BLOCK:
+        yield RebuildJob(number, 0, recipe.nbytes, True)
+        return
     step = units_per_group(*(step.dtype for step in steps_of(recipe))) * DTYPES[recipe.dtype].carrier
-    for start in range(0, max(recipe.nbytes, 1), step):
+    for start in range(0, recipe.nbytes, step):
         yield RebuildJob(number, start, min(start + step, recipe.nbytes), start + step >= recipe.nbytes)
