@@ -32,8 +32,8 @@ checkpoint: adapt gather names renames samples keys parts rows evidence pairing
 device: resolve ops xxh3_triton leaves
 patching: torch_dtypes memory compare_on_host compare_on_device encode_plan encode_options encode_group encode hash_work spool encode_log \
 pending_tensor encode_pair pair_summary source_folder patch chain unfinished other_files overwrite output destination write wrong_base \
-recipes file_sink build_together build rebuild_files rebuild target_files in_place_plan in_place_journal in_place traffic_plan provenance work_plan \
-rebuild_plan compose_history compose_blocks compose_files compose_tensors compose compose_base
+recipes file_sink build_together build rebuild_files rebuild target_files in_place_plan in_place_journal in_place traffic_plan provenance \
+work_plan rebuild_plan compose_history compose_blocks compose_files compose_tensors compose compose_base
 live: hashing names updates sparse_updates writing switch load changes patch identity target state_copy restored encoder
 analysis: modules values sparsity matrices rank report_model report_stored pair_readers pairs report_work overlap overlap_work series
 subnetwork: mask_rows mask_file mask masked_parameter freeze track

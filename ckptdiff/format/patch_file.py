@@ -280,9 +280,30 @@ class PatchFile:
             count = min(READ_BYTES, entry.payload_size - done)
             hasher.update(read_bytes(self.source, self.offsets[entry.name] + done, count))
             done += count
-        if hasher.digest() == entry.payload_digest:
+        return self._digest_error(entry, hasher.digest())
+
+    def payload_errors(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, IntegrityError | None]]:
+        """:meth:`payload_error` of entries that have payloads, in the table's order; several small payloads are read at once."""
+        batch, size = list[Entry](), 0
+        for entry in entries:
+            if size + entry.payload_size > READ_BYTES:
+                yield from self._errors_of(batch)
+                batch, size = [], 0
+            batch.append(entry)
+            size += entry.payload_size
+        yield from self._errors_of(batch)
+
+    def _errors_of(self, batch: Sequence[Entry]) -> Iterator[tuple[Entry, IntegrityError | None]]:
+        if len(batch) == 1:
+            yield batch[0], self.payload_error(batch[0])
+        elif batch:
+            for entry, data in zip(batch, self.read_payloads(batch), strict=True):
+                yield entry, self._digest_error(entry, xxhash.xxh3_64_digest(data))
+
+    def _digest_error(self, entry: Entry, found: bytes) -> IntegrityError | None:
+        if found == entry.payload_digest:
             return None
         return IntegrityError(
-            f"{self.source.name}: tensor {cut(entry.name)}: its payload has the digest {hasher.hexdigest()}, "
+            f"{self.source.name}: tensor {cut(entry.name)}: its payload has the digest {found.hex()}, "
             f"expected {entry.payload_digest.hex()}: corrupted? fetch the patch again"
         )

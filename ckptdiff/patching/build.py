@@ -18,7 +18,7 @@ from ckptdiff.errors import CkptdiffError, FormatError, IntegrityError, cut
 from ckptdiff.format.digests import BLOCK, block_count, leaves_of, tensor_digest, xxh128
 from ckptdiff.format.dtypes import DTYPES, BlockChange, Bytes
 from ckptdiff.io.parallel import Executor, Threads, Work, run_plan
-from ckptdiff.patching.build_together import BuiltTogether, Kind, kind_of
+from ckptdiff.patching.build_together import BuiltTogether, can_join
 from ckptdiff.patching.file_sink import FileSink
 from ckptdiff.patching.recipes import (
     AdaptedTensor,
@@ -222,11 +222,10 @@ class RangeBuilder(Work[RebuildJob, Rebuilt[T]]):
 
     def many(self, jobs: Sequence[RebuildJob]) -> list[Rebuilt[T]]:
         """As of :class:`Work`: small tensors are built together."""
-        done, alike = dict[int, Rebuilt[T]](), defaultdict[Kind, list[int]](list)
+        done, alike = dict[int, Rebuilt[T]](), defaultdict[str, list[int]](list)
         for k, job in enumerate(jobs):
-            kind = kind_of(self.recipes[job.tensor])
-            if kind is not None:
-                alike[kind].append(k)
+            if can_join(self.recipes[job.tensor]):
+                alike[self.recipes[job.tensor].dtype].append(k)
         for numbers in alike.values():
             built = BuiltTogether.of([self.recipes[jobs[k].tensor] for k in numbers]) if len(numbers) > 1 else None
             if built is not None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-
-import numpy as np
 
 from ckptdiff import kernels
 from ckptdiff.checkpoint.adapt import AdaptedBase
@@ -13,27 +12,21 @@ from ckptdiff.checkpoint.gather import SMALL_TENSOR, gather
 from ckptdiff.codecs import context, sparse
 from ckptdiff.codecs.planes import BlockError
 from ckptdiff.format.dtypes import DTYPES, Bytes, Changes, Dtype
+from ckptdiff.format.entry import Entry
 from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.patching.recipes import AdaptedTensor, PatchedTensor, Recipe
 
-Kind = tuple[str, str | None, PatchFile | None]
-"""What small tensors that are built together have in common: their dtype, and the codec and file of their entries, if they have changed."""
 
-
-def kind_of(recipe: Recipe) -> Kind | None:
-    """What a small tensor must have in common with those that it is built with; None for a tensor that is built alone."""
+def can_join(recipe: Recipe) -> bool:
+    """Whether a tensor can be built together with others of its dtype: it is small, and made of base tensors alone."""
     if not 0 < recipe.nbytes <= SMALL_TENSOR:
-        return None
-    if isinstance(recipe, AdaptedTensor):
-        return (recipe.dtype, None, None) if isinstance(recipe.source, AdaptedBase) else None
-    base, codec = recipe.base, recipe.entry.codec
-    if codec == "raw" or not isinstance(base, AdaptedTensor) or not isinstance(base.source, AdaptedBase):
-        return None
-    return recipe.dtype, codec, recipe.file
+        return False
+    step = recipe.base if isinstance(recipe, PatchedTensor) and recipe.entry.codec != "raw" else recipe
+    return isinstance(step, AdaptedTensor) and isinstance(step.source, AdaptedBase)
 
 
 class BuiltTogether:
-    """Small tensors of one kind, built.
+    """Small tensors of one dtype, built.
 
     Attributes:
         data: their bytes, one behind the other. Scratch.
@@ -51,24 +44,39 @@ class BuiltTogether:
 
     @classmethod
     def of(cls, recipes: Sequence[Recipe]) -> BuiltTogether | None:
-        """Build tensors of one kind; None if a block cannot be decoded, which building that tensor alone explains."""
-        built = cls(recipes)
-        steps = [recipe for recipe in recipes if isinstance(recipe, PatchedTensor)]
-        if not steps:
-            return built
-        dtype, coded = DTYPES[steps[0].dtype], steps[0].file.read_payloads([step.entry for step in steps])
-        found = _unpack_context(built, coded, dtype) if steps[0].entry.codec == "context" else _unpack_sparse(built, coded, dtype)
-        if found is None:
-            return None
-        (positions, zigzags), built.changed = found
-        kernels.moves.move_run(built.data, positions, zigzags, dtype, False, False)
-        built.leaves = kernels.leaves.leaves_of_blocks(built.data, built.bounds)
+        """Build tensors; None if a block cannot be decoded, which building that tensor alone explains."""
+        built, alike = cls(recipes), defaultdict[tuple[PatchFile, str], dict[int, Entry]](dict)
+        for k, recipe in enumerate(recipes):
+            if isinstance(recipe, PatchedTensor):
+                alike[recipe.file, recipe.entry.codec or ""][k] = recipe.entry
+        for (file, codec), entries in alike.items():
+            coded = file.read_payloads(list(entries.values()))
+            if not built._move(list(entries), coded, codec, DTYPES[recipes[0].dtype]):
+                return None
+        if alike:
+            built.leaves = kernels.leaves.leaves_of_blocks(built.data, built.bounds)
         return built
+
+    def _move(self, numbers: Sequence[int], coded: Sequence[memoryview], codec: str, dtype: Dtype) -> bool:
+        """Turn bases into targets, given the numbers of tensors and their payloads; returns False if one cannot be decoded."""
+        cuts = [(self.bounds[k] // dtype.carrier, self.bounds[k + 1] // dtype.carrier) for k in numbers]
+        found = (_unpack_context if codec == "context" else _unpack_sparse)(self.data, cuts, coded, dtype)
+        if found is None:
+            return False
+        (positions, zigzags), counts = found
+        kernels.moves.move_run(self.data, positions, zigzags, dtype, False, False)
+        for k, count in zip(numbers, counts, strict=True):
+            self.changed[k] = count
+        return True
 
     @property
     def parts(self) -> list[Bytes]:
         """The bytes of each. Scratch."""
         return [self.data[start:stop] for start, stop in pairwise(self.bounds)]
+
+
+Unpacked = tuple[Changes, list[int]]
+"""The changes of several tensors, by their number among the units of all, and how many each has."""
 
 
 def _source(recipe: Recipe) -> AdaptedBase:
@@ -78,16 +86,13 @@ def _source(recipe: Recipe) -> AdaptedBase:
     return step.source
 
 
-def _unpack_context(built: BuiltTogether, coded: Sequence[memoryview], dtype: Dtype) -> tuple[Changes, list[int]] | None:
-    cuts = [bound // dtype.carrier for bound in built.bounds]
-    if not all(coded):
-        return None
-    return context.unpack_all(built.data.view(dtype.unit), list(pairwise(cuts)), coded, dtype)
+def _unpack_context(data: Bytes, cuts: Sequence[tuple[int, int]], coded: Sequence[memoryview], dtype: Dtype) -> Unpacked | None:
+    return context.unpack_all(data.view(dtype.unit), cuts, coded, dtype) if all(coded) else None
 
 
-def _unpack_sparse(built: BuiltTogether, coded: Sequence[memoryview], dtype: Dtype) -> tuple[Changes, list[int]] | None:
-    bounds = built.bounds
+def _unpack_sparse(data: Bytes, cuts: Sequence[tuple[int, int]], coded: Sequence[memoryview], dtype: Dtype) -> Unpacked | None:
+    sizes, firsts = [(stop - first) * dtype.carrier for first, stop in cuts], [first for first, _ in cuts]
     try:
-        return sparse.unpack_all(coded, np.diff(bounds).tolist(), [bound // dtype.carrier for bound in bounds[:-1]], dtype)
+        return sparse.unpack_all(coded, sizes, firsts, dtype)
     except BlockError:
         return None

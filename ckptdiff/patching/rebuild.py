@@ -47,11 +47,12 @@ def open_base(
 
 def check_stored(patch: OpenPatch, only: Sequence[str] = (), progress: Progress = no_progress) -> None:
     """Raise the first fault of a patch's payloads and stored files (spec 10, end of step 1)."""
-    entries = [(file, e) for file in patch.files for e in file.table.entries if e.has_payload and (not only or matches(e.name, only))]
+    wanted = [[e for e in file.table.entries if e.has_payload and (not only or matches(e.name, only))] for file in patch.files]
     others = () if only else patch.others
-    checks = ((entry.payload_size, file.payload_error(entry)) for file, entry in entries)
+    errors = itertools.chain.from_iterable(file.payload_errors(entries) for file, entries in zip(patch.files, wanted, strict=True))
+    checks = ((entry.payload_size, error) for entry, error in errors)
     more_checks = ((other.stored, other_files.stored_error(patch, other)) for other in others)
-    done, total = 0, sum(entry.payload_size for _, entry in entries) + sum(other.stored for other in others)
+    done, total = 0, sum(entry.payload_size for entries in wanted for entry in entries) + sum(other.stored for other in others)
     for size, error in itertools.chain(checks, more_checks):
         if error:
             raise error
