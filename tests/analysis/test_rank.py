@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ckptdiff.analysis import rank
 from ckptdiff.analysis.rank import ENERGY_RANKS, expected_random_rank, spectrum
 from ckptdiff.kernels.gram import sparse_gram
+from tests.support.strategies import examples_run
 
 RNG = np.random.default_rng(0)
 
@@ -100,7 +101,7 @@ def test_what_has_no_rank(bad: float) -> None:
         spectrum(np.ones(3))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples_run(40), deadline=None)
 @example(rows=51, columns=51, inner=51, seed=6019, by_svd=0)
 @given(
     rows=st.integers(1, 60),

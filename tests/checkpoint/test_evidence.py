@@ -26,6 +26,7 @@ from tests.support.real_pairs import BASE, TARGETS
 from tests.support.rewritten import WRAPPERS, Choices, Rewritten, model, pairing_of, rewrite, write_target, written
 from tests.support.roundtrips import Tensors
 from tests.support.smollm2 import INSTALLED, smollm2
+from tests.support.strategies import examples_run
 
 pytestmark = pytest.mark.slow
 needs_pairs = pytest.mark.skipif(not BASE.is_dir(), reason=f"the real checkpoint pairs are not at {SHARED_DATA}")
@@ -279,7 +280,7 @@ def test_norms_do_not_make_it_dear_to_look_for_parts(tmp_path: Path, monkeypatch
 # --- never worse ---
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples_run(40), deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_never_worse_than_names_alone(seed: int) -> None:
     """Random pairs whose names are the same on both sides, some of whose tensors have changed places or shapes."""

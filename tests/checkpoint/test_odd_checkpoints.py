@@ -27,6 +27,7 @@ from ckptdiff.verbs.report import report
 from tests.support.checkpoints import BITS, TensorData, perturb, tensor, write
 from tests.support.commands import run
 from tests.support.reports import SCHEMA
+from tests.support.strategies import examples_run
 
 OVERLAP_SCHEMA = json.loads((Path(__file__).parents[2] / "spec" / "overlap.schema.json").read_text())
 NAMES = [
@@ -100,7 +101,7 @@ def look_at_report(found: Report) -> dict[str, Any]:
     return value
 
 
-@settings(max_examples=25, deadline=None, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=examples_run(25), deadline=None, phases=[Phase.explicit, Phase.generate])
 @given(checkpoints(), st.sampled_from(["none", "sample", "all"]), st.sampled_from([0.0, 1e-5]), st.booleans())
 def test_anything_can_be_measured(sides: list[dict[str, TensorData]], rank: Any, atol: float, series: bool) -> None:
     pytest.importorskip("altair", reason="altair is not installed: pip install '.[report]'")

@@ -25,7 +25,7 @@ from tests.support.codec_checks import (
     encode,
 )
 from tests.support.mutations import mutate
-from tests.support.strategies import DAMAGE, DTYPE_NAMES, blocks, quick
+from tests.support.strategies import DAMAGE, DTYPE_NAMES, blocks, examples_run, quick
 from tests.support.vectors import READER
 
 SHARES = (0.003, 0.04, 0.3, 1.0)
@@ -190,7 +190,7 @@ def test_classes_that_a_sample_misses(hidden: str, share: float) -> None:
 
 
 @pytest.mark.parametrize("few", [0, context.BOTH_BELOW])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples_run(60), deadline=None)
 @given(seed=st.integers(0, 2**32), n=st.integers(1, 3000), name=st.sampled_from(sorted(DTYPES)))
 def test_any_block_comes_back(few: int, seed: int, n: int, name: str) -> None:
     rng = np.random.default_rng(seed)

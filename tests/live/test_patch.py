@@ -19,6 +19,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: pip install
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
 from ckptdiff.format.dtypes import DTYPE_NAMES  # noqa: E402
+from tests.support.strategies import examples_run  # noqa: E402
 from tests.support.torch_states import CODECS, copy_of, equal, nudge, pair, tensor  # noqa: E402
 
 
@@ -59,7 +60,7 @@ def test_files_and_memory_and_devices_agree(tmp_path: Path, codec: str) -> None:
     assert equal(ckptdiff.load_target(base, tmp_path / "memory.safetensors"), new)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples_run(60), deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.001, 0.05, 0.5, 1.0]), st.sampled_from(CODECS))
 def test_any_pair_switches_there_and_back(seed: int, share: float, codec: str | None) -> None:
     rng = np.random.default_rng(seed)

@@ -94,14 +94,15 @@ def test_errors_of_workers_are_those_of_this_process(pair: tuple[Path, Path], tm
         assert texts[0] == texts[1] and {path.name for path in tmp_path.iterdir()} == {"base", "target", "patch"}
 
 
-@pytest.mark.parametrize("groups", [1, 2, 7])
 @pytest.mark.parametrize("codec", [None, "context", "sparse", "raw"])
-def test_the_size_of_jobs_changes_no_byte(pair: tuple[Path, Path], tmp_path: Path, groups: int, codec: str | None) -> None:
+def test_the_size_of_jobs_changes_no_byte(pair: tuple[Path, Path], tmp_path: Path, codec: str | None) -> None:
     base, target = pair
     ckptdiff.make(base, target, tmp_path / "patch", codec=codec)
-    with open_checkpoint(base, with_files=True) as old, open_checkpoint(target, with_files=True) as new:
-        options = EncodeOptions(codec, compare_on_host, groups, Threads(3, groups * MIB))
-        encoded = encode_pair(old, new, pair_of(old, new), options, io.BytesIO(), no_progress)
-        contents = PatchContents(encoded, {}, None)
-        write_patch(contents, tmp_path / "again", encoded_files(contents, tmp_path / "again"))
-    assert tree(tmp_path / "again") == tree(tmp_path / "patch")
+    for groups in (1, 2, 7):
+        again = tmp_path / f"again-{groups}"
+        with open_checkpoint(base, with_files=True) as old, open_checkpoint(target, with_files=True) as new:
+            options = EncodeOptions(codec, compare_on_host, groups, Threads(3, groups * MIB))
+            encoded = encode_pair(old, new, pair_of(old, new), options, io.BytesIO(), no_progress)
+            contents = PatchContents(encoded, {}, None)
+            write_patch(contents, again, encoded_files(contents, again))
+        assert tree(again) == tree(tmp_path / "patch")

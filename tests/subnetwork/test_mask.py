@@ -20,6 +20,7 @@ from ckptdiff.format import canonical
 from ckptdiff.subnetwork.mask import smallest_weights
 from tests.support.checkpoints import BITS, SHARED_DATA, perturb, random_tensor, tensor, write
 from tests.support.commands import run
+from tests.support.strategies import examples_run
 
 
 def random_mask(rng: np.random.Generator, density: float = 0.3) -> Mask:
@@ -59,7 +60,7 @@ def test_errors(tmp_path: Path) -> None:
         Mask.union(Mask.from_arrays({"a": [1, 1, 1]}), Mask.from_arrays({"a": [1, 1]}))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples_run(50), deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4))
 def test_masks_combine_as_sets(seed: int, least: int) -> None:
     rng = np.random.default_rng(seed)
@@ -76,7 +77,7 @@ def test_masks_combine_as_sets(seed: int, least: int) -> None:
     assert chance.counts == b.counts and chance == b.random(seed) and (b.total < 50 or chance != b)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples_run(50), deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), density=st.sampled_from([0.0, 0.005, 0.03, 0.5, 1.0]))
 def test_masks_are_saved_and_loaded(tmp_path_factory: pytest.TempPathFactory, seed: int, density: float) -> None:
     """A mask comes back; the same mask gives the same bytes; the safetensors library reads them."""

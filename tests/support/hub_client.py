@@ -66,8 +66,8 @@ MADE: dict[tuple[str, ...], dict[str, bytes]] = {}
 """The files of each patch by its options: one is made once, since repos with the same files have the same commits here."""
 
 
-def publish(hub: Hub, client: Client, models: list[Path], *options: str) -> None:
-    """A base repo, and a patch from it made by id and pushed. Drawing a stored report (``--report``) takes most of a push."""
+def made(hub: Hub, client: Client, models: list[Path], *options: str) -> None:
+    """A base repo, and a patch from it made by id in the client's folder."""
     if "org/base" not in hub.repos:
         hub.add("org/base", files_of(models[0]) | {"README.md": CARD})
     if options not in MADE:
@@ -77,6 +77,11 @@ def publish(hub: Hub, client: Client, models: list[Path], *options: str) -> None
         (client.folder / "patch" / path).parent.mkdir(parents=True, exist_ok=True)
         (client.folder / "patch" / path).write_bytes(data)
     learn(hub, client.folder / "patch")
+
+
+def publish(hub: Hub, client: Client, models: list[Path], *options: str) -> None:
+    """A base repo, and a patch from it made by id and pushed. Drawing a stored report (``--report``) takes most of a push."""
+    made(hub, client, models, *options)
     client.run("push", "patch", "me/patch")
 
 

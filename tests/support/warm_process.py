@@ -40,7 +40,7 @@ def _command(arguments: list[str], folder: Path, environment: dict[str, str], st
         file = os.open(stream, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, number)
         os.close(file)
-    loaded = [name for name in ("huggingface_hub", "httpx", "requests") if name in sys.modules]
+    loaded = [name for name in ("huggingface_hub", "hf_xet") if name in sys.modules]
     assert not loaded, f"{loaded} would have read another environment"
     from ckptdiff.cli.main import main
 

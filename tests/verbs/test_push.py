@@ -12,7 +12,7 @@ import pytest
 
 from ckptdiff.obtaining import HOW_TO_GET_IT
 from tests.support.commands import CKPTDIFF
-from tests.support.hub_client import CARD, Client, files_of, publish
+from tests.support.hub_client import CARD, Client, files_of, made, publish
 from tests.support.hub_state import TOKEN, Fault, Hub
 
 pytest.importorskip("huggingface_hub")
@@ -121,8 +121,7 @@ def test_a_broken_patch_is_not_published(hub: Hub, models: list[Path], tmp_path:
 )
 def test_a_push_that_fails_leaves_the_repo_as_it_was(hub: Hub, models: list[Path], tmp_path: Path, fault: Fault, text: str) -> None:
     client = Client(hub, tmp_path / "a")
-    hub.add("org/base", files_of(models[0]) | {"README.md": CARD})
-    client.run("make", "org/base", models[1], "-o", "patch", "--codec", "sparse")
+    made(hub, client, models)
     hub.faults = [fault]
     assert text in client.run("push", "patch", "me/patch", code=3).stderr
     assert list(hub.tree("me/patch")) == [".gitattributes"]
