@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from ckptdiff.checkpoint.adapt import AdaptedBase
 from ckptdiff.checkpoint.contents import Tensor
+from ckptdiff.format.digests import BLOCK
 from ckptdiff.format.dtypes import Bytes
 from ckptdiff.io.scratch import scratch
 
 SMALL_TENSOR = 1 << 16
 """Bytes up to which tensors are worked on together: by calls of kernels that do many of them."""
+
+
+def within_a_block(numbers: Iterable[int], nbytes: Callable[[int], int]) -> Iterator[list[int]]:
+    """Numbers of small tensors in groups that have no more bytes than a block: kernels take memory for each unit of a group."""
+    group, size = list[int](), 0
+    for k in numbers:
+        if size + nbytes(k) > BLOCK:
+            yield group
+            group, size = [], 0
+        group.append(k)
+        size += nbytes(k)
+    if group:
+        yield group
 
 
 def gather(parts: Sequence[AdaptedBase | Tensor], bounds: Sequence[int], name: str) -> Bytes:

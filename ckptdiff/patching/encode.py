@@ -8,7 +8,7 @@ from typing import Any
 
 from ckptdiff.checkpoint.adapt import AdaptedBase
 from ckptdiff.checkpoint.contents import Checkpoint, Tensor, TensorKey
-from ckptdiff.checkpoint.gather import SMALL_TENSOR
+from ckptdiff.checkpoint.gather import SMALL_TENSOR, within_a_block
 from ckptdiff.errors import cut
 from ckptdiff.io.parallel import MOST_JOBS, Work
 from ckptdiff.patching.compare_on_host import Comparer, compare_on_host
@@ -55,21 +55,18 @@ class GroupEncoder(Work[EncodeJob, EncodedGroup]):
 
     def many(self, jobs: Sequence[EncodeJob]) -> list[EncodedGroup]:
         """As of :class:`Work`: small tensors are encoded together."""
-        groups, alike = dict[int, EncodedGroup](), defaultdict[tuple[str, str | None], list[tuple[int, AdaptedBase, Tensor]]](list)
+        groups, alike = dict[int, EncodedGroup](), defaultdict[tuple[str, str | None], dict[int, tuple[AdaptedBase, Tensor]]](dict)
         for k, job in enumerate(jobs):
             base, target = self.tensors(job)
-            if (
-                base is not None
-                and 0 < job.nbytes == target.nbytes <= SMALL_TENSOR
-                and job.codec != "raw"
-                and self.compare is compare_on_host
-            ):
-                alike[target.dtype, job.codec].append((k, base, target))
+            whole = 0 < job.nbytes == target.nbytes <= SMALL_TENSOR
+            if base is not None and whole and job.codec != "raw" and self.compare is compare_on_host:
+                alike[target.dtype, job.codec][k] = base, target
             else:
                 groups[k] = self(job)
-        for (_, codec), tensors in alike.items():
-            numbers, bases, targets = zip(*tensors, strict=True)
-            groups.update(zip(numbers, encode_together(bases, targets, codec), strict=True))
+        for (_, codec), pairs in alike.items():
+            for numbers in within_a_block(pairs, lambda k: jobs[k].nbytes):
+                bases, targets = zip(*(pairs[k] for k in numbers), strict=True)
+                groups.update(zip(numbers, encode_together(bases, targets, codec), strict=True))
         return [groups[k] for k in range(len(jobs))]
 
     def __call__(self, job: EncodeJob) -> EncodedGroup:

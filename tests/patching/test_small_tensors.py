@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import ckptdiff
-from ckptdiff.checkpoint.gather import gather
+from ckptdiff.checkpoint.gather import gather, within_a_block
 from ckptdiff.checkpoint.reader import open_checkpoint
 from ckptdiff.errors import BaseMismatchError, CkptdiffError
+from ckptdiff.format.digests import BLOCK
 from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.io.source import LocalFile
 from ckptdiff.patching import build_together, encode
@@ -115,6 +116,14 @@ def test_damaged_payloads_are_named(pair: tuple[Path, Path], tmp_path: Path, mon
         wrong.add(name)
         with pytest.raises(CkptdiffError, match=rf"tensor {name}[:,]"):
             ckptdiff.apply(pair[0], tmp_path / "patch", tmp_path / "out", overwrite=True)
+
+
+def test_groups_have_no_more_bytes_than_a_block() -> None:
+    sizes = [65536] * 40 + [1] * 5 + [65535]
+    groups = list(within_a_block(range(3, len(sizes)), sizes.__getitem__))
+    assert [k for group in groups for k in group] == list(range(3, len(sizes)))
+    assert [sum(sizes[k] for k in group) for group in groups] == [BLOCK, 5 * 65536 + 5 + 65535]
+    assert list(within_a_block([], sizes.__getitem__)) == []
 
 
 def test_reads_and_writes_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
