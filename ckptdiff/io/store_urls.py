@@ -44,11 +44,6 @@ def _stored(row: dict[str, Any]) -> Stored:
     return Stored(int(row["size"]), str(moment).strip('"'))
 
 
-def is_url(text: str | os.PathLike[str]) -> bool:
-    """Whether a text has the form of a URL of a store; a path on this machine has not."""
-    return URL.fullmatch(os.fspath(text)) is not None
-
-
 def open_store(where: str | os.PathLike[str]) -> Store:
     """The store at a path, or at a URL that fsspec knows. Nothing is read, made or checked yet; credentials are the store's own.
 

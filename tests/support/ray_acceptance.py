@@ -3,7 +3,7 @@
     python -m tests.support.ray_acceptance FOLDER PART...
 
 Parts: ``real`` (the pairs of ../shared/data), ``sharded`` (``--mb`` in ``--shards``), ``many`` (``--tensors`` tiny ones), ``kills`` (of a
-worker), ``failures`` (a task that fails twice, and one that always does), ``interrupts`` (Ctrl-C, SIGTERM, the command killed) and
+worker), ``failures`` (a task that fails twice, and one that always does), ``interrupts`` (Ctrl-C, SIGTERM, the command killed twice and run again) and
 ``nodes`` (two nodes of Ray in two network namespaces, for which it must be root; then one of them killed). Each prints a line a check, with
 seconds beside those of one process; a check that fails ends the run. Pairs in FOLDER are kept for the next run.
 """
@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ckptdiff.io.unit_log import read_records
 from tests.support.checkpoints import SHARED_DATA
 from tests.support.real_pairs import BASE, TARGETS
 
@@ -226,12 +227,58 @@ def interrupts(base: Path, target: Path, work: Path) -> None:
     for number, name in ((signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")):
         code, errors = disturbed(["make", base, target, "-o", patch, *LOCAL], lambda command, _, number=number: command.send_signal(number))  # type: ignore[misc]
         check(code == 130, f"{name}: exit {code}: {errors.strip()}")
-        check(not left(work, "alone"), f"{name}: no process, no folder of Ray and nothing beside the output is left")
-    code, _ = disturbed(["apply", base, expected, "-o", out, *LOCAL], lambda command, _: command.kill())
-    time.sleep(5)
-    check(code == -9 and not out.exists() and not of_ray(), "the command killed: no output, and its Ray ends")
-    run("apply", base, expected, "-o", out, *LOCAL)
-    check(equal(target, out) and set(os.listdir(work)) == {"alone", "out"}, "the same command again: done, what was left is removed")
+        kept = [path.name for path in work.glob(".patch.ckptdiff-*")]
+        check(bool(kept) == ("finished and kept" in errors), f"{name}: kept to go on with: {kept}")
+        check(not left(work, "alone", *kept), f"{name}: no process, no folder of Ray and nothing else beside the output is left")
+    go_on_after_kills(["make", base, target, "-o", patch, *LOCAL], patch, expected)
+    go_on_after_kills(["apply", base, expected, "-o", out, *LOCAL], out, target)
+
+
+def go_on_after_kills(arguments: list[object], out: Path, expected: Path) -> None:
+    """Kill a command twice, each time once it has finished more units, and let it end: finished units are not begun again."""
+    name, known, size = str(arguments[0]), set[int](), 0
+    for number in (1, 2):
+        command = subprocess.Popen([*PROGRAM, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while command.poll() is None and len(logged(out, "done") - known) < UNITS_BEFORE_KILL:
+            time.sleep(0.1)
+        command.kill()
+        command.communicate()
+        deadline = time.monotonic() + 30
+        while of_ray() and time.monotonic() < deadline:
+            time.sleep(0.5)
+        check(command.returncode == -9 and not out.exists() and not of_ray(), f"{name}: command killed ({number}): no output, its Ray ends")
+        begun, done = logged(out, "begin", size), logged(out, "done")
+        again = begun & known
+        check(known <= done and not again, f"{name}: units finished {spans(done)}, begun by this run {spans(begun)}, both {spans(again)}")
+        known, size = done, unit_log_of(out).stat().st_size
+    _, said = run(*arguments)
+    check("going on after" in said, f"{name} again: {[line for line in said.splitlines() if 'going on' in line]}")
+    left = {path.name for path in out.parent.iterdir()} - {"alone", "patch", "out"}
+    check(equal(expected, out) and not left, f"{name}: done, the same, and nothing else is left")
+
+
+UNITS_BEFORE_KILL = 5
+
+
+def unit_log_of(out: Path) -> Path:
+    """The log of unfinished work of an output, which need not be there."""
+    return next(out.parent.glob(f".{out.name}.ckptdiff-*/log"), out.parent / "none")
+
+
+def logged(out: Path, what: str, start: int = 0) -> set[int]:
+    """The units that the log says were begun, or are done, from an offset on."""
+    log = unit_log_of(out)
+    if not log.exists():
+        return set()
+    with open(log, "rb") as file:
+        return {record.content[what] for record in read_records(file, start) if what in record.content}
+
+
+def spans(numbers: set[int]) -> str:
+    """Numbers as text: ``0-4, 7``."""
+    ends = [n for n in sorted(numbers) if n + 1 not in numbers]
+    starts = [n for n in sorted(numbers) if n - 1 not in numbers]
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True)) or "none"
 
 
 DISTURBED = {"kills": kills, "failures": failures, "interrupts": interrupts}
@@ -301,7 +348,8 @@ def start_node(space: str, address: str, folder: str) -> None:
     raise SystemExit(f"FAILED: Ray does not start in {space}")
 
 
-def nodes(data: Path, base: Path, target: Path, work: Path) -> None:
+def nodes(data: Path, pair: tuple[Path, Path], tiny: tuple[Path, Path], work: Path) -> None:
+    base, target = pair
     folder = "/tmp/ckptdiff-test-ray-nodes"
     with namespaces():
         try:
@@ -310,6 +358,7 @@ def nodes(data: Path, base: Path, target: Path, work: Path) -> None:
             ray = ["--ray", f"{ADDRESS}:{PORT}"]
             for name in TARGETS:
                 same(f"two nodes, {name}", data / BASE.name, data / name, work, ray, inside=SPACES[0])
+            same("two nodes, many", *tiny, work, ray, inside=SPACES[0])
             same("two nodes, sharded", base, target, work, ray, inside=SPACES[0])
             patch, out = work / "two nodes, sharded-patch", work / "out"
             shutil.rmtree(out, ignore_errors=True)
@@ -361,7 +410,7 @@ def main() -> None:
         elif part in DISTURBED:
             DISTURBED[part](*pair, work)
         elif part == "nodes":
-            nodes(found.data, *pair, work)
+            nodes(found.data, pair, many(found.folder / "many", found.tensors), work)
 
 
 if __name__ == "__main__":
