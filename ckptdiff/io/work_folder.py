@@ -87,8 +87,8 @@ def work_folder(parent: Path, prefix: str, out: Path | None = None, log: UnitLog
             raise
         with held():
             left = _end(work)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("; ".join(filter(None, (work.done, left)))) from None
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt("; ".join(filter(None, (str(error), work.done, left)))) from None
     except Exception as error:
         if left:
             lacking = machine_error(error)

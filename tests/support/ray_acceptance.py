@@ -3,9 +3,9 @@
     python -m tests.support.ray_acceptance FOLDER PART...
 
 Parts: ``real`` (the pairs of ../shared/data), ``sharded`` (``--mb`` in ``--shards``), ``many`` (``--tensors`` tiny ones), ``kills`` (of a
-worker), ``failures`` (a task that fails twice, and one that always does), ``interrupts`` (Ctrl-C, SIGTERM, the command killed twice and run again) and
-``nodes`` (two nodes of Ray in two network namespaces, for which it must be root; then one of them killed). Each prints a line a check, with
-seconds beside those of one process; a check that fails ends the run. Pairs in FOLDER are kept for the next run.
+worker), ``failures`` (a task that fails twice, and one that always does), ``interrupts`` (Ctrl-C, SIGTERM; the command killed twice, and
+run again) and ``nodes`` (two nodes of Ray in two network namespaces, for which it must be root; then one of them killed). Each prints a
+line a check, with seconds beside those of one process; a check that fails ends the run. Pairs in FOLDER are kept for the next run.
 """
 
 from __future__ import annotations
@@ -143,10 +143,11 @@ def cluster() -> Iterator[list[str]]:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, **OPEN})
         yield ["--ray", f"127.0.0.1:{PORT}"]
     finally:
-        for row in subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout.splitlines():
-            if folder in row:
-                os.kill(int(row.split()[0]), signal.SIGTERM)
-        time.sleep(3)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for row in subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout.splitlines():
+                if folder in row:
+                    os.kill(int(row.split()[0]), number)
+            time.sleep(3)
         shutil.rmtree(folder, ignore_errors=True)
 
 
