@@ -25,6 +25,7 @@ from pathlib import Path
 
 from ckptdiff.io.unit_log import read_records
 from tests.support.checkpoints import SHARED_DATA
+from tests.support.kills import default_signals
 from tests.support.real_pairs import BASE, TARGETS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -166,7 +167,8 @@ def busy_workers(command: int) -> list[int]:
 
 def disturbed(arguments: list[object], disturb: Callable[[subprocess.Popen[str], int], None]) -> tuple[int, str]:
     """Run a command of ckptdiff, and disturb it once a worker of its own has worked for a moment; exit code and stderr."""
-    command = subprocess.Popen([*PROGRAM, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    words = [*PROGRAM, *map(str, arguments)]
+    command = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=default_signals)
     while command.poll() is None:
         workers = busy_workers(command.pid)
         if workers:
