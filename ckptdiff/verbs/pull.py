@@ -84,7 +84,7 @@ def pull(
     """
     watch, before, place = Stopwatch(), TRAFFIC.total(), place_of(out)
     hub_id = hub_id_of(repo_id, revision)
-    with use_token(token):
+    with use_token(token), told_of_unfinished(place):
         if base is not None:
             check_exists(base)
         notes: list[str] = []
@@ -100,7 +100,7 @@ def pull(
             assert base is not None or named_base is not None
             origin, patches = os.fspath(base) if base is not None else str(named_base), [link.name for link in links]
             states_sha256 = links[-1].states_sha256
-        with told_of_unfinished(place), open_workers(threads, None) as workers:
+        with open_workers(threads, None) as workers:
             work = Step(Stopwatch(), workers, progress, fresh, noted, partial(check_built, threads=threads, progress=progress))
             applied = apply_steps(work, origin, patches, place, only, overwrite, listed)
         verified = not only and states_sha256

@@ -147,6 +147,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--megabytes", type=int, default=200)
     parser.add_argument("--faults", action="store_true", help="drop, lose, throttle and fail three requests in a hundred")
+    parser.add_argument("--verbs", default="make,apply,verify,report,info", help="which of the commands, in this order")
     arguments = parser.parse_args()
     work, met, chance = arguments.folder, Counter[str](), random.Random(1)
     temporary = work / "temporary"
@@ -175,7 +176,7 @@ def main() -> None:
                 "report": ("report", f"{url}/base", f"{url}/patch", "--rank", "none"),
                 "info": ("info", f"{url}/patch"),
             }
-            for what, words in runs.items():
+            for what, words in ((what, runs[what]) for what in arguments.verbs.split(",")):
                 met.clear()
                 begun = time.time()
                 result = command(port, temporary, *words, attempts=12)
