@@ -359,10 +359,10 @@ def nodes(data: Path, pair: tuple[Path, Path], tiny: tuple[Path, Path], work: Pa
             start_node(SPACES[0], ADDRESS, folder)
             start_node(SPACES[1], OTHER, folder)
             ray = ["--ray", f"{ADDRESS}:{PORT}"]
-            for name in TARGETS:
-                same(f"two nodes, {name}", data / BASE.name, data / name, work, ray, inside=SPACES[0])
             same("two nodes, many", *tiny, work, ray, inside=SPACES[0])
             same("two nodes, sharded", base, target, work, ray, inside=SPACES[0])
+            for name in TARGETS:
+                same(f"two nodes, {name}", data / BASE.name, data / name, work, ray, inside=SPACES[0])
             patch, out = work / "two nodes, sharded-patch", work / "out"
             shutil.rmtree(out, ignore_errors=True)
             command = subprocess.Popen(
