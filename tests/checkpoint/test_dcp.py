@@ -111,6 +111,7 @@ def test_workers_read_the_folders_for_themselves(written: Path, tmp_path: Path) 
         assert not ckptdiff.verify(tmp_path / "patch", base=after, target=before, ray="local").ok
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
 def test_workers_of_ray_read_the_folders(written: Path, tmp_path: Path) -> None:
     before, after = written / "before" / "dcp", written / "after" / "dcp"

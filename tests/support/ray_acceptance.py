@@ -23,10 +23,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ckptdiff.io.unit_log import read_records
 from tests.support.checkpoints import SHARED_DATA
 from tests.support.kills import default_signals
 from tests.support.real_pairs import BASE, TARGETS
+from tests.support.unit_logs import logged, spans, unit_log_of
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -261,27 +261,6 @@ def go_on_after_kills(arguments: list[object], out: Path, expected: Path) -> Non
 
 
 UNITS_BEFORE_KILL = 5
-
-
-def unit_log_of(out: Path) -> Path:
-    """The log of unfinished work of an output, which need not be there."""
-    return next(out.parent.glob(f".{out.name}.ckptdiff-*/log"), out.parent / "none")
-
-
-def logged(out: Path, what: str, start: int = 0) -> set[int]:
-    """The units that the log says were begun, or are done, from an offset on."""
-    log = unit_log_of(out)
-    if not log.exists():
-        return set()
-    with open(log, "rb") as file:
-        return {record.content[what] for record in read_records(file, start) if what in record.content}
-
-
-def spans(numbers: set[int]) -> str:
-    """Numbers as text: ``0-4, 7``."""
-    ends = [n for n in sorted(numbers) if n + 1 not in numbers]
-    starts = [n for n in sorted(numbers) if n - 1 not in numbers]
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True)) or "none"
 
 
 DISTURBED = {"kills": kills, "failures": failures, "interrupts": interrupts}
