@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -96,6 +97,15 @@ class DcpFile:
         self.size = self.begins[-1]
         self._found, self._lock = dict[Chunk, Data](), threading.Lock()
         self._strided: tuple[Chunk | None, Bytes] = None, np.empty(0, np.uint8)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled, it is what it was made of: another process opens the same files, as of :class:`LocalFile`."""
+        return DcpFile, (self.path, self.tensors, self.parts)
+
+    @property
+    def stamp(self) -> list[Any]:
+        """As of :class:`LocalFile`: of each file its path and its stamp."""
+        return [[path, *file.stamp] for path, file in sorted(self.parts.items())]
 
     def readinto(self, offset: int, out: Bytes | memoryview) -> None:
         """Fill ``out`` with the bytes at ``offset``; raises CheckpointError if the file ends before, or a chunk cannot be read."""

@@ -158,7 +158,7 @@ def verify(patch: Path, hub: str | None, json_output: bool, **options: Any) -> N
         result = (
             verbs.verify.verify(patch, progress=progress, **options)
             if hub is None
-            else verbs.verify.verify_against_hub(patch, hub, threads=options["threads"])
+            else verbs.verify_hub.verify_against_hub(patch, hub, threads=options["threads"])
         )
     if json_output:
         print_json({**to_json(result), "ok": result.ok})

@@ -27,6 +27,11 @@ def place_of(text: str | os.PathLike[str]) -> Place:
     return Path(match["rest"]) if match is not None and match["scheme"] in LOCAL else Path(text)
 
 
+def is_in_store(text: str | os.PathLike[str]) -> bool:
+    """Whether a path or URL leads to a store, and not to this machine or to the Hub; raises StoreError as :func:`place_of`."""
+    return isinstance(place_of(text), StorePath)
+
+
 def local_path(text: str | os.PathLike[str], what: str) -> Path:
     """A path of this machine; ``what``: begins the message that refuses the URL of a store.
 

@@ -18,8 +18,9 @@ SMALL = 1 << 18
 """Fewer bytes than these are fetched alone, unless they lie so near to what was read last."""
 AHEAD = 4
 """Chunks that are fetched ahead."""
-NEAR = 6
-"""Chunks that lie between reads in turn, at most: threads read a few blocks each, and those that hash a file lag behind."""
+BEHIND = 6
+"""How many chunks behind the last read one in turn may lie, at most: threads read a few blocks each, and those that hash a file lag
+behind. What lies ahead, unless the chunk before it is here, is read before its turn, and again when that comes."""
 _numbers = itertools.count()
 
 
@@ -33,7 +34,7 @@ class StoreFile:
             raise CheckpointError(f"{self.name}: no such object: check the URL, or fetch what is missing")
         self._stored, self.size = found, found.size
         self._head = b""
-        self._end, self._chunk, self._run = -SMALL, -NEAR - 1, 0
+        self._end, self._chunk, self._run = -SMALL, -BEHIND - 1, 0
 
     def readinto(self, offset: int, out: npt.NDArray[np.uint8] | memoryview) -> None:
         """Fill ``out`` with the bytes at ``offset``.
@@ -71,19 +72,24 @@ class StoreFile:
         return small or is_header or not RANGE_CACHE.has_room(self._number)
 
     def _read_chunks(self, offset: int, view: memoryview) -> None:
-        done = 0
+        done, streams = 0, self._is_in_turn(offset // CHUNK)
         while done < len(view):
             chunk, at = divmod(offset + done, CHUNK)
-            data = self._fetched(chunk, len(view) >= SMALL)
+            data = self._fetched(chunk, len(view) >= SMALL, streams)
             piece = memoryview(data)[at : at + len(view) - done]
             view[done : done + len(piece)] = piece
             done += len(piece)
 
-    def _fetched(self, chunk: int, is_large: bool) -> bytes:
-        """A chunk; those behind it are begun to be fetched where the last reads, which were large, came in turn."""
-        step, self._chunk, self._head = chunk - self._chunk, chunk, b""
-        streams = -NEAR <= step <= NEAR
+    def _is_in_turn(self, chunk: int) -> bool:
+        """Whether a read that begins in a chunk comes in turn."""
+        step = chunk - self._chunk
+        streams = -BEHIND <= step <= 1 or (step <= AHEAD and RANGE_CACHE.has((self._number, chunk - 1)))
         self._run = self._run + (step > 0) if streams else 0
+        return streams
+
+    def _fetched(self, chunk: int, is_large: bool, streams: bool) -> bytes:
+        """A chunk; those behind it are begun to be fetched where the last reads, which were large, came in turn."""
+        self._chunk, self._head = chunk, b""
         if self._run >= 1 and is_large:
             last = (self.size - 1) // CHUNK
             for later in range(chunk + 1, min(chunk + AHEAD, last) + 1):

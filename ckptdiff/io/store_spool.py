@@ -1,13 +1,17 @@
-"""A temporary file whose bytes lie in a store, in objects of a part each: this machine holds the last part, and one that is read."""
+"""A temporary file whose bytes lie in a store, in objects of a part each: this machine holds the last part, and a few that are read."""
 
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from contextlib import suppress
 
 from ckptdiff.errors import StoreError
 from ckptdiff.io.store_path import StorePath
 from ckptdiff.io.store_upload import PART
+
+KEPT = 3
+"""Parts that are held in memory: blocks on which a codec was tried lie before all others of their tensor, and are read between these."""
 
 
 class StoreSpool:
@@ -20,7 +24,7 @@ class StoreSpool:
     def __init__(self, folder: StorePath, part: int = PART) -> None:
         self._folder, self._part = folder, part
         self._tail, self._start, self._position = bytearray(), 0, 0
-        self._loaded: tuple[int, bytes] = (-1, b"")
+        self._loaded = OrderedDict[int, bytes]()
         self._read_to = -1  # where the last read ended
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
@@ -35,7 +39,7 @@ class StoreSpool:
         while len(self._tail) >= self._part:
             part = bytes(self._tail[: self._part])
             self._folder.store.replace((self._folder / str(self._start // self._part)).key, part)
-            self._loaded = self._start // self._part, part
+            self._keep(self._start // self._part, part)
             del self._tail[: self._part]
             self._start += self._part
         return len(data)
@@ -45,7 +49,7 @@ class StoreSpool:
         while self._position < self._start:
             self._start -= self._part
             self._tail[:0] = self._part_of(self._start // self._part)
-            self._loaded = -1, b""
+            self._loaded.clear()
         del self._tail[self._position - self._start :]
 
     def read(self, size: int) -> bytes:
@@ -55,7 +59,7 @@ class StoreSpool:
         else:
             number, at = divmod(self._position, self._part)
             count = min(size, self._part - at)
-            if self._loaded[0] == number or self._read_to == self._position:  # what is read on and on is fetched part by part
+            if number in self._loaded or self._read_to == self._position:  # what is read on and on is fetched part by part
                 data = self._part_of(number)[at : at + count]
             else:
                 data = (self._folder / str(number)).read(at, count)
@@ -64,9 +68,16 @@ class StoreSpool:
         return data
 
     def _part_of(self, number: int) -> bytes:
-        if self._loaded[0] != number:
-            self._loaded = number, (self._folder / str(number)).read(0, self._part)
-        return self._loaded[1]
+        data = self._loaded.get(number) or (self._folder / str(number)).read(0, self._part)
+        self._keep(number, data)
+        return data
+
+    def _keep(self, number: int, data: bytes) -> None:
+        """Hold a part in memory, and no longer the one that was read longest ago."""
+        self._loaded[number] = data
+        self._loaded.move_to_end(number)
+        if len(self._loaded) > KEPT:
+            self._loaded.popitem(last=False)
 
     def close(self) -> None:
         """Delete its objects, as far as they can be reached."""

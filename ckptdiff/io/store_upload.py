@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import threading
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Protocol
@@ -32,6 +34,10 @@ class Upload(Protocol):
     def send(self, number: int, data: bytes) -> None:
         """Send a part, on any thread."""
 
+    @property
+    def version(self) -> str:
+        """The version that the object will have, once all parts are sent; empty if that cannot be told."""
+
     def finish(self) -> None:
         """Make the object of all parts."""
 
@@ -54,16 +60,12 @@ class S3Upload:
         self._etags[number] = answer["ETag"]
 
     def finish(self) -> None:
-        TRAFFIC.add(requests=1)
         parts = [{"PartNumber": number + 1, "ETag": self._etags[number]} for number in sorted(self._etags)]
-        try:
-            self._call("complete_multipart_upload", MultipartUpload={"Parts": parts})
-        except Exception:  # the answer to a first try may have been lost, and the second finds no such upload
-            found = self._path.stat()
-            if found is None or found.version != self._etag():
-                raise
+        arguments = {**self._place, "UploadId": self._id, "MultipartUpload": {"Parts": parts}}
+        _make_new(self._path, self.version, "complete_multipart_upload", arguments)
 
-    def _etag(self) -> str:
+    @property
+    def version(self) -> str:
         """The ETag that S3 gives an object of these parts, unless it encrypts them by a key of its own."""
         parts = [bytes.fromhex(etag.strip('"')) for _, etag in sorted(self._etags.items())]
         return f"{hashlib.md5(b''.join(parts), usedforsecurity=False).hexdigest()}-{len(parts)}"
@@ -78,6 +80,8 @@ class S3Upload:
 
 class FileUpload:
     """A file that any other file system writes from its beginning to its end."""
+
+    version = ""
 
     def __init__(self, path: StorePath, part: int) -> None:
         self._store, self._path = path.store, path
@@ -171,35 +175,36 @@ class StoreWriter:
         Raises:
             StoreError: it cannot be written, or has another size.
         """
-        self._path.store.made.add(self._path.key)
-        for number in sorted(self._open):
-            part = bytes(self._open.pop(number))
-            if self._begun is None:
-                self._put(part)
-            else:
-                self._send(number, part)
+        store, key = self._path.store, self._path.key
+        rest = [(number, bytes(self._open.pop(number))) for number in sorted(self._open)]
+        for number, part in rest if self._begun is not None else ():
+            self._send(number, part)
         self._raise_errors(self._sent)
-        if self._begun is not None:
-            with self._path.store.explained(self._path.key, "written"):
+        store.before_making()
+        if self._begun is None:
+            self._put(rest[0][1] if rest else b"")
+        else:
+            store.made[key] = self._begun.version
+            with store.explained(key, "written"):
                 self._begun.finish()
-        elif not self._size:
-            self._put(b"")
         found = self._path.stat()
         if found is None or found.size != self._size:
             there = "is not there" if found is None else f"has {found.size} bytes"
             raise StoreError(
                 f"{self._path}: {there}, expected {self._size}, after it was written: does another program write there? run again"
             )
+        store.made[key] = found.version
 
     def _put(self, data: bytes) -> None:
         """Make an object of one part."""
-        store = self._path.store
-        TRAFFIC.add(requests=1, written=len(data))
+        store, is_s3 = self._path.store, hasattr(self._path.store.fs, "call_s3")
+        version = store.made[self._path.key] = hashlib.md5(data, usedforsecurity=False).hexdigest() if is_s3 else ""
         with store.explained(self._path.key, "written"):
-            if hasattr(store.fs, "call_s3"):
-                store.fs.call_s3("put_object", **_bucket_and_key(self._path), Body=data, ContentMD5=_md5(data))
-            else:
-                store.fs.pipe_file(store.at(self._path.key), data)
+            if is_s3:
+                TRAFFIC.add(written=len(data))
+                _make_new(self._path, version, "put_object", {**_bucket_and_key(self._path), "Body": data, "ContentMD5": _md5(data)})
+            elif not store.put(self._path.key, data):
+                raise FileExistsError("there is such an object")
 
     def abort(self) -> None:
         """Leave nothing in the store, as far as that can be reached."""
@@ -210,6 +215,22 @@ class StoreWriter:
                 self._begun.abort()
 
 
+def _make_new(path: StorePath, version: str, method: str, arguments: Mapping[str, Any]) -> None:
+    """Have S3 make an object, unless there is one: ``version`` tells whether that is the same, as the answer to a first try may be lost."""
+    TRAFFIC.add(requests=1)
+    try:
+        try:
+            path.store.fs.call_s3(method, IfNoneMatch="*", **arguments)
+        except OSError as error:
+            if error.errno != errno.ENOSYS:
+                raise
+            path.store.fs.call_s3(method, **arguments)  # a store that cannot look first
+    except Exception:
+        found = path.stat()
+        if found is None or found.version != version:
+            raise
+
+
 def abort_uploads(path: StorePath) -> None:
     """Abort the uploads that killed runs began of an object, or of objects below it, where the store has such and lets us see them."""
     store = path.store
@@ -217,12 +238,22 @@ def abort_uploads(path: StorePath) -> None:
         return
     place = _bucket_and_key(path)
     with suppress(OSError, NotImplementedError):  # without the right to list them they stay, until a rule of the bucket removes them
-        TRAFFIC.add(requests=1)
-        found = store.fs.call_s3("list_multipart_uploads", Bucket=place["Bucket"], Prefix=place["Key"])
-        for row in found.get("Uploads", ()):
+        for row in list(_uploads(store.fs, place)):
             if not place["Key"] or row["Key"] == place["Key"] or row["Key"].startswith(f"{place['Key']}/"):
                 TRAFFIC.add(requests=1)
                 store.fs.call_s3("abort_multipart_upload", Bucket=place["Bucket"], Key=row["Key"], UploadId=row["UploadId"])
+
+
+def _uploads(fs: Any, place: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """The uploads of all objects whose names begin with a key: S3 lists a thousand at once."""
+    more = dict[str, str]()
+    while True:
+        TRAFFIC.add(requests=1)
+        found = fs.call_s3("list_multipart_uploads", Bucket=place["Bucket"], Prefix=place["Key"], **more)
+        yield from found.get("Uploads", ())
+        if not found.get("IsTruncated"):
+            return
+        more = {"KeyMarker": found["NextKeyMarker"], "UploadIdMarker": found["NextUploadIdMarker"]}
 
 
 def _bucket_and_key(path: StorePath) -> dict[str, str]:

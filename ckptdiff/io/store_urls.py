@@ -44,11 +44,6 @@ def _stored(row: dict[str, Any]) -> Stored:
     return Stored(int(row["size"]), str(moment).strip('"'))
 
 
-def is_url(text: str | os.PathLike[str]) -> bool:
-    """Whether a text has the form of a URL of a store; a path on this machine has not."""
-    return URL.fullmatch(os.fspath(text)) is not None
-
-
 def open_store(where: str | os.PathLike[str]) -> Store:
     """The store at a path, or at a URL that fsspec knows. Nothing is read, made or checked yet; credentials are the store's own.
 
@@ -66,6 +61,10 @@ def open_store(where: str | os.PathLike[str]) -> Store:
     return FsspecStore(text)
 
 
+def no_check() -> None:
+    """What is called before an object is made, unless a command has more to say."""
+
+
 class FsspecStore:
     """Objects below a URL. Retries are those of the file system's library.
 
@@ -79,8 +78,10 @@ class FsspecStore:
         with self.explained("", "opened"):
             self.fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         self._root = str(root).rstrip("/")
-        self.made = set[str]()
-        """Names of the objects that this run has made here, or has begun to."""
+        self.made = dict[str, str]()
+        """Names of the objects that this run has made here, or has begun to, and their versions (:class:`Stored`)."""
+        self.before_making: Callable[[], None] = no_check
+        """Called before an object is made that a :class:`~ckptdiff.io.store_upload.StoreWriter` has written; may raise an error."""
 
     def path(self, key: str) -> None:
         """None: its objects are not on this machine."""
@@ -145,6 +146,7 @@ class FsspecStore:
 
     def _create(self, key: str, call: Callable[..., Any], arguments: tuple[Any, ...], content: bytes | Path) -> bool:
         """Make an object. If there is one, it may be this one: the answer to a first try may have been lost."""
+        TRAFFIC.add(requests=1, written=len(content) if isinstance(content, bytes) else content.stat().st_size)
         with self.explained(key, "written"):
             try:
                 if "mode" in inspect.signature(call).parameters:
@@ -188,6 +190,8 @@ def _advice(error: Exception, what: str) -> str:
     """What to do about an error."""
     if isinstance(error, FileNotFoundError):
         return "is there such a bucket?" if what != "read" else "was it removed meanwhile? run again"
+    if isinstance(error, FileExistsError):
+        return "another command has written it meanwhile: run again once no other one writes there"
     if isinstance(error, PermissionError) or "credentials" in str(error).lower():
         return "check the store's credentials, and the rights that they give"
     if isinstance(error, ValueError):

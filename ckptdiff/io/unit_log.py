@@ -181,8 +181,7 @@ class UnitLog:
         """What is said where the work stays, to go on with; empty if no unit is finished."""
         if not self.units:
             return ""
-        size, drop = byte_size(self.units * UNIT_BYTES), f"rm -r {shlex.quote(str(self.folder))}"
-        return f"about {size} are finished and kept: run the same command again to go on, with --fresh to start over; to drop it: {drop}"
+        return f"about {byte_size(self.units * UNIT_BYTES)} are finished and kept: {_ways_on(self.folder)}"
 
     def remove(self) -> None:
         """Remove the log: the output is finished. Raises OSError."""
@@ -200,6 +199,15 @@ class UnitLog:
         assert self._file is not None
         self._file.write(frame(content))
         self._file.flush()
+
+
+def kept_in(folder: Path) -> str:
+    """What is said of the work of an earlier run in a folder."""
+    return f"what an earlier run has finished is kept: {_ways_on(folder)}"
+
+
+def _ways_on(folder: Path) -> str:
+    return f"run the same command again to go on, with --fresh to start over; to drop it: rm -r {shlex.quote(str(folder))}"
 
 
 def is_unfinished(folder: Path) -> bool:

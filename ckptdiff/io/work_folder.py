@@ -17,7 +17,7 @@ from ckptdiff.errors import OutputError
 from ckptdiff.io.durable import move_new, sync
 from ckptdiff.io.leftovers import MARKER, OLD, RESULT, is_marked, work_folders
 from ckptdiff.io.signals import held
-from ckptdiff.io.unit_log import UnitLog, is_unfinished
+from ckptdiff.io.unit_log import UnitLog, is_unfinished, kept_in
 from ckptdiff.machine import machine_error
 
 RESERVED_DESCRIPTORS = 8
@@ -87,8 +87,8 @@ def work_folder(parent: Path, prefix: str, out: Path | None = None, log: UnitLog
             raise
         with held():
             left = _end(work)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("; ".join(filter(None, (work.done, left)))) from None
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt("; ".join(filter(None, (str(error), work.done, left)))) from None
     except Exception as error:
         if left:
             lacking = machine_error(error)
@@ -206,6 +206,19 @@ def unfinished_bytes(parent: Path, prefix: str, out: Path) -> int:
 
     clean_up(parent, prefix, out, count)
     return sum(sizes)
+
+
+def kept_of(parent: Path, prefix: str, out: Path) -> str:
+    """Words for a message about unfinished work of an output that an earlier run has left; empty if there is none. Raises OSError."""
+    folders = list[Path]()
+
+    def note(folder: Path, lock: int) -> bool:
+        if is_unfinished(folder):
+            folders.append(folder)
+        return True
+
+    clean_up(parent, prefix, out, note)
+    return "; ".join(map(kept_in, folders))
 
 
 def discard(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,12 +10,23 @@ from ckptdiff.errors import UnsupportedError
 from ckptdiff.io import ray_pool
 from ckptdiff.io.elsewhere import ProcessWorkers
 from ckptdiff.io.parallel import ThreadWorkers, Workers, default_threads
+from ckptdiff.io.places import is_in_store, place_of
 
 
 def check_no_ray(ray: str | None, what: str) -> None:
     """Raise UnsupportedError where a Ray cluster is given together with what only threads of this process can use."""
     if ray is not None:
         raise UnsupportedError(f"{what} is used by this process alone, not by workers of Ray: leave one of the two out")
+
+
+def check_no_ray_with_stores(ray: str | None, *paths: str | os.PathLike[str]) -> None:
+    """Raise UnsupportedError where a Ray cluster is given together with the URL of a store, of which workers read and write nothing."""
+    stored = [path for path in paths if is_in_store(path)] if ray is not None else []
+    if stored:
+        raise UnsupportedError(
+            f"{place_of(stored[0])}: is in a store, which workers of Ray neither read nor write: leave --ray out, or give a path that all "
+            "machines see"
+        )
 
 
 @contextmanager

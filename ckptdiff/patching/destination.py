@@ -7,21 +7,23 @@ first is written until after the last; ckptdiff reads no folder that has it. Wha
 from __future__ import annotations
 
 import json
+import secrets
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from ckptdiff.errors import CkptdiffError, OutputError, StoreError, cut
+from ckptdiff.errors import CkptdiffError, OutputError, cut
 from ckptdiff.io.places import Place
 from ckptdiff.io.signals import held
 from ckptdiff.io.store import read_object
 from ckptdiff.io.store_path import UNFINISHED, StorePath
 from ckptdiff.io.store_spool import StoreSpool
 from ckptdiff.io.store_upload import abort_uploads
-from ckptdiff.io.store_urls import FsspecStore, Stored
+from ckptdiff.io.store_urls import FsspecStore, Stored, no_check
 from ckptdiff.io.unit_log import UnitLog
 from ckptdiff.io.work_folder import work_folder
 from ckptdiff.patching.output import build_beside, check_output, check_space
@@ -43,6 +45,10 @@ class Destination:
     files: tuple[str, ...]
     """The paths of the files that a folder will have."""
     overwrite: bool
+    run: str = field(default_factory=lambda: secrets.token_hex(8))
+    """What tells this run from others in a store."""
+    goes_after: bool = False
+    """Whether a run before this one, which was killed, has marked a folder in a store as unfinished."""
 
     def check_space(self, needed: int) -> None:
         """Raise OutputError unless so many bytes are free; what a store has room for is not known."""
@@ -80,7 +86,7 @@ class Building:
             with open_spool(self.work / "spool") as file:
                 yield file
             return
-        with closing(StoreSpool(_spool_of(self.place, self.destination.folder))) as spool:
+        with closing(StoreSpool(_spool_of(self.place, self.destination.folder) / self.destination.run)) as spool:
             yield spool
 
 
@@ -107,7 +113,7 @@ def check_destination(
     found = _leftovers(destination)
     if mend:
         _clean_up(destination, found)
-    return destination
+    return replace(destination, goes_after=UNFINISHED in found)
 
 
 def _leftovers(destination: Destination) -> dict[str, Stored]:
@@ -163,30 +169,91 @@ def _listed(out: StorePath) -> list[str]:
 @contextmanager
 def _writing(out: StorePath, destination: Destination) -> Iterator[None]:
     """Mark a folder as unfinished until the block has ended; after an error remove all that was written."""
-    marker = out / UNFINISHED
+    out.store.made.clear()
     try:
-        if destination.folder:
-            out.store.replace(marker.key, json.dumps({"files": destination.files}).encode())
+        if not destination.folder:
+            yield
+            return
+        mark = _mark(out, destination)
+        out.store.before_making = partial(_check_mark, out, mark)
         yield
-        if destination.folder:
-            out.store.delete(marker.key)
+        _check_all_ours(out, mark)
+        out.store.delete((out / UNFINISHED).key)
     except BaseException as error:
         with held():
             left = _removed(out, destination)
+        if left and isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(left) from None
         if left and isinstance(error, CkptdiffError):
             raise type(error)(f"{error}; {left}") from error
         raise
+    finally:
+        out.store.before_making = no_check
+
+
+def _mark(out: StorePath, destination: Destination) -> Stored:
+    """Mark a folder as unfinished, by this run alone; what the store says of the mark, which changes if another run sets its own.
+
+    Raises:
+        OutputError: another command writes there, or has just ended. StoreError: the store cannot be written.
+    """
+    marker, content = out / UNFINISHED, _mark_of(destination)
+    if destination.goes_after:
+        out.store.replace(marker.key, content)
+    elif not out.store.put(marker.key, content):
+        raise _two_commands(out)
+    mark = marker.stat()
+    if mark is None or not _is_marked_by(destination):
+        raise _two_commands(out)
+    if any(name != UNFINISHED and not name.startswith(f"{SPOOL}/") for name in _below(out)):
+        if not destination.goes_after:  # what is there is whole
+            out.store.delete(marker.key)
+        raise _two_commands(out)
+    return mark
+
+
+def _mark_of(destination: Destination) -> bytes:
+    return json.dumps({"files": destination.files, "run": destination.run}).encode()
+
+
+def _is_marked_by(destination: Destination) -> bool:
+    """Whether a folder has the mark of this run; raises StoreError."""
+    assert isinstance(destination.out, StorePath)
+    return read_object(destination.out.store, (destination.out / UNFINISHED).key, MAX_LISTED) == _mark_of(destination)
+
+
+def _check_mark(out: StorePath, mark: Stored) -> None:
+    """Raise OutputError if the mark is another run's, or gone."""
+    if (out / UNFINISHED).stat() != mark:
+        raise _two_commands(out)
+
+
+def _check_all_ours(out: StorePath, mark: Stored) -> None:
+    """Raise OutputError unless a folder holds just what this run wrote, as it wrote it, and the mark of this run."""
+    found = {name: row for name, row in _below(out).items() if not name.startswith(f"{SPOOL}/")}
+    versions = {(out / name).key: row.version for name, row in found.items() if name != UNFINISHED}
+    if found.get(UNFINISHED) != mark or versions != out.store.made:
+        raise _two_commands(out)
+
+
+def _two_commands(out: StorePath) -> OutputError:
+    return OutputError(
+        f"{out}: another command writes there too: its output would be a mixture of both; have all of them end, and run one again"
+    )
 
 
 def _removed(out: StorePath, destination: Destination) -> str:
-    """Remove what was written; returns words that say what could not be, and what to do."""
+    """Remove what was written, unless it may be another run's; returns words that say what could not be, and what to do."""
     try:
+        if destination.folder and not _is_marked_by(destination):
+            return f"what is in {out} was left to the other command" if out.store.made else ""
         abort_uploads(out)
-        for key in out.store.made:
-            out.store.delete(key)
-        if destination.folder:
+        for key, version in out.store.made.items():
+            if destination.folder or not version or ((found := out.store.stat(key)) is not None and found.version == version):
+                out.store.delete(key)
+        if destination.folder and _below(out).keys() <= {UNFINISHED}:
             out.store.delete((out / UNFINISHED).key)
-    except StoreError:
+    except CkptdiffError:
         return f"what was written to {out} is unfinished, and could not be removed: the same command removes it and starts over"
     return ""
 

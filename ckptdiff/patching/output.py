@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import product
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from ckptdiff.io.leftovers import OLD, RESULT, work_prefix
 from ckptdiff.io.places import Place
 from ckptdiff.io.signals import held
 from ckptdiff.io.unit_log import UnitLog
-from ckptdiff.io.work_folder import Work, clean_up, spare_unfinished, unfinished_bytes, work_folder
+from ckptdiff.io.work_folder import Work, clean_up, kept_of, spare_unfinished, unfinished_bytes, work_folder
 from ckptdiff.machine import machine_error
 from ckptdiff.patching.overwrite import refuse_existing, refuse_kind
 
@@ -104,6 +104,22 @@ def explain_write_errors(out: Place) -> Iterator[None]:
         if error.errno == errno.EXDEV:
             raise OutputError(f"{out}: lies in a lower layer of this file system: it cannot be replaced; choose another output") from None
         raise OutputError(f"{out}: cannot be written: {error.strerror or error}") from None
+
+
+@contextmanager
+def told_of_unfinished(out: Place) -> Iterator[None]:
+    """Have an interrupt, if it says nothing else, say that unfinished work of an earlier run that wrote ``out`` is still there."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        kept = ""
+        if isinstance(out, Path) and not str(error):
+            place = Path(os.path.abspath(out))
+            with suppress(OSError, OutputError):
+                kept = kept_of(place.parent, work_prefix(place), place)
+        if kept:
+            raise KeyboardInterrupt(kept) from None
+        raise
 
 
 def check_space(out: Path, needed: int) -> None:

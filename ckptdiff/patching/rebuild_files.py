@@ -103,18 +103,17 @@ class _Units:
 
     def _finished(self, log: UnitLog) -> Generator[tuple[RebuildJob, RangeFacts], None, int]:
         """The jobs of those units that the log has, if what was written is still there; returns the number of the first other unit."""
-        units, nbytes, count = in_units(plan(self.recipes)), 0, 0
-        reader = RangeReader(self.places)
-        for record, (unit, jobs) in zip(log.finished(), units, strict=False):
-            known = list(map(RangeFacts.from_json, record.content["ranges"]))
-            with closing(self.execute(reader, jobs)) as leaves:
-                found = list(leaves)
-            if record.content["done"] != unit or found != [facts.leaves[-1] for facts in known]:
-                log.cut(record)
-                break
-            yield from zip(jobs, known, strict=True)
-            nbytes += sum(job.nbytes for job in jobs)
-            count += 1
+        nbytes, count, written = 0, 0, itertools.islice(in_units(plan(self.recipes)), log.units)
+        with closing(self.execute(RangeReader(self.places), (job for _, jobs in written for job in jobs))) as leaves:
+            for record, (unit, jobs) in zip(log.finished(), in_units(plan(self.recipes)), strict=False):
+                known = list(map(RangeFacts.from_json, record.content["ranges"]))
+                found = list(itertools.islice(leaves, len(jobs)))
+                if record.content["done"] != unit or found != [facts.leaves[-1] for facts in known]:
+                    log.cut(record)
+                    break
+                yield from zip(jobs, known, strict=True)
+                nbytes += sum(job.nbytes for job in jobs)
+                count += 1
         log.note_resumed(nbytes)
         return count
 

@@ -31,10 +31,10 @@ def reading(size: int, start: int = 0) -> Traffic:
 
 
 def writing(size: int) -> Traffic:
-    """An object written in parts, and its size looked up."""
+    """An object of a folder written in parts, the folder's mark looked at before it is made, and its size after that."""
     if size < PART:
-        return Traffic(2, written=size)
-    return Traffic(-(-size // part_size(size)) + 3, written=size)
+        return Traffic(3, written=size)
+    return Traffic(-(-size // part_size(size)) + 4, written=size)
 
 
 def spooling(size: int, files: int) -> Traffic:
@@ -43,8 +43,9 @@ def spooling(size: int, files: int) -> Traffic:
     return Traffic(3 * parts + 1 + (files if parts else 0), parts * PART, parts * PART)
 
 
-MARKING = Traffic(4)
-"""The output looked for, uploads of killed runs too, and a folder marked as unfinished until it is done."""
+MARKING = Traffic(9)
+"""The output looked for, uploads of killed runs too; a folder marked as unfinished, the mark looked at, and what else is there; and what is
+there once it is done, and the mark deleted."""
 
 
 def planned_make(base: Checkpoint, target: Checkpoint, written: Sequence[int] = (), payloads: int = 0) -> Traffic:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ckptdiff.checkpoint.contents import Checkpoint
+from ckptdiff.checkpoint.dcp import DcpFile
 from ckptdiff.format.digests import xxh128
 from ckptdiff.io.source import LocalFile
 from ckptdiff.io.unit_log import UnitLog
@@ -33,7 +34,7 @@ def _stamps(checkpoint: Checkpoint) -> list[list[Any]] | None:
     """For each weight file its path, what shows whether its bytes have changed, and the digest of its header."""
     stamps = list[list[Any]]()
     for file in checkpoint.weights:
-        if not isinstance(file.file, LocalFile):
+        if not isinstance(file.file, (LocalFile, DcpFile)):
             return None
         stamps.append([file.path, *file.file.stamp, xxh128(file.header.raw).hex()])
     return stamps

@@ -30,5 +30,6 @@ if TYPE_CHECKING:
     from ckptdiff.verbs import push as push
     from ckptdiff.verbs import report as report
     from ckptdiff.verbs import verify as verify
+    from ckptdiff.verbs import verify_hub as verify_hub
 else:
     __getattr__ = submodules(__name__)

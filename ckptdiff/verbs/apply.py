@@ -15,14 +15,13 @@ from ckptdiff.io.parallel import Progress, Workers, no_progress
 from ckptdiff.io.places import Place, place_of
 from ckptdiff.io.store_path import StorePath
 from ckptdiff.io.store_traffic import TRAFFIC, Traffic
-from ckptdiff.io.store_urls import is_url
 from ckptdiff.io.work_folder import discard, work_folder
-from ckptdiff.io.workers import check_no_ray, open_workers
+from ckptdiff.io.workers import check_no_ray_with_stores, open_workers
 from ckptdiff.kernels.compiling import Stopwatch
 from ckptdiff.patching.chain import MAX_CHAIN, check_chain, check_length, check_order, explained_order
 from ckptdiff.patching.destination import check_destination
-from ckptdiff.patching.output import check_space, explain_write_errors
-from ckptdiff.patching.patch import open_patch
+from ckptdiff.patching.output import check_space, explain_write_errors, told_of_unfinished
+from ckptdiff.patching.patch import OpenPatch, open_patch
 from ckptdiff.patching.rebuild import Rebuilder, ScratchTensors, check_stored, open_base, scratch_size
 from ckptdiff.patching.target_files import drop_unfinished, outputs_of, subset_of, write_files, write_others
 from ckptdiff.patching.traffic_plan import planned_apply
@@ -92,21 +91,19 @@ def apply(
     names = [patches] if isinstance(patches, (str, os.PathLike)) else list(patches)
     if not names:
         check_length(0)
-    if any(is_url(name) for name in (base, out, *names)):
-        check_no_ray(ray, "a URL of a store")
-    with open_workers(threads, ray) as workers:
-        return _apply(_Step(watch, workers, progress, fresh, noted), base, names, out, only, overwrite, listed, noted)
+    check_no_ray_with_stores(ray, base, out, *names)
+    with told_of_unfinished(out), open_workers(threads, ray) as workers:
+        return apply_steps(Step(watch, workers, progress, fresh, noted), base, names, out, only, overwrite, listed)
 
 
-def _apply(
-    step: _Step,
+def apply_steps(
+    step: Step,
     base: str | os.PathLike[str],
     names: Sequence[str | os.PathLike[str]],
     out: Place,
     only: Sequence[str],
     overwrite: bool,
     listed: Callable[[list[str]], None],
-    noted: Callable[[str], None],
 ) -> ApplyResult:
     """As :func:`apply`: in one step, or in as many as a long chain takes."""
     if len(names) <= MAX_CHAIN:
@@ -115,16 +112,17 @@ def _apply(
         raise OutputError(
             f"{out}: {len(names):,} patches are more than the {MAX_CHAIN} that are applied into a store at once: compose some first"
         )
-    noted(_check_parts(base, names, out, only, overwrite))
+    step.noted(_check_parts(base, names, out, only, overwrite))
+    last = replace(step, goes_on=False)  # its base is one of the checkpoints in between, which a later run would write anew
     with explain_write_errors(out), work_folder(out.absolute().parent, WORK_PREFIX) as work:
         before, start = None, base
         while len(names) > MAX_CHAIN:
             part = work.path / f"before-{len(names) - MAX_CHAIN}.safetensors"
-            step.run(start, names[:MAX_CHAIN], part)
+            replace(last, check=no_check).run(start, names[:MAX_CHAIN], part)
             if before is not None:
                 discard(before)
             before, start, names = part, part, names[MAX_CHAIN:]
-        return step.run(start, names, out, only, overwrite, listed)
+        return last.run(start, names, out, only, overwrite, listed)
 
 
 class Noted(NamedTuple):
@@ -167,8 +165,12 @@ def _check_parts(
     )
 
 
+def no_check(patch: OpenPatch, built: Place) -> None:
+    """A check of a rebuilt target that finds nothing: the digests of its tensors and files were compared already."""
+
+
 @dataclass(frozen=True, slots=True)
-class _Step:
+class Step:
     """Chains of at most 64 patches are applied."""
 
     watch: Stopwatch
@@ -176,6 +178,10 @@ class _Step:
     progress: Progress
     fresh: bool
     noted: Callable[[str], None]
+    check: Callable[[OpenPatch, Place], None] = no_check
+    """Checks a whole target, which the last patch gives, before it is moved to its place; raises CkptdiffError."""
+    goes_on: bool = True
+    """Whether a later run may go on where this one was killed."""
 
     def run(
         self,
@@ -204,7 +210,7 @@ class _Step:
                 check_stored(patch, only, self.progress)
             check_chain(chain)
             destination.check_space((0 if only else last.output_size) + scratch_size(chain, only))
-            log = apply_log(old, chain, only, self.fresh, self.noted) if isinstance(out, Path) else None
+            log = apply_log(old, chain, only, self.fresh, self.noted) if isinstance(out, Path) and self.goes_on else None
             with destination.building(log) as built, closing(ScratchTensors(built.work / "tensors")) as scratch:
                 if isinstance(built.place, Path):
                     drop_unfinished(built.place, [file.metadata.target_path for file in last.files] if folder else [])
@@ -219,6 +225,8 @@ class _Step:
                     if folder:
                         write_others(rebuilder, built.place, built.work / "scratch")
                 old.check_unchanged()
+                if not only:
+                    self.check(last, built.place)
             files = [output.path or out.name for output in outputs] + [other.path for other in others]
             size = sum(output.size for output in outputs) + sum(other.size for other in others)
             count, traffic = sum(len(o.tensors) for o in outputs), TRAFFIC.total() - before

@@ -16,9 +16,10 @@ from ckptdiff.io import unit_log
 from ckptdiff.io.durable import sync, sync_tree
 from ckptdiff.io.in_place import BEGUN, LOCK, is_begun, journal_lock
 from ckptdiff.io.parallel import Executor, Progress, default_threads, no_progress, threads_for
+from ckptdiff.io.places import place_of
 from ckptdiff.io.signals import held
+from ckptdiff.io.store_path import StorePath
 from ckptdiff.io.store_traffic import TRAFFIC
-from ckptdiff.io.store_urls import is_url
 from ckptdiff.io.unit_log import UnitLog
 from ckptdiff.io.work_folder import discard
 from ckptdiff.kernels.compiling import Stopwatch
@@ -90,9 +91,10 @@ def apply_in_place(
 
 def _checked_path(base: str | os.PathLike[str]) -> Path:
     """The absolute path of a base; raises CheckpointError if it is not on this machine, OutputError if it is a link."""
-    if is_url(base):
-        raise CheckpointError(f"{base}: is in a store, and --in-place changes only what is on this machine: give -o OUT")
-    path = Path(os.path.abspath(base))
+    place = place_of(base)
+    if isinstance(place, StorePath):
+        raise CheckpointError(f"{place}: is in a store, and --in-place changes only what is on this machine: give -o OUT")
+    path = Path(os.path.abspath(place))
     if path.is_symlink():
         raise OutputError(f"{path}: is a link to {os.path.realpath(path)}: give that, or -o OUT, which writes a new one")
     if not path.exists():

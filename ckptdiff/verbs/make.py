@@ -24,14 +24,14 @@ from ckptdiff.io.parallel import Progress, no_progress
 from ckptdiff.io.places import Place, place_of, size_of
 from ckptdiff.io.store_path import StorePath
 from ckptdiff.io.store_traffic import TRAFFIC, Traffic
-from ckptdiff.io.store_urls import is_url
 from ckptdiff.io.work_folder import discard
-from ckptdiff.io.workers import check_no_ray, open_workers
+from ckptdiff.io.workers import check_no_ray, check_no_ray_with_stores, open_workers
 from ckptdiff.kernels.compiling import Stopwatch
 from ckptdiff.patching import other_files
-from ckptdiff.patching.destination import Destination, check_destination
+from ckptdiff.patching.destination import Building, Destination, check_destination
 from ckptdiff.patching.encode_options import options_for
 from ckptdiff.patching.encode_pair import encode_pair
+from ckptdiff.patching.output import told_of_unfinished
 from ckptdiff.patching.pair_summary import PairedBy, StoredWhole, check_related, paired_by, stored_whole
 from ckptdiff.patching.provenance import recorded_facts
 from ckptdiff.patching.traffic_plan import planned_make
@@ -153,14 +153,15 @@ def make(
         OutputError: the patch cannot be written there. HubError: a repo cannot be read. StoreError: a store cannot be read or written.
     """
     watch, before, out, rules = Stopwatch(), TRAFFIC.total(), place_of(patch), parsed_rules(codec, rename)
-    with open_pair(base, target, Selection(include, exclude, follow_links), rules) as (old, new), ExitStack() as stack:
+    if device is not None:
+        check_no_ray(ray, "the device")
+    check_no_ray_with_stores(ray, base, target, out)
+    with ExitStack() as stack:
+        stack.enter_context(told_of_unfinished(out))
+        old, new = stack.enter_context(open_pair(base, target, Selection(include, exclude, follow_links), rules))
         destination = checked_destination(old, new, out, overwrite)
-        stored_report = report.to_bytes() if report is not None else None  # here, as a large one is refused before anything is encoded
+        stored = report.to_bytes() if report is not None else None  # here, as a large one is refused before anything is encoded
         repos = [_repo_of(old, base_repo), _repo_of(new, target_repo)]
-        if device is not None:
-            check_no_ray(ray, "the device")
-        if any(map(is_url, (base, target, patch))):
-            check_no_ray(ray, "a URL of a store")
         pairing = pair(old, new, rules)
         if not force:
             check_related(old, new, pairing)
@@ -170,18 +171,24 @@ def make(
         asked = {"codec": codec, "include": include, "exclude": exclude, "follow_links": follow_links, "rename": rename}
         log = make_log(old, new, {**asked, "blocks": options.blocks}, fresh, noted) if isinstance(out, Path) else None
         with destination.building(log) as built, built.spool() as spool:
-            if isinstance(built.place, Path):
-                discard(built.place)  # the patch that an earlier run has begun to write
             encoded = encode_pair(old, new, pairing, options, spool, progress, log)
             if report is not None:
                 check_report(report, encoded)
-            contents = PatchContents(encoded, recorded_facts(encoded, *repos), stored_report)
-            written = write_patch(contents, built.place, encoded_files(contents, built.place))
-            old.check_unchanged()
-            new.check_unchanged()
+            contents = PatchContents(encoded, recorded_facts(encoded, *repos), stored)
+            written = _write(contents, built)
         in_store = isinstance(out, StorePath)
         planned = opened + planned_make(old, new, written.sizes if in_store else (), contents.payload_size)
         return _result(contents, written, out, watch.seconds(), TRAFFIC.total() - before, planned)
+
+
+def _write(contents: PatchContents, built: Building) -> WrittenPatch:
+    """Write the patch, and check that neither checkpoint has changed while it was read."""
+    if isinstance(built.place, Path):
+        discard(built.place)  # the patch that an earlier run has begun to write
+    written = write_patch(contents, built.place, encoded_files(contents, built.place))
+    contents.pair.base.check_unchanged()
+    contents.pair.target.check_unchanged()
+    return written
 
 
 def parsed_rules(codec: str | None, rename: Sequence[str]) -> list[Rename]:

@@ -14,7 +14,7 @@ from ckptdiff.checkpoint.renames import check_globs
 from ckptdiff.checkpoint.selection import Selection
 from ckptdiff.errors import CheckpointError
 from ckptdiff.io.parallel import Progress, Workers, no_progress, run_plan
-from ckptdiff.io.workers import open_workers
+from ckptdiff.io.workers import check_no_ray_with_stores, open_workers
 
 Row = TypeVar("Row")
 
@@ -51,6 +51,7 @@ def overlap(
         raise CheckpointError(f"updates: expected several, found {os.fspath(updates)!r}: put it in a list")
     if not updates:
         raise CheckpointError("updates: expected at least one patch or checkpoint, found none")
+    check_no_ray_with_stores(ray, *updates, *([base] if base is not None else ()))
     if base is None:
         base = named_base(*updates)
     with ExitStack() as stack:

@@ -5,22 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 from ckptdiff.chain.hub_store import holds_chain
 from ckptdiff.checkpoint.recognition import check_exists
-from ckptdiff.errors import CheckpointError, IntegrityError
+from ckptdiff.errors import CheckpointError
 from ckptdiff.hub.client import use_token
 from ckptdiff.hub.repo import open_repo
 from ckptdiff.io.parallel import Progress, no_progress
-from ckptdiff.io.places import Place
+from ckptdiff.io.places import Place, place_of
 from ckptdiff.io.store_traffic import TRAFFIC, Traffic
+from ckptdiff.io.workers import open_workers
 from ckptdiff.kernels.compiling import Stopwatch
+from ckptdiff.patching.output import told_of_unfinished
 from ckptdiff.patching.patch import open_patch
 from ckptdiff.patching.provenance import PatchRecord, resolve_chain
-from ckptdiff.verbs.apply import apply
+from ckptdiff.verbs.apply import Step, apply_steps
 from ckptdiff.verbs.chain_pull import hub_id_of, patches_of_step
-from ckptdiff.verbs.verify import verify
+from ckptdiff.verbs.verify import check_built
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +82,9 @@ def pull(
     Raises:
         HubError: a repo or revision is missing or gated, or has changed. Other errors are those of :func:`ckptdiff.apply`.
     """
-    watch, before = Stopwatch(), TRAFFIC.total()
+    watch, before, place = Stopwatch(), TRAFFIC.total(), place_of(out)
     hub_id = hub_id_of(repo_id, revision)
-    with use_token(token):
+    with use_token(token), told_of_unfinished(place):
         if base is not None:
             check_exists(base)
         notes: list[str] = []
@@ -98,16 +100,9 @@ def pull(
             assert base is not None or named_base is not None
             origin, patches = os.fspath(base) if base is not None else str(named_base), [link.name for link in links]
             states_sha256 = links[-1].states_sha256
-        told: dict[str, Any] = {"progress": progress, "listed": listed, "noted": noted}
-        applied = apply(origin, patches, out, only=only, threads=threads, overwrite=overwrite, fresh=fresh, **told)
-        if not only:
-            _verify(patches[-1], applied.out, threads, progress)
+        with open_workers(threads, None) as workers:
+            work = Step(Stopwatch(), workers, progress, fresh, noted, partial(check_built, threads=threads, progress=progress))
+            applied = apply_steps(work, origin, patches, place, only, overwrite, listed)
         verified = not only and states_sha256
         seconds, traffic = watch.seconds(), TRAFFIC.total() - before
         return PullResult(applied.out, origin, tuple(patches), applied.files, applied.size, verified, tuple(notes), seconds, traffic)
-
-
-def _verify(patch: str, out: Place, threads: int | None, progress: Progress) -> None:
-    problems = verify(patch, target=out, threads=threads, progress=progress).problems
-    if problems:
-        raise IntegrityError(f"{out}: was rebuilt, but is not what the patch states: {problems[0].message}")

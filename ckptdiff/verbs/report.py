@@ -24,7 +24,7 @@ from ckptdiff.checkpoint.renames import Rename, check_globs
 from ckptdiff.checkpoint.selection import Selection
 from ckptdiff.errors import CheckpointError
 from ckptdiff.io.parallel import Progress, Workers, no_progress, run_plan
-from ckptdiff.io.workers import check_no_ray, open_workers
+from ckptdiff.io.workers import check_no_ray, check_no_ray_with_stores, open_workers
 from ckptdiff.kernels.bins import LOWEST
 from ckptdiff.patching.patch import open_patch
 
@@ -79,6 +79,7 @@ def report(
     if device is not None:
         check_no_ray(ray, "the device")
         device = check_device(device)
+    check_no_ray_with_stores(ray, base, target)
     chosen, renames = Selection(include, exclude, follow_links), [Rename.parse(text) for text in rename]
     with open_source(base, target, selection=chosen, renames=renames) as source:
         if source.checkpoints:

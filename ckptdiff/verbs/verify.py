@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -14,21 +13,16 @@ from pathlib import Path
 from ckptdiff.checkpoint.dcp_metadata import is_dcp_folder
 from ckptdiff.checkpoint.reader import open_checkpoint
 from ckptdiff.checkpoint.recognition import check_exists
-from ckptdiff.checkpoint.selection import select
 from ckptdiff.errors import BaseMismatchError, CheckpointError, CkptdiffError, IntegrityError, cut
 from ckptdiff.format.entry import Entry
 from ckptdiff.format.index import OtherFile
 from ckptdiff.format.patch_file import PatchFile
-from ckptdiff.hub.ids import parse_id
-from ckptdiff.hub.repo import Repo, open_repo
-from ckptdiff.io.folder import list_folder, list_store
+from ckptdiff.io.folder import list_store
 from ckptdiff.io.in_place import check_whole
-from ckptdiff.io.leftovers import if_gone
 from ckptdiff.io.parallel import Progress, Threads, ThreadWorkers, Work, Workers, default_threads, no_progress, sha256_file
-from ckptdiff.io.places import Place, local_path, open_file, place_of
+from ckptdiff.io.places import Place, open_file, place_of
 from ckptdiff.io.store_path import StorePath
-from ckptdiff.io.store_urls import is_url
-from ckptdiff.io.workers import check_no_ray, open_workers
+from ckptdiff.io.workers import check_no_ray_with_stores, open_workers
 from ckptdiff.patching import other_files
 from ckptdiff.patching.build import CheckCache, digest_of
 from ckptdiff.patching.patch import OpenPatch, open_patch
@@ -49,7 +43,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class VerifyResult:
-    """The result of :func:`verify` and :func:`verify_against_hub`."""
+    """The result of :func:`verify`, and of :func:`~ckptdiff.verbs.verify_hub.verify_against_hub`."""
 
     problems: tuple[Problem, ...]
     checked: int
@@ -94,8 +88,7 @@ def verify(
         if path is not None:
             check_exists(path)
             check_whole(path)
-    if any(is_url(path) for path in (patch, base, target) if path is not None):
-        check_no_ray(ray, "a URL of a store")
+    check_no_ray_with_stores(ray, *(path for path in (patch, base, target) if path is not None))
     checks: list[Check] = []
     errors: list[CkptdiffError] = []
     try:
@@ -104,12 +97,12 @@ def verify(
             if target is not None:
                 checks += target_checks(opened, place_of(target))
             if base is None:
-                errors += _run(checks, workers, progress)
+                errors += run_checks(checks, workers, progress)
             else:
                 with open_base(base, [opened]) as checkpoint:
                     rebuilder = Rebuilder(checkpoint, [opened], Threads(1))
                     checks += base_checks(rebuilder, opened)
-                    errors += _merge_already_target(rebuilder, list(_run(checks, workers, progress)))
+                    errors += _merge_already_target(rebuilder, list(run_checks(checks, workers, progress)))
     except CheckpointError:
         raise
     except CkptdiffError as error:  # the container itself is broken: nothing more can be checked
@@ -152,7 +145,7 @@ class _Checking(Work[_CheckJob, CkptdiffError | None]):
         return self.checks[job.number].about
 
 
-def _run(checks: list[Check], workers: Workers, progress: Progress) -> Iterator[CkptdiffError]:
+def run_checks(checks: list[Check], workers: Workers, progress: Progress) -> Iterator[CkptdiffError]:
     """The problems that checks find, in the order of the checks."""
     execute = workers.executor(sum(check.nbytes for check in checks), 0)
     with closing(execute(_Checking(checks), (_CheckJob(k, check.nbytes) for k, check in enumerate(checks)))) as results:
@@ -225,12 +218,21 @@ def _decoding_error(patch: OpenPatch, other: OtherFile, base: Place | None) -> C
 
 def target_checks(patch: OpenPatch, target: Place) -> list[Check]:
     """Checks of size and SHA-256 of every file that the patch gives."""
-    listed = list_store(target).files if isinstance(target, StorePath) else {}
-    is_folder = "" not in listed if isinstance(target, StorePath) else os.path.isdir(target)
+    if isinstance(target, StorePath):
+        listed = list_store(target).files
+        return _target_checks(patch, target, "" not in listed, lambda name: listed.get(name) or target / name)
+    return _target_checks(patch, target, os.path.isdir(target), lambda name: target / name)
 
-    def place(name: str) -> Place:
-        return listed.get(name) or target / name
 
+def check_built(patch: OpenPatch, built: Place, threads: int | None, progress: Progress) -> None:
+    """Raise IntegrityError unless a target that was built, and is not in its place yet, has the sizes and SHA-256 that its patch states."""
+    checks = _target_checks(patch, built, patch.index is not None, lambda name: built / name)
+    for error in run_checks(checks, ThreadWorkers(threads or default_threads()), progress):
+        raise IntegrityError(f"the target was rebuilt, but is not what {patch.path} states: {error}")
+
+
+def _target_checks(patch: OpenPatch, target: Place, is_folder: bool, place: Callable[[str], Place]) -> list[Check]:
+    """As :func:`target_checks`; ``place``: where a file is, by its path in the target."""
     if patch.index is None:
         name = patch.files[0].metadata.target_path
         return [_weights_check(patch, patch.files[0], place(name) if is_folder else target)]
@@ -282,66 +284,16 @@ def _dcp_error(patch: OpenPatch, target: Path) -> CkptdiffError | None:
     return IntegrityError(f"{target}: read as one safetensors file it has the SHA-256 {found}, expected {wanted}: other tensors, or values")
 
 
-def verify_against_hub(checkpoint: str | os.PathLike[str], hub_id: str, *, threads: int | None = None) -> VerifyResult:
-    """Compare a checkpoint's files with the digests that the Hub states for those of a repo, without fetching any.
-
-    The digests are SHA-256, or for small files git's SHA-1. Files that the repo lacks are problems, and so are weight files that only the
-    repo has.
-
-    Args:
-        checkpoint: a folder, or a file.
-        hub_id: ``org/name`` or ``org/name@revision``.
-        threads: number of threads.
-
-    Raises:
-        CheckpointError: the checkpoint does not exist, or ``hub_id`` is not an id on the Hub. HubError: the repo cannot be read.
-    """
-    path, wanted = local_path(checkpoint, "files are compared with a repo"), parse_id(hub_id)
-    if wanted is None:
-        raise CheckpointError(f"{hub_id!r} is not an id on the Hub: expected org/name or org/name@revision")
-    if not os.path.exists(path):
-        raise CheckpointError(f"{path}: no such file or folder{if_gone(path)}")
-    check_whole(path)
-    repo = open_repo(wanted)
-    files = select(list_folder(path, follow_links=True).files)[0] if os.path.isdir(path) else [path.name]
-    places = [(path / name if os.path.isdir(path) else path, name) for name in files]
-    checks = [Check(partial(_hub_error, place, name, repo), str(place), 0) for place, name in places]
-    errors = list(_run(checks, ThreadWorkers(threads or default_threads()), no_progress))
-    for name in repo.files:
-        if os.path.isdir(path) and name.endswith(".safetensors") and name not in files:
-            errors.append(CheckpointError(f"{path / name}: is missing, {repo.pinned} has it"))
-    return VerifyResult(tuple(Problem(error.kind, str(error)) for error in errors), len(checks), False, False, against_hub=True)
-
-
-def _hub_error(path: Path, name: str, repo: Repo) -> CkptdiffError | None:
-    """The problem of a file that a repo should have under a name."""
-    row = repo.files.get(name)
-    if row is None:
-        return IntegrityError(f"{path}: {repo.pinned} has no such file")
-    if row.sha256 is not None:
-        return _file_error(path, row.size, row.sha256)
-    data = path.read_bytes()
-    sha1 = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-    if sha1 == row.blob_id:
-        return None
-    return IntegrityError(f"{path}: its SHA-1, as git computes it, is {sha1}, expected {row.blob_id}: not the file in {repo.pinned}")
-
-
-def _file_error(path: Place, size: int, sha256: str) -> CkptdiffError | None:
+def file_error(path: Place, size: int, sha256: str) -> CkptdiffError | None:
     """The problem of a file that should have a size and a SHA-256."""
-    return _source_error(partial(open_file, path), size, sha256)
-
-
-def _source_error(opening: Callable[[], ClosableSource], size: int, sha256: str) -> CkptdiffError | None:
-    """The problem of a file, which is opened just now, that should have a size and a SHA-256."""
     try:
-        return _opened_error(opening(), size, sha256)
+        return _opened_error(open_file(path), size, sha256)
     except CheckpointError as error:
         return error
 
 
 def _opened_error(file: ClosableSource, size: int, sha256: str) -> CkptdiffError | None:
-    """As :func:`_file_error`, of a file that is open; it is closed."""
+    """As :func:`file_error`, of a file that is open; it is closed."""
     try:
         if file.size != size:
             return IntegrityError(f"{file.name}: has {file.size} bytes, expected {size}")

@@ -11,6 +11,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,11 @@ import pytest
 import ckptdiff
 from ckptdiff.checkpoint.dcp_metadata import METADATA_NAME
 from ckptdiff.checkpoint.reader import open_checkpoint
+from ckptdiff.io import unit_log
+from ckptdiff.io.ray_pool import open_pool
+from tests.support.checkpoints import tree
+from tests.support.killed_calls import killed_at
+from tests.support.process_pool import process_pool
 
 dcp = pytest.importorskip("torch.distributed.checkpoint")
 torch = pytest.importorskip("torch")
@@ -89,6 +95,54 @@ def test_a_base_stands_for_a_checkpoint_of_other_names(written: Path, tmp_path: 
     plan = ckptdiff.plan_make(written / "before" / "dcp", target, tmp_path / "planned", rename=["^=model."])
     assert not plan.pairs.sampled and plan.pairs.by_means == {"rename": 20}  # but for the tensor without elements
     assert plan.weight_files == ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+
+
+def test_workers_read_the_folders_for_themselves(written: Path, tmp_path: Path) -> None:
+    """With --ray: as base, as target and as what is verified; in processes that tell whether they see the same files."""
+    before, after = written / "before" / "dcp", written / "after" / "dcp"
+    ckptdiff.make(before, after, tmp_path / "patch")
+    with process_pool(2) as pool:
+        ckptdiff.make(before, after, tmp_path / "again", ray="local")
+        assert tree(tmp_path / "again") == tree(tmp_path / "patch") and pool.submitted > 2
+        ckptdiff.apply(before, tmp_path / "patch", tmp_path / "out", ray="local")
+        assert (tmp_path / "out" / "model.safetensors").read_bytes() == (written / "after" / "gathered.safetensors").read_bytes()
+        assert ckptdiff.verify(tmp_path / "patch", base=before, target=after, ray="local").ok
+        assert ckptdiff.report(before, after, ray="local") == ckptdiff.report(before, after)
+        assert not ckptdiff.verify(tmp_path / "patch", base=after, target=before, ray="local").ok
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
+def test_workers_of_ray_read_the_folders(written: Path, tmp_path: Path) -> None:
+    before, after = written / "before" / "dcp", written / "after" / "dcp"
+    ckptdiff.make(before, after, tmp_path / "patch")
+    with open_pool("local", 2):
+        ckptdiff.make(before, after, tmp_path / "again", ray="auto")
+        ckptdiff.apply(before, tmp_path / "patch", tmp_path / "out", ray="auto")
+        assert ckptdiff.verify(tmp_path / "patch", base=before, target=after, ray="auto").ok
+    assert tree(tmp_path / "again") == tree(tmp_path / "patch")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (written / "after" / "gathered.safetensors").read_bytes()
+
+
+def test_a_killed_run_goes_on_unless_a_file_of_the_folder_changed(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unit_log, "UNIT_BYTES", 4000)
+    base = Path(shutil.copytree(written / "before" / "dcp", tmp_path / "base"))
+    (tmp_path / "x").mkdir()
+
+    def made() -> list[str]:
+        notes = list[str]()
+        ckptdiff.make(base, written / "after" / "dcp", tmp_path / "x" / "out", threads=1, noted=notes.append)
+        shutil.rmtree(tmp_path / "x" / "out")
+        return notes
+
+    def killed() -> None:
+        assert killed_at(12, "fsync", made)
+
+    killed()
+    assert "going on after the " in made()[0]
+    killed()
+    os.utime(base / "__0_0.distcp", ns=(1, 1))
+    assert made() == ["unfinished work of an earlier run was removed, as it is of another base: starting over"]
 
 
 # --- what nobody should have written ---

@@ -7,6 +7,7 @@ import os
 import random
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import pytest
@@ -163,6 +164,29 @@ def test_uploads_of_killed_runs_are_aborted(tmp_path: Path) -> None:
         abort_uploads(place)
         assert [row["Key"] for row in place.store.fs.list_multipart_uploads("bucket")] == ["runs/a"]
         abort_uploads(other)
+
+
+def test_uploads_are_listed_page_by_page() -> None:
+    """S3 lists a thousand at once; moto all of them."""
+    pages = {None: ("a", "1"), "1": ("a/x", "2"), "2": ("ab", None)}
+    asked = list[dict[str, str]]()
+
+    class Fs:
+        def call_s3(self, method: str, **arguments: str) -> dict[str, object]:
+            asked.append({"method": method, **arguments})
+            if method != "list_multipart_uploads":
+                return {}
+            key, more = pages[arguments.get("UploadIdMarker")]
+            found = {"Uploads": [{"Key": key, "UploadId": f"of {key}"}], "IsTruncated": more is not None}
+            return found if more is None else {**found, "NextKeyMarker": key, "NextUploadIdMarker": more}
+
+        def split_path(self, path: str) -> tuple[str, str, None]:
+            return "bucket", path, None
+
+    store = SimpleNamespace(fs=Fs(), at=lambda key: key, url="s3://bucket")
+    abort_uploads(StorePath(store, "a"))  # type: ignore[arg-type]
+    assert [row["UploadId"] for row in asked if row["method"] == "abort_multipart_upload"] == ["of a", "of a/x"]
+    assert [row.get("KeyMarker") for row in asked if row["method"] == "list_multipart_uploads"] == [None, "a", "a/x"]
 
 
 def test_a_spool_in_a_store_is_a_file(tmp_path: Path) -> None:

@@ -74,6 +74,32 @@ def test_processes_do_the_jobs_and_give_the_same_bytes(pair: tuple[Path, Path], 
         assert found == ckptdiff.verify(patch, **given) and len(found.problems) >= 3
 
 
+@pytest.mark.parametrize("place", ["base", "patch", "out"])
+def test_workers_take_urls_of_this_machine_and_none_of_stores(pair: tuple[Path, Path], tmp_path: Path, place: str) -> None:
+    """A URL of this machine was refused as that of a store."""
+    ckptdiff.make(*pair, tmp_path / "patch")
+    places = {name: f"{tmp_path}/{name}" for name in ("base", "patch", "out")}
+    with process_pool(2):
+        ckptdiff.apply(*{**places, place: f"file://{places[place]}"}.values(), ray="local")
+        assert tree(tmp_path / "out") == tree(pair[1])
+        with pytest.raises(ckptdiff.UnsupportedError) as raised:
+            ckptdiff.apply(*{**places, place: "memory://there/x"}.values(), ray="local")
+    what = "memory://there/x: is in a store, which workers of Ray neither read nor write"
+    assert str(raised.value) == f"{what}: leave --ray out, or give a path that all machines see"
+
+
+def test_no_verb_has_workers_read_a_store(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    base, store = pair[0], "memory://there/x"
+    for call in (
+        lambda: ckptdiff.make(base, store, tmp_path / "out", ray="local"),
+        lambda: ckptdiff.verify(base, base=store, ray="local"),
+        lambda: ckptdiff.report(base, store, ray="local"),
+        lambda: ckptdiff.overlap([base, base], store, ray="local"),
+    ):
+        with pytest.raises(ckptdiff.CkptdiffError, match=r"memory://there/x: is in a store, which workers of Ray neither read nor write"):
+            call()
+
+
 def _flip(path: Path) -> None:
     """Change the last byte of a file."""
     data = bytearray(path.read_bytes())

@@ -21,6 +21,7 @@ from ckptdiff.units import byte_size
 from tests.support.checkpoints import bf16, perturb, tree, write_sharded
 from tests.support.killed_calls import killed_at
 from tests.support.kills import default_signals
+from tests.support.process_pool import process_pool
 from tests.support.resumed_kills import START
 from tests.support.small_pair import Pair
 
@@ -194,6 +195,36 @@ def test_a_wrong_base_removes_what_was_finished(pair: Pair, tmp_path: Path) -> N
     with pytest.raises(ckptdiff.BaseMismatchError):
         ckptdiff.apply(base, pair.patch, tmp_path / "x" / "out")
     assert not os.listdir(tmp_path / "x")
+
+
+@pytest.mark.parametrize("name", ["make", "apply"])
+def test_an_interrupt_tells_what_an_earlier_run_left(name: str, pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything was done anew: it said that nothing unfinished was left behind."""
+    verb, _ = verb_of(name, pair)
+    work = kill_with_units(verb, tmp_path)
+    module = sys.modules[f"ckptdiff.verbs.{name}"]
+
+    def interrupted(*given: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "check_destination", interrupted)
+    with pytest.raises(KeyboardInterrupt) as told:
+        verb(tmp_path / "out")
+    text = "what an earlier run has finished is kept: run the same command again to go on, with --fresh to start over; to drop it: rm -r "
+    assert str(told.value) == f"{text}{work}"
+    shutil.rmtree(work)
+    with pytest.raises(KeyboardInterrupt) as told:
+        verb(tmp_path / "out")
+    assert not str(told.value)
+
+
+def test_workers_check_what_was_finished(pair: Pair, tmp_path: Path) -> None:
+    """All of it at once: unit by unit, all but one of them would wait."""
+    kill_with_units(partial(ckptdiff.apply, pair.base, pair.patch), tmp_path, 4)
+    notes = list[str]()
+    with process_pool(2) as pool:
+        ckptdiff.apply(pair.base, pair.patch, tmp_path / "out", ray="local", noted=notes.append)
+    assert "going on after the " in notes[0] and tree(tmp_path / "out") == tree(pair.target) and pool.submitted
 
 
 @pytest.mark.slow

@@ -3,9 +3,9 @@
     python -m tests.support.ray_acceptance FOLDER PART...
 
 Parts: ``real`` (the pairs of ../shared/data), ``sharded`` (``--mb`` in ``--shards``), ``many`` (``--tensors`` tiny ones), ``kills`` (of a
-worker), ``failures`` (a task that fails twice, and one that always does), ``interrupts`` (Ctrl-C, SIGTERM, the command killed) and
-``nodes`` (two nodes of Ray in two network namespaces, for which it must be root; then one of them killed). Each prints a line a check, with
-seconds beside those of one process; a check that fails ends the run. Pairs in FOLDER are kept for the next run.
+worker), ``failures`` (a task that fails twice, and one that always does), ``interrupts`` (Ctrl-C, SIGTERM; the command killed twice, and
+run again) and ``nodes`` (two nodes of Ray in two network namespaces, for which it must be root; then one of them killed). Each prints a
+line a check, with seconds beside those of one process; a check that fails ends the run. Pairs in FOLDER are kept for the next run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.support.checkpoints import SHARED_DATA
+from tests.support.kills import default_signals
 from tests.support.real_pairs import BASE, TARGETS
+from tests.support.unit_logs import logged, spans, unit_log_of
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -142,10 +144,11 @@ def cluster() -> Iterator[list[str]]:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, **OPEN})
         yield ["--ray", f"127.0.0.1:{PORT}"]
     finally:
-        for row in subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout.splitlines():
-            if folder in row:
-                os.kill(int(row.split()[0]), signal.SIGTERM)
-        time.sleep(3)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for row in subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout.splitlines():
+                if folder in row:
+                    os.kill(int(row.split()[0]), number)
+            time.sleep(3)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -164,7 +167,8 @@ def busy_workers(command: int) -> list[int]:
 
 def disturbed(arguments: list[object], disturb: Callable[[subprocess.Popen[str], int], None]) -> tuple[int, str]:
     """Run a command of ckptdiff, and disturb it once a worker of its own has worked for a moment; exit code and stderr."""
-    command = subprocess.Popen([*PROGRAM, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    words = [*PROGRAM, *map(str, arguments)]
+    command = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=default_signals)
     while command.poll() is None:
         workers = busy_workers(command.pid)
         if workers:
@@ -226,12 +230,37 @@ def interrupts(base: Path, target: Path, work: Path) -> None:
     for number, name in ((signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")):
         code, errors = disturbed(["make", base, target, "-o", patch, *LOCAL], lambda command, _, number=number: command.send_signal(number))  # type: ignore[misc]
         check(code == 130, f"{name}: exit {code}: {errors.strip()}")
-        check(not left(work, "alone"), f"{name}: no process, no folder of Ray and nothing beside the output is left")
-    code, _ = disturbed(["apply", base, expected, "-o", out, *LOCAL], lambda command, _: command.kill())
-    time.sleep(5)
-    check(code == -9 and not out.exists() and not of_ray(), "the command killed: no output, and its Ray ends")
-    run("apply", base, expected, "-o", out, *LOCAL)
-    check(equal(target, out) and set(os.listdir(work)) == {"alone", "out"}, "the same command again: done, what was left is removed")
+        kept = [path.name for path in work.glob(".patch.ckptdiff-*")]
+        check(bool(kept) == ("finished and kept" in errors), f"{name}: kept to go on with: {kept}")
+        check(not left(work, "alone", *kept), f"{name}: no process, no folder of Ray and nothing else beside the output is left")
+    go_on_after_kills(["make", base, target, "-o", patch, *LOCAL], patch, expected)
+    go_on_after_kills(["apply", base, expected, "-o", out, *LOCAL], out, target)
+
+
+def go_on_after_kills(arguments: list[object], out: Path, expected: Path) -> None:
+    """Kill a command twice, each time once it has finished more units, and let it end: finished units are not begun again."""
+    name, known, size = str(arguments[0]), set[int](), 0
+    for number in (1, 2):
+        command = subprocess.Popen([*PROGRAM, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while command.poll() is None and len(logged(out, "done") - known) < UNITS_BEFORE_KILL:
+            time.sleep(0.1)
+        command.kill()
+        command.communicate()
+        deadline = time.monotonic() + 30
+        while of_ray() and time.monotonic() < deadline:
+            time.sleep(0.5)
+        check(command.returncode == -9 and not out.exists() and not of_ray(), f"{name}: command killed ({number}): no output, its Ray ends")
+        begun, done = logged(out, "begin", size), logged(out, "done")
+        again = begun & known
+        check(known <= done and not again, f"{name}: units finished {spans(done)}, begun by this run {spans(begun)}, both {spans(again)}")
+        known, size = done, unit_log_of(out).stat().st_size
+    _, said = run(*arguments)
+    check("going on after" in said, f"{name} again: {[line for line in said.splitlines() if 'going on' in line]}")
+    left = {path.name for path in out.parent.iterdir()} - {"alone", "patch", "out"}
+    check(equal(expected, out) and not left, f"{name}: done, the same, and nothing else is left")
+
+
+UNITS_BEFORE_KILL = 5
 
 
 DISTURBED = {"kills": kills, "failures": failures, "interrupts": interrupts}
@@ -301,16 +330,18 @@ def start_node(space: str, address: str, folder: str) -> None:
     raise SystemExit(f"FAILED: Ray does not start in {space}")
 
 
-def nodes(data: Path, base: Path, target: Path, work: Path) -> None:
+def nodes(data: Path, pair: tuple[Path, Path], tiny: tuple[Path, Path], work: Path) -> None:
+    base, target = pair
     folder = "/tmp/ckptdiff-test-ray-nodes"
     with namespaces():
         try:
             start_node(SPACES[0], ADDRESS, folder)
             start_node(SPACES[1], OTHER, folder)
             ray = ["--ray", f"{ADDRESS}:{PORT}"]
+            same("two nodes, many", *tiny, work, ray, inside=SPACES[0])
+            same("two nodes, sharded", base, target, work, ray, inside=SPACES[0])
             for name in TARGETS:
                 same(f"two nodes, {name}", data / BASE.name, data / name, work, ray, inside=SPACES[0])
-            same("two nodes, sharded", base, target, work, ray, inside=SPACES[0])
             patch, out = work / "two nodes, sharded-patch", work / "out"
             shutil.rmtree(out, ignore_errors=True)
             command = subprocess.Popen(
@@ -361,7 +392,7 @@ def main() -> None:
         elif part in DISTURBED:
             DISTURBED[part](*pair, work)
         elif part == "nodes":
-            nodes(found.data, *pair, work)
+            nodes(found.data, pair, many(found.folder / "many", found.tensors), work)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
     python -m tests.support.store_runs FOLDER --megabytes 600 --faults
 
-Each command is a process of its own, whose peak memory, largest temporary file and requests are printed, beside the plan's. What it wrote
-is compared with what the same command writes on this machine. FOLDER takes four times the size, and is removed.
+Each command is a process of its own, whose peak memory, largest temporary file and requests are printed, beside the plan's: requests that
+the store's library repeats after an error are not among them. What it wrote or printed is compared with what the same command writes or
+prints on this machine. FOLDER takes four times the size, and is removed.
 """
 
 from __future__ import annotations
@@ -111,6 +112,12 @@ def command(port: int, temporary: Path, *arguments: str, attempts: int = 1) -> d
     raise AssertionError(errors)
 
 
+def told(result: dict[str, Any]) -> dict[str, Any]:
+    """What a command printed, but for what was measured of its run, and where files lie."""
+    apart = ("peak_mb", "largest", "errors", "base", "target", "patch", "path")
+    return {name: value for name, value in result.items() if name not in apart}
+
+
 def _peak(status: str) -> float:
     """Peak memory in MB, of what Linux says of a process."""
     return int(status.split("VmHWM:")[1].split()[0]) / 1000
@@ -127,6 +134,8 @@ def show(what: str, result: dict[str, Any], counted: Counter[str], seconds: floa
     if "planned" in result:
         ratios = [f"{name} {result['traffic'][name]:,} of {result['planned'][name]:,} planned" for name in ("requests", "read", "written")]
         row += ratios
+        over = [f"{name} {result['traffic'][name] / max(result['planned'][name], 1) - 1:+.1%}" for name in ("requests", "read", "written")]
+        row.append(f"against the plan: {', '.join(over)}")
     print("; ".join([*row, f"the server saw {dict(counted)}", f"{len(result['errors'])} failed runs before", f"{seconds:.0f} s"]))
     for error in result["errors"]:
         print("   ", error)
@@ -138,6 +147,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--megabytes", type=int, default=200)
     parser.add_argument("--faults", action="store_true", help="drop, lose, throttle and fail three requests in a hundred")
+    parser.add_argument("--verbs", default="make,apply,verify,report,info", help="which of the commands, in this order")
     arguments = parser.parse_args()
     work, met, chance = arguments.folder, Counter[str](), random.Random(1)
     temporary = work / "temporary"
@@ -166,7 +176,7 @@ def main() -> None:
                 "report": ("report", f"{url}/base", f"{url}/patch", "--rank", "none"),
                 "info": ("info", f"{url}/patch"),
             }
-            for what, words in runs.items():
+            for what, words in ((what, runs[what]) for what in arguments.verbs.split(",")):
                 met.clear()
                 begun = time.time()
                 result = command(port, temporary, *words, attempts=12)
@@ -174,8 +184,12 @@ def main() -> None:
                 if what in ("make", "apply"):
                     key, wanted = ("patch", work / "patch") if what == "make" else ("out", work / "target")
                     fetched = objects_below(straight, key, work / "fetched")
-                    print(f"         the same files as on this machine: {same_files(fetched, wanted)}")
+                    print(f"         the same files as on this machine: {same_files(fetched, wanted)}", flush=True)
                     shutil.rmtree(fetched)
+                else:
+                    here = [word.replace(f"{url}/out", str(work / "target")).replace(url, str(work)) for word in words]
+                    same = told(command(straight, temporary, *here)) == told(result)
+                    print(f"         the same as printed of files on this machine: {same}", flush=True)
     finally:
         shutil.rmtree(work)
 

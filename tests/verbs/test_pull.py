@@ -62,13 +62,16 @@ def test_a_base_with_more_shards_than_were_taken(hub: Hub, models: list[Path], t
     assert not fetched & set(leftover) and "model-00001-of-00002.safetensors" in fetched
 
 
-def test_a_killed_pull_goes_on(hub: Hub, models: list[Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("at", ["apply.write_others", "verify._target_checks"])
+def test_a_killed_pull_goes_on(hub: Hub, models: list[Path], tmp_path: Path, at: str) -> None:
+    """Also one that was killed while it compared the files that it had written: they are not in their place before that."""
     client = pushed(hub, models, tmp_path)
-    killed = "import os\nfrom ckptdiff.verbs import apply\napply.write_others = lambda *given: os.kill(os.getpid(), 9)\nmain()"
+    killed = f"import os\nfrom ckptdiff.verbs import apply, verify\n{at} = lambda *given: os.kill(os.getpid(), 9)\nmain()"
     command = [sys.executable, "-c", START.replace("main()", killed), "1", "pull", "me/patch", "-o", "out"]
     for code in (-9, 0):
         done = subprocess.run(command, cwd=client.folder, env=client.environment, capture_output=True, text=True)
         assert done.returncode == code and ("going on after the " in done.stderr) == (code == 0), done
+        assert (client.folder / "out").exists() == (code == 0)
         command[2] = START
     assert files_of(client.folder / "out") == files_of(models[1])
 

@@ -6,14 +6,16 @@ import itertools
 import json
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
 import pytest
 
 import ckptdiff
-from ckptdiff.io import store_upload
+from ckptdiff.io import store_spool, store_upload
 from ckptdiff.io.store_path import UNFINISHED
+from ckptdiff.io.store_urls import FsspecStore
 from ckptdiff.patching import destination
 from tests.support.commands import run
 from tests.support.hub_client import Client, files_of, publish
@@ -51,7 +53,8 @@ def test_all_in_a_store(store: str, folders: Pair) -> None:
     assert objects(patch) == files_of(folders.patch) and made.traffic.written >= made.patch_size
     applied = ckptdiff.apply(base, patch, out)
     assert objects(out) == files_of(folders.target) and str(applied.out) == out
-    assert applied.traffic.written == sum(map(len, objects(out).values())) + len(json.dumps({"files": applied.files}))
+    mark = {"files": applied.files, "run": 16 * "0"}
+    assert applied.traffic.written == sum(map(len, objects(out).values())) + len(json.dumps(mark))
     assert ckptdiff.verify(patch, base=base, target=out).ok
     assert ckptdiff.compare(target, out).same
     assert ckptdiff.report(base, patch).to_json() == ckptdiff.report(folders.base, folders.patch).to_json()
@@ -154,6 +157,80 @@ def test_an_unfinished_output_is_named_and_written_anew(store: str, folders: Pai
     assert objects(f"{store}/out") == files_of(folders.target)
     memory.pipe_file(f"{out}2/{UNFINISHED}", b"not ours")
     refused(f"{store}/base", patch, f"{store}/out2", r"its \.ckptdiff-unfinished is not one that ckptdiff wrote; delete what is there")
+
+
+class Meanwhile:
+    """Calls something once, in the middle of what another command does."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, call: Callable[[], object], at: int = 1) -> None:
+        self.left, real = at, getattr(owner, name)
+
+        def replaced(*arguments: object) -> object:
+            self.left -= 1
+            if self.left == 0:
+                call()
+            return real(*arguments)
+
+        monkeypatch.setattr(owner, name, replaced)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "at"),
+    [
+        (store_upload.StoreWriter, "write_at", 1),
+        (store_upload.StoreWriter, "close", 2),
+        (store_upload.StoreWriter, "_put", 1),
+        (store_upload.StoreWriter, "_put", 3),
+        (FsspecStore, "put", 1),
+    ],
+)
+def test_of_two_commands_at_one_place_one_ends(
+    folders: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, at: int
+) -> None:
+    """The second begins in the middle of the first, which it must take for killed, and makes another patch. Its own is what is there then.
+
+    Where the first had looked at the mark just before, S3 refuses to replace what the second has made.
+    """
+    with s3_server() as port, s3_client(port) as url:
+        out = f"{url}/patch"
+        Meanwhile(monkeypatch, owner, name, lambda: ckptdiff.make(folders.base, folders.target, out, codec="raw"), at)
+        text = r"(another command writes there too: its output would be a mixture of both|another command has written it meanwhile)"
+        with pytest.raises(ckptdiff.CkptdiffError, match=text):
+            ckptdiff.make(folders.base, folders.target, out)
+        ckptdiff.make(folders.base, folders.target, tmp_path / "wanted", codec="raw")
+        assert objects(out) == files_of(tmp_path / "wanted")
+
+
+def test_of_two_commands_at_one_file_one_ends(files: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has a temporary file of its own in the store."""
+    monkeypatch.setattr(store_spool.StoreSpool.__init__, "__defaults__", (64,))
+    with s3_server() as port, s3_client(port) as url:
+        out = f"{url}/p.safetensors"
+        Meanwhile(monkeypatch, store_upload.StoreWriter, "close", lambda: ckptdiff.make(files.base, files.base, out, force=True))
+        with pytest.raises(ckptdiff.StoreError, match=r"p\.safetensors"):
+            ckptdiff.make(files.base, files.target, out)
+        ckptdiff.make(files.base, files.base, tmp_path / "wanted", force=True)
+        assert objects(url) == {"p.safetensors": (tmp_path / "wanted").read_bytes()}
+
+
+def test_what_cannot_be_removed_is_told(store: str, folders: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After Ctrl-C too: it said that nothing unfinished was left behind."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def fails(self: FsspecStore, key: str) -> None:
+        raise ckptdiff.StoreError(f"{key}: cannot be deleted")
+
+    monkeypatch.setattr(store_upload.StoreWriter, "close", interrupted)
+    with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt) as told:
+        broken.setattr(FsspecStore, "delete", fails)
+        ckptdiff.make(f"{store}/base", f"{store}/target", f"{store}/patch")
+    assert "/patch is unfinished, and could not be removed: the same command removes it and starts over" in str(told.value)
+    assert UNFINISHED in objects(f"{store}/patch")
+    with pytest.raises(KeyboardInterrupt) as told:
+        ckptdiff.make(f"{store}/base", f"{store}/target", f"{store}/patch")
+    assert not str(told.value) and not objects(f"{store}/patch")
 
 
 def test_the_marker_comes_last(store: str, folders: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
