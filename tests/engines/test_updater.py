@@ -45,7 +45,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def way(kind: str, model: Served, base: str) -> Way:
     if kind == "move":
         return Move(model, record(model, base, threads=1), base)
-    return ThroughMirror(base, lambda mirror, _: model.load_weights(mirror.items()), 1)
+    return ThroughMirror(base, lambda mirror, _: lambda: model.load_weights(mirror.items()), 1)
 
 
 def update(updater: Updater, **wanted: Any) -> None:
@@ -96,14 +96,14 @@ def test_any_order(kind: str, rank: int, ranks: int, work: Path) -> None:
 def test_a_mirror_that_cannot_be_loaded_is_taken_back(times: int, work: Path) -> None:
     model, failing = Served(BASE), [0]
 
-    def push(mirror: Any, _: Any) -> None:
+    def push(mirror: Any) -> None:
         for k, (name, tensor) in enumerate(mirror.items()):
             if k == 9 and failing[0]:
                 failing[0] -= 1
                 raise OSError("gone")
             model.load(name, tensor)
 
-    updater = Updater(ThroughMirror(str(work / "base.safetensors"), push, 1), 1)
+    updater = Updater(ThroughMirror(str(work / "base.safetensors"), lambda mirror, _: lambda: push(mirror), 1), 1)
     failing[0] = times
     if times == 1:
         with pytest.raises(UnsupportedError, match=r"its loader failed \(OSError: gone\); the weights are what they were"):

@@ -20,6 +20,9 @@ from typing import Any
 
 from tests.support.vllm_checks import CHAIN, ENVIRONMENT, FOLDERS, MODES, PROMPTS, check, folder, refused
 
+ROUNDS = 20
+"""Updates in each mode whose pauses are measured, each beside a reload."""
+
 
 def prepare(work: Path) -> None:
     """Patches between the real pairs, a chain of them, and SmolLM2 with a synthetic step."""
@@ -252,28 +255,22 @@ def pause(model: str, work: Path) -> None:
 
     base, target, patch = pair(model, work)
     llm = engine(base)
-    found: dict[str, list[float]] = {"reload_weights": []}
-    for k in range(8):
-        begun = time.perf_counter()
-        llm.collective_rpc("reload_weights", kwargs={"weights_path": (target, base)[k % 2]})
-        llm.reset_prefix_cache()
-        found["reload_weights"].append(time.perf_counter() - begun)
+    print(f"     {model}: load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     for mode in MODES:
-        client, found[mode] = Client(Offline(llm), mode=mode, base=base), []
-        for k in range(8):
+        client, seconds, full = Client(Offline(llm), mode=mode, base=base), list[float](), list[float]()
+        for k in range(ROUNDS):
             updated = client.update(patch=patch) if k % 2 == 0 else client.update(base=True)
-            found[mode].append(updated.timings["paused"])
+            seconds.append(updated.timings["paused"])
             begun = time.perf_counter()
             llm.collective_rpc("reload_weights", kwargs={"weights_path": (target, base)[k % 2]})  # it is there already: only timed
             llm.reset_prefix_cache()
-            found["reload_weights"].append(time.perf_counter() - begun)
-    full = statistics.median(found["reload_weights"])
-    for name, seconds in found.items():
-        ratio = statistics.median(seconds) / full
-        told = f"first {1000 * seconds[0]:.0f} ms, median {1000 * statistics.median(seconds):.1f} ms"
-        print(f"     {model}, {name}: {told}, {ratio:.2f} x reload_weights")
+            full.append(time.perf_counter() - begun)
+        ratio = statistics.median(one / other for one, other in zip(seconds, full, strict=True))
+        told = f"first {1000 * seconds[0]:.0f} ms, median {1000 * statistics.median(seconds):.1f} ms of {ROUNDS}"
+        print(f"     {model}, {mode}: {told}; reload_weights {1000 * statistics.median(full):.1f} ms; {ratio:.2f} x, median of the ratios")
     size = sum(path.stat().st_size for path in Path(patch).rglob("*") if path.is_file())
     print(f"     {model}: the patch has {size:,} bytes, the model {Path(target, 'model.safetensors').stat().st_size:,}")
+    print(f"     {model}: load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
 
 
 def pair(model: str, work: Path) -> tuple[str, str, str]:
