@@ -53,8 +53,9 @@ def prepare_values(model: Any, record: Record, mirror: Mapping[str, torch.Tensor
             if isinstance(flat, np.ndarray):
                 writes.append((flat.view(place.dtype.unit), where, values))
             else:
-                there = (torch.from_numpy(array).to(flat.device) for array in (where, values.view(f"i{place.dtype.carrier}")))
-                writes.append((device.ops.units_of(flat, place.dtype), *there))
+                signed = values.view(f"i{place.dtype.carrier}")
+                where, values = (torch.from_numpy(array).to(flat.device) for array in (where, signed))
+                writes.append((device.ops.units_of(flat, place.dtype), where, values))
 
     def write() -> None:
         record.check_storages(model)
