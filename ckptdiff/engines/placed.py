@@ -15,7 +15,7 @@ from ckptdiff import device, kernels
 from ckptdiff.engines.carriers import Distances, ranges_of, reversed_range
 from ckptdiff.engines.destinations import Place
 from ckptdiff.engines.served import Record
-from ckptdiff.errors import IntegrityError, cut
+from ckptdiff.errors import BaseMismatchError, IntegrityError, cut
 from ckptdiff.format.digests import BLOCK, tensor_digest
 from ckptdiff.format.dtypes import Bytes, Units
 from ckptdiff.format.entry import Entry
@@ -48,14 +48,13 @@ def prepare_values(model: Any, record: Record, mirror: Mapping[str, torch.Tensor
         for place in record.places.get(name, []):
             if place.part is None or not place.view.is_contiguous():
                 return None
-            flat, values = place.flat(), np.asarray(flat_bytes(mirror[name], name)).view(place.dtype.unit)[positions]
-            where, values = place.part.select(positions, values)
+            flat, changed = place.flat(), np.asarray(flat_bytes(mirror[name], name)).view(place.dtype.unit)[positions]
+            where, values = place.part.select(positions, changed)
             if isinstance(flat, np.ndarray):
                 writes.append((flat.view(place.dtype.unit), where, values))
             else:
-                signed = values.view(f"i{place.dtype.carrier}")
-                where, values = (torch.from_numpy(array).to(flat.device) for array in (where, signed))
-                writes.append((device.ops.units_of(flat, place.dtype), where, values))
+                signed = torch.from_numpy(values.view(f"i{place.dtype.carrier}")).to(flat.device)
+                writes.append((device.ops.units_of(flat, place.dtype), torch.from_numpy(where).to(flat.device), signed))
 
     def write() -> None:
         record.check_storages(model)
@@ -201,12 +200,13 @@ def _digest_after(flat: Bytes | torch.Tensor, parts: Sequence[RangeUpdate], befo
     """Digest that a place has after its changes, of which a patch states none where it holds a part of a tensor: copies are moved."""
     leaves = list(before)
     for part in parts:
-        data = flat[part.start : part.stop]
+        data, blocks = flat[part.start : part.stop], slice(part.start // BLOCK, -(-part.stop // BLOCK))
+        if leaves_in_memory([data], 1) != [before[blocks]]:
+            raise BaseMismatchError(f"the model: tensor {cut(place.name)}: was changed since the update was staged; it was taken back")
         if isinstance(data, np.ndarray):
-            moved = kernels.moves.move_run(data.copy(), part.positions, part.zigzags, place.dtype, False, True)
+            leaves[blocks] = kernels.moves.move_run(data.copy(), part.positions, part.zigzags, place.dtype, False, True)
         else:
             copied = data.clone()
             device.ops.apply_changes(device.ops.units_of(copied, place.dtype), part.positions, part.zigzags, place.dtype, False)
-            (moved,) = leaves_in_memory([copied], 1)
-        leaves[part.start // BLOCK : part.start // BLOCK + len(moved)] = moved
+            (leaves[blocks],) = leaves_in_memory([copied], 1)
     return tensor_digest(leaves)

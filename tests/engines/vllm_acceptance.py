@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import statistics
 import sys
 import time
@@ -35,6 +36,7 @@ def prepare(work: Path) -> None:
         made = ckptdiff.make(folder("base"), folder(name), work / f"{name}-{codec}", codec=codec, overwrite=True)
         print(f"     {name}-{codec}: {made.patch_size:,} bytes of {made.target_size:,}")
     ckptdiff.make(folder("other"), folder("sft"), work / "other-sft", codec="sparse", overwrite=True)
+    shutil.rmtree(work / "chain", ignore_errors=True)
     with ckptdiff.Publisher(work / "chain", base=states["base"]) as publisher:
         for step, name in CHAIN.items():
             print(f"     chain, step {step}: {publisher.publish(states[name], step).patch_size:,} bytes")

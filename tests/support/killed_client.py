@@ -2,8 +2,8 @@
 
     python -m tests.support.killed_client URL MODE CALL SECONDS FIELD=VALUE...
 
-It updates the server to what the fields name. From the pause on, it prints CALL before it makes that call, and waits so many seconds; with 0
-it is killed while the server works.
+It updates the server to what the fields name. From the pause on, it prints CALL before it makes that call, and waits so many seconds;
+with 0 it is killed while the server works.
 """
 
 from __future__ import annotations
