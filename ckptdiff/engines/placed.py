@@ -137,30 +137,31 @@ class PlacedPatch:
         """Take back the first groups; raises IntegrityError if that fails."""
         try:
             for k in reversed(range(done)):
-                loaded = self._loaded[k] if k < len(self._loaded) else self._load(self._groups[k])
+                loaded = self._loaded[k] if k < len(self._loaded) else self._load(self._groups[k], False)
                 loaded.write(True, False)
         except BaseException as failure:
             self._record.broken = f"an update failed ({cut(error)}), and could not be taken back ({cut(failure)})"
             raise IntegrityError(f"the model: {self._record.broken}: load it anew") from error
 
-    def _load(self, names: Sequence[str]) -> LoadedPatch:
-        """The changes of some tensors, at the places that they are in."""
+    def _load(self, names: Sequence[str], checked: bool = True) -> LoadedPatch:
+        """The changes of some tensors, at the places that they are in; with the digests that these will have, if ``checked``."""
         updates, views = list[TensorUpdate](), dict[str, torch.Tensor]()
         for name, ranges in self._distances.ranges(names):
             for number, place in enumerate(self._record.places.get(name, [])):
                 key = f"{name} (place {number + 1})" if number else name
-                updates.append(self._update(key, place, [reversed_range(part) for part in ranges] if self._back else ranges))
+                moves = [reversed_range(part) for part in ranges] if self._back else ranges
+                updates.append(self._update(key, place, moves, checked and not self._record.sampled))
                 views[key] = place.view
         return LoadedPatch(str(self._distances.patch.opened.path), updates, self._record.threads, lambda: views)
 
-    def _update(self, key: str, place: Place, ranges: Sequence[RangeUpdate]) -> TensorUpdate:
+    def _update(self, key: str, place: Place, ranges: Sequence[RangeUpdate], checked: bool) -> TensorUpdate:
         assert place.part is not None and self._leaves is not None
         flat, before = place.flat(), self._leaves.get(id(place), [])
         parts = list(ranges) if place.part.is_whole else list(_cut(ranges, place, len(flat)))
         if not isinstance(flat, np.ndarray):
             parts = [on_device(flat, parts, place.dtype)] if parts else []
         entry = self._entries[place.name]
-        if place.whole or self._record.sampled:
+        if place.whole or not checked:
             digest = entry.base_digest if self._back else entry.digest
         else:
             digest = _digest_after(flat, parts, before, place)
