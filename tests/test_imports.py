@@ -44,7 +44,7 @@ state_publisher subscriber
 verbs: info make plan_make compose apply plan_apply apply_in_place verify compare report overlap card push chain_parts chain_pull pull \
 chain_restore chain_list chain_verify chain_push chain_add chain_prune chain_squash chain_series
 engines: carriers interception destinations served through placed ways updater warming vllm vllm_ways vllm_engine vllm_client
-integrations: transformers trainer
+integrations: transformers trainer trl
 cli: tables grouped options render render_hub render_plan render_report render_overlap render_chain progress report_commands hub_commands \
 compose_command chain_commands demo warmup main
 __main__

@@ -61,9 +61,11 @@ def open_weights(base: Any) -> Iterator[Checkpoint]:
         yield opened
 
 
-def weights_of(checkpoint: Checkpoint) -> Iterator[tuple[Tensor, Carrier]]:
-    """Each tensor of a checkpoint of one scope, read."""
+def weights_of(checkpoint: Checkpoint, but: Collection[str] = ()) -> Iterator[tuple[Tensor, Carrier]]:
+    """Each tensor of a checkpoint of one scope, ``but`` those of these names, read."""
     for tensor in next(iter(checkpoint.scopes.values()), {}).values():
+        if tensor.name in but:
+            continue
         carrier, memory = _new(tensor.name, tensor.dtype, tensor.shape)
         for start in range(0, tensor.nbytes, BLOCK):
             tensor.readinto(start, memory[start : start + BLOCK])

@@ -59,9 +59,14 @@ def prepare_values(model: Any, record: Record, mirror: Mapping[str, torch.Tensor
     def write() -> None:
         record.check_storages(model)
         for units, where, values in writes:
-            units[where] = values
+            _put(units, where, values)
 
     return write
+
+
+def _put(units: Any, where: Any, values: Any) -> None:
+    """Write values to a place, at positions in it."""
+    units[where] = values
 
 
 class PlacedPatch:

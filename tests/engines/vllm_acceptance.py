@@ -131,26 +131,40 @@ class Compared:
         check(outputs(self._llm) in list(self._fresh[name].values()), f"{what}: still serves {name}")
 
 
-def fail_after(copies: int, rank: int | None = None) -> Callable[[Any], None]:
-    """For ``collective_rpc``: let the loader fail once, after some tensors."""
+def fail_after(mode: str, tensors: int, rank: int | None = None) -> Callable[[Any], None]:
+    """For ``collective_rpc``: let the next update fail once, in the pause, after some tensors were written."""
 
     def patch(worker: Any) -> None:
-        model = worker.model_runner.get_model()
-        own = type(model).load_weights
+        if rank is not None and worker.rank != rank:
+            return
+        if mode == "mirror":
+            owner, name = worker.model_runner.get_model(), "load_weights"
+        else:
+            from ckptdiff.engines import placed
+            from ckptdiff.live import switch
 
-        def broken(weights: Any) -> Any:
-            del model.load_weights
+            owner, name = (switch, "_update_range") if mode == "move" else (placed, "_put")
+        own, done = getattr(owner, name), [0]
+
+        def one(*arguments: Any) -> Any:
+            if done[0] == tensors:
+                setattr(owner, name, own)
+                raise OSError("killed by the test")
+            done[0] += 1
+            return own(*arguments)
+
+        def all_of_them(weights: Any) -> Any:
+            setattr(owner, name, own)
 
             def some() -> Any:
                 for k, row in enumerate(weights):
-                    if k == copies:
+                    if k == tensors:
                         raise OSError("killed by the test")
                     yield row
 
-            return own(model, some())
+            return own(some())
 
-        if rank is None or worker.rank == rank:
-            model.load_weights = broken
+        setattr(owner, name, all_of_them if mode == "mirror" else one)
 
     return patch
 
@@ -173,10 +187,12 @@ def offline(work: Path) -> None:
         compared.still_serves("sft", f"{mode}, after refusals")
         client.update(base=True)
         refused(f"{mode}, a patch of another base", lambda c=client: c.update(patch=str(work / "other-sft")), "starts from")
-        for copies in (1, 20, 40):
-            llm.collective_rpc(fail_after(copies))
+        for tensors in (1, 20, 40):
+            llm.collective_rpc(fail_after(mode, tensors))
             refused(
-                f"{mode}, an update that fails after {copies} tensors", lambda c=client: c.update(patch=str(work / "grpo-sparse")), "killed"
+                f"{mode}, an update that fails after {tensors} tensors",
+                lambda c=client: c.update(patch=str(work / "grpo-sparse")),
+                "killed",
             )
             compared.still_serves("base", f"{mode}, after the failed update")
         client.update(patch=str(work / "grpo-sparse"))
@@ -245,7 +261,7 @@ def ranks(work: Path) -> None:
         for name, path in (("sft", "sft-sparse"), ("base", "")):
             updated = client.update(patch=str(work / path)) if path else client.update(base=True)
             compared.still_serves(name, f"two ranks, {mode}, {path or 'back to the base'} ({1000 * updated.timings['paused']:.0f} ms)")
-        llm.collective_rpc(fail_after(20, rank=1))
+        llm.collective_rpc(fail_after(mode, 20, rank=1))
         refused(f"two ranks, {mode}, rank 1 fails", lambda c=client: c.update(patch=str(work / "sft-sparse")), "")
         compared.still_serves("base", f"two ranks, {mode}, after the failed update")
         check(client.state()["identity"] == client.state()["base"], f"two ranks, {mode}: both are at the base")
