@@ -90,8 +90,9 @@ class ChainWeightTransfer:
             iterator: names and tensors of the checkpoint. Those of the base that are not among them (frozen ones) stay as they are there.
 
         Raises:
-            CheckpointError: the base has no such tensor, or the server refuses; then the step is in the chain, and the server serves what
-                it did. OutputError, StoreError: the chain cannot be written, or the server does not answer.
+            CheckpointError: the base has no such tensor; or the server refuses, as BaseMismatchError does where something else wrote to its
+                weights: then the step is in the chain, the server serves what it did, and the next sync brings it up to date.
+            OutputError, StoreError: the chain cannot be written, or the server does not answer.
         """
         if self._publisher is None or self._client is None:
             raise CheckpointError("the weight transfer is not initialized: call init_weight_transfer first")

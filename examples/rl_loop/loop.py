@@ -148,11 +148,9 @@ def main() -> None:
     full = (final / "model.safetensors").stat().st_size
     pauses, sizes = [row.updated.timings["paused"] for row in told if row.updated], [row.version.patch_size for row in told]
     print(f"     bytes a step: median {statistics.median(sizes):,.0f} of {full:,} ({statistics.median(sizes) / full:.2%})")
-    ratio = statistics.median(pauses) / statistics.median(reloads)
-    print(
-        f"     pause: median {1000 * statistics.median(pauses):.0f} ms; full reload {1000 * statistics.median(reloads):.0f} ms: {ratio:.2f} x"
-    )
-    for path in draw(told, full, statistics.median(reloads), work / "charts"):
+    pause, reload = statistics.median(pauses), statistics.median(reloads)
+    print(f"     pause: median {1000 * pause:.0f} ms; full reload {1000 * reload:.0f} ms: {pause / reload:.2f} x")
+    for path in draw(told, full, reload, work / "charts"):
         print(f"     {path}")
     print(f"     {time.perf_counter() - begun:.0f} s in all, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
 
