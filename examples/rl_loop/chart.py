@@ -15,7 +15,11 @@ def draw(synced: list[Any], full_size: int, reload_seconds: float, folder: Path)
     def beside(field: str, title: str, full: float) -> Any:
         def drawn(altair: Any, _: Any) -> Any:
             y = altair.Y(f"{field}:Q", title=title, scale=altair.Scale(type="log", nice=True))
-            lines = altair.Chart(altair.Data(values=rows)).mark_line(point=True, color=MAIN_COLOUR).encode(altair.X("step:Q"), y)
+            lines = (
+                altair.Chart(altair.Data(values=rows))
+                .mark_line(point=True, color=MAIN_COLOUR)
+                .encode(altair.X("step:Q", axis=altair.Axis(tickMinStep=1, format="d")), y)
+            )
             rule = altair.Chart(altair.Data(values=[{field: full}])).mark_rule(color=SECOND_COLOUR, strokeDash=[6, 4]).encode(y)
             return (lines + rule).properties(height=220)
 
