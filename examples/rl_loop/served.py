@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -49,18 +50,27 @@ class Served:
             )
 
     def __enter__(self) -> Served:
+        try:
+            self._wait()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _wait(self) -> None:
         for _ in range(600):
             if self._process.poll() is not None:
                 sys.exit(f"the server ended: see {self._log}")
             try:
                 urllib.request.urlopen(f"{self.url}/health", timeout=5)
-                return self
+                return
             except (urllib.error.URLError, OSError):
                 time.sleep(1)
         sys.exit(f"the server did not start: see {self._log}")
 
     def __exit__(self, *_: object) -> None:
-        os.killpg(self._process.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGTERM)
         self._process.wait(60)
 
     def post(self, path: str, body: Any) -> Any:
