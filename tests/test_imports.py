@@ -43,8 +43,8 @@ chain: names documents history hub_store contents creation writer originals rete
 state_publisher subscriber
 verbs: info make plan_make compose apply plan_apply apply_in_place verify verify_hub compare report overlap card push \
 chain_parts chain_pull pull chain_restore chain_list chain_verify chain_push chain_add chain_prune chain_squash chain_series
-engines: carriers interception destinations served through ways updater warming vllm vllm_ways vllm_engine vllm_client
-integrations: transformers trainer
+engines: carriers interception destinations served through placed ways updater warming vllm vllm_ways vllm_engine vllm_client
+integrations: transformers trainer trl
 cli: tables grouped options render render_hub render_plan render_report render_overlap render_chain progress patch_commands \
 report_commands hub_commands compose_command chain_commands demo warmup main
 __main__

@@ -14,13 +14,16 @@ from ckptdiff.checkpoint.contents import Checkpoint, Tensor
 from ckptdiff.checkpoint.reader import open_checkpoint
 from ckptdiff.errors import UnsupportedError, cut
 from ckptdiff.format.digests import BLOCK
-from ckptdiff.format.dtypes import DTYPES, Bytes, Units
+from ckptdiff.format.dtypes import DTYPES, Bytes, Dtype, Units
 from ckptdiff.format.entry import Entry
 from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.lazy import torch
-from ckptdiff.live.changes import Change, changes_of, coded_changes
+from ckptdiff.live.changes import Change, Positions, changes_of, coded_changes
 from ckptdiff.live.patch import Patch
+from ckptdiff.live.sparse_updates import unpack_sparse
+from ckptdiff.live.updates import BYTES_PER_UPDATE_JOB, RangeUpdate, range_update
 from ckptdiff.patching.memory import open_state, state_of
+from ckptdiff.patching.recipes import PatchedTensor
 from ckptdiff.patching.torch_dtypes import flat_bytes, new_tensor
 
 
@@ -58,9 +61,11 @@ def open_weights(base: Any) -> Iterator[Checkpoint]:
         yield opened
 
 
-def weights_of(checkpoint: Checkpoint) -> Iterator[tuple[Tensor, Carrier]]:
-    """Each tensor of a checkpoint of one scope, read."""
+def weights_of(checkpoint: Checkpoint, but: Collection[str] = ()) -> Iterator[tuple[Tensor, Carrier]]:
+    """Each tensor of a checkpoint of one scope, ``but`` those of these names, read."""
     for tensor in next(iter(checkpoint.scopes.values()), {}).values():
+        if tensor.name in but:
+            continue
         carrier, memory = _new(tensor.name, tensor.dtype, tensor.shape)
         for start in range(0, tensor.nbytes, BLOCK):
             tensor.readinto(start, memory[start : start + BLOCK])
@@ -106,6 +111,17 @@ class Distances:
         if left:
             yield from map(_of_change, changes_of(self.patch.opened, left, self._base, self._threads))
 
+    def ranges(self, names: Collection[str]) -> Iterator[tuple[str, list[RangeUpdate]]]:
+        """What changes in tensors of these names, as updates of runs of blocks of each, which need no memory for the whole tensor."""
+        told = [name for name in self.changed if name in names and _is_told(self.rows[name][1])]
+        for name, parts in zip(told, unpack_sparse([PatchedTensor(*self.rows[name], None) for name in told]), strict=True):
+            yield name, [part for part in parts if part is not None]
+        left = [name for name in self.changed if name in names and not _is_told(self.rows[name][1])]
+        for change in changes_of(self.patch.opened, left, self._base, self._threads) if left else ():
+            dtype = DTYPES[change.dtype]
+            zigzags = _zigzags(change, dtype.carrier)
+            yield change.name, list(ranges_of(change.positions, zigzags, self.rows[change.name][1].nbytes, dtype))
+
 
 class GivenDistances:
     """As :class:`Distances`, of changes that the caller has."""
@@ -127,6 +143,25 @@ def _decoded(file: PatchFile, entry: Entry) -> Carrier:
     for start, positions, zigzags in coded_changes(file, entry):
         units[start : start + BLOCK // units.itemsize][positions] = zigzags
     return carrier
+
+
+def ranges_of(positions: Positions, zigzags: Units, nbytes: int, dtype: Dtype) -> Iterator[RangeUpdate]:
+    """The changes of a tensor of so many bytes, given by rising positions, as updates of runs of blocks."""
+    for start in range(0, nbytes, BYTES_PER_UPDATE_JOB):
+        stop = min(start + BYTES_PER_UPDATE_JOB, nbytes)
+        first, last = np.searchsorted(positions, (start // dtype.carrier, stop // dtype.carrier))
+        in_range = (positions[first:last] - start // dtype.carrier).astype(np.int32)
+        update = range_update(start, stop, in_range, zigzags[first:last], dtype)
+        if update is not None:
+            yield update
+
+
+def reversed_range(part: RangeUpdate) -> RangeUpdate:
+    """The update that takes another one back: the zigzags of the opposite distances, modulo 2^m (spec 7.2)."""
+    zigzags = part.zigzags
+    top = zigzags.dtype.type(np.iinfo(zigzags.dtype).max)
+    opposite = np.where(zigzags & 1, zigzags + (zigzags != top), zigzags - (zigzags != 0)).astype(zigzags.dtype)
+    return RangeUpdate(part.start, part.stop, part.positions, opposite)
 
 
 def _is_told(entry: Entry) -> bool:

@@ -2,22 +2,78 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import cast
+from dataclasses import dataclass
+from typing import NamedTuple, cast
 
 import numpy as np
 
 from ckptdiff import device, kernels
 from ckptdiff.format.digests import BLOCK
-from ckptdiff.format.dtypes import DTYPES, Bytes, Dtype
+from ckptdiff.format.dtypes import DTYPES, Bytes, Dtype, Units
 from ckptdiff.lazy import torch
+from ckptdiff.live.changes import Positions
 from ckptdiff.live.hashing import leaves_in_memory
 from ckptdiff.live.writing import MemoryRange
 from ckptdiff.patching.torch_dtypes import flat_bytes, memory_range
 
 SAMPLED = 16
 """One block of so many is hashed where digests are sampled; the first block of each place always is."""
+
+
+class Part(NamedTuple):
+    """A box of a checkpoint's tensor, in units."""
+
+    shape: tuple[int, ...]
+    """Of the whole tensor, whose dimensions may be put together, or one be added."""
+    starts: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all of the tensor."""
+        return self.sizes == self.shape
+
+    def select(self, positions: Positions, zigzags: Units) -> tuple[Positions, Units]:
+        """Of changes of the whole tensor those of the box, at their positions in it. Both rise."""
+        if self.is_whole:
+            return positions, zigzags
+        if len(self.shape) == 1:
+            first, last = np.searchsorted(positions, (self.starts[0], self.starts[0] + self.sizes[0]))
+            return positions[first:last] - self.starts[0], zigzags[first:last]
+        rest, inside, scale = positions, np.ones(len(positions), np.bool_), 1
+        found = np.zeros(len(positions), np.int64)
+        for length, start, size in zip(self.shape[::-1], self.starts[::-1], self.sizes[::-1], strict=True):
+            rest, at = np.divmod(rest, length)
+            inside &= (at >= start) & (at < start + size)
+            found += (at - start) * scale
+            scale *= size
+        return found[inside], zigzags[inside]
+
+
+def part_of(source: torch.Tensor, address: int, shape: tuple[int, ...], width: int) -> Part | None:
+    """The part of a carrier that a tensor is a view of, in units; None if it is none, or no box.
+
+    Args:
+        source: what a loader copies.
+        address: where the carrier's memory begins.
+        shape: of the carrier, in torch's elements.
+        width: bytes of a unit.
+    """
+    per_element, numel, offset = source.element_size() // width, math.prod(shape), int(source.storage_offset())
+    if source.untyped_storage().data_ptr() != address or not source.numel():
+        return None
+    if source.is_contiguous():
+        return Part((numel * per_element,), (offset * per_element,), (source.numel() * per_element,))
+    strides = [math.prod(shape[k + 1 :]) for k in range(len(shape))]
+    starts = [offset // stride % length for stride, length in zip(strides, shape, strict=True)]
+    sizes = tuple(source.shape)
+    if len(sizes) != len(shape) or any(size > 1 and own != step for size, own, step in zip(sizes, source.stride(), strides, strict=True)):
+        return None
+    if any(start + size > length for start, size, length in zip(starts, sizes, shape, strict=True)):
+        return None
+    return Part((*shape, per_element), (*starts, 0), (*sizes, per_element))
 
 
 @dataclass(slots=True)
@@ -31,8 +87,10 @@ class Place:
     """The part."""
     whole: bool
     """Whether it holds the whole tensor of the checkpoint."""
-    leaves: list[bytes] = field(default_factory=list)
-    """Leaves (spec 3.2) of its bytes, or of a sample of its blocks."""
+    part: Part | None = None
+    """Which part of the tensor it holds, in the same order; None if that is not known."""
+    digest: bytes = b""
+    """Tensor digest (spec 3.2) of its bytes, or of a sample of its blocks."""
 
     @property
     def key(self) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
@@ -82,9 +140,9 @@ class Place:
         return leaves
 
 
-def place_of(name: str, dtype: str, view: torch.Tensor, whole: bool) -> Place:
+def place_of(name: str, dtype: str, view: torch.Tensor, whole: bool, part: Part | None = None) -> Place:
     """The place that a view of a model's memory is."""
-    return Place(name, DTYPES[dtype], view.detach(), whole)
+    return Place(name, DTYPES[dtype], view.detach(), whole, part)
 
 
 def key_of(view: torch.Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...]]:

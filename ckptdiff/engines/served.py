@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from ckptdiff.engines.carriers import Carrier, Distances, open_weights, weights_of
-from ckptdiff.engines.destinations import Place, differs, key_of, leaves_of_places, place_of
+from ckptdiff.engines.destinations import Place, differs, key_of, leaves_of_places, part_of, place_of
 from ckptdiff.engines.interception import Copy, FinalCopies, storages_of
 from ckptdiff.errors import BaseMismatchError, CkptdiffError, UnsupportedError, cut
 from ckptdiff.format.digests import identity, tensor_digest
+from ckptdiff.format.dtypes import DTYPES
 from ckptdiff.format.entry import Entry
 from ckptdiff.io.parallel import default_threads
 from ckptdiff.lazy import torch
@@ -40,6 +42,7 @@ class Record:
 
     Attributes:
         identity: identity (:func:`ckptdiff.identity`) of what is served, in hexadecimal.
+        memory: where the places lie.
         broken: why the model's content is unknown, after an update that could not be taken back; None if it is known.
     """
 
@@ -47,7 +50,8 @@ class Record:
         self.contents, self.places, self.sampled, self.threads = contents, places, digests == "sampled", threads
         self.identity = identity(("", name, *content) for name, content in contents.items()).hex()
         self.broken: str | None = None
-        self._note(self.all_places(), None)
+        self.memory = [place.memory for place in self.all_places()]
+        self._note(self.all_places(), {})
 
     def all_places(self) -> list[Place]:
         """Every place on this rank."""
@@ -81,50 +85,57 @@ class Record:
                     "alone: it cannot be moved; reload the model whole, or update it through a mirror"
                 )
 
-    def check_memory(self, model: Any) -> None:
-        """Raise BaseMismatchError unless the model still has the memory that it had, with the digests that were noted last."""
-        places, storages = self.all_places(), storages_of(model)
-        for place in places:
+    def check_storages(self, model: Any) -> None:
+        """Raise BaseMismatchError unless the model still has the memory that it had when the record was made."""
+        storages = storages_of(model)
+        for place in self.all_places():
             if place.view.untyped_storage()._cdata not in storages:
                 raise BaseMismatchError(
                     f"the model: tensor {cut(place.name)}: has other memory than when the record was made: was the model loaded anew, "
                     "moved or cast? Make the record anew; nothing was written"
                 )
-        for place, leaves in zip(places, leaves_of_places(places, self.sampled, self.threads), strict=True):
-            if leaves != place.leaves:
+
+    def check_memory(self, model: Any) -> dict[int, list[bytes]]:
+        """Raise BaseMismatchError unless the model still has the memory that it had, with the digests that were noted last.
+
+        Returns:
+            The leaves of each place, by its id.
+        """
+        self.check_storages(model)
+        places = self.all_places()
+        found = leaves_of_places(places, self.sampled, self.threads)
+        for place, leaves in zip(places, found, strict=True):
+            if tensor_digest(leaves) != place.digest:
                 raise BaseMismatchError(
                     f"the model: tensor {cut(place.name)}: was changed since {self.identity} was loaded, by something else: load the model "
                     "anew; nothing was written"
                 )
+        return {id(place): leaves for place, leaves in zip(places, found, strict=True)}
 
-    def wrong_place(self, names: Iterable[str], digest_of: Callable[[str], bytes]) -> tuple[Place, bytes] | None:
-        """The first place that holds a whole tensor, one of these, and not the content that it should, with the digest found.
+    def wrong_place(self, names: Iterable[str], digest_of: Callable[[str], bytes]) -> Place | None:
+        """The first place that holds a whole tensor, one of these, and not the content that it should.
 
-        The leaves of these places must have been noted (:meth:`moved`). Parts of a tensor are not compared: a patch has no digest of them.
+        The digests of these places must have been noted (:meth:`moved`). Parts of a tensor are not compared: a patch has no digest of them.
         """
-        for name in names:
-            for place in self.places[name]:
-                if place.whole and not self.sampled and tensor_digest(place.leaves) != digest_of(name):
-                    return place, tensor_digest(place.leaves)
-        return None
+        places = (place for name in names for place in self.places[name])
+        return next((place for place in places if place.whole and not self.sampled and place.digest != digest_of(place.name)), None)
 
-    def moved(self, leaves: dict[int, list[bytes]], names: Iterable[str]) -> None:
-        """Note the memory of tensors that were moved; ``leaves``: those that are known, by the id of the place."""
-        self._note([place for name in names for place in self.places[name]], leaves)
+    def moved(self, digests: Mapping[int, bytes], names: Iterable[str]) -> None:
+        """Note the memory of tensors that were moved; ``digests``: those that are known, by the id of the place."""
+        self._note([place for name in names for place in self.places.get(name, [])], digests)
 
     def become(self, patch_entries: Iterable[Entry], target: str, back: bool) -> None:
         """Note that the model is now what a patch leads to."""
         self.contents = {entry.name: _content(entry, back and entry.has_base) for entry in patch_entries}
         self.identity = target
 
-    def _note(self, places: Sequence[Place], leaves: dict[int, list[bytes]] | None) -> None:
-        known = {} if leaves is None or self.sampled else leaves
-        left = [place for place in places if not known.get(id(place))]
-        for place, found in zip(left, leaves_of_places(left, self.sampled, self.threads), strict=True):
-            place.leaves = found
+    def _note(self, places: Sequence[Place], digests: Mapping[int, bytes]) -> None:
+        known = {} if self.sampled else digests
+        left = [place for place in places if id(place) not in known]
+        for place, leaves in zip(left, leaves_of_places(left, self.sampled, self.threads), strict=True):
+            place.digest = tensor_digest(leaves)
         for place in places:
-            if known.get(id(place)):
-                place.leaves = known[id(place)]
+            place.digest = known.get(id(place), place.digest)
 
 
 def _content(entry: Entry, of_base: bool) -> Content:
@@ -154,20 +165,23 @@ def record(model: Any, base: Any, *, loader: Loader | None = None, digests: Dige
             cannot be read.
     """
     count, places, contents = threads or default_threads(), dict[str, list[Place]](), dict[str, Content]()
-    sizes = dict[str, tuple[str, int]]()
+    given = dict[str, tuple[str, tuple[int, ...], int]]()
 
     def compare(copy: Copy) -> None:
-        dtype, numel = sizes[copy.name]
+        dtype, shape, address = given[copy.name]
         if differs(copy.destination, copy.source):
             raise BaseMismatchError(f"the model: tensor {cut(copy.name)}: is not that of {base_name}: was it loaded from there?")
-        places.setdefault(copy.name, []).append(place_of(copy.name, dtype, copy.destination, copy.destination.numel() == numel))
+        part = part_of(copy.source, address, shape, DTYPES[dtype].carrier)
+        places.setdefault(copy.name, []).append(
+            place_of(copy.name, dtype, copy.destination, copy.destination.numel() == math.prod(shape), part)
+        )
 
     with open_weights(base) as checkpoint, torch.no_grad():
         base_name = str(checkpoint.path)
 
         def carriers() -> Iterator[Carrier]:
             for tensor, carrier in weights_of(checkpoint):
-                sizes[tensor.name] = tensor.dtype, carrier.tensor.numel()
+                given[tensor.name] = tensor.dtype, tuple(carrier.tensor.shape), carrier.tensor.data_ptr()
                 (leaves,) = leaves_in_memory([flat_bytes(carrier.tensor, tensor.name)], count)
                 contents[tensor.name] = Content(tensor.dtype, tensor.shape, tensor_digest(leaves))
                 yield carrier

@@ -12,6 +12,7 @@ from ckptdiff.engines.destinations import key_of, place_of
 from ckptdiff.engines.interception import Copy, FinalCopies
 from ckptdiff.engines.served import Loader, Record, run_loader
 from ckptdiff.errors import IntegrityError, UnsupportedError, cut
+from ckptdiff.format.digests import tensor_digest
 from ckptdiff.io.parallel import default_threads
 from ckptdiff.lazy import torch
 from ckptdiff.live.changes import Change
@@ -62,7 +63,7 @@ def load_through(
         raise UnsupportedError("verify= needs a patch: changes alone do not tell from where they start")
     if verify is not None and isinstance(distances, Distances):
         verify.check_follows(distances, back)
-        with writing(place.memory for place in verify.all_places()):
+        with writing(verify.memory):
             verify.check_memory(model)
             _Move(model, loader, distances, back, verify).run()
             return
@@ -78,7 +79,7 @@ class _Move:
     def __init__(self, model: Any, loader: Loader | None, distances: Distances | GivenDistances, back: bool, record: Record | None) -> None:
         self._model, self._loader, self._distances, self._back, self._record = model, loader, distances, back, record
         self._done = Counter[str]()
-        self._leaves = dict[int, list[bytes]]()
+        self._digests = dict[int, bytes]()
         self._dtypes = dict[str, str]()
 
     def run(self) -> None:
@@ -122,7 +123,8 @@ class _Move:
         leaves = place.move(copy.source, back)
         if noted:
             self._done[copy.name] += 1
-            self._leaves[id(place)] = leaves
+            if leaves:
+                self._digests[id(place)] = tensor_digest(leaves)
 
     def _check_reached(self) -> None:
         """Raise UnsupportedError unless each change reached the places that its tensor has."""
@@ -139,20 +141,20 @@ class _Move:
         """Compare what came out with the digests of the patch, and note it."""
         patch, served = distances.patch, [name for name in distances.changed if name in record.places]
         entries = {entry.name: entry for entry in distances.entries()}
-        before = {id(place): place.leaves for name in served for place in record.places[name]}
+        before = {id(place): place.digest for name in served for place in record.places[name]}
         try:
-            record.moved(self._leaves, served)
+            record.moved(self._digests, served)
             wrong = record.wrong_place(served, lambda name: entries[name].base_digest if self._back else entries[name].digest)
             if wrong is not None:
                 raise IntegrityError(
-                    f"the model: tensor {cut(wrong[0].name)} came out with the digest {wrong[1].hex()}, not that which {patch.opened.path} "
-                    "states: the patch is broken, or something else wrote to the model; it was taken back"
+                    f"the model: tensor {cut(wrong.name)} came out with the digest {wrong.digest.hex()}, not that which "
+                    f"{patch.opened.path} states: the patch is broken, or something else wrote to the model; it was taken back"
                 )
             record.become(entries.values(), patch.base_identity if self._back else patch.target_identity, self._back)
         except BaseException:
             for name in served:
                 for place in record.places[name]:
-                    place.leaves = before[id(place)]
+                    place.digest = before[id(place)]
             raise
 
     def _take_back(self, error: BaseException) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ckptdiff.chain.subscriber import Subscriber
-from ckptdiff.engines.ways import Applied, Way
+from ckptdiff.engines.ways import Switch, Way
 from ckptdiff.errors import BaseMismatchError, CheckpointError, CkptdiffError, IntegrityError
 from ckptdiff.live.patch import Patch
 
@@ -34,6 +34,16 @@ class Wanted:
 
 
 @dataclass(slots=True)
+class _Layer:
+    """A patch that is applied, and may be taken back."""
+
+    base: str
+    target: str
+    switch: Switch
+    files: ExitStack
+
+
+@dataclass(slots=True)
 class Prepared:
     """An update that is ready to be applied."""
 
@@ -54,16 +64,8 @@ class Prepared:
     subscriber: tuple[str, Subscriber] | None = None
     """The chain, and who follows it."""
     files: ExitStack = field(default_factory=ExitStack)
-
-
-@dataclass(slots=True)
-class _Layer:
-    """A patch that is applied, and may be taken back."""
-
-    base: str
-    target: str
-    applied: Applied
-    files: ExitStack
+    switches: list[tuple[_Layer, bool]] = field(default_factory=list)
+    """The switches that it takes, in order: each applies a patch, or takes one back."""
 
 
 class Updater:
@@ -97,9 +99,12 @@ class Updater:
     def _stage(self, wanted: Wanted) -> None:
         begun = time.perf_counter()
         try:
-            self._prepared = self._find(wanted)
-            if not self._prepared.back and len(self._prepared.patches) == 1:
-                self.way.prepare(self._prepared.patches[0])
+            prepared = self._prepared = self._find(wanted)
+            taken = self._layers[len(self._layers) - prepared.back :]
+            opened = [_Layer(p.base_identity, p.target_identity, self.way.open(p), prepared.files) for p in prepared.patches]
+            prepared.switches = [*((layer, True) for layer in reversed(taken)), *((layer, False) for layer in opened)]
+            layer, back = prepared.switches[0]  # those after it start from what it leads to
+            layer.switch.stage(back)
         except CkptdiffError as error:
             self._forget()
             self._error = error
@@ -176,26 +181,24 @@ class Updater:
             raise CheckpointError("no update is prepared: stage one first")
         if prepared.start != self.way.identity:
             raise BaseMismatchError(f"the engine is at {self.way.identity}, but what was prepared starts from {prepared.start}")
-        kept, taken = self._layers[: len(self._layers) - prepared.back], self._layers[len(self._layers) - prepared.back :]
         done = list[tuple[_Layer, bool]]()
         try:
-            for layer in reversed(taken):
-                layer.applied.back()
-                done.append((layer, True))
-            for patch in prepared.patches:
-                done.append((_Layer(patch.base_identity, patch.target_identity, self.way.apply(patch), prepared.files), False))
+            for layer, back in prepared.switches:
+                layer.switch.switch(back)
+                done.append((layer, back))
         except BaseException:
             _take_back(done)
             raise
-        self._note(prepared, kept, done)
+        self._note(prepared, done)
         self.timings = {**self.timings, "apply": time.perf_counter() - begun}
 
-    def _note(self, prepared: Prepared, kept: list[_Layer], done: list[tuple[_Layer, bool]]) -> None:
+    def _note(self, prepared: Prepared, done: list[tuple[_Layer, bool]]) -> None:
         """Note that an update is done; what the one before it had open is closed, unless it is still applied."""
         for layer, _ in self._last:
             if all(layer is not other for other in (*self._layers, *(layer for layer, _ in done))):
                 layer.files.close()
         self._last_start, self._last = (prepared.start, self.step, self._layers), done
+        kept = self._layers[: len(self._layers) - prepared.back]
         self._layers = [*kept, *(layer for layer, back in done if not back)] if prepared.stays else []
         self.step, self._prepared, self._subscriber = prepared.step, None, prepared.subscriber
         if prepared.subscriber is not None:
@@ -242,6 +245,8 @@ class Updater:
     def _forget(self) -> None:
         """Forget what was prepared, and why it could not be."""
         if self._prepared is not None:
+            for layer, _ in self._prepared.switches:
+                layer.switch.unstage()
             self._prepared.files.close()
         self._prepared, self._error = None, None
 
@@ -249,4 +254,4 @@ class Updater:
 def _take_back(done: list[tuple[_Layer, bool]]) -> None:
     """Undo what was applied, or taken back, the last first."""
     for layer, was_back in reversed(done):
-        (layer.applied.again if was_back else layer.applied.back)()
+        layer.switch.switch(not was_back)

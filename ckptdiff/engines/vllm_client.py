@@ -39,10 +39,13 @@ class Server(Protocol):
         """Finish an update that was left open, on each rank that has one."""
 
     def pause(self, mode: str) -> None:
-        """Stop the scheduling of requests; ``mode`` as of vLLM's ``/pause``."""
+        """Stop the scheduling of requests; ``mode`` as of vLLM's ``/pause``, which resets the prefix cache unless it is ``keep``."""
+
+    def reset(self) -> None:
+        """Reset the prefix cache."""
 
     def resume(self) -> None:
-        """Go on; the prefix cache is reset before."""
+        """Go on."""
 
 
 class HttpServer:
@@ -84,10 +87,13 @@ class HttpServer:
         """See :class:`Server`."""
         self._request(f"pause?{urllib.parse.urlencode({'mode': mode})}", {})
 
-    def resume(self) -> None:
+    def reset(self) -> None:
         """See :class:`Server`; raises IntegrityError if the prefix cache is still held."""
         if not self._request("reset_prefix_cache?reset_running_requests=true", {})["success"]:
             raise IntegrityError(f"{self.url}: its prefix cache could not be reset: it still holds what the old weights gave")
+
+    def resume(self) -> None:
+        """See :class:`Server`."""
         self._request("resume", {})
 
 
@@ -117,10 +123,14 @@ class Offline:
 
     def pause(self, mode: str) -> None:
         """See :class:`Server`."""
+        self._llm.reset_prefix_cache()
+
+    def reset(self) -> None:
+        """See :class:`Server`."""
+        self._llm.reset_prefix_cache()
 
     def resume(self) -> None:
         """See :class:`Server`."""
-        self._llm.reset_prefix_cache()
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,13 +192,12 @@ class Client:
                 update could not be taken back.
         """
         begun, before = time.perf_counter(), self.state()["identity"]
-        self._session(action="stage", patch=patch, chain=chain, step=step, base=base)
-        prepared = self._staged()
+        prepared = self.stage(patch=patch, chain=chain, step=step, base=base)
         staged = time.perf_counter()
-        self.server.pause(self.pause_mode)
+        self.pause()
         paused = time.perf_counter()
         try:
-            self._session(weight_version(prepared["step"], prepared["identity"]), action="apply")
+            self.apply(prepared)
         except BaseException:
             self._session(action="undo", to=before)  # if that fails too, the engine stays paused: nobody knows what it would serve
             self.server.resume()
@@ -199,9 +208,36 @@ class Client:
         timings = {"stage": staged - begun, "pause": paused - staged, "apply": applied - paused, "resume": end - applied}
         return Updated(prepared["identity"], prepared["step"], prepared["nbytes"], {**timings, "paused": end - staged})
 
+    def stage(self, **wanted: Any) -> dict[str, Any]:
+        """Let all ranks prepare an update, and open vLLM's session in which it will be applied; raises as :meth:`update`.
+
+        Returns:
+            ``identity``, ``step`` and ``nbytes`` of what was prepared.
+        """
+        self._session(action="stage", **wanted)
+        prepared = self._staged()
+        self.server.call("start_weight_update")  # beside the engine: in the pause each request counts
+        return prepared
+
+    def pause(self) -> None:
+        """Pause the engine and reset its prefix cache; after an error it goes on."""
+        try:
+            self.server.pause(self.pause_mode)
+            if self.pause_mode == "keep":
+                self.server.reset()
+        except BaseException:
+            self.server.close()
+            self.server.resume()
+            raise
+
+    def apply(self, prepared: dict[str, Any]) -> None:
+        """Apply what :meth:`stage` prepared to the paused engine; after an error each rank has either state."""
+        self.server.call("update_weights", update_info={"action": "apply"})
+        self.server.call("finish_weight_update", weight_version=weight_version(prepared["step"], prepared["identity"]))
+
     def undo(self, to: str) -> None:
         """Take the last update back on every rank that is not in the state ``to`` (an identity, in hexadecimal)."""
-        self.server.pause(self.pause_mode)
+        self.pause()
         try:
             self._session(action="undo", to=to)
         finally:
@@ -229,19 +265,20 @@ class Client:
             if updated is None:
                 time.sleep(interval)
 
-    def _session(self, version: str | None = None, **update_info: Any) -> None:
-        """One update of vLLM: start, update, finish. One that a killed client left open is finished first."""
+    def _session(self, **update_info: Any) -> None:
+        """One session of vLLM: start, update, finish. One that a killed client left open is finished first."""
         fields = {key: value for key, value in update_info.items() if value not in (None, False)}
         self.server.close()
         self.server.call("start_weight_update")
         self.server.call("update_weights", update_info=fields)
-        self.server.call("finish_weight_update", **({"weight_version": version} if version is not None else {}))
+        self.server.call("finish_weight_update")
 
     def recover(self) -> None:
         """Make good what a killed client left: an open update is finished, under its version, and a paused engine goes on."""
         served = self.state()
         self.server.close()
         self.server.call("update_weight_version", new_version=weight_version(served["step"], served["identity"]))
+        self.server.reset()
         self.server.resume()
 
     def _staged(self) -> dict[str, Any]:

@@ -10,8 +10,9 @@ import torch
 from vllm.model_executor.model_loader.checkpoint_weight_patch import CheckpointWeightPatch, load_checkpoint_weight_patches
 from vllm.model_executor.model_loader.reload.layerwise import finalize_layerwise_reload, initialize_layerwise_reload
 
-from ckptdiff.engines.served import record
-from ckptdiff.engines.ways import Mirror, Move, ThroughMirror, Way
+from ckptdiff.engines.placed import prepare_values
+from ckptdiff.engines.served import Record, record
+from ckptdiff.engines.ways import Load, Mirror, Move, ThroughMirror, Way
 from ckptdiff.errors import CheckpointError, UnsupportedError, cut
 from ckptdiff.live.switch import LoadedPatch
 
@@ -29,11 +30,11 @@ def way_of(mode: str, model: torch.nn.Module, model_config: Any, base: str, dige
         raise CheckpointError(f"unknown mode {cut(mode)}: expected one of {', '.join(MODES)}")
     refuse_prepacked(model)
     if mode == "mirror":
-        return ThroughMirror(base, lambda mirror, _: reload(model, model_config, mirror), threads)
+        return ThroughMirror(base, lambda mirror, _: lambda: reload(model, model_config, mirror), threads)
     served = record(model, base, digests=digests, threads=threads)
     if mode == "move":
         return Move(model, served, base)
-    return ThroughMirror(base, lambda mirror, loaded: load_sparse(model, mirror, loaded), threads)
+    return ThroughMirror(base, lambda mirror, loaded: prepare_sparse(model, served, mirror, loaded), threads)
 
 
 def refuse_prepacked(model: torch.nn.Module) -> None:
@@ -58,20 +59,23 @@ def reload(model: torch.nn.Module, model_config: Any, mirror: Mirror) -> None:
         finalize_layerwise_reload(model, model_config)
 
 
-def load_sparse(model: torch.nn.Module, mirror: Mirror, loaded: LoadedPatch | None) -> None:
-    """Load what a patch changed, from a mirror that has it, by vLLM's sparse patches.
+def prepare_sparse(model: torch.nn.Module, served: Record, mirror: Mirror, loaded: LoadedPatch) -> Load:
+    """Prepare to write what a patch changed, from a mirror that has it: to the places that the record knows, else by vLLM's sparse patches.
 
     Raises:
-        UnsupportedError: a value is NaN, which vLLM takes for "unchanged", or a tensor is not of floats; nothing was written.
+        UnsupportedError: a value is NaN, which vLLM takes for "unchanged", or a tensor is not of floats.
     """
-    patches = list(_patches(mirror, loaded)) if loaded is not None else []
+    write = prepare_values(model, served, mirror, loaded)
+    if write is not None:
+        return write
+    patches = list(_patches(mirror, loaded))
     for patch in patches:
         if not patch.dtype.is_floating_point or bool(torch.isnan(patch.values).any()):
             raise UnsupportedError(
                 f"the model: tensor {cut(patch.name)}: vLLM's sparse patches take numbers alone, and it has NaN or is no float: use the "
                 "mode move or mirror"
             )
-    load_checkpoint_weight_patches(model, patches, validate_unique_indices=False)
+    return lambda: load_checkpoint_weight_patches(model, patches, validate_unique_indices=False)
 
 
 def _patches(mirror: Mirror, loaded: LoadedPatch) -> Iterator[CheckpointWeightPatch]:

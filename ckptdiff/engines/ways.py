@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from ckptdiff.engines.carriers import Distances, open_weights, weights_of
+from ckptdiff.engines.placed import PlacedPatch, is_placed
 from ckptdiff.engines.served import Record
 from ckptdiff.engines.through import load_through
 from ckptdiff.errors import BaseMismatchError, CkptdiffError, IntegrityError, UnsupportedError, cut
@@ -18,14 +19,26 @@ Mirror = dict[str, "torch.Tensor"]
 """The tensors of a checkpoint on the host."""
 
 
-class Applied(Protocol):
-    """A patch that was applied. Both ways raise as :meth:`Way.apply`, and leave the model as it was after an error."""
+class Switch(Protocol):
+    """A patch that a model is switched to, and back from."""
 
-    def back(self) -> None:
-        """Take it back."""
+    def stage(self, back: bool) -> None:
+        """Do what can be done for a switch beside the engine, before it pauses.
 
-    def again(self) -> None:
-        """Apply it again, after it was taken back."""
+        Raises:
+            CkptdiffError: the patch cannot be applied, or taken ``back``, in this way. Nothing was written to the model.
+        """
+
+    def unstage(self) -> None:
+        """Forget what was staged: the switch will not be made."""
+
+    def switch(self, back: bool) -> None:
+        """Apply the patch to the model, or take it ``back``, staged or not; after an error the model is as it was.
+
+        Raises:
+            BaseMismatchError: the switch does not start from what is served. UnsupportedError: it cannot be done exactly in this way.
+            IntegrityError: the result was wrong. FormatError: the patch does not give what it states.
+        """
 
 
 class Way(Protocol):
@@ -39,24 +52,12 @@ class Way(Protocol):
     def broken(self) -> str | None:
         """Why it is not known what is served, after an update that could not be taken back; None if it is."""
 
-    def prepare(self, patch: Patch) -> None:
-        """Do what can be done beside the engine, before it pauses: the model must be at the patch's base.
-
-        Raises:
-            CkptdiffError: the patch cannot be applied in this way.
-        """
-
-    def apply(self, patch: Patch) -> Applied:
-        """Apply a patch to the model; after an error it is as it was.
-
-        Raises:
-            BaseMismatchError: the patch does not start from what is served. UnsupportedError: it cannot be done exactly in this way.
-            IntegrityError: the result was wrong. FormatError: the patch does not give what it states.
-        """
+    def open(self, patch: Patch) -> Switch:
+        """What switches the model to a patch's target; the patch must stay open as long as it is used."""
 
 
 class Move:
-    """Patches by :func:`~ckptdiff.engines.load_through`: no mirror of the model.
+    """Patches by moving the model's memory: no mirror of the model.
 
     Args:
         model: the served model.
@@ -65,114 +66,139 @@ class Move:
     """
 
     def __init__(self, model: Any, record: Record, base: Any) -> None:
-        self._model, self._record, self._base, self._base_identity = model, record, base, record.identity
+        self.model, self.record, self._base, self._base_identity = model, record, base, record.identity
 
     @property
     def identity(self) -> str:
         """See :class:`Way`."""
-        return self._record.identity
+        return self.record.identity
 
     @property
     def broken(self) -> str | None:
         """See :class:`Way`."""
-        return self._record.broken
+        return self.record.broken
 
-    def prepare(self, patch: Patch) -> None:
+    def open(self, patch: Patch) -> Switch:
         """See :class:`Way`."""
-        self._record.check_follows(Distances(patch, self._base_of(patch), self._record.threads), False)
-
-    def apply(self, patch: Patch) -> Applied:
-        """See :class:`Way`."""
-        self.move(patch, False)
-        return _Moved(self, patch)
-
-    def move(self, patch: Patch, back: bool) -> None:
-        """Move the model by a patch, or ``back`` by it."""
-        load_through(self._model, patch, back=back, verify=self._record, base=self._base_of(patch), threads=self._record.threads)
-
-    def _base_of(self, patch: Patch) -> Any:
-        return self._base if patch.base_identity == self._base_identity else None
+        return _Moved(self, patch, self._base if patch.base_identity == self._base_identity else None)
 
 
 class _Moved:
-    def __init__(self, way: Move, patch: Patch) -> None:
-        self._way, self._patch = way, patch
+    """A switch by moving: with places known from the record, or else through the engine's loader (:func:`load_through`)."""
 
-    def back(self) -> None:
-        self._way.move(self._patch, True)
+    def __init__(self, way: Move, patch: Patch, base: Any) -> None:
+        self._way, self._patch, self._base = way, patch, base
+        self._staged: tuple[bool, PlacedPatch] | None = None
 
-    def again(self) -> None:
-        self._way.move(self._patch, False)
+    def stage(self, back: bool) -> None:
+        """See :class:`Switch`."""
+        record = self._way.record
+        distances = Distances(self._patch, self._base, record.threads)
+        if not is_placed(record, distances):
+            record.check_follows(distances, back)
+            return
+        placed = PlacedPatch(self._way.model, record, distances, back)
+        placed.check()
+        placed.decode()
+        self._staged = back, placed
+
+    def unstage(self) -> None:
+        """See :class:`Switch`."""
+        self._staged = None
+
+    def switch(self, back: bool) -> None:
+        """See :class:`Switch`."""
+        if self._staged is None or self._staged[0] != back:
+            self.stage(back)
+        staged, self._staged = self._staged, None
+        if staged is not None:
+            staged[1].apply()
+        else:
+            record = self._way.record
+            load_through(self._way.model, self._patch, back=back, verify=record, base=self._base, threads=record.threads)
 
 
-Push = Callable[[Mirror, "LoadedPatch | None"], None]
-"""Loads a mirror into the engine: all of it, or what a patch changed."""
+Load = Callable[[], None]
+"""Loads what was prepared into the engine."""
+Prepare = Callable[[Mirror, LoadedPatch], Load]
+"""Prepares to load a mirror into the engine, all of it or what a patch changed; the mirror stays as it is until that is done."""
 
 
 class ThroughMirror:
     """Patches applied to a copy of the checkpoint on the host, and loaded from there by the engine.
 
-    The copy takes the memory of the whole checkpoint, on every rank.
+    The copy takes the memory of the whole checkpoint, on every rank. It is ahead of the engine while a switch is staged.
 
     Args:
         base: the checkpoint that the model was loaded from.
-        push: loads the mirror into the engine. If it fails, it is called again for the mirror as it was.
+        prepare: prepares to load the mirror into the engine. If that fails, it is called again for the mirror as it was.
         threads: how many to use.
     """
 
-    def __init__(self, base: Any, push: Push, threads: int) -> None:
+    def __init__(self, base: Any, prepare: Prepare, threads: int) -> None:
         with open_weights(base) as checkpoint:
             self.mirror: Mirror = {tensor.name: carrier.tensor for tensor, carrier in weights_of(checkpoint)}
-        self.identity, self._push, self._threads = identity(self.mirror, threads=threads), push, threads
-        self._prepared: tuple[Patch, LoadedPatch] | None = None
+        self.identity, self.prepare, self.threads = identity(self.mirror, threads=threads), prepare, threads
         self.broken: str | None = None
 
-    def prepare(self, patch: Patch) -> None:
+    def open(self, patch: Patch) -> Switch:
         """See :class:`Way`."""
-        self._check(patch)
-        self._prepared = patch, patch.load(self.mirror, threads=self._threads)
+        return _Mirrored(self, patch)
 
-    def _check(self, patch: Patch) -> None:
-        if patch.target_identity == self.identity:
-            raise BaseMismatchError(f"the model is at {self.identity} already, where {patch.opened.path} leads", "already_target")
-        if patch.base_identity != self.identity:
-            raise BaseMismatchError(f"the model is at {self.identity}, but {patch.opened.path} starts from {patch.base_identity}")
 
-    def apply(self, patch: Patch) -> Applied:
-        """See :class:`Way`."""
-        self._check(patch)
-        prepared, self._prepared = self._prepared, None
-        loaded = prepared[1] if prepared is not None and prepared[0] is patch else patch.load(self.mirror, threads=self._threads)
-        applied = _Mirrored(self, loaded, patch.base_identity, patch.target_identity)
-        applied.again()
-        return applied
+class _Mirrored:
+    def __init__(self, way: ThroughMirror, patch: Patch) -> None:
+        self._way, self._patch = way, patch
+        self._loaded: LoadedPatch | None = None
+        self._staged: tuple[bool, Load] | None = None
 
-    def switch(self, loaded: LoadedPatch, back: bool, result: str) -> None:
-        """Apply a loaded patch to the mirror and the engine, or take it back."""
-        (loaded.revert_ if back else loaded.apply_)()
+    def stage(self, back: bool) -> None:
+        """See :class:`Switch`: the mirror is switched."""
+        patch, served = self._patch, self._way.identity
+        start, end = (patch.target_identity, patch.base_identity) if back else (patch.base_identity, patch.target_identity)
+        if served == end:
+            raise BaseMismatchError(f"the model is at {served} already, where {patch.opened.path} leads", "already_target")
+        if served != start:
+            raise BaseMismatchError(f"the model is at {served}, but {patch.opened.path} starts from {start}")
+        if self._loaded is None:
+            self._loaded = patch.load(self._way.mirror, threads=self._way.threads)
+        self._switch_mirror(back)
         try:
-            self._push(self.mirror, loaded)
+            self._staged = back, self._way.prepare(self._way.mirror, self._loaded)
+        except BaseException:
+            self._switch_mirror(not back)
+            raise
+
+    def unstage(self) -> None:
+        """See :class:`Switch`."""
+        if self._staged is not None:
+            self._switch_mirror(not self._staged[0])
+            self._staged = None
+
+    def _switch_mirror(self, back: bool) -> None:
+        assert self._loaded is not None
+        (self._loaded.revert_ if back else self._loaded.apply_)()
+
+    def switch(self, back: bool) -> None:
+        """See :class:`Switch`."""
+        if self._staged is None or self._staged[0] != back:
+            self.unstage()
+            self.stage(back)
+        assert self._staged is not None and self._loaded is not None
+        (_, load), way = self._staged, self._way
+        try:
+            load()
         except BaseException as error:
-            (loaded.apply_ if back else loaded.revert_)()
+            self.unstage()
             try:
-                self._push(self.mirror, loaded)
+                way.prepare(way.mirror, self._loaded)()
             except BaseException as failure:
-                self.broken = f"an update failed ({cut(error)}), and could not be taken back ({cut(failure)})"
-                raise IntegrityError(f"the model: {self.broken}: load it anew") from error
+                way.broken = f"an update failed ({cut(error)}), and could not be taken back ({cut(failure)})"
+                raise IntegrityError(f"the model: {way.broken}: load it anew") from error
             if isinstance(error, CkptdiffError) or not isinstance(error, Exception):
                 raise
             raise UnsupportedError(
                 f"the model: its loader failed ({type(error).__name__}: {cut(error)}); the weights are what they were"
             ) from error
-        self.identity = result
-
-
-class _Mirrored:
-    def __init__(self, way: ThroughMirror, loaded: LoadedPatch, base: str, target: str) -> None:
-        self._way, self._loaded, self._base, self._target = way, loaded, base, target
-
-    def back(self) -> None:
-        self._way.switch(self._loaded, True, self._base)
-
-    def again(self) -> None:
-        self._way.switch(self._loaded, False, self._target)
+        self._staged = None
+        way.identity = self._patch.base_identity if back else self._patch.target_identity

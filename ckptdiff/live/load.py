@@ -144,7 +144,7 @@ class Loader:
         """Unpack the changes on this thread, many blocks at once, while others hash."""
         in_order = sorted(destinations, key=lambda destination: destination.entry.dtype)
         with hash_in_background([_memory(destination) for destination in in_order], max(self.threads - 1, 1)) as leaves:
-            updates = unpack_sparse([_patched(destination) for destination in in_order])
+            updates = list(unpack_sparse(map(_patched, in_order)))
             before = leaves()
         for destination, row in zip(in_order, before, strict=True):
             self._check_base(destination, row)

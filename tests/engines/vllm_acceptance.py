@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import statistics
 import sys
 import time
@@ -19,6 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.vllm_checks import CHAIN, ENVIRONMENT, FOLDERS, MODES, PROMPTS, check, folder, refused
+
+ROUNDS = 20
+"""Updates in each mode whose pauses are measured, each beside a reload."""
 
 
 def prepare(work: Path) -> None:
@@ -32,6 +36,7 @@ def prepare(work: Path) -> None:
         made = ckptdiff.make(folder("base"), folder(name), work / f"{name}-{codec}", codec=codec, overwrite=True)
         print(f"     {name}-{codec}: {made.patch_size:,} bytes of {made.target_size:,}")
     ckptdiff.make(folder("other"), folder("sft"), work / "other-sft", codec="sparse", overwrite=True)
+    shutil.rmtree(work / "chain", ignore_errors=True)
     with ckptdiff.Publisher(work / "chain", base=states["base"]) as publisher:
         for step, name in CHAIN.items():
             print(f"     chain, step {step}: {publisher.publish(states[name], step).patch_size:,} bytes")
@@ -126,26 +131,40 @@ class Compared:
         check(outputs(self._llm) in list(self._fresh[name].values()), f"{what}: still serves {name}")
 
 
-def fail_after(copies: int, rank: int | None = None) -> Callable[[Any], None]:
-    """For ``collective_rpc``: let the loader fail once, after some tensors."""
+def fail_after(mode: str, tensors: int, rank: int | None = None) -> Callable[[Any], None]:
+    """For ``collective_rpc``: let the next update fail once, in the pause, after some tensors were written."""
 
     def patch(worker: Any) -> None:
-        model = worker.model_runner.get_model()
-        own = type(model).load_weights
+        if rank is not None and worker.rank != rank:
+            return
+        if mode == "mirror":
+            owner, name = worker.model_runner.get_model(), "load_weights"
+        else:
+            from ckptdiff.engines import placed
+            from ckptdiff.live import switch
 
-        def broken(weights: Any) -> Any:
-            del model.load_weights
+            owner, name = (switch, "_update_range") if mode == "move" else (placed, "_put")
+        own, done = getattr(owner, name), [0]
+
+        def one(*arguments: Any) -> Any:
+            if done[0] == tensors:
+                setattr(owner, name, own)
+                raise OSError("killed by the test")
+            done[0] += 1
+            return own(*arguments)
+
+        def all_of_them(weights: Any) -> Any:
+            setattr(owner, name, own)
 
             def some() -> Any:
                 for k, row in enumerate(weights):
-                    if k == copies:
+                    if k == tensors:
                         raise OSError("killed by the test")
                     yield row
 
-            return own(model, some())
+            return own(some())
 
-        if rank is None or worker.rank == rank:
-            model.load_weights = broken
+        setattr(owner, name, all_of_them if mode == "mirror" else one)
 
     return patch
 
@@ -168,10 +187,12 @@ def offline(work: Path) -> None:
         compared.still_serves("sft", f"{mode}, after refusals")
         client.update(base=True)
         refused(f"{mode}, a patch of another base", lambda c=client: c.update(patch=str(work / "other-sft")), "starts from")
-        for copies in (1, 20, 40):
-            llm.collective_rpc(fail_after(copies))
+        for tensors in (1, 20, 40):
+            llm.collective_rpc(fail_after(mode, tensors))
             refused(
-                f"{mode}, an update that fails after {copies} tensors", lambda c=client: c.update(patch=str(work / "grpo-sparse")), "killed"
+                f"{mode}, an update that fails after {tensors} tensors",
+                lambda c=client: c.update(patch=str(work / "grpo-sparse")),
+                "killed",
             )
             compared.still_serves("base", f"{mode}, after the failed update")
         client.update(patch=str(work / "grpo-sparse"))
@@ -240,7 +261,7 @@ def ranks(work: Path) -> None:
         for name, path in (("sft", "sft-sparse"), ("base", "")):
             updated = client.update(patch=str(work / path)) if path else client.update(base=True)
             compared.still_serves(name, f"two ranks, {mode}, {path or 'back to the base'} ({1000 * updated.timings['paused']:.0f} ms)")
-        llm.collective_rpc(fail_after(20, rank=1))
+        llm.collective_rpc(fail_after(mode, 20, rank=1))
         refused(f"two ranks, {mode}, rank 1 fails", lambda c=client: c.update(patch=str(work / "sft-sparse")), "")
         compared.still_serves("base", f"two ranks, {mode}, after the failed update")
         check(client.state()["identity"] == client.state()["base"], f"two ranks, {mode}: both are at the base")
@@ -252,28 +273,22 @@ def pause(model: str, work: Path) -> None:
 
     base, target, patch = pair(model, work)
     llm = engine(base)
-    found: dict[str, list[float]] = {"reload_weights": []}
-    for k in range(8):
-        begun = time.perf_counter()
-        llm.collective_rpc("reload_weights", kwargs={"weights_path": (target, base)[k % 2]})
-        llm.reset_prefix_cache()
-        found["reload_weights"].append(time.perf_counter() - begun)
+    print(f"     {model}: load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     for mode in MODES:
-        client, found[mode] = Client(Offline(llm), mode=mode, base=base), []
-        for k in range(8):
+        client, seconds, full = Client(Offline(llm), mode=mode, base=base), list[float](), list[float]()
+        for k in range(ROUNDS):
             updated = client.update(patch=patch) if k % 2 == 0 else client.update(base=True)
-            found[mode].append(updated.timings["paused"])
+            seconds.append(updated.timings["paused"])
             begun = time.perf_counter()
             llm.collective_rpc("reload_weights", kwargs={"weights_path": (target, base)[k % 2]})  # it is there already: only timed
             llm.reset_prefix_cache()
-            found["reload_weights"].append(time.perf_counter() - begun)
-    full = statistics.median(found["reload_weights"])
-    for name, seconds in found.items():
-        ratio = statistics.median(seconds) / full
-        told = f"first {1000 * seconds[0]:.0f} ms, median {1000 * statistics.median(seconds):.1f} ms"
-        print(f"     {model}, {name}: {told}, {ratio:.2f} x reload_weights")
+            full.append(time.perf_counter() - begun)
+        ratio = statistics.median(one / other for one, other in zip(seconds, full, strict=True))
+        told = f"first {1000 * seconds[0]:.0f} ms, median {1000 * statistics.median(seconds):.1f} ms of {ROUNDS}"
+        print(f"     {model}, {mode}: {told}; reload_weights {1000 * statistics.median(full):.1f} ms; {ratio:.2f} x, median of the ratios")
     size = sum(path.stat().st_size for path in Path(patch).rglob("*") if path.is_file())
     print(f"     {model}: the patch has {size:,} bytes, the model {Path(target, 'model.safetensors').stat().st_size:,}")
+    print(f"     {model}: load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
 
 
 def pair(model: str, work: Path) -> tuple[str, str, str]:

@@ -99,12 +99,19 @@ def run(url: str, work: Path) -> None:
             check(version(url) == updated.identity, f"HTTP, {mode}: weight_version")
         refused(f"HTTP, {mode}, wrong base", lambda c=client: c.update(patch=str(work / "other-sft")), "starts from")
         serves("base", f"{mode}, after the refusal")
-    client = Client(HttpServer(url), mode="move")
-    killed(client, str(work / "sft-sparse"))
-    serves_again = Client(HttpServer(url), mode="move")
-    serves_again.recover()
-    serves("sft", "a client killed after apply; the next one")
-    serves_again.update(base=True)
+    for mode, at, seconds in KILLS:
+        killed(url, mode, at, seconds, f"patch={work / 'sft-sparse'}")
+        client = Client(HttpServer(url), mode=mode)
+        client.recover()
+        state, what = client.state(), f"{mode}, a client killed with SIGKILL at {at}{' while it ran' * (not seconds)}"
+        name = "base" if state["identity"] == state["base"] else "sft"
+        serves(name, f"{what}; the next one recovers")
+        check(version(url) == state["identity"], f"HTTP, {what}: weight_version")
+        if name == "base":
+            client.update(patch=str(work / "sft-sparse"))
+            serves("sft", f"{what}; the same update again")
+        client.update(base=True)
+    killed(url, "move", "update_weights apply", 0, f"chain={work / 'chain'}")
     command = [sys.executable, "-m", "ckptdiff", "chain", "follow", str(work / "chain"), url, "--once", "--mode", "move"]
     done = subprocess.run(command, capture_output=True, text=True)
     print(f"     {done.stdout.strip()} {done.stderr.strip()[:300]}")
@@ -114,13 +121,28 @@ def run(url: str, work: Path) -> None:
     check(again.returncode == 0 and not again.stdout, "HTTP, chain follow again: nothing to do")
 
 
-def killed(client: Any, patch: str) -> None:
-    """As a client that dies in the pause, after the update and before its end."""
-    client._session(action="stage", patch=patch)
-    client._staged()
-    client.server.pause("wait")
-    client.server.call("start_weight_update")
-    client.server.call("update_weights", update_info={"action": "apply"})
+KILLS = [
+    (mode, at, seconds)
+    for mode in MODES
+    for at, seconds in (
+        ("pause", 60),
+        ("update_weights apply", 60),
+        ("update_weights apply", 0),
+        ("finish_weight_update", 60),
+        ("resume", 60),
+    )
+]
+"""Modes, calls at which a client is killed, and how long it waits there: with 0 the server is at work."""
+
+
+def killed(url: str, mode: str, at: str, seconds: float, wanted: str) -> None:
+    """A client in a process of its own that is killed with SIGKILL in the middle of an update."""
+    command = [sys.executable, "-m", "tests.support.killed_client", url, mode, at, str(seconds), wanted]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as client:
+        assert client.stdout is not None
+        reached = any(line.strip() == at for line in iter(client.stdout.readline, ""))
+        client.kill()
+    check(reached and client.returncode == -signal.SIGKILL, f"HTTP, {mode}: a client was killed at {at}")
 
 
 if __name__ == "__main__":

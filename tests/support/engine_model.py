@@ -58,6 +58,9 @@ class Served(torch.nn.Module):
         rank, ranks: which shard of the model it has. Key and value heads are replicated where there are fewer than ranks.
     """
 
+    transposed = True
+    """Whether it has the experts transposed, so that their places are not contiguous."""
+
     def __init__(self, state: State, rank: int = 0, ranks: int = 1) -> None:
         super().__init__()
         self.rank, self.ranks = rank, ranks
@@ -69,7 +72,8 @@ class Served(torch.nn.Module):
             sizes[f"layers_{k}_o_proj"] = (HIDDEN, HEADS * HEAD // ranks)
             sizes[f"layers_{k}_gate_up_proj"] = (2 * INNER // ranks, HIDDEN)
             sizes[f"layers_{k}_down_proj"] = (HIDDEN, INNER // ranks)
-            sizes[f"layers_{k}_w2"] = (EXPERTS, INNER // ranks, HIDDEN)  # transposed, so that its places are not contiguous
+            expert = INNER // ranks, HIDDEN
+            sizes[f"layers_{k}_w2"] = (EXPERTS, *(expert if self.transposed else expert[::-1]))
             sizes[f"layers_{k}_input_layernorm"] = (HIDDEN,)
         for name, size in sizes.items():
             self.register_parameter(name, torch.nn.Parameter(torch.zeros(size, dtype=dtype), requires_grad=False))
@@ -107,7 +111,8 @@ class Served(torch.nn.Module):
             parameter.narrow(0, part * size, size).copy_(tensor.narrow(0, self.rank * size, size))
         elif owner == "w2":
             size = INNER // self.ranks
-            parameter[int(parts[3])].t().copy_(tensor.narrow(1, self.rank * size, size))
+            expert = parameter[int(parts[3])]
+            (expert.t() if self.transposed else expert).copy_(tensor.narrow(1, self.rank * size, size))
         elif owner in ("o_proj", "down_proj"):
             size = parameter.shape[1]
             parameter.copy_(tensor.narrow(1, self.rank * size, size))
@@ -117,3 +122,9 @@ class Served(torch.nn.Module):
     def content(self) -> dict[str, bytes]:
         """The bytes of its memory."""
         return {name: p.detach().contiguous().view(torch.uint8).numpy().tobytes() for name, p in self.named_parameters()}
+
+
+class Plain(Served):
+    """The same, with all places contiguous, as most engines have them."""
+
+    transposed = False
