@@ -35,6 +35,11 @@ class Part(NamedTuple):
         """Whether it is all of the tensor."""
         return self.sizes == self.shape
 
+    def take(self, units: Units) -> Units:
+        """The units of the box, given those of the whole tensor."""
+        box = tuple(slice(start, start + size) for start, size in zip(self.starts, self.sizes, strict=True))
+        return np.asarray(units.reshape(self.shape)[box].reshape(-1))
+
     def select(self, positions: Positions, zigzags: Units) -> tuple[Positions, Units]:
         """Of changes of the whole tensor those of the box, at their positions in it. Both rise."""
         if self.is_whole:

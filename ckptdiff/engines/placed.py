@@ -13,7 +13,7 @@ import numpy as np
 
 from ckptdiff import device, kernels
 from ckptdiff.engines.carriers import Distances, ranges_of, reversed_range
-from ckptdiff.engines.destinations import Place
+from ckptdiff.engines.destinations import SAMPLED, Place
 from ckptdiff.engines.served import Record
 from ckptdiff.errors import BaseMismatchError, IntegrityError, cut
 from ckptdiff.format.digests import BLOCK, tensor_digest
@@ -35,6 +35,24 @@ the pause."""
 def is_placed(record: Record, distances: Distances) -> bool:
     """Whether a patch's changes can be put in place without the engine's loader."""
     return all(place.part is not None and place.view.is_contiguous() for name in distances.changed for place in record.places.get(name, []))
+
+
+def check_values(model: Any, record: Record, mirror: Mapping[str, torch.Tensor]) -> None:
+    """Compare a model with a mirror of the checkpoint that it should have, wherever the places of a tensor are known (:func:`is_placed`).
+
+    Raises:
+        BaseMismatchError: it has other values, or other memory than when the record was made.
+    """
+    record.check_storages(model)
+    for place in record.all_places()[:: SAMPLED if record.sampled else 1]:
+        if place.part is not None and place.view.is_contiguous():
+            flat, units = place.flat(), np.asarray(flat_bytes(mirror[place.name], place.name)).view(place.dtype.unit)
+            found = flat if isinstance(flat, np.ndarray) else np.asarray(flat_bytes(flat.cpu(), place.name))
+            if not np.array_equal(found.view(place.dtype.unit), place.part.take(units)):
+                raise BaseMismatchError(
+                    f"the model: tensor {cut(place.name)}: was changed since the last update, by something else, or that update went wrong: "
+                    "load the model anew; nothing was written"
+                )
 
 
 def prepare_values(model: Any, record: Record, mirror: Mapping[str, torch.Tensor], loaded: LoadedPatch) -> Callable[[], None] | None:

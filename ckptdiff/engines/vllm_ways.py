@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from vllm.model_executor.model_loader.checkpoint_weight_patch import CheckpointWeightPatch, load_checkpoint_weight_patches
 from vllm.model_executor.model_loader.reload.layerwise import finalize_layerwise_reload, initialize_layerwise_reload
 
-from ckptdiff.engines.placed import prepare_values
+from ckptdiff.engines.placed import check_values, prepare_values
 from ckptdiff.engines.served import Record, record
 from ckptdiff.engines.ways import Load, Mirror, Move, ThroughMirror, Way
 from ckptdiff.errors import CheckpointError, UnsupportedError, cut
@@ -34,7 +35,8 @@ def way_of(mode: str, model: torch.nn.Module, model_config: Any, base: str, dige
     served = record(model, base, digests=digests, threads=threads)
     if mode == "move":
         return Move(model, served, base)
-    return ThroughMirror(base, lambda mirror, loaded: prepare_sparse(model, served, mirror, loaded), threads)
+    check = partial(check_values, model, served)
+    return ThroughMirror(base, lambda mirror, loaded: prepare_sparse(model, served, mirror, loaded), threads, check)
 
 
 def refuse_prepacked(model: torch.nn.Module) -> None:

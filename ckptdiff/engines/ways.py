@@ -122,6 +122,8 @@ Load = Callable[[], None]
 """Loads what was prepared into the engine."""
 Prepare = Callable[[Mirror, LoadedPatch], Load]
 """Prepares to load a mirror into the engine, all of it or what a patch changed; the mirror stays as it is until that is done."""
+Check = Callable[[Mirror], None]
+"""Compares what the engine has with a mirror of it; raises BaseMismatchError."""
 
 
 class ThroughMirror:
@@ -133,12 +135,13 @@ class ThroughMirror:
         base: the checkpoint that the model was loaded from.
         prepare: prepares to load the mirror into the engine. If that fails, it is called again for the mirror as it was.
         threads: how many to use.
+        check: called when a switch is staged, where the engine's memory can be compared.
     """
 
-    def __init__(self, base: Any, prepare: Prepare, threads: int) -> None:
+    def __init__(self, base: Any, prepare: Prepare, threads: int, check: Check = lambda mirror: None) -> None:
         with open_weights(base) as checkpoint:
             self.mirror: Mirror = {tensor.name: carrier.tensor for tensor, carrier in weights_of(checkpoint)}
-        self.identity, self.prepare, self.threads = identity(self.mirror, threads=threads), prepare, threads
+        self.identity, self.prepare, self.threads, self.check = identity(self.mirror, threads=threads), prepare, threads, check
         self.broken: str | None = None
 
     def open(self, patch: Patch) -> Switch:
@@ -160,6 +163,7 @@ class _Mirrored:
             raise BaseMismatchError(f"the model is at {served} already, where {patch.opened.path} leads", "already_target")
         if served != start:
             raise BaseMismatchError(f"the model is at {served}, but {patch.opened.path} starts from {start}")
+        self._way.check(self._way.mirror)
         if self._loaded is None:
             self._loaded = patch.load(self._way.mirror, threads=self._way.threads)
         self._switch_mirror(back)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: pip install
 save_file = pytest.importorskip("safetensors.torch").save_file
 
 from ckptdiff.engines import record  # noqa: E402
-from ckptdiff.engines.placed import prepare_values  # noqa: E402
+from ckptdiff.engines.placed import check_values, prepare_values  # noqa: E402
 from ckptdiff.engines.updater import Updater, Wanted  # noqa: E402
 from ckptdiff.engines.vllm_client import Client  # noqa: E402
 from ckptdiff.engines.ways import Move, ThroughMirror, Way  # noqa: E402
@@ -49,7 +50,8 @@ def way(kind: str, model: Served, base: str) -> Way:
     served = record(model, base, threads=1)
     if kind == "move":
         return Move(model, served, base)
-    return ThroughMirror(base, lambda mirror, loaded: prepare_values(model, served, mirror, loaded) or pytest.fail("no places"), 1)
+    check = partial(check_values, model, served)
+    return ThroughMirror(base, lambda mirror, loaded: prepare_values(model, served, mirror, loaded) or pytest.fail("no places"), 1, check)
 
 
 def update(updater: Updater, **wanted: Any) -> None:
@@ -121,6 +123,22 @@ def test_a_mirror_that_cannot_be_loaded_is_taken_back(times: int, work: Path) ->
     for call in (updater.apply, lambda: updater.undo(ckptdiff.identity(BASE))):
         with pytest.raises(IntegrityError, match=r"the engine: an update failed .* load it anew"):
             call()
+
+
+@pytest.mark.parametrize(("rank", "ranks"), [(0, 1), (1, 2)])
+def test_values_that_something_else_wrote_are_seen_at_the_next_update(rank: int, ranks: int, work: Path) -> None:
+    model = Plain(BASE, rank, ranks)
+    updater = Updater(way("values", model, str(work / "base.safetensors")), 1)
+    update(updater, patch=str(work / "sft"))
+    units = model.layers_1_o_proj.data.view(torch.int16)
+    units[-1, -1] ^= 1
+    before = model.content()
+    with pytest.raises(BaseMismatchError, match=r"layers\.1\.self_attn\.o_proj\.weight: was changed since the last update"):
+        update(updater, patch=str(work / "grpo"))
+    assert model.content() == before
+    units[-1, -1] ^= 1
+    update(updater, patch=str(work / "grpo"))
+    assert model.content() == Plain(STATES["grpo"], rank, ranks).content()
 
 
 def test_what_is_asked_for_must_be_clear(work: Path) -> None:
