@@ -50,8 +50,8 @@ def check_values(model: Any, record: Record, mirror: Mapping[str, torch.Tensor])
             found = flat if isinstance(flat, np.ndarray) else np.asarray(flat_bytes(flat.cpu(), place.name))
             if not np.array_equal(found.view(place.dtype.unit), place.part.take(units)):
                 raise BaseMismatchError(
-                    f"the model: tensor {cut(place.name)}: was changed since the last update, by something else, or that update went wrong: "
-                    "load the model anew; nothing was written"
+                    f"the model: tensor {cut(place.name)}: was changed since the last update, by something else, or that update went "
+                    "wrong: load the model anew; nothing was written"
                 )
 
 
