@@ -52,6 +52,41 @@ def test_reproduce_paper(tmp_path: Path) -> None:
     assert (tree(again / "patch"), json.loads((again / "record.json").read_text())["accuracy"]) == before
 
 
+FOLLOWED = """
+import sys
+from pathlib import Path
+import ckptdiff, torch
+from followers import Followers
+from policy import make_policy
+from safetensors.torch import load_file
+
+work = Path(sys.argv[1])
+make_policy(work / "base")
+state = load_file(work / "base" / "model.safetensors")
+with ckptdiff.Publisher(work / "chain", base=state, threads=1) as publisher, Followers(work / "chain", work / "base", 5) as followers:
+    publisher.publish(state, 1)
+    for step in range(1, 6):
+        for tensor in state.values():
+            tensor.view(torch.int16).reshape(-1)[step :: 50] += 1
+        publisher.publish(state, step + 1)
+        followers.at(step)
+    assert list(followers.ends().values()) == [ckptdiff.identity(state)] * 3
+"""
+
+
+@pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ("torch", "transformers")), reason="torch or transformers is not installed"
+)
+def test_subscribers_of_the_loop(tmp_path: Path) -> None:
+    """The processes of examples/rl_loop that follow a chain: one stays, one is killed and started again, one joins late. The loop itself
+    needs vLLM, and is run by hand."""
+    done = subprocess.run(
+        [sys.executable, "-c", FOLLOWED, str(tmp_path)], cwd=EXAMPLES / "rl_loop", capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("took ") == 3 and "joins after step 3" in done.stdout and "started again after step 2" in done.stdout
+
+
 def tables_of(page: str) -> dict[str, list[list[str]]]:
     """Rows of cells, by heading."""
     found = {}
