@@ -39,7 +39,7 @@ def pack(base: Bytes | None, change: BlockChange, dtype: Dtype, layout: BlockLay
         changes, classes = kernels.ulps.sized_changes(old, positions, zigzags, dtype), kernels.classes.classes_of(old, dtype)
         forms.append(_join(STATIC, *kernels.static.encode(classes, changes, 8 * dtype.carrier, layout, len(old) < THOROUGH_BELOW)))
     if not dense or min(len(old), 3 * len(positions)) < BOTH_BELOW:
-        forms.append(_join(ADAPTIVE, *kernels.adaptive_block.encode(old, positions, zigzags, dtype)))
+        forms += kernels.adaptive_block.encode(old, [(0, len(old), 0, len(positions))], positions, zigzags, dtype, ADAPTIVE)
     return min(forms, key=len)
 
 
@@ -57,16 +57,16 @@ def pack_all(base: Bytes, bounds: Sequence[int], changes: ManyChanges, dtype: Dt
     rows = [(cuts[k], cuts[k + 1], ends[k], ends[k + 1]) for k in range(len(bounds) - 1)]
     changed = [k for k, (_, _, start, end) in enumerate(rows) if end > start]
     light = [k for k in changed if not _is_dense(rows[k][3] - rows[k][2], rows[k][1] - rows[k][0], dtype)]
-    coded = dict[int, bytes | None]()
+    coded = [b""] * len(rows)
     if light:
-        found = kernels.adaptive_block.encode_all(old, [rows[k] for k in light], changes.positions, changes.zigzags, dtype, ADAPTIVE)
-        coded.update(zip(light, found, strict=True))
-    for k in changed:
-        if coded.get(k) is None:
-            first, stop, start, end = rows[k]
-            part = changes.positions[start:end], changes.zigzags[start:end]
-            coded[k] = pack(old[first:stop].view(np.uint8), part, dtype, layout(k))
-    return [coded.get(k) or b"" for k in range(len(rows))]
+        found = kernels.adaptive_block.encode(old, [rows[k] for k in light], changes.positions, changes.zigzags, dtype, ADAPTIVE)
+        for k, block in zip(light, found, strict=True):
+            coded[k] = block
+    for k in set(changed) - set(light):
+        first, stop, start, end = rows[k]
+        part = changes.positions[start:end], changes.zigzags[start:end]
+        coded[k] = pack(old[first:stop].view(np.uint8), part, dtype, layout(k))
+    return coded
 
 
 def _is_dense(changed: int, units: int, dtype: Dtype) -> bool:
@@ -85,13 +85,20 @@ def unpack(coded: memoryview, base: Bytes | None, size: int, dtype: Dtype) -> Ch
     if len(coded) == 0:
         return np.empty(0, np.int32), np.empty(0, dtype.unit)
     assert base is not None
-    reader, units = Reader(coded), base.view(dtype.unit)
+    units = base.view(dtype.unit)
+    found = unpack_all(units, [(0, len(units))], [coded], dtype) if coded[0] == ADAPTIVE else None
+    return found[0] if found is not None else _unpack_named(coded, units, dtype)
+
+
+def _unpack_named(coded: memoryview, units: Units, dtype: Dtype) -> Changes:
+    """Decode a block of the static form, or say which rule of the spec a block breaks."""
+    reader = Reader(coded)
     form = reader.take(1)[0]
     if form not in (ADAPTIVE, STATIC) or (form == STATIC and dtype.carrier == 8):
         raise ValueError(f"it has the form {form}, expected 1 or 2, and 1 for units of 8 bytes")
     raw_bytes = reader.take(reader.varint())
     raw, rest = _raw_words(raw_bytes), reader.take(len(coded) - reader.position)
-    (positions, zigzags), bits = (kernels.adaptive_block.decode if form == ADAPTIVE else _decode_static)(units, rest, raw, dtype)
+    (positions, zigzags), bits = (kernels.adaptive_block.decode_named if form == ADAPTIVE else _decode_static)(units, rest, raw, dtype)
     if (bits + 7) // 8 != len(raw_bytes) or (bits % 8 and raw_bytes[-1] >> bits % 8):
         raise ValueError(f"it takes {bits} raw bits, but has {len(raw_bytes)} bytes of them")
     if len(positions) == 0:
@@ -116,7 +123,7 @@ def unpack_all(
         The changes of all blocks (scratch), by their number in ``base``, and how many each has; None if one has another form, or breaks a
         rule of the spec, which :func:`unpack` names.
     """
-    changes, ends = kernels.adaptive_block.decode_all(base, blocks, coded, dtype, ADAPTIVE)
+    changes, ends = kernels.adaptive_block.decode(base, blocks, coded, dtype, ADAPTIVE)
     return None if -1 in ends else (changes, [end - start for start, end in itertools.pairwise([0, *ends])])
 
 
@@ -129,7 +136,7 @@ def _raw_words(data: memoryview) -> np.ndarray[Any, Any]:
 
 
 def _decode_static(units: Units, coded: memoryview, raw: np.ndarray[Any, Any], dtype: Dtype) -> tuple[Changes, int]:
-    """As :func:`ckptdiff.kernels.adaptive_block.decode`, of the other form."""
+    """As :func:`ckptdiff.kernels.adaptive_block.decode_named`, of the other form."""
     classes = kernels.classes.classes_of(units, dtype)
     changes, bits = kernels.static.decode(classes, bytes(coded), raw, 8 * dtype.carrier)
     zigzags = scratch("zigzags", len(changes.positions), dtype.unit)

@@ -101,33 +101,6 @@ def encode_units(old, classes, bits, changes, zigzags, order, each, counts, cont
     return encode_changes(classes, changes, counts.weights, learned, raw, writer, words)
 
 
-def encode(old: Units, positions: Array, zigzags: Units, dtype: Dtype) -> tuple[bytes, Array, int]:
-    """Code a block.
-
-    Args:
-        old: units of the base.
-        positions, zigzags: the changes, at least one.
-        dtype: of the units.
-
-    Returns:
-        The range coded bytes; the raw words, which hold the rates too (scratch); and how many bits of them count.
-
-    Raises:
-        ValueError: positions do not lie in the block, or are not as many as zigzags.
-    """
-    check_positions(old, positions, zigzags)
-    m, n = 8 * dtype.carrier, len(positions)
-    room, changes = n * (dtype.carrier + 6) + 1024, SizedChanges.scratch(n, positions)
-    raw, classes = scratch("raw", room, np.uint32), scratch("classes", len(old), np.uint8)
-    memory = _memory.counts, scratch("contexts", 256 * CONTEXTS_PER_BIT * m, np.uint32), _memory.met, raw
-    for exact in (False, True):  # rates by counts that are far off take more words than changes do, but never two a unit
-        words, each = scratch("words", 2 * room + (2 * len(old) if exact else 0), np.uint16), sample_step(len(old), exact)
-        bits, size = encode_units(readable(old), classes, bits_of(dtype), changes, zigzags, order_of(dtype), each, *memory, words)
-        if size <= 2 * len(words):
-            break
-    return words[: size // 2 + 1].astype(">u2").tobytes()[:size].rstrip(b"\0"), raw, bits
-
-
 @jit
 def put_form(form, bits, raw, size, words, at, out):
     """Append a coded block (spec section 7.5) to those in ``out``: its form, its raw bits, and the range coded bytes less zeros at the end.
@@ -189,44 +162,56 @@ def encode_blocks(old, blocks, bits, changes, zigzags, order, classes, counts, c
         at = max(at, ends[k])
 
 
-def encode_all(
-    old: Units, blocks: Sequence[tuple[int, int, int, int]], positions: Array, zigzags: Units, dtype: Dtype, form: int
-) -> list[bytes | None]:
+Row = tuple[int, int, int, int]
+"""A block of several: the first and the last but one of its units, and the same of its changes."""
+
+
+def encode(old: Units, blocks: Sequence[Row], positions: Array, zigzags: Units, dtype: Dtype, form: int) -> list[bytes]:
     """Code several blocks that have changes, by one call.
 
     Args:
         old: units of the base, of all blocks.
-        blocks: of each the first and the last but one of its units, and the same of its changes.
+        blocks: which units and changes are whose.
         positions, zigzags: the changes, by their number in the block.
         dtype: of the units.
         form: the first byte of a coded block.
 
-    Returns:
-        The coded blocks; None for one that takes more than was thought, which is left to :func:`encode`.
-
     Raises:
         ValueError: positions do not lie in a block, or are not as many as zigzags.
     """
-    most = count = 0
     for first, stop, start, end in blocks:
         check_positions(old[first:stop], positions[start:end], zigzags[start:end])
-        most, count = max(most, stop - first), max(count, end - start)
-    rows = np.array([(*block, sample_step(block[1] - block[0], False)) for block in blocks], np.int64)
-    m, room, changes = 8 * dtype.carrier, count * (dtype.carrier + 6) + 1024, SizedChanges.scratch(len(positions), positions)
-    raw, words = scratch("raw", room, np.uint32), scratch("words", 2 * room, np.uint16)
+    coded = list[bytes]()
+    for block, found in zip(blocks, _encode(old, blocks, positions, zigzags, dtype, form, False), strict=True):
+        row = [block]
+        alone = found or _encode(old, row, positions, zigzags, dtype, form, False)[0]  # where there was no room behind the others
+        coded.append(alone or _encode(old, row, positions, zigzags, dtype, form, True)[0])
+    return coded
+
+
+def _encode(old: Units, blocks: Sequence[Row], positions: Array, zigzags: Units, dtype: Dtype, form: int, exact: bool) -> list[bytes]:
+    """:func:`encode`, without what takes more memory than is thought: rates by counts that are far off take more words than changes do.
+
+    ``exact``: count all units, so that words never take more than two a unit.
+    """
+    longest, most = max(stop - first for first, stop, _, _ in blocks), max(end - start for _, _, start, end in blocks)
+    rows = np.array([(*block, sample_step(block[1] - block[0], exact)) for block in blocks], np.int64)
+    m, room, changes = 8 * dtype.carrier, most * (dtype.carrier + 6) + 1024, SizedChanges.scratch(len(positions), positions)
+    raw, words = scratch("raw", room, np.uint32), scratch("words", 2 * room + (2 * longest if exact else 0), np.uint16)
     memory = _memory.counts, scratch("contexts", 256 * CONTEXTS_PER_BIT * m, np.uint32), _memory.met, raw, words
-    out, ends = scratch("coded", BYTES_A_BLOCK * len(rows) + BYTES_A_CHANGE * len(positions), np.uint8), np.empty(len(rows), np.int64)
-    classes = scratch("classes", most, np.uint8)
+    largest = 4 * len(raw) + 2 * len(words) + 16
+    out = scratch("coded", largest + BYTES_A_BLOCK * len(rows) + BYTES_A_CHANGE * len(positions), np.uint8)
+    classes, ends = scratch("classes", longest, np.uint8), np.empty(len(rows), np.int64)
     encode_blocks(readable(old), rows, bits_of(dtype), changes, zigzags, order_of(dtype), classes, *memory, form, out, ends)
-    coded, done, start = list[bytes | None](), out[: max(0, int(ends.max()))].tobytes(), 0
+    coded, done, start = list[bytes](), out[: max(0, int(ends.max()))].tobytes(), 0
     for end in ends.tolist():
-        coded.append(None if end < 0 else done[start:end])
+        coded.append(done[start:end] if end >= 0 else b"")
         start = max(start, end)
     return coded
 
 
-BYTES_A_BLOCK, BYTES_A_CHANGE = 256, 16
-"""Room for coded blocks."""
+BYTES_A_BLOCK, BYTES_A_CHANGE = 64, 8
+"""Room for coded blocks, beside that for the largest that one may be."""
 
 
 class Decoded(NamedTuple):
@@ -269,8 +254,10 @@ def decode_units(units, classes, bits, order, weights, contexts, met, raw, words
     return Decoded(lo, hi, count, at, position, count > 0 and fill_zigzags(units, found, order, zigzags))
 
 
-def decode(units: Units, coded: memoryview, raw: Array, dtype: Dtype) -> tuple[Changes, int]:
+def decode_named(units: Units, coded: memoryview, raw: Array, dtype: Dtype) -> tuple[Changes, int]:
     """The changes of a block (scratch), and how many raw bits were taken. There are no zigzags where a unit cannot move that far.
+
+    It takes longer than :func:`decode`, and says what is wrong.
 
     Args:
         units: of the base.
@@ -361,7 +348,9 @@ def decode_blocks(units, blocks, bits, order, weights, contexts, met, raw, words
         if count < 0:
             continue
         found = SizedChanges(changes.positions[n:], changes.distances[n:], changes.sides[n:])
-        done = decode_units(units[first:stop], classes[: stop - first], bits, order, weights, contexts, met, raw, words, found, zigzags[n:])
+        bits_in, words_in = raw[: count // 4 + 3], words[: (size + 1) // 2 + 4]  # no more: the decoder stops where they end
+        memory = classes[: stop - first]
+        done = decode_units(units[first:stop], memory, bits, order, weights, contexts, met, bits_in, words_in, found, zigzags[n:])
         if done.lo < 0 or done.lo > done.hi or done.changed <= 0 or not done.fits or 2 * done.words < size or (done.bits + 7) // 8 != count:
             continue
         if done.bits % 8 and (raw[(count - 1) // 4] >> np.uint32(8 * ((count - 1) % 4)) & np.uint32(255)) >> np.uint32(done.bits % 8):
@@ -372,10 +361,10 @@ def decode_blocks(units, blocks, bits, order, weights, contexts, met, raw, words
         ends[k] = n
 
 
-def decode_all(
+def decode(
     units: Units, blocks: Sequence[tuple[int, int]], coded: Sequence[memoryview], dtype: Dtype, form: int
 ) -> tuple[Changes, list[int]]:
-    """Decode several blocks of one form.
+    """Decode several blocks of one form, by one call.
 
     Args:
         units: of the base, of all blocks.
@@ -386,7 +375,7 @@ def decode_all(
 
     Returns:
         The changes of all blocks (scratch), by their number in ``units``; and where those of each end, -1 for a block of another form, or
-        one that breaks a rule of the spec, which :func:`decode` names.
+        one that breaks a rule of the spec, which :func:`decode_named` names.
     """
     joined = np.frombuffer(b"".join(coded), np.uint8)
     bounds, most = [0, *accumulate(map(len, coded))], max(map(len, coded))

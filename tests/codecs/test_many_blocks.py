@@ -87,7 +87,7 @@ def test_coded_and_decoded_together(blocks: Blocks) -> None:
 def alone(coded: bytes, base: np.ndarray, dtype: Dtype) -> tuple[list[int], list[int]] | None:
     """The changes of a block of the adaptive form, decoded alone; None if it breaks a rule."""
     try:
-        positions, zigzags = context.unpack(memoryview(coded), base, len(base), dtype)  # type: ignore[misc]
+        positions, zigzags = context._unpack_named(memoryview(coded), base.view(dtype.unit), dtype)
     except ValueError:
         return None
     return positions.tolist(), zigzags.tolist()
