@@ -11,6 +11,8 @@ from ckptdiff.checkpoint.contents import Tensor
 from ckptdiff.format.digests import BLOCK
 from ckptdiff.format.dtypes import Bytes
 from ckptdiff.io.scratch import scratch
+from ckptdiff.io.source import LocalFile
+from ckptdiff.io.store_file import StoreFile
 
 SMALL_TENSOR = 1 << 16
 """Bytes up to which tensors are worked on together: by calls of kernels that do many of them."""
@@ -54,13 +56,19 @@ def _plain(part: AdaptedBase | Tensor) -> Tensor | None:
     return tensor if tensor is not None and tensor.memory is None else None
 
 
+def _are_read_at_once(before: Tensor | None, tensor: Tensor | None) -> bool:
+    """Whether one tensor lies behind another in a file. Of sources that are no files a read must lie in one tensor."""
+    if before is None or tensor is None or tensor.source is not before.source:
+        return False
+    return isinstance(tensor.source, (LocalFile, StoreFile)) and tensor.offset == before.offset + before.nbytes
+
+
 def _runs(parts: Sequence[AdaptedBase | Tensor]) -> Iterator[tuple[int, int]]:
-    """Parts that lie one behind the other in one file: the number of the first, and of the one behind the last."""
+    """Parts that are read at once: the number of the first, and of the one behind the last."""
     first, before = 0, None
     for k, part in enumerate(parts):
         tensor = _plain(part)
-        follows = before and tensor and tensor.source is before.source and tensor.offset == before.offset + before.nbytes
-        if k and not follows:
+        if k and not _are_read_at_once(before, tensor):
             yield first, k
             first = k
         before = tensor

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 import ckptdiff
+from ckptdiff.io.places import is_in_store
 from ckptdiff.io.store import FolderStore, Store, fetch, holds, read_object
-from ckptdiff.io.store_urls import FsspecStore, is_url, open_store
+from ckptdiff.io.store_urls import FsspecStore, open_store
 from tests.support.s3_server import s3_client, s3_server
 
 
@@ -81,7 +82,7 @@ def test_of_many_at_one_moment_one_makes_the_object(store: Store) -> None:
 
 def test_which_store() -> None:
     assert isinstance(open_store("a:b"), FolderStore) and isinstance(open_store("memory://x"), FsspecStore)
-    assert is_url("s3://x/y") and not is_url("/x") and not is_url("s3:/x")
+    assert is_in_store("s3://x/y") and not any(map(is_in_store, ("/x", "s3:/x", "hf://org/name", "file:///x")))
     cases = {
         "nothing://x": "nothing://x: cannot be opened: Protocol not known: nothing: check the URL",
         "hf://org/name": "the Hub cannot create files only where there are none, which a chain needs: use a folder or s3://",

@@ -30,6 +30,9 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> int:
         monkeypatch.setattr(module, "CHUNK", 1 << 12)
     monkeypatch.setattr(store_file, "HEAD", 1 << 9)
     monkeypatch.setattr(store_file, "SMALL", 1 << 8)
+    pool, range_cache.RANGE_CACHE._pool = range_cache.RANGE_CACHE._pool, None
+    if pool is not None:
+        pool.shutdown()  # what an earlier test began to fetch would be counted as this one's
     return 1 << 12
 
 

@@ -126,6 +126,16 @@ def test_groups_have_no_more_bytes_than_a_block() -> None:
     assert list(within_a_block([], sizes.__getitem__)) == []
 
 
+def test_composed_through_the_base(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """The target of a chain that is read as it is built, tensor by tensor: no read goes beyond one of them."""
+    ckptdiff.make(*pair, tmp_path / "there", codec="context")
+    ckptdiff.make(*pair[::-1], tmp_path / "back", codec="context")
+    steps = [tmp_path / "there", tmp_path / "back", tmp_path / "there"]
+    ckptdiff.compose(steps, base=pair[0], output=tmp_path / "composed", codec="context")
+    ckptdiff.apply(pair[0], tmp_path / "composed", tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(pair[1])
+
+
 def test_reads_and_writes_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """2,000 tensors that lie one behind the other: a read or a write takes many of them."""
     rng = np.random.default_rng(5)
