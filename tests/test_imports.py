@@ -24,7 +24,7 @@ format: json_scan canonical fields dtypes digests xxh3 wrong_file safetensors sa
 format: entry entry_scan table
 format: sealed metadata index patch_file
 kernels: bins block_layout compiling cache compiler arrays jit casts leaves classes ulps changes sums moves escapes histogram gram mask_ops
-kernels: raw_bits range_coder pace adaptive adaptive_block rans context_groups context_map tokens static
+kernels: raw_bits range_coder pace adaptive adaptive_block adaptive_blocks rans context_groups context_map tokens static
 codecs: planes raw escaped_values sparse context
 hub: ids client repo commit
 checkpoint: weight_map secrets selection recognition other_formats scopes contents dcp_metadata dcp_items dcp reader

@@ -39,7 +39,7 @@ def pack(base: Bytes | None, change: BlockChange, dtype: Dtype, layout: BlockLay
         changes, classes = kernels.ulps.sized_changes(old, positions, zigzags, dtype), kernels.classes.classes_of(old, dtype)
         forms.append(_join(STATIC, *kernels.static.encode(classes, changes, 8 * dtype.carrier, layout, len(old) < THOROUGH_BELOW)))
     if not dense or min(len(old), 3 * len(positions)) < BOTH_BELOW:
-        forms += kernels.adaptive_block.encode(old, [(0, len(old), 0, len(positions))], positions, zigzags, dtype, ADAPTIVE)
+        forms += kernels.adaptive_blocks.encode(old, [(0, len(old), 0, len(positions))], positions, zigzags, dtype, ADAPTIVE)
     return min(forms, key=len)
 
 
@@ -59,7 +59,7 @@ def pack_all(base: Bytes, bounds: Sequence[int], changes: ManyChanges, dtype: Dt
     light = [k for k in changed if not _is_dense(rows[k][3] - rows[k][2], rows[k][1] - rows[k][0], dtype)]
     coded = [b""] * len(rows)
     if light:
-        found = kernels.adaptive_block.encode(old, [rows[k] for k in light], changes.positions, changes.zigzags, dtype, ADAPTIVE)
+        found = kernels.adaptive_blocks.encode(old, [rows[k] for k in light], changes.positions, changes.zigzags, dtype, ADAPTIVE)
         for k, block in zip(light, found, strict=True):
             coded[k] = block
     for k in set(changed) - set(light):
@@ -115,7 +115,7 @@ def unpack_all(
 
     Args:
         base: units of the base, of all blocks.
-        blocks: of each the first and the last but one of its units.
+        blocks: of each its first unit and the one behind its last.
         coded: their coded forms, none of them empty.
         dtype: of the target.
 
@@ -123,7 +123,7 @@ def unpack_all(
         The changes of all blocks (scratch), by their number in ``base``, and how many each has; None if one has another form, or breaks a
         rule of the spec, which :func:`unpack` names.
     """
-    changes, ends = kernels.adaptive_block.decode(base, blocks, coded, dtype, ADAPTIVE)
+    changes, ends = kernels.adaptive_blocks.decode(base, blocks, coded, dtype, ADAPTIVE)
     return None if -1 in ends else (changes, [end - start for start, end in itertools.pairwise([0, *ends])])
 
 

@@ -7,6 +7,7 @@ from ckptdiff.lazy import submodules
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ckptdiff.kernels import adaptive_block as adaptive_block
+    from ckptdiff.kernels import adaptive_blocks as adaptive_blocks
     from ckptdiff.kernels import cache as cache
     from ckptdiff.kernels import casts as casts
     from ckptdiff.kernels import changes as changes

@@ -18,10 +18,12 @@ from ckptdiff.patching.recipes import AdaptedTensor, PatchedTensor, Recipe
 
 
 def can_join(recipe: Recipe) -> bool:
-    """Whether a tensor can be built together with others of its dtype: it is small, and made of base tensors alone."""
+    """Whether a tensor can be built together with others of its dtype: it and its payload are small, and it is made of base tensors."""
     if not 0 < recipe.nbytes <= SMALL_TENSOR:
         return False
-    step = recipe.base if isinstance(recipe, PatchedTensor) and recipe.entry.codec != "raw" else recipe
+    step: Recipe | None = recipe
+    if isinstance(recipe, PatchedTensor):  # whose entry may state as much for a small tensor as a block may have
+        step = recipe.base if recipe.entry.codec != "raw" and recipe.entry.payload_size <= SMALL_TENSOR else None
     return isinstance(step, AdaptedTensor) and isinstance(step.source, AdaptedBase)
 
 

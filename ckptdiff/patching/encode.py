@@ -16,7 +16,7 @@ from ckptdiff.patching.encode_group import EncodedGroup, encode_group, encode_to
 from ckptdiff.patching.encode_plan import EncodeJob, JobBase
 
 CONTEXT_SHARE = 0.4
-"""Up to this share of changed units, ``context`` needs about half of the target's bytes at most: a long tensor is coded by it."""
+"""Up to this share of changed units, ``context`` needs about ``RAW_TRIAL_SHARE`` of the bytes at most: a long tensor is coded by it."""
 DEPENDENCE_SHARE = 0.98
 """If a tensor's changes take this share of what ``raw`` needs, or more, its base is of no use."""
 KEPT_BASES = MOST_JOBS

@@ -34,7 +34,7 @@ class Blocks:
 
     @property
     def cuts(self) -> list[tuple[int, int]]:
-        """The first and the last but one unit of each."""
+        """The first unit of each, and the one behind its last."""
         return list(pairwise(bound // self.dtype.carrier for bound in self.bounds))
 
     def compared(self) -> Compared:

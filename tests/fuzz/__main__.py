@@ -20,8 +20,8 @@ import numpy as np
 
 GUIDES = ["ckptdiff", "minimal_reader"]
 NAMES = """
-adaptive adaptive_block changes classes context_groups context_map escapes gram histogram leaves mask_ops moves pace range_coder
-rans raw_bits static tokens ulps
+adaptive adaptive_block adaptive_blocks changes classes context_groups context_map escapes gram histogram leaves mask_ops moves pace
+range_coder rans raw_bits static tokens ulps
 """
 KERNELS = [f"ckptdiff.kernels.{name}" for name in NAMES.split()]
 """Packages that guide atheris, and modules of kernels, which Numba must compile as they are: the minimal reader's loops stand for them."""

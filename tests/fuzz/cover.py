@@ -20,11 +20,11 @@ ROOT = Path(__file__).resolve().parents[2]
 MODULES = """
 format/canonical format/fields format/digests format/dtypes format/json_scan format/metadata format/index format/sealed format/patch_file
 format/safe_paths format/safetensors format/zstd_frame format/entry format/table
-patching/recipes patching/build patching/other_files patching/patch subnetwork/mask
+patching/recipes patching/build patching/build_together patching/other_files patching/patch subnetwork/mask
 subnetwork/mask_file subnetwork/mask_rows analysis/report_stored codecs/__init__ codecs/planes codecs/raw codecs/sparse
 codecs/escaped_values codecs/context
-kernels/adaptive kernels/adaptive_block kernels/changes kernels/classes kernels/escapes kernels/context_groups kernels/context_map
-kernels/leaves kernels/moves kernels/pace
+kernels/adaptive kernels/adaptive_block kernels/adaptive_blocks kernels/changes kernels/classes kernels/escapes kernels/context_groups
+kernels/context_map kernels/leaves kernels/moves kernels/pace
 kernels/range_coder kernels/rans kernels/raw_bits kernels/static kernels/tokens kernels/ulps
 """.split()
 WRITERS = r"""

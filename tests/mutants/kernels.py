@@ -37,7 +37,7 @@ DECODERS = {
     "moves": "move_and_hash",
     "block_layout": "BlockLayout",
 }
-"""Functions that a decoder runs. Not ``adaptive_block.take_form`` and ``decode_blocks``: what these refuse is given to ``decode_named``, so
+"""Functions that a decoder runs. Not those of ``adaptive_blocks``: what these refuse is given to ``decode_named``, so
 most of their faults change nothing. All blocks are given to that here; ``tests/codecs/test_many_blocks.py`` compares both."""
 MOST = 200_000
 """Units of a block: a larger one takes too long."""

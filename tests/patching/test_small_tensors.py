@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,12 @@ from ckptdiff.checkpoint.reader import open_checkpoint
 from ckptdiff.errors import BaseMismatchError, CkptdiffError
 from ckptdiff.format.digests import BLOCK
 from ckptdiff.format.patch_file import PatchFile
+from ckptdiff.io.parallel import Threads
 from ckptdiff.io.source import LocalFile
 from ckptdiff.patching import build_together, encode
+from ckptdiff.patching.patch import open_patch
+from ckptdiff.patching.rebuild import Rebuilder, open_base
+from ckptdiff.patching.recipes import PatchedTensor
 from tests.support.checkpoints import BITS, TensorData, perturb, random_tensor, write_sharded
 
 SHARES = (0.0, 0.002, 0.03, 0.4, 1.0)
@@ -116,6 +121,19 @@ def test_damaged_payloads_are_named(pair: tuple[Path, Path], tmp_path: Path, mon
         wrong.add(name)
         with pytest.raises(CkptdiffError, match=rf"tensor {name}[:,]"):
             ckptdiff.apply(pair[0], tmp_path / "patch", tmp_path / "out", overwrite=True)
+
+
+def test_small_tensors_with_large_payloads_are_built_alone(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """A patch from a stranger may state as much for a tensor of a few bytes as a block may have: of many, that would be held at once."""
+    ckptdiff.make(*pair, tmp_path / "patch", codec="sparse")
+    with open_patch(tmp_path / "patch") as patch, open_base(pair[0], [patch]) as base:
+        file = patch.files[0]
+        rebuilder = Rebuilder(base, [patch], Threads(1))
+        entry = next(entry for entry in file.table.entries if entry.kind == "delta" and entry.nbytes <= 1000)
+        recipe = rebuilder.recipe(0, file, entry)
+        assert isinstance(recipe, PatchedTensor) and build_together.can_join(recipe)
+        assert build_together.can_join(replace(recipe, entry=entry._replace(blocks=(build_together.SMALL_TENSOR,))))
+        assert not build_together.can_join(replace(recipe, entry=entry._replace(blocks=(build_together.SMALL_TENSOR + 1,))))
 
 
 def test_groups_have_no_more_bytes_than_a_block() -> None:
