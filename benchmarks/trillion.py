@@ -108,7 +108,7 @@ def write_patch(folder: Path, base: Path, rows: dict[str, list[Row]]) -> None:
     ]
     shards, totals = list[ShardRef](), Totals()
     for path, tensors in rows.items():
-        table = Table(tuple(kinds[row[1:]].entry(row) for row in tensors))
+        table = Table.of([kinds[row[1:]].entry(row) for row in tensors])
         facts: dict[str, Any] = {"base_identity": sides[0], "target_identity": sides[1], "totals": table.totals}
         facts |= {"target_path": path, "target_size": (base / path).stat().st_size, "target_sha256": made_up(path)}
         metadata = Metadata(base_scope=scope, base_files=None, target_scope=scope, **facts)

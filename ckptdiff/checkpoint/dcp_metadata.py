@@ -19,7 +19,7 @@ import numpy as np
 
 from ckptdiff.errors import CheckpointError, cut
 from ckptdiff.format.dtypes import DTYPE_OF_NAME, DTYPES, MAX_FILE
-from ckptdiff.format.safetensors import MAX_RANK
+from ckptdiff.format.tensor_type import MAX_RANK
 
 METADATA_NAME = ".metadata"
 PART_ENDING = ".distcp"
@@ -191,7 +191,7 @@ def _text(value: Any, path: Path) -> str:
 
 
 def _dims(value: Any, path: Path) -> tuple[int, ...]:
-    """A ``torch.Size``: at most :data:`~ckptdiff.format.safetensors.MAX_RANK` numbers, none below zero."""
+    """A ``torch.Size``: at most :data:`~ckptdiff.format.tensor_type.MAX_RANK` numbers, none below zero."""
     dims = value.args[0] if _kind(value) == "Size" and len(value.args) == 1 else value
     if not isinstance(dims, (tuple, list)) or len(dims) > MAX_RANK or not all(type(dim) is int and 0 <= dim <= MAX_FILE for dim in dims):
         raise CheckpointError(f"{path}: expected a size of at most {MAX_RANK} dimensions, found {cut(dims)}")

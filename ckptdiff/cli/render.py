@@ -175,7 +175,7 @@ def print_info(result: PatchInfo, tensors: bool) -> None:
     rows = [
         ("patch", f"{result.path}: {byte_size(result.patch_size)}, {'folder' if result.is_folder else 'file'}, format 1"),
         ("target", f"{byte_size(result.target_size)}: the patch is {size_ratio(result.target_size, result.patch_size)}"),
-        *total_rows(result.totals, sum(row.kind == "delta" and row.codec == "raw" for row in result.tensors)),
+        *total_rows(result.totals, result.replaced),
         *_origin_rows(result),
     ]
     if result.has_report:

@@ -42,9 +42,13 @@ def tensor_digest(leaves: Iterable[bytes]) -> bytes:
 def identity(tensors: Iterable[tuple[str, str, str, tuple[int, ...], bytes]]) -> bytes:
     """The identity of a checkpoint from the scope, name, dtype, shape and digest of each of its tensors, in any order."""
     rows = sorted(tensors, key=itemgetter(0, 1))  # text in the order of its code points is in the order of its UTF-8 too
-    single, quote = len({row[0] for row in rows}) <= 1, canonical.quote
-    lines = (
-        f'[{quote("" if single else scope)},{quote(name)},"{dtype}",[{",".join(map(str, shape))}],"{digest.hex()}"]\n'
-        for scope, name, dtype, shape, digest in rows
-    )
+    quote, forms = canonical.quote, dict[tuple[str, tuple[int, ...]], str]()
+    scopes = {row[0] for row in rows}
+    quoted = dict.fromkeys(scopes, '""') if len(scopes) <= 1 else {scope: quote(scope) for scope in scopes}
+    lines = list[str]()
+    for scope, name, dtype, shape, digest in rows:
+        form = forms.get((dtype, shape))
+        if form is None:
+            form = forms[dtype, shape] = f'"{dtype}",[{",".join(map(str, shape))}]'
+        lines.append(f'[{quoted[scope]},{quote(name)},{form},"{digest.hex()}"]\n')
     return xxh128("".join(lines).encode())

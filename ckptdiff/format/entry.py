@@ -14,10 +14,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from ckptdiff.errors import FormatError, UnsupportedError, cut
 from ckptdiff.format import fields
 from ckptdiff.format.canonical import JsonObject, quoted
-from ckptdiff.format.digests import block_count
 from ckptdiff.format.dtypes import DTYPES, MAX_SIZE, is_castable
 from ckptdiff.format.fields import Fields
-from ckptdiff.format.safetensors import MAX_NAME, MAX_RANK
+from ckptdiff.format.tensor_type import MAX_NAME, MAX_RANK, TensorType, tensor_type
 
 MAX_CODED_BLOCK = 1 << 24
 """Limit of a block's coded form in bytes."""
@@ -99,14 +98,21 @@ class Entry(NamedTuple):
     """XXH3-64 of the payload, 8 bytes; empty where there is none."""
 
     @property
+    def type(self) -> TensorType:
+        """Dtype and shape, with the sizes that follow from them."""
+        found = tensor_type(self.dtype, self.shape)
+        assert found is not None  # readers and writers refuse other tensors
+        return found
+
+    @property
     def nbytes(self) -> int:
         """Size of the tensor in bytes."""
-        return DTYPES[self.dtype].nbytes(self.shape) or 0
+        return self.type.nbytes
 
     @property
     def units(self) -> int:
         """How many units the tensor has."""
-        return self.nbytes // DTYPES[self.dtype].carrier
+        return self.type.units
 
     @property
     def has_base(self) -> bool:
@@ -169,14 +175,14 @@ class Entry(NamedTuple):
         kind = f.kind(KIND_MEMBERS, COMMON_MEMBERS)
         name = as_name(f.text("name"), f"{where}.name")
         dtype, shape = _dtype(f), _shape(f)
-        nbytes = DTYPES[dtype].nbytes(shape)
-        if nbytes is None:
+        type_ = tensor_type(dtype, shape)
+        if type_ is None:
             raise FormatError(f"{where}: a {dtype} tensor of shape {cut(list(shape))} has no whole size of at most {MAX_SIZE} bytes")
-        members: dict[str, Any] = _read_base(f, name, dtype, nbytes // DTYPES[dtype].carrier) if kind in ("same", "delta") else {}
+        members: dict[str, Any] = _read_base(f, name, dtype, type_.units) if kind in ("same", "delta") else {}
         if kind in ("delta", "new"):
-            members |= {"codec": _codec(f, kind), "blocks": _blocks(f, nbytes)}
+            members |= {"codec": _codec(f, kind), "blocks": _blocks(f, type_.blocks)}
         if kind == "delta":
-            members["changed"] = f.integer("changed", 1, nbytes // DTYPES[dtype].carrier)
+            members["changed"] = f.integer("changed", 1, type_.units)
         if kind == "copy":
             members["of"] = as_name(f.text("of"), f"{where}.of")
         if "counts" in f:
@@ -233,10 +239,9 @@ def _codec(f: Fields, kind: str) -> str:
     return codec
 
 
-def _blocks(f: Fields, nbytes: int) -> tuple[int, ...]:
-    """The member ``blocks``: one size for each block of a tensor of so many bytes."""
+def _blocks(f: Fields, expected: int) -> tuple[int, ...]:
+    """The member ``blocks``: a size for each of so many blocks."""
     blocks = f.array("blocks", fields.as_integer)
-    expected = block_count(nbytes)
     if len(blocks) != expected or any(size > MAX_CODED_BLOCK for size in blocks):
         raise FormatError(f"{f.where}.blocks: expected {expected} sizes of at most {MAX_CODED_BLOCK} bytes, found {len(blocks)}")
     return blocks

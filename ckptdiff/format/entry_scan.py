@@ -7,71 +7,109 @@ there; ``tests/format/test_entry_scan.py`` compares both.
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-from ckptdiff.format.digests import block_count
-from ckptdiff.format.dtypes import DTYPES, MAX_SIZE
-from ckptdiff.format.entry import CODEC_NAMES, MAX_CODED_BLOCK, Entry
-from ckptdiff.format.safetensors import MAX_NAME, MAX_RANK, MAX_TENSORS
+from ckptdiff.format.columns import Columns
+from ckptdiff.format.entry import CODEC_NAMES, MAX_CODED_BLOCK, Entry, Kind
+from ckptdiff.format.header_scan import INTEGER, INTEGERS, NAME
+from ckptdiff.format.tensor_type import MAX_TENSORS, TensorType, integers, types_of
 
-BEGIN = b'{"removed":[],"tensors":['
-INTEGER = rb"(?:0|[1-9][0-9]{0,14})"
-INTEGERS = rb"((?:%s(?:,%s)*)?)" % (INTEGER, INTEGER)
+BEGIN = '{"removed":[],"tensors":['
 ENTRY = re.compile(
-    rb'\{(?:"blocks":\[%s\],(?:"changed":(%s),)?"codec":"([a-z]+)",)?"dtype":"([A-Z0-9_]+)","kind":"([a-z]+)",'
-    rb'"name":"([ !#-\[\]-~]{1,%d})","shape":\[%s\]\}(?:,(?=\{)|\](?=\}\Z))' % (INTEGERS, INTEGER, MAX_NAME, INTEGERS)
+    rf'(\{{(?:"blocks":\[{INTEGERS}\],(?:"changed":{INTEGER},)?"codec":"([a-z]+)",)?"dtype":"([A-Z0-9_]+)","kind":"([a-z]+)",'
+    rf'"name":{NAME},"shape":\[{INTEGERS}\]\}}(?:,(?=\{{)|\](?=\}}\Z)))'
 )
 """An entry in canonical JSON, with the comma before the next one, or the end of the array."""
 
-CODECS = {name.encode(): name for name in CODEC_NAMES}
-Size = tuple[str, tuple[int, ...], int, int]
-"""Dtype and shape of a tensor, how many units it has, and how many blocks."""
+FORMS: set[tuple[str, str, bool]] = {("same", "", False), ("new", "raw", False), *(("delta", codec, True) for codec in CODEC_NAMES)}
+"""Kind and codec of the entries that are taken, and whether they have changed units."""
+DIGESTS = {"same": (16, 0, 0), "delta": (16, 16, 8), "new": (16, 0, 8)}
+"""By kind: bytes of the digests of tensor, adapted base and payload, which stand behind the table's JSON in this order."""
 
 
-def plain_entries(text: bytes, most_blocks: int) -> list[Entry] | None:
-    """The entries of a table's JSON, without their digests; None unless all are plain and as the spec wants them.
+@dataclass(frozen=True, slots=True)
+class PlainEntries:
+    """The entries of a table, all of them plain, as columns."""
+
+    names: Sequence[str]
+    types: Sequence[TensorType]
+    kinds: Sequence[Kind]
+    codecs: Sequence[str]
+    """Empty where there is none."""
+    changed: Sequence[int]
+    blocks: Sequence[tuple[int, ...]]
+
+    @property
+    def digest_size(self) -> int:
+        """Bytes of all their digests."""
+        return sum(sum(DIGESTS[kind]) * self.kinds.count(kind) for kind in DIGESTS)
+
+    def columns(self, content: bytes, start: int) -> Columns:
+        """The columns of the entries, whose digests stand in ``content`` from ``start`` on."""
+        begins = list(itertools.accumulate((STRIDES[kind] for kind in self.kinds), initial=start))[:-1]
+        payloads = {coded: sum(coded) for coded in set(self.blocks)}
+        digests = [content[at : at + 16] for at in begins]
+        return Columns(
+            names=self.names,
+            types=self.types,
+            kinds=self.kinds,
+            codecs=[codec or None for codec in self.codecs],
+            changed=self.changed,
+            payloads=[payloads[coded] for coded in self.blocks],
+            digests=digests,
+            are_plain=True,
+            make_entries=lambda: self._entries(content, begins, digests),
+        )
+
+    def _entries(self, content: bytes, begins: Iterable[int], digests: Iterable[bytes]) -> Iterable[Entry]:
+        rows = zip(self.names, self.types, self.kinds, self.codecs, self.changed, self.blocks, begins, digests, strict=True)
+        for name, (dtype, shape, *_), kind, codec, changed, blocks, at, digest in rows:
+            if kind == "same":
+                yield Entry(name, dtype, shape, kind, dtype, digest=digest, base_digest=digest)
+                continue
+            end = at + STRIDES[kind]
+            base_dtype, base_digest = (dtype, content[at + 16 : end - 8]) if kind == "delta" else (None, b"")
+            payload = content[end - 8 : end]
+            yield Entry(name, dtype, shape, kind, base_dtype, (), codec, changed, blocks, None, True, digest, base_digest, payload)
+
+
+STRIDES = {kind: sum(sizes) for kind, sizes in DIGESTS.items()}
+"""Bytes of all digests of an entry."""
+
+
+def plain_entries(text: bytes, most_blocks: int) -> PlainEntries | None:
+    """The entries of a table's JSON; None unless all are plain and as the spec wants them.
 
     Args:
         text: the JSON.
         most_blocks: how many blocks the target file has room for.
     """
-    if not text.startswith(BEGIN):
+    if not text.isascii() or text.count(b'"dtype"') > MAX_TENSORS:
         return None
-    entries, at = list[Entry](), len(BEGIN)
-    sizes: dict[tuple[bytes, bytes], Size | None] = {}
-    for match in ENTRY.finditer(text, at):
-        blocks, changed, codec, dtype, kind, name, shape = match.groups()
-        if match.start() != at:
-            return None
-        at = match.end()
-        if (dtype, shape) not in sizes:
-            sizes[dtype, shape] = _size(dtype.decode(), _integers(shape))
-        size = sizes[dtype, shape]
-        if size is None or size[3] > most_blocks + 1:
-            return None
-        name_, (dtype_, shape_, units, count) = name.decode(), size
-        if kind == b"same" and blocks is None:
-            entries.append(Entry(name_, dtype_, shape_, "same", dtype_))
-            continue
-        if blocks is None or len(coded := _integers(blocks)) != count or (count and max(coded) > MAX_CODED_BLOCK):
-            return None
-        if kind == b"delta" and changed is not None and 1 <= int(changed) <= units and (codec_ := CODECS.get(codec)):
-            entries.append(Entry(name_, dtype_, shape_, "delta", dtype_, (), codec_, int(changed), coded))
-        elif kind == b"new" and changed is None and codec == b"raw":
-            entries.append(Entry(name_, dtype_, shape_, "new", None, (), "raw", 0, coded))
-        else:
-            return None
-    return entries if at == len(text) - 1 and len(entries) <= MAX_TENSORS else None
-
-
-def _integers(text: bytes) -> tuple[int, ...]:
-    return tuple(map(int, text.split(b","))) if text else ()
-
-
-def _size(dtype: str, shape: tuple[int, ...]) -> Size | None:
-    """A tensor's size; None if there is no such tensor."""
-    known = DTYPES.get(dtype)
-    if known is None or len(shape) > MAX_RANK or any(dim > MAX_SIZE for dim in shape):
+    json = text.decode("ascii")
+    rows = ENTRY.findall(json, len(BEGIN)) if json.startswith(BEGIN) else []
+    if not rows:
         return None
-    nbytes = known.nbytes(shape)
-    return None if nbytes is None else (known.name, shape, nbytes // known.carrier, block_count(nbytes))
+    found, coded, changed, codecs, dtypes, kinds, names, shapes = zip(*rows, strict=True)
+    if len(BEGIN) + sum(map(len, found)) != len(json) - 1 or not FORMS.issuperset(zip(kinds, codecs, map(bool, changed), strict=True)):
+        return None  # they leave out a part of the text, or are of another form
+    types = types_of(list(zip(dtypes, shapes, strict=True)))
+    blocks = {text: integers(text) for text in set(coded)}
+    if types is None or any(type_.blocks > most_blocks + 1 for type_ in set(types)):
+        return None
+    if any(sizes and max(sizes) > MAX_CODED_BLOCK for sizes in blocks.values()):
+        return None
+    plain = PlainEntries(names, types, kinds, codecs, [int(count or 0) for count in changed], [blocks[text] for text in coded])
+    return plain if _agree(plain) else None
+
+
+def _agree(plain: PlainEntries) -> bool:
+    """Whether changed units and blocks are as many as the tensors' types and kinds want."""
+    rows = zip(plain.types, plain.kinds, plain.changed, plain.blocks, strict=True)
+    return all(
+        (not changed and not blocks) if kind == "same" else len(blocks) == type_.blocks and (kind == "new" or 1 <= changed <= type_.units)
+        for type_, kind, changed, blocks in rows
+    )

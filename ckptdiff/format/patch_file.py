@@ -6,6 +6,7 @@ import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -19,8 +20,9 @@ from ckptdiff.format.canonical import quote
 from ckptdiff.format.digests import xxh128
 from ckptdiff.format.entry import Entry
 from ckptdiff.format.metadata import Metadata
-from ckptdiff.format.safetensors import MAX_HEADER, Header, TensorInfo, header_json, parse_header, predicted_header, read_header
+from ckptdiff.format.safetensors import MAX_HEADER, Header, header_json, parse_header, predicted_header, read_header
 from ckptdiff.format.table import MAX_TABLE, Table
+from ckptdiff.format.tensor_type import TensorInfo
 from ckptdiff.io.parallel import READ_BYTES
 from ckptdiff.io.source import ByteSource, read_bytes
 
@@ -58,9 +60,9 @@ def _front_tensors(metadata: Metadata) -> dict[str, tuple[bytes, str, int]]:
     return front
 
 
-def _all_tensors(metadata: Metadata, front: Sequence[bytes], entries: Sequence[Entry]) -> list[tuple[str, int]]:
+def _all_tensors(metadata: Metadata, front: Sequence[bytes], table: Table) -> list[tuple[str, int]]:
     """Names and sizes of a patch file's tensors, in the order of their data."""
-    return [*zip(_front_tensors(metadata), map(len, front), strict=True), (PAYLOADS_NAME, sum(entry.payload_size for entry in entries))]
+    return [*zip(_front_tensors(metadata), map(len, front), strict=True), (PAYLOADS_NAME, sum(table.columns.payloads))]
 
 
 def _container_header(metadata: bytes, tensors: Sequence[tuple[str, int]]) -> bytes:
@@ -69,15 +71,17 @@ def _container_header(metadata: bytes, tensors: Sequence[tuple[str, int]]) -> by
     return header_json(first, ((name, "U8", [size], size) for name, size in tensors))
 
 
-def _target_tensors(entries: Sequence[Entry]) -> list[tuple[str, str, tuple[int, ...], int]]:
-    """Name, dtype, shape and size of each tensor of the target file."""
-    return [(entry.name, entry.dtype, entry.shape, entry.nbytes) for entry in entries]
+def _predicted_header(table: Table) -> bytes:
+    """The header that common writers would give the target file (spec 5.2)."""
+    rows = zip(table.columns.names, table.columns.types, strict=True)
+    return predicted_header((name, dtype, shape, nbytes) for name, (dtype, shape, nbytes, *_) in rows)
 
 
-def _predicted_tensors(entries: Sequence[Entry]) -> tuple[TensorInfo, ...]:
+def _laid_out(table: Table) -> tuple[TensorInfo, ...]:
     """The tensors of the predicted header, which lie end to end."""
-    ends = itertools.accumulate((entry.nbytes for entry in entries), initial=0)
-    return tuple(TensorInfo(e.name, e.dtype, e.shape, begin, begin + e.nbytes) for e, begin in zip(entries, ends, strict=False))
+    sizes = table.columns.nbytes
+    rows = zip(table.columns.names, table.columns.types, itertools.accumulate(sizes, initial=0), sizes, strict=False)
+    return tuple(TensorInfo(name, type_.dtype, type_.shape, begin, begin + size) for name, type_, begin, size in rows)
 
 
 # --- writing -------------------------------------------------------------------------------------------------------
@@ -96,9 +100,9 @@ class PatchParts:
     """The payloads of all entries, in the table's order, piece by piece."""
 
 
-def encode_target_header(raw: bytes, entries: Sequence[Entry]) -> bytes:
+def encode_target_header(raw: bytes, table: Table) -> bytes:
     """The stored form of a target file's header (spec 5.2)."""
-    return zstd_frame.compress(raw, predicted_header(_target_tensors(entries)))
+    return zstd_frame.compress(raw, _predicted_header(table))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +127,12 @@ class Output(Protocol):
 
 def write_patch_file(out: Output, metadata: Metadata, parts: PatchParts) -> WrittenFile:
     """Write one patch file; its metadata is given without the digests of its parts."""
-    table, header = parts.table.to_bytes(), encode_target_header(parts.header, parts.table.entries)
+    table, header = parts.table.to_bytes(), encode_target_header(parts.header, parts.table)
     report = None if parts.report is None else xxh128(parts.report)
     metadata = replace(metadata, table=xxh128(table), header=xxh128(header), report=report)
     front = [table, header] if parts.report is None else [table, header, parts.report]
     sealed = metadata.to_bytes()
-    raw = _container_header(sealed, _all_tensors(metadata, front, parts.table.entries))
+    raw = _container_header(sealed, _all_tensors(metadata, front, parts.table))
     sha, size = hashlib.sha256(), 0
     for piece in _pieces(raw, front, parts):
         out.write(piece)
@@ -162,10 +166,8 @@ class PatchFile:
         metadata: as read.
         digest: the digest in the metadata.
         table: as read.
-        header: the target file's header.
         report: the report's frame, if there is one.
         described: bytes of table and target header together, decoded.
-        offsets: where in the file the payload of each entry begins, by name.
     """
 
     def __init__(self, source: ByteSource) -> None:
@@ -184,22 +186,32 @@ class PatchFile:
         text = (container.metadata or {})[METADATA_KEY]
         self.metadata = Metadata.from_bytes(text.encode(), f"{source.name}: metadata")
         self.digest = Metadata.digest_of(text.encode())
-        self._start = container.data_start
         front = self._read_front(container)
         self.table = Table.from_bytes(front[0], f"{source.name}: table", self.metadata.target_size)
-        if container.raw != _container_header(text.encode(), _all_tensors(self.metadata, front, self.table.entries)):
+        if container.raw != _container_header(text.encode(), _all_tensors(self.metadata, front, self.table)):
             raise FormatError(f"{source.name}: its header is not the one that its table calls for")
-        self.header = self._decode_header(front[1])
+        self._header, self._parsed = self._decode_header(front[1])
         self.report = front[2] if self.metadata.report is not None else None
-        self.described = _described(front[0], self.header.raw)
-        ends = itertools.accumulate((e.payload_size for e in self.table.entries), initial=self._start + sum(map(len, front)))
-        self.offsets = {entry.name: begin for entry, begin in zip(self.table.entries, ends, strict=False)}
+        self.described = _described(front[0], self._header)
+        self._payloads_start = container.data_start + sum(map(len, front))
         self._begins: dict[str, npt.NDArray[np.int64]] = {}
-        if self.table.totals != self.metadata.totals:
+        totals = self.table.totals
+        if totals != self.metadata.totals:
             raise FormatError(f"{source.name}: its totals do not agree with its table")
-        needs_base = self.table.removed or any(entry.has_base for entry in self.table.entries)
+        needs_base = self.table.removed or totals.same or totals.delta
         if needs_base and self.metadata.base_scope is None:
             raise FormatError(f"{source.name}: its table needs a base, but its metadata names no scope of it")
+
+    @cached_property
+    def header(self) -> Header:
+        """The target file's header."""
+        return self._parsed or Header(self._header, {"format": "pt"}, _laid_out(self.table))
+
+    @cached_property
+    def offsets(self) -> dict[str, int]:
+        """Where in the file the payload of each entry begins, by name."""
+        columns = self.table.columns
+        return dict(zip(columns.names, itertools.accumulate(columns.payloads, initial=self._payloads_start), strict=False))
 
     def _read_front(self, container: Header) -> list[bytes]:
         """The tensors before the payloads, as stored, with a check of their sizes and digests."""
@@ -219,32 +231,32 @@ class PatchFile:
                 )
         return data
 
-    def _decode_header(self, stored: bytes) -> Header:
-        """The target file's header, with a check that it holds the tensors of the table."""
-        where = f"{self.source.name}: target header"
-        entries = self.table.entries
-        predicted = predicted_header(_target_tensors(entries))
+    def _decode_header(self, stored: bytes) -> tuple[bytes, Header | None]:
+        """The target file's header, which must hold the tensors of the table: its bytes, and, unless predicted, what they say."""
+        where, sizes = f"{self.source.name}: target header", self.table.columns.nbytes
+        predicted = _predicted_header(self.table)
         raw = zstd_frame.decompress(stored, MAX_HEADER, where, predicted)
-        if raw == predicted and all(entry.name != "__metadata__" for entry in entries):
-            return self._with_size(Header(raw, {"format": "pt"}, _predicted_tensors(entries)), where)
-        try:
-            header = parse_header(raw, sum(entry.nbytes for entry in entries))
-        except ValueError as error:
-            raise FormatError(f"{where}: {error}") from None
-        if len(header.tensors) != len(entries) or any(
-            (t.name, t.dtype, t.shape) != (e.name, e.dtype, e.shape) for t, e in zip(header.tensors, entries, strict=True)
-        ):
-            raise FormatError(f"{where}: its tensors are not those of the table")
-        pairs = zip(entries, header.tensors, strict=True)  # the table's names and shapes, so that each stands in memory once
-        tensors = tuple(TensorInfo(e.name, e.dtype, e.shape, t.begin, t.end) for e, t in pairs)
-        return self._with_size(replace(header, tensors=tensors), where)
-
-    def _with_size(self, header: Header, where: str) -> Header:
-        """A target header; raises FormatError if its file would not have the stated size."""
-        size = header.data_start + header.data_size
+        header = None
+        if raw != predicted or "__metadata__" in self.table.columns.names:
+            header = self._parsed_header(raw, sum(sizes), where)
+        size = 8 + len(raw) + sum(sizes)
         if size != self.metadata.target_size:
             raise FormatError(f"{where}: with its tensors it makes {size} bytes, expected {self.metadata.target_size}")
-        return header
+        return raw, header
+
+    def _parsed_header(self, raw: bytes, data_size: int, where: str) -> Header:
+        """What a header says; raises FormatError unless its tensors are those of the table."""
+        try:
+            header = parse_header(raw, data_size)
+        except ValueError as error:
+            raise FormatError(f"{where}: {error}") from None
+        names, types = self.table.columns.names, self.table.columns.types
+        if len(header.tensors) != len(names) or any(
+            (t.name, t.dtype, t.shape) != (name, *type_[:2]) for t, name, type_ in zip(header.tensors, names, types, strict=True)
+        ):
+            raise FormatError(f"{where}: its tensors are not those of the table")
+        rows = zip(header.tensors, names, types, strict=True)  # the table's names and shapes, so that each stands in memory once
+        return replace(header, tensors=tuple(TensorInfo(name, type_.dtype, type_.shape, t.begin, t.end) for t, name, type_ in rows))
 
     def read_blocks(self, entry: Entry, first: int, last: int) -> list[memoryview]:
         """The coded forms of blocks ``first`` to ``last`` - 1 of an entry."""

@@ -9,44 +9,22 @@ from typing import Any
 from ckptdiff.errors import cut
 from ckptdiff.format import canonical
 from ckptdiff.format.dtypes import DTYPES, MAX_FILE, MAX_SIZE
+from ckptdiff.format.header_scan import plain_header
 from ckptdiff.format.json_scan import WHITE_SPACE
+from ckptdiff.format.tensor_type import MAX_NAME, MAX_RANK, MAX_TENSORS, TensorInfo, tensor_type
 from ckptdiff.format.wrong_file import HEAD_BYTES, describe_wrong_file
 from ckptdiff.io.source import ByteSource, read_bytes
 
 MAX_HEADER = 1 << 25
 """Limit of a header in bytes."""
-MAX_TENSORS = 1 << 17
-"""Limit of the tensors in a file."""
 MAX_MEMBER_NODES = 1 << 16
 """Limit of the braces, brackets and commas of one member of a header: a tensor needs 40, ``__metadata__`` one for each of its members."""
-MAX_RANK = 32
-"""Limit of the dimensions of a tensor."""
-MAX_NAME = 4096
-"""Limit of a tensor's name in bytes of UTF-8."""
 MEMBERS = {"dtype", "shape", "data_offsets"}
 """Members of a tensor's object in a header."""
 
 
 class UnusualHeaderError(ValueError):
     """A header that breaks a rule of spec 5.3 which the safetensors library does not have, so that it opens the file."""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """One tensor of a safetensors header."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    """Where its bytes begin, counted from the start of the data."""
-    end: int
-    """Where its bytes end."""
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the tensor in bytes."""
-        return self.end - self.begin
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +63,9 @@ def parse_header(raw: bytes, data_size: int) -> Header:
         raise UnusualHeaderError("white space stands before the JSON of its header")
     if not (text.startswith(b"{") and text.endswith(b"}")):
         raise ValueError("the header is not a JSON object and then white space")
+    plain = plain_header(text, data_size)
+    if plain is not None:
+        return Header(raw, *plain)
     parsed: list[TensorInfo] = []
     has_metadata, metadata = False, None
     for _, name, value in canonical.members(text, {}, MAX_MEMBER_NODES, depth=3):
@@ -136,7 +117,8 @@ def _parse_tensor(name: str, entry: Any) -> TensorInfo:
         raise ValueError(f"tensor {cut(name)}: bad shape {cut(shape)}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
         raise ValueError(f"tensor {cut(name)}: bad data_offsets {cut(offsets)}")
-    nbytes = DTYPES[dtype].nbytes(tuple(shape))
+    type_ = tensor_type(dtype, tuple(shape))
+    nbytes = None if type_ is None else type_.nbytes
     if nbytes is None or offsets[1] - offsets[0] != nbytes:
         raise ValueError(
             f"tensor {cut(name)}: dtype {dtype} and shape {cut(shape)} need {nbytes} bytes, its offsets give {offsets[1] - offsets[0]}"
@@ -169,13 +151,17 @@ def header_json(first: Iterable[tuple[str, str]], tensors: Iterable[tuple[str, s
         first: members that come first: their keys, and their values as JSON.
         tensors: name, dtype, shape and size in bytes of each.
     """
-    members, position = [f"{canonical.quote(key)}:{text}".encode() for key, text in first], 0
+    members, position = [f"{canonical.quote(key)}:{text}" for key, text in first], 0
+    forms = dict[tuple[str, tuple[int, ...]], str]()
     for name, dtype, shape, nbytes in tensors:
-        dims = ",".join(map(str, shape))
-        member = f'{canonical.quote(name)}:{{"dtype":"{dtype}","shape":[{dims}],"data_offsets":[{position},{position + nbytes}]}}'
-        members.append(member.encode())
-        position += nbytes
-    raw = b"{%s}" % b",".join(members)
+        form = forms.get((dtype, tuple(shape)))
+        if form is None:
+            dimensions = ",".join(map(str, shape))
+            form = forms[dtype, tuple(shape)] = f'{{"dtype":"{dtype}","shape":[{dimensions}],"data_offsets":['
+        end = position + nbytes
+        members.append(f"{canonical.quote(name)}:{form}{position},{end}]}}")
+        position = end
+    raw = f"{{{','.join(members)}}}".encode()
     return raw + b" " * (-len(raw) % 8)
 
 

@@ -6,19 +6,20 @@ Reading is strict: every fault is one FormatError or UnsupportedError that says 
 from __future__ import annotations
 
 import itertools
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from ckptdiff.errors import CheckpointError, FormatError
 from ckptdiff.format import canonical, zstd_frame
 from ckptdiff.format.canonical import quoted
+from ckptdiff.format.columns import Columns
 from ckptdiff.format.digests import BLOCK
 from ckptdiff.format.dtypes import MAX_FILE
-from ckptdiff.format.entry import KINDS, Entry, Totals, as_name
+from ckptdiff.format.entry import Entry, Totals, as_name
 from ckptdiff.format.entry_scan import plain_entries
 from ckptdiff.format.fields import load_divided
-from ckptdiff.format.safetensors import MAX_TENSORS
+from ckptdiff.format.tensor_type import MAX_TENSORS
 
 MAX_TABLE = 1 << 25
 """Limit of a decoded table in bytes."""
@@ -39,30 +40,38 @@ def check_sorted(names: Iterable[str], where: str) -> None:
             raise FormatError(f"{where}: {quoted(b)} is out of order or repeated")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Table:
-    """The table of a patch file (spec 6)."""
+    """The table of a patch file (spec 6). Its entries are made when they are first looked at."""
 
-    entries: tuple[Entry, ...]
+    columns: Columns
     """The tensors of the target file, in the order of their data."""
     removed: tuple[str, ...] = ()
     """Names of the scope's base tensors that no target tensor comes from, sorted."""
 
-    @property
+    @classmethod
+    def of(cls, entries: Sequence[Entry], removed: tuple[str, ...] = ()) -> Table:
+        """The table of these entries."""
+        return cls(Columns.of(entries), removed)
+
+    def __len__(self) -> int:
+        """How many entries there are."""
+        return len(self.columns.names)
+
+    @cached_property
+    def entries(self) -> tuple[Entry, ...]:
+        """The tensors of the target file, in the order of their data."""
+        return tuple(self.columns.make_entries())
+
+    @cached_property
     def pieces(self) -> int:
         """How many pieces the bases of all entries have."""
-        return sum(len(entry.pieces) for entry in self.entries)
+        return 0 if self.columns.are_plain else sum(len(entry.pieces) for entry in self.entries)
 
     @property
     def totals(self) -> Totals:
         """The sums that the metadata states too."""
-        counts = Counter(entry.kind for entry in self.entries)
-        return Totals(
-            **{kind: counts[kind] for kind in KINDS},
-            removed=len(self.removed),
-            units=sum(entry.units for entry in self.entries),
-            changed=sum(entry.changed for entry in self.entries),
-        )
+        return self.columns.totals(len(self.removed))
 
     def to_bytes(self) -> bytes:
         """The stored table.
@@ -98,24 +107,40 @@ class Table:
         if len(content) < 4 + length or len(content) < 4:
             raise FormatError(f"{where}: its JSON would have {length} bytes, but it has {len(content)} in all")
         text, blocks = content[4 : 4 + length], min(target_size, MAX_FILE) // BLOCK
-        entries, removed = plain_entries(text, blocks), list[str]()
-        if entries is None:
-            f = load_divided(
-                text,
-                where,
-                "removed tensors",
-                {"removed": as_name, "tensors": Entry.read},
-                most=MAX_TENSORS,
-                depth=MAX_ENTRY_DEPTH,
-                nodes=MAX_ENTRY_NODES + blocks + PIECE_NODES * min(target_size, MAX_PIECES),
-            )
-            entries, removed = f.items("tensors"), f.items("removed")
-            check_sorted(removed, f"{where}.removed")
-        if len({entry.name for entry in entries}) != len(entries):
-            raise FormatError(f"{where}: a tensor name is repeated")
+        plain = plain_entries(text, blocks)
+        if plain is not None:
+            _check_names(plain.names, where)
+            _check_end(4 + length, 4 + length + plain.digest_size, len(content), where)
+            return cls(plain.columns(content, 4 + length))
+        f = load_divided(
+            text,
+            where,
+            "removed tensors",
+            {"removed": as_name, "tensors": Entry.read},
+            most=MAX_TENSORS,
+            depth=MAX_ENTRY_DEPTH,
+            nodes=MAX_ENTRY_NODES + blocks + PIECE_NODES * min(target_size, MAX_PIECES),
+        )
+        entries, removed = f.items("tensors"), f.items("removed")
+        check_sorted(removed, f"{where}.removed")
+        _check_names([entry.name for entry in entries], where)
         if sum(len(entry.pieces) for entry in entries) > MAX_PIECES:
             raise FormatError(f"{where}: its bases have more than {MAX_PIECES} pieces")
-        return cls(_with_digests(entries, content, 4 + length, where), tuple(removed))
+        return cls.of(_with_digests(entries, content, 4 + length, where), tuple(removed))
+
+
+def _check_names(names: Sequence[str], where: str) -> None:
+    """Raise FormatError if two entries have one name."""
+    if len(set(names)) != len(names):
+        raise FormatError(f"{where}: a tensor name is repeated")
+
+
+def _check_end(start: int, needed: int, end: int, where: str) -> None:
+    """Raise FormatError unless the digests, which begin at ``start``, end where the table does."""
+    if needed > end:
+        raise FormatError(f"{where}: its digests end too soon")
+    if needed < end:
+        raise FormatError(f"{where}: {end - start} bytes of digests are more than its entries need")
 
 
 def _with_digests(entries: Iterable[Entry], content: bytes, start: int, where: str) -> tuple[Entry, ...]:
@@ -131,8 +156,5 @@ def _with_digests(entries: Iterable[Entry], content: bytes, start: int, where: s
         digest = take(16) if entry.kind != "copy" else b""
         base = take(16) if entry.kind == "delta" else digest if entry.kind == "same" else b""
         complete.append(entry.with_digests(digest, base, take(8) if entry.has_payload else b""))
-    if at > len(content):
-        raise FormatError(f"{where}: its digests end too soon")
-    if at < len(content):
-        raise FormatError(f"{where}: {len(content) - start} bytes of digests are more than its entries need")
+    _check_end(start, at, len(content), where)
     return tuple(complete)

@@ -13,7 +13,8 @@ import numpy as np
 from ckptdiff.checkpoint.contents import Checkpoint, WeightFile
 from ckptdiff.errors import CheckpointError, UnsupportedError
 from ckptdiff.format.dtypes import DTYPE_ORDER, Bytes
-from ckptdiff.format.safetensors import MAX_NAME, MAX_RANK, Header, TensorInfo, predicted_header
+from ckptdiff.format.safetensors import Header, predicted_header
+from ckptdiff.format.tensor_type import MAX_NAME, MAX_RANK, TensorInfo
 from ckptdiff.lazy import torch
 from ckptdiff.patching.torch_dtypes import Array, dtype_of, flat_bytes, memory_range, shape_of
 

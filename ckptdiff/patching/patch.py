@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ MAX_ALL_BYTES = 1 << 42
 """Limits of all patch files together (spec 11): tensors, and removed ones; pieces; bytes of tables and headers; bytes to rebuild."""
 
 
-@dataclass(slots=True)
+@dataclass
 class OpenPatch:
     """An open patch, whose files agree with each other."""
 
@@ -44,16 +45,17 @@ class OpenPatch:
     """Size of the index in bytes."""
     folder: SourceFolder | None = None
     """Where its files lie; None for a patch file in memory."""
-    entries: dict[tuple[str, str], tuple[PatchFile, Entry]] = field(init=False)
-    """The entry of each target tensor that counts (spec 3.1), with the file that it is in, by scope and name."""
-    scopes: frozenset[str] = field(init=False)
-    """Scopes of the target."""
+    names: dict[str, set[str]] = field(init=False)
+    """Names of the target's tensors that count (spec 3.1), by scope."""
 
     def __post_init__(self) -> None:
-        counting = [(file, e) for file in self.files for e in file.table.entries if e.counts]
-        self.entries = {(file.metadata.target_scope, e.name): (file, e) for file, e in counting}
-        self.scopes = frozenset(scope for scope, _ in self.entries)
-        if len(self.entries) != len(counting):
+        self.names, count = dict[str, set[str]](), 0
+        for file in self.files:
+            names = file.table.columns.names if file.table.columns.are_plain else [e.name for e in file.table.entries if e.counts]
+            if names:
+                self.names.setdefault(file.metadata.target_scope, set()).update(names)
+                count += len(names)
+        if sum(map(len, self.names.values())) != count:
             raise FormatError(f"{self.path}: two of its shards hold the same tensor of one scope, and both count")
         self._check_uncounted()
         self._check_copies()
@@ -61,18 +63,31 @@ class OpenPatch:
         self._check_identity()
         self._check_base_files()
 
+    @property
+    def scopes(self) -> frozenset[str]:
+        """Scopes of the target."""
+        return frozenset(self.names)
+
+    @cached_property
+    def entries(self) -> dict[tuple[str, str], tuple[PatchFile, Entry]]:
+        """The entry of each target tensor that counts (spec 3.1), with the file that it is in, by scope and name."""
+        return {(file.metadata.target_scope, e.name): (file, e) for file in self.files for e in file.table.entries if e.counts}
+
+    @property
+    def _unusual_files(self) -> list[PatchFile]:
+        """The files that may hold copies, or tensors that do not count."""
+        return [file for file in self.files if not file.table.columns.are_plain]
+
     def _check_uncounted(self) -> None:
         """Where a tensor does not count, another file of its scope must have the one that does; a file by itself has no other."""
-        for file in self.files:
-            alone = file.metadata.base_files is not None
+        for file in self._unusual_files:
+            alone, known = file.metadata.base_files is not None, self.names.get(file.metadata.target_scope, ())
             for entry in file.table.entries:
-                if not entry.counts and (
-                    alone or (self.index is not None and (file.metadata.target_scope, entry.name) not in self.entries)
-                ):
+                if not entry.counts and (alone or (self.index is not None and entry.name not in known)):
                     raise FormatError(f"{file.source.name}: tensor {cut(entry.name)}: it does not count, but no other of its name does")
 
     def _check_copies(self) -> None:
-        for file in self.files:
+        for file in self._unusual_files:
             for entry in file.table.entries:
                 if entry.kind == "copy":
                     found = self.entries.get((file.metadata.target_scope, entry.of or ""))
@@ -99,18 +114,27 @@ class OpenPatch:
         """The identity that is stated must be that of the tensors. It cannot be told from one file of a folder that was opened alone."""
         if self.index is None and self.files[0].metadata.base_files is None:
             return
-        contents = {(scope, e.name): self.entries[scope, e.of][1] if e.of is not None else e for (scope, _), (_, e) in self.entries.items()}
-        found = identity((scope, name, e.dtype, e.shape, e.digest) for (scope, name), e in contents.items())
+        found = identity(row for file in self.files for row in self._contents(file))
         if found != self.target_identity:
             raise FormatError(f"{self.path}: its tensors have the identity {found.hex()}, but it states {self.target_identity.hex()}")
+
+    def _contents(self, file: PatchFile) -> Iterable[tuple[str, str, str, tuple[int, ...], bytes]]:
+        """Scope, name, dtype, shape and digest of the tensors of a file that count."""
+        scope, columns = file.metadata.target_scope, file.table.columns
+        if columns.are_plain:
+            rows = zip(columns.names, columns.types, columns.digests, strict=True)
+            return ((scope, name, type_.dtype, type_.shape, digest) for name, type_, digest in rows)
+        counting = (entry for entry in file.table.entries if entry.counts)
+        contents = ((entry, entry if entry.of is None else self.entries[scope, entry.of][1]) for entry in counting)
+        return ((scope, entry.name, entry.dtype, entry.shape, content.digest) for entry, content in contents)
 
     def _check_base_files(self) -> None:
         """A patch of files that takes tensors from a base must say from which files (spec 5.1 and 9)."""
         listed = self.index.base_files if self.index else self.files[0].metadata.base_files
         if listed is not None and not listed:
             for file in self.files:
-                needs_base = any(entry.has_base for entry in file.table.entries)
-                if needs_base and file.metadata.target_sha256 is not None:
+                totals = file.table.totals
+                if (totals.same or totals.delta) and file.metadata.target_sha256 is not None:
                     raise FormatError(f"{file.source.name}: its table needs a base, but the patch lists no file of it: make it again")
 
     @property
@@ -304,7 +328,7 @@ FOLDER_LIMITS = {
 def _add_to_sums(sums: dict[str, int], file: PatchFile, where: str) -> None:
     """Add a patch file to the sums of a folder; raises FormatError if they exceed the limits of a patch (spec 11)."""
     table = file.table
-    counts = (len(table.entries), len(table.removed), table.pieces, file.described, file.metadata.target_size)
+    counts = (len(table), len(table.removed), table.pieces, file.described, file.metadata.target_size)
     for (what, limit), count in zip(FOLDER_LIMITS.items(), counts, strict=True):
         sums[what] = sums.get(what, 0) + count
         if sums[what] > limit:

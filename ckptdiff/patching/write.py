@@ -16,9 +16,9 @@ from ckptdiff.format.entry import Entry, Totals
 from ckptdiff.format.index import INDEX_NAME, Index, OtherFile, ShardRef
 from ckptdiff.format.metadata import Metadata
 from ckptdiff.format.patch_file import Output, PatchParts, WrittenFile, write_patch_file
-from ckptdiff.format.safetensors import MAX_TENSORS
 from ckptdiff.format.sealed import FileRef
 from ckptdiff.format.table import Table
+from ckptdiff.format.tensor_type import MAX_TENSORS
 from ckptdiff.io.places import Place, create_file
 from ckptdiff.patching import other_files
 from ckptdiff.patching.encode_pair import EncodedPair
@@ -190,7 +190,7 @@ def _with_copies(entries: dict[TensorKey, Entry]) -> dict[TensorKey, Entry]:
 def _table(contents: PatchContents, file: WeightFile) -> Table:
     """The table of one weight file's patch file."""
     entries = contents.entries[file.scope]
-    return Table(tuple(entries[tensor.key] for tensor in file.tensors), _removed(contents, file))
+    return Table.of([entries[tensor.key] for tensor in file.tensors], _removed(contents, file))
 
 
 def _removed(contents: PatchContents, file: WeightFile) -> tuple[str, ...]:

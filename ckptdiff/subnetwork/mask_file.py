@@ -15,8 +15,9 @@ from ckptdiff.format import canonical
 from ckptdiff.format.dtypes import MAX_SIZE
 from ckptdiff.format.entry import as_name
 from ckptdiff.format.fields import Fields, as_integer
-from ckptdiff.format.safetensors import MAX_HEADER, MAX_RANK, MAX_TENSORS, Header, header_json, read_header
+from ckptdiff.format.safetensors import MAX_HEADER, Header, header_json, read_header
 from ckptdiff.format.safetensors_library import write_tensors
+from ckptdiff.format.tensor_type import MAX_RANK, MAX_TENSORS
 from ckptdiff.io.source import LocalFile
 from ckptdiff.patching.output import build_beside, check_output
 from ckptdiff.subnetwork.mask_rows import Row, check_row, count_elements, is_sparse, read_row

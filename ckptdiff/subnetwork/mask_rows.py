@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ckptdiff.analysis.values import count_ones
 from ckptdiff.errors import FormatError, cut
-from ckptdiff.format.safetensors import TensorInfo
+from ckptdiff.format.tensor_type import TensorInfo
 from ckptdiff.io.source import LocalFile, read_bytes
 
 Bits: TypeAlias = npt.NDArray[np.uint8]

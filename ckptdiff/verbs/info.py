@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, overload
 
 from ckptdiff.format.entry import Entry, Totals
+from ckptdiff.format.table import Table
 from ckptdiff.hub.ids import HubId
 from ckptdiff.io.places import Place, place_of
 from ckptdiff.patching.patch import open_patch
@@ -75,11 +78,34 @@ class PatchInfo:
     """Files of the base that the target lacks."""
     removed_tensors: tuple[str, ...]
     """Tensors of the base that the target lacks."""
-    tensors: tuple[TensorRow, ...]
+    tensors: Sequence[TensorRow]
+    replaced: int
+    """How many tensors are stored whole though the base has one."""
     has_report: bool
     """Whether a report is stored in the patch."""
     extra: dict[str, Any]
     """Facts that the patch records and that a reader need not understand (spec 5.1), as they stand there."""
+
+
+class _TensorRows(Sequence[TensorRow]):
+    """The tensors of tables, each with its file's path in the target; they are made when they are first looked at."""
+
+    def __init__(self, tables: Sequence[tuple[str, Table]]) -> None:
+        self._tables = tables
+
+    @cached_property
+    def _rows(self) -> list[TensorRow]:
+        return [_tensor_row(path, entry) for path, table in self._tables for entry in table.entries]
+
+    def __len__(self) -> int:
+        return sum(len(table) for _, table in self._tables)
+
+    @overload
+    def __getitem__(self, index: int) -> TensorRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[TensorRow]: ...
+    def __getitem__(self, index: int | slice) -> TensorRow | list[TensorRow]:
+        return self._rows[index]
 
 
 def info(patch: str | os.PathLike[str]) -> PatchInfo:
@@ -94,7 +120,7 @@ def info(patch: str | os.PathLike[str]) -> PatchInfo:
             FileRow(f.metadata.target_path, f.metadata.target_size, f.metadata.target_sha256, "weights", f.source.size)
             for f in opened.files
         ]
-        tensors = [_tensor_row(f.metadata.target_path, entry) for f in opened.files for entry in f.table.entries]
+        columns = [f.table.columns for f in opened.files]
         return PatchInfo(
             path=place_of(patch),
             is_folder=opened.index is not None,
@@ -109,7 +135,8 @@ def info(patch: str | os.PathLike[str]) -> PatchInfo:
             files=(*weights, *(FileRow(o.path, o.size, o.sha256, o.kind, o.stored) for o in opened.others)),
             removed_files=opened.index.removed if opened.index else (),
             removed_tensors=tuple(name for f in opened.files for name in f.table.removed),
-            tensors=tuple(tensors),
+            tensors=_TensorRows([(f.metadata.target_path, f.table) for f in opened.files]),
+            replaced=sum((kind, codec) == ("delta", "raw") for c in columns for kind, codec in zip(c.kinds, c.codecs, strict=True)),
             has_report=opened.report is not None,
             extra=opened.info,
         )

@@ -70,7 +70,7 @@ def test_other_bytes_of_the_patch_stay(pair: tuple[Path, Path], tmp_path: Path) 
     for name, measured in (("without", None), ("with", report(*pair))):
         ckptdiff.make(*pair, tmp_path / name, report=measured)
         with open_patch(tmp_path / name) as patch:
-            sizes.append((patch.files[0].table, patch.files[0].header, patch.report is not None))
+            sizes.append((patch.files[0].table.to_bytes(), patch.files[0].header, patch.report is not None))
     assert [has for *_, has in sizes] == [False, True] and sizes[0][:2] == sizes[1][:2]
 
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptdiff.format import canonical
+from ckptdiff.format.columns import Columns
 from ckptdiff.format.dtypes import DTYPES
 from ckptdiff.format.entry import Entry
 from ckptdiff.format.entry_scan import BEGIN, plain_entries
@@ -17,6 +18,7 @@ from ckptdiff.format.fields import load_divided
 from ckptdiff.format.table import MAX_ENTRY_DEPTH, as_name
 from tests.support.strategies import DTYPE_NAMES, quick
 
+DIGESTS = random.Random(0).randbytes(4000)
 NUMBERS = st.sampled_from([0, 1, 2, 3, 4, 8, 2**21, 2**24, 2**24 + 1, 2**48, 2**48 + 1, 2**53])
 
 
@@ -28,6 +30,21 @@ def strict(text: bytes) -> list[Entry] | None:
     except Exception:
         return None
     return None if fields.items("removed") else fields.items("tensors")
+
+
+def plain(text: bytes, blocks: int = 1 << 20) -> list[Entry] | None:
+    """What the reader of plain entries makes of it, with digests that tell each place from every other; None where it takes nothing."""
+    found = plain_entries(text, blocks)
+    if found is None:
+        return None
+    columns = found.columns(b"JSON" + DIGESTS[: found.digest_size], 4)
+    entries, again = list(columns.make_entries()), Columns.of(list(columns.make_entries()))
+    assert all(getattr(columns, part) == getattr(again, part) for part in ("are_plain", "nbytes"))
+    assert all(
+        list(getattr(columns, part)) == getattr(again, part) for part in ("names", "types", "kinds", "codecs", "changed", "payloads")
+    )
+    assert list(columns.digests) == again.digests and b"".join(entry.digests() for entry in entries) == DIGESTS[: found.digest_size]
+    return [entry.with_digests(b"", b"", b"") for entry in entries]
 
 
 @st.composite
@@ -59,7 +76,7 @@ def entries(draw: Any) -> dict[str, Any]:
 @given(st.lists(entries(), max_size=4))
 def test_it_takes_nothing_that_the_strict_reader_refuses(values: list[dict[str, Any]]) -> None:
     text = canonical.dumps({"removed": [], "tensors": values})
-    found = plain_entries(text, 1 << 20)
+    found = plain(text)
     if found is not None:
         assert found == strict(text)
 
@@ -74,7 +91,7 @@ def test_changed_bytes(seed: int) -> None:
         at = rng.randrange(len(text))
         piece = rng.choice([b"", b",", b"]", b"[", b"{", b"}", b'"', b"\\", b" ", b"0", b"1", b"a", bytes(text[at : at + 9]), b"\xc3"])
         text[at : at + rng.randint(0, 2)] = piece
-    found = plain_entries(bytes(text), 1 << 20)
+    found = plain(bytes(text))
     if found is not None:
         assert found == strict(bytes(text))
 
@@ -90,10 +107,10 @@ PLAIN: list[dict[str, Any]] = [
 
 
 def test_plain_entries_are_read() -> None:
-    plain = [value for value in PLAIN if value["name"][0] != "e"]  # half a byte is no tensor
-    text = canonical.dumps({"removed": [], "tensors": plain})
-    assert text.startswith(BEGIN)
-    found = plain_entries(text, 2)
+    values = [value for value in PLAIN if value["name"][0] != "e"]  # half a byte is no tensor
+    text = canonical.dumps({"removed": [], "tensors": values})
+    assert text.decode().startswith(BEGIN)
+    found = plain(text, 2)
     assert found is not None and found == strict(text) and [entry.name for entry in found] == ["a", "b", "c", "d", "f"]
     assert plain_entries(text, 0) is None  # more blocks than the target file has room for: the strict reader counts what it may take
 

@@ -13,7 +13,7 @@ from ckptdiff.analysis import report_stored
 from ckptdiff.checkpoint import weight_map
 from ckptdiff.codecs import CODECS, planes
 from ckptdiff.errors import SHOWN
-from ckptdiff.format import canonical, dtypes, entry, json_scan, patch_file, safe_paths, safetensors, sealed, table
+from ckptdiff.format import canonical, dtypes, entry, json_scan, patch_file, safe_paths, safetensors, sealed, table, tensor_type
 from ckptdiff.format.digests import BLOCK, tensor_digest
 from ckptdiff.format.dtypes import CASTS, DTYPES
 from ckptdiff.patching import chain, patch
@@ -65,11 +65,11 @@ def test_the_limits() -> None:
         [patch_file.MAX_STORED_TABLE, patch_file.MAX_STORED_HEADER],
         [sealed.MAX_INDEX, sealed.MAX_INDEX, sealed.MAX_INFO, sealed.MAX_REPO],
         [patch_file.MAX_STORED_REPORT, report_stored.MAX_REPORT],
-        [safetensors.MAX_TENSORS, safetensors.MAX_TENSORS, safetensors.MAX_MEMBER_NODES],
+        [tensor_type.MAX_TENSORS, tensor_type.MAX_TENSORS, safetensors.MAX_MEMBER_NODES],
         [patch.MAX_ALL_TENSORS, patch.MAX_ALL_TENSORS, patch.MAX_ALL_PIECES, patch.MAX_ALL_DESCRIBED, patch.MAX_ALL_BYTES],
         [sealed.MAX_FILES, sealed.MAX_FILES],
-        [safetensors.MAX_RANK, dtypes.MAX_SIZE, dtypes.MAX_SIZE],
-        [1, safetensors.MAX_NAME],
+        [tensor_type.MAX_RANK, dtypes.MAX_SIZE, dtypes.MAX_SIZE],
+        [1, tensor_type.MAX_NAME],
         [table.MAX_PIECES, dtypes.MAX_SIZE],
         [safe_paths.MAX_PATH, safe_paths.MAX_COMPONENTS, safe_paths.MAX_COMPONENT, safe_paths.MAX_PATH],
         [entry.MAX_CODED_BLOCK, planes.MAX_PLANE_WINDOW],
@@ -94,7 +94,7 @@ def test_the_limits() -> None:
 def test_security_states_the_same_limits() -> None:
     text = (Path(__file__).resolve().parents[2] / "SECURITY.md").read_text()
     for stated in (
-        f"{safetensors.MAX_TENSORS:,} tensors a file, {patch.MAX_ALL_TENSORS:,} in all files of a patch",
+        f"{tensor_type.MAX_TENSORS:,} tensors a file, {patch.MAX_ALL_TENSORS:,} in all files of a patch",
         f"; {table.MAX_PIECES:,} pieces of bases a table, {patch.MAX_ALL_PIECES:,} in all of a patch; ",
         f"{safetensors.MAX_HEADER >> 20} MiB of JSON in a header or table, {patch.MAX_ALL_DESCRIBED >> 20} MiB\nof these in all of a patch",
         f"{sealed.MAX_INDEX >> 20} MiB for an index or metadata, {report_stored.MAX_REPORT >> 20} MiB for a report",

@@ -18,7 +18,8 @@ from ckptdiff.checkpoint.contents import Tensor
 from ckptdiff.errors import BaseMismatchError, CkptdiffError
 from ckptdiff.format.entry import Piece
 from ckptdiff.format.patch_file import PatchFile
-from ckptdiff.format.safetensors import Header, TensorInfo
+from ckptdiff.format.safetensors import Header
+from ckptdiff.format.tensor_type import TensorInfo
 from ckptdiff.io.parallel import Threads
 from ckptdiff.patching.build import CheckCache, rebuild
 from ckptdiff.patching.memory import BytesFile, MemoryFile

@@ -91,7 +91,7 @@ def mutate_resealed(rng: np.random.Generator, patch: Path, out: Path) -> None:
                 payloads.append(payload)
                 entry = entry._replace(blocks=(len(payload),), payload_digest=xxhash.xxh3_64_digest(payload))
             entries.append(entry)
-        parts = PatchParts(Table(tuple(entries), file.table.removed), file.header.raw, None, payloads)
+        parts = PatchParts(Table.of(tuple(entries), file.table.removed), file.header.raw, None, payloads)
         with open(out, "wb") as built:
             write_patch_file(built, file.metadata, parts)
 

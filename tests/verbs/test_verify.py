@@ -48,7 +48,7 @@ def test_verify_with_a_base_decodes_what_changed(files: Pair, folders: Pair, tmp
         found = identity(("target", e.name, e.dtype, e.shape, e.digest) for e in entries)
         metadata = replace(file.metadata, target_identity=found)
         with open(tmp_path / "wrong.safetensors", "wb") as out:
-            write_patch_file(out, metadata, PatchParts(Table(entries), file.header.raw, None, payload))
+            write_patch_file(out, metadata, PatchParts(Table.of(entries), file.header.raw, None, payload))
     assert ckptdiff.verify(tmp_path / "wrong.safetensors").ok
     (problem,) = ckptdiff.verify(tmp_path / "wrong.safetensors", base=files.base).problems
     assert problem.kind == "integrity" and "tensor b.weight: rebuilt with the digest" in problem.message
