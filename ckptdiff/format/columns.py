@@ -24,6 +24,8 @@ class Columns:
     """Bytes of payload."""
     digests: Sequence[bytes]
     """Tensor digests; empty for a ``copy``."""
+    payload_digests: Sequence[bytes]
+    """Digests of payloads; empty where there is none."""
     are_plain: bool
     """Whether none is a copy, stands uncounted, or has a base but the whole tensor of its own name and dtype."""
     make_entries: Callable[[], Iterable[Entry]]
@@ -40,6 +42,7 @@ class Columns:
             changed=[entry.changed for entry in entries],
             payloads=[entry.payload_size for entry in entries],
             digests=[entry.digest for entry in entries],
+            payload_digests=[entry.payload_digest for entry in entries],
             are_plain=not any(
                 entry.of is not None or not entry.counts or entry.pieces or (entry.has_base and entry.base_dtype != entry.dtype)
                 for entry in entries

@@ -52,6 +52,8 @@ class PlainEntries:
         begins = list(itertools.accumulate((STRIDES[kind] for kind in self.kinds), initial=start))[:-1]
         payloads = {coded: sum(coded) for coded in set(self.blocks)}
         digests = [content[at : at + 16] for at in begins]
+        ends = (at + STRIDES[kind] if kind != "same" else 0 for at, kind in zip(begins, self.kinds, strict=True))
+        payload_digests = [content[end - 8 : end] if end else b"" for end in ends]
         return Columns(
             names=self.names,
             types=self.types,
@@ -60,19 +62,20 @@ class PlainEntries:
             changed=self.changed,
             payloads=[payloads[coded] for coded in self.blocks],
             digests=digests,
+            payload_digests=payload_digests,
             are_plain=True,
-            make_entries=lambda: self._entries(content, begins, digests),
+            make_entries=lambda: self._entries(content, begins, digests, payload_digests),
         )
 
-    def _entries(self, content: bytes, begins: Iterable[int], digests: Iterable[bytes]) -> Iterable[Entry]:
-        rows = zip(self.names, self.types, self.kinds, self.codecs, self.changed, self.blocks, begins, digests, strict=True)
-        for name, (dtype, shape, *_), kind, codec, changed, blocks, at, digest in rows:
+    def _entries(
+        self, content: bytes, begins: Sequence[int], digests: Sequence[bytes], payload_digests: Sequence[bytes]
+    ) -> Iterable[Entry]:
+        columns = (self.names, self.types, self.kinds, self.codecs, self.changed, self.blocks, begins, digests, payload_digests)
+        for name, (dtype, shape, *_), kind, codec, changed, blocks, at, digest, payload in zip(*columns, strict=True):
             if kind == "same":
                 yield Entry(name, dtype, shape, kind, dtype, digest=digest, base_digest=digest)
                 continue
-            end = at + STRIDES[kind]
-            base_dtype, base_digest = (dtype, content[at + 16 : end - 8]) if kind == "delta" else (None, b"")
-            payload = content[end - 8 : end]
+            base_dtype, base_digest = (dtype, content[at + 16 : at + 32]) if kind == "delta" else (None, b"")
             yield Entry(name, dtype, shape, kind, base_dtype, (), codec, changed, blocks, None, True, digest, base_digest, payload)
 
 

@@ -9,21 +9,17 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-import xxhash
 import zstandard
 
-from ckptdiff.errors import FormatError, IntegrityError, cut
+from ckptdiff.errors import FormatError, IntegrityError
 from ckptdiff.format import zstd_frame
 from ckptdiff.format.canonical import quote
 from ckptdiff.format.digests import xxh128
-from ckptdiff.format.entry import Entry
 from ckptdiff.format.metadata import Metadata
+from ckptdiff.format.payloads import Payloads
 from ckptdiff.format.safetensors import MAX_HEADER, Header, header_json, parse_header, predicted_header, read_header
 from ckptdiff.format.table import MAX_TABLE, Table
 from ckptdiff.format.tensor_type import TensorInfo
-from ckptdiff.io.parallel import READ_BYTES
 from ckptdiff.io.source import ByteSource, read_bytes
 
 METADATA_KEY = "ckptdiff"
@@ -159,14 +155,13 @@ def _pieces(raw: bytes, front: Sequence[bytes], parts: PatchParts) -> Iterator[b
 class PatchFile:
     """An open patch file whose header, metadata, table and target header have been read and checked (spec 10, step 1).
 
-    Payloads stay on the disk until they are asked for.
-
     Attributes:
         source: the file.
         metadata: as read.
         digest: the digest in the metadata.
         table: as read.
         report: the report's frame, if there is one.
+        payloads: the payloads, which stay on the disk until they are asked for.
         described: bytes of table and target header together, decoded.
     """
 
@@ -193,8 +188,7 @@ class PatchFile:
         self._header, self._parsed = self._decode_header(front[1])
         self.report = front[2] if self.metadata.report is not None else None
         self.described = _described(front[0], self._header)
-        self._payloads_start = container.data_start + sum(map(len, front))
-        self._begins: dict[str, npt.NDArray[np.int64]] = {}
+        self.payloads = Payloads(source, self.table.columns, container.data_start + sum(map(len, front)))
         totals = self.table.totals
         if totals != self.metadata.totals:
             raise FormatError(f"{source.name}: its totals do not agree with its table")
@@ -206,12 +200,6 @@ class PatchFile:
     def header(self) -> Header:
         """The target file's header."""
         return self._parsed or Header(self._header, {"format": "pt"}, _laid_out(self.table))
-
-    @cached_property
-    def offsets(self) -> dict[str, int]:
-        """Where in the file the payload of each entry begins, by name."""
-        columns = self.table.columns
-        return dict(zip(columns.names, itertools.accumulate(columns.payloads, initial=self._payloads_start), strict=False))
 
     def _read_front(self, container: Header) -> list[bytes]:
         """The tensors before the payloads, as stored, with a check of their sizes and digests."""
@@ -257,65 +245,3 @@ class PatchFile:
             raise FormatError(f"{where}: its tensors are not those of the table")
         rows = zip(header.tensors, names, types, strict=True)  # the table's names and shapes, so that each stands in memory once
         return replace(header, tensors=tuple(TensorInfo(name, type_.dtype, type_.shape, t.begin, t.end) for t, name, type_ in rows))
-
-    def read_blocks(self, entry: Entry, first: int, last: int) -> list[memoryview]:
-        """The coded forms of blocks ``first`` to ``last`` - 1 of an entry."""
-        sizes = entry.blocks[first:last]
-        begins = self._begins.get(entry.name)
-        if begins is None:
-            begins = self._begins[entry.name] = np.cumsum([0, *entry.blocks], dtype=np.int64)
-        data = memoryview(np.empty(sum(sizes), np.uint8))
-        self.source.readinto(self.offsets[entry.name] + int(begins[first]), data)
-        views, position = [], 0
-        for size in sizes:
-            views.append(data[position : position + size])
-            position += size
-        return views
-
-    def read_payloads(self, entries: Sequence[Entry]) -> list[memoryview]:
-        """The payloads of entries, in the table's order; those that lie one behind the other are read at once."""
-        views, sizes = list[memoryview](), [entry.payload_size for entry in entries]
-        begins = [self.offsets[entry.name] for entry in entries]
-        data, filled, first = memoryview(np.empty(sum(sizes), np.uint8)), 0, 0
-        for k, size in enumerate(sizes):
-            views.append(data[filled : filled + size])
-            filled += size
-            if k + 1 == len(sizes) or begins[k + 1] != begins[k] + size:
-                self.source.readinto(begins[first], data[filled - (begins[k] + size - begins[first]) : filled])
-                first = k + 1
-        return views
-
-    def payload_error(self, entry: Entry) -> IntegrityError | None:
-        """The error to raise if an entry's payload does not have the digest that the table states; None if it does."""
-        hasher, done = xxhash.xxh3_64(), 0
-        while done < entry.payload_size:
-            count = min(READ_BYTES, entry.payload_size - done)
-            hasher.update(read_bytes(self.source, self.offsets[entry.name] + done, count))
-            done += count
-        return self._digest_error(entry, hasher.digest())
-
-    def payload_errors(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, IntegrityError | None]]:
-        """:meth:`payload_error` of entries that have payloads, in the table's order; several small payloads are read at once."""
-        batch, size = list[Entry](), 0
-        for entry in entries:
-            if size + entry.payload_size > READ_BYTES:
-                yield from self._errors_of(batch)
-                batch, size = [], 0
-            batch.append(entry)
-            size += entry.payload_size
-        yield from self._errors_of(batch)
-
-    def _errors_of(self, batch: Sequence[Entry]) -> Iterator[tuple[Entry, IntegrityError | None]]:
-        if len(batch) == 1:
-            yield batch[0], self.payload_error(batch[0])
-        elif batch:
-            for entry, data in zip(batch, self.read_payloads(batch), strict=True):
-                yield entry, self._digest_error(entry, xxhash.xxh3_64_digest(data))
-
-    def _digest_error(self, entry: Entry, found: bytes) -> IntegrityError | None:
-        if found == entry.payload_digest:
-            return None
-        return IntegrityError(
-            f"{self.source.name}: tensor {cut(entry.name)}: its payload has the digest {found.hex()}, "
-            f"expected {entry.payload_digest.hex()}: corrupted? fetch the patch again"
-        )

@@ -95,7 +95,7 @@ def coded_changes(file: PatchFile, entry: Entry) -> Iterator[tuple[int, Units, U
     """
     step, dtype, count = PatchedTensor(file, entry, None), DTYPES[entry.dtype], 0
     for block in range(block_count(entry.nbytes)):
-        (coded,) = file.read_blocks(entry, block, block + 1)
+        (coded,) = file.payloads.read_blocks(entry, block, block + 1)
         change = unpack(step, block, coded, None, min(BLOCK, entry.nbytes - block * BLOCK))
         assert not isinstance(change, Replacement)
         yield block * (BLOCK // dtype.carrier), *change

@@ -201,7 +201,7 @@ class Loader:
     def _unpack(self, destination: Destination, start: int, base: Bytes) -> Changes:
         """The changes of the block that begins at byte ``start``, given the block's bytes in the base."""
         recipe, block = _patched(destination), start // BLOCK
-        (coded,) = recipe.file.read_blocks(recipe.entry, block, block + 1)
+        (coded,) = recipe.file.payloads.read_blocks(recipe.entry, block, block + 1)
         change = unpack(recipe, block, coded, base, min(BLOCK, destination.tensor.nbytes - start))
         assert not isinstance(change, Replacement)  # tensors coded by raw are compared with their whole content
         return change[0].copy(), change[1].copy()

@@ -62,7 +62,7 @@ def _unpack(ranges: Sequence[_Range]) -> Iterator[tuple[RangeUpdate | None, int]
     dtype, coded, sizes, offsets = DTYPES[ranges[0].step.entry.dtype], list[memoryview](), list[int](), list[int]()
     for step, start, stop in ranges:
         first = start // BLOCK
-        coded += step.file.read_blocks(step.entry, first, first + block_count(stop - start))
+        coded += step.file.payloads.read_blocks(step.entry, first, first + block_count(stop - start))
         for at in range(0, stop - start, BLOCK):
             sizes.append(min(BLOCK, stop - start - at))
             offsets.append(at // dtype.carrier)

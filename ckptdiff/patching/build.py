@@ -117,7 +117,7 @@ def _decode(step: PatchedTensor, built: BuiltRange, first: int) -> tuple[list[by
     """
     entry, dtype, base = step.entry, DTYPES[step.entry.dtype], built.data
     parts, leaves, changed = [], list[bytes](), 0
-    for k, coded in enumerate(step.file.read_blocks(entry, first, first + block_count(len(base)))):
+    for k, coded in enumerate(step.file.payloads.read_blocks(entry, first, first + block_count(len(base)))):
         block = base[k * BLOCK : (k + 1) * BLOCK]
         part, count, leaf = codecs.apply_change(unpack(step, first + k, coded, block, len(block)), block, dtype)
         parts.append(part)

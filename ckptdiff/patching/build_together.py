@@ -52,7 +52,7 @@ class BuiltTogether:
             if isinstance(recipe, PatchedTensor):
                 alike[recipe.file, recipe.entry.codec or ""][k] = recipe.entry
         for (file, codec), entries in alike.items():
-            coded = file.read_payloads(list(entries.values()))
+            coded = file.payloads.read(list(entries.values()))
             if not built._move(list(entries), coded, codec, DTYPES[recipes[0].dtype]):
                 return None
         if alike:

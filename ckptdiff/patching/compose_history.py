@@ -25,7 +25,7 @@ class PayloadFile:
 
     def __init__(self, file: PatchFile) -> None:
         self.source, self.name = file.source, file.source.name
-        sizes = [next(iter(file.offsets.values()), 0), *(size for entry in file.table.entries for size in entry.blocks)]
+        sizes = [file.payloads.start, *(size for entry in file.table.entries for size in entry.blocks)]
         self._begins = np.cumsum(sizes, dtype=np.int64)
 
     def place(self, first: int, last: int) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from ckptdiff.checkpoint.reader import RecordedBase, open_checkpoint
 from ckptdiff.checkpoint.selection import matches
 from ckptdiff.errors import BaseMismatchError, CkptdiffError, FormatError, IntegrityError, cut
 from ckptdiff.format.entry import Entry
+from ckptdiff.format.index import OtherFile
 from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.io.parallel import Executor, Progress, no_progress
 from ckptdiff.io.places import Place
@@ -47,21 +48,26 @@ def open_base(
 
 def check_stored(patch: OpenPatch, only: Sequence[str] = (), progress: Progress = no_progress) -> None:
     """Raise the first fault of a patch's payloads and stored files (spec 10, end of step 1)."""
-    wanted = [[e for e in file.table.entries if e.has_payload and (not only or matches(e.name, only))] for file in patch.files]
     others = () if only else patch.others
-    errors = itertools.chain.from_iterable(file.payload_errors(entries) for file, entries in zip(patch.files, wanted, strict=True))
-    checks = ((entry.payload_size, error) for entry, error in errors)
-    more_checks = ((other.stored, other_files.stored_error(patch, other)) for other in others)
-    done, total = 0, sum(entry.payload_size for entries in wanted for entry in entries) + sum(other.stored for other in others)
-    for size, error in itertools.chain(checks, more_checks):
-        if error:
-            raise error
+    chosen = [None if not only else {name for name in file.table.columns.names if matches(name, only)} for file in patch.files]
+    files = list(zip(patch.files, chosen, strict=True))
+    payloads = itertools.chain.from_iterable(file.payloads.check(names) for file, names in files)
+    done, total = 0, sum(file.payloads.size(names) for file, names in files) + sum(other.stored for other in others)
+    for size in itertools.chain(payloads, (_checked(patch, other) for other in others)):
         done += size
         if total:
             progress("checking the patch", done, total)
     for file in patch.files:
         if isinstance(file.source, StoreFile):  # what is kept of it would be gone before it is read again, in part
             file.source.forget()
+
+
+def _checked(patch: OpenPatch, other: OtherFile) -> int:
+    """Check the stored form of a file without weights; returns how many bytes it has."""
+    error = other_files.stored_error(patch, other)
+    if error:
+        raise error
+    return other.stored
 
 
 class Rebuilder:

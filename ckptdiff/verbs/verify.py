@@ -197,7 +197,7 @@ def _known_error(error: CkptdiffError) -> CkptdiffError:
 
 
 def _payload_error(file: PatchFile, entry: Entry) -> CkptdiffError | None:
-    error = file.payload_error(entry)
+    error = file.payloads.error_of(entry)
     if error or entry.kind != "new":
         return error
     return CheckCache().error_of(PatchedTensor(file, entry, None))

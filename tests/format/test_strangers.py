@@ -21,7 +21,7 @@ from ckptdiff.analysis import report_stored
 from ckptdiff.checkpoint.weight_map import read_weight_map
 from ckptdiff.format import canonical, zstd_frame
 from ckptdiff.format.entry import Entry
-from ckptdiff.format.patch_file import PatchFile
+from ckptdiff.format.payloads import Payloads
 from ckptdiff.format.table import Table
 from ckptdiff.hub import repo
 from ckptdiff.hub.ids import HubId
@@ -185,13 +185,13 @@ def test_a_tensor_of_a_chain_that_is_cut_into_many_is_built_once(tmp_path: Path,
 
     chain = [first(target), cuts(tmp_path / "p2", b"\xff", base_identity="1" * 32)]
     blocks: list[int] = []
-    read = PatchFile.read_blocks
+    read = Payloads.read_blocks
 
-    def read_blocks(self: PatchFile, entry: Entry, begin: int, end: int) -> list[memoryview]:
+    def read_blocks(self: Payloads, entry: Entry, begin: int, end: int) -> list[memoryview]:
         blocks.extend(range(begin, end))
         return read(self, entry, begin, end)
 
-    monkeypatch.setattr(PatchFile, "read_blocks", read_blocks)
+    monkeypatch.setattr(Payloads, "read_blocks", read_blocks)
     ckptdiff.apply(base, chain, tmp_path / "out", threads=1)
     assert (tmp_path / "out").read_bytes().endswith(b"\xff" * MANY) and blocks.count(1) == 1
     chain[0] = first(bytes(16))

@@ -93,7 +93,7 @@ def run(codec: str, data: bytes) -> Outcome:
     target, changed = expected or (base, 0)
     file = PatchFile(BytesFile(seal(codec, block, target, max(changed, 1)), "patch"))
     entry = file.table.entries[0]
-    error = file.payload_error(entry)
+    error = file.payloads.error_of(entry)
     if error:
         raise Disagreement(f"the builder's seal is not right: {error}")
     memory = MemoryFile("base", Header(b"", {}, (TensorInfo("t", dtype, entry.shape, 0, len(base)),)), [np.frombuffer(base, np.uint8)])
@@ -138,7 +138,7 @@ def _blocks(parts: dict[str, bytes], codec: str) -> Iterator[Block]:
     where = {name: parts["base.safetensors"][8 + length + begin : 8 + length + end] for name, _, _, begin, end in tensors}
     for entry in file.table.entries:
         if entry.kind == "delta" and entry.codec == codec and len(entry.blocks) == 1 and entry.units < MOST and not entry.pieces:
-            coded = bytes(file.read_blocks(entry, 0, 1)[0])
+            coded = bytes(file.payloads.read_blocks(entry, 0, 1)[0])
             if entry.base_dtype == entry.dtype and len(where.get(entry.name, b"")) == entry.nbytes:
                 yield entry.dtype, where[entry.name], coded
 

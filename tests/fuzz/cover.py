@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MODULES = """
 format/canonical format/fields format/digests format/dtypes format/json_scan format/metadata format/index format/sealed format/patch_file
 format/safe_paths format/safetensors format/zstd_frame format/entry format/table format/columns format/entry_scan format/header_scan
-format/tensor_type
+format/tensor_type format/payloads
 patching/recipes patching/build patching/build_together patching/other_files patching/patch subnetwork/mask
 subnetwork/mask_file subnetwork/mask_rows analysis/report_stored codecs/__init__ codecs/planes codecs/raw codecs/sparse
 codecs/escaped_values codecs/context

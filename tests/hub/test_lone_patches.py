@@ -74,7 +74,7 @@ def rewritten(patch: Path, out: Path, **changes: object) -> Path:
     """A patch file with other metadata, sealed again; the payloads stay."""
     with open_patch(patch) as opened:
         file = opened.files[0]
-        places = ((file.offsets[entry.name], entry.payload_size) for entry in file.table.entries if entry.has_payload)
+        places = ((file.payloads.offsets[entry.name], entry.payload_size) for entry in file.table.entries if entry.has_payload)
         payload = [read_bytes(file.source, *place) for place in places]
         metadata: Metadata = replace(file.metadata, **changes)  # type: ignore[arg-type]
         with open(out, "wb") as sink:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import ckptdiff
 from ckptdiff.format.entry import Entry, Piece
-from ckptdiff.format.patch_file import PatchFile
+from ckptdiff.format.payloads import Payloads
 from ckptdiff.patching import output
 from ckptdiff.patching.patch import open_patch
 from ckptdiff.patching.rebuild import scratch_size
@@ -71,13 +71,13 @@ def test_a_chain_of_half_block_shifts_is_linear(tmp_path: Path, monkeypatch: pyt
         told = {"w": [Piece("w", half, size - half), Piece("w", 0, half)]}
         patches.append(make_patch(states[-2], states[-1], tmp_path / f"p{k}.safetensors", told, "sparse"))
     decoded: list[tuple[str, int]] = []
-    read = PatchFile.read_blocks
+    read = Payloads.read_blocks
 
-    def read_blocks(self: PatchFile, entry: Entry, first: int, last: int) -> list[memoryview]:
+    def read_blocks(self: Payloads, entry: Entry, first: int, last: int) -> list[memoryview]:
         decoded.extend((self.source.name, k) for k in range(first, last))
         return read(self, entry, first, last)
 
-    monkeypatch.setattr(PatchFile, "read_blocks", read_blocks)
+    monkeypatch.setattr(Payloads, "read_blocks", read_blocks)
     ckptdiff.apply(states[0], patches, tmp_path / "out.safetensors")
     assert (tmp_path / "out.safetensors").read_bytes() == states[-1].read_bytes()
     assert len(decoded) == len(set(decoded)) == 64 * 2

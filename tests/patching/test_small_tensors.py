@@ -15,7 +15,7 @@ from ckptdiff.checkpoint.gather import gather, within_a_block
 from ckptdiff.checkpoint.reader import open_checkpoint
 from ckptdiff.errors import BaseMismatchError, CkptdiffError
 from ckptdiff.format.digests import BLOCK
-from ckptdiff.format.patch_file import PatchFile
+from ckptdiff.format.payloads import Payloads
 from ckptdiff.io.parallel import Threads
 from ckptdiff.io.source import LocalFile
 from ckptdiff.patching import build_together, encode
@@ -99,21 +99,21 @@ def test_a_wrong_base_is_named(codec: str, pair: tuple[Path, Path], tmp_path: Pa
 def test_damaged_payloads_are_named(pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Payloads that their digests do not protect, as a writer with a fault would write them: one bit of one small tensor's is another."""
     ckptdiff.make(*pair, tmp_path / "patch", codec="context")
-    payloads, blocks, seen, wrong = PatchFile.read_payloads, PatchFile.read_blocks, list[str](), set[str]()
+    payloads, blocks, seen, wrong = Payloads.read, Payloads.read_blocks, list[str](), set[str]()
 
     def damaged(data: list[memoryview], names: list[str]) -> list[memoryview]:
         return [memoryview(bytes([*part[:-1], part[-1] ^ 64])) if name in wrong else part for name, part in zip(names, data, strict=True)]
 
-    def read_payloads(self: PatchFile, entries: Any) -> list[memoryview]:
+    def read_payloads(self: Payloads, entries: Any) -> list[memoryview]:
         seen.extend(entry.name for entry in entries)
         return damaged(payloads(self, entries), [entry.name for entry in entries])
 
-    def read_blocks(self: PatchFile, entry: Any, *where: int) -> list[memoryview]:
+    def read_blocks(self: Payloads, entry: Any, *where: int) -> list[memoryview]:
         data = blocks(self, entry, *where)
         return damaged(data, [entry.name] * len(data))
 
-    monkeypatch.setattr(PatchFile, "read_payloads", read_payloads)
-    monkeypatch.setattr(PatchFile, "read_blocks", read_blocks)
+    monkeypatch.setattr(Payloads, "read", read_payloads)
+    monkeypatch.setattr(Payloads, "read_blocks", read_blocks)
     ckptdiff.apply(pair[0], tmp_path / "patch", tmp_path / "out")
     assert len(seen) > COUNT / 4
     for name in seen[::9]:

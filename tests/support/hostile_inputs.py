@@ -54,7 +54,7 @@ def run(action: str, paths: list[Path], folder: Path) -> None:
         with open_patch(paths[0]) as patch:
             entry = patch.files[0].table.entries[0]
             for k in range(len(entry.blocks)):
-                patch.files[0].read_blocks(entry, k, k + 1)
+                patch.files[0].payloads.read_blocks(entry, k, k + 1)
     else:
         found = Mask.load(paths[0])
         assert Mask.union(found, found) == found == Mask.vote(2, found, found) and found.shared(found) == found.total

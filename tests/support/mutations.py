@@ -85,7 +85,7 @@ def mutate_resealed(rng: np.random.Generator, patch: Path, out: Path) -> None:
         entries, payloads = [], []
         for entry in file.table.entries:
             if entry.has_payload:
-                payload = read_bytes(file.source, file.offsets[entry.name], entry.payload_size)
+                payload = read_bytes(file.source, file.payloads.offsets[entry.name], entry.payload_size)
                 if rng.random() < 0.7:
                     payload = mutate(rng, payload)
                 payloads.append(payload)

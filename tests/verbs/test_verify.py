@@ -42,7 +42,7 @@ def test_verify_with_a_base_decodes_what_changed(files: Pair, folders: Pair, tmp
     """A tensor and a file whose stored forms are whole, but do not give what the patch states."""
     with open_patch(files.patch) as opened:
         file = opened.files[0]
-        sizes = ((file.offsets[entry.name], entry.payload_size) for entry in file.table.entries if entry.has_payload)
+        sizes = ((file.payloads.offsets[entry.name], entry.payload_size) for entry in file.table.entries if entry.has_payload)
         payload = [read_bytes(file.source, offset, size) for offset, size in sizes]
         entries = tuple(e._replace(digest=bytes(16)) if e.name == "b.weight" else e for e in file.table.entries)
         found = identity(("target", e.name, e.dtype, e.shape, e.digest) for e in entries)
