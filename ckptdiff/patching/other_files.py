@@ -24,7 +24,9 @@ from ckptdiff.machine import machine_error
 ZSTD_LEVEL = 19
 ZSTD_LEVEL_MEDIUM_FILES = 9
 ZSTD_LEVEL_LARGE_FILES = 3
-"""Levels of zstd for files of at most 8 MiB with their prefix, for files that may have a prefix, and for those too large for one."""
+"""Levels of zstd for small files, for other files that may have a prefix, and for those too large for one."""
+SMALL_FILE = 1 << 21
+"""Up to so many bytes, with its prefix, a file is small: the highest level takes a second and more for a MB of an index of tensors."""
 MAX_FRAME_HEADER = 18
 """Bytes of the longest zstd frame header (RFC 8878, section 3.1.1)."""
 INPUT_BYTES = 1 << 12
@@ -113,7 +115,7 @@ class _Input:
 
 def _compressor(size: int, prefix: bytes) -> zstandard.ZstdCompressor:
     parameters = zstandard.ZstdCompressionParameters.from_level(
-        ZSTD_LEVEL if size + len(prefix) <= 1 << 23 else ZSTD_LEVEL_MEDIUM_FILES,
+        ZSTD_LEVEL if size + len(prefix) <= SMALL_FILE else ZSTD_LEVEL_MEDIUM_FILES,
         source_size=size,
         dict_size=len(prefix),
         window_log=min(27, max(10, (size + len(prefix)).bit_length())),
