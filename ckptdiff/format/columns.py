@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from ckptdiff.format.entry import KINDS, Entry, Kind, Totals
 from ckptdiff.format.tensor_type import TensorType
@@ -29,7 +30,7 @@ class Columns:
     are_plain: bool
     """Whether none is a copy, stands uncounted, or has a base but the whole tensor of its own name and dtype."""
     make_entries: Callable[[], Iterable[Entry]]
-    """Makes the entries."""
+    """Makes the entries; like the rest, it can be pickled, as machines send tables to each other."""
 
     @classmethod
     def of(cls, entries: Sequence[Entry]) -> Columns:
@@ -47,7 +48,7 @@ class Columns:
                 entry.of is not None or not entry.counts or entry.pieces or (entry.has_base and entry.base_dtype != entry.dtype)
                 for entry in entries
             ),
-            make_entries=lambda: entries,
+            make_entries=partial(tuple, entries),
         )
 
     @property

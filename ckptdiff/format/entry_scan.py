@@ -11,6 +11,7 @@ import itertools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from ckptdiff.format.columns import Columns
 from ckptdiff.format.entry import CODEC_NAMES, MAX_CODED_BLOCK, Entry, Kind
@@ -64,7 +65,7 @@ class PlainEntries:
             digests=digests,
             payload_digests=payload_digests,
             are_plain=True,
-            make_entries=lambda: self._entries(content, begins, digests, payload_digests),
+            make_entries=partial(self._entries, content, begins, digests, payload_digests),
         )
 
     def _entries(

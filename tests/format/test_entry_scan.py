@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from typing import Any
 
@@ -44,6 +45,7 @@ def plain(text: bytes, blocks: int = 1 << 20) -> list[Entry] | None:
         list(getattr(columns, part)) == getattr(again, part) for part in ("names", "types", "kinds", "codecs", "changed", "payloads")
     )
     assert list(columns.digests) == again.digests and b"".join(entry.digests() for entry in entries) == DIGESTS[: found.digest_size]
+    assert list(pickle.loads(pickle.dumps(columns)).make_entries()) == entries
     return [entry.with_digests(b"", b"", b"") for entry in entries]
 
 
