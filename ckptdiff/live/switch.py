@@ -18,7 +18,7 @@ from ckptdiff.live.hashing import leaves_in_memory
 from ckptdiff.live.names import MODEL
 from ckptdiff.live.updates import BYTES_PER_UPDATE_JOB, RangeUpdate, TensorUpdate
 from ckptdiff.live.writing import writing
-from ckptdiff.patching.torch_dtypes import flat_bytes, memory_range
+from ckptdiff.patching.torch_dtypes import memory_of, memory_range
 
 
 class LoadedPatch:
@@ -65,20 +65,20 @@ class LoadedPatch:
         with writing(self._memory):
             if self.applied:
                 raise BaseMismatchError(f"{self._name}: is applied already: revert it first", "already_target")
-            self._changed_tensors()
+            arrays = self._changed_tensors()
             if check:
                 self._check(False)
-            self.write(False, check)
+            self._write(False, check, arrays)
 
     def revert_(self, *, check: bool = True) -> None:
         """Turn target into base in place, with the arguments and errors of :meth:`apply_`."""
         with writing(self._memory):
             if not self.applied:
                 raise BaseMismatchError(f"{self._name}: is not applied: there is nothing to revert")
-            self._changed_tensors()
+            arrays = self._changed_tensors()
             if check:
                 self._check(True)
-            self.write(True, check)
+            self._write(True, check, arrays)
 
     def _check(self, applied: bool) -> None:
         """Raise BaseMismatchError unless each tensor has the target's content (if ``applied``) or the base's."""
@@ -97,11 +97,15 @@ class LoadedPatch:
 
         ``just_loaded``: the model's tensors, if the patch was loaded for them within the same :func:`~ckptdiff.live.writing.writing`.
         """
-        done = list[tuple[TensorUpdate, RangeUpdate]]()
         if just_loaded is None:
             arrays = self._changed_tensors()
         else:
             arrays = [just_loaded[update.name] for update in self._updates if update.parts]
+        self._write(back, check, arrays)
+
+    def _write(self, back: bool, check: bool, arrays: Sequence[Any]) -> None:
+        """As :meth:`write`, given the model's tensors that change."""
+        done = list[tuple[TensorUpdate, RangeUpdate]]()
         try:
             for update, leaves in self._update_all(back, check, done):
                 found, expected = tensor_digest(leaves), tensor_digest(update.before) if back else update.digest
@@ -123,9 +127,9 @@ class LoadedPatch:
     def _changed_tensors(self) -> list[Any]:
         """The model's tensors that the patch changes; raises BaseMismatchError unless all have the memory that it was loaded for."""
         now, arrays = self._find_tensors(), []
-        for update in self._updates:
-            array, flat = now.get(update.name), update.flat
-            if array is None or (len(flat) and memory_range(flat_bytes(array, f"{MODEL}: {cut(update.name)}")) != memory_range(flat)):
+        for update, memory in zip(self._updates, self._memory, strict=True):
+            array = now.get(update.name)
+            if array is None or (memory[2] and memory_of(array, f"{MODEL}: {cut(update.name)}") != memory):
                 raise BaseMismatchError(
                     f"{MODEL}: tensor {cut(update.name)} is not the one that {self._name} was loaded for: was the model cast, moved or "
                     "loaded anew? Load the patch again; nothing was written"

@@ -60,6 +60,14 @@ def memory_range(flat: Bytes | torch.Tensor) -> tuple[str, int, int]:
     return "cpu", owner.address if isinstance(owner, _ArrayInterface) else flat.ctypes.data, len(flat)  # NumPy takes long to tell
 
 
+def memory_of(array: Array, where: str) -> tuple[str, int, int]:
+    """Where a tensor's memory lies, as :func:`memory_range` says it; raises UnsupportedError as :func:`flat_bytes`."""
+    if isinstance(array, np.ndarray):
+        return memory_range(flat_bytes(array, where))
+    _check_plain(array, where)
+    return str(array.device), array.data_ptr(), array.nbytes
+
+
 def flat_bytes(array: Array, where: str) -> Bytes | torch.Tensor:
     """A tensor's memory without a copy: a 1-D uint8 numpy array, or a torch tensor on another device.
 
@@ -73,7 +81,14 @@ def flat_bytes(array: Array, where: str) -> Bytes | torch.Tensor:
         if array.dtype.byteorder == ">":
             raise UnsupportedError(f"{where}: is big-endian: give a little-endian copy")
         return array.reshape(-1).view(np.uint8)
+    _check_plain(array, where)
+    if not array.is_cpu:
+        return array.detach().reshape(-1).view(torch.uint8)
+    return np.asarray(_ArrayInterface(array.detach())) if array.nbytes else np.empty(0, np.uint8)
 
+
+def _check_plain(array: torch.Tensor, where: str) -> None:
+    """Raise UnsupportedError unless a tensor has memory of its own in plain order."""
     if array.is_meta:
         raise UnsupportedError(f"{where}: is a meta tensor, without content: load its weights first")
     if array.layout != torch.strided or array.is_quantized or array.is_conj() or array.is_neg():
@@ -82,9 +97,6 @@ def flat_bytes(array: Array, where: str) -> Bytes | torch.Tensor:
         raise UnsupportedError(f"{where}: is not contiguous (strides {tuple(array.stride())}): give its .contiguous() copy")
     if array.untyped_storage().nbytes() < array.storage_offset() * array.element_size() + array.nbytes:
         raise UnsupportedError(f"{where}: its memory was freed, as FSDP does between uses: gather the full parameters first")
-    if not array.is_cpu:
-        return array.detach().reshape(-1).view(torch.uint8)
-    return np.asarray(_ArrayInterface(array.detach())) if array.nbytes else np.empty(0, np.uint8)
 
 
 def new_tensor(dtype: str, shape: tuple[int, ...], where: str) -> torch.Tensor:
