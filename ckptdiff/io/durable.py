@@ -68,8 +68,8 @@ def move_new(source: Path, target: Path) -> None:
         os.rename(source, target)
 
 
-def link_new(target: Path, data: bytes) -> bool:
-    """Make a file that is flushed before it has a name, so that a killed run leaves nothing: it is there whole, or not at all.
+def link_new(target: Path, data: bytes, flush: bool = True) -> bool:
+    """Make a file that is written, and flushed, before it has a name: it is there whole, or not at all, and a killed run leaves nothing.
 
     Returns:
         False where the file system has no files without a name; nothing is done then.
@@ -87,7 +87,8 @@ def link_new(target: Path, data: bytes) -> bool:
         view = memoryview(data)
         while len(view):
             view = view[os.write(fd, view) :]
-        os.fsync(fd)
+        if flush:
+            os.fsync(fd)
         try:
             os.link(f"/proc/self/fd/{fd}", target, src_dir_fd=fd)  # which has Python call linkat, and so follow the first
         except FileNotFoundError:  # there is no /proc

@@ -7,7 +7,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -49,7 +49,10 @@ class Store(Protocol):
         """As :meth:`put`, with the bytes of a file, which must not be changed afterwards."""
 
     def replace(self, key: str, data: bytes) -> None:
-        """Make an object, or replace it, seen whole at all times."""
+        """Make an object, or replace it, seen whole at all times.
+
+        It is not flushed: only a hint is ever replaced, which a machine that stops may lose.
+        """
 
     def delete(self, key: str) -> None:
         """Delete an object, if it is there."""
@@ -163,9 +166,16 @@ class FolderStore:
             return True
 
     def replace(self, key: str, data: bytes) -> None:
-        with self._explained(key, "written"), self._written(key, data) as file:
-            os.replace(file, self.root / key)
-            sync((self.root / key).parent)
+        path = self.root / key
+        new = path.with_name(f".{path.name}.new")
+        with self._explained(key, "written"):
+            with suppress(FileExistsError, FileNotFoundError):  # another process replaces it now
+                new.unlink(missing_ok=True)
+                if link_new(new, data, flush=False):
+                    os.replace(new, path)
+                    return
+            with self._written(key, data) as file:
+                os.replace(file, path)
 
     def delete(self, key: str) -> None:
         with self._explained(key, "deleted"):
