@@ -22,7 +22,8 @@ from ckptdiff.format.index import INDEX_NAME
 from ckptdiff.format.patch_file import is_patch_header
 from ckptdiff.format.safetensors import UnusualHeaderError, read_header
 from ckptdiff.hub.ids import HubId, parse_id
-from ckptdiff.hub.repo import download, open_repo
+from ckptdiff.hub.repo import cached, download, open_repo
+from ckptdiff.hub.repo_store import RepoStore
 from ckptdiff.io.folder import Listing, list_folder, list_store
 from ckptdiff.io.in_place import check_whole
 from ckptdiff.io.leftovers import if_gone
@@ -50,6 +51,7 @@ def open_checkpoint(
     with_files: bool = False,
     selection: Selection | None = None,
     recorded: RecordedBase | None = None,
+    by_ranges: bool = False,
 ) -> Iterator[Checkpoint]:
     """Open one safetensors file, or a folder of them with or without index, here or on the Hub, and read its headers.
 
@@ -63,6 +65,7 @@ def open_checkpoint(
             indexes may be links out of the folder in any case.
         recorded: what a patch records of its base. Only these files are opened if they all exist with these sizes; otherwise (a base may
             be sharded differently) the whole checkpoint is.
+        by_ranges: of a checkpoint on the Hub that is not in the cache, read only the ranges that are asked for, instead of fetching files.
 
     Raises:
         CheckpointError: it does not exist, cannot be read, has no safetensors weights, lacks a shard, has a broken header, or has a link
@@ -70,7 +73,7 @@ def open_checkpoint(
         HubError: it cannot be fetched. StoreError: its store cannot be read.
     """
     hub_id = parse_id(path)
-    opener = _Opener(needs_weights, with_files, selection or Selection(), selection is not None, recorded or RecordedBase({}))
+    opener = _Opener(needs_weights, with_files, selection or Selection(), selection is not None, recorded or RecordedBase({}), by_ranges)
     checkpoint = opener.read(place_of(path)) if hub_id is None else opener.fetch(hub_id)
     try:
         yield checkpoint
@@ -87,6 +90,7 @@ class _Opener:
     selection: Selection
     can_exclude: bool
     recorded: RecordedBase
+    by_ranges: bool
 
     # --- on this machine, and in stores ---
 
@@ -185,7 +189,7 @@ class _Opener:
     # --- on the Hub ---
 
     def fetch(self, hub_id: HubId) -> Checkpoint:
-        """Fetch the files that belong to a checkpoint on the Hub into its cache, and open them."""
+        """Fetch the files that belong to a checkpoint on the Hub into its cache, unless they are read by ranges, and open them."""
         repo = open_repo(hub_id)
         if is_patch_repo(repo):
             raise patch_error(str(hub_id))
@@ -200,7 +204,7 @@ class _Opener:
         names = [name for name in repo.files if name in weights or name in others]
         if self.needs_weights and not any(name.endswith(".safetensors") for name in names):
             refuse_without_safetensors(hub_id, list(repo.files), left_out, self.can_exclude, self.selection.exclude)
-        folder = download(repo, names)
+        folder: Place = cached(repo, names) or StorePath(RepoStore(repo)) if self.by_ranges else download(repo, names)
         if repo.is_file:
             checkpoint = self._read_file(folder / names[0])
         elif whole:

@@ -137,6 +137,15 @@ def download(repo: Repo, paths: Iterable[str]) -> Path:
     return Path(folder) / repo.folder
 
 
+def cached(repo: Repo, paths: Sequence[str]) -> Path | None:
+    """The folder of the Hub's cache that files of a repo are in, if all of them were fetched earlier."""
+    if repo.cache is not None:
+        return repo.cache
+    found = [huggingface_hub.try_to_load_from_cache(repo.name, repo.inside(path), revision=repo.commit) for path in paths]
+    folders = {Path(file.removesuffix(path)) for file, path in zip(found, paths, strict=True) if isinstance(file, str)}
+    return folders.pop() if all(isinstance(file, str) for file in found) and len(folders) == 1 else None
+
+
 MAX_GLOBS = 100
 """Globs to give to the client, which tries each of them on each file of a repo: with thirty thousand of both, that takes minutes."""
 

@@ -31,7 +31,12 @@ from ckptdiff.patching.wrong_base import WantedBase
 
 
 def open_base(
-    base: str | os.PathLike[str], chain: Sequence[OpenPatch], *, only_weights: bool = False, with_files: bool = False
+    base: str | os.PathLike[str],
+    chain: Sequence[OpenPatch],
+    *,
+    only_weights: bool = False,
+    with_files: bool = False,
+    by_ranges: bool = False,
 ) -> AbstractContextManager[Checkpoint]:
     """Open the base of a chain: just the files that its first patch records, if they are all there.
 
@@ -40,10 +45,11 @@ def open_base(
         chain: the patches, in order.
         only_weights: fetch no files without weights from the Hub.
         with_files: take all files without weights, not just those that the patches need.
+        by_ranges: as of :func:`~ckptdiff.checkpoint.reader.open_checkpoint`.
     """
     wanted = [] if only_weights else [other.path for patch in chain for other in patch.others if other.kind != "new"]
     recorded = RecordedBase({file.path: file.size for file in chain[0].base_files}, chain[0].base_scopes, wanted)
-    return open_checkpoint(base, needs_weights=bool(chain[0].files), with_files=with_files, recorded=recorded)
+    return open_checkpoint(base, needs_weights=bool(chain[0].files), with_files=with_files, recorded=recorded, by_ranges=by_ranges)
 
 
 def check_stored(patch: OpenPatch, only: Sequence[str] = (), progress: Progress = no_progress) -> None:

@@ -199,7 +199,7 @@ class Step:
                 chain = [stack.enter_context(open_patch(name, by_ranges=bool(only))) for name in names]
             if not only:
                 listed([other.path for other in chain[-1].others if other.kind != "same"])
-            old = stack.enter_context(open_base(base, chain, only_weights=bool(only)))
+            old = stack.enter_context(open_base(base, chain, only_weights=bool(only), by_ranges=isinstance(out, StorePath)))
             last, folder = chain[-1], chain[-1].index is not None and not only
             others = last.others if folder else ()
             inputs = [*old.paths, *(path for patch in chain for path in patch.paths)]

@@ -1,10 +1,11 @@
-"""Run by hand: make, apply, verify, report and info at an S3 server that fails, with a pair of any size: what they take.
+"""Run by hand: make, apply, verify, report, info and pull at an S3 server that fails, with a pair of any size: what they take.
 
     python -m tests.support.store_runs FOLDER --megabytes 600 --faults
 
 Each command is a process of its own, whose peak memory, largest temporary file and requests are printed, beside the plan's: requests that
 the store's library repeats after an error are not among them. What it wrote or printed is compared with what the same command writes or
-prints on this machine. FOLDER takes four times the size, and is removed.
+prints on this machine; ``pull`` brings base and patch from a Hub on this machine, whose cache must stay empty. FOLDER takes four times the
+size, and is removed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ import numpy as np
 
 from ckptdiff.io.store_upload import PART
 from tests.support.checkpoints import perturb, random_tensor, write_sharded
+from tests.support.hub_client import Client, files_of
+from tests.support.hub_server import environment, running
 from tests.support.s3_server import BUCKET, SETTINGS, faulty_proxy, s3_server
 
 
@@ -96,10 +99,21 @@ def watched(folder: Path) -> Iterator[list[int]]:
         thread.join()
 
 
-def command(port: int, temporary: Path, *arguments: str, attempts: int = 1) -> dict[str, Any]:
+@contextmanager
+def on_a_hub(work: Path) -> Iterator[dict[str, str]]:
+    """A Hub with the base, and a patch from it; gives what a client needs, whose cache is ``work``/hub."""
+    with running(work) as hub:
+        hub.add("org/base", files_of(work / "base"))
+        client = Client(hub, work / "pusher", cold=True)
+        client.run("make", "org/base", work / "target", "-o", "patch")
+        client.run("push", "patch", "me/patch", "--license", "apache-2.0")
+        yield environment(hub, work / "hub")
+
+
+def command(port: int, temporary: Path, *arguments: str, attempts: int = 1, **more: str) -> dict[str, Any]:
     """Run a command until it succeeds, and return what it printed as JSON, and its peak memory in MB."""
     code = "import sys; from ckptdiff.cli.main import main\ntry: main()\nfinally: print(open('/proc/self/status').read(), file=sys.stderr)"
-    settings = {**SETTINGS, "AWS_MAX_ATTEMPTS": "5", "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "TMPDIR": str(temporary)}
+    settings = {**SETTINGS, "AWS_MAX_ATTEMPTS": "5", "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "TMPDIR": str(temporary), **more}
     errors = []
     for _ in range(attempts):
         with watched(temporary) as largest:
@@ -147,7 +161,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--megabytes", type=int, default=200)
     parser.add_argument("--faults", action="store_true", help="drop, lose, throttle and fail three requests in a hundred")
-    parser.add_argument("--verbs", default="make,apply,verify,report,info", help="which of the commands, in this order")
+    parser.add_argument("--verbs", default="make,apply,verify,report,info,pull", help="which of the commands, in this order")
     arguments = parser.parse_args()
     work, met, chance = arguments.folder, Counter[str](), random.Random(1)
     temporary = work / "temporary"
@@ -175,17 +189,22 @@ def main() -> None:
                 "verify": ("verify", f"{url}/patch", "--base", f"{url}/base", "--target", f"{url}/out"),
                 "report": ("report", f"{url}/base", f"{url}/patch", "--rank", "none"),
                 "info": ("info", f"{url}/patch"),
+                "pull": ("pull", "me/patch", "-o", f"{url}/pulled"),
             }
+            written = {"make": ("patch", "patch"), "apply": ("out", "target"), "pull": ("pulled", "target")}
             for what, words in ((what, runs[what]) for what in arguments.verbs.split(",")):
                 met.clear()
-                begun = time.time()
-                result = command(port, temporary, *words, attempts=12)
+                with on_a_hub(work) if what == "pull" else nullcontext({}) as more:
+                    begun = time.time()
+                    result = command(port, temporary, *words, attempts=12, **more)
                 show(what, result, met, time.time() - begun)
-                if what in ("make", "apply"):
-                    key, wanted = ("patch", work / "patch") if what == "make" else ("out", work / "target")
+                if what in written:
+                    key, wanted = written[what]
                     fetched = objects_below(straight, key, work / "fetched")
-                    print(f"         the same files as on this machine: {same_files(fetched, wanted)}", flush=True)
+                    print(f"         the same files as on this machine: {same_files(fetched, work / wanted)}", flush=True)
                     shutil.rmtree(fetched)
+                    cached = sum(path.stat().st_size for path in (work / "hub").rglob("*") if path.is_file() and not path.is_symlink())
+                    print(f"         bytes in the cache of the Hub: {cached:,}", flush=True)
                 else:
                     here = [word.replace(f"{url}/out", str(work / "target")).replace(url, str(work)) for word in words]
                     same = told(command(straight, temporary, *here)) == told(result)

@@ -292,4 +292,10 @@ def test_pull_into_a_store(hub: Hub, models: list[Path], tmp_path: Path) -> None
         client = Client(hub, tmp_path / "b", cold=True)
         shown = client.run("pull", "me/patch", "-o", f"{url}/out", **SETTINGS, AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}")
         assert objects(f"{url}/out") == files_of(models[1]) and "SHA-256 as the patch states" in shown.stdout
-    assert not any(path.name == "out" for path in (tmp_path / "b").iterdir())
+        weights = {path.name for path in models[0].glob("*.safetensors")}
+        assert weights and not weights & {path.name for path in tmp_path.glob("b/**/snapshots/**/*") if "org--base" in str(path)}
+        client.run("pull", "me/patch", "-o", "out")
+        hub.requests.clear()
+        client.run("pull", "me/patch", "-o", f"{url}/again", **SETTINGS, AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}")
+        assert objects(f"{url}/again") == files_of(models[1])
+        assert not [line for line in hub.requests if "org/base/resolve" in line and "safetensors" in line]  # they are in the cache
