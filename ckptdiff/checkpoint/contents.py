@@ -45,9 +45,12 @@ class Tensor:
     """Path of its file if it does not count (:class:`TensorKey`)."""
     key: TensorKey = field(init=False, repr=False, compare=False)
     """Its key in its checkpoint."""
+    units: int = field(init=False, repr=False, compare=False)
+    """Number of its units (spec section 4)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "key", TensorKey(self.scope, self.name, self.uncounted_in))
+        object.__setattr__(self, "units", self.nbytes // DTYPES[self.dtype].carrier)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Tensor, (self.scope, self.name, self.dtype, self.shape, self.nbytes, self.source, self.offset, self.uncounted_in)
@@ -56,11 +59,6 @@ class Tensor:
     def counts(self) -> bool:
         """Whether it is the tensor of its name in its scope (spec 3.1)."""
         return not self.uncounted_in
-
-    @property
-    def units(self) -> int:
-        """Number of its units (spec section 4)."""
-        return self.nbytes // DTYPES[self.dtype].carrier
 
     @property
     def memory(self) -> Bytes | torch.Tensor | None:

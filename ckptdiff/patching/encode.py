@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ckptdiff.checkpoint.adapt import AdaptedBase
@@ -13,7 +13,7 @@ from ckptdiff.errors import cut
 from ckptdiff.io.parallel import MOST_JOBS, Work
 from ckptdiff.patching.compare_on_host import Comparer, compare_on_host
 from ckptdiff.patching.encode_group import EncodedGroup, encode_group, encode_together
-from ckptdiff.patching.encode_plan import EncodeJob, JobBase
+from ckptdiff.patching.encode_plan import EncodeJob, JobBase, TensorPlan
 
 CONTEXT_SHARE = 0.4
 """Up to this share of changed units, ``context`` needs about ``RAW_TRIAL_SHARE`` of the bytes at most: a long tensor is coded by it."""
@@ -32,6 +32,10 @@ class GroupEncoder(Work[EncodeJob, EncodedGroup]):
     def __reduce__(self) -> tuple[Any, ...]:
         return GroupEncoder, (self.base, self.target, self.compare)
 
+    def keep(self, plans: Iterable[TensorPlan]) -> None:
+        """Keep the bases of tensors whose jobs come next, which this process need not put together again."""
+        self._bases = {plan.target.key: plan.base for plan in plans if plan.base is not None}
+
     def about(self, job: EncodeJob) -> str:
         """As of :class:`Work`."""
         return f"{self.target.path}: tensor {cut(job.target.name)}, from unit {job.first} on"
@@ -49,7 +53,7 @@ class GroupEncoder(Work[EncodeJob, EncodedGroup]):
             named = {piece.name: tensors[piece.name] for piece in base.pieces if piece.name is not None}
             known = AdaptedBase(base.pieces, named, base.dtype, target.dtype, target.units)
             if len(self._bases) > KEPT_BASES:
-                self._bases.clear()
+                self._bases = {}
             self._bases[target.key] = known
         return known
 

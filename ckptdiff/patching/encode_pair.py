@@ -162,6 +162,7 @@ class _PairEncoder:
     def _encode(self, plans: Sequence[TensorPlan]) -> None:
         """Encode tensors job by job: first those blocks on which the codec of a long tensor is chosen, then all others."""
         pending = {plan.target.key: self._pending(plan) for plan in plans}
+        self.encoder.keep(plans)
         entries = dict[TensorKey, Entry]()
         for key, tensor in pending.items():
             if tensor.complete:  # an earlier run has encoded it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ckptdiff.checkpoint.adapt import AdaptedBase
@@ -75,22 +75,22 @@ class TensorPlan:
     blocks: int
     """How many blocks a job has at most."""
 
+    block: int = field(init=False)
+    """Units of a block."""
+    tried: list[int] = field(init=False)
+    """The first units of the blocks that are tried: the first, one in the middle, and the last."""
+
+    def __post_init__(self) -> None:
+        block, units, tried = BLOCK // DTYPES[self.target.dtype].carrier, self.target.units, list[int]()
+        if self.codec is None and units > block:
+            tried = sorted({0, units // 2 // block * block, (units - 1) // block * block})
+        object.__setattr__(self, "block", block)
+        object.__setattr__(self, "tried", tried)
+
     @property
     def units(self) -> int:
         """Units of the target."""
         return self.target.units
-
-    @property
-    def block(self) -> int:
-        """Units of a block."""
-        return BLOCK // DTYPES[self.target.dtype].carrier
-
-    @property
-    def tried(self) -> list[int]:
-        """The first units of the blocks that are tried: the first, one in the middle, and the last."""
-        if self.codec is not None or self.units <= self.block:
-            return []
-        return sorted({0, self.units // 2 // self.block * self.block, (self.units - 1) // self.block * self.block})
 
     @property
     def is_tried_whole(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ckptdiff.checkpoint.adapt import AdaptedBase
@@ -47,8 +47,13 @@ class EncodeAndHash(Work[EncodeJob, EncodedGroup]):
     def many(self, jobs: Sequence[EncodeJob]) -> list[EncodedGroup]:
         """As of :class:`Work`."""
         groups = self.encoder.many(jobs)
+        reached = dict[int, tuple[int, FileHasher]]()  # by file, as far as the jobs reach
         for job in jobs:
-            self.hash_to(*self.encoder.tensors(job), job.stop)
+            for number, end, hasher in self._ends(*self.encoder.tensors(job), job.stop):
+                if number not in reached or reached[number][0] < end:
+                    reached[number] = end, hasher
+        for end, hasher in reached.values():
+            hasher.advance(end)
         return groups
 
     def __call__(self, job: EncodeJob) -> EncodedGroup:
@@ -58,10 +63,15 @@ class EncodeAndHash(Work[EncodeJob, EncodedGroup]):
 
     def hash_to(self, base: AdaptedBase | None, target: Tensor, stop: int) -> None:
         """Hash the files of a tensor and its base as far as units before ``stop`` lie in them."""
+        for _, end, hasher in self._ends(base, target, stop):
+            hasher.advance(end)
+
+    def _ends(self, base: AdaptedBase | None, target: Tensor, stop: int) -> Iterator[tuple[int, int, FileHasher]]:
+        """The files of a tensor and its base that are hashed: the number of each, and where units before ``stop`` end in it."""
         for tensor in (target, base.whole if base is not None else None):
             hasher = self.hashers.get(id(tensor.source)) if tensor is not None else None
             if hasher and tensor:
-                hasher.advance(tensor.offset + min(stop * DTYPES[tensor.dtype].carrier, tensor.nbytes))
+                yield id(tensor.source), tensor.offset + min(stop * DTYPES[tensor.dtype].carrier, tensor.nbytes), hasher
 
     def about(self, job: EncodeJob) -> str:
         """As of :class:`Work`."""

@@ -102,7 +102,7 @@ def test_damaged_payloads_are_named(pair: tuple[Path, Path], tmp_path: Path, mon
     payloads, blocks, seen, wrong = Payloads.read, Payloads.read_blocks, list[str](), set[str]()
 
     def damaged(data: list[memoryview], names: list[str]) -> list[memoryview]:
-        return [memoryview(bytes([*part[:-1], part[-1] ^ 64])) if name in wrong else part for name, part in zip(names, data, strict=True)]
+        return [memoryview(bytes([part[0] ^ 64, *part[1:]])) if name in wrong else part for name, part in zip(names, data, strict=True)]
 
     def read_payloads(self: Payloads, entries: Any) -> list[memoryview]:
         seen.extend(entry.name for entry in entries)
@@ -116,7 +116,7 @@ def test_damaged_payloads_are_named(pair: tuple[Path, Path], tmp_path: Path, mon
     monkeypatch.setattr(Payloads, "read_blocks", read_blocks)
     ckptdiff.apply(pair[0], tmp_path / "patch", tmp_path / "out")
     assert len(seen) > COUNT / 4
-    for name in seen[::9]:
+    for name in sorted(seen)[::5]:
         wrong.clear()
         wrong.add(name)
         with pytest.raises(CkptdiffError, match=rf"tensor {name}[:,]"):
