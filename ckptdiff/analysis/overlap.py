@@ -123,6 +123,8 @@ class OverlapResult:
     tensors: tuple[TensorOverlap, ...]
     left_out: tuple[str, ...]
     """Names of tensors that not all updates have, made from the same part of the base and in one dtype."""
+    cast: str | None = None
+    """The dtype that tensors of F16, BF16 and F32 were cast to before they were compared."""
     elements: int = field(init=False)
     """All elements of the tensors."""
 
@@ -177,6 +179,7 @@ class OverlapResult:
             "base": self.base,
             "names": list(self.names),
             "atol": self.atol,
+            "as": self.cast,
             "elements": self.elements,
             "core": self.core,
             "pairs": [pair.to_json() for pair in self.pairs],

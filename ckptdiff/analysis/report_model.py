@@ -76,7 +76,9 @@ class TensorReport:
     bases: tuple[str, ...] = ()
     """Base tensors that it was compared with, where that is not simply the one of its own name."""
     base_dtype: str | None = None
-    """Their dtype, where that is not the tensor's: values are compared after a cast (spec 8)."""
+    """Their dtype, where that is not ``dtype``, in which values are compared: after a cast (spec 8)."""
+    target_dtype: str | None = None
+    """The dtype that the target has it in, where that is not ``dtype``, as both sides were to be cast."""
 
     @property
     def label(self) -> str:
@@ -167,6 +169,8 @@ class Report:
     """Names of tensors with a matrix whose update holds infinities or NaNs, or has singular values beyond float64."""
     against_zeros: int = 0
     """Elements of the target that stand against zeros, as no base tensor has them (rows that were added); they count in nothing else."""
+    cast: str | None = None
+    """The dtype that tensors of F16, BF16 and F32 were cast to on both sides before they were compared."""
     complete: bool = True
     """False for a report from a patch alone that stores none: it says how many elements changed, but not how far."""
 
@@ -241,7 +245,7 @@ class Report:
             "schema": SCHEMA,
             "base": self.base,
             "target": self.target,
-            "settings": {"atol": self.tolerance.atol, "rtol": self.tolerance.rtol, "rank": self.rank_choice},
+            "settings": {"atol": self.tolerance.atol, "rtol": self.tolerance.rtol, "rank": self.rank_choice, "as": self.cast},
             "totals": self._counts(self.totals),
             "layers": [{"layer": layer, **self._counts(counts)} for layer, counts in self.layers.items()],
             "modules": [{"module": kind, **self._counts(counts)} for kind, counts in self.modules.items()],
@@ -269,8 +273,10 @@ class Report:
         """The report as :func:`ckptdiff.make` stores it in a patch: the same bytes wherever the checkpoints lie.
 
         Raises:
-            CheckpointError: the report is larger than a reader takes.
+            CheckpointError: the report is larger than a reader takes, or it is of tensors that were cast on both sides.
         """
+        if self.cast is not None:
+            raise CheckpointError(f"the report is of tensors cast to {self.cast}, the patch of what is stored: report without as_dtype")
         small = replace(self, base="", target="", tensors=tuple(_rounded(tensor) for tensor in self.tensors))
         data = canonical.dumps(small.to_json())
         stored = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_content_size=True).compress(data)
@@ -312,7 +318,7 @@ def tensor_json(tensor: TensorReport) -> dict[str, Any]:
     """A tensor's row as plain JSON values, without its counts."""
     row = {key: getattr(tensor, key) for key in ("scope", "name", "dtype")}
     row |= {"shape": list(tensor.shape), "layer": tensor.layer, "module": tensor.module}
-    row |= {"part": tensor.part, "bases": list(tensor.bases), "base_dtype": tensor.base_dtype}
+    row |= {"part": tensor.part, "bases": list(tensor.bases), "base_dtype": tensor.base_dtype, "target_dtype": tensor.target_dtype}
     row |= {"rows": list(tensor.rows) if tensor.rows else None, "columns": list(tensor.columns) if tensor.columns else None}
     spectra = None
     if tensor.ranks is not None:

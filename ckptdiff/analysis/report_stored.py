@@ -42,7 +42,7 @@ REPORT_FIELDS = (
     "against_zeros"
 )
 TENSOR_FIELDS = (
-    *("scope", "name", "part", "bases", "base_dtype", "dtype", "shape", "layer", "module", "rows", "columns", "spectra"),
+    *("scope", "name", "part", "bases", "base_dtype", "target_dtype", "dtype", "shape", "layer", "module", "rows", "columns", "spectra"),
     *COUNT_FIELDS,
 )
 SPECTRUM_FIELDS = ("index", *(field.name for field in fields(Spectrum)), "random_rank")
@@ -67,7 +67,7 @@ def unpack(stored: bytes, where: str, target: str) -> Report:
 
     limits = {"most": MAX_ALL_TENSORS, "nodes": MAX_ROW_NODES, "depth": MAX_ROW_DEPTH}
     f = load_divided(data, where, REPORT_FIELDS, {"tensors": _row}, **limits, exact=False, first=schema)
-    settings, moves = f.child("settings", "atol rtol rank"), f.child("moves", "ulp abs exponents")
+    settings, moves = f.child("settings", "atol rtol rank as"), f.child("moves", "ulp abs exponents")
     report = Report(
         base="",
         target="",
@@ -82,6 +82,7 @@ def unpack(stored: bytes, where: str, target: str) -> Report:
         unpaired=f.array("unpaired", as_text),
         without_rank=f.array("without_rank", as_text),
         against_zeros=f.integer("against_zeros"),
+        cast=settings.text("as") if settings.value.get("as") is not None else None,
     )
     if report.sums() != {key: member for key, member in f.value.items() if key != "tensors"}:
         raise FormatError(f"{where}: its sums do not agree with its tensors: do not trust this patch")
@@ -151,6 +152,7 @@ def _tensor(value: Any, where: str) -> TensorReport:
         part=f.integer("part") if f.value.get("part") is not None else None,
         bases=f.array("bases", as_text),
         base_dtype=f.text("base_dtype") if f.value.get("base_dtype") is not None else None,
+        target_dtype=f.text("target_dtype") if f.value.get("target_dtype") is not None else None,
     )
 
 

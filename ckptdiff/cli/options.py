@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from ckptdiff import io
+from ckptdiff.analysis.cast_on_read import CHOICES
 from ckptdiff.cli.grouped import FILES, MEASURED, OUTPUT, SPEED, Decorator, option
 from ckptdiff.errors import visible
 from ckptdiff.units import short_number
@@ -129,6 +130,16 @@ def tolerance_option(name: str, text: str, default: float | tuple[float, ...], m
 def changed_above_option() -> Decorator:
     """The tolerance above which an element counts as changed."""
     return tolerance_option("--atol", "Count an element as changed if |d| exceeds this; at 0, if its bits differ.", 0.0)
+
+
+as_option = option(
+    MEASURED,
+    "--as",
+    "as_dtype",
+    type=click.Choice(CHOICES, case_sensitive=False),
+    help="Cast the F32, F16 and BF16 tensors of all sides to this dtype while they are read, as the paper's code does with bf16.  "
+    "[default: compare in the target's dtype]",
+)
 
 
 def file_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -150,6 +150,6 @@ def print_pictures(html: Path | None, png: Path | None, table: Path | None) -> N
 def print_mask(path: Path, mask: Mask, nbytes: int) -> None:
     """Print what went into a mask file of ``nbytes`` bytes."""
     named = sum(math.prod(shape) for shape in mask.shapes.values())
-    tensors = counted(len(mask.bits), "tensor")
-    rows = [("elements", f"{mask.total:,} in {tensors} ({percent_of(mask.total, named)} of these)")]
+    tensors = f"{len(mask.rows):,} of {counted(len(mask.shapes), 'tensor')}"
+    rows = [("elements", f"{len(mask):,} in {tensors} ({percent_of(len(mask), named)} of these)")]
     print_grid([*rows, ("mask", f"{path} ({byte_size(nbytes)})")])

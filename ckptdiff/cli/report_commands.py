@@ -14,6 +14,7 @@ from ckptdiff.cli.options import (
     LOCAL_PATH,
     PATH,
     as_json,
+    as_option,
     base_option,
     changed_above_option,
     device_option,
@@ -48,6 +49,7 @@ csv_option = option(OUTPUT, "--csv", "table", type=LOCAL_PATH, metavar="FILE", h
 @option(FILES, "--base", "chain_base", type=PATH, metavar="CHECKPOINT", help="Of a chain, its base.  [default: the repo that it records]")
 @steps_option
 @selection_options
+@as_option
 @tolerance_option("--atol", "Also count the elements with |d| up to this as equal.", 1e-5)
 @tolerance_option("--rtol", "Also count the elements with |d| up to this share of |base| as equal.", 1e-3)
 @option(
@@ -94,9 +96,10 @@ def report(
       ckptdiff report run-chain --base Llama-3-8B
     """
     if target is None and verbs.chain_series.is_chain(base):
-        refuse_given("a chain; see ckptdiff overlap CHAIN --series", ("html", "png", "table", *NEED_TWO, "ray"))
+        refuse_given("a chain; see ckptdiff overlap CHAIN --series", ("html", "png", "table", *NEED_TWO))
         with progress_bar() as progress:
-            run = verbs.chain_series.chain_report(base, chain_base, steps=steps, threads=options["threads"], progress=progress)
+            shared = {key: options[key] for key in ("as_dtype", "threads")}
+            run = verbs.chain_series.chain_report(base, chain_base, steps=steps, progress=progress, **shared)
         if json_output:
             print_json(run.to_json())
         else:
@@ -138,10 +141,11 @@ def _check_lone_patch(path: Path, is_patch: bool) -> None:
     if not is_patch:
         raise click.UsageError(f"{path} is not a patch: give BASE and TARGET, or a patch alone.")
     given = click.get_current_context().get_parameter_source
-    for name in NEED_TWO:
+    for name in ("as_dtype", *NEED_TWO):
         if given(name) is click.core.ParameterSource.COMMANDLINE:
             raise click.UsageError(
-                f"--{name.replace('_', '-')} needs BASE too: a patch alone says what was stored in it. ckptdiff report BASE {path}"
+                f"--{name.removesuffix('_dtype').replace('_', '-')} needs BASE too: a patch alone says what was stored in it. "
+                f"ckptdiff report BASE {path}"
             )
 
 
@@ -163,6 +167,7 @@ def _write_text(path: Path, text: str, overwrite: bool) -> None:
 @click.argument("updates", type=PATH, nargs=-1, required=True, metavar="PATCH|CHECKPOINT|CHAIN...")
 @base_option("Take this checkpoint as the one that all updates started from.  [default: the repo that the first patch names]")
 @steps_option
+@as_option
 @changed_above_option()
 @file_options
 @option(
@@ -216,7 +221,7 @@ def overlap(
     _check_outputs(html, png, table, (*updates, *([base] if base else [])), overwrite)
     with progress_bar() as progress:
         if of_chain:
-            shared = {key: options[key] for key in ("atol", "threads")}
+            shared = {key: options[key] for key in ("as_dtype", "atol", "threads")}
             result = verbs.chain_series.chain_overlap(updates[0], base, steps=steps, progress=progress, **shared)
         else:
             result = verbs.overlap.overlap(updates, base, progress=progress, **options)
@@ -238,6 +243,7 @@ def overlap(
 @base_option("Take this checkpoint as the one that the patch was made from.  [default: the repo that the patch names]")
 @steps_option
 @output_option("out", "FILE", "Write the mask to this file.")
+@as_option
 @changed_above_option()
 @threads_option
 @overwrite_option

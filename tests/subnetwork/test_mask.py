@@ -17,7 +17,7 @@ from ckptdiff import Mask
 from ckptdiff.analysis.values import values_of
 from ckptdiff.errors import CheckpointError, FormatError, IntegrityError, OutputError, UnsupportedError
 from ckptdiff.format import canonical
-from ckptdiff.subnetwork.mask import smallest_weights
+from ckptdiff.subnetwork.smallest import smallest_weights
 from tests.support.checkpoints import BITS, SHARED_DATA, perturb, random_tensor, tensor, write
 from tests.support.commands import run
 from tests.support.strategies import examples_run
