@@ -167,7 +167,7 @@ def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def require_finite(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
     """Refuse infinities and NaNs, which click takes for numbers."""
-    if not all(map(math.isfinite, value if isinstance(value, tuple) else (value,))):
+    if value is not None and not all(map(math.isfinite, value if isinstance(value, tuple) else (value,))):
         raise click.BadParameter("expected a finite number")
     return value
 
