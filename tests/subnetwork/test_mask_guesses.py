@@ -78,11 +78,11 @@ def test_complex_numbers_and_integers_have_sizes_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("step", [1e-45, 1e-8, 1e-6, 3e-4, 0.0625, 0.125, 1.0, 1e30])
 def test_the_largest_number_that_a_step_moves(dtype: str, step: float) -> None:
-    """By rational arithmetic over all bit patterns of small types, and around the found one of large ones."""
+    """By rational arithmetic over all bit patterns of small types, and around the found one of others."""
     found, bits = largest_moved(dtype, step), DTYPES[dtype].bits
     last = (1 << (bits - 1)) - 1
     near = {max(min(found + k, last), 0) for k in (-2, -1, 0, 1, 2)} | {0, 1, last}
-    for magnitude in range(last + 1) if bits <= 16 else sorted(near):
+    for magnitude in range(last + 1) if bits <= 8 else sorted(near):
         pair = np.array([magnitude, magnitude - 1 if magnitude else 1]).astype(f"<u{DTYPES[dtype].carrier}")
         here, other = (float(x) for x in values_of(pair, dtype))
         moved = math.isfinite(here) and math.isfinite(other) and abs(Fraction(here) - Fraction(other)) / 2 < Fraction(step)
@@ -148,11 +148,9 @@ def test_errors(tmp_path: Path) -> None:
         mask.random(0, path, by="sizes")  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match=r"the mask has the tensor w of shape \[2\], b.safetensors has it as \[3\]: give the base"):
         mask.random(0, path)
-    with pytest.raises(CheckpointError, match="the mask has the tensor u of shape .*b.safetensors has no such tensor"):
+    with pytest.raises(CheckpointError, match=r"the mask has the tensor u of shape .*b.safetensors has no such tensor"):
         Mask.from_arrays({"u": [True]}).random(0, path)
-    with pytest.raises(
-        CheckpointError, match="base: expected a path, an id on the Hub, a state dict, a module or a ckptdiff.Patch, found int"
-    ):
+    with pytest.raises(CheckpointError, match=r"base: expected a path, an id on the Hub, .* or a ckptdiff\.Patch, found int"):
         mask.random(0, 7)
 
 
@@ -160,7 +158,7 @@ def test_the_command(tmp_path: Path) -> None:
     """``--predict`` and ``--random`` write what the methods give."""
     rng = np.random.default_rng(3)
     bits = rng.integers(0, 0x3F00, (50, 20)).astype("<u2")
-    paths = [write(tmp_path / f"{k}.safetensors", {"w": tensor("BF16", (50, 20), bits ^ (k * (bits % 3 == 0)))}) for k in range(2)]
+    paths = [write(tmp_path / f"{k}.safetensors", {"w": tensor("BF16", (50, 20), bits ^ (bits % 3 < k).astype("<u2"))}) for k in range(2)]
     out = tmp_path / "mask.safetensors"
     shown = run("mask", paths[0], "--predict", "1e-6", "-o", out).stdout
     guess = Mask.load(out)
