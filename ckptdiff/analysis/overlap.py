@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ckptdiff.analysis.notebook import ShownOverlap
 from ckptdiff.analysis.pairs import Pair
 from ckptdiff.analysis.sparsity import EXPONENT_FIELDS
 from ckptdiff.analysis.values import count_ones, distances, element_bits, values_of
@@ -110,8 +111,8 @@ class StepRow:
     """Changed at a checkpoint before, and now equal to the base."""
 
 
-@dataclass(frozen=True, slots=True)
-class OverlapResult:
+@dataclass(frozen=True, slots=True, repr=False)
+class OverlapResult(ShownOverlap):
     """The result of :func:`ckptdiff.overlap`."""
 
     base: str

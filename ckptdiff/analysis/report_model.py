@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -11,12 +11,12 @@ import zstandard
 
 from ckptdiff.analysis.matrices import count_ranked
 from ckptdiff.analysis.modules import APART, KINDS, REST, components_of, expert_of
+from ckptdiff.analysis.notebook import ShownReport, ShownTensor
 from ckptdiff.analysis.rank import Spectrum
 from ckptdiff.analysis.sparsity import Counts, Tolerance, sums_by
 from ckptdiff.errors import CheckpointError
 from ckptdiff.format import canonical
 from ckptdiff.format.patch_file import MAX_STORED_REPORT
-from ckptdiff.lazy import pandas
 
 SCHEMA = "ckptdiff-report/1"
 ZSTD_LEVEL = 19
@@ -51,8 +51,8 @@ class MatrixRank:
         return self.spectrum.effective_rank / self.spectrum.largest, self.random_rank / self.spectrum.largest
 
 
-@dataclass(frozen=True, slots=True)
-class TensorReport:
+@dataclass(frozen=True, slots=True, repr=False)
+class TensorReport(ShownTensor):
     """What changed in one tensor."""
 
     scope: str
@@ -79,6 +79,8 @@ class TensorReport:
     """Their dtype, where that is not ``dtype``, in which values are compared: after a cast (spec 8)."""
     target_dtype: str | None = None
     """The dtype that the target has it in, where that is not ``dtype``, as both sides were to be cast."""
+    expert_changes: tuple[int, ...] | None = None
+    """Changed elements of each expert, of a tensor in which they are stacked and whose changes are counted by row; else None."""
 
     @property
     def label(self) -> str:
@@ -142,8 +144,8 @@ class ExponentRow:
     """How many of them changed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+@dataclass(frozen=True, slots=True, repr=False)
+class Report(ShownReport):
     """The result of :func:`ckptdiff.report` and :func:`ckptdiff.report_patch`."""
 
     base: str
@@ -290,29 +292,6 @@ class Report:
     def _counts(self, counts: Counts) -> dict[str, int | None]:
         return {key: n if self.complete or key in ("elements", "bit_identical") else None for key, n in asdict(counts).items()}
 
-    def to_frame(self) -> Any:
-        """A pandas DataFrame with one row for each tensor.
-
-        Its columns are names, counts (:class:`Counts`), sparsity, and means over the matrices that changed: ``rank_share``,
-        ``stable_rank``, ``effective_share`` and ``random_rank_share``, which are NaN where no rank was taken.
-
-        Raises:
-            ImportError: pandas is not installed.
-        """
-        return pandas.DataFrame([tensor_row(tensor) for tensor in self.tensors])
-
-
-def tensor_row(tensor: TensorReport) -> dict[str, Any]:
-    """A tensor as a row of one table: names, counts, sparsity, and means over its matrices that changed."""
-    row = {key: getattr(tensor, key) for key in ("scope", "name", "part", "dtype", "shape", "layer", "module")}
-    return row | asdict(tensor.counts) | {"sparsity": tensor.counts.sparsity} | _mean_ranks(tensor.ranks or ())
-
-
-def _mean_ranks(ranks: Sequence[MatrixRank]) -> dict[str, float]:
-    rows = [(r.spectrum.rank_share, r.spectrum.stable_rank, *r.shares) for r in ranks if r.spectrum.stable_rank]
-    means = [math.fsum(values) / len(rows) for values in zip(*rows, strict=True)] or [math.nan] * 4
-    return dict(zip(("rank_share", "stable_rank", "effective_share", "random_rank_share"), means, strict=True))
-
 
 def tensor_json(tensor: TensorReport) -> dict[str, Any]:
     """A tensor's row as plain JSON values, without its counts."""
@@ -320,6 +299,7 @@ def tensor_json(tensor: TensorReport) -> dict[str, Any]:
     row |= {"shape": list(tensor.shape), "layer": tensor.layer, "module": tensor.module}
     row |= {"part": tensor.part, "bases": list(tensor.bases), "base_dtype": tensor.base_dtype, "target_dtype": tensor.target_dtype}
     row |= {"rows": list(tensor.rows) if tensor.rows else None, "columns": list(tensor.columns) if tensor.columns else None}
+    row |= {"expert_changes": None if tensor.expert_changes is None else list(tensor.expert_changes)}
     spectra = None
     if tensor.ranks is not None:
         spectra = [{"index": r.index, **_spectrum_json(r.spectrum), "random_rank": r.random_rank} for r in tensor.ranks]

@@ -42,7 +42,8 @@ REPORT_FIELDS = (
     "against_zeros"
 )
 TENSOR_FIELDS = (
-    *("scope", "name", "part", "bases", "base_dtype", "target_dtype", "dtype", "shape", "layer", "module", "rows", "columns", "spectra"),
+    *("scope", "name", "part", "bases", "base_dtype", "target_dtype", "dtype", "shape", "layer", "module", "rows", "columns"),
+    *("expert_changes", "spectra"),
     *COUNT_FIELDS,
 )
 SPECTRUM_FIELDS = ("index", *(field.name for field in fields(Spectrum)), "random_rank")
@@ -150,6 +151,7 @@ def _tensor(value: Any, where: str) -> TensorReport:
         columns=_quantiles(f, "columns"),
         ranks=f.array("spectra", _rank) if f.value.get("spectra") is not None else None,
         part=f.integer("part") if f.value.get("part") is not None else None,
+        expert_changes=f.array("expert_changes", as_integer) if f.value.get("expert_changes") is not None else None,
         bases=f.array("bases", as_text),
         base_dtype=f.text("base_dtype") if f.value.get("base_dtype") is not None else None,
         target_dtype=f.text("target_dtype") if f.value.get("target_dtype") is not None else None,

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ckptdiff.analysis.cast_on_read import cast_dtype
+from ckptdiff.analysis.notebook import ShownChain
 from ckptdiff.analysis.overlap import CountArray, StepRow, step_rows
 from ckptdiff.analysis.pairs import Pair, Source, source_of_patch
 from ckptdiff.io.parallel import Threads
@@ -37,8 +38,8 @@ class TensorSeries:
     back: CountArray
 
 
-@dataclass(frozen=True, slots=True)
-class ChainReport:
+@dataclass(frozen=True, slots=True, repr=False)
+class ChainReport(ShownChain):
     """The result of :func:`ckptdiff.chain_report`."""
 
     chain: str

@@ -139,9 +139,9 @@ def _rank_cells(ranks: Iterable[MatrixRank]) -> list[str]:
     return [whole, three_digits(stable), f"{math.floor(effective):,}", f"{math.floor(random):,}"]
 
 
-def print_pictures(html: Path | None, png: Path | None, table: Path | None) -> None:
-    """Print where the page, the pictures and the table were written."""
-    rows = [(what, str(path)) for what, path in (("page", html), ("pictures", png), ("table", table)) if path]
+def print_pictures(html: Path | None, png: Path | None, *tables: Path) -> None:
+    """Print where the page, the pictures and the tables were written."""
+    rows = [(what, str(path)) for what, path in (("page", html), ("pictures", png), *(("table", table) for table in tables)) if path]
     if rows:
         print_text()
         print_grid(rows)

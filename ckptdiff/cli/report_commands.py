@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
 from ckptdiff import checkpoint, cli, io, pages, patching, subnetwork, verbs
-from ckptdiff.cli.grouped import FILES, MEASURED, OUTPUT, GroupedCommand, option
+from ckptdiff.cli.grouped import FILES, MEASURED, OUTPUT, Decorator, GroupedCommand, option
 from ckptdiff.cli.options import (
     LOCAL_PATH,
     PATH,
@@ -41,7 +41,14 @@ steps_option = option(
     metavar="STEPS",
     help="Of a chain take these steps: N, A-B, last:N or every:N, with commas between. It may be repeated.  [default: all]",
 )
-csv_option = option(OUTPUT, "--csv", "table", type=LOCAL_PATH, metavar="FILE", help="Write one row a tensor, with exact counts, as CSV.")
+csv_option = option(OUTPUT, "--csv", type=LOCAL_PATH, metavar="FILE", help="Write a table with exact counts as CSV.")
+parquet_option = option(OUTPUT, "--parquet", type=LOCAL_PATH, metavar="FILE", help="Write the same table as Parquet.")
+
+
+def table_option(*names: str) -> Decorator:
+    """Which table ``--csv`` and ``--parquet`` write."""
+    text = "The table that --csv and --parquet write: a row for each of these."
+    return option(OUTPUT, "--table", "table_name", type=click.Choice(names), default=names[0], show_default=True, help=text)
 
 
 @click.command(cls=GroupedCommand)
@@ -65,6 +72,8 @@ csv_option = option(OUTPUT, "--csv", "table", type=LOCAL_PATH, metavar="FILE", h
 @html_option
 @png_option
 @csv_option
+@parquet_option
+@table_option("tensors", "matrices", "layers", "experts")
 @tensors_option
 @threads_option
 @ray_option
@@ -77,7 +86,9 @@ def report(
     steps: tuple[str, ...],
     html: Path | None,
     png: Path | None,
-    table: Path | None,
+    csv: Path | None,
+    parquet: Path | None,
+    table_name: str,
     tensors: bool,
     overwrite: bool,
     json_output: bool,
@@ -97,7 +108,7 @@ def report(
       ckptdiff report run-chain --base Llama-3-8B
     """
     if target is None and verbs.chain_series.is_chain(base):
-        refuse_given("a chain; see ckptdiff overlap CHAIN --series", ("html", "png", "table", *NEED_TWO))
+        refuse_given("a chain; see ckptdiff overlap CHAIN --series", ("html", "png", "csv", "parquet", "table_name", *NEED_TWO))
         with progress_bar() as progress:
             shared = {key: options[key] for key in ("as_dtype", "threads")}
             run = verbs.chain_series.chain_report(base, chain_base, steps=steps, progress=progress, **shared)
@@ -111,7 +122,8 @@ def report(
         _check_lone_patch(base, checkpoint.recognition.is_patch(base))
     elif checkpoint.recognition.is_patch(base) and not checkpoint.recognition.is_patch(target):
         raise click.UsageError(f"{base} is a patch: give the base first, ckptdiff report BASE PATCH")
-    _check_outputs(html, png, table, (base, *([target] if target else [])), overwrite)
+    files = _Files(html, png, csv, parquet)
+    files.check((base, *([target] if target else [])), overwrite)
     if target is None:
         result = verbs.report.report_patch(base)
         if not result.complete and (html or png):
@@ -121,16 +133,15 @@ def report(
             result = verbs.report.report(base, target, progress=progress, **options)
     value = result.to_json()
     if html:
-        _write_text(html, pages.report_page.render_page(value), overwrite)
+        _write(html, pages.report_page.render_page(value), overwrite)
     if png:
         pages.report_charts.write_png(value, png)
-    if table:
-        _write_text(table, pages.csv_tables.report_csv(result), overwrite)
+    files.write_table(lambda: pages.csv_tables.report_table(result, table_name), overwrite)
     if json_output:
         print_json(value)
     else:
         cli.render_report.print_report(result, tensors)
-        cli.render_report.print_pictures(html, png, table)
+        cli.render_report.print_pictures(html, png, *filter(None, (csv, parquet)))
 
 
 NEED_TWO = ("atol", "rtol", "rank", "device", "include", "exclude", "follow_links", "rename", "ray")
@@ -150,18 +161,36 @@ def _check_lone_patch(path: Path, is_patch: bool) -> None:
             )
 
 
-def _check_outputs(html: Path | None, png: Path | None, table: Path | None, inputs: Sequence[Path], overwrite: bool) -> None:
-    """Refuse outputs that cannot be written, and missing libraries, before the work rather than after it."""
-    for path in filter(None, (html, png, table)):
-        patching.output.check_plain_output(path, inputs, folder=path is png, overwrite=overwrite)
-    if html or png:
-        pages.drawing.libraries()
+class _Files(NamedTuple):
+    """What a report is written to, beside the terminal."""
+
+    html: Path | None
+    png: Path | None
+    csv: Path | None
+    parquet: Path | None
+
+    def check(self, inputs: Sequence[Path], overwrite: bool) -> None:
+        """Refuse outputs that cannot be written, and missing libraries, before the work rather than after it."""
+        for path in filter(None, self):
+            patching.output.check_plain_output(path, inputs, folder=path is self.png, overwrite=overwrite)
+        if self.html or self.png:
+            pages.drawing.libraries()
+        if self.parquet:
+            pages.csv_tables.check_parquet()
+
+    def write_table(self, table: Callable[[], Any], overwrite: bool) -> None:
+        """Write what ``--csv`` and ``--parquet`` ask for."""
+        if self.csv:
+            _write(self.csv, pages.csv_tables.csv_of(table()), overwrite)
+        if self.parquet:
+            _write(self.parquet, pages.csv_tables.parquet_of(table()), overwrite)
 
 
-def _write_text(path: Path, text: str, overwrite: bool) -> None:
-    """Write a page or a table whole or not at all, and in bytes: with other line ends the digests of a page's scripts would be wrong."""
+def _write(path: Path, content: str | bytes, overwrite: bool) -> None:
+    """Write a file whole or not at all, and text in bytes: with other line ends the digests of a page's scripts would be wrong."""
+    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     with patching.output.build_beside(path, overwrite=overwrite) as built:
-        built.write_bytes(text.encode("utf-8", "backslashreplace"))
+        built.write_bytes(data)
 
 
 @click.command(cls=GroupedCommand)
@@ -180,6 +209,8 @@ def _write_text(path: Path, text: str, overwrite: bool) -> None:
 @html_option
 @png_option
 @csv_option
+@parquet_option
+@table_option("pairs", "tensors", "steps", "series")
 @tensors_option
 @threads_option
 @ray_option
@@ -192,7 +223,9 @@ def overlap(
     series: bool,
     html: Path | None,
     png: Path | None,
-    table: Path | None,
+    csv: Path | None,
+    parquet: Path | None,
+    table_name: str,
     tensors: bool,
     overwrite: bool,
     json_output: bool,
@@ -219,7 +252,8 @@ def overlap(
     """
     of_chain = len(updates) == 1 and verbs.chain_series.is_chain(updates[0])
     refuse_given(*(("a chain", ("include", "exclude", "follow_links", "ray")) if of_chain else ("what is no chain", ("steps",))))
-    _check_outputs(html, png, table, (*updates, *([base] if base else [])), overwrite)
+    files = _Files(html, png, csv, parquet)
+    files.check((*updates, *([base] if base else [])), overwrite)
     with progress_bar() as progress:
         if of_chain:
             shared = {key: options[key] for key in ("as_dtype", "atol", "threads")}
@@ -227,16 +261,15 @@ def overlap(
         else:
             result = verbs.overlap.overlap(updates, base, progress=progress, **options)
     if html:
-        _write_text(html, pages.overlap_page.render_overlap(result, series), overwrite)
+        _write(html, pages.overlap_page.render_overlap(result, series), overwrite)
     if png:
         pages.overlap_charts.write_png(result, series, png)
-    if table:
-        _write_text(table, pages.csv_tables.overlap_csv(result), overwrite)
+    files.write_table(lambda: pages.csv_tables.overlap_table(result, table_name), overwrite)
     if json_output:
         print_json(result.to_json())
     else:
         cli.render_overlap.print_overlap(result, series, tensors)
-        cli.render_report.print_pictures(html, png, table)
+        cli.render_report.print_pictures(html, png, *filter(None, (csv, parquet)))
 
 
 @click.command(cls=GroupedCommand)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ckptdiff.analysis.cast_on_read import cast_dtype
 from ckptdiff.analysis.matrices import choose_sample, count_ranked, counted_lines
-from ckptdiff.analysis.modules import layer_of, module_of
+from ckptdiff.analysis.modules import expert_of, layer_of, module_of
 from ckptdiff.analysis.pairs import Pair, Part, Source, check_common, open_source
 from ckptdiff.analysis.rank import check_device
 from ckptdiff.analysis.report_model import QUANTILES, Bin, ExponentRow, MatrixRank, Quantiles, RankChoice, Report, TensorReport
@@ -196,11 +196,20 @@ def _tensor_report(pair: Pair, sums: _PartSums) -> TensorReport:
         counts=Counts.from_numbers(sums.numbers),
         rows=_quantiles(sums.rows, len(sums.columns)) if has_lines else None,
         columns=_quantiles(sums.columns, len(sums.rows)) if has_lines else None,
+        expert_changes=_expert_changes(pair.name, sums) if has_lines else None,
         part=part.index,
         bases=() if set(part.bases) <= {pair.name} else part.bases,
         base_dtype=base.base_dtype if base.base_dtype != pair.dtype else None,
         target_dtype=pair.reader.stored if pair.reader.stored != pair.dtype else None,
     )
+
+
+def _expert_changes(name: str, sums: _PartSums) -> tuple[int, ...] | None:
+    """Changed elements of each expert of a tensor in which experts are stacked, the first dimension telling them apart."""
+    shape = sums.part.shape
+    if len(shape) < 3 or sums.part.index is not None or module_of(name) != "experts" or expert_of(name) is not None:
+        return None
+    return tuple(map(int, sums.rows.reshape(shape[0], -1).sum(axis=1)))
 
 
 def _quantiles(changed: npt.NDArray[np.int64], length: int) -> Quantiles:
