@@ -16,8 +16,6 @@ from ckptdiff.format.dtypes import DTYPES, NUMBERS, Bytes
 
 ALIASES = {"BF16": "BF16", "BFLOAT16": "BF16", "F16": "F16", "FP16": "F16", "FLOAT16": "F16", "HALF": "F16"}
 ALIASES |= {"F32": "F32", "FP32": "F32", "FLOAT32": "F32", "FLOAT": "F32"}
-CHOICES = ("bf16", "f16", "f32")
-"""What a cast is called on the command line."""
 
 
 def cast_dtype(wanted: Any) -> str | None:
@@ -30,7 +28,7 @@ def cast_dtype(wanted: Any) -> str | None:
         return None
     found = ALIASES.get(str(wanted).removeprefix("torch.").upper())
     if found is None:
-        raise CheckpointError(f"as_dtype: expected one of {', '.join(CHOICES)}, found {str(wanted)!r:.80}")
+        raise CheckpointError(f"as_dtype: expected one of bf16, f16, f32, found {str(wanted)!r:.80}")
     return found
 
 

@@ -23,7 +23,9 @@ INTEGERS = {
     *(field for field in COUNT_COLUMNS if field != "sparsity"),
     *("changed_first", "changed_second", "both", "both_same_direction", "since_last", "ever", "back"),
 }
-"""Columns of whole numbers, which may be missing. All others are floats."""
+"""Columns of whole numbers, which may be missing; where they are shares, as of steps, they are floats. So are all others."""
+RANKS = {"rank", "effective_rank"}
+"""Columns of whole numbers in a table of matrices, and of means in others."""
 
 
 class Table(NamedTuple):
@@ -37,10 +39,10 @@ def kind_of(table: Table, column: str) -> str:
     """What a column holds: ``text``, ``list``, ``int`` or ``float``."""
     if column in TEXTS:
         return "text"
-    if column in LISTS and any(isinstance(row.get(column), (list, tuple)) for row in table.rows):
+    if column in LISTS:
         return "list"
     whole = all(isinstance(row.get(column), (int, type(None))) for row in table.rows)
-    return "int" if column in INTEGERS and whole else "float"
+    return "int" if whole and (column in INTEGERS or (column in RANKS and "index" in table.columns)) else "float"
 
 
 def frame_of(table: Table) -> Any:

@@ -15,7 +15,6 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from ckptdiff import io
-from ckptdiff.analysis.cast_on_read import CHOICES
 from ckptdiff.cli.grouped import FILES, MEASURED, OUTPUT, SPEED, Decorator, option
 from ckptdiff.errors import visible
 from ckptdiff.units import short_number
@@ -136,7 +135,7 @@ as_option = option(
     MEASURED,
     "--as",
     "as_dtype",
-    type=click.Choice(CHOICES, case_sensitive=False),
+    type=click.Choice(["bf16", "f16", "f32"], case_sensitive=False),
     help="Cast the F32, F16 and BF16 tensors of all sides to this dtype while they are read, as the paper's code does with bf16.  "
     "[default: compare in the target's dtype]",
 )
