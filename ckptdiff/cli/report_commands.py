@@ -285,8 +285,8 @@ def overlap(
     type=click.FloatRange(min=0, min_open=True),
     callback=require_finite,
     metavar="LR",
-    help="Guess from this checkpoint alone: the weights that a step of this learning rate can move, as half the distance to the next number "
-    "is less.",
+    help="Guess from this checkpoint alone: the weights that a step of this learning rate can move, as half the distance to the next "
+    "number is less.",
 )
 @option(
     MEASURED,

@@ -21,7 +21,7 @@ from tests.support.reports import SCHEMA
 
 torch = pytest.importorskip("torch")
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-SHAPES = {"big": (1500, 1003), "small": (7, 5), "vector": (33,)}
+SHAPES = {"big": (3, 500_100), "small": (7, 5), "vector": (33,)}
 """The first has more than one block of 2^21 bytes in any dtype."""
 
 
