@@ -56,7 +56,8 @@ class ShownReport:
         shares = [f"{percent_of(totals.bit_identical, totals.elements)} bit-identical"]
         if self.complete:
             shares.append(f"{percent_of(totals.within_atol, totals.elements)} within {self.tolerance.atol:g}")
-        shares += [f"mean rank {percent(rank.rank_share)} of {rank.matrices:,} matrices"] * (rank is not None)
+        if rank is not None:
+            shares.append(f"mean rank {percent(rank.rank_share)} of {rank.matrices:,} matrices")
         sides = f"{self.base} -> {self.target}" if self.base else self.target
         cast = f" as {self.cast}" if self.cast else ""
         return f"<ckptdiff.Report {sides}{cast}: {totals.elements:,} elements in {len(self.tensors):,} tensors, {', '.join(shares)}>"
