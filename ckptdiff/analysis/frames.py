@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from ckptdiff.analysis.modules import expert_of
 from ckptdiff.analysis.sparsity import COUNT_FIELDS, Counts
-from ckptdiff.errors import CheckpointError, UnsupportedError
+from ckptdiff.errors import UnsupportedError
 from ckptdiff.lazy import pandas, require
 from ckptdiff.obtaining import how_to_get
 
@@ -202,15 +202,3 @@ def counted_pair(tensors: Sequence[Any], first: int, second: int) -> dict[str, A
         "both_same_direction": sum(int(t.same_direction[first, second]) for t in tensors),
         "both_by_size": math.fsum(float(t.both_by_size[first, second]) for t in tensors),
     }
-
-
-def chosen(tables: Mapping[str, Any], name: str) -> Table:
-    """The table of a name.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    if name not in tables:
-        raise CheckpointError(f"table: expected one of {', '.join(tables)}, found {name!r:.80}")
-    table: Table = tables[name]()
-    return table

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from typing import Any
 
 from ckptdiff.analysis.frames import (
     Table,
-    chosen,
     counted_pair,
     expert_table,
     frame_of,
@@ -18,6 +17,7 @@ from ckptdiff.analysis.frames import (
     tensor_step_table,
     tensor_table,
 )
+from ckptdiff.errors import CheckpointError
 from ckptdiff.units import percent, percent_of, shape_text
 
 MAX_HTML_ROWS = 30
@@ -36,6 +36,44 @@ def html_table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[str
     return f"<table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
+class Framed:
+    """A result that has tables."""
+
+    __slots__ = ()
+
+    def to_frame(self, table: str | None = None) -> Any:
+        """A table as a pandas DataFrame. Counts and ``layer`` are nullable integers (``Int64``); ``changed`` are the elements whose bits
+        differ, and ``sparsity`` is bit-identical elements / elements.
+
+        Args:
+            table: its name; None for the first of these. Of a report: ``tensors``, a row each, with means of ranks over the matrices that
+                changed; ``matrices``, a row for each whose rank was taken; ``layers``, a row for each layer and kind of module;
+                ``experts``, a row for each expert of each tensor, also of those that are stacked in one. Of an overlap: ``pairs``, a row
+                for every two updates, over all tensors; ``tensors``, a row for every two in each tensor. Of an overlap and of a chain:
+                ``steps``, a row for each update as a checkpoint of one run, in shares of all elements; ``series``, the same in each
+                tensor, in numbers of elements. Of a chain, ``steps`` is the first.
+
+        Raises:
+            CheckpointError: there is no such table. ImportError: pandas is not installed.
+        """
+        return frame_of(self.table(table))
+
+    def table(self, name: str | None = None) -> Table:
+        """The rows of :meth:`to_frame`, as plain values.
+
+        Raises:
+            CheckpointError: there is no such table.
+        """
+        tables = self._tables()
+        if name is not None and name not in tables:
+            raise CheckpointError(f"table: expected one of {', '.join(tables)}, found {name!r:.80}")
+        return tables[next(iter(tables)) if name is None else name]()
+
+    def _tables(self) -> dict[str, Callable[[], Table]]:
+        """What makes each table, by its name."""
+        raise NotImplementedError
+
+
 class ShownTensor:
     """The text of a :class:`~ckptdiff.analysis.report_model.TensorReport`."""
 
@@ -46,7 +84,7 @@ class ShownTensor:
         return f"<TensorReport {self.label}: {self.dtype} {shape_text(self.shape)}, {percent_of(counts.changed, counts.elements)} changed>"
 
 
-class ShownReport:
+class ShownReport(Framed):
     """What a notebook shows of a :class:`~ckptdiff.analysis.report_model.Report`."""
 
     __slots__ = ()
@@ -72,35 +110,16 @@ class ShownReport:
         columns = ["module", "elements", "changed", *([f"|d| > {self.tolerance.atol:g}", "one ulp", "up"] if self.complete else [])]
         return html_table(repr(self).strip("<>"), columns, rows)
 
-    def to_frame(self: Any, table: str = "tensors") -> Any:
-        """A table as a pandas DataFrame. Counts and ``layer`` are nullable integers, and ``sparsity`` is bit-identical / elements.
-
-        Args:
-            table: ``tensors``: a row each, with means of ranks over the matrices that changed. ``matrices``: a row for each whose rank was
-                taken. ``layers``: a row for each layer and kind of module. ``experts``: a row for each expert of each tensor, also of
-                those that are stacked in one.
-
-        Raises:
-            CheckpointError: there is no such table. ImportError: pandas is not installed.
-        """
-        return frame_of(self.table(table))
-
-    def table(self: Any, name: str) -> Table:
-        """The rows of :meth:`to_frame`.
-
-        Raises:
-            CheckpointError: there is no such table.
-        """
-        tables = {
+    def _tables(self: Any) -> dict[str, Callable[[], Table]]:
+        return {
             "tensors": lambda: tensor_table(self.tensors, self.complete),
             "matrices": lambda: matrix_table(self.tensors),
             "layers": lambda: layer_table(self.tensors, self.complete),
             "experts": lambda: expert_table(self.tensors),
         }
-        return chosen(tables, name)
 
 
-class ShownOverlap:
+class ShownOverlap(Framed):
     """What a notebook shows of an :class:`~ckptdiff.analysis.overlap.OverlapResult`."""
 
     __slots__ = ()
@@ -118,25 +137,7 @@ class ShownOverlap:
         rows = [[self.names[pair.first], self.names[pair.second], *(percent(values[key]) for key in keys)] for pair, values in pairs]
         return html_table(repr(self).strip("<>"), ["first", "second", *(key.replace("_", " ") for key in keys)], rows)
 
-    def to_frame(self: Any, table: str = "pairs") -> Any:
-        """A table as a pandas DataFrame.
-
-        Args:
-            table: ``pairs``: a row for every two updates, over all tensors. ``tensors``: a row for every two in each tensor. ``steps``: a
-                row for each update, as checkpoints of one run, in shares of all elements. ``series``: the same in each tensor, in numbers
-                of elements.
-
-        Raises:
-            CheckpointError: there is no such table. ImportError: pandas is not installed.
-        """
-        return frame_of(self.table(table))
-
-    def table(self: Any, name: str) -> Table:
-        """The rows of :meth:`to_frame`.
-
-        Raises:
-            CheckpointError: there is no such table.
-        """
+    def _tables(self: Any) -> dict[str, Callable[[], Table]]:
         numbers = range(len(self.names))
 
         def pairs(groups: Iterable[tuple[dict[str, str], Sequence[Any]]]) -> Table:
@@ -150,16 +151,15 @@ class ShownOverlap:
             ]
             return Table(tuple(rows[0]) if rows else ("first_name", "second_name", "elements"), rows)
 
-        tables = {
+        return {
             "pairs": lambda: pairs([({}, self.tensors)]),
             "tensors": lambda: pairs([({"scope": t.scope, "name": t.name}, [t]) for t in self.tensors]),
             "steps": lambda: step_table(numbers, self.steps),
             "series": lambda: tensor_step_table(numbers, self.tensors),
         }
-        return chosen(tables, name)
 
 
-class ShownChain:
+class ShownChain(Framed):
     """What a notebook shows of a :class:`~ckptdiff.analysis.series.ChainReport`."""
 
     __slots__ = ()
@@ -174,25 +174,8 @@ class ShownChain:
         rows = [[s.name, *map(percent, (1 - s.sparsity, s.since_last, s.ever, s.back))] for s in self.steps]
         return html_table(repr(self).strip("<>"), ["step", "changed", "since the last", "ever changed", "changed and back"], rows)
 
-    def to_frame(self: Any, table: str = "steps") -> Any:
-        """A table as a pandas DataFrame.
-
-        Args:
-            table: ``steps``: a row for each, in shares of all elements. ``series``: a row for each tensor and step, in numbers of elements.
-
-        Raises:
-            CheckpointError: there is no such table. ImportError: pandas is not installed.
-        """
-        return frame_of(self.table(table))
-
-    def table(self: Any, name: str) -> Table:
-        """The rows of :meth:`to_frame`.
-
-        Raises:
-            CheckpointError: there is no such table.
-        """
-        tables = {
+    def _tables(self: Any) -> dict[str, Callable[[], Table]]:
+        return {
             "steps": lambda: step_table(self.numbers, self.steps),
             "series": lambda: tensor_step_table(self.numbers, self.tensors),
         }
-        return chosen(tables, name)

@@ -31,7 +31,7 @@ __all__ = ["check_parquet", "csv_of", "overlap_table", "parquet_of", "report_tab
 
 
 def report_table(report: Report, name: str = "tensors") -> Table:
-    """The table of a name (:meth:`Report.to_frame <ckptdiff.analysis.notebook.ShownReport.to_frame>`); that of tensors has means of ranks
+    """The table of a name (:meth:`Report.to_frame <ckptdiff.analysis.notebook.Framed.to_frame>`); that of tensors has means of ranks
     in full."""
     if name != "tensors":
         return report.table(name)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ckptdiff.analysis.overlap import ratio
+
 
 @dataclass(frozen=True, slots=True)
 class MaskScore:
@@ -23,25 +25,24 @@ class MaskScore:
     @property
     def precision(self) -> float:
         """Share of the mask's elements that are in the truth; 0 for an empty mask."""
-        return self.shared / self.elements if self.elements else 0.0
+        return ratio(self.shared, self.elements)
 
     @property
     def recall(self) -> float:
         """Share of the truth's elements that are in the mask; 0 for an empty truth."""
-        return self.shared / self.truth if self.truth else 0.0
+        return ratio(self.shared, self.truth)
 
     @property
     def random_precision(self) -> float:
         """Expected precision of a random mask."""
-        return self.random_shared / self.elements if self.elements else 0.0
+        return ratio(self.random_shared, self.elements)
 
     @property
     def random_recall(self) -> float:
         """Expected recall of a random mask."""
-        return self.random_shared / self.truth if self.truth else 0.0
+        return ratio(self.random_shared, self.truth)
 
     @property
     def precision_by_size(self) -> float | None:
-        """Expected precision of a random mask with elements of the same sizes."""
-        known = self.shared_by_size is not None and self.elements
-        return self.shared_by_size / self.elements if self.shared_by_size is not None and known else None
+        """Expected precision of a random mask with elements of the same sizes; None without a base, or for an empty mask."""
+        return None if self.shared_by_size is None or not self.elements else self.shared_by_size / self.elements

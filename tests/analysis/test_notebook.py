@@ -45,6 +45,7 @@ def changed(old: dict, new: dict, name: str) -> torch.Tensor:
 
 
 def by_name(report: ckptdiff.Report) -> dict:
+    """Tensors without their scopes: that of tensors in memory is another than that of a file."""
     return {t.name: replace(t, scope="") for t in report.tensors}
 
 
@@ -57,7 +58,6 @@ def test_state_dicts_modules_and_patches_stand_for_files(tmp_path: Path) -> None
     for path, state in zip(paths, (old, new), strict=True):
         save_file(state, path)
     expected, patch = ckptdiff.report(*paths, rank="all"), ckptdiff.diff(old, new)
-    assert {t.scope for t in expected.tensors} == {"target.safetensors"}  # that of tensors in memory is another
     for base in (old, paths[0]):
         for target in (new, paths[1], patch):
             found = ckptdiff.report(base, target, rank="all")
