@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import ckptdiff
 from ckptdiff import Mask
 from ckptdiff.analysis.cast_on_read import cast_bytes, cast_dtype
+from ckptdiff.analysis.pairs import open_source
 from ckptdiff.errors import CheckpointError
 from tests.support.casts import TIES
 from tests.support.checkpoints import tensor, write
@@ -111,6 +113,24 @@ def test_a_broken_patch_is_found_through_the_cast(tmp_path: Path) -> None:
     other = save(tmp_path / "other.safetensors", {name: x + 1e-9 for name, x in old.items()})
     with pytest.raises(ckptdiff.BaseMismatchError):
         ckptdiff.report(other, patch, as_dtype="bf16")
+
+
+@pytest.mark.parametrize("wanted", ["BF16", "F32"])
+def test_readers_work_in_other_processes(tmp_path: Path, wanted: str) -> None:
+    """As workers of Ray have them: what a copy read of a patch is checked here."""
+    old, new = (to(side, "F32" if wanted == "BF16" else "BF16") for side in states())
+    sides = [save(tmp_path / f"{name}.safetensors", side) for name, side in (("base", old), ("target", new))]
+    ckptdiff.make(*sides, tmp_path / "patch.safetensors")
+    for target in (sides[1], tmp_path / "patch.safetensors"):
+        with open_source(sides[0], target, as_dtype=wanted) as source:
+            for pair in source.pairs:
+                copy = pickle.loads(pickle.dumps(pair))
+                for start in pair.starts:
+                    _, there = copy.read(start, start + copy.step)
+                    expected = to(new, wanted)[pair.name].reshape(-1).view(torch.uint8)[start : start + pair.step]
+                    assert (there == expected.numpy()).all()
+                    pair.reader.give(start, copy.reader.take(start))
+                pair.finish()
 
 
 def test_other_dtypes_stay_as_they_are(tmp_path: Path) -> None:
