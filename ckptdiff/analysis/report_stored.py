@@ -83,8 +83,11 @@ def unpack(stored: bytes, where: str, target: str) -> Report:
         unpaired=f.array("unpaired", as_text),
         without_rank=f.array("without_rank", as_text),
         against_zeros=f.integer("against_zeros"),
-        cast=settings.text("as") if settings.value.get("as") is not None else None,
     )
+    if settings.value.get("as") is not None:
+        raise FormatError(
+            f"{where}.settings.as: expected null, as a patch stores what is not cast, found {quoted(str(settings.value['as']))}"
+        )
     if report.sums() != {key: member for key, member in f.value.items() if key != "tensors"}:
         raise FormatError(f"{where}: its sums do not agree with its tensors: do not trust this patch")
     return replace(report, target=target)
@@ -139,6 +142,11 @@ def _tensor(value: Any, where: str) -> TensorReport:
     elements, shape = f.integer("elements"), f.array("shape", as_integer)
     if elements != math.prod(shape) * (1 + (dtype == "C64")):
         raise FormatError(f"{where}: has {elements} elements, but the shape {cut(list(shape))}: do not trust this patch")
+    experts = f.array("expert_changes", as_integer) if f.value.get("expert_changes") is not None else None
+    if experts is not None and (
+        len(experts) != next(iter(shape), 0) or sum(experts) != elements - f.integer("bit_identical", high=elements)
+    ):
+        raise FormatError(f"{where}.expert_changes: does not agree with the shape and the changed elements: do not trust this patch")
     return TensorReport(
         scope=f.text("scope"),
         name=f.text("name"),
@@ -151,10 +159,9 @@ def _tensor(value: Any, where: str) -> TensorReport:
         columns=_quantiles(f, "columns"),
         ranks=f.array("spectra", _rank) if f.value.get("spectra") is not None else None,
         part=f.integer("part") if f.value.get("part") is not None else None,
-        expert_changes=f.array("expert_changes", as_integer) if f.value.get("expert_changes") is not None else None,
+        expert_changes=experts,
         bases=f.array("bases", as_text),
         base_dtype=f.text("base_dtype") if f.value.get("base_dtype") is not None else None,
-        target_dtype=f.text("target_dtype") if f.value.get("target_dtype") is not None else None,
     )
 
 
