@@ -85,9 +85,7 @@ def unpack(stored: bytes, where: str, target: str) -> Report:
         against_zeros=f.integer("against_zeros"),
     )
     if settings.value.get("as") is not None:
-        raise FormatError(
-            f"{where}.settings.as: expected null, as a patch stores what is not cast, found {quoted(str(settings.value['as']))}"
-        )
+        raise FormatError(f"{where}.settings.as: expected null, as what a patch stores is not cast, found {cut(settings.value['as'])}")
     if report.sums() != {key: member for key, member in f.value.items() if key != "tensors"}:
         raise FormatError(f"{where}: its sums do not agree with its tensors: do not trust this patch")
     return replace(report, target=target)
@@ -143,9 +141,8 @@ def _tensor(value: Any, where: str) -> TensorReport:
     if elements != math.prod(shape) * (1 + (dtype == "C64")):
         raise FormatError(f"{where}: has {elements} elements, but the shape {cut(list(shape))}: do not trust this patch")
     experts = f.array("expert_changes", as_integer) if f.value.get("expert_changes") is not None else None
-    if experts is not None and (
-        len(experts) != next(iter(shape), 0) or sum(experts) != elements - f.integer("bit_identical", high=elements)
-    ):
+    changed = elements - f.integer("bit_identical", high=elements)
+    if experts is not None and (not experts or (len(experts), sum(experts)) != (shape[0] if shape else 0, changed)):
         raise FormatError(f"{where}.expert_changes: does not agree with the shape and the changed elements: do not trust this patch")
     return TensorReport(
         scope=f.text("scope"),
