@@ -190,13 +190,12 @@ def key_figures(report: JsonReport) -> list[tuple[str, str, str]]:
 
 
 def relative_words(dtypes: Iterable[str], rtol: float) -> str:
-    """Why no element that changed its value is within the relative tolerance, where that is so: one step of a float with m bits of mantissa is
-    at least 1 / (2^(m + 1) - 1) of its value."""
+    """Why no element that changed its value is within the relative tolerance; empty where one may be. One step of a float with m bits of
+    mantissa is at least 1 / (2^(m + 1) - 1) of its value."""
     names = sorted(set(dtypes))
     least = min((1 / ((2 << EXPONENT_FIELDS[name][0]) - 1) if name in EXPONENT_FIELDS else 0.0 for name in names), default=0.0)
-    return (
-        f"no more than are equal by value: one step of {' and '.join(names)} is at least {percent(least)} of |base|" if rtol < least else ""
-    )
+    words = f"no more than are equal by value: one step of {' and '.join(names)} is at least {percent(least)} of |base|"
+    return words if rtol < least else ""
 
 
 def definitions(report: JsonReport) -> list[tuple[str, str]]:
