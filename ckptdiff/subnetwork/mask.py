@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -145,12 +145,10 @@ class Mask(ElementSet):
             CheckpointError: ``by`` is neither, there is no base for it, or the base lacks a tensor of the mask or has another shape of it.
         """
         by = by or ("tensor" if base is None else "size")
-        if by not in ("tensor", "size") or (by == "size" and base is None):
-            raise CheckpointError(
-                "base: expected the weights before training, by whose sizes elements are chosen, found none"
-                if by == "size"
-                else f"by: expected tensor or size, found {by!r}"
-            )
+        if by not in ("tensor", "size"):
+            raise CheckpointError(f"by: expected tensor or size, found {by!r}")
+        if by == "size" and base is None:
+            raise CheckpointError("base: expected the weights before training, by whose sizes elements are chosen, found none")
         if by == "tensor":
             rows = {name: random_row(seed, name, count, math.prod(self.shapes[name])) for name, count in self.counts.items()}
             return Mask.from_rows(rows, self.shapes)
@@ -158,12 +156,9 @@ class Mask(ElementSet):
         def chosen(pair: Pair) -> Row:
             return random_row_by_size(seed, pair.name, self.rows[pair.name], sizes_of(pair))
 
-        return Mask.from_rows(self._by_base(base, chosen, as_dtype, threads), self.shapes)
-
-    def _by_base(self, base: Side, make: Callable[[Pair], Row], as_dtype: Any, threads: int | None) -> dict[str, Row]:
-        """What ``make`` makes of the base's tensor of each of the mask's that has elements."""
-        shapes = {name: self.shapes[name] for name in self.rows}
-        return {name: row for name, _, row in rows_of_base(base, shapes, make, as_dtype=as_dtype, threads=threads or default_threads())}
+        with_elements = {name: self.shapes[name] for name in self.rows}
+        found = rows_of_base(base, with_elements, chosen, as_dtype=as_dtype, threads=threads or default_threads())
+        return Mask.from_rows({name: row for name, _, row in found}, self.shapes)
 
     def score(self, truth: Mask, base: Side = None, *, as_dtype: Any = None, threads: int | None = None) -> MaskScore:
         """Precision and recall of this mask, as a guess of another one, beside those of a random mask as large.
