@@ -191,9 +191,8 @@ def test_what_the_learning_rate_tells_of_real_pairs(name: str, lr: float, row: s
     truth = Mask.from_patch(SHARED_DATA / f"tiny6m-{name}" / "model.safetensors", base)
     score = Mask.predict(base, lr).score(truth, base)
     figures = map(percent, (score.precision, score.recall, score.random_precision, score.precision_by_size))
-    assert (
-        f"| {row} | {' | '.join(figures)} | {name.rpartition('lr')[2]} |" in (Path(__file__).parents[2] / "docs" / "reports.md").read_text()
-    )
+    line = " | ".join([row, *figures, name.rpartition("lr")[2]])
+    assert f"| {line} |" in (Path(__file__).parents[2] / "docs" / "reports.md").read_text()
     if "pure" in row:
         controls = [truth.random(seed, base).score(truth).precision for seed in range(3)]
         assert score.precision > 0.95 and score.recall > 0.99 > 6 * score.random_precision and min(controls) > 0.97
