@@ -80,10 +80,14 @@ class ElementSet:
         if not isinstance(other, ElementSet):
             return NotImplemented
         rows, shapes = dict[str, Row](), shapes_of_all((self, other))
-        for name in self.rows.keys() | other.rows.keys():
-            elements = math.prod(shapes[name])
-            a, b = (mask.rows.get(name, empty_row(elements)) for mask in (self, other))
-            rows[name] = combine_rows(a, b, operation, elements)
+        for name in self.rows.keys() | other.rows.keys():  # what is in neither takes no memory, whatever its shape
+            a, b = (mask.rows.get(name) for mask in (self, other))
+            if a is not None and b is not None:
+                rows[name] = combine_rows(a, b, operation, math.prod(shapes[name]))
+            elif a is not None and operation != "and":
+                rows[name] = a
+            elif b is not None and operation in ("or", "xor"):
+                rows[name] = b
         return self.from_rows(rows, shapes)
 
     def __and__(self: S, other: S) -> S:
