@@ -148,7 +148,7 @@ def test_a_name_that_a_mask_does_not_have(files: Pair) -> None:
     mask = ckptdiff.Mask.from_patch(files.patch, files.base)
     with pytest.raises(ckptdiff.CheckpointError) as found:
         mask.flags("a.wieght")
-    assert str(found.value) == "the mask knows no tensor a.wieght; the nearest of its 2 tensors are a.weight, b.weight"
+    assert str(found.value) == "the mask knows no tensor a.wieght; the nearest of its 3 tensors are a.weight, b.weight, c"
     with pytest.raises(ckptdiff.CheckpointError, match="it is of no tensor at all"):
         ckptdiff.Mask({}, {}).flags("a")
 
