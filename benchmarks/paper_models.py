@@ -7,6 +7,7 @@
 Fetches the models from the Hugging Face Hub (tens of GB each; gated ones need a token), or takes local copies by ``--pair``. Prints a
 table of update sparsity at 1e-5 and by equal values, and of mean rank where the paper has it, with the difference in points; exit code 1 if
 one is more than ``--within`` points away, or if tensors of a pair were left out, which it names: numbers of a part are not the model's.
+Both sides are cast to BF16 while they are read, as the paper's code does when it loads them.
 ``paper_models.md`` has the commands one by one, and what is known of the numbers.
 """
 
@@ -54,7 +55,7 @@ def left_out(report: ckptdiff.Report) -> list[str]:
         f"{len(names)} tensors {what}: {', '.join(names[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         for what, names in reasons
         if names
-    ]
+    ] + ([f"{report.against_zeros} elements in rows that the base has not"] if report.against_zeros else [])
 
 
 def measure(model: Model, report: ckptdiff.Report) -> list[tuple[str, float, float]]:
@@ -92,7 +93,7 @@ def main() -> None:
     print("| model | | paper, % | found, % | points |\n|---|---|---|---|---|")
     for name, model in wanted.items():
         try:
-            report = ckptdiff.report(model.base, model.target, rank=arguments.rank, device=arguments.device)
+            report = ckptdiff.report(model.base, model.target, as_dtype="bf16", rank=arguments.rank, device=arguments.device)
         except ckptdiff.CheckpointError as error:
             far += 1
             print(f"{name}: {error}", file=sys.stderr, flush=True)

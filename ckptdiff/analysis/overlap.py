@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ckptdiff.analysis.notebook import ShownOverlap
 from ckptdiff.analysis.pairs import Pair
 from ckptdiff.analysis.sparsity import EXPONENT_FIELDS
 from ckptdiff.analysis.values import count_ones, distances, element_bits, values_of
@@ -110,8 +111,8 @@ class StepRow:
     """Changed at a checkpoint before, and now equal to the base."""
 
 
-@dataclass(frozen=True, slots=True)
-class OverlapResult:
+@dataclass(frozen=True, slots=True, repr=False)
+class OverlapResult(ShownOverlap):
     """The result of :func:`ckptdiff.overlap`."""
 
     base: str
@@ -123,6 +124,8 @@ class OverlapResult:
     tensors: tuple[TensorOverlap, ...]
     left_out: tuple[str, ...]
     """Names of tensors that not all updates have, made from the same part of the base and in one dtype."""
+    cast: str | None = None
+    """The dtype that tensors of F16, BF16 and F32 were cast to before they were compared."""
     elements: int = field(init=False)
     """All elements of the tensors."""
 
@@ -177,6 +180,7 @@ class OverlapResult:
             "base": self.base,
             "names": list(self.names),
             "atol": self.atol,
+            "as": self.cast,
             "elements": self.elements,
             "core": self.core,
             "pairs": [pair.to_json() for pair in self.pairs],

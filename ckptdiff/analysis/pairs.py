@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
+from ckptdiff.analysis.cast_on_read import cast_base, cast_dtype, read_step
 from ckptdiff.analysis.pair_readers import Reader, RecipeReader, TensorReader
+from ckptdiff.analysis.sides import Side, is_patch_side, is_path, open_base_side, open_patch_side, open_side, side_name
 from ckptdiff.checkpoint.adapt import AdaptedBase
 from ckptdiff.checkpoint.contents import Checkpoint, Tensor
 from ckptdiff.checkpoint.pairing import Counterpart, pair
-from ckptdiff.checkpoint.reader import open_checkpoint
 from ckptdiff.checkpoint.recognition import is_patch
 from ckptdiff.checkpoint.renames import Rename, check_renames
 from ckptdiff.checkpoint.selection import Selection
 from ckptdiff.errors import CheckpointError, cut
-from ckptdiff.format.digests import BLOCK
 from ckptdiff.format.dtypes import DTYPES, Bytes
 from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.io.parallel import Threads
-from ckptdiff.io.places import place_of
 from ckptdiff.patching.build import Latest
 from ckptdiff.patching.chain import check_chain
-from ckptdiff.patching.patch import open_patch
 from ckptdiff.patching.provenance import recorded_base
-from ckptdiff.patching.rebuild import Rebuilder, base_scope_of, check_stored, open_base
+from ckptdiff.patching.rebuild import Rebuilder, base_scope_of, check_stored
 from ckptdiff.patching.recipes import AdaptedTensor, Recipe, steps_of
 
 
@@ -54,7 +52,6 @@ class Pair:
     """Its scope in the target."""
     name: str
     """Its name in the target."""
-    dtype: str
     shape: tuple[int, ...]
     """Of what is compared."""
     base: AdaptedBase
@@ -66,6 +63,11 @@ class Pair:
     """Of the whole tensor of the target."""
 
     @property
+    def dtype(self) -> str:
+        """Of what is compared: the target's, or that to which both are cast."""
+        return self.base.dtype
+
+    @property
     def old(self) -> Tensor | None:
         """The tensor of the base; None where it is adapted to the target's dtype or put together from pieces."""
         return self.base.whole
@@ -73,7 +75,7 @@ class Pair:
     @property
     def is_own(self) -> bool:
         """Whether it stands against the base tensor of its own name, and has that one's dtype."""
-        return set(self.base.tensors) <= {self.name} and self.base.base_dtype == self.dtype
+        return set(self.base.tensors) <= {self.name} and self.base.base_dtype == self.reader.stored
 
     @property
     def against_zeros(self) -> int:
@@ -87,8 +89,8 @@ class Pair:
 
     @property
     def step(self) -> int:
-        """Bytes to read at a time: whole blocks that hold whole elements, which takes three blocks where an element has six bits."""
-        return BLOCK * (3 if DTYPES[self.dtype].bits == 6 else 1)
+        """Bytes to read at a time."""
+        return read_step(self.reader.stored, self.dtype)
 
     @property
     def starts(self) -> range:
@@ -181,56 +183,62 @@ def check_common(source: Source) -> None:
         )
 
 
-def named_base(*updates: str | os.PathLike[str]) -> str:
+def named_base(*updates: Side) -> str:
     """The repo on the Hub that the first patch among some updates names as its base.
 
     Raises:
         CheckpointError: an update cannot be read, or none is a patch. HubError: the patch names no base, or the base cannot be read.
     """
-    patches = [update for update in updates if is_patch(update)]
+    patches = [update for update in updates if is_path(update) and is_patch(update)]
     if not patches:
-        raise CheckpointError("checkpoints do not name their base: give it with --base")
+        what = "checkpoints do" if all(map(is_path, updates)) else "tensors and patches in memory do"
+        raise CheckpointError(f"{what} not name their base: give it with --base")
     return recorded_base(patches[0])
 
 
 @contextmanager
 def open_source(
-    base: str | os.PathLike[str],
-    target: str | os.PathLike[str],
+    base: Side,
+    target: Side,
     *,
     selection: Selection | None = None,
     renames: Sequence[Rename] = (),
+    as_dtype: Any = None,
 ) -> Iterator[Source]:
     """Open a base, and a target checkpoint or a patch from that base.
 
     Args:
-        base: a checkpoint, as a path, a URL or an id.
+        base: a checkpoint.
         target: a checkpoint, whose tensors are paired with the base's as ``make`` does, or a patch, which says what belongs together.
         selection: which files of checkpoints to take; the caller checks whether its globs match any file.
         renames: rules for the names of a target checkpoint's tensors.
+        as_dtype: cast both sides to this dtype while they are read, see :func:`~ckptdiff.analysis.cast_on_read.cast_dtype`.
 
     Raises:
         CheckpointError: a checkpoint cannot be read, or is not one.
         FormatError, UnsupportedError, IntegrityError: the patch is broken. BaseMismatchError: the patch has another base.
     """
-    names = (place_of(base).name or str(base), place_of(target).name or str(target))
+    dtype = cast_dtype(as_dtype)
+    names = side_name(base, "the base"), side_name(target, "the target")
     with ExitStack() as stack:
-        if is_patch(target):
-            patch = stack.enter_context(open_patch(target))
-            old = stack.enter_context(open_base(base, [patch], only_weights=True))
+        if is_patch_side(target):
+            patch = stack.enter_context(open_patch_side(target))
+            old = stack.enter_context(open_base_side(base, patch))
             rebuilder = Rebuilder(old, [patch], Threads(1))
             with rebuilder.explained():
                 check_chain([patch])
                 check_stored(patch)
-                yield source_of_patch(rebuilder, 0, *names)
+                yield source_of_patch(rebuilder, 0, *names, dtype=dtype)
         else:
-            old, new = (stack.enter_context(open_checkpoint(path, selection=selection)) for path in (base, target))
+            old, new = (stack.enter_context(open_side(side, name, selection)) for side, name in zip((base, target), names, strict=True))
             check_renames(old, new, renames)
-            yield _source_of_checkpoints(old, new, renames, *names)
+            yield _source_of_checkpoints(old, new, renames, *names, dtype)
         old.check_unchanged()
 
 
-def _source_of_checkpoints(old: Checkpoint, new: Checkpoint, renames: Sequence[Rename], base_name: str, target_name: str) -> Source:
+def _source_of_checkpoints(
+    old: Checkpoint, new: Checkpoint, renames: Sequence[Rename], base_name: str, target_name: str, dtype: str | None
+) -> Source:
     """The tensors of two checkpoints, paired as ``make`` pairs them."""
     paired = pair(old, new, renames)
     pairs, added, unpaired = list[Pair](), list[str](), list[str]()
@@ -241,7 +249,7 @@ def _source_of_checkpoints(old: Checkpoint, new: Checkpoint, renames: Sequence[R
         names = used.setdefault(base_id, set()) if base_id is not None else set[str]()
         for tensor in tensors.values():
             found = paired.counterparts.get(tensor.key)
-            one = _pair_of_tensors(found, tensor, base_id or "") if found is not None else None
+            one = _pair_of_tensors(found, tensor, base_id or "", dtype) if found is not None else None
             names.update((tensor.name, *(found.base.tensors if found is not None else ())))
             if one is not None:
                 pairs.append(one)
@@ -257,13 +265,12 @@ def display_name(tensor: Tensor, checkpoint: Checkpoint) -> str:
     return tensor.name if len(checkpoint.scopes) == 1 else f"{tensor.scope}: {tensor.name}"
 
 
-def _pair_of_tensors(found: Counterpart, new: Tensor, base_scope: str) -> Pair | None:
+def _pair_of_tensors(found: Counterpart, new: Tensor, base_scope: str, dtype: str | None) -> Pair | None:
     """A tensor of the target and its counterpart; None if nothing of them can be compared."""
-    shape, old = compared_shape(found.base, new.shape), found.base
-
+    shape, old = compared_shape(found.base, new.shape), cast_base(found.base, dtype)
     if shape is None:
         return None
-    return Pair(new.scope, new.name, new.dtype, shape, old, base_scope, TensorReader(old, new), new.shape)
+    return Pair(new.scope, new.name, shape, old, base_scope, TensorReader(old, new), new.shape)
 
 
 def compared_shape(base: AdaptedBase, shape: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -279,10 +286,12 @@ def compared_shape(base: AdaptedBase, shape: tuple[int, ...]) -> tuple[int, ...]
     return (elements // row, *shape[1:]) if whole_rows else (elements,)
 
 
-def source_of_patch(rebuilder: Rebuilder, depth: int, base_name: str, target_name: str, latest: Latest | None = None) -> Source:
+def source_of_patch(
+    rebuilder: Rebuilder, depth: int, base_name: str, target_name: str, *, latest: Latest | None = None, dtype: str | None = None
+) -> Source:
     """The tensors that patch number ``depth`` of a checked chain gives, each rebuilt block by block while it is read.
 
-    Where the patches are read in turn, each goes on from what ``latest`` keeps.
+    Where the patches are read in turn, each goes on from what ``latest`` keeps. ``dtype``: to cast both sides to.
     """
     patch = rebuilder.chain[depth]
     pairs: list[Pair] = []
@@ -306,8 +315,9 @@ def source_of_patch(rebuilder: Rebuilder, depth: int, base_name: str, target_nam
                 unpaired.append(shown(file, entry.name))
             else:
                 scope, base_scope = file.metadata.target_scope, base_scope_of(rebuilder.chain[:depth], file)
+                old = cast_base(old, dtype)
                 reader = RecipeReader(rebuilder.checked, recipe, old, latest)
-                pairs.append(Pair(scope, entry.name, entry.dtype, shape, old, base_scope, reader, entry.shape))
+                pairs.append(Pair(scope, entry.name, shape, old, base_scope, reader, entry.shape))
         removed += (name if len(rebuilder.base.scopes) == 1 else f"{file.metadata.base_scope}: {name}" for name in file.table.removed)
     return Source(base_name, target_name, tuple(pairs), tuple(added), tuple(removed), tuple(unpaired))
 

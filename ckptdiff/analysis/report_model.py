@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -11,12 +11,12 @@ import zstandard
 
 from ckptdiff.analysis.matrices import count_ranked
 from ckptdiff.analysis.modules import APART, KINDS, REST, components_of, expert_of
+from ckptdiff.analysis.notebook import ShownReport, ShownTensor
 from ckptdiff.analysis.rank import Spectrum
 from ckptdiff.analysis.sparsity import Counts, Tolerance, sums_by
 from ckptdiff.errors import CheckpointError
 from ckptdiff.format import canonical
 from ckptdiff.format.patch_file import MAX_STORED_REPORT
-from ckptdiff.lazy import pandas
 
 SCHEMA = "ckptdiff-report/1"
 ZSTD_LEVEL = 19
@@ -51,8 +51,8 @@ class MatrixRank:
         return self.spectrum.effective_rank / self.spectrum.largest, self.random_rank / self.spectrum.largest
 
 
-@dataclass(frozen=True, slots=True)
-class TensorReport:
+@dataclass(frozen=True, slots=True, repr=False)
+class TensorReport(ShownTensor):
     """What changed in one tensor."""
 
     scope: str
@@ -76,7 +76,11 @@ class TensorReport:
     bases: tuple[str, ...] = ()
     """Base tensors that it was compared with, where that is not simply the one of its own name."""
     base_dtype: str | None = None
-    """Their dtype, where that is not the tensor's: values are compared after a cast (spec 8)."""
+    """Their dtype, where that is not ``dtype``, in which values are compared: after a cast (spec 8)."""
+    target_dtype: str | None = None
+    """The dtype that the target has it in, where that is not ``dtype``, as both sides were to be cast."""
+    expert_changes: tuple[int, ...] | None = None
+    """Changed elements of each expert, of a tensor in which they are stacked and whose changes are counted by row; else None."""
 
     @property
     def label(self) -> str:
@@ -140,8 +144,8 @@ class ExponentRow:
     """How many of them changed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+@dataclass(frozen=True, slots=True, repr=False)
+class Report(ShownReport):
     """The result of :func:`ckptdiff.report` and :func:`ckptdiff.report_patch`."""
 
     base: str
@@ -167,6 +171,8 @@ class Report:
     """Names of tensors with a matrix whose update holds infinities or NaNs, or has singular values beyond float64."""
     against_zeros: int = 0
     """Elements of the target that stand against zeros, as no base tensor has them (rows that were added); they count in nothing else."""
+    cast: str | None = None
+    """The dtype that tensors of F16, BF16 and F32 were cast to on both sides before they were compared."""
     complete: bool = True
     """False for a report from a patch alone that stores none: it says how many elements changed, but not how far."""
 
@@ -241,7 +247,7 @@ class Report:
             "schema": SCHEMA,
             "base": self.base,
             "target": self.target,
-            "settings": {"atol": self.tolerance.atol, "rtol": self.tolerance.rtol, "rank": self.rank_choice},
+            "settings": {"atol": self.tolerance.atol, "rtol": self.tolerance.rtol, "rank": self.rank_choice, "as": self.cast},
             "totals": self._counts(self.totals),
             "layers": [{"layer": layer, **self._counts(counts)} for layer, counts in self.layers.items()],
             "modules": [{"module": kind, **self._counts(counts)} for kind, counts in self.modules.items()],
@@ -269,8 +275,10 @@ class Report:
         """The report as :func:`ckptdiff.make` stores it in a patch: the same bytes wherever the checkpoints lie.
 
         Raises:
-            CheckpointError: the report is larger than a reader takes.
+            CheckpointError: the report is larger than a reader takes, or it is of tensors that were cast on both sides.
         """
+        if self.cast is not None:
+            raise CheckpointError(f"the report is of tensors cast to {self.cast}, the patch of what is stored: report without as_dtype")
         small = replace(self, base="", target="", tensors=tuple(_rounded(tensor) for tensor in self.tensors))
         data = canonical.dumps(small.to_json())
         stored = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_content_size=True).compress(data)
@@ -284,36 +292,14 @@ class Report:
     def _counts(self, counts: Counts) -> dict[str, int | None]:
         return {key: n if self.complete or key in ("elements", "bit_identical") else None for key, n in asdict(counts).items()}
 
-    def to_frame(self) -> Any:
-        """A pandas DataFrame with one row for each tensor.
-
-        Its columns are names, counts (:class:`Counts`), sparsity, and means over the matrices that changed: ``rank_share``,
-        ``stable_rank``, ``effective_share`` and ``random_rank_share``, which are NaN where no rank was taken.
-
-        Raises:
-            ImportError: pandas is not installed.
-        """
-        return pandas.DataFrame([tensor_row(tensor) for tensor in self.tensors])
-
-
-def tensor_row(tensor: TensorReport) -> dict[str, Any]:
-    """A tensor as a row of one table: names, counts, sparsity, and means over its matrices that changed."""
-    row = {key: getattr(tensor, key) for key in ("scope", "name", "part", "dtype", "shape", "layer", "module")}
-    return row | asdict(tensor.counts) | {"sparsity": tensor.counts.sparsity} | _mean_ranks(tensor.ranks or ())
-
-
-def _mean_ranks(ranks: Sequence[MatrixRank]) -> dict[str, float]:
-    rows = [(r.spectrum.rank_share, r.spectrum.stable_rank, *r.shares) for r in ranks if r.spectrum.stable_rank]
-    means = [math.fsum(values) / len(rows) for values in zip(*rows, strict=True)] or [math.nan] * 4
-    return dict(zip(("rank_share", "stable_rank", "effective_share", "random_rank_share"), means, strict=True))
-
 
 def tensor_json(tensor: TensorReport) -> dict[str, Any]:
     """A tensor's row as plain JSON values, without its counts."""
     row = {key: getattr(tensor, key) for key in ("scope", "name", "dtype")}
     row |= {"shape": list(tensor.shape), "layer": tensor.layer, "module": tensor.module}
-    row |= {"part": tensor.part, "bases": list(tensor.bases), "base_dtype": tensor.base_dtype}
+    row |= {"part": tensor.part, "bases": list(tensor.bases), "base_dtype": tensor.base_dtype, "target_dtype": tensor.target_dtype}
     row |= {"rows": list(tensor.rows) if tensor.rows else None, "columns": list(tensor.columns) if tensor.columns else None}
+    row |= {"expert_changes": None if tensor.expert_changes is None else list(tensor.expert_changes)}
     spectra = None
     if tensor.ranks is not None:
         spectra = [{"index": r.index, **_spectrum_json(r.spectrum), "random_rank": r.random_rank} for r in tensor.ranks]

@@ -42,7 +42,8 @@ REPORT_FIELDS = (
     "against_zeros"
 )
 TENSOR_FIELDS = (
-    *("scope", "name", "part", "bases", "base_dtype", "dtype", "shape", "layer", "module", "rows", "columns", "spectra"),
+    *("scope", "name", "part", "bases", "base_dtype", "target_dtype", "dtype", "shape", "layer", "module", "rows", "columns"),
+    *("expert_changes", "spectra"),
     *COUNT_FIELDS,
 )
 SPECTRUM_FIELDS = ("index", *(field.name for field in fields(Spectrum)), "random_rank")
@@ -67,7 +68,7 @@ def unpack(stored: bytes, where: str, target: str) -> Report:
 
     limits = {"most": MAX_ALL_TENSORS, "nodes": MAX_ROW_NODES, "depth": MAX_ROW_DEPTH}
     f = load_divided(data, where, REPORT_FIELDS, {"tensors": _row}, **limits, exact=False, first=schema)
-    settings, moves = f.child("settings", "atol rtol rank"), f.child("moves", "ulp abs exponents")
+    settings, moves = f.child("settings", "atol rtol rank as"), f.child("moves", "ulp abs exponents")
     report = Report(
         base="",
         target="",
@@ -83,6 +84,8 @@ def unpack(stored: bytes, where: str, target: str) -> Report:
         without_rank=f.array("without_rank", as_text),
         against_zeros=f.integer("against_zeros"),
     )
+    if settings.value.get("as") is not None:
+        raise FormatError(f"{where}.settings.as: expected null, as what a patch stores is not cast, found {cut(settings.value['as'])}")
     if report.sums() != {key: member for key, member in f.value.items() if key != "tensors"}:
         raise FormatError(f"{where}: its sums do not agree with its tensors: do not trust this patch")
     return replace(report, target=target)
@@ -137,6 +140,10 @@ def _tensor(value: Any, where: str) -> TensorReport:
     elements, shape = f.integer("elements"), f.array("shape", as_integer)
     if elements != math.prod(shape) * (1 + (dtype == "C64")):
         raise FormatError(f"{where}: has {elements} elements, but the shape {cut(list(shape))}: do not trust this patch")
+    experts = f.array("expert_changes", as_integer) if f.value.get("expert_changes") is not None else None
+    changed = elements - f.integer("bit_identical", high=elements)
+    if experts is not None and (not experts or (len(experts), sum(experts)) != (shape[0] if shape else 0, changed)):
+        raise FormatError(f"{where}.expert_changes: does not agree with the shape and the changed elements: do not trust this patch")
     return TensorReport(
         scope=f.text("scope"),
         name=f.text("name"),
@@ -149,6 +156,7 @@ def _tensor(value: Any, where: str) -> TensorReport:
         columns=_quantiles(f, "columns"),
         ranks=f.array("spectra", _rank) if f.value.get("spectra") is not None else None,
         part=f.integer("part") if f.value.get("part") is not None else None,
+        expert_changes=experts,
         bases=f.array("bases", as_text),
         base_dtype=f.text("base_dtype") if f.value.get("base_dtype") is not None else None,
     )

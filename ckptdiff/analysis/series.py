@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from ckptdiff.analysis.cast_on_read import cast_dtype
+from ckptdiff.analysis.notebook import ShownChain
 from ckptdiff.analysis.overlap import CountArray, StepRow, step_rows
 from ckptdiff.analysis.pairs import Pair, Source, source_of_patch
 from ckptdiff.io.parallel import Threads
@@ -36,8 +38,8 @@ class TensorSeries:
     back: CountArray
 
 
-@dataclass(frozen=True, slots=True)
-class ChainReport:
+@dataclass(frozen=True, slots=True, repr=False)
+class ChainReport(ShownChain):
     """The result of :func:`ckptdiff.chain_report`."""
 
     chain: str
@@ -50,6 +52,8 @@ class ChainReport:
     tensors: tuple[TensorSeries, ...]
     left_out: tuple[str, ...]
     """Names of tensors that not all steps have, made from the same part of the base and in one dtype."""
+    cast: str | None = None
+    """The dtype that tensors of F16, BF16 and F32 were cast to before they were compared."""
 
     @property
     def elements(self) -> int:
@@ -71,6 +75,7 @@ class ChainReport:
             "chain": self.chain,
             "base": self.base,
             "atol": self.atol,
+            "as": self.cast,
             "elements": self.elements,
             "steps": shares,
             "tensors": [{key: v.tolist() if isinstance(v, np.ndarray) else v for key, v in asdict(t).items()} for t in self.tensors],
@@ -97,15 +102,16 @@ class Segment:
 
 
 @contextmanager
-def open_series(base: str | os.PathLike[str], segments: Sequence[Segment]) -> Iterator[list[Source]]:
+def open_series(base: str | os.PathLike[str], segments: Sequence[Segment], as_dtype: Any = None) -> Iterator[list[Source]]:
     """The wanted steps of a run, in order, as :func:`ckptdiff.analysis.pairs.open_source` has one.
 
-    Blocks are to be read of each source in turn: then each patch is decoded once.
+    Blocks are to be read of each source in turn: then each patch is decoded once. ``as_dtype``: as of the same function.
 
     Raises:
         FormatError, UnsupportedError, IntegrityError: a patch is broken. BaseMismatchError: a patch does not follow, or the base is
             another one. CheckpointError: the base cannot be read. OutputError: there is no room for tensors that are built on the way.
     """
+    dtype = cast_dtype(as_dtype)
     with ExitStack() as stack:
         work = Path(stack.enter_context(TemporaryDirectory(prefix="ckptdiff-")))
         sources = list[Source]()
@@ -121,5 +127,5 @@ def open_series(base: str | os.PathLike[str], segments: Sequence[Segment]) -> It
             rebuilder, latest = Rebuilder(old, chain, Threads(1), scratch), Latest()
             stack.enter_context(rebuilder.explained())
             name = Path(base).name or str(base)
-            sources += [source_of_patch(rebuilder, depth, name, target, latest) for depth, target in segment.wanted]
+            sources += [source_of_patch(rebuilder, depth, name, target, latest=latest, dtype=dtype) for depth, target in segment.wanted]
         yield sources

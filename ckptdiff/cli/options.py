@@ -131,6 +131,16 @@ def changed_above_option() -> Decorator:
     return tolerance_option("--atol", "Count an element as changed if |d| exceeds this; at 0, if its bits differ.", 0.0)
 
 
+as_option = option(
+    MEASURED,
+    "--as",
+    "as_dtype",
+    type=click.Choice(["bf16", "f16", "f32"], case_sensitive=False),
+    help="Cast the F32, F16 and BF16 tensors of all sides to this dtype while they are read, as the paper's code does with bf16.  "
+    "[default: compare in the target's dtype]",
+)
+
+
 def file_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that choose the files of two checkpoints."""
     links = "Follow links that lead out of a checkpoint's folder. Links to weight files and their indexes are always followed."
@@ -156,7 +166,7 @@ def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def require_finite(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
     """Refuse infinities and NaNs, which click takes for numbers."""
-    if not all(map(math.isfinite, value if isinstance(value, tuple) else (value,))):
+    if value is not None and not all(map(math.isfinite, value if isinstance(value, tuple) else (value,))):
         raise click.BadParameter("expected a finite number")
     return value
 

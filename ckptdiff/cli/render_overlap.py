@@ -45,6 +45,7 @@ def print_overlap(result: OverlapResult, series: bool, tensors: bool) -> None:
     """
     rows = [("in short", headline(result, series)), ("base", result.base)]
     rows += [("elements", f"{result.elements:,} in {counted(len(result.tensors), 'tensor')}")]
+    rows += [("compared", f"as {result.cast}")] if result.cast else []
     if len(result.names) > 1:
         rows.append(("changed by all", percent_of(result.core, result.elements)))
     if result.left_out:
@@ -110,6 +111,7 @@ def print_chain_report(result: ChainReport, tensors: bool) -> None:
     """Print how the update of a chain grew, step by step; ``tensors``: also what the last step changed in every tensor."""
     rows = [("chain", result.chain), ("base", result.base)]
     rows += [("elements", f"{result.elements:,} in {counted(len(result.tensors), 'tensor')}")]
+    rows += [("compared", f"as {result.cast}")] if result.cast else []
     if result.left_out:
         rows.append(("left out", first_names(result.left_out)))
     print_grid(rows)

@@ -12,7 +12,7 @@ from ckptdiff.analysis.report_model import MatrixRank, Report
 from ckptdiff.analysis.sparsity import Counts
 from ckptdiff.cli.render import and_more, counted, first_names
 from ckptdiff.cli.tables import Cell, Column, print_grid, print_table, print_text
-from ckptdiff.pages.report_prose import sample_words
+from ckptdiff.pages.report_prose import relative_words, sample_words
 from ckptdiff.subnetwork.mask import Mask
 from ckptdiff.units import byte_size, percent, percent_of, shape_text, short_number, three_digits
 
@@ -50,12 +50,13 @@ def _total_rows(result: Report) -> list[tuple[str, str]]:
     if not result.complete:
         return [*rows, ("", "give the base too for tolerances, the size of the moves, and rank")]
     atol, rtol = (short_number(value) for value in (result.tolerance.atol, result.tolerance.rtol))
+    empty = relative_words((tensor.dtype for tensor in result.tensors), result.tolerance.rtol)
     return [
         *rows,
         ("equal by value", percent_of(t.equal, t.elements)),
         (f"|d| <= {atol}", percent_of(t.within_atol, t.elements) + (IN_PAPER if result.tolerance.atol == 1e-5 else "")),
         ("as its code has it", f"{percent_of(t.within_atol_rounded, t.elements)} (d is rounded to the dtype first)"),
-        (f"|d| <= {rtol} |base|", percent_of(t.within_rtol, t.elements)),
+        (f"|d| <= {rtol} |base|", percent_of(t.within_rtol, t.elements) + (f" ({empty})" if empty else "")),
     ]
 
 
@@ -97,8 +98,14 @@ def _unpaired_rows(result: Report) -> list[tuple[str, str]]:
 
 def _compared_rows(result: Report) -> list[tuple[str, str]]:
     """What was compared with base tensors of another dtype, or of other names."""
-    casts = Counter(tensor.base_dtype for tensor in result.tensors if tensor.base_dtype is not None)
-    rows = [("compared", f"{counted(count, 'tensor')} after a cast from {dtype}") for dtype, count in casts.items()]
+    sides = {"": [t.base_dtype for t in result.tensors], "of the target ": [t.target_dtype for t in result.tensors]}
+    rows = [
+        ("compared", f"{counted(count, 'tensor')} {side}after a cast from {dtype}")
+        for side, dtypes in sides.items()
+        for dtype, count in Counter(filter(None, dtypes)).items()
+    ]
+    if result.cast is not None:
+        rows.insert(0, ("compared", f"as {result.cast}, but for tensors of other dtypes than F32, F16 and BF16"))
     others = [tensor for tensor in result.tensors if tensor.bases]
     if others:
         told = f"{others[0].label} with {and_more(others[0].bases)}"
@@ -139,9 +146,9 @@ def _rank_cells(ranks: Iterable[MatrixRank]) -> list[str]:
     return [whole, three_digits(stable), f"{math.floor(effective):,}", f"{math.floor(random):,}"]
 
 
-def print_pictures(html: Path | None, png: Path | None, table: Path | None) -> None:
-    """Print where the page, the pictures and the table were written."""
-    rows = [(what, str(path)) for what, path in (("page", html), ("pictures", png), ("table", table)) if path]
+def print_pictures(html: Path | None, png: Path | None, *tables: Path) -> None:
+    """Print where the page, the pictures and the tables were written."""
+    rows = [(what, str(path)) for what, path in (("page", html), ("pictures", png), *(("table", table) for table in tables)) if path]
     if rows:
         print_text()
         print_grid(rows)
@@ -150,6 +157,6 @@ def print_pictures(html: Path | None, png: Path | None, table: Path | None) -> N
 def print_mask(path: Path, mask: Mask, nbytes: int) -> None:
     """Print what went into a mask file of ``nbytes`` bytes."""
     named = sum(math.prod(shape) for shape in mask.shapes.values())
-    tensors = counted(len(mask.bits), "tensor")
-    rows = [("elements", f"{mask.total:,} in {tensors} ({percent_of(mask.total, named)} of these)")]
+    tensors = f"{len(mask.rows):,} of {counted(len(mask.shapes), 'tensor')}"
+    rows = [("elements", f"{len(mask):,} in {tensors} ({percent_of(len(mask), named)} of these)")]
     print_grid([*rows, ("mask", f"{path} ({byte_size(nbytes)})")])

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
 from ckptdiff import checkpoint, cli, io, pages, patching, subnetwork, verbs
-from ckptdiff.cli.grouped import FILES, MEASURED, OUTPUT, GroupedCommand, option
+from ckptdiff.cli.grouped import FILES, MEASURED, OUTPUT, Decorator, GroupedCommand, option
 from ckptdiff.cli.options import (
     LOCAL_PATH,
     PATH,
     as_json,
+    as_option,
     base_option,
     changed_above_option,
     device_option,
@@ -23,6 +24,7 @@ from ckptdiff.cli.options import (
     print_json,
     ray_option,
     refuse_given,
+    require_finite,
     selection_options,
     tensors_option,
     threads_option,
@@ -39,7 +41,14 @@ steps_option = option(
     metavar="STEPS",
     help="Of a chain take these steps: N, A-B, last:N or every:N, with commas between. It may be repeated.  [default: all]",
 )
-csv_option = option(OUTPUT, "--csv", "table", type=LOCAL_PATH, metavar="FILE", help="Write one row a tensor, with exact counts, as CSV.")
+csv_option = option(OUTPUT, "--csv", type=LOCAL_PATH, metavar="FILE", help="Write a table with exact counts as CSV.")
+parquet_option = option(OUTPUT, "--parquet", type=LOCAL_PATH, metavar="FILE", help="Write the same table as Parquet.")
+
+
+def table_option(*names: str) -> Decorator:
+    """Which table ``--csv`` and ``--parquet`` write."""
+    text = "The table that --csv and --parquet write: a row for each of these."
+    return option(OUTPUT, "--table", "table_name", type=click.Choice(names), default=names[0], show_default=True, help=text)
 
 
 @click.command(cls=GroupedCommand)
@@ -48,6 +57,7 @@ csv_option = option(OUTPUT, "--csv", "table", type=LOCAL_PATH, metavar="FILE", h
 @option(FILES, "--base", "chain_base", type=PATH, metavar="CHECKPOINT", help="Of a chain, its base.  [default: the repo that it records]")
 @steps_option
 @selection_options
+@as_option
 @tolerance_option("--atol", "Also count the elements with |d| up to this as equal.", 1e-5)
 @tolerance_option("--rtol", "Also count the elements with |d| up to this share of |base| as equal.", 1e-3)
 @option(
@@ -62,6 +72,8 @@ csv_option = option(OUTPUT, "--csv", "table", type=LOCAL_PATH, metavar="FILE", h
 @html_option
 @png_option
 @csv_option
+@parquet_option
+@table_option("tensors", "matrices", "layers", "experts")
 @tensors_option
 @threads_option
 @ray_option
@@ -74,7 +86,9 @@ def report(
     steps: tuple[str, ...],
     html: Path | None,
     png: Path | None,
-    table: Path | None,
+    csv: Path | None,
+    parquet: Path | None,
+    table_name: str,
     tensors: bool,
     overwrite: bool,
     json_output: bool,
@@ -94,9 +108,10 @@ def report(
       ckptdiff report run-chain --base Llama-3-8B
     """
     if target is None and verbs.chain_series.is_chain(base):
-        refuse_given("a chain; see ckptdiff overlap CHAIN --series", ("html", "png", "table", *NEED_TWO, "ray"))
+        refuse_given("a chain; see ckptdiff overlap CHAIN --series", ("html", "png", "csv", "parquet", "table_name", *NEED_TWO))
         with progress_bar() as progress:
-            run = verbs.chain_series.chain_report(base, chain_base, steps=steps, threads=options["threads"], progress=progress)
+            shared = {key: options[key] for key in ("as_dtype", "threads")}
+            run = verbs.chain_series.chain_report(base, chain_base, steps=steps, progress=progress, **shared)
         if json_output:
             print_json(run.to_json())
         else:
@@ -107,7 +122,8 @@ def report(
         _check_lone_patch(base, checkpoint.recognition.is_patch(base))
     elif checkpoint.recognition.is_patch(base) and not checkpoint.recognition.is_patch(target):
         raise click.UsageError(f"{base} is a patch: give the base first, ckptdiff report BASE PATCH")
-    _check_outputs(html, png, table, (base, *([target] if target else [])), overwrite)
+    files = _Files(html, png, csv, parquet)
+    files.check((base, *([target] if target else [])), overwrite)
     if target is None:
         result = verbs.report.report_patch(base)
         if not result.complete and (html or png):
@@ -117,16 +133,15 @@ def report(
             result = verbs.report.report(base, target, progress=progress, **options)
     value = result.to_json()
     if html:
-        _write_text(html, pages.report_page.render_page(value), overwrite)
+        _write(html, pages.report_page.render_page(value), overwrite)
     if png:
         pages.report_charts.write_png(value, png)
-    if table:
-        _write_text(table, pages.csv_tables.report_csv(result), overwrite)
+    files.write_table(lambda: pages.csv_tables.report_table(result, table_name), overwrite)
     if json_output:
         print_json(value)
     else:
         cli.render_report.print_report(result, tensors)
-        cli.render_report.print_pictures(html, png, table)
+        cli.render_report.print_pictures(html, png, *filter(None, (csv, parquet)))
 
 
 NEED_TWO = ("atol", "rtol", "rank", "device", "include", "exclude", "follow_links", "rename", "ray")
@@ -138,31 +153,51 @@ def _check_lone_patch(path: Path, is_patch: bool) -> None:
     if not is_patch:
         raise click.UsageError(f"{path} is not a patch: give BASE and TARGET, or a patch alone.")
     given = click.get_current_context().get_parameter_source
-    for name in NEED_TWO:
+    for name in ("as_dtype", *NEED_TWO):
         if given(name) is click.core.ParameterSource.COMMANDLINE:
             raise click.UsageError(
-                f"--{name.replace('_', '-')} needs BASE too: a patch alone says what was stored in it. ckptdiff report BASE {path}"
+                f"--{name.removesuffix('_dtype').replace('_', '-')} needs BASE too: a patch alone says what was stored in it. "
+                f"ckptdiff report BASE {path}"
             )
 
 
-def _check_outputs(html: Path | None, png: Path | None, table: Path | None, inputs: Sequence[Path], overwrite: bool) -> None:
-    """Refuse outputs that cannot be written, and missing libraries, before the work rather than after it."""
-    for path in filter(None, (html, png, table)):
-        patching.output.check_plain_output(path, inputs, folder=path is png, overwrite=overwrite)
-    if html or png:
-        pages.drawing.libraries()
+class _Files(NamedTuple):
+    """What a report is written to, beside the terminal."""
+
+    html: Path | None
+    png: Path | None
+    csv: Path | None
+    parquet: Path | None
+
+    def check(self, inputs: Sequence[Path], overwrite: bool) -> None:
+        """Refuse outputs that cannot be written, and missing libraries, before the work rather than after it."""
+        for path in filter(None, self):
+            patching.output.check_plain_output(path, inputs, folder=path is self.png, overwrite=overwrite)
+        if self.html or self.png:
+            pages.drawing.libraries()
+        if self.parquet:
+            pages.csv_tables.check_parquet()
+
+    def write_table(self, table: Callable[[], Any], overwrite: bool) -> None:
+        """Write what ``--csv`` and ``--parquet`` ask for."""
+        if self.csv:
+            _write(self.csv, pages.csv_tables.csv_of(table()), overwrite)
+        if self.parquet:
+            _write(self.parquet, pages.csv_tables.parquet_of(table()), overwrite)
 
 
-def _write_text(path: Path, text: str, overwrite: bool) -> None:
-    """Write a page or a table whole or not at all, and in bytes: with other line ends the digests of a page's scripts would be wrong."""
+def _write(path: Path, content: str | bytes, overwrite: bool) -> None:
+    """Write a file whole or not at all, and text in bytes: with other line ends the digests of a page's scripts would be wrong."""
+    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     with patching.output.build_beside(path, overwrite=overwrite) as built:
-        built.write_bytes(text.encode("utf-8", "backslashreplace"))
+        built.write_bytes(data)
 
 
 @click.command(cls=GroupedCommand)
 @click.argument("updates", type=PATH, nargs=-1, required=True, metavar="PATCH|CHECKPOINT|CHAIN...")
 @base_option("Take this checkpoint as the one that all updates started from.  [default: the repo that the first patch names]")
 @steps_option
+@as_option
 @changed_above_option()
 @file_options
 @option(
@@ -174,6 +209,8 @@ def _write_text(path: Path, text: str, overwrite: bool) -> None:
 @html_option
 @png_option
 @csv_option
+@parquet_option
+@table_option("pairs", "tensors", "steps", "series")
 @tensors_option
 @threads_option
 @ray_option
@@ -186,7 +223,9 @@ def overlap(
     series: bool,
     html: Path | None,
     png: Path | None,
-    table: Path | None,
+    csv: Path | None,
+    parquet: Path | None,
+    table_name: str,
     tensors: bool,
     overwrite: bool,
     json_output: bool,
@@ -213,24 +252,24 @@ def overlap(
     """
     of_chain = len(updates) == 1 and verbs.chain_series.is_chain(updates[0])
     refuse_given(*(("a chain", ("include", "exclude", "follow_links", "ray")) if of_chain else ("what is no chain", ("steps",))))
-    _check_outputs(html, png, table, (*updates, *([base] if base else [])), overwrite)
+    files = _Files(html, png, csv, parquet)
+    files.check((*updates, *([base] if base else [])), overwrite)
     with progress_bar() as progress:
         if of_chain:
-            shared = {key: options[key] for key in ("atol", "threads")}
+            shared = {key: options[key] for key in ("as_dtype", "atol", "threads")}
             result = verbs.chain_series.chain_overlap(updates[0], base, steps=steps, progress=progress, **shared)
         else:
             result = verbs.overlap.overlap(updates, base, progress=progress, **options)
     if html:
-        _write_text(html, pages.overlap_page.render_overlap(result, series), overwrite)
+        _write(html, pages.overlap_page.render_overlap(result, series), overwrite)
     if png:
         pages.overlap_charts.write_png(result, series, png)
-    if table:
-        _write_text(table, pages.csv_tables.overlap_csv(result), overwrite)
+    files.write_table(lambda: pages.csv_tables.overlap_table(result, table_name), overwrite)
     if json_output:
         print_json(result.to_json())
     else:
         cli.render_overlap.print_overlap(result, series, tensors)
-        cli.render_report.print_pictures(html, png, table)
+        cli.render_report.print_pictures(html, png, *filter(None, (csv, parquet)))
 
 
 @click.command(cls=GroupedCommand)
@@ -238,29 +277,69 @@ def overlap(
 @base_option("Take this checkpoint as the one that the patch was made from.  [default: the repo that the patch names]")
 @steps_option
 @output_option("out", "FILE", "Write the mask to this file.")
+@as_option
 @changed_above_option()
+@option(
+    MEASURED,
+    "--predict",
+    type=click.FloatRange(min=0, min_open=True),
+    callback=require_finite,
+    metavar="LR",
+    help="Guess from this checkpoint alone: the weights that a step of this learning rate can move, as half the distance to the next "
+    "number is less.",
+)
+@option(
+    MEASURED,
+    "--random",
+    type=int,
+    metavar="SEED",
+    help="Take as many weights at random instead, of each tensor and size (binary exponent): the control of an experiment.",
+)
 @threads_option
 @overwrite_option
 @as_json
-def mask(patch: Path, base: Path | None, steps: tuple[str, ...], out: Path, overwrite: bool, json_output: bool, **options: Any) -> None:
+def mask(
+    patch: Path,
+    base: Path | None,
+    steps: tuple[str, ...],
+    out: Path,
+    predict: float | None,
+    random: int | None,
+    overwrite: bool,
+    json_output: bool,
+    **options: Any,
+) -> None:
     """Store which weights a patch changes, to train only these.
 
-    Of a chain these are the weights that any step changes of the base. In Python, ckptdiff.subnetwork.freeze_outside takes the mask.
+    Of a chain these are the weights that any step changes of the base. In Python, ckptdiff.subnetwork.freeze_outside takes the mask, and
+    ckptdiff.Mask combines masks as sets.
 
     \b
     Examples:
       ckptdiff mask grpo-patch --base Llama-3-8B -o mask.safetensors
       ckptdiff mask tuned --base base --atol 1e-5 -o mask.safetensors
+      ckptdiff mask tuned --base base --random 0 -o control.safetensors
+      ckptdiff mask base --predict 1e-6 -o guess.safetensors
     """
-    of_chain = verbs.chain_series.is_chain(patch)
-    refuse_given("what is no chain", () if of_chain else ("steps",))
+    of_chain = predict is None and verbs.chain_series.is_chain(patch)
+    if predict is not None:
+        refuse_given("--predict", ("base", "steps", "atol", "random"))
+    else:
+        if random is not None and base is None:
+            raise click.UsageError("--random needs --base too: it takes weights of the same sizes in the base")
+        refuse_given("what is no chain", () if of_chain else ("steps",))
     out = io.places.local_path(out, "masks are written")
     patching.output.check_plain_output(out, (patch, *([base] if base else [])), folder=False, overwrite=overwrite)
+    shared = {key: options[key] for key in ("as_dtype", "threads")}
     with progress_bar() as progress:
-        if of_chain:
+        if predict is not None:
+            result = subnetwork.mask.Mask.predict(patch, predict, **shared)
+        elif of_chain:
             result = verbs.chain_series.chain_mask(patch, base, steps=steps, progress=progress, **options)
         else:
             result = subnetwork.mask.Mask.from_patch(patch, base, progress=progress, **options)
+        if random is not None:
+            result = result.random(random, base, by="size", **shared)
     size = result.save(out, overwrite=overwrite)
     if json_output:
         print_json({"mask": str(out), "elements": result.total, "tensors": result.counts, "size": size})

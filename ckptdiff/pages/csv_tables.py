@@ -13,38 +13,47 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from ckptdiff.analysis.frames import COUNT_COLUMNS, RANK_MEANS, Table, check_parquet, counted_pair, parquet_of, tensor_row
 from ckptdiff.analysis.overlap import OverlapResult, PairOverlap, TensorOverlap
-from ckptdiff.analysis.report_model import Report, TensorReport, tensor_json, tensor_row
-from ckptdiff.analysis.sparsity import COUNT_FIELDS
+from ckptdiff.analysis.report_model import Report, TensorReport, tensor_json
 
-RANK_MEANS = ("rank_share", "stable_rank", "effective_share", "random_rank_share")
 REPORT_COLUMNS = (
-    *("scope", "name", "part", "bases", "base_dtype", "dtype", "shape", "layer", "module"),
-    *COUNT_FIELDS,
-    *("sparsity", "matrices", "rank", "effective_rank", "random_rank", *RANK_MEANS, "rows", "columns"),
+    *("scope", "name", "part", "bases", "base_dtype", "target_dtype", "dtype", "shape", "layer", "module"),
+    *COUNT_COLUMNS,
+    *("matrices", "rank", "effective_rank", "random_rank", *RANK_MEANS, "rows", "columns"),
 )
 PAIR_FIELDS = tuple(field.name for field in fields(PairOverlap))
 COUNTED = ("elements", "changed_first", "changed_second", "both", "both_same_direction", "both_by_size")
 OVERLAP_COLUMNS = ("level", "first_name", "second_name", "scope", "name", *COUNTED, *PAIR_FIELDS)
 
 
-def report_csv(report: Report) -> str:
-    """One row a tensor (or part of one that is stacked)."""
-    return _text(REPORT_COLUMNS, (_report_row(report, tensor) for tensor in report.tensors))
+__all__ = ["check_parquet", "csv_of", "overlap_table", "parquet_of", "report_table"]
 
 
-def overlap_csv(result: OverlapResult) -> str:
-    """A row for every two updates over all tensors (``level`` is ``all``), and then one for each tensor (``tensor``)."""
-    return _text(OVERLAP_COLUMNS, _overlap_rows(result))
+def report_table(report: Report, name: str = "tensors") -> Table:
+    """The table of a name (:meth:`Report.to_frame <ckptdiff.analysis.notebook.Framed.to_frame>`); that of tensors has means of ranks
+    in full."""
+    if name != "tensors":
+        return report.table(name)
+    return Table(REPORT_COLUMNS, [_report_row(report, tensor) for tensor in report.tensors])
+
+
+def overlap_table(result: OverlapResult, name: str = "pairs") -> Table:
+    """The table of a name; that of pairs has a row for every two updates over all tensors (``level`` is ``all``), and then one for each
+    tensor (``tensor``)."""
+    return result.table(name) if name != "pairs" else Table(OVERLAP_COLUMNS, list(_overlap_rows(result)))
+
+
+def csv_of(table: Table) -> str:
+    """A table as CSV."""
+    return _text(table.columns, table.rows)
 
 
 def _report_row(report: Report, tensor: TensorReport) -> dict[str, Any]:
     changed = [rank for rank in tensor.ranks or () if rank.spectrum.stable_rank]
-    row = tensor_json(tensor) | tensor_row(tensor) | {"shape": list(tensor.shape)}
+    row = tensor_json(tensor) | tensor_row(tensor, report.complete) | {"shape": list(tensor.shape)}
     row |= {key: _mean([getattr(rank.spectrum, key) for rank in changed]) for key in ("rank", "effective_rank")}
     row |= {"matrices": len(changed), "random_rank": _mean([rank.random_rank for rank in changed])}
-    if not report.complete:
-        row |= {key: None for key in COUNT_FIELDS if key not in ("elements", "bit_identical")}
     return row | {"bases": row["bases"] or None}
 
 
@@ -64,15 +73,7 @@ def _overlap_rows(result: OverlapResult) -> Iterator[dict[str, Any]]:
 
 def _pair_row(result: OverlapResult, pair: PairOverlap, tensors: Sequence[TensorOverlap]) -> dict[str, Any]:
     i, j = pair.first, pair.second
-    sums = {
-        "elements": sum(t.elements for t in tensors),
-        "changed_first": sum(int(t.changed[i]) for t in tensors),
-        "changed_second": sum(int(t.changed[j]) for t in tensors),
-        "both": sum(int(t.both[i, j]) for t in tensors),
-        "both_same_direction": sum(int(t.same_direction[i, j]) for t in tensors),
-        "both_by_size": math.fsum(float(t.both_by_size[i, j]) for t in tensors),
-    }
-    return {"first_name": result.names[i], "second_name": result.names[j]} | sums | pair.to_json()
+    return {"first_name": result.names[i], "second_name": result.names[j]} | counted_pair(tensors, i, j) | pair.to_json()
 
 
 def _text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
@@ -87,4 +88,4 @@ def _cell(value: Any) -> Any:
     """A value as csv writes it: floats in the fewest digits that give the same float."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return ""
-    return json.dumps(value) if isinstance(value, list) else value
+    return json.dumps(value) if isinstance(value, (list, tuple)) else value

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ckptdiff.analysis.modules import APART, packing
+from ckptdiff.analysis.sparsity import EXPONENT_FIELDS
 from ckptdiff.pages.chart_data import JsonReport, changed_count, changed_share
 from ckptdiff.pages.labels import number_or_power
 from ckptdiff.units import count_in_words, percent, percent_of, three_digits
@@ -188,10 +189,23 @@ def key_figures(report: JsonReport) -> list[tuple[str, str, str]]:
     return figures
 
 
+def relative_words(dtypes: Iterable[str], rtol: float) -> str:
+    """Why no element that changed its value is within the relative tolerance; empty where one may be. One step of a float with m bits of
+    mantissa is at least 1 / (2^(m + 1) - 1) of its value."""
+    names = sorted(set(dtypes))
+    least = min((1 / ((2 << EXPONENT_FIELDS[name][0]) - 1) if name in EXPONENT_FIELDS else 0.0 for name in names), default=0.0)
+    words = f"no more than are equal by value: one step of {' and '.join(names)} is at least {percent(least)} of |base|"
+    return words if rtol < least else ""
+
+
 def definitions(report: JsonReport) -> list[tuple[str, str]]:
     """Each figure with its formula and source."""
     atol, rtol = (number_or_power(report["settings"][name]) for name in ("atol", "rtol"))
+    relative = relative_words((tensor["dtype"] for tensor in report["tensors"]), report["settings"]["rtol"])
+    cast = report["settings"]["as"]
+    compared = f"Tensors of F32, F16 and BF16 of both sides were cast to {cast} before they were compared; others are as they are stored."
     return [
+        *([("Cast", compared)] if cast else []),
         ("Changed", "Weights whose bits differ: elements − bit-identical elements. d = target − base."),
         ("Update sparsity", f"Bit-identical elements / elements, that is 1 − ‖d‖₀ / n (as in {PAPER}, which counts at a tolerance)."),
         ("Unchanged within the tolerance", f"|d| ≤ {atol} (the default of {PAPER}: 10⁻⁵). Most changes of small weights do not count."),
@@ -199,7 +213,7 @@ def definitions(report: JsonReport) -> list[tuple[str, str]]:
             "… as the paper's code counts",
             f"The same, but |d| and {atol} are rounded to the tensor's type first, as the code that came with {PAPER} does.",
         ),
-        ("Within the relative tolerance", f"|d| ≤ {rtol} · |base|."),
+        ("Within the relative tolerance", f"|d| ≤ {rtol} · |base|.{' ' + relative[0].upper() + relative[1:] + '.' if relative else ''}"),
         ("ulp", "Unit in the last place: the step to the next number of the element's type. A distance is the number of such steps."),
         ("Grew / fell", "Changed elements with target > base, and with target < base (by value, not by size)."),
         (

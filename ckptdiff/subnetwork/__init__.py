@@ -16,18 +16,21 @@ if TYPE_CHECKING:
 
     from ckptdiff.subnetwork import mask as mask
     from ckptdiff.subnetwork.freeze import Frozen, freeze_outside
-    from ckptdiff.subnetwork.mask import Mask, smallest_weights
+    from ckptdiff.subnetwork.mask import Mask
+    from ckptdiff.subnetwork.mask_score import MaskScore
+    from ckptdiff.subnetwork.smallest import smallest_weights
     from ckptdiff.subnetwork.track import UpdateRecord, UpdateTracker
 
-__all__ = ["Frozen", "Mask", "UpdateRecord", "UpdateTracker", "freeze_outside", "smallest_weights"]
+__all__ = ["Frozen", "Mask", "MaskScore", "UpdateRecord", "UpdateTracker", "freeze_outside", "smallest_weights"]
 
 _MODULES = {
     "Frozen": "freeze",
     "Mask": "mask",
+    "MaskScore": "mask_score",
     "UpdateRecord": "track",
     "UpdateTracker": "track",
     "freeze_outside": "freeze",
-    "smallest_weights": "mask",
+    "smallest_weights": "smallest",
 }
 _submodule = submodules(__name__)
 

@@ -190,24 +190,24 @@ def freeze_outside(
         UnsupportedError: a parameter is sharded so that this rank's part is not contiguous.
     """
     named = dict(model.named_parameters() if isinstance(model, torch.nn.Module) else model.items() if isinstance(model, Mapping) else model)
-    own = names_by_parts((name for name in named if name not in mask.bits), (name for name in mask.bits if name not in named))
+    own = names_by_parts((name for name in named if name not in mask.shapes), (name for name in mask.shapes if name not in named))
     stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     decay = next((decay for known, decay in DECAYS.items() if type(optimizer) is known), None)
     parts, matching = [], 0
     for name, parameter in named.items():
         if id(parameter) not in stepped:
             continue
-        key = name if name in mask.bits else own.get(name)
+        key = name if name in mask.shapes else own.get(name)
         local = local_part(parameter)
         nothing = torch.zeros(-(-local.numel() // 8), dtype=torch.uint8, device=local.device)
         part = MaskedParameter(name, parameter, local.shape, nothing if key is None else local_bits(mask, key, parameter, name))
-        matching += key is not None
+        matching += key in mask.rows
         if decay is None:
             part.saved = local_part(parameter).detach().clone()
         parts.append(part)
     if not matching:
         raise CheckpointError(
-            f"none of the mask's {len(mask.bits)} tensors is among the optimizer's {len(stepped)} parameters: "
-            f"the mask has {next(iter(mask.bits), 'none')}, the model {next(iter(named), 'none')}"
+            f"none of the mask's {len(mask.rows)} tensors is among the optimizer's {len(stepped)} parameters: "
+            f"the mask has {next(iter(mask.rows), 'none')}, the model {next(iter(named), 'none')}"
         )
     return Frozen(optimizer, parts, decay, before_clipping)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,6 +20,20 @@ Row: TypeAlias = npt.NDArray[Any]
 """Elements as a file has them: :data:`Bits`, or, where that is smaller, their positions in rising order as ``<u4``. So a mask takes as much
 memory as its file, whatever the shapes in it."""
 
+OF_POSITIONS: dict[str, Callable[[Row, Row], Row]] = {
+    "and": partial(np.intersect1d, assume_unique=True),
+    "or": np.union1d,
+    "xor": partial(np.setxor1d, assume_unique=True),
+    "minus": partial(np.setdiff1d, assume_unique=True),
+}
+"""Operations on two sets of positions, each in rising order; so is what they give."""
+OF_BITS: dict[str, Callable[[Bits, Bits], Bits]] = {
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "xor": np.bitwise_xor,
+    "minus": lambda x, y: x & ~y,
+}
+"""The same operations on packed elements."""
 BYTES_AT_ONCE = 1 << 17
 """Bytes of packed elements that are unpacked at a time."""
 
@@ -53,6 +68,41 @@ def pack_positions(positions: Row, elements: int) -> Bits:
     bits = np.zeros(-(-elements // 8), np.uint8)
     np.bitwise_or.at(bits, positions >> 3, np.uint8(1) << (positions & 7).astype(np.uint8))
     return bits
+
+
+def flags_of(row: Row, elements: int) -> npt.NDArray[np.bool_]:
+    """Whether each of a tensor's elements is in a row."""
+    if row.itemsize == 1:
+        return np.unpackbits(row, count=elements, bitorder="little").view(np.bool_)
+    flags = np.zeros(elements, np.bool_)
+    flags[row] = True
+    return flags
+
+
+def positions_of(row: Row, elements: int) -> npt.NDArray[np.int64]:
+    """The positions of a row's elements, rising."""
+    return row.astype(np.int64) if row.itemsize == 4 else np.flatnonzero(flags_of(row, elements))
+
+
+def combine_rows(a: Row, b: Row, operation: str, elements: int) -> Row:
+    """The elements of two rows of one tensor by a set operation: ``and``, ``or``, ``xor``, or ``minus`` (those of the first alone)."""
+    if a.itemsize == b.itemsize == 4:
+        return row_from_positions(OF_POSITIONS[operation](a, b), elements)
+    x, y = (row if row.itemsize == 1 else pack_positions(row, elements) for row in (a, b))
+    return row_from_bits(OF_BITS[operation](x, y), elements)
+
+
+def complement_row(row: Row, elements: int) -> Row:
+    """The elements of a tensor that are not in a row."""
+    bits = ~(row if row.itemsize == 1 else pack_positions(row, elements))
+    if elements % 8:
+        bits[-1] &= np.uint8((1 << elements % 8) - 1)
+    return row_from_bits(bits, elements)
+
+
+def empty_row(elements: int) -> Row:
+    """None of a tensor's elements."""
+    return row_from_positions(np.empty(0, np.int64), elements)
 
 
 def count_shared(a: Row, b: Row) -> int:

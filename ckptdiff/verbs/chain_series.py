@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
+from ckptdiff.analysis.cast_on_read import cast_dtype
 from ckptdiff.analysis.overlap import OverlapResult, count_steps
 from ckptdiff.analysis.pairs import Source
 from ckptdiff.analysis.series import ChainReport, Segment, open_series, tensor_series
@@ -38,6 +40,7 @@ def chain_report(
     base: str | os.PathLike[str] | None = None,
     *,
     steps: Sequence[str] = (),
+    as_dtype: Any = None,
     atol: float = 0.0,
     threads: int | None = None,
     progress: Progress = no_progress,
@@ -49,6 +52,7 @@ def chain_report(
         chain: a folder, or a URL that fsspec knows.
         base: the chain's base; by default the repo on the Hub that the chain records.
         steps: which steps to take, as of :func:`ckptdiff.chain_prune`; by default all. At most 256 patches may lead through them.
+        as_dtype: cast base and steps while they are read, as in :func:`ckptdiff.report`.
         atol: count an element as changed if |d| exceeds this; at 0, if its bits differ.
         threads: number of threads.
         progress: called with what is being done, how much is done, and how much there is.
@@ -58,11 +62,12 @@ def chain_report(
         BaseMismatchError: the base is another one. FormatError, UnsupportedError, IntegrityError: the chain is broken, or a patch.
         StoreError: the store cannot be read. OutputError: what is fetched, or built on the way, cannot be written.
     """
-    with _open_steps(chain, base, steps, threads, progress) as run:
+    with _open_steps(chain, base, steps, as_dtype, threads, progress) as run:
         groups, left_out = shared_pairs(run.sources)
+        cast = cast_dtype(as_dtype)
         rows = counted(groups, count_steps, tensor_series, atol, ThreadWorkers(threads or default_threads()), progress)
         numbers = tuple(step.number for step in run.steps)
-        return ChainReport(run.name, run.sources[0].base, atol, numbers, tuple(rows), left_out)
+        return ChainReport(run.name, run.sources[0].base, atol, numbers, tuple(rows), left_out, cast)
 
 
 def chain_overlap(
@@ -70,14 +75,16 @@ def chain_overlap(
     base: str | os.PathLike[str] | None = None,
     *,
     steps: Sequence[str] = (),
+    as_dtype: Any = None,
     atol: float = 0.0,
     threads: int | None = None,
     progress: Progress = no_progress,
 ) -> OverlapResult:
     """:func:`ckptdiff.overlap` of the steps of a chain, in order. Arguments, and what is raised, are as of :func:`chain_report`."""
-    with _open_steps(chain, base, steps, threads, progress) as run:
+    with _open_steps(chain, base, steps, as_dtype, threads, progress) as run:
         workers = ThreadWorkers(threads or default_threads())
-        return compare_sources(run.sources, tuple(f"step {step.number}" for step in run.steps), atol, workers, progress)
+        names = tuple(f"step {step.number}" for step in run.steps)
+        return replace(compare_sources(run.sources, names, atol, workers, progress), cast=cast_dtype(as_dtype))
 
 
 def chain_mask(
@@ -85,13 +92,14 @@ def chain_mask(
     base: str | os.PathLike[str] | None = None,
     *,
     steps: Sequence[str] = (),
+    as_dtype: Any = None,
     atol: float = 0.0,
     threads: int | None = None,
     progress: Progress = no_progress,
 ) -> Mask:
     """The elements that any step of a chain changes of its base: the union of the steps' masks. Arguments, and what is raised, are as of
     :func:`chain_report`, and as of :meth:`ckptdiff.Mask.from_patch`."""
-    with _open_steps(chain, base, steps, threads, progress) as run:
+    with _open_steps(chain, base, steps, as_dtype, threads, progress) as run:
         return Mask.from_sources(run.sources, atol=atol, threads=threads, progress=progress)
 
 
@@ -106,7 +114,12 @@ class _Run:
 
 @contextmanager
 def _open_steps(
-    chain: str | os.PathLike[str], base: str | os.PathLike[str] | None, rules: Sequence[str], threads: int | None, progress: Progress
+    chain: str | os.PathLike[str],
+    base: str | os.PathLike[str] | None,
+    rules: Sequence[str],
+    as_dtype: Any,
+    threads: int | None,
+    progress: Progress,
 ) -> Iterator[_Run]:
     history = read_history(open_store(chain))
     steps = chosen_steps(history, rules) if rules else history.steps
@@ -128,7 +141,7 @@ def _open_steps(
             paths = [path for path in (history.store.path(name.key) for name in names) if path is not None]
         places = dict(zip(names, paths, strict=True))
         chains = [Segment([places[name] for name in plan], wanted) for plan, wanted in segments]
-        yield _Run(history.store.name, steps, stack.enter_context(open_series(base, chains)))
+        yield _Run(history.store.name, steps, stack.enter_context(open_series(base, chains, as_dtype)))
 
 
 def _segments(history: History, steps: Sequence[Step]) -> list[tuple[list[PatchName], list[tuple[int, str]]]]:

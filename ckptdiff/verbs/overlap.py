@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from typing import TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar
 
+from ckptdiff.analysis.cast_on_read import cast_dtype
 from ckptdiff.analysis.overlap import CountArray, OverlapResult, count_block, distinct_names, tensor_overlap
 from ckptdiff.analysis.overlap_work import Count, GroupCounting, counts_of, group_jobs
 from ckptdiff.analysis.pairs import Pair, Source, check_common, named_base, open_source
+from ckptdiff.analysis.sides import Side, check_ray_reads, check_sides, is_path, is_tensor
 from ckptdiff.checkpoint.renames import check_globs
 from ckptdiff.checkpoint.selection import Selection
 from ckptdiff.errors import CheckpointError
@@ -20,9 +23,10 @@ Row = TypeVar("Row")
 
 
 def overlap(
-    updates: Sequence[str | os.PathLike[str]],
-    base: str | os.PathLike[str] | None = None,
+    updates: Sequence[Side],
+    base: Side = None,
     *,
+    as_dtype: Any = None,
     atol: float = 0.0,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -34,9 +38,11 @@ def overlap(
     """Compare which elements several updates of one base changed.
 
     Args:
-        updates: patches from ``base``, or checkpoints; those of one run in the order of its steps.
+        updates: patches from ``base``, or checkpoints, by their paths or in memory (state dicts, modules, :class:`ckptdiff.Patch`); those
+            of one run in the order of its steps. A dict of updates names them.
         base: the checkpoint that all updates started from, without which positions in a patch cannot be read; None: the repo on the Hub
             that the first patch names as its base.
+        as_dtype: cast all of them while they are read, as in :func:`ckptdiff.report`.
         atol: count an element as changed if |d| exceeds this; at 0, if its bits differ.
         include, exclude, follow_links: choose the files of checkpoints, as in :func:`ckptdiff.make`.
         threads, ray: who does the work, as in :func:`ckptdiff.make`.
@@ -47,21 +53,40 @@ def overlap(
         FormatError, UnsupportedError, IntegrityError: a patch is broken.
         BaseMismatchError: a patch has another base. HubError: no base is given or named, or the named one cannot be read.
     """
-    if isinstance(updates, (str, os.PathLike)):
-        raise CheckpointError(f"updates: expected several, found {os.fspath(updates)!r}: put it in a list")
+    named = updates if isinstance(updates, Mapping) else None
+    updates = _listed(updates)
     if not updates:
         raise CheckpointError("updates: expected at least one patch or checkpoint, found none")
-    check_no_ray_with_stores(ray, *updates, *([base] if base is not None else ()))
+    sides = [*updates, *([base] if base is not None else ())]
+    check_sides(**{f"updates[{k}]": update for k, update in enumerate(updates)}, **({"base": base} if base is not None else {}))
+    check_ray_reads(ray, *sides)
+    check_no_ray_with_stores(ray, *filter(is_path, sides))
     if base is None:
         base = named_base(*updates)
     with ExitStack() as stack:
         chosen = Selection(include, exclude, follow_links)
-        sources = [stack.enter_context(open_source(base, update, selection=chosen)) for update in updates]
+        sources = [stack.enter_context(open_source(base, update, selection=chosen, as_dtype=as_dtype)) for update in updates]
         checkpoints = [checkpoint for source in sources for checkpoint in source.checkpoints]
         if checkpoints:  # all at once, as one of the updates may have a file that no other has
             check_globs(chosen.globs, *checkpoints)
         with open_workers(threads, ray) as workers:
-            return compare_sources(sources, distinct_names(updates), atol, workers, progress)
+            names = tuple(named) if named is not None else distinct_names([_name_of(update, k) for k, update in enumerate(updates, 1)])
+            return replace(compare_sources(sources, names, atol, workers, progress), cast=cast_dtype(as_dtype))
+
+
+def _listed(updates: Any) -> list[Side]:
+    """The updates, given as a list, or as a dict by names; raises CheckpointError for one update that is given by itself."""
+    if isinstance(updates, Mapping) and all(isinstance(name, str) and not is_tensor(one) for name, one in updates.items()):
+        return list(updates.values())
+    alone = is_path(updates) or hasattr(updates, "state_dict") or isinstance(updates, Mapping)
+    if alone or not isinstance(updates, Iterable):
+        found = repr(os.fspath(updates)) if is_path(updates) else type(updates).__name__
+        raise CheckpointError(f"updates: expected several, found {found}: put it in a list")
+    return list(updates)
+
+
+def _name_of(update: Side, number: int) -> str | os.PathLike[str]:
+    return update if is_path(update) else f"update {number}"
 
 
 def compare_sources(sources: Sequence[Source], names: tuple[str, ...], atol: float, workers: Workers, progress: Progress) -> OverlapResult:

@@ -7,18 +7,20 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from ckptdiff.analysis.cast_on_read import cast_dtype
 from ckptdiff.analysis.matrices import choose_sample, count_ranked, counted_lines
-from ckptdiff.analysis.modules import layer_of, module_of
+from ckptdiff.analysis.modules import expert_of, layer_of, module_of
 from ckptdiff.analysis.pairs import Pair, Part, Source, check_common, open_source
 from ckptdiff.analysis.rank import check_device
 from ckptdiff.analysis.report_model import QUANTILES, Bin, ExponentRow, MatrixRank, Quantiles, RankChoice, Report, TensorReport
 from ckptdiff.analysis.report_stored import unpack
 from ckptdiff.analysis.report_work import BlockCounting, CountedBlocks, CountJob, Place, RankTaking, count_jobs, rank_job
+from ckptdiff.analysis.sides import Side, check_ray_reads, check_sides, is_path
 from ckptdiff.analysis.sparsity import COUNT_FIELDS, ZERO_EXPONENT_BIN, BlockCounts, Counts, Histograms, Tolerance
 from ckptdiff.checkpoint.renames import Rename, check_globs
 from ckptdiff.checkpoint.selection import Selection
@@ -36,13 +38,14 @@ other, as LAPACK has threads of its own."""
 
 
 def report(
-    base: str | os.PathLike[str],
-    target: str | os.PathLike[str],
+    base: Side,
+    target: Side,
     *,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     follow_links: bool = False,
     rename: Sequence[str] = (),
+    as_dtype: Any = None,
     atol: float = 1e-5,
     rtol: float = 1e-3,
     rank: RankChoice = "sample",
@@ -56,10 +59,14 @@ def report(
     Sparsity and moves take one pass over both, in memory that does not depend on their size. Ranks need one whole matrix at a time.
 
     Args:
-        base: the base checkpoint.
-        target: the target checkpoint, or a patch from the base, which is not written out.
+        base: the base checkpoint: a path, a URL or an id on the Hub; or a state dict or a module.
+        target: the target checkpoint, in any of these forms; or a patch from the base, by its path or as a :class:`ckptdiff.Patch`, which
+            is not written out.
         include, exclude, follow_links, rename: choose the files and tensors of checkpoints, as in :func:`ckptdiff.make`; a patch says
             itself what is in it.
+        as_dtype: cast the tensors of F16, BF16 and F32 in base and target to one of these while they are read: ``bf16``, ``f16`` or
+            ``f32``, or torch's dtype. The paper's code casts both models to BF16 when it loads them. None: no cast, but of a base whose
+            dtype is not the target's.
         atol, rtol: the tolerances at which elements count as unchanged, see :class:`Counts`.
         rank: take the rank of no matrix, of a sample of 32 spread over kinds of modules and over layers (:attr:`Report.sample` says which),
             or of all matrices.
@@ -79,14 +86,17 @@ def report(
     if device is not None:
         check_no_ray(ray, "the device")
         device = check_device(device)
-    check_no_ray_with_stores(ray, base, target)
+    check_sides(base=base, target=target)
+    check_ray_reads(ray, base, target)
+    check_no_ray_with_stores(ray, *filter(is_path, (base, target)))
     chosen, renames = Selection(include, exclude, follow_links), [Rename.parse(text) for text in rename]
-    with open_source(base, target, selection=chosen, renames=renames) as source:
+    with open_source(base, target, selection=chosen, renames=renames, as_dtype=as_dtype) as source:
         if source.checkpoints:
             check_globs(chosen.globs, *source.checkpoints)
         check_common(source)
         with open_workers(threads, ray) as workers:
-            return _measure(source, Tolerance(atol, rtol), rank, device, workers, progress)
+            found = _measure(source, Tolerance(atol, rtol), rank, device, workers, progress)
+            return replace(found, cast=cast_dtype(as_dtype))
 
 
 def _measure(source: Source, tolerance: Tolerance, rank: RankChoice, device: str | None, workers: Workers, progress: Progress) -> Report:
@@ -186,10 +196,20 @@ def _tensor_report(pair: Pair, sums: _PartSums) -> TensorReport:
         counts=Counts.from_numbers(sums.numbers),
         rows=_quantiles(sums.rows, len(sums.columns)) if has_lines else None,
         columns=_quantiles(sums.columns, len(sums.rows)) if has_lines else None,
+        expert_changes=_expert_changes(pair.name, sums) if has_lines else None,
         part=part.index,
         bases=() if set(part.bases) <= {pair.name} else part.bases,
         base_dtype=base.base_dtype if base.base_dtype != pair.dtype else None,
+        target_dtype=pair.reader.stored if pair.reader.stored != pair.dtype else None,
     )
+
+
+def _expert_changes(name: str, sums: _PartSums) -> tuple[int, ...] | None:
+    """Changed elements of each expert of a tensor in which experts are stacked, the first dimension telling them apart."""
+    shape = sums.part.shape
+    if len(shape) < 3 or sums.part.index is not None or module_of(name) != "experts" or expert_of(name) is not None:
+        return None
+    return tuple(map(int, sums.rows.reshape(shape[0], -1).sum(axis=1)))
 
 
 def _quantiles(changed: npt.NDArray[np.int64], length: int) -> Quantiles:

@@ -286,5 +286,5 @@ def test_masks_of_a_renamed_update_have_its_names(tmp_path: Path) -> None:
     base, target = case.write(tmp_path)
     other = pairs.save(tmp_path / "other.safetensors", wrapped(case.target, "actor"))
     plain, renamed = Mask.from_patch(target, base), Mask.from_patch(other, base)
-    assert renamed == Mask.from_arrays({WRAPPERS["actor"](name): plain.flags(name) for name in plain.rows})
+    assert renamed == Mask.from_arrays({WRAPPERS["actor"](name): plain.flags(name) for name in plain.shapes})
     assert plain.flags(EMBEDDING)[-7:].all()

@@ -135,7 +135,7 @@ def test_older_stored_reports_do_not_say(sampled: tuple[Path, Path]) -> None:
 @pytest.mark.parametrize("dtype", ["U8", "BF16", "C64"])
 def test_rows_and_columns_across_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], dtype: str) -> None:
     """Blocks that hold less than a row, and such that begin within one."""
-    monkeypatch.setattr("ckptdiff.analysis.pairs.BLOCK", 1 << 10)
+    monkeypatch.setattr("ckptdiff.analysis.cast_on_read.BLOCK", 1 << 10)
     width = {"U8": 1, "BF16": 2, "C64": 8}[dtype]
     rng = np.random.default_rng(1)
     old = rng.integers(0x10, 0x3F, int(np.prod(shape)) * width, dtype=np.uint8)

@@ -12,7 +12,7 @@ import pytest
 import ckptdiff
 from ckptdiff import codecs
 from tests.support.chains import run_of_files, training_run
-from tests.support.checkpoints import perturb, random_tensor, tree, write
+from tests.support.checkpoints import perturb, random_tensor, tensor, tree, write
 from tests.support.commands import run
 from tests.support.documents import ROOT
 from tests.support.layouts import steps as odd_steps
@@ -127,3 +127,34 @@ def test_the_commands(tmp_path: Path) -> None:
     assert "--rank does not go with a chain" in run("report", chain, "--base", made[0], "--rank", "none").stderr
     assert "--steps does not go with what is no chain" in run("mask", made[1], "--steps", "1", "-o", tmp_path / "m").stderr
     assert "--base does not go with what is no chain" in run("report", made[0], made[1], "--base", made[0]).stderr
+
+
+@pytest.mark.parametrize("wanted", ["bf16", "f32", "f16"])
+def test_a_chain_is_cast_while_it_is_read(tmp_path: Path, rng: np.random.Generator, wanted: str) -> None:
+    """Steps of F32, whose blocks are twice as long as those of a cast to 16 bits; the same numbers as of the checkpoints, cast."""
+    state, made = {"w": rng.normal(0, 0.02, (900, 900)).astype("<f4"), "v": np.ones(5, "<f4")}, list[Path]()
+    for k in range(4):
+        made.append(write(tmp_path / f"step_{k}.safetensors", {name: tensor("F32", x.shape, x) for name, x in state.items()}))
+        state = state | {"w": state["w"] + (rng.random((900, 900)) < 0.1) * rng.normal(0, 1e-4, (900, 900)).astype("<f4")}
+    ckptdiff.chain_add(tmp_path / "chain", made, keyframe_every=2)
+    direct = ckptdiff.overlap(made[1:], made[0], as_dtype=wanted)
+    found, report = (of(tmp_path / "chain", made[0], as_dtype=wanted) for of in (ckptdiff.chain_overlap, ckptdiff.chain_report))
+    assert found.to_json()["tensors"] == direct.to_json()["tensors"] and found.cast == report.cast == wanted.upper()
+    assert [row.sparsity for row in report.steps] == [row.sparsity for row in direct.steps]
+    union = ckptdiff.Mask.union(*(ckptdiff.Mask.from_patch(path, made[0], as_dtype=wanted) for path in made[1:]))
+    assert ckptdiff.chain_mask(tmp_path / "chain", made[0], as_dtype=wanted) == union
+    shown = run("report", tmp_path / "chain", "--base", made[0], "--as", wanted)
+    assert shown.exit_code == 0 and f"as {wanted.upper()}" in shown.stdout
+
+
+def test_a_chain_in_a_notebook(tmp_path: Path) -> None:
+    made = training_run(tmp_path / "run", 4)
+    ckptdiff.chain_add(tmp_path / "chain", made)
+    found = ckptdiff.chain_report(tmp_path / "chain", made[0])
+    assert repr(found).startswith("<ckptdiff.ChainReport ") and "3 steps, the last changes " in repr(found) and len(repr(found)) < 250
+    assert found._repr_html_().count("<tr>") == 4
+    pandas = pytest.importorskip("pandas")
+    steps, series = found.to_frame(), found.to_frame("series")
+    assert steps["step"].tolist() == list(found.numbers) and steps["sparsity"].tolist() == [row.sparsity for row in found.steps]
+    assert series["changed"].dtype == pandas.Int64Dtype() and len(series) == 3 * len(found.tensors)
+    assert series["changed"].sum() == sum(int(t.changed.sum()) for t in found.tensors)

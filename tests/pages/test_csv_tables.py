@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import ckptdiff
-from ckptdiff.pages.csv_tables import COUNTED, OVERLAP_COLUMNS, PAIR_FIELDS, REPORT_COLUMNS, overlap_csv, report_csv
+from ckptdiff.pages.csv_tables import COUNTED, OVERLAP_COLUMNS, PAIR_FIELDS, REPORT_COLUMNS, csv_of, overlap_table, report_table
 from tests.support.checkpoints import tensor, write
 from tests.support.commands import run
 from tests.support.reports import SCHEMA
@@ -48,7 +48,7 @@ def same(cell: str, value: Any) -> bool:
 
 def test_rows_of_a_report_are_those_of_its_json(steps: list[Path]) -> None:
     found = ckptdiff.report(steps[0], steps[1], rank="all")
-    rows, value = rows_of(report_csv(found)), found.to_json()
+    rows, value = rows_of(csv_of(report_table(found))), found.to_json()
     assert len(rows) == len(value["tensors"]) == 3 and tuple(rows[0]) == REPORT_COLUMNS
     fields = [name for name in REPORT_COLUMNS if name in SCHEMA["properties"]["tensors"]["items"]["properties"]]
     assert set(COUNTS) < set(fields)
@@ -74,20 +74,20 @@ def test_ranks_of_a_stack_are_means_over_its_matrices_that_changed(tmp_path: Pat
     moved[1, :3, :3] += 5 * np.eye(3, dtype="<u2")
     sides = {"a.safetensors": units, "b.safetensors": moved}
     paths = [write(tmp_path / name, {"experts.w": tensor("BF16", (3, 8, 8), x)}) for name, x in sides.items()]
-    (row,) = rows_of(report_csv(ckptdiff.report(*paths, rank="all")))
+    (row,) = rows_of(csv_of(report_table(ckptdiff.report(*paths, rank="all"))))
     assert (row["matrices"], row["rank"], row["rank_share"]) == ("2", "2.0", "0.25")
 
 
 def test_rows_of_a_patch_alone_leave_open_what_it_does_not_say(steps: list[Path], tmp_path: Path) -> None:
     patch = tmp_path / "step.patch.safetensors"
     assert run("make", steps[0], steps[1], "-o", patch).exit_code == 0
-    rows = rows_of(report_csv(ckptdiff.report_patch(patch)))
+    rows = rows_of(csv_of(report_table(ckptdiff.report_patch(patch))))
     assert all(row["elements"] and row["bit_identical"] and row["within_atol"] == row["up"] == "" for row in rows) and len(rows) == 3
 
 
 def test_rows_of_an_overlap_are_those_of_its_json(steps: list[Path]) -> None:
     found = ckptdiff.overlap([steps[1], steps[2], steps[1]], steps[0])
-    rows, value = rows_of(overlap_csv(found)), found.to_json()
+    rows, value = rows_of(csv_of(overlap_table(found))), found.to_json()
     assert tuple(rows[0]) == OVERLAP_COLUMNS
     whole, parts = ([row for row in rows if row["level"] == level] for level in ("all", "tensor"))
     assert len(whole) == 3 and len(parts) == 3 * len(value["tensors"]) and len(rows) == len(whole) + len(parts)

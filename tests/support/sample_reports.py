@@ -135,7 +135,7 @@ def assemble(tensors: list[dict[str, Any]], histograms: dict[str, Any], rank: st
         "schema": "ckptdiff-report/1",
         "base": "tiny-base",
         "target": "tiny-grpo-lr1e-6",
-        "settings": {"atol": 1e-05, "rtol": 0.001, "rank": rank},
+        "settings": {"atol": 1e-05, "rtol": 0.001, "rank": rank, "as": None},
         "totals": total(tensors),
         "layers": grouped(tensors, "layer"),
         "modules": grouped(tensors, "module"),
