@@ -35,7 +35,8 @@ pending_tensor encode_pair pair_summary source_folder patch chain unfinished oth
 recipes file_sink build_together build rebuild_files rebuild target_files in_place_plan in_place_journal in_place traffic_plan provenance \
 work_plan rebuild_plan compose_history compose_blocks compose_files compose_tensors compose compose_base
 live: hashing names updates sparse_updates writing switch load changes patch identity target state_copy restored encoder
-analysis: modules values sparsity matrices rank report_model report_stored pair_readers pairs report_work overlap overlap_work series
+analysis: modules values sparsity matrices rank intervals nulls principal matrix_rank matrix_nulls null_summary sizes size_summary
+analysis: report_model stored_ranks report_stored pair_readers pairs report_work overlap overlap_work series
 subnetwork: mask_rows mask_file mask masked_parameter freeze track
 pages: csv_tables chart_data labels histograms report_prose drawing templating report_charts report_captions report_page
 pages: overlap_prose overlap_charts overlap_captions overlap_page
