@@ -23,6 +23,9 @@ class NullSettings:
     seed: int = 0
 
 
+NO_NULLS = NullSettings(draws=0)
+
+
 @dataclass(frozen=True, slots=True)
 class Interval:
     """The mean of random draws, and the interval that holds a further draw with probability :data:`LEVEL`."""

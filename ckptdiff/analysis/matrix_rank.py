@@ -59,10 +59,7 @@ class MatrixRank:
         spectrum = replace(spectrum, stable_rank=_decimals(spectrum.stable_rank))
         nulls = self.nulls
         if nulls is not None:
-            flipped, shuffled = (
-                _each(_each(d, _decimals, "stable_rank"), significant, "top_energy") for d in (nulls.flipped, nulls.shuffled)
-            )
-            nulls = MatrixNulls(flipped, shuffled, nulls.principal and _rounded_principal(nulls.principal))
+            nulls = MatrixNulls(_rounded_draws(nulls.flipped), _rounded_draws(nulls.shuffled), nulls.principal and _rounded_principal(nulls.principal))
         return replace(self, spectrum=spectrum, random_rank=_decimals(self.random_rank), nulls=nulls)
 
 
@@ -87,9 +84,19 @@ def _each(record: Any, rounding: Callable[[float], float], *names: str) -> Any:
     return replace(record, **{name: tuple(map(rounding, getattr(record, name))) for name in names})
 
 
+def _rounded_draws(draws: Draws) -> Draws:
+    rounded: Draws = _each(_each(draws, _decimals, "stable_rank"), significant, "top_energy")
+    return rounded
+
+
 def _rounded_principal(found: Principal) -> Principal:
     def turned(of: Turned) -> Turned:
         return Turned(*map(significant, (of.largest_angle, of.mean_angle, of.drift)))
 
-    chance = {name: significant(getattr(found, name)) for name in ("inside_by_size", "variance_by_size")}
-    return replace(found, turned=turned(found.turned), shuffled=tuple(map(turned, found.shuffled)), **chance)
+    return replace(
+        found,
+        inside_by_size=significant(found.inside_by_size),
+        variance_by_size=significant(found.variance_by_size),
+        turned=turned(found.turned),
+        shuffled=tuple(map(turned, found.shuffled)),
+    )

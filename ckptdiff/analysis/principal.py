@@ -1,8 +1,8 @@
 """Whether an update avoids the principal part of a matrix, turns its singular vectors or moves its singular values.
 
 Zhu et al., "The Path Not Taken: RLVR Provably Learns Off the Principals" (arXiv 2511.08567), section 4: the *principal mask* is the top
-share of |W_k|, the rank-k approximation of the base matrix W, and the update's overlap with it is the share of the changed elements that lie
-in it; the angles between the leading k singular vectors of base and target have the cosines s_i(U_k^T U'_k) and s_i(V_k^T V'_k); the
+share of |W_k|, the rank-k approximation of the base matrix W, and the update's overlap with it is the share of the changed elements that
+lie in it; the angles between the leading k singular vectors of base and target have the cosines s_i(U_k^T U'_k) and s_i(V_k^T V'_k); the
 *normalized spectral shift* is ||s(W') - s(W)|| / ||s(W)||. Beside each stands what it is among weights of the same size
 (:mod:`ckptdiff.analysis.nulls`), which the paper has not.
 """
@@ -105,8 +105,8 @@ def principal(base: Array, target: Array, bins: SizeBins, shuffled: Iterable[Arr
     mean, variance = bins.shared_by_chance(*flat)
     moved = moved_from(known, leading(target, k, device, threads))
     draws = tuple(moved_from(known, leading(matrix, k, device, threads)) for matrix in shuffled)
-    counts = (int(np.count_nonzero(flags)) for flags in (mask, changed, changed & mask))
-    return Principal(k, *counts, mean, variance, moved, draws)
+    elements, changes, inside = (int(np.count_nonzero(flags)) for flags in (mask, changed, changed & mask))
+    return Principal(k, elements, changes, inside, mean, variance, moved, draws)
 
 
 def principal_mask(base: Array, left: Array) -> Array:

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 import zstandard
 
-from ckptdiff.analysis.intervals import NullSettings
+from ckptdiff.analysis.intervals import NO_NULLS, NullSettings
 from ckptdiff.analysis.matrices import count_ranked
 from ckptdiff.analysis.matrix_rank import MatrixRank, significant
 from ckptdiff.analysis.modules import APART, KINDS, REST, components_of, expert_of
@@ -150,7 +150,7 @@ class Report:
     """Names of tensors with a matrix whose update holds infinities or NaNs, or has singular values beyond float64."""
     against_zeros: int = 0
     """Elements of the target that stand against zeros, as no base tensor has them (rows that were added); they count in nothing else."""
-    nulls: NullSettings = NullSettings(draws=0)
+    nulls: NullSettings = NO_NULLS
     """How the nulls beside ranks were drawn."""
     complete: bool = True
     """False for a report from a patch alone that stores none: it says how many elements changed, but not how far."""

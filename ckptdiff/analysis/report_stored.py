@@ -31,7 +31,7 @@ from ckptdiff.format.fields import Fields, as_integer, as_text, load_divided
 from ckptdiff.format.zstd_frame import decompress
 from ckptdiff.patching.patch import MAX_ALL_TENSORS
 
-MAX_ROW_DEPTH = 8
+MAX_ROW_DEPTH = 9
 MAX_ROW_NODES = 1 << 18
 """Braces, brackets and commas of one tensor's row; each of its matrices takes about 80, and as many again with nulls."""
 OPEN_BIN_START = 1 << 52

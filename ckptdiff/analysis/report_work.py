@@ -181,7 +181,8 @@ class RankTaking(Work[RankJob, MatrixRank | None]):
                 side[first + low : first + high] = values_of(part_bits[low:high], pair.dtype)
             if job.with_nulls:
                 exponents[first + low : first + high] = (bits[0][low:high] >> shift) & mask
-        return MatrixSides(*(side.reshape(job.height, job.width) for side in sides), exponents, pair.dtype)
+        base, target = (side.reshape(job.height, job.width) for side in sides)
+        return MatrixSides(base, target, exponents, pair.dtype)
 
 
 def rank_job(pairs: Sequence[Pair], place: Place, index: int, with_nulls: bool) -> RankJob:

@@ -22,11 +22,11 @@ class SizeSummary:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        updates = None
+        updates: dict[str, Any] | None = None
         if self.updates is not None:
             quantiles = [{"share": share, "above": self.updates.exceeded_by(share)} for share in QUANTILE_SHARES]
-            updates = {"holds": self.updates.holds, "disagreement": self.updates.disagreement}
-            updates |= {"above": [list(point) for point in self.updates.above], "quantiles": quantiles}
+            above = [list(point) for point in self.updates.above]
+            updates = {"holds": self.updates.holds, "disagreement": self.updates.disagreement, "above": above, "quantiles": quantiles}
         return {"explained": self.explained, "densities": self.densities, "updates": updates}
 
 

@@ -1,7 +1,7 @@
 """How far the sizes of the base's weights explain where an update lies, and what the places tell of its size.
 
-P(changed | exponent) is the share of the weights with one binary exponent that changed. In a run that keeps its weights in float32 and saves
-them in BF16, from a base in BF16, a weight changes if its update exceeds half an ulp, which is 2^(exponent - 8) in BF16 and
+P(changed | exponent) is the share of the weights with one binary exponent that changed. In a run that keeps its weights in float32 and
+saves them in BF16, from a base in BF16, a weight changes if its update exceeds half an ulp, which is 2^(exponent - 8) in BF16 and
 2^(exponent - 11) in F16; so that P(changed | exponent) is the survival function of |update| there, if updates do not depend on the weights'
 sizes. Whether they do is told by the |d| of the weights that changed, most of which have finer steps than that.
 """
@@ -157,23 +157,22 @@ def infer_updates(bins: Bins, moves: Iterable[tuple[float, int]]) -> UpdateSizes
     Returns:
         None where a changed element is of another dtype than BF16 and F16, or less than three exponents have elements.
     """
-    counts: dict[int | None, tuple[int, int]] = {}
+    counts, zeros = dict[int, tuple[int, int]](), (0, 0)
     for (dtype, exponent), (n, c) in bins.items():
         if dtype not in HALF_ULPS:
             if c:
                 return None
-            continue
-        half = None if exponent is None else exponent - HALF_ULPS[dtype]
-        before = counts.get(half, (0, 0))
-        counts[half] = before[0] + n, before[1] + c
-    zeros, total = counts.pop(None, (0, 0)), sum(c for _, c in counts.values())
-    if len(counts) < 3 or not total:
+        elif exponent is None:
+            zeros = zeros[0] + n, zeros[1] + c
+        else:
+            before = counts.get(exponent - HALF_ULPS[dtype], (0, 0))
+            counts[exponent - HALF_ULPS[dtype]] = before[0] + n, before[1] + c
+    if len(counts) < 3 or not any(c for _, c in counts.values()):
         return None
     sizes = sorted(counts)
     survival = _falling([counts[size] for size in sizes])
-    return UpdateSizes(
-        tuple((2.0**size, share) for size, share in zip(sizes, survival, strict=True)), _disagreement(counts, zeros, survival, moves)
-    )
+    above = tuple((2.0**size, share) for size, share in zip(sizes, survival, strict=True))
+    return UpdateSizes(above, _disagreement(counts, zeros, survival, moves))
 
 
 def _falling(counts: Sequence[tuple[int, int]]) -> list[float]:
@@ -191,12 +190,13 @@ def _falling(counts: Sequence[tuple[int, int]]) -> list[float]:
 def _disagreement(
     counts: dict[int, tuple[int, int]], zeros: tuple[int, int], survival: Sequence[float], moves: Iterable[tuple[float, int]]
 ) -> float:
-    """See :attr:`UpdateSizes.disagreement`. A weight of half ulp h moves by a multiple of 2 h, so by x or more where its update exceeds x - h,
-    and moves at all where it exceeds h."""
+    """See :attr:`UpdateSizes.disagreement`.
+
+    A weight of half ulp h moves by a multiple of 2 h, so by x or more where its update exceeds x - h, and moves at all where it exceeds h.
+    """
     sizes, found = sorted(counts), {round(math.log2(low)): n for low, n in moves if low > 0}
     places = np.array(sizes, np.float64)
-    everything, changed = zeros[0] + sum(n for n, _ in counts.values()), zeros[1] + sum(c for _, c in counts.values())
-    most = 0.0
+    changed, most = zeros[1] + sum(c for _, c in counts.values()), 0.0
     for x in sizes:
         wanted = np.maximum(places, x + np.log2(np.maximum(1 - 2.0 ** (places - x), 2.0**-60)))
         shares = np.interp(wanted, places, survival).tolist()

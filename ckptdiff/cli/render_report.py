@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from ckptdiff.analysis.report_model import MatrixRank, Report
+from ckptdiff.analysis.matrix_rank import MatrixRank
+from ckptdiff.analysis.report_model import Report
 from ckptdiff.analysis.sparsity import Counts
 from ckptdiff.cli.render import and_more, counted, first_names
 from ckptdiff.cli.tables import Cell, Column, print_grid, print_table, print_text

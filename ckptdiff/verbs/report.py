@@ -211,7 +211,7 @@ def _tensor_report(pair: Pair, sums: _PartSums) -> TensorReport:
         part=part.index,
         bases=() if set(part.bases) <= {pair.name} else part.bases,
         base_dtype=base.base_dtype if base.base_dtype != pair.dtype else None,
-        exponents=exponent_counts(*sums.exponents, pair.dtype) if pair.dtype in EXPONENT_FIELDS else None,
+        exponents=exponent_counts(sums.exponents[0], sums.exponents[1], pair.dtype) if pair.dtype in EXPONENT_FIELDS else None,
     )
 
 
