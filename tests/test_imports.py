@@ -38,7 +38,7 @@ live: hashing names updates sparse_updates writing switch load changes patch ide
 analysis: modules values sparsity matrices rank intervals nulls principal matrix_rank matrix_nulls null_summary sizes size_summary
 analysis: report_model stored_ranks report_stored pair_readers pairs report_work overlap overlap_work series
 subnetwork: mask_rows mask_file mask masked_parameter freeze track
-pages: csv_tables chart_data labels histograms report_prose drawing templating report_charts report_captions report_page
+pages: csv_tables chart_data labels histograms null_prose report_prose drawing templating report_charts report_captions report_page
 pages: overlap_prose overlap_charts overlap_captions overlap_page
 chain: names documents history hub_store contents creation writer originals retention following state_writer state_worker \
 state_publisher subscriber

@@ -59,7 +59,9 @@ class MatrixRank:
         spectrum = replace(spectrum, stable_rank=_decimals(spectrum.stable_rank))
         nulls = self.nulls
         if nulls is not None:
-            nulls = MatrixNulls(_rounded_draws(nulls.flipped), _rounded_draws(nulls.shuffled), nulls.principal and _rounded_principal(nulls.principal))
+            nulls = MatrixNulls(
+                _rounded_draws(nulls.flipped), _rounded_draws(nulls.shuffled), nulls.principal and _rounded_principal(nulls.principal)
+            )
         return replace(self, spectrum=spectrum, random_rank=_decimals(self.random_rank), nulls=nulls)
 
 

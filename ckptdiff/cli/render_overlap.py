@@ -9,15 +9,18 @@ from ckptdiff.analysis.series import ChainReport
 from ckptdiff.cli.render import counted, first_names
 from ckptdiff.cli.tables import Cell, Column, fits, print_grid, print_table, print_text
 from ckptdiff.pages.overlap_prose import headline
-from ckptdiff.units import percent, percent_of
+from ckptdiff.units import percent, percent_of, three_digits
 
 PAIR_FIELDS = {
     "o1": Column("o1", "number"),
     "o1_by_size": Column("by size", "number", 1),
+    "o1_excess": Column("excess", "number", 1),
     "random_o1": Column("at random", "number", 5),
     "o2": Column("o2", "number"),
     "o2_by_size": Column("by size", "number", 1),
+    "o2_excess": Column("excess", "number", 1),
     "random_o2": Column("at random", "number", 5),
+    "z": Column("z", "number", 1),
     "jaccard": Column("Jaccard", "number", 3),
     "jaccard_by_size": Column("by size", "number", 4),
     "same_direction": Column("same direction", "number", 2),
@@ -94,7 +97,7 @@ def _print_pairs(result: OverlapResult, pairs: Sequence[tuple[TensorOverlap | No
     named = pairs[0][0] is not None
     heads = [Column("tensor", "name")] if named else []
     figures = list(PAIR_FIELDS.values())
-    cells: list[list[Cell]] = [[percent(p.to_json()[key]) for key in PAIR_FIELDS] for _, p in pairs]
+    cells: list[list[Cell]] = [[(three_digits if key == "z" else percent)(p.to_json()[key]) for key in PAIR_FIELDS] for _, p in pairs]
     tensors: list[list[Cell]] = [[tensor.name] if tensor is not None else [] for tensor, _ in pairs]
     names: list[list[Cell]] = [[result.names[p.first], result.names[p.second]] for _, p in pairs]
     numbers: list[list[Cell]] = [[f"{p.first + 1}", f"{p.second + 1}"] for _, p in pairs]

@@ -13,7 +13,9 @@ from ckptdiff.analysis.report_model import Report
 from ckptdiff.analysis.sparsity import Counts
 from ckptdiff.cli.render import and_more, counted, first_names
 from ckptdiff.cli.tables import Cell, Column, print_grid, print_table, print_text
-from ckptdiff.pages.report_prose import sample_words
+from ckptdiff.pages.chart_data import JsonReport
+from ckptdiff.pages.null_prose import null_table_rows, size_words, update_words
+from ckptdiff.pages.report_prose import headline, sample_words
 from ckptdiff.subnetwork.mask import Mask
 from ckptdiff.units import byte_size, percent, percent_of, shape_text, short_number, three_digits
 
@@ -24,12 +26,21 @@ TENSOR_COLUMNS = (
 )
 
 
+NULL_COLUMNS = (
+    *(Column("beside nulls", "name"), Column("matrices", "number", 3), Column("measured", "number")),
+    *(Column("signs flipped", "number", 2), Column("shuffled by size", "number"), Column("verdict", order=1)),
+)
 IN_PAPER = " (update sparsity in arXiv 2505.11711)"
 
 
 def print_report(result: Report, tensors: bool) -> None:
     """Print a report: totals, counts by component, kind of module, layer and expert, and with ``tensors`` also by tensor."""
-    print_grid(_total_rows(result) + _move_rows(result) + _rank_rows(result) + _unpaired_rows(result))
+    value = result.to_json() if result.complete else None
+    short = [("in short", headline(value))] if value else []
+    print_grid(short + _total_rows(result) + _move_rows(result) + _size_rows(value) + _rank_rows(result) + _unpaired_rows(result))
+    if value and value["nulls"]:
+        print_text()
+        print_table(NULL_COLUMNS, null_table_rows(value))
     numbered = {"layer": result.layers, "expert": result.experts}
     groups_of = {"component": result.components, "module": result.modules}
     groups_of |= {title: {str(k): counts for k, counts in groups.items()} for title, groups in numbered.items()}
@@ -68,6 +79,14 @@ def _move_rows(result: Report) -> list[tuple[str, str]]:
     far = sum(b.count for b in result.ulps if b.low >= 4)
     moved = [("moved by one ulp", t.one_ulp), ("by four or more", far)]
     return [*((label, f"{percent_of(count, t.changed)} of the changed") for label, count in moved), ("up, down", both)]
+
+
+def _size_rows(value: JsonReport | None) -> list[tuple[str, str]]:
+    """How far sizes explain which weights changed, and what the places tell of the updates."""
+    if value is None:
+        return []
+    rows = [("by size", size_words(value)), ("updates", update_words(value))]
+    return [(name, words) for name, words in rows if words]
 
 
 def _rank_rows(result: Report) -> list[tuple[str, str]]:

@@ -24,7 +24,7 @@ REPORT_COLUMNS = (
     *("sparsity", "matrices", "rank", "effective_rank", "random_rank", *RANK_MEANS, "rows", "columns"),
 )
 PAIR_FIELDS = tuple(field.name for field in fields(PairOverlap))
-COUNTED = ("elements", "changed_first", "changed_second", "both", "both_same_direction", "both_by_size")
+COUNTED = ("elements", "changed_first", "changed_second", "both", "both_same_direction", "both_by_size", "both_variance")
 OVERLAP_COLUMNS = ("level", "first_name", "second_name", "scope", "name", *COUNTED, *PAIR_FIELDS)
 
 
@@ -71,6 +71,7 @@ def _pair_row(result: OverlapResult, pair: PairOverlap, tensors: Sequence[Tensor
         "both": sum(int(t.both[i, j]) for t in tensors),
         "both_same_direction": sum(int(t.same_direction[i, j]) for t in tensors),
         "both_by_size": math.fsum(float(t.both_by_size[i, j]) for t in tensors),
+        "both_variance": math.fsum(float(t.both_variance[i, j]) for t in tensors),
     }
     return {"first_name": result.names[i], "second_name": result.names[j]} | sums | pair.to_json()
 
