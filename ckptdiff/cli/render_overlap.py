@@ -37,6 +37,12 @@ SERIES_LEGEND = (
 )
 
 
+PAIR_LEGEND = (
+    "by size: by chance among weights of the same size; excess: (o1 - size) / (1 - size); z: deviations of that chance, which is exact; "
+    "at random: the weaker chance, among all weights"
+)
+
+
 def print_overlap(result: OverlapResult, series: bool, tensors: bool) -> None:
     """Print what each update changed and how every two overlap.
 
@@ -64,6 +70,8 @@ def print_overlap(result: OverlapResult, series: bool, tensors: bool) -> None:
     if not series:
         print_text()
         _print_pairs(result, [(None, pair) for pair in pairs])
+        print_text()
+        print_text(PAIR_LEGEND)
     if tensors:
         print_text()
         _print_pairs(result, [(tensor, result.pair(p.first, p.second, [tensor])) for tensor in result.tensors for p in pairs])

@@ -86,7 +86,7 @@ def sign_words(report: JsonReport) -> str:
     flipped = interval_words(row["figure"], row["flipped"])
     if not side(row, "flipped"):
         return f"With random signs the stable rank is the same, {flipped}: where and how far weights moved makes it, not which way."
-    return f"With random signs it is {flipped}, so that the directions in which weights moved belong together."
+    return f"With random signs the stable rank is {flipped}, so that the directions in which weights moved belong together."
 
 
 def principal_words(report: JsonReport) -> str:
@@ -164,8 +164,8 @@ def null_definitions(draws: int) -> list[tuple[str, str]]:
         ),
         (
             "Principal half",
-            "The elements of the top half of |W_k|, with W_k the rank-k approximation of the base matrix and k an eighth of its smaller side; "
-            "arXiv 2511.08567, section 4, varies k. By size: Σ c m / n over exponents; z by the hypergeometric deviation.",
+            "The elements of the top half of |W_k|, with W_k the rank-k approximation of the base matrix and k an eighth of its smaller "
+            "side; arXiv 2511.08567, section 4, varies k. By size: Σ c m / n over exponents; z by the hypergeometric deviation.",
         ),
         (
             "Principal angles",
@@ -175,6 +175,7 @@ def null_definitions(draws: int) -> list[tuple[str, str]]:
         (
             "As if kept in float32",
             "A BF16 weight of exponent e that is kept in float32 and saved changes where |update| > 2^(e − 8), so that P(changed | e) is "
-            "the share of updates above that. Stated only where the |d| that were found agree with it within a tenth of the changed weights.",
+            "the share of updates above that. Stated only where the |d| that were found agree with it, within a tenth of the changed "
+            "weights.",
         ),
     ]

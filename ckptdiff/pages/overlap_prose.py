@@ -9,6 +9,8 @@ from ckptdiff.pages.labels import number_or_power, span
 from ckptdiff.pages.report_prose import PAPER
 from ckptdiff.units import count_in_words, percent, three_digits
 
+SLIGHT_EXCESS = 0.1
+"""Excess below which updates share slightly more, however sure that is."""
 MOST_DEVIATIONS = 4
 """Standard deviations of chance by size within which it explains an overlap."""
 CHANCE_BY_SIZE = "chance among weights of the same size"
@@ -53,13 +55,15 @@ def headline(result: OverlapResult, series: bool) -> str:
 def chance_words(result: OverlapResult, pairs: Sequence[PairOverlap]) -> str:
     """Whether the updates share more changes than chance among weights of the same size gives."""
     sides, left = sides_of_chance(pairs), excess_words(pairs)
+    known = [abs(p.o1_excess) for p in pairs if p.o1_excess is not None]
+    word = "slightly " if known and max(known) < SLIGHT_EXCESS else ""
     more, who = sides.count(1), "The two updates" if len(result.names) == 2 else f"The {len(result.names)} updates"
     if more == len(sides):
-        return f"{who} share more changes than the weights' sizes explain{left}."
+        return f"{who} share {word}more changes than the weights' sizes explain{left}."
     if more:
-        return f"{more} of {len(sides)} pairs of updates share more changes than the weights' sizes explain{left}."
+        return f"{more} of {len(sides)} pairs of updates share {word}more changes than the weights' sizes explain{left}."
     if sides.count(-1) == len(sides):
-        return f"{who} share fewer changes than the weights' sizes explain{left}."
+        return f"{who} share {word}fewer changes than the weights' sizes explain{left}."
     return f"{who} share no more changes than the weights' sizes explain{left}."
 
 
@@ -154,7 +158,8 @@ def definitions(result: OverlapResult) -> list[tuple[str, str]]:
         ("o1, o2", f"|I₁ ∩ I₂| / |I₁| and |I₁ ∩ I₂| / |I₂| ({PAPER}, section 5)."),
         (
             "By chance among all weights",
-            f"The weaker chance, as small weights change in any update. o1: 1 − s₂, o2: 1 − s₁ ({PAPER}, appendix E). For the Jaccard index it is taken within each tensor, then added up.",
+            "The weaker chance, as small weights change in any update. "
+            f"o1: 1 − s₂, o2: 1 − s₁ ({PAPER}, appendix E). For the Jaccard index it is taken within each tensor, then added up.",
         ),
         (
             "By size",
@@ -164,7 +169,7 @@ def definitions(result: OverlapResult) -> list[tuple[str, str]]:
         ),
         (
             "About, more, less",
-            "More (less) than chance by size gives: |z| > 4, with z = (|I₁ ∩ I₂| − Σ c₁ c₂ / n) / √(Σ c₁ c₂ (n − c₁)(n − c₂) / (n² (n − 1))), "
+            "More (less) than chance by size gives: |z| > 4, with z = (|I₁ ∩ I₂| − Σ c₁ c₂ / n) / √Σ c₁ c₂ (n − c₁)(n − c₂) / (n² (n − 1)), "
             "the deviation of the hypergeometric distribution within each tensor and exponent.",
         ),
         (

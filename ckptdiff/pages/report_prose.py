@@ -11,7 +11,6 @@ from ckptdiff.analysis.modules import APART, packing
 from ckptdiff.pages.chart_data import JsonReport, changed_count, changed_share
 from ckptdiff.pages.labels import number_or_power
 from ckptdiff.pages.null_prose import (
-    SHUFFLED,
     interval_words,
     null_definitions,
     null_findings,
@@ -205,8 +204,10 @@ def key_figures(report: JsonReport) -> list[tuple[str, str, str]]:
         figures.append(("stable rank", three_digits(rank["stable_rank"]), f"mean over {rank['matrices']:,} {what}{sampled}"))
         shuffled = null_row(report, "stable_rank")
         if shuffled is not None:
-            text = f"{SHUFFLED}; of {shuffled['matrices']:,} matrices, where it was {three_digits(shuffled['value'])}"
-            figures.append(("… shuffled", interval_words("stable_rank", shuffled["shuffled"]), text))
+            mean, _, between = interval_words("stable_rank", shuffled["shuffled"]).partition(" ")
+            figures.append(
+                ("… shuffled by size", mean, f"{between}, from {shuffled['matrices']:,} matrices of {three_digits(shuffled['value'])}")
+            )
     if report["size"]:
         figures.append(("explained by size", percent(report["size"]["explained"]), "of which weights changed (R²)"))
     return figures
