@@ -19,6 +19,8 @@ NAMES = {
     "spectral_shift": "normalized spectral shift",
 }
 """What the figures of a report's nulls are called."""
+SHORT_NAMES = {"top_energy": "top-8 energy"}
+"""Names of figures in a headline."""
 SHARES = ("effective_share", "rank_share", "top_energy", "principal_overlap")
 ANGLES = ("largest_angle", "mean_angle")
 CONCENTRATED = {"stable_rank": -1, "effective_share": -1, "top_energy": 1}
@@ -54,39 +56,35 @@ def side(row: dict[str, Any], null: str = "shuffled") -> int:
 
 
 def null_headline(report: JsonReport) -> str:
-    """What of the update is more than the sizes of the base's weights explain, in one sentence; empty without nulls."""
-    rows = [row for row in report["nulls"] if row["figure"] in CONCENTRATED]
-    if not rows:
+    """What of the update is more than the sizes of the base's weights explain, in one short sentence; empty without nulls."""
+    row = headline_row(report)
+    if row is None:
         return ""
-    beyond = [row for row in rows if side(row)]
-    if not beyond:
-        row = rows[0]
-        return (
-            f"The update is no more concentrated than the weights' sizes explain: its {NAMES[row['figure']]} is "
-            f"{shown(row['figure'], row['value'])}, and {SHUFFLED} give {interval_words(row['figure'], row['shuffled'])}."
-        )
-    row = beyond[0]
-    word = "more" if side(row) == CONCENTRATED[row["figure"]] else "less"
-    return (
-        f"The update is {word} concentrated than the weights' sizes explain: its {NAMES[row['figure']]} is "
-        f"{shown(row['figure'], row['value'])}, where {SHUFFLED} give {interval_words(row['figure'], row['shuffled'])}."
-    )
+    figure = row["figure"]
+    word = {0: "as", CONCENTRATED[figure]: "more", -CONCENTRATED[figure]: "less"}[side(row)]
+    name, value, chance = SHORT_NAMES.get(figure, NAMES[figure]), *(shown(figure, x) for x in (row["value"], row["shuffled"]["mean"]))
+    return f"The update is {word} concentrated {'as' if word == 'as' else 'than'} size explains: {name} {value}, shuffled {chance}."
+
+
+def headline_row(report: JsonReport) -> dict[str, Any] | None:
+    """The row of the first figure that lies beyond the shuffled ones, or of the first one."""
+    rows = [row for row in report["nulls"] if row["figure"] in CONCENTRATED]
+    return next((row for row in rows if side(row)), rows[0] if rows else None)
 
 
 def null_findings(report: JsonReport) -> list[str]:
-    """What else the nulls say, in sentences."""
-    return [sentence for sentence in (sign_words(report), principal_words(report), turn_words(report)) if sentence]
-
-
-def sign_words(report: JsonReport) -> str:
-    """Whether the signs of the update matter for its directions."""
-    row = null_row(report, "stable_rank")
+    """What the nulls say, in sentences, of which the first explains the headline."""
+    row = headline_row(report)
     if row is None:
-        return ""
-    flipped = interval_words(row["figure"], row["flipped"])
-    if not side(row, "flipped"):
-        return f"With random signs the stable rank is the same, {flipped}: where and how far weights moved makes it, not which way."
-    return f"With random signs the stable rank is {flipped}, so that the directions in which weights moved belong together."
+        return []
+    return [sentence for sentence in (shuffle_words(row), principal_words(report), turn_words(report)) if sentence]
+
+
+def shuffle_words(row: dict[str, Any]) -> str:
+    """A figure with shuffled positions and with random signs."""
+    shuffled, flipped = (interval_words(row["figure"], row[null]) for null in ("shuffled", "flipped"))
+    text = f"{SHUFFLED[0].upper()}{SHUFFLED[1:]} have a {NAMES[row['figure']]} of {shuffled}"
+    return f"{text}, and with random signs {flipped}{', which is no other' * (not side(row, 'flipped'))}."
 
 
 def principal_words(report: JsonReport) -> str:
@@ -128,7 +126,7 @@ def update_words(report: JsonReport) -> str:
 
 
 def power_words(value: float) -> str:
-    """A small number in three digits and a power of ten: 3.22 × 10⁻⁵."""
+    """A small number in three digits and a power of ten."""
     return number_or_power(float(f"{value:.3g}"))
 
 

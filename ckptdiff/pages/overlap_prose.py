@@ -9,8 +9,6 @@ from ckptdiff.pages.labels import number_or_power, span
 from ckptdiff.pages.report_prose import PAPER
 from ckptdiff.units import count_in_words, percent, three_digits
 
-SLIGHT_EXCESS = 0.1
-"""Excess below which updates share slightly more, however sure that is."""
 MOST_DEVIATIONS = 4
 """Standard deviations of chance by size within which it explains an overlap."""
 CHANCE_BY_SIZE = "chance among weights of the same size"
@@ -55,25 +53,23 @@ def headline(result: OverlapResult, series: bool) -> str:
 def chance_words(result: OverlapResult, pairs: Sequence[PairOverlap]) -> str:
     """Whether the updates share more changes than chance among weights of the same size gives."""
     sides, left = sides_of_chance(pairs), excess_words(pairs)
-    known = [abs(p.o1_excess) for p in pairs if p.o1_excess is not None]
-    word = "slightly " if known and max(known) < SLIGHT_EXCESS else ""
     more, who = sides.count(1), "The two updates" if len(result.names) == 2 else f"The {len(result.names)} updates"
     if more == len(sides):
-        return f"{who} share {word}more changes than the weights' sizes explain{left}."
+        return f"{who} share more changes than sizes explain{left}."
     if more:
-        return f"{more} of {len(sides)} pairs of updates share {word}more changes than the weights' sizes explain{left}."
+        return f"{more} of {len(sides)} pairs of updates share more than sizes explain{left}."
     if sides.count(-1) == len(sides):
-        return f"{who} share {word}fewer changes than the weights' sizes explain{left}."
-    return f"{who} share no more changes than the weights' sizes explain{left}."
+        return f"{who} share fewer changes than sizes explain{left}."
+    return f"{who} share no more changes than sizes explain{left}."
 
 
 def excess_words(pairs: Sequence[PairOverlap]) -> str:
-    """The excess of the updates that changed less, and z; empty where sizes leave nothing open."""
+    """The excess of the updates that changed less, and z, of several the largest; empty where sizes leave nothing open."""
     known = [(p.o1_excess, p.z) for p in pairs if p.o1_excess is not None and p.z is not None]
     if not known:
         return ""
-    least, most = (three_digits(choose(z for _, z in known)) for choose in (min, max))
-    return f": {span([share for share, _ in known])} of what size leaves open (z = {least}{f' to {most}' if most != least else ''})"
+    up_to, most = "up to " * (len(known) > 1), max(z for _, z in known)
+    return f": excess {up_to}{percent(max(share for share, _ in known))}, z {up_to or '= '}{three_digits(most)}"
 
 
 def findings(result: OverlapResult, series: bool) -> str:
@@ -169,7 +165,7 @@ def definitions(result: OverlapResult) -> list[tuple[str, str]]:
         ),
         (
             "About, more, less",
-            "More (less) than chance by size gives: |z| > 4, with z = (|I₁ ∩ I₂| − Σ c₁ c₂ / n) / √Σ c₁ c₂ (n − c₁)(n − c₂) / (n² (n − 1)), "
+            "More (less) than chance by size: |z| > 4, with z = (|I₁ ∩ I₂| − Σ c₁ c₂ / n) / √Σ c₁ c₂ (n − c₁)(n − c₂) / (n² (n − 1)): "
             "the deviation of the hypergeometric distribution within each tensor and exponent.",
         ),
         (
