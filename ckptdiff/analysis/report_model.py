@@ -266,11 +266,16 @@ class Report:
     def to_bytes(self) -> bytes:
         """The report as :func:`ckptdiff.make` stores it in a patch: the same bytes wherever the checkpoints lie.
 
+        Of very many tensors it does not hold the counts by exponent.
+
         Raises:
             CheckpointError: the report is larger than a reader takes.
         """
         small = replace(self, base="", target="", tensors=tuple(_rounded(tensor) for tensor in self.tensors))
         data = canonical.dumps(small.to_json())
+        if len(data) > MAX_REPORT:  # counts by exponent are the largest part of a row, and the easiest to do without
+            small = replace(small, tensors=tuple(replace(tensor, exponents=None) for tensor in small.tensors))
+            data = canonical.dumps(small.to_json())
         stored = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_content_size=True).compress(data)
         if len(data) > MAX_REPORT or len(stored) > MAX_STORED_REPORT:
             raise CheckpointError(
@@ -285,7 +290,8 @@ class Report:
     def to_frame(self) -> Any:
         """A pandas DataFrame with one row for each tensor.
 
-        Its columns are names, counts (:class:`Counts`), sparsity, and means over the matrices that changed: ``rank_share``,
+        Its columns are names, counts (:class:`Counts`), sparsity, ``explained`` (how much of which elements changed the exponents of the
+        base explain, :func:`ckptdiff.analysis.sizes.explained`), and means over the matrices that changed: ``rank_share``,
         ``stable_rank``, ``effective_share`` and ``random_rank_share``, which are NaN where no rank was taken.
 
         Raises:
@@ -293,11 +299,38 @@ class Report:
         """
         return pandas.DataFrame([tensor_row(tensor) for tensor in self.tensors])
 
+    def exponents_to_frame(self) -> Any:
+        """A pandas DataFrame with one row for each binary exponent of each tensor.
+
+        Its columns are ``scope``, ``name``, ``part``, ``dtype``, ``exponent`` (None for zeros and subnormals), ``elements``, ``changed``, and
+        ``p_changed``: changed / elements, that is P(changed | exponent).
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        rows = [
+            {
+                "scope": t.scope,
+                "name": t.name,
+                "part": t.part,
+                "dtype": t.dtype,
+                "exponent": e,
+                "elements": n,
+                "changed": c,
+                "p_changed": c / n,
+            }
+            for t in self.tensors
+            for e, n, c in (t.exponents.rows() if t.exponents is not None else ())
+        ]
+        return pandas.DataFrame(rows)
+
 
 def tensor_row(tensor: TensorReport) -> dict[str, Any]:
     """A tensor as a row of one table: names, counts, sparsity, and means over its matrices that changed."""
     row = {key: getattr(tensor, key) for key in ("scope", "name", "part", "dtype", "shape", "layer", "module")}
-    return row | asdict(tensor.counts) | {"sparsity": tensor.counts.sparsity} | _mean_ranks(tensor.ranks or ())
+    share = None if tensor.exponents is None else tensor.exponents.explained
+    figures = {"sparsity": tensor.counts.sparsity, "explained": math.nan if share is None else share}
+    return row | asdict(tensor.counts) | figures | _mean_ranks(tensor.ranks or ())
 
 
 def _mean_ranks(ranks: Sequence[MatrixRank]) -> dict[str, float]:

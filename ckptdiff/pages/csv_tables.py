@@ -21,7 +21,7 @@ RANK_MEANS = ("rank_share", "stable_rank", "effective_share", "random_rank_share
 REPORT_COLUMNS = (
     *("scope", "name", "part", "bases", "base_dtype", "dtype", "shape", "layer", "module"),
     *COUNT_FIELDS,
-    *("sparsity", "matrices", "rank", "effective_rank", "random_rank", *RANK_MEANS, "rows", "columns"),
+    *("sparsity", "explained", "matrices", "rank", "effective_rank", "random_rank", *RANK_MEANS, "rows", "columns"),
 )
 PAIR_FIELDS = tuple(field.name for field in fields(PairOverlap))
 COUNTED = ("elements", "changed_first", "changed_second", "both", "both_same_direction", "both_by_size", "both_variance")

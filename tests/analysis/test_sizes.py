@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zstandard
 
 torch = pytest.importorskip("torch")
 
 from ckptdiff.analysis.report_model import Report  # noqa: E402
+from ckptdiff.analysis.report_stored import unpack  # noqa: E402
 from ckptdiff.analysis.sizes import ExponentCounts, explained  # noqa: E402
 from ckptdiff.verbs.report import report  # noqa: E402
 from tests.support import null_oracles as oracle  # noqa: E402
@@ -163,3 +165,27 @@ def test_updates_of_other_dtypes_are_not_inferred(tmp_path: Path) -> None:
     ]
     size = report(*paths).sizes
     assert size is not None and size.updates is None
+
+
+@needs_data
+def test_a_frame_has_a_row_for_each_exponent_of_each_tensor() -> None:
+    pytest.importorskip("pandas")
+    found = measured(TARGETS[1])
+    frame, tensors = found.exponents_to_frame(), found.to_frame()
+    assert list(frame.groupby("name", sort=False)["elements"].sum()) == list(tensors["elements"])
+    assert list(frame.groupby("name", sort=False)["changed"].sum()) == list(tensors["elements"] - tensors["bit_identical"])
+    assert (frame["p_changed"] == frame["changed"] / frame["elements"]).all()
+    shares = [t.exponents.explained for t in found.tensors if t.exponents is not None]
+    assert [None if math.isnan(x) else x for x in tensors["explained"]] == shares
+
+
+def test_a_report_that_would_be_too_large_is_stored_without_exponents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    units = np.arange(0x3C00, 0x3C00 + 2048, dtype="<u2")
+    base, target = (write(tmp_path / f"{k}.safetensors", {"w": tensor("BF16", (2048,), units + k * (units % 7 == 0))}) for k in range(2))
+    found = report(base, target, rank="none")
+    whole = unpack(found.to_bytes(), "a", "t")
+    assert whole.tensors[0].exponents == found.tensors[0].exponents and whole.sizes == found.sizes
+    size = len(zstandard.ZstdDecompressor().decompress(found.to_bytes()))
+    monkeypatch.setattr("ckptdiff.analysis.report_model.MAX_REPORT", size - 1)
+    small = unpack(found.to_bytes(), "a", "t")
+    assert small.tensors[0].exponents is None and small.sizes is None and small.totals == found.totals
