@@ -16,7 +16,7 @@ import ckptdiff
 from ckptdiff.cli.demo import write_pair
 from ckptdiff.cli.main import main
 from ckptdiff.pages.null_prose import interval_words, null_row, shown
-from ckptdiff.units import percent, percent_of
+from ckptdiff.units import percent, percent_of, three_digits
 from tests.support.chains import training_run, weights
 from tests.support.checkpoints import SHARED_DATA
 from tests.support.commands import run

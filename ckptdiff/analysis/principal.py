@@ -26,8 +26,10 @@ PRINCIPAL_SHARE = 0.5
 """Share of a matrix's elements in the principal mask: the top half, as in the paper's sparse training (section 5)."""
 RANK_DIVISOR = 8
 """k is the smaller side over this. The paper varies k; a share of the side is alike for matrices of all shapes."""
-MAX_VALUE = 1e150
-"""Largest element of a matrix whose products are surely within float64."""
+MAX_VALUES = {4: 1e37, 8: 1e150}
+"""Largest element of a matrix, by its bytes, whose sums stay within float32, and whose products within float64."""
+MAX_DRIFT = 1e100
+"""Largest spectral shift whose square is surely within float64."""
 LEAST_SINGULAR_VALUE = 1e-6
 """Singular value, as a share of the largest, below which a leading subspace is not known, as it comes from the Gram matrix."""
 
@@ -88,9 +90,11 @@ def principal(base: Array, target: Array, bins: SizeBins, shuffled: Iterable[Arr
         threads: of the Gram matrix, where it is sparse.
 
     Returns:
-        None where the base has less than k singular values that are not nearly 0, or one of the two has elements beyond 1e150.
+        None where the base has less than k singular values that are not nearly 0, or the other
+        matrix is that much larger that their squares cannot be compared.
     """
-    if max(abs(float(value)) for side in (base, target) for value in (side.max(initial=0.0), side.min(initial=0.0))) > MAX_VALUE:
+    ends = [float(value) for side in (base, target) for value in (side.max(initial=0.0), -side.min(initial=0.0))]
+    if max(ends) > MAX_VALUES[base.itemsize]:
         return None
     k = max(1, min(base.shape) // RANK_DIVISOR)
     tall = base.shape[0] > base.shape[1]
@@ -105,6 +109,8 @@ def principal(base: Array, target: Array, bins: SizeBins, shuffled: Iterable[Arr
     mean, variance = bins.shared_by_chance(*flat)
     moved = moved_from(known, leading(target, k, device, threads))
     draws = tuple(moved_from(known, leading(matrix, k, device, threads)) for matrix in shuffled)
+    if not max(found.drift for found in (moved, *draws)) <= MAX_DRIFT:
+        return None
     elements, changes, inside = (int(np.count_nonzero(flags)) for flags in (mask, changed, changed & mask))
     return Principal(k, elements, changes, inside, mean, variance, moved, draws)
 

@@ -302,23 +302,15 @@ class Report:
     def exponents_to_frame(self) -> Any:
         """A pandas DataFrame with one row for each binary exponent of each tensor.
 
-        Its columns are ``scope``, ``name``, ``part``, ``dtype``, ``exponent`` (None for zeros and subnormals), ``elements``, ``changed``, and
-        ``p_changed``: changed / elements, that is P(changed | exponent).
+        Its columns are ``scope``, ``name``, ``part``, ``dtype``, ``exponent`` (none for zeros and subnormals), ``elements``, ``changed``,
+        and ``p_changed``: changed / elements, that is P(changed | exponent).
 
         Raises:
             ImportError: pandas is not installed.
         """
         rows = [
-            {
-                "scope": t.scope,
-                "name": t.name,
-                "part": t.part,
-                "dtype": t.dtype,
-                "exponent": e,
-                "elements": n,
-                "changed": c,
-                "p_changed": c / n,
-            }
+            {key: getattr(t, key) for key in ("scope", "name", "part", "dtype")}
+            | {"exponent": e, "elements": n, "changed": c, "p_changed": c / n}
             for t in self.tensors
             for e, n, c in (t.exponents.rows() if t.exponents is not None else ())
         ]

@@ -10,7 +10,7 @@ from typing import Any
 from ckptdiff.analysis.intervals import MAX_DRAWS
 from ckptdiff.analysis.matrix_rank import MatrixNulls, MatrixRank
 from ckptdiff.analysis.nulls import Draws
-from ckptdiff.analysis.principal import Principal, Turned
+from ckptdiff.analysis.principal import MAX_DRIFT, Principal, Turned
 from ckptdiff.analysis.rank import ENERGY_RANKS, MAX_SINGULAR_VALUES, Spectrum
 from ckptdiff.analysis.sizes import ExponentCounts
 from ckptdiff.analysis.sparsity import EXPONENT_FIELDS
@@ -105,7 +105,7 @@ def _draws(f: Fields, largest: int) -> Draws:
 
 def _turned(value: Any, where: str) -> Turned:
     f = Fields(value, where, names_of(Turned))
-    return Turned(read_number(f, "largest_angle", 90.0), read_number(f, "mean_angle", 90.0), read_number(f, "drift"))
+    return Turned(read_number(f, "largest_angle", 90.0), read_number(f, "mean_angle", 90.0), read_number(f, "drift", MAX_DRIFT))
 
 
 def read_exponents(f: Fields, dtype: str) -> ExponentCounts:

@@ -99,7 +99,12 @@ def test_figures_of_draws_are_those_of_torch(target: str) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_principal_part_is_that_of_torch(target: str) -> None:
-    for name in (NAME, "model.layers.4.mlp.down_proj.weight", "model.layers.1.self_attn.o_proj.weight"):
+    for name in (
+        NAME,
+        "model.layers.4.mlp.down_proj.weight",
+        "model.layers.0.mlp.up_proj.weight",
+        "model.layers.1.self_attn.o_proj.weight",
+    ):
         base, new = oracle.state("tiny6m-base")[name], oracle.state(target)[name]
         principal = matrix_nulls(sides_of(base, new), NullSettings(2), (name,), None, 1).principal
         assert principal is not None and principal.k == min(base.shape) // 8
