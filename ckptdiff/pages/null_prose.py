@@ -130,6 +130,14 @@ def power_words(value: float) -> str:
     return number_or_power(float(f"{value:.3g}"))
 
 
+NULL_COLUMNS = (
+    ("figure", "text"),
+    *((name, "number") for name in ("matrices", "measured", "signs flipped", "shuffled by size")),
+    ("verdict", "text"),
+)
+"""Headings of the table of nulls, and whether their columns hold text or numbers."""
+
+
 def null_table_rows(report: JsonReport) -> list[list[str]]:
     """Figure, matrices, value, flipped signs, shuffled positions and what is left beyond size, as text."""
     verdicts = ("nothing beyond size", "larger than size explains", "smaller than size explains")

@@ -8,7 +8,7 @@ from typing import Any
 from ckptdiff.analysis.modules import expert_of, packing
 from ckptdiff.pages.chart_data import JsonReport, changed_share, label_of, layer_sums, mean_of_known, rank_shares, share_of_changed
 from ckptdiff.pages.labels import common_start, start_words
-from ckptdiff.pages.null_prose import null_table_rows
+from ckptdiff.pages.null_prose import NULL_COLUMNS, null_table_rows
 from ckptdiff.pages.report_captions import captions
 from ckptdiff.pages.report_charts import charts
 from ckptdiff.pages.report_prose import definitions, findings, headline, key_figures
@@ -35,11 +35,6 @@ COLUMNS: Columns = [
 ]
 GROUP_COLUMNS: Columns = [
     (name, "number") for name in ("elements", "changed", "in tolerance", "… rounded", "… relative", "one ulp", "grew")
-]
-NULL_COLUMNS: Columns = [
-    ("figure", "text"),
-    *((name, "number") for name in ("matrices", "measured", "signs flipped", "shuffled by size")),
-    ("verdict", "text"),
 ]
 SAMPLE_COLUMNS: Columns = [("kind", "text"), ("matrices", "number"), ("taken", "number"), ("layers", "text")]
 

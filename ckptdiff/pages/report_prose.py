@@ -205,9 +205,7 @@ def key_figures(report: JsonReport) -> list[tuple[str, str, str]]:
         shuffled = null_row(report, "stable_rank")
         if shuffled is not None:
             mean, _, between = interval_words("stable_rank", shuffled["shuffled"]).partition(" ")
-            figures.append(
-                ("… shuffled by size", mean, f"{between}, from {shuffled['matrices']:,} matrices of {three_digits(shuffled['value'])}")
-            )
+            figures.append(("… shuffled by size", mean, f"{between}: the same values among weights of the same size"))
     if report["size"]:
         figures.append(("explained by size", percent(report["size"]["explained"]), "of which weights changed (R²)"))
     return figures

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ckptdiff.analysis.report_model import Report
 from ckptdiff.hub.ids import HubId
 from ckptdiff.obtaining import HOW_TO_GET_IT
-from ckptdiff.pages.null_prose import null_table_rows
+from ckptdiff.pages.null_prose import NULL_COLUMNS, null_table_rows
 from ckptdiff.pages.report_prose import findings, headline
 from ckptdiff.units import byte_size, count_in_words, percent, percent_of, short_number, size_ratio, three_digits
 from ckptdiff.verbs.info import PatchInfo
@@ -144,13 +144,7 @@ def _report_lines(report: Report, picture: str | None) -> list[str]:
         rows.append(("mean rank of a random update as sparse over full rank", percent(rank.random_rank_share)))
         rows.append(("mean stable rank", three_digits(rank.stable_rank)))
     value = report.to_json()
-    rows += [
-        (
-            f"{name}, {matrices} matrices: measured; signs flipped; shuffled among weights of the same size",
-            f"{found}; {flipped}; {shuffled}",
-        )
-        for name, matrices, found, flipped, shuffled, _ in null_table_rows(value)
-    ]
+    nulls = null_table_rows(value)
     kinds = [
         (_escaped(kind), count_in_words(counts.elements), percent(counts.changed / counts.elements))
         for kind, counts in report.modules.items()
@@ -158,7 +152,8 @@ def _report_lines(report: Report, picture: str | None) -> list[str]:
     first = f"{percent(1 - totals.sparsity)} of the weights changed."
     if report.complete:
         first = " ".join(filter(None, (headline(value), findings(value))))
-    lines = [first, "", *_table(("", ""), rows), "", *_table(("kind", "weights", "changed"), kinds)]
+    beside = _table(("beside nulls (95 %)", *(name for name, _ in NULL_COLUMNS[1:])), [tuple(row) for row in nulls]) if nulls else []
+    lines = [first, "", *_table(("", ""), rows), *([""] * bool(beside)), *beside, "", *_table(("kind", "weights", "changed"), kinds)]
     return lines + (["", f"![Where weights changed, by layer and kind]({picture})"] if picture else [])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from typing import Any
 
@@ -82,7 +83,8 @@ def test_text_page_and_card_begin_with_it(target: str) -> None:
     assert first.startswith("The update is ") and " concentrated " in first and "size explains: " in first and len(first) <= 90
     card = _report_lines(found, None)
     assert card[0].startswith(f"{first} The same values shuffled among weights of the same size have a ")
-    assert any(line.startswith("| changes in the principal half, ") for line in card)
+    assert "| beside nulls (95 %) | matrices | measured | signs flipped | shuffled by size | verdict |" in card
+    assert any(re.fullmatch(r"\| changes in the principal half \| 32 \| \S+ % \| – \| .* \| nothing beyond size \|", line) for line in card)
     assert "weights changed" in findings(value) and "The weights' sizes explain " in findings(value)
     assert len(null_table_rows(value)) == 8 and any(name == "… shuffled by size" for name, *_ in key_figures(value))
 
