@@ -97,7 +97,7 @@ def _rounded_principal(found: Principal) -> Principal:
 
     return replace(
         found,
-        inside_by_size=significant(found.inside_by_size),
+        inside_by_size=_decimals(found.inside_by_size),  # z is a small difference of large counts
         variance_by_size=significant(found.variance_by_size),
         turned=turned(found.turned),
         shuffled=tuple(map(turned, found.shuffled)),
