@@ -15,14 +15,11 @@ PAIR_FIELDS = {
     "o1": Column("o1", "number"),
     "o1_by_size": Column("by size", "number", 1),
     "o1_excess": Column("excess", "number", 1),
+    "z": Column("z", "number", 1),
     "random_o1": Column("at random", "number", 5),
     "o2": Column("o2", "number"),
     "o2_by_size": Column("by size", "number", 1),
-    "o2_excess": Column("excess", "number", 1),
-    "random_o2": Column("at random", "number", 5),
-    "z": Column("z", "number", 1),
     "jaccard": Column("Jaccard", "number", 3),
-    "jaccard_by_size": Column("by size", "number", 4),
     "same_direction": Column("same direction", "number", 2),
 }
 SERIES_COLUMNS = (
@@ -39,7 +36,7 @@ SERIES_LEGEND = (
 
 PAIR_LEGEND = (
     "by size: by chance among weights of the same size; excess: (o1 - size) / (1 - size); z: deviations of that chance, which is exact; "
-    "at random: the weaker chance, among all weights"
+    "at random: the weaker chance, among all weights; --json has all of these of o2 and of Jaccard too"
 )
 
 

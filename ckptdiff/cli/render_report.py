@@ -22,7 +22,12 @@ from ckptdiff.units import byte_size, percent, percent_of, shape_text, short_num
 TENSOR_COLUMNS = (
     *(Column("tensor", "name"), Column("dtype", order=6), Column("shape", order=7), Column("changed", "number")),
     *(Column("one ulp", "number", 4), Column("rank", "number", 1), Column("stable rank", "number", 2)),
-    *(Column("99 % energy", "number", 3), Column("at random", "number", 5)),
+    *(
+        Column("… shuffled", "number", 2),
+        Column("99 % energy", "number", 3),
+        Column("at random", "number", 5),
+        Column("size explains", "number", 3),
+    ),
 )
 
 
@@ -145,18 +150,21 @@ def _tensor_row(result: Report, index: int) -> list[Cell]:
     c = row.counts
     one_ulp = percent_of(c.one_ulp, c.changed) if result.complete else ""
     changed = percent_of(c.changed, c.elements)
-    return [row.label, row.dtype, shape_text(row.shape), changed, one_ulp, *_rank_cells(row.ranks or ())]
+    explained = row.exponents.explained if row.exponents is not None else None
+    return [row.label, row.dtype, shape_text(row.shape), changed, one_ulp, *_rank_cells(row.ranks or ()), percent(explained)]
 
 
 def _rank_cells(ranks: Iterable[MatrixRank]) -> list[str]:
     """Means over the matrices of a tensor. Ranks are counts, and are not rounded up: what is below full rank must not look full."""
     rows = list(ranks)
     if not rows:
-        return ["", "", "", ""]
+        return ["", "", "", "", ""]
     figures = ((r.spectrum.rank, r.spectrum.stable_rank, r.spectrum.effective_rank, r.random_rank) for r in rows)
     rank, stable, effective, random = (sum(x) / len(rows) for x in zip(*figures, strict=True))
     whole = f"{math.floor(rank):,} of {rows[0].spectrum.largest:,}"
-    return [whole, three_digits(stable), f"{math.floor(effective):,}", f"{math.floor(random):,}"]
+    draws = [draw for r in rows if r.nulls is not None for draw in r.nulls.shuffled.stable_rank]
+    shuffled = three_digits(math.fsum(draws) / len(draws)) if draws else ""
+    return [whole, three_digits(stable), shuffled, f"{math.floor(effective):,}", f"{math.floor(random):,}"]
 
 
 def print_pictures(html: Path | None, png: Path | None, table: Path | None) -> None:

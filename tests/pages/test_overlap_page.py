@@ -139,8 +139,8 @@ def test_headlines_say_what_was_found() -> None:
     assert headline(sample(2), False).startswith("The two updates share more changes than sizes explain: excess 100 %, z = ")
     assert re.fullmatch(
         r"They changed .* to .* % of 227,904 weights\. The update that changed less shares 100 % of its changes, more than chance among "
-        r"weights of the same size gives \(50\.0 %; the weaker chance, among all weights: .* %\)\. 75\.0 % of what both changed moved the same way "
-        r"\(a coin gives 50 %\)\.",
+        r"weights of the same size gives \(50\.0 %; the weaker chance, among all weights: .* %\)\. 75\.0 % of what both changed moved "
+        r"the same way \(a coin gives 50 %\)\.",
         findings(sample(2), False),
     )
     assert headline(sample(2, same=1.0), False) == "The two updates share no more changes than sizes explain."
