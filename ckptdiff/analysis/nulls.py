@@ -6,7 +6,7 @@ base's elements, the values of target minus base there, zeros included, and deal
 figure is what the base's sizes explain.
 
 Random numbers come from a counter-based generator (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) whose key is a
-digest of the seed and of the matrix's name, so that they depend neither on threads nor on the order of tensors.
+digest of the seed and of the base tensor's name, so that they depend neither on threads nor on the order of tensors.
 """
 
 from __future__ import annotations

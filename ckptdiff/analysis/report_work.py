@@ -162,7 +162,8 @@ class RankTaking(Work[RankJob, MatrixRank | None]):
         found = MatrixRank(job.index, matrix_spectrum, expected_random_rank(job.height, job.width, density))
         if not (job.with_nulls and density):
             return found
-        names = (pair.scope, pair.name, pair.parts[part].index, job.index)
+        pieces = (f"{piece.name} {piece.first} {piece.units}" for piece in pair.base.pieces)  # so that renames do not matter
+        names = (*pieces, pair.parts[part].index, job.index)
         return replace(found, nulls=matrix_nulls(sides, self.nulls, names, self.device, self.threads))
 
     def _read(self, job: RankJob) -> MatrixSides:
