@@ -93,7 +93,7 @@ def main() -> None:
     print("| model | | paper, % | found, % | points |\n|---|---|---|---|---|")
     for name, model in wanted.items():
         try:
-            report = ckptdiff.report(model.base, model.target, as_dtype="bf16", rank=arguments.rank, device=arguments.device)
+            report = ckptdiff.report(model.base, model.target, as_dtype="bf16", rank=arguments.rank, nulls=0, device=arguments.device)
         except ckptdiff.CheckpointError as error:
             far += 1
             print(f"{name}: {error}", file=sys.stderr, flush=True)

@@ -15,7 +15,8 @@ import pytest
 import ckptdiff
 from ckptdiff.cli.demo import write_pair
 from ckptdiff.cli.main import main
-from ckptdiff.units import percent, percent_of
+from ckptdiff.pages.null_prose import interval_words, null_row, shown
+from ckptdiff.units import percent, percent_of, three_digits
 from tests.support.chains import training_run, weights
 from tests.support.checkpoints import SHARED_DATA
 from tests.support.commands import run
@@ -139,10 +140,30 @@ def test_figures_of_the_reports() -> None:
         shares = [percent_of(totals[name], totals["elements"]) for name in ("bit_identical", "within_atol")]
         columns.append([*shares, percent_of(totals["one_ulp"], changed), percent_of(four, changed), percent(report["rank"]["rank_share"])])
     text = text_of("docs/reports.md")
-    found = re.findall(r"^\| (?!GRPO)[^|].* \| (\S+ %) \| (\S+ %) \|$", text, re.MULTILINE)
+    shares, _, beside = text.partition("Beside nulls (")
+    found = re.findall(r"^\| (?!GRPO)[^|].* \| (\S+ %) \| (\S+ %) \|$", shares, re.MULTILINE)
     assert found == list(zip(*columns, strict=True))
     pairs = json.loads(run("overlap", grpo, sft, masters, "--base", BASE, "--json").stdout)["pairs"]
     first = pairs[0]
     assert f"o1 is {percent(first['o1'])}." in text and f"chance gives {percent(first['o1_by_size'])} too" in text
     assert f"at random, {percent(first['random_o1'])} of GRPO's" in text and f"{percent(first['same_direction'])} of what both" in text
     assert max(abs(pair[name] - pair[f"{name}_by_size"]) for pair in pairs for name in ("o1", "o2")) < 0.0011
+    assert f"of these two, z is {three_digits(first['z'])}." in text
+    last = next(pair for pair in pairs if (pair["first"], pair["second"]) == (1, 2))
+    assert f"fp32 masters it is {three_digits(last['z'])}, and the excess {percent(last['o1_excess'])}." in text
+    assert [line for line in beside.splitlines() if line.startswith("| ") and "GRPO" not in line] == null_lines(grpo, sft, masters)
+
+
+def null_lines(*targets: Path) -> list[str]:
+    """The table of the nulls of three real updates."""
+    reports = [json.loads(run("report", BASE, target, "--json").stdout) for target in targets]
+    rows = {}
+    stable, overlaps = ([null_row(report, figure) for report in reports] for figure in ("stable_rank", "principal_overlap"))
+    rows["stable rank"] = [shown("stable_rank", row["value"]) for row in stable]
+    for name, null in (("… signs flipped", "flipped"), ("… shuffled by size", "shuffled")):
+        rows[name] = [interval_words("stable_rank", row[null]) for row in stable]
+    rows["changes in the principal half"] = [percent(row["value"]) for row in overlaps]
+    rows["… by size; z"] = [f"{percent(row['shuffled']['mean'])}; {three_digits(row['z'])}" for row in overlaps]
+    rows["which weights changed, explained by size"] = [percent(report["size"]["explained"]) for report in reports]
+    rows["like a run with float32 weights"] = ["yes" if report["size"]["updates"]["holds"] else "no" for report in reports]
+    return [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]

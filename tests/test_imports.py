@@ -35,10 +35,10 @@ pending_tensor encode_pair pair_summary source_folder patch chain unfinished oth
 recipes file_sink build_together build rebuild_files rebuild target_files in_place_plan in_place_journal in_place traffic_plan provenance \
 work_plan rebuild_plan compose_history compose_blocks compose_files compose_tensors compose compose_base
 live: hashing names updates sparse_updates writing switch load changes patch identity target state_copy restored encoder
-analysis: modules values sparsity frames notebook matrices rank report_model report_stored cast_on_read \
-pair_readers sides pairs report_work overlap overlap_work series
+analysis: modules values sparsity frames notebook matrices rank intervals nulls principal matrix_rank matrix_nulls null_summary sizes
+analysis: size_summary report_model stored_ranks report_stored cast_on_read pair_readers sides pairs report_work overlap overlap_work series
 subnetwork: mask_rows mask_file mask_sets mask_sources mask_guesses mask_score mask smallest masked_parameter freeze track
-pages: csv_tables chart_data labels histograms report_prose drawing templating report_charts report_captions report_page
+pages: csv_tables chart_data labels histograms null_prose report_prose drawing templating report_charts report_captions report_page
 pages: overlap_prose overlap_charts overlap_captions overlap_page
 chain: names documents history hub_store contents creation writer originals retention following state_writer state_worker \
 state_publisher subscriber

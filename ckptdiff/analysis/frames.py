@@ -19,7 +19,7 @@ TEXTS = {"level", "first_name", "second_name", "scope", "name", "base_dtype", "t
 LISTS = {"shape": "int", "bases": "text", "rows": "float", "columns": "float"}
 """Columns that hold lists, and of what."""
 INTEGERS = {
-    *("part", "layer", "expert", "experts", "tensors", "index", "height", "width", "matrices", "step", "first", "second"),
+    *("part", "layer", "expert", "experts", "tensors", "index", "height", "width", "matrices", "step", "first", "second", "exponent"),
     *(field for field in COUNT_COLUMNS if field != "sparsity"),
     *("changed_first", "changed_second", "both", "both_same_direction", "since_last", "ever", "back"),
 }
@@ -93,19 +93,36 @@ def counts_row(counts: Counts, complete: bool = True) -> dict[str, Any]:
 # --- reports ---
 
 TENSOR_COLUMNS = ("scope", "name", "part", "dtype", "shape", "layer", "module")
+EXPONENT_COLUMNS = ("scope", "name", "part", "dtype", "exponent", "elements", "changed", "p_changed")
 RANK_MEANS = ("rank_share", "stable_rank", "effective_share", "random_rank_share")
 
 
 def tensor_table(tensors: Iterable[Any], complete: bool) -> Table:
     """A row for each tensor."""
-    return Table((*TENSOR_COLUMNS, *COUNT_COLUMNS, *RANK_MEANS), [tensor_row(tensor, complete) for tensor in tensors])
+    return Table((*TENSOR_COLUMNS, *COUNT_COLUMNS, "explained", *RANK_MEANS), [tensor_row(tensor, complete) for tensor in tensors])
 
 
 def tensor_row(tensor: Any, complete: bool) -> dict[str, Any]:
-    """A tensor (:class:`~ckptdiff.analysis.report_model.TensorReport`) as a row: names, counts, sparsity, and means over its matrices that
-    changed, which are NaN where no rank was taken."""
+    """A tensor (:class:`~ckptdiff.analysis.report_model.TensorReport`) as a row.
+
+    It has names, counts, sparsity, how far the base's exponents explain which elements changed (:func:`ckptdiff.analysis.sizes.explained`),
+    and means over its matrices that changed, which are NaN where no rank was taken.
+    """
     row = {key: getattr(tensor, key) for key in TENSOR_COLUMNS}
-    return row | counts_row(tensor.counts, complete) | _mean_ranks(tensor.ranks or ())
+    explained = {"explained": None if tensor.exponents is None else tensor.exponents.explained}
+    return row | counts_row(tensor.counts, complete) | explained | _mean_ranks(tensor.ranks or ())
+
+
+def exponent_table(tensors: Iterable[Any]) -> Table:
+    """A row for each binary exponent of each tensor, none for zeros and subnormals: ``p_changed`` is changed / elements, that is
+    P(changed | exponent)."""
+    rows = [
+        {key: getattr(tensor, key) for key in EXPONENT_COLUMNS[:4]}
+        | {"exponent": exponent, "elements": elements, "changed": changed, "p_changed": changed / elements}
+        for tensor in tensors
+        for exponent, elements, changed in (tensor.exponents.rows() if tensor.exponents is not None else ())
+    ]
+    return Table(EXPONENT_COLUMNS, rows)
 
 
 def _mean_ranks(ranks: Sequence[Any]) -> dict[str, float]:
@@ -201,4 +218,5 @@ def counted_pair(tensors: Sequence[Any], first: int, second: int) -> dict[str, A
         "both": sum(int(t.both[first, second]) for t in tensors),
         "both_same_direction": sum(int(t.same_direction[first, second]) for t in tensors),
         "both_by_size": math.fsum(float(t.both_by_size[first, second]) for t in tensors),
+        "both_variance": math.fsum(float(t.both_variance[first, second]) for t in tensors),
     }

@@ -10,6 +10,7 @@ from ckptdiff.analysis.frames import (
     Table,
     counted_pair,
     expert_table,
+    exponent_table,
     frame_of,
     layer_table,
     matrix_table,
@@ -48,7 +49,8 @@ class Framed:
         Args:
             table: its name; None for the first of these. Of a report: ``tensors``, a row each, with means of ranks over the matrices that
                 changed; ``matrices``, a row for each whose rank was taken; ``layers``, a row for each layer and kind of module;
-                ``experts``, a row for each expert of each tensor, also of those that are stacked in one. Of an overlap: ``pairs``, a row
+                ``experts``, a row for each expert of each tensor, also of those that are stacked in one; ``exponents``, a row for each
+                binary exponent of each tensor, none for zeros and subnormals, with P(changed | exponent). Of an overlap: ``pairs``, a row
                 for every two updates, over all tensors; ``tensors``, a row for every two in each tensor. Of an overlap and of a chain:
                 ``steps``, a row for each update as a checkpoint of one run, in shares of all elements; ``series``, the same in each
                 tensor, in numbers of elements. Of a chain, ``steps`` is the first.
@@ -116,6 +118,7 @@ class ShownReport(Framed):
             "matrices": lambda: matrix_table(self.tensors),
             "layers": lambda: layer_table(self.tensors, self.complete),
             "experts": lambda: expert_table(self.tensors),
+            "exponents": lambda: exponent_table(self.tensors),
         }
 
 

@@ -10,6 +10,7 @@ among them.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -53,6 +54,8 @@ class TensorOverlap:
     """[K] elements that an update before changed, and that are now as in the base."""
     both_by_size: npt.NDArray[np.float64]
     """[K, K] what chance among weights of the same size gives for ``both``; the diagonal has no meaning."""
+    both_variance: npt.NDArray[np.float64]
+    """[K, K] variance of that chance: hypergeometric within each binary exponent. The diagonal has no meaning."""
     core_by_size: float
     """What chance among weights of the same size gives for ``core``."""
 
@@ -84,6 +87,14 @@ class PairOverlap:
     """What o2 would be at random among the weights of the same tensor and binary exponent."""
     jaccard_by_size: float
     """What jaccard would be at random among the weights of the same tensor and binary exponent."""
+    o1_excess: float | None
+    """What the updates share of what their sizes leave open: (o1 - o1_by_size) / (1 - o1_by_size). It is 0 for chance by size, 1 if the
+    second update holds the first one; None where the sizes leave nothing open."""
+    o2_excess: float | None
+    """The same of o2."""
+    z: float | None
+    """Standard deviations by which the number of elements that both changed exceeds what chance by size gives, which is hypergeometric
+    within each exponent of each tensor; None where that chance knows no other number."""
     same_direction: float
     """Share of the elements that both changed that moved the same way."""
 
@@ -91,7 +102,7 @@ class PairOverlap:
         """Plain JSON values; null for a share of nothing."""
         first_changed, second_changed = self.random_o2 > 0, self.random_o1 > 0
         known = {"o1": first_changed, "o1_by_size": first_changed, "o2": second_changed, "o2_by_size": second_changed}
-        known |= {"same_direction": self.o1 > 0}
+        known |= {"same_direction": self.o1 > 0, "o1_excess": first_changed, "o2_excess": second_changed}
         known |= dict.fromkeys(("jaccard", "expected_jaccard", "jaccard_by_size"), first_changed or second_changed)
         return {key: value if known.get(key, True) else None for key, value in asdict(self).items()}
 
@@ -143,7 +154,7 @@ class OverlapResult(ShownOverlap):
         n = sum(t.elements for t in rows)
         a, b = (sum(int(t.changed[k]) for t in rows) for k in (first, second))
         both, same = (sum(int(getattr(t, key)[first, second]) for t in rows) for key in ("both", "same_direction"))
-        by_size = sum(float(t.both_by_size[first, second]) for t in rows)
+        by_size, variance = (sum(float(getattr(t, key)[first, second]) for t in rows) for key in ("both_by_size", "both_variance"))
         shared = sum(float(t.changed[first]) * float(t.changed[second]) / t.elements for t in rows if t.elements)
         return PairOverlap(
             first,
@@ -157,6 +168,9 @@ class OverlapResult(ShownOverlap):
             o1_by_size=ratio(by_size, a),
             o2_by_size=ratio(by_size, b),
             jaccard_by_size=ratio(by_size, a + b - by_size),
+            o1_excess=excess(both, by_size, a, variance),
+            o2_excess=excess(both, by_size, b, variance),
+            z=(both - by_size) / math.sqrt(variance) if variance > 0 else None,
             same_direction=ratio(same, both),
         )
 
@@ -222,6 +236,11 @@ def ratio(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
 
 
+def excess(both: float, by_size: float, changed: float, variance: float) -> float | None:
+    """(o1 - size) / (1 - size), with o1 = both / changed and size = by_size / changed; None where the sizes leave nothing open."""
+    return (both - by_size) / (changed - by_size) if variance > 0 and changed > by_size else None
+
+
 def tensor_overlap(group: Sequence[Pair], blocks: Iterator[list[CountArray]]) -> TensorOverlap:
     """Add up the counts of a tensor's blocks.
 
@@ -238,15 +257,20 @@ def tensor_overlap(group: Sequence[Pair], blocks: Iterator[list[CountArray]]) ->
     return TensorOverlap(first.base_scope, old.name if old is not None else first.name, *counts, *_expected_by_size(sizes))
 
 
-def _expected_by_size(sizes: CountArray) -> tuple[npt.NDArray[np.float64], float]:
-    """Expected numbers of elements that every two updates, and that all of them, change.
+def _expected_by_size(sizes: CountArray) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], float]:
+    """Expected numbers of elements that every two updates change, their variances, and the number that all of them change.
+
+    Within a bin of n elements, of which c1 and c2 change, the number is hypergeometric: its mean is c1 c2 / n, its variance
+    c1 c2 (n - c1) (n - c2) / (n^2 (n - 1)).
 
     Args:
         sizes: [1 + K, exponents]: elements of each binary exponent, then how many of them each update changed.
     """
     elements = np.maximum(sizes[0], 1)
     shares = sizes[1:] / elements
-    return (shares * elements) @ shares.T, float((shares.prod(axis=0) * elements).sum())
+    spread = shares * (1 - shares)
+    variance = (spread * (elements**2 / np.maximum(elements - 1, 1))) @ spread.T
+    return (shares * elements) @ shares.T, variance, float((shares.prod(axis=0) * elements).sum())
 
 
 def count_block(group: Sequence[Pair], start: int, atol: float) -> list[CountArray]:

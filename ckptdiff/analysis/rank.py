@@ -119,21 +119,21 @@ def _singular_values(matrix: Array, scale: float, device: str | None, threads: i
     """Singular values of the matrix divided by the scale, from the largest."""
     if max(matrix.shape) <= MAX_SVD_SIDE:
         return np.linalg.svd(matrix.astype(np.float64) / scale, compute_uv=False)
-    eigenvalues = _eigenvalues(matrix, scale, device) if device else np.linalg.eigvalsh(_gram(matrix, scale, threads))
+    eigenvalues = _eigenvalues(matrix, scale, device) if device else np.linalg.eigvalsh(gram(matrix, scale, threads))
     return np.sqrt(np.maximum(eigenvalues[::-1], 0.0))
 
 
-def _gram(matrix: Array, scale: float, threads: int) -> Array:
+def gram(matrix: Array, scale: float, threads: int) -> Array:
     """D D^T in float64, or at least its lower triangle, of the matrix divided by the scale."""
     counts = np.count_nonzero(matrix, axis=0) if len(matrix) > 1 else np.zeros(0)
     known = len(matrix) > 1 and matrix.dtype in (np.float32, np.float64)
     if known and float(np.square(counts, dtype=np.float64).sum()) * SPARSE_PRODUCT_COST < matrix.shape[1] * float(len(matrix)) ** 2:
         return kernels.gram.sparse_gram(matrix, counts, scale, threads)
-    gram, step = np.zeros((len(matrix), len(matrix))), max(1, CHUNK_ELEMENTS // len(matrix))
+    product, step = np.zeros((len(matrix), len(matrix))), max(1, CHUNK_ELEMENTS // len(matrix))
     for start in range(0, matrix.shape[1], step):
         part = matrix[:, start : start + step].astype(np.float64) / scale
-        gram += part @ part.T
-    return gram
+        product += part @ part.T
+    return product
 
 
 def _eigenvalues(matrix: Array, scale: float, device: str) -> Array:

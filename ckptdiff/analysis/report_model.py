@@ -9,10 +9,14 @@ from typing import Any, Literal, TypeAlias
 
 import zstandard
 
+from ckptdiff.analysis.intervals import NO_NULLS, NullSettings
 from ckptdiff.analysis.matrices import count_ranked
+from ckptdiff.analysis.matrix_rank import MatrixRank, significant
 from ckptdiff.analysis.modules import APART, KINDS, REST, components_of, expert_of
 from ckptdiff.analysis.notebook import ShownReport, ShownTensor
-from ckptdiff.analysis.rank import Spectrum
+from ckptdiff.analysis.null_summary import NullRow, null_rows
+from ckptdiff.analysis.size_summary import SizeSummary, summarize_sizes
+from ckptdiff.analysis.sizes import ExponentCounts
 from ckptdiff.analysis.sparsity import Counts, Tolerance, sums_by
 from ckptdiff.errors import CheckpointError
 from ckptdiff.format import canonical
@@ -22,33 +26,10 @@ SCHEMA = "ckptdiff-report/1"
 ZSTD_LEVEL = 19
 MAX_REPORT = 1 << 26
 """Bytes of a report in a patch, once it is decompressed (spec 5.4)."""
-STORED_DIGITS = 4
-"""Significant digits of quantiles and singular values, and decimals of ranks, that are stored: more would double the bytes, and no chart
-shows more."""
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 RankChoice: TypeAlias = Literal["none", "sample", "all"]
 Quantiles: TypeAlias = tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class MatrixRank:
-    """The rank of one matrix's update.
-
-    The update is target minus base in the tensor's dtype, as torch computes it: the difference of two bf16 tensors is rounded to bf16
-    again, which moves singular values by up to some parts in a thousand. The paper's ranks are those of this update.
-    """
-
-    index: int
-    """Index of the matrix in its tensor, where that is a stack of matrices."""
-    spectrum: Spectrum
-    random_rank: float
-    """Expected rank of a random update with as many elements that are not zero."""
-
-    @property
-    def shares(self) -> tuple[float, float]:
-        """Effective rank, and the rank of a random update, over the largest possible rank."""
-        return self.spectrum.effective_rank / self.spectrum.largest, self.random_rank / self.spectrum.largest
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -81,6 +62,8 @@ class TensorReport(ShownTensor):
     """The dtype that the target has it in, where that is not ``dtype``, as both sides were to be cast."""
     expert_changes: tuple[int, ...] | None = None
     """Changed elements of each expert, of a tensor in which they are stacked and whose changes are counted by row; else None."""
+    exponents: ExponentCounts | None = None
+    """Its elements by the binary exponent of the base's value; None for dtypes without exponents, and where it is not known."""
 
     @property
     def label(self) -> str:
@@ -173,6 +156,8 @@ class Report(ShownReport):
     """Elements of the target that stand against zeros, as no base tensor has them (rows that were added); they count in nothing else."""
     cast: str | None = None
     """The dtype that tensors of F16, BF16 and F32 were cast to on both sides before they were compared."""
+    nulls: NullSettings = NO_NULLS
+    """How the nulls beside ranks were drawn."""
     complete: bool = True
     """False for a report from a patch alone that stores none: it says how many elements changed, but not how far."""
 
@@ -223,6 +208,17 @@ class Report(ShownReport):
         return RankSummary(len(rows), len(taken) - len(rows), *(math.fsum(values) / len(rows) for values in figures))
 
     @property
+    def null_rows(self) -> tuple[NullRow, ...]:
+        """Figures of the matrices with nulls, each beside what it would be without the effect."""
+        return null_rows([rank for tensor in self.tensors for rank in tensor.ranks or ()])
+
+    @property
+    def sizes(self) -> SizeSummary | None:
+        """How far the sizes of the base's weights explain where the update lies; None where nothing changed or the sizes are not known."""
+        matrices = [bool(count_ranked(t.module, t.dtype, t.shape)) for t in self.tensors]
+        return summarize_sizes([(t.dtype, t.exponents) for t in self.tensors], matrices, [(b.low, b.count) for b in self.moves])
+
+    @property
     def sample(self) -> tuple[ModuleSample, ...] | None:
         """With ``rank="sample"``, the matrices whose rank was taken, by kind of module; else None."""
         if self.rank_choice != "sample":
@@ -247,7 +243,13 @@ class Report(ShownReport):
             "schema": SCHEMA,
             "base": self.base,
             "target": self.target,
-            "settings": {"atol": self.tolerance.atol, "rtol": self.tolerance.rtol, "rank": self.rank_choice, "as": self.cast},
+            "settings": {
+                "atol": self.tolerance.atol,
+                "rtol": self.tolerance.rtol,
+                "rank": self.rank_choice,
+                "as": self.cast,
+                "nulls": asdict(self.nulls),
+            },
             "totals": self._counts(self.totals),
             "layers": [{"layer": layer, **self._counts(counts)} for layer, counts in self.layers.items()],
             "modules": [{"module": kind, **self._counts(counts)} for kind, counts in self.modules.items()],
@@ -256,7 +258,9 @@ class Report(ShownReport):
                 "abs": [{"from": b.low, "to": b.high, "count": b.count} for b in self.moves],
                 "exponents": [asdict(row) for row in self.exponents],
             },
+            "size": self.sizes and self.sizes.to_json(),
             "rank": asdict(rank) if rank else None,
+            "nulls": [asdict(row) for row in self.null_rows],
             "sample": None if self.sample is None else [asdict(row) | {"layers": list(row.layers)} for row in self.sample],
             "added": list(self.added),
             "removed": list(self.removed),
@@ -274,6 +278,8 @@ class Report(ShownReport):
     def to_bytes(self) -> bytes:
         """The report as :func:`ckptdiff.make` stores it in a patch: the same bytes wherever the checkpoints lie.
 
+        Of very many tensors it does not hold the counts by exponent.
+
         Raises:
             CheckpointError: the report is larger than a reader takes, or it is of tensors that were cast on both sides.
         """
@@ -281,6 +287,9 @@ class Report(ShownReport):
             raise CheckpointError(f"the report is of tensors cast to {self.cast}, the patch of what is stored: report without as_dtype")
         small = replace(self, base="", target="", tensors=tuple(_rounded(tensor) for tensor in self.tensors))
         data = canonical.dumps(small.to_json())
+        if len(data) > MAX_REPORT:  # counts by exponent are the largest part of a row, and the easiest to do without
+            small = replace(small, tensors=tuple(replace(tensor, exponents=None) for tensor in small.tensors))
+            data = canonical.dumps(small.to_json())
         stored = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_content_size=True).compress(data)
         if len(data) > MAX_REPORT or len(stored) > MAX_STORED_REPORT:
             raise CheckpointError(
@@ -300,32 +309,13 @@ def tensor_json(tensor: TensorReport) -> dict[str, Any]:
     row |= {"part": tensor.part, "bases": list(tensor.bases), "base_dtype": tensor.base_dtype, "target_dtype": tensor.target_dtype}
     row |= {"rows": list(tensor.rows) if tensor.rows else None, "columns": list(tensor.columns) if tensor.columns else None}
     row |= {"expert_changes": None if tensor.expert_changes is None else list(tensor.expert_changes)}
-    spectra = None
-    if tensor.ranks is not None:
-        spectra = [{"index": r.index, **_spectrum_json(r.spectrum), "random_rank": r.random_rank} for r in tensor.ranks]
-    return row | {"spectra": spectra}
-
-
-def _spectrum_json(spectrum: Spectrum) -> dict[str, Any]:
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(spectrum).items()}
+    spectra = None if tensor.ranks is None else [rank.to_json() for rank in tensor.ranks]
+    return row | {"spectra": spectra, "exponents": tensor.exponents and tensor.exponents.to_json()}
 
 
 def _rounded(tensor: TensorReport) -> TensorReport:
     def quantiles(values: Quantiles | None) -> Quantiles | None:
-        return None if values is None else tuple(map(_round, values))
+        return None if values is None else tuple(map(significant, values))
 
-    ranks = tensor.ranks
-    if ranks is not None:
-        ranks = tuple(
-            replace(row, spectrum=_rounded_spectrum(row.spectrum), random_rank=round(row.random_rank, STORED_DIGITS)) for row in ranks
-        )
+    ranks = None if tensor.ranks is None else tuple(rank.rounded() for rank in tensor.ranks)
     return replace(tensor, rows=quantiles(tensor.rows), columns=quantiles(tensor.columns), ranks=ranks)
-
-
-def _rounded_spectrum(spectrum: Spectrum) -> Spectrum:
-    top_energy, singular_values = (tuple(map(_round, values)) for values in (spectrum.top_energy, spectrum.singular_values))
-    return replace(spectrum, stable_rank=round(spectrum.stable_rank, STORED_DIGITS), top_energy=top_energy, singular_values=singular_values)
-
-
-def _round(value: float) -> float:
-    return float(f"{value:.{STORED_DIGITS}g}")

@@ -4,19 +4,18 @@ checked."""
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, get_args
 
+from ckptdiff.analysis.intervals import MAX_DRAWS, NullSettings
 from ckptdiff.analysis.modules import KINDS, MAX_LAYER
-from ckptdiff.analysis.rank import ENERGY_RANKS, MAX_SINGULAR_VALUES, Spectrum
 from ckptdiff.analysis.report_model import (
     MAX_REPORT,
     QUANTILES,
     SCHEMA,
     Bin,
     ExponentRow,
-    MatrixRank,
     Quantiles,
     RankChoice,
     Report,
@@ -24,6 +23,7 @@ from ckptdiff.analysis.report_model import (
     tensor_json,
 )
 from ckptdiff.analysis.sparsity import COUNT_FIELDS, Counts, Tolerance
+from ckptdiff.analysis.stored_ranks import read_exponents, read_number, read_numbers, read_rank
 from ckptdiff.errors import FormatError, UnsupportedError, cut
 from ckptdiff.format.canonical import MAX_INTEGER, JsonObject, quoted
 from ckptdiff.format.dtypes import DTYPES
@@ -31,22 +31,21 @@ from ckptdiff.format.fields import Fields, as_integer, as_text, load_divided
 from ckptdiff.format.zstd_frame import decompress
 from ckptdiff.patching.patch import MAX_ALL_TENSORS
 
-MAX_ROW_DEPTH = 6
+MAX_ROW_DEPTH = 9
 MAX_ROW_NODES = 1 << 18
-"""Braces, brackets and commas of one tensor's row; each of its matrices takes about 80."""
+"""Braces, brackets and commas of one tensor's row; each of its matrices takes about 80, and as many again with nulls."""
 OPEN_BIN_START = 1 << 52
 """Lower end of the bin of ulp distances that has no upper end."""
 
 REPORT_FIELDS = (
-    "schema base target settings totals layers modules experts components moves rank sample tensors added removed unpaired without_rank "
-    "against_zeros"
+    "schema base target settings totals layers modules experts components moves size rank nulls sample tensors added removed unpaired "
+    "without_rank against_zeros"
 )
 TENSOR_FIELDS = (
     *("scope", "name", "part", "bases", "base_dtype", "target_dtype", "dtype", "shape", "layer", "module", "rows", "columns"),
-    *("expert_changes", "spectra"),
+    *("expert_changes", "spectra", "exponents"),
     *COUNT_FIELDS,
 )
-SPECTRUM_FIELDS = ("index", *(field.name for field in fields(Spectrum)), "random_rank")
 
 
 def unpack(stored: bytes, where: str, target: str) -> Report:
@@ -68,11 +67,11 @@ def unpack(stored: bytes, where: str, target: str) -> Report:
 
     limits = {"most": MAX_ALL_TENSORS, "nodes": MAX_ROW_NODES, "depth": MAX_ROW_DEPTH}
     f = load_divided(data, where, REPORT_FIELDS, {"tensors": _row}, **limits, exact=False, first=schema)
-    settings, moves = f.child("settings", "atol rtol rank as"), f.child("moves", "ulp abs exponents")
+    settings, moves = f.child("settings", "atol rtol rank as nulls"), f.child("moves", "ulp abs exponents")
     report = Report(
         base="",
         target="",
-        tolerance=Tolerance(_number(settings, "atol"), _number(settings, "rtol")),
+        tolerance=Tolerance(read_number(settings, "atol"), read_number(settings, "rtol")),
         rank_choice=_rank_choice(settings),
         tensors=tuple(f.items("tensors")),
         ulps=moves.array("ulp", partial(_bin, kind=int)),
@@ -83,6 +82,7 @@ def unpack(stored: bytes, where: str, target: str) -> Report:
         unpaired=f.array("unpaired", as_text),
         without_rank=f.array("without_rank", as_text),
         against_zeros=f.integer("against_zeros"),
+        nulls=_nulls(settings),
     )
     if settings.value.get("as") is not None:
         raise FormatError(f"{where}.settings.as: expected null, as what a patch stores is not cast, found {cut(settings.value['as'])}")
@@ -98,15 +98,9 @@ def _rank_choice(settings: Fields) -> Any:
     return choice
 
 
-def _number(f: Fields, key: str, high: float = math.inf) -> float:
-    return as_number(f.value.get(key), f"{f.where}.{key}", high)
-
-
-def as_number(value: Any, where: str, high: float = math.inf) -> float:
-    """A finite number from 0 to ``high``; raises FormatError."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (0 <= value <= high and math.isfinite(value)):
-        raise FormatError(f"{where}: expected a number from 0 to {high:g}, found {cut(value)}")
-    return value
+def _nulls(settings: Fields) -> NullSettings:
+    f = settings.child("nulls", "draws seed")
+    return NullSettings(f.integer("draws", high=MAX_DRAWS), f.integer("seed", high=MAX_INTEGER))
 
 
 def _bin(value: Any, where: str, kind: type[int] | type[float]) -> Bin:
@@ -115,7 +109,7 @@ def _bin(value: Any, where: str, kind: type[int] | type[float]) -> Bin:
         low = f.integer("from", high=MAX_INTEGER)
         high = None if low == OPEN_BIN_START and f.value.get("to") is None else f.integer("to", high=MAX_INTEGER)
         return Bin(low, high, f.integer("count"))
-    return Bin(_number(f, "from"), _number(f, "to"), f.integer("count"))
+    return Bin(read_number(f, "from"), read_number(f, "to"), f.integer("count"))
 
 
 def _exponent(value: Any, where: str) -> ExponentRow:
@@ -154,40 +148,16 @@ def _tensor(value: Any, where: str) -> TensorReport:
         counts=Counts(elements=elements, **{key: f.integer(key, high=elements) for key in COUNT_FIELDS if key != "elements"}),
         rows=_quantiles(f, "rows"),
         columns=_quantiles(f, "columns"),
-        ranks=f.array("spectra", _rank) if f.value.get("spectra") is not None else None,
+        ranks=f.array("spectra", read_rank) if f.value.get("spectra") is not None else None,
         part=f.integer("part") if f.value.get("part") is not None else None,
         expert_changes=experts,
         bases=f.array("bases", as_text),
         base_dtype=f.text("base_dtype") if f.value.get("base_dtype") is not None else None,
+        exponents=read_exponents(f, dtype) if f.value.get("exponents") is not None else None,
     )
 
 
 def _quantiles(f: Fields, key: str) -> Quantiles | None:
     if f.value.get(key) is None:
         return None
-    return _numbers(f, key, len(QUANTILES), len(QUANTILES), 1.0)
-
-
-def _numbers(f: Fields, key: str, least: int, most: int, high: float = math.inf) -> tuple[float, ...]:
-    values = f.array(key, partial(as_number, high=high))
-    if not least <= len(values) <= most:
-        raise FormatError(f"{f.where}.{key}: expected {least} to {most} numbers, found {len(values)}")
-    return values
-
-
-def _rank(value: Any, where: str) -> MatrixRank:
-    f = Fields(value, where, " ".join(SPECTRUM_FIELDS))
-    rows, columns = f.integer("rows", low=1), f.integer("columns", low=1)
-    largest, values = min(rows, columns), _numbers(f, "singular_values", 1, MAX_SINGULAR_VALUES)
-    if list(values) != sorted(values, reverse=True):
-        raise FormatError(f"{where}.singular_values: expected them from the largest on")
-    spectrum = Spectrum(
-        rows,
-        columns,
-        rank=f.integer("rank", high=largest),
-        stable_rank=_number(f, "stable_rank", largest),
-        effective_rank=f.integer("effective_rank", high=largest),
-        top_energy=_numbers(f, "top_energy", len(ENERGY_RANKS), len(ENERGY_RANKS), 1.0),
-        singular_values=values,
-    )
-    return MatrixRank(f.integer("index"), spectrum, _number(f, "random_rank", largest))
+    return read_numbers(f, key, len(QUANTILES), len(QUANTILES), 1.0)

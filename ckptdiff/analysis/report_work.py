@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
+from ckptdiff.analysis.intervals import NullSettings
 from ckptdiff.analysis.matrices import counted_lines, matrix_shape
+from ckptdiff.analysis.matrix_nulls import MatrixSides, matrix_nulls
+from ckptdiff.analysis.matrix_rank import MatrixRank
 from ckptdiff.analysis.pair_readers import Known
 from ckptdiff.analysis.pairs import Pair
 from ckptdiff.analysis.rank import expected_random_rank, spectrum
-from ckptdiff.analysis.report_model import MatrixRank
-from ckptdiff.analysis.sparsity import BlockCounter, BlockCounts, Histograms, Tolerance, subtract
+from ckptdiff.analysis.sparsity import EXPONENT_FIELDS, BlockCounter, BlockCounts, Histograms, Tolerance
 from ckptdiff.analysis.values import element_bits, values_of
 from ckptdiff.errors import cut
 from ckptdiff.format.dtypes import DTYPES, Bytes
@@ -119,6 +121,8 @@ class RankJob:
     """Number of the matrix in the part."""
     height: int
     width: int
+    with_nulls: bool = False
+    """Whether its figures are set beside nulls too."""
 
     @property
     def nbytes(self) -> int:
@@ -127,42 +131,62 @@ class RankJob:
 
 
 class RankTaking(Work[RankJob, MatrixRank | None]):
-    """Takes the ranks of updates of matrices, with so many threads for each."""
+    """Takes the ranks of updates of matrices, and their nulls, with so many threads for each."""
 
-    def __init__(self, pairs: Mapping[int, Pair], device: str | None, threads: int) -> None:
-        self.pairs, self.device, self.threads = pairs, device, threads
+    def __init__(self, pairs: Mapping[int, Pair], device: str | None, threads: int, nulls: NullSettings) -> None:
+        self.pairs, self.device, self.threads, self.nulls = pairs, device, threads, nulls
 
     def about(self, job: RankJob) -> str:
         """As of :class:`Work`."""
         return f"tensor {cut(self.pairs[job.place.pair].name)}: the rank of a matrix of {job.height} x {job.width}"
 
     def memory(self, job: RankJob) -> int:
-        """As of :class:`Work`: beside blocks the update twice, and three matrices in float64 as large as its product with itself."""
-        return WORKER_MEMORY + 2 * job.nbytes + 24 * min(job.height, job.width) ** 2
+        """As of :class:`Work`: beside blocks both sides and the update twice, and three matrices in float64 as large as its product with
+        itself; for nulls also the order by size, a shuffled target, and the rank-k approximation of the base in float64, and as many
+        singular vectors again."""
+        own = WORKER_MEMORY + 4 * job.nbytes + 24 * min(job.height, job.width) ** 2
+        return own + (8 * job.nbytes + 24 * min(job.height, job.width) ** 2 if job.with_nulls else 0)
 
     def __call__(self, job: RankJob) -> MatrixRank | None:
         """The rank; None if the update holds infinities or NaNs, or has singular values beyond float64."""
         pair, part = self.pairs[job.place.pair], job.place.part
-        update = np.empty(job.height * job.width, np.float64 if pair.dtype == "F64" else np.float32)
-        begin, changed = (pair.parts[part - 1].stop if part else 0) + job.index * len(update), 0
-        for start in pair.starts_of(begin, begin + len(update)):
-            old, new = (values_of(element_bits(side, pair.dtype), pair.dtype) for side in pair.read(start, start + pair.step))
-            pair.reader.take(start)
-            first = pair.elements_before(start) - begin
-            low, high = max(0, -first), min(len(old), len(update) - first)
-            difference = subtract(new[low:high], old[low:high], pair.dtype)
-            update[first + low : first + high] = difference
-            changed += int(np.count_nonzero(difference))
+        sides = self._read(job)
+        update = sides.rounded(sides.change)
         if not np.isfinite([update.max(initial=0.0), update.min(initial=0.0)]).all():
             return None
         with np.errstate(over="ignore"):
-            matrix_spectrum = spectrum(update.reshape(job.height, job.width), self.device, self.threads)
+            matrix_spectrum = spectrum(update, self.device, self.threads)
         if not math.isfinite(matrix_spectrum.singular_values[0]):
             return None
-        return MatrixRank(job.index, matrix_spectrum, expected_random_rank(job.height, job.width, changed / len(update)))
+        density = np.count_nonzero(update) / update.size
+        found = MatrixRank(job.index, matrix_spectrum, expected_random_rank(job.height, job.width, density))
+        if not (job.with_nulls and density):
+            return found
+        pieces = (f"{piece.name} {piece.first} {piece.units}" for piece in pair.base.pieces)  # so that renames do not matter
+        names = (*pieces, pair.parts[part].index, job.index)
+        return replace(found, nulls=matrix_nulls(sides, self.nulls, names, self.device, self.threads))
+
+    def _read(self, job: RankJob) -> MatrixSides:
+        """The matrix in base and target."""
+        pair, part, size = self.pairs[job.place.pair], job.place.part, job.height * job.width
+        sides = [np.empty(size, np.float64 if pair.dtype == "F64" else np.float32) for _ in range(2)]
+        shift, mask, _ = EXPONENT_FIELDS[pair.dtype]
+        exponents = np.empty(size if job.with_nulls else 0, np.uint8 if mask < 256 else np.uint16)
+        begin = (pair.parts[part - 1].stop if part else 0) + job.index * size
+        for start in pair.starts_of(begin, begin + size):
+            bits = [element_bits(side, pair.dtype) for side in pair.read(start, start + pair.step)]
+            pair.reader.take(start)
+            first = pair.elements_before(start) - begin
+            low, high = max(0, -first), min(len(bits[0]), size - first)
+            for side, part_bits in zip(sides, bits, strict=True):
+                side[first + low : first + high] = values_of(part_bits[low:high], pair.dtype)
+            if job.with_nulls:
+                exponents[first + low : first + high] = (bits[0][low:high] >> shift) & mask
+        base, target = (side.reshape(job.height, job.width) for side in sides)
+        return MatrixSides(base, target, exponents, pair.dtype)
 
 
-def rank_job(pairs: Sequence[Pair], place: Place, index: int) -> RankJob:
+def rank_job(pairs: Sequence[Pair], place: Place, index: int, with_nulls: bool) -> RankJob:
     """The job of a matrix."""
     _, height, width = matrix_shape(pairs[place.pair].parts[place.part].shape)
-    return RankJob(place, index, height, width)
+    return RankJob(place, index, height, width, with_nulls)

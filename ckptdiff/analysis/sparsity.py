@@ -140,6 +140,9 @@ class BlockCounts:
     """Column of the block's first element."""
     columns: Array
     """Changed elements in each column that the block reaches, from ``first_column`` on, and after the last column from the first one on."""
+    exponents: Array
+    """[3, k] exponent fields of the base's values that occur, from the least on, the elements of each, and how many of them changed; no
+    columns for dtypes without exponents."""
 
 
 class BlockCounter:
@@ -160,6 +163,7 @@ class BlockCounter:
         self._tolerances = kernels.histogram.Tolerances(float(tolerance.atol), float(tolerance.rtol), largest)
         self._exponents = np.zeros((4, mask + 1), np.int64)
         self._bins = kernels.histogram.MoveBins(*(np.zeros((2, n), np.int64) for n in (ULP_OCTAVES, HIGHEST - LOWEST + 1, mask + 1)))
+        self._before = np.zeros((2, mask + 1), np.int64)
 
     def count(self, old: Bytes, new: Bytes, width: int, first: int) -> BlockCounts:
         """Count one block.
@@ -183,7 +187,16 @@ class BlockCounter:
             self._count_changes(a, b, positions, numbers)
             if width:
                 kernels.histogram.count_lines(positions, width, start, rows, columns)
-        return BlockCounts(numbers, row, rows, start, columns)
+        return BlockCounts(numbers, row, rows, start, columns, self._new_exponents())
+
+    def _new_exponents(self) -> Array:
+        """The exponents that were counted since the last call, as :attr:`BlockCounts.exponents`."""
+        if self._dtype not in EXPONENT_FIELDS:
+            return np.zeros((3, 0), np.int64)
+        now = np.stack([self._exponents.sum(0), self._bins.exponents.sum(0)])
+        new, self._before = now - self._before, now
+        (there,) = np.nonzero(new[0])
+        return np.concatenate([there[np.newaxis], new[:, there]])
 
     def _count_changes(self, a: Array, b: Array, positions: Array, numbers: Array) -> None:
         """Count how the elements at some positions changed, into ``numbers`` and the bins."""

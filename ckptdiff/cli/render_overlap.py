@@ -9,17 +9,17 @@ from ckptdiff.analysis.series import ChainReport
 from ckptdiff.cli.render import counted, first_names
 from ckptdiff.cli.tables import Cell, Column, fits, print_grid, print_table, print_text
 from ckptdiff.pages.overlap_prose import headline
-from ckptdiff.units import percent, percent_of
+from ckptdiff.units import percent, percent_of, three_digits
 
 PAIR_FIELDS = {
     "o1": Column("o1", "number"),
     "o1_by_size": Column("by size", "number", 1),
+    "o1_excess": Column("excess", "number", 1),
+    "z": Column("z", "number", 1),
     "random_o1": Column("at random", "number", 5),
     "o2": Column("o2", "number"),
     "o2_by_size": Column("by size", "number", 1),
-    "random_o2": Column("at random", "number", 5),
     "jaccard": Column("Jaccard", "number", 3),
-    "jaccard_by_size": Column("by size", "number", 4),
     "same_direction": Column("same direction", "number", 2),
 }
 SERIES_COLUMNS = (
@@ -31,6 +31,12 @@ SERIES_LEGEND = (
     "since the last: changed since the checkpoint before; changed and back: changed before, and equal to the base again; kept: of what the "
     "checkpoint before changed, what this one changes too; kept to the end: of what this one changes, what the last does too; of the last: "
     "of what the last changes, what this one does too"
+)
+
+
+PAIR_LEGEND = (
+    "by size: by chance among weights of the same size; excess: (o1 - size) / (1 - size); z: deviations of that chance, which is exact; "
+    "at random: the weaker chance, among all weights; --json has all of these of o2 and of Jaccard too"
 )
 
 
@@ -62,6 +68,8 @@ def print_overlap(result: OverlapResult, series: bool, tensors: bool) -> None:
     if not series:
         print_text()
         _print_pairs(result, [(None, pair) for pair in pairs])
+        print_text()
+        print_text(PAIR_LEGEND)
     if tensors:
         print_text()
         _print_pairs(result, [(tensor, result.pair(p.first, p.second, [tensor])) for tensor in result.tensors for p in pairs])
@@ -95,7 +103,7 @@ def _print_pairs(result: OverlapResult, pairs: Sequence[tuple[TensorOverlap | No
     named = pairs[0][0] is not None
     heads = [Column("tensor", "name")] if named else []
     figures = list(PAIR_FIELDS.values())
-    cells: list[list[Cell]] = [[percent(p.to_json()[key]) for key in PAIR_FIELDS] for _, p in pairs]
+    cells: list[list[Cell]] = [[(three_digits if key == "z" else percent)(p.to_json()[key]) for key in PAIR_FIELDS] for _, p in pairs]
     tensors: list[list[Cell]] = [[tensor.name] if tensor is not None else [] for tensor, _ in pairs]
     names: list[list[Cell]] = [[result.names[p.first], result.names[p.second]] for _, p in pairs]
     numbers: list[list[Cell]] = [[f"{p.first + 1}", f"{p.second + 1}"] for _, p in pairs]

@@ -8,27 +8,44 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from ckptdiff.analysis.report_model import MatrixRank, Report
+from ckptdiff.analysis.matrix_rank import MatrixRank
+from ckptdiff.analysis.report_model import Report
 from ckptdiff.analysis.sparsity import Counts
 from ckptdiff.cli.render import and_more, counted, first_names
 from ckptdiff.cli.tables import Cell, Column, print_grid, print_table, print_text
-from ckptdiff.pages.report_prose import relative_words, sample_words
+from ckptdiff.pages.chart_data import JsonReport
+from ckptdiff.pages.null_prose import null_table_rows, size_words, update_words
+from ckptdiff.pages.report_prose import headline, relative_words, sample_words
 from ckptdiff.subnetwork.mask import Mask
 from ckptdiff.units import byte_size, percent, percent_of, shape_text, short_number, three_digits
 
 TENSOR_COLUMNS = (
     *(Column("tensor", "name"), Column("dtype", order=6), Column("shape", order=7), Column("changed", "number")),
     *(Column("one ulp", "number", 4), Column("rank", "number", 1), Column("stable rank", "number", 2)),
-    *(Column("99 % energy", "number", 3), Column("at random", "number", 5)),
+    *(
+        Column("… shuffled", "number", 2),
+        Column("99 % energy", "number", 3),
+        Column("at random", "number", 5),
+        Column("size explains", "number", 3),
+    ),
 )
 
 
+NULL_COLUMNS = (
+    *(Column("beside nulls", "name"), Column("matrices", "number", 3), Column("measured", "number")),
+    *(Column("signs flipped", "number", 2), Column("shuffled by size", "number"), Column("verdict", order=1)),
+)
 IN_PAPER = " (update sparsity in arXiv 2505.11711)"
 
 
 def print_report(result: Report, tensors: bool) -> None:
     """Print a report: totals, counts by component, kind of module, layer and expert, and with ``tensors`` also by tensor."""
-    print_grid(_total_rows(result) + _move_rows(result) + _rank_rows(result) + _unpaired_rows(result))
+    value = result.to_json() if result.complete else None
+    short = [("in short", headline(value))] if value else []
+    print_grid(short + _total_rows(result) + _move_rows(result) + _size_rows(value) + _rank_rows(result) + _unpaired_rows(result))
+    if value and value["nulls"]:
+        print_text()
+        print_table(NULL_COLUMNS, null_table_rows(value))
     numbered = {"layer": result.layers, "expert": result.experts}
     groups_of = {"component": result.components, "module": result.modules}
     groups_of |= {title: {str(k): counts for k, counts in groups.items()} for title, groups in numbered.items()}
@@ -68,6 +85,14 @@ def _move_rows(result: Report) -> list[tuple[str, str]]:
     far = sum(b.count for b in result.ulps if b.low >= 4)
     moved = [("moved by one ulp", t.one_ulp), ("by four or more", far)]
     return [*((label, f"{percent_of(count, t.changed)} of the changed") for label, count in moved), ("up, down", both)]
+
+
+def _size_rows(value: JsonReport | None) -> list[tuple[str, str]]:
+    """How far sizes explain which weights changed, and what the places tell of the updates."""
+    if value is None:
+        return []
+    rows = [("by size", size_words(value)), ("updates", update_words(value))]
+    return [(name, words) for name, words in rows if words]
 
 
 def _rank_rows(result: Report) -> list[tuple[str, str]]:
@@ -132,18 +157,21 @@ def _tensor_row(result: Report, index: int) -> list[Cell]:
     c = row.counts
     one_ulp = percent_of(c.one_ulp, c.changed) if result.complete else ""
     changed = percent_of(c.changed, c.elements)
-    return [row.label, row.dtype, shape_text(row.shape), changed, one_ulp, *_rank_cells(row.ranks or ())]
+    explained = row.exponents.explained if row.exponents is not None else None
+    return [row.label, row.dtype, shape_text(row.shape), changed, one_ulp, *_rank_cells(row.ranks or ()), percent(explained)]
 
 
 def _rank_cells(ranks: Iterable[MatrixRank]) -> list[str]:
     """Means over the matrices of a tensor. Ranks are counts, and are not rounded up: what is below full rank must not look full."""
     rows = list(ranks)
     if not rows:
-        return ["", "", "", ""]
+        return ["", "", "", "", ""]
     figures = ((r.spectrum.rank, r.spectrum.stable_rank, r.spectrum.effective_rank, r.random_rank) for r in rows)
     rank, stable, effective, random = (sum(x) / len(rows) for x in zip(*figures, strict=True))
     whole = f"{math.floor(rank):,} of {rows[0].spectrum.largest:,}"
-    return [whole, three_digits(stable), f"{math.floor(effective):,}", f"{math.floor(random):,}"]
+    draws = [draw for r in rows if r.nulls is not None for draw in r.nulls.shuffled.stable_rank]
+    shuffled = three_digits(math.fsum(draws) / len(draws)) if draws else ""
+    return [whole, three_digits(stable), shuffled, f"{math.floor(effective):,}", f"{math.floor(random):,}"]
 
 
 def print_pictures(html: Path | None, png: Path | None, *tables: Path) -> None:

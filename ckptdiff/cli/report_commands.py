@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import click
 
 from ckptdiff import checkpoint, cli, io, pages, patching, subnetwork, verbs
+from ckptdiff.analysis.intervals import DRAWS, MAX_DRAWS
 from ckptdiff.cli.grouped import FILES, MEASURED, OUTPUT, Decorator, GroupedCommand, option
 from ckptdiff.cli.options import (
     LOCAL_PATH,
@@ -68,12 +69,22 @@ def table_option(*names: str) -> Decorator:
     show_default=True,
     help="Take the rank of no matrix, of a sample of 32 spread over modules and layers, or of all.",
 )
+@option(
+    MEASURED,
+    "--nulls",
+    type=click.IntRange(0, MAX_DRAWS),
+    default=DRAWS,
+    show_default=True,
+    metavar="N",
+    help="Beside ranks, draw the same update N times with flipped signs and N times shuffled among weights of the same size; 0: never.",
+)
+@option(MEASURED, "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the draws.")
 @device_option("to take ranks", default="NumPy on the host")
 @html_option
 @png_option
 @csv_option
 @parquet_option
-@table_option("tensors", "matrices", "layers", "experts")
+@table_option("tensors", "matrices", "layers", "experts", "exponents")
 @tensors_option
 @threads_option
 @ray_option
@@ -144,7 +155,7 @@ def report(
         cli.render_report.print_pictures(html, png, *filter(None, (csv, parquet)))
 
 
-NEED_TWO = ("atol", "rtol", "rank", "device", "include", "exclude", "follow_links", "rename", "ray")
+NEED_TWO = ("atol", "rtol", "rank", "nulls", "seed", "device", "include", "exclude", "follow_links", "rename", "ray")
 """Options of ``report`` for which base and target are compared."""
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ckptdiff.pages import drawing as drawing
     from ckptdiff.pages import histograms as histograms
     from ckptdiff.pages import labels as labels
+    from ckptdiff.pages import null_prose as null_prose
     from ckptdiff.pages import overlap_captions as overlap_captions
     from ckptdiff.pages import overlap_charts as overlap_charts
     from ckptdiff.pages import overlap_page as overlap_page

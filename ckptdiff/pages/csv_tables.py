@@ -20,10 +20,10 @@ from ckptdiff.analysis.report_model import Report, TensorReport, tensor_json
 REPORT_COLUMNS = (
     *("scope", "name", "part", "bases", "base_dtype", "target_dtype", "dtype", "shape", "layer", "module"),
     *COUNT_COLUMNS,
-    *("matrices", "rank", "effective_rank", "random_rank", *RANK_MEANS, "rows", "columns"),
+    *("explained", "matrices", "rank", "effective_rank", "random_rank", *RANK_MEANS, "rows", "columns"),
 )
 PAIR_FIELDS = tuple(field.name for field in fields(PairOverlap))
-COUNTED = ("elements", "changed_first", "changed_second", "both", "both_same_direction", "both_by_size")
+COUNTED = ("elements", "changed_first", "changed_second", "both", "both_same_direction", "both_by_size", "both_variance")
 OVERLAP_COLUMNS = ("level", "first_name", "second_name", "scope", "name", *COUNTED, *PAIR_FIELDS)
 
 

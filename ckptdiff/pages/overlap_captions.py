@@ -26,13 +26,13 @@ def values(pairs: Sequence[PairOverlap], *of: Callable[[PairOverlap], float]) ->
 
 def pair_captions(result: OverlapResult, pairs: Sequence[PairOverlap]) -> dict[str, str]:
     """Of the maps of every two updates."""
-    more = sides_of_chance(result, pairs).count(1)
+    more = sides_of_chance(pairs).count(1)
     chance = f" {'None' if not more else f'{more:,}'} of {len(pairs):,} pairs share more than that." if pairs else ""
     same = [p.same_direction for p in pairs if p.o1]
     apart = "" if not same else " More than a coin gives." if min(same) > 0.5 else " Not always more than a coin gives."
     return {
         "o1": f"Share of the row's changes that the column made too (o1 of {PAPER}, section 5)"
-        f"{values(pairs, lambda p: p.o1, lambda p: p.o2)}. The last row is what chance gives among all weights. "
+        f"{values(pairs, lambda p: p.o1, lambda p: p.o2)}. The last row is the weaker chance, among all weights. "
         "A blank cell is an update against itself.",
         "o1-by-size": "The same, had each update picked its weights at random among those of the same size in the same tensor"
         f"{values(pairs, lambda p: p.o1_by_size, lambda p: p.o2_by_size)}. {WHY_BY_SIZE}.{chance}",

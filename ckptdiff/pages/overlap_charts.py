@@ -30,7 +30,7 @@ from ckptdiff.pages.drawing import (
 from ckptdiff.pages.labels import axis_names, common_start, share_axis
 from ckptdiff.units import percent
 
-CHANCE = "a random update"
+CHANCE = "chance among all"
 ROW_WITH_NUMBERS, ROW_WITHOUT_NUMBERS = 34, 14
 """Height of a row of a matrix of updates, in pixels: with numbers in the cells, and without."""
 MAX_TICKS = 12

@@ -10,7 +10,7 @@ from ckptdiff.pages.overlap_captions import captions
 from ckptdiff.pages.overlap_charts import UPDATE_NAME_ENDS, charts, update_names
 from ckptdiff.pages.overlap_prose import definitions, findings, headline, key_figures, smaller_first, title
 from ckptdiff.pages.templating import Cell, Columns, Page, Table, TensorTable, label_cells, path_of, render, share_cell
-from ckptdiff.units import percent
+from ckptdiff.units import percent, three_digits
 
 MAX_UPDATE_COLUMNS = 3
 """With more updates, the table of tensors shows the least and the most changed instead of a column for each update."""
@@ -20,7 +20,7 @@ UPDATE_COLUMNS: Columns = [("update", "text"), ("changed", "number")]
 SERIES_COLUMNS: Columns = [(name, "number") for name in ("since the last", "ever changed", "changed and back")]
 PAIR_COLUMNS: Columns = [
     *((name, "text") for name in ("first", "second")),
-    *((name, "number") for name in ("o1", "by size", "at random", "o2", "by size", "at random")),
+    *((name, "number") for name in ("o1", "by size", "excess", "at random", "o2", "by size", "excess", "at random", "z")),
     *((name, "number") for name in ("Jaccard", "by size", "at random", "same direction")),
 ]
 
@@ -39,12 +39,13 @@ def pair_table(result: OverlapResult) -> Table:
     """The figures of every two updates; without rows where there are too many pairs."""
     pairs, names, rows = result.pairs, update_names(result), []
     for p in pairs if len(pairs) <= MAX_PAIR_ROWS else ():
-        o1, o2 = (p.o1, p.o1_by_size, p.random_o1), (p.o2, p.o2_by_size, p.random_o2)
-        values = (*o1, *o2, p.jaccard, p.jaccard_by_size, p.expected_jaccard, p.same_direction)
-        rows.append([names[p.first], names[p.second], *map(percent, values)])
+        o1, o2 = (p.o1, p.o1_by_size, p.o1_excess, p.random_o1), (p.o2, p.o2_by_size, p.o2_excess, p.random_o2)
+        rest = (p.jaccard, p.jaccard_by_size, p.expected_jaccard, p.same_direction)
+        rows.append([names[p.first], names[p.second], *map(percent, (*o1, *o2)), three_digits(p.z), *map(percent, rest)])
     note = (
         "o1 is the share of the first's changes that the second made too, o2 the other way round. Beside them what chance gives: "
-        "“by size” among weights of the same size, “at random” among all."
+        "“by size” among weights of the same size, and “at random” among all, which is the weaker chance. “excess” is (o1 − size) / "
+        "(1 − size), and z how many standard deviations of chance by size the updates share more than it gives."
     )
     return Table("pairs", "Every two updates", note, PAIR_COLUMNS, rows)
 

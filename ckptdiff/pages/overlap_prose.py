@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from ckptdiff.analysis.overlap import OverlapResult, PairOverlap, TensorOverlap, ratio
 from ckptdiff.pages.labels import number_or_power, span
 from ckptdiff.pages.report_prose import PAPER
-from ckptdiff.units import count_in_words, percent
+from ckptdiff.units import count_in_words, percent, three_digits
 
-MIN_EXCESS = 0.1
-"""An overlap is said to exceed chance (or to stay below it) if it is off by more than this share of what chance gives, or of what that
-lacks to 100 %, whichever is less."""
+MOST_DEVIATIONS = 4
+"""Standard deviations of chance by size within which it explains an overlap."""
 CHANCE_BY_SIZE = "chance among weights of the same size"
 
 
@@ -54,15 +52,24 @@ def headline(result: OverlapResult, series: bool) -> str:
 
 def chance_words(result: OverlapResult, pairs: Sequence[PairOverlap]) -> str:
     """Whether the updates share more changes than chance among weights of the same size gives."""
-    sides = sides_of_chance(result, pairs)
+    sides, left = sides_of_chance(pairs), excess_words(pairs)
     more, who = sides.count(1), "The two updates" if len(result.names) == 2 else f"The {len(result.names)} updates"
     if more == len(sides):
-        return f"{who} share more changes than the weights' sizes explain."
+        return f"{who} share more changes than sizes explain{left}."
     if more:
-        return f"{more} of {len(sides)} pairs of updates share more changes than the weights' sizes explain."
+        return f"{more} of {len(sides)} pairs of updates share more than sizes explain{left}."
     if sides.count(-1) == len(sides):
-        return f"{who} share fewer changes than the weights' sizes explain."
-    return f"{who} share no more changes than the weights' sizes explain."
+        return f"{who} share fewer changes than sizes explain{left}."
+    return f"{who} share no more changes than sizes explain{left}."
+
+
+def excess_words(pairs: Sequence[PairOverlap]) -> str:
+    """The excess of the updates that changed less, and z, of several the largest; empty where sizes leave nothing open."""
+    known = [(p.o1_excess, p.z) for p in pairs if p.o1_excess is not None and p.z is not None]
+    if not known:
+        return ""
+    up_to, most = "up to " * (len(known) > 1), max(z for _, z in known)
+    return f": excess {up_to}{percent(max(share for share, _ in known))}, z {up_to or '= '}{three_digits(most)}"
 
 
 def findings(result: OverlapResult, series: bool) -> str:
@@ -74,7 +81,7 @@ def findings(result: OverlapResult, series: bool) -> str:
     sentences += [f"{name} changed none." for name, share in zip(result.names, shares, strict=True) if not share]
     if pairs:
         each = "the update" if len(result.names) == 2 else "of every two updates the one"
-        sentences.append(f"{each[0].upper()}{each[1:]} that changed less shares {verdict(result, pairs)}.")
+        sentences.append(f"{each[0].upper()}{each[1:]} that changed less shares {verdict(pairs)}.")
         same = [p.same_direction for p in pairs if p.o1]
         sentences += [f"{span(same)} of what both changed moved the same way (a coin gives 50 %)."] if same else []
     return " ".join(sentences)
@@ -87,34 +94,20 @@ def series_words(result: OverlapResult) -> str:
     return f"{ever} of {count_in_words(result.elements)} weights changed at some checkpoint; {back} are back at the base's value at last."
 
 
-def sides_of_chance(result: OverlapResult, pairs: Sequence[PairOverlap]) -> list[int]:
+def sides_of_chance(pairs: Sequence[PairOverlap]) -> list[int]:
     """For each pair, whether it shares more (1) or less (-1) than chance among weights of the same size gives."""
-    shares = changed_shares(result)
-    return [beyond_chance(p.o1, p.o1_by_size, shares[p.first] * result.elements) for p in pairs]
+    return [0 if p.z is None else (p.z > MOST_DEVIATIONS) - (p.z < -MOST_DEVIATIONS) for p in pairs]
 
 
-def verdict(result: OverlapResult, pairs: Sequence[PairOverlap]) -> str:
-    """How much of its changes the update that changed less shares, and what chance gives by size and among all weights."""
-    sides = sides_of_chance(result, pairs)
+def verdict(pairs: Sequence[PairOverlap]) -> str:
+    """How much of its changes the update that changed less shares, and what chance gives by size, and, as the weaker one, among all."""
+    sides = sides_of_chance(pairs)
     if len(set(sides)) == 1:
         word = f"{('about what', 'more than', 'less than')[sides[0]]} {CHANCE_BY_SIZE} gives"
     else:
         word = f"for {sides.count(1)} of {len(sides)} pairs more than {CHANCE_BY_SIZE} gives"
     by_size, among_all = (span([getattr(p, field) for p in pairs]) for field in ("o1_by_size", "random_o1"))
-    return f"{span([p.o1 for p in pairs])} of its changes, {word} ({by_size}; among all weights {among_all})"
-
-
-def beyond_chance(overlap: float, chance: float, count: float) -> int:
-    """1 for an overlap of more than chance gives, -1 for one of less, 0 for one that chance explains.
-
-    Chance explains what is within :data:`MIN_EXCESS`, or within four standard deviations.
-
-    Args:
-        overlap, chance: the share of one update's changes that the other one made too, and the share that chance gives.
-        count: number of that update's changes.
-    """
-    margin = max(MIN_EXCESS * min(chance, 1 - chance), 4 * math.sqrt(max(chance * (1 - chance), 0) / count))
-    return (overlap - chance > margin) - (chance - overlap > margin)
+    return f"{span([p.o1 for p in pairs])} of its changes, {word} ({by_size}; the weaker chance, among all weights: {among_all})"
 
 
 def key_figures(result: OverlapResult, series: bool) -> list[tuple[str, str, str]]:
@@ -135,7 +128,12 @@ def key_figures(result: OverlapResult, series: bool) -> list[tuple[str, str, str
     if pairs:
         figures.append(("shared by the smaller", span([p.o1 for p in pairs]), "of the changes of the update that changed less"))
         figures.append(("… by chance, by size", span([p.o1_by_size for p in pairs]), CHANCE_BY_SIZE))
-        figures.append(("… by chance among all", span([p.random_o1 for p in pairs]), "the paper's chance, 1 − s₂"))
+        known = [(p.o1_excess, p.z) for p in pairs if p.o1_excess is not None and p.z is not None]
+        if known:
+            deviations = [three_digits(choose(z for _, z in known)) for choose in (min, max)]
+            text = f"(o1 − size) / (1 − size); z = {' to '.join(dict.fromkeys(deviations))}, in deviations of chance by size"
+            figures.append(("excess over size", span([share for share, _ in known]), text))
+        figures.append(("… by chance among all", span([p.random_o1 for p in pairs]), "the weaker chance, of the paper: 1 − s₂"))
         figures.append(("Jaccard", span([p.jaccard for p in pairs]), f"by chance, by size: {span([p.jaccard_by_size for p in pairs])}"))
         figures.append(("same direction", span([p.same_direction for p in pairs]), "of what both changed; a coin gives 50 %"))
     return figures
@@ -156,6 +154,7 @@ def definitions(result: OverlapResult) -> list[tuple[str, str]]:
         ("o1, o2", f"|I₁ ∩ I₂| / |I₁| and |I₁ ∩ I₂| / |I₂| ({PAPER}, section 5)."),
         (
             "By chance among all weights",
+            "The weaker chance, as small weights change in any update. "
             f"o1: 1 − s₂, o2: 1 − s₁ ({PAPER}, appendix E). For the Jaccard index it is taken within each tensor, then added up.",
         ),
         (
@@ -166,8 +165,13 @@ def definitions(result: OverlapResult) -> list[tuple[str, str]]:
         ),
         (
             "About, more, less",
-            "More (less) than chance gives: off by more than a tenth of it, or of what it lacks to 100 %, and by more than four standard "
-            "deviations.",
+            "More (less) than chance by size: |z| > 4, with z = (|I₁ ∩ I₂| − Σ c₁ c₂ / n) / √Σ c₁ c₂ (n − c₁)(n − c₂) / (n² (n − 1)): "
+            "the deviation of the hypergeometric distribution within each tensor and exponent.",
+        ),
+        (
+            "Excess",
+            "(o1 − size) / (1 − size), with size what chance by size gives for o1: the share of what the sizes leave open that the updates "
+            "share all the same.",
         ),
         ("Jaccard index", "|I₁ ∩ I₂| / |I₁ ∪ I₂|."),
         ("Same direction", "Share of I₁ ∩ I₂ that grew in both, or did not grow in either."),

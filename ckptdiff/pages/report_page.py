@@ -8,6 +8,7 @@ from typing import Any
 from ckptdiff.analysis.modules import expert_of, packing
 from ckptdiff.pages.chart_data import JsonReport, changed_share, label_of, layer_sums, mean_of_known, rank_shares, share_of_changed
 from ckptdiff.pages.labels import common_start, start_words
+from ckptdiff.pages.null_prose import NULL_COLUMNS, null_table_rows
 from ckptdiff.pages.report_captions import captions
 from ckptdiff.pages.report_charts import charts
 from ckptdiff.pages.report_prose import definitions, findings, headline, key_figures
@@ -27,6 +28,8 @@ COLUMNS: Columns = [
     ("rank", "number"),
     ("random rank", "number"),
     ("stable rank", "number"),
+    ("… shuffled", "number"),
+    ("size explains", "number"),
     ("rows 5–95 %", "number"),
     ("columns 5–95 %", "number"),
 ]
@@ -46,6 +49,8 @@ def span_cell(quantiles: list[float] | None) -> Cell:
 def report_row(tensor: dict[str, Any], start: str) -> list[Cell]:
     """One row of the table of tensors, in the order of COLUMNS; ``start``: what its path begins with, which is not shown."""
     stable = mean_of_known(s["stable_rank"] for s in tensor["spectra"] or ())
+    draws = [s["nulls"]["shuffled"]["stable_rank"] for s in tensor["spectra"] or () if s["nulls"]]
+    shuffled = mean_of_known(value for values in draws for value in values)
     elements = tensor["elements"]
     return [
         *label_cells(path_of(tensor["scope"], label_of(tensor)), start, tensor["layer"], tensor["module"]),
@@ -58,6 +63,8 @@ def report_row(tensor: dict[str, Any], start: str) -> list[Cell]:
         share_cell(mean_of_known(rank_shares(tensor, "rank"))),
         share_cell(mean_of_known(rank_shares(tensor, "random_rank"))),
         (three_digits(stable), stable),
+        (three_digits(shuffled), shuffled),
+        share_cell(tensor["exponents"] and tensor["exponents"]["explained"]),
         span_cell(tensor["rows"]),
         span_cell(tensor["columns"]),
     ]
@@ -109,10 +116,23 @@ def sample_table(report: JsonReport) -> Table:
     return Table("sample", "Matrices whose rank was taken", note, SAMPLE_COLUMNS, rows)
 
 
+def null_table(report: JsonReport) -> Table:
+    """Figures beside what they would be without the effect."""
+    note = (
+        "Means over the matrices whose nulls were drawn. In brackets the 95 % interval of one more draw: with random signs, and with the "
+        "same values shuffled among weights of the same size. Only what lies outside the latter is more than the weights' sizes explain."
+    )
+    return Table("nulls", "What the sizes of the weights explain", note, NULL_COLUMNS, null_table_rows(report))
+
+
 def tensor_table(report: JsonReport) -> TensorTable:
     """The table of all tensors."""
     start = common_start([path_of(t["scope"], label_of(t)) for t in report["tensors"]])
-    explanation = f"“one ulp” and “grew” are shares of the changed elements. {start_words(start, 'tensors')}".strip()
+    meaning = (
+        "“one ulp” and “grew” are shares of the changed elements; “shuffled” is the stable rank of the same values shuffled among weights "
+    )
+    meaning += "of the same size, “size explains” the R² of which elements changed by binary exponent."
+    explanation = f"{meaning} {start_words(start, 'tensors')}".strip()
     return TensorTable(explanation, COLUMNS, [report_row(tensor, start) for tensor in report["tensors"]])
 
 
@@ -132,7 +152,7 @@ def render_page(report: JsonReport) -> str:
             figures=key_figures(report),
             charts=charts(report),
             captions=captions(report),
-            tables=[*group_tables(report), sample_table(report)],
+            tables=[null_table(report), *group_tables(report), sample_table(report)],
             tensors=tensor_table(report),
             left_out=[(reason, names) for reason, names in left_out if names],
             definitions=definitions(report),

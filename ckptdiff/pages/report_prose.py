@@ -11,6 +11,15 @@ from ckptdiff.analysis.modules import APART, packing
 from ckptdiff.analysis.sparsity import EXPONENT_FIELDS
 from ckptdiff.pages.chart_data import JsonReport, changed_count, changed_share
 from ckptdiff.pages.labels import number_or_power
+from ckptdiff.pages.null_prose import (
+    interval_words,
+    null_definitions,
+    null_findings,
+    null_headline,
+    null_row,
+    size_words,
+    update_words,
+)
 from ckptdiff.units import count_in_words, percent, percent_of, three_digits
 
 PAPER = "arXiv 2505.11711"
@@ -27,6 +36,11 @@ def matrices_or_rest(report: JsonReport, rest: bool) -> dict[str, int]:
 
 
 def headline(report: JsonReport) -> str:
+    """What the update is beyond what the weights' sizes explain, in one sentence; without nulls, how much training changed."""
+    return null_headline(report) or amount(report)
+
+
+def amount(report: JsonReport) -> str:
     """How much training changed, in one short sentence."""
     totals = report["totals"]
     elements, count = totals["elements"], changed_count(totals)
@@ -46,7 +60,10 @@ def findings(report: JsonReport) -> str:
         return ""
     shape = " and ".join(filter(None, (spread_words(report), rank_words(report))))
     sentences = (norm_words(report), f"the update is {shape}" if shape else "", packed_words(report), compared_words(report))
-    return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences if sentence)
+    plain = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences if sentence]
+    first = [amount(report)] if null_headline(report) else []
+    sized = [*null_findings(report), *first, size_words(report), update_words(report)]
+    return " ".join(filter(None, [*sized, *plain]))
 
 
 def packed_words(report: JsonReport) -> str:
@@ -186,6 +203,12 @@ def key_figures(report: JsonReport) -> list[tuple[str, str, str]]:
         among = sum(row["matrices"] for row in report.get("sample") or ())
         sampled = f", a sample of {among:,}" if among > rank["matrices"] else ""
         figures.append(("stable rank", three_digits(rank["stable_rank"]), f"mean over {rank['matrices']:,} {what}{sampled}"))
+        shuffled = null_row(report, "stable_rank")
+        if shuffled is not None:
+            mean, _, between = interval_words("stable_rank", shuffled["shuffled"]).partition(" ")
+            figures.append(("… shuffled by size", mean, f"{between}: the same values among weights of the same size"))
+    if report["size"]:
+        figures.append(("explained by size", percent(report["size"]["explained"]), "of which weights changed (R²)"))
     return figures
 
 
@@ -238,4 +261,5 @@ def definitions(report: JsonReport) -> list[tuple[str, str]]:
             "them: the 0.95 quantile of the shares is at most 3 · (p + 1.645 √(p(1 − p)/k) + 1/k), with p the matrix's share and k the "
             "row's length, and less than one row in twenty is empty where independent changes would leave under 1 % empty.",
         ),
+        *(null_definitions(report["settings"]["nulls"]["draws"]) if report["nulls"] else ()),
     ]

@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from ckptdiff.analysis.nulls import generator
 from ckptdiff.analysis.pairs import Pair, open_source
 from ckptdiff.analysis.sides import Side, check_sides, side_name
 from ckptdiff.analysis.sparsity import EXPONENT_FIELDS
 from ckptdiff.analysis.values import element_bits, values_of
 from ckptdiff.errors import CheckpointError, cut
-from ckptdiff.format.digests import xxh128
 from ckptdiff.format.dtypes import DTYPES, Bytes
 from ckptdiff.io.parallel import run_ordered
 from ckptdiff.subnetwork.mask_rows import Bits, Row, flags_of, positions_of, row_from_bits, row_from_positions
@@ -25,12 +25,6 @@ T = TypeVar("T")
 Shapes = Mapping[str, tuple[int, ...]]
 Sizes = npt.NDArray[np.uint16]
 """The size of each weight of a tensor: the exponent field of its value; of a complex number, the larger one of its two parts."""
-
-
-def generator(seed: int, name: str) -> np.random.Generator:
-    """A source of random numbers for one tensor, which depends neither on other tensors nor on their order: a counter, encrypted by a key
-    that is the digest of the seed and the name (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", 2011)."""
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(xxh128(f"{seed}\n{name}".encode("utf-8", "surrogatepass")), "little")))
 
 
 def random_row(seed: int, name: str, count: int, elements: int) -> Row:

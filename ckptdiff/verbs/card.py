@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ckptdiff.analysis.report_model import Report
 from ckptdiff.hub.ids import HubId
 from ckptdiff.obtaining import HOW_TO_GET_IT
+from ckptdiff.pages.null_prose import NULL_COLUMNS, null_table_rows
 from ckptdiff.pages.report_prose import findings, headline
 from ckptdiff.units import byte_size, count_in_words, percent, percent_of, short_number, size_ratio, three_digits
 from ckptdiff.verbs.info import PatchInfo
@@ -142,15 +143,17 @@ def _report_lines(report: Report, picture: str | None) -> list[str]:
         rows.append((f"mean rank of the update over full rank, {rank.matrices:,} matrices", percent(rank.rank_share)))
         rows.append(("mean rank of a random update as sparse over full rank", percent(rank.random_rank_share)))
         rows.append(("mean stable rank", three_digits(rank.stable_rank)))
+    value = report.to_json()
+    nulls = null_table_rows(value)
     kinds = [
         (_escaped(kind), count_in_words(counts.elements), percent(counts.changed / counts.elements))
         for kind, counts in report.modules.items()
     ]
     first = f"{percent(1 - totals.sparsity)} of the weights changed."
     if report.complete:
-        value = report.to_json()
         first = " ".join(filter(None, (headline(value), findings(value))))
-    lines = [first, "", *_table(("", ""), rows), "", *_table(("kind", "weights", "changed"), kinds)]
+    beside = _table(("beside nulls (95 %)", *(name for name, _ in NULL_COLUMNS[1:])), [tuple(row) for row in nulls]) if nulls else []
+    lines = [first, "", *_table(("", ""), rows), *([""] * bool(beside)), *beside, "", *_table(("kind", "weights", "changed"), kinds)]
     return lines + (["", f"![Where weights changed, by layer and kind]({picture})"] if picture else [])
 
 

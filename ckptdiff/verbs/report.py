@@ -13,15 +13,18 @@ import numpy as np
 import numpy.typing as npt
 
 from ckptdiff.analysis.cast_on_read import cast_dtype
+from ckptdiff.analysis.intervals import DRAWS, MAX_DRAWS, NullSettings
 from ckptdiff.analysis.matrices import choose_sample, count_ranked, counted_lines
+from ckptdiff.analysis.matrix_rank import MatrixRank
 from ckptdiff.analysis.modules import expert_of, layer_of, module_of
 from ckptdiff.analysis.pairs import Pair, Part, Source, check_common, open_source
 from ckptdiff.analysis.rank import check_device
-from ckptdiff.analysis.report_model import QUANTILES, Bin, ExponentRow, MatrixRank, Quantiles, RankChoice, Report, TensorReport
+from ckptdiff.analysis.report_model import QUANTILES, Bin, ExponentRow, Quantiles, RankChoice, Report, TensorReport
 from ckptdiff.analysis.report_stored import unpack
 from ckptdiff.analysis.report_work import BlockCounting, CountedBlocks, CountJob, Place, RankTaking, count_jobs, rank_job
 from ckptdiff.analysis.sides import Side, check_ray_reads, check_sides, is_path
-from ckptdiff.analysis.sparsity import COUNT_FIELDS, ZERO_EXPONENT_BIN, BlockCounts, Counts, Histograms, Tolerance
+from ckptdiff.analysis.sizes import exponent_counts
+from ckptdiff.analysis.sparsity import COUNT_FIELDS, EXPONENT_FIELDS, ZERO_EXPONENT_BIN, BlockCounts, Counts, Histograms, Tolerance
 from ckptdiff.checkpoint.renames import Rename, check_globs
 from ckptdiff.checkpoint.selection import Selection
 from ckptdiff.errors import CheckpointError
@@ -49,6 +52,8 @@ def report(
     atol: float = 1e-5,
     rtol: float = 1e-3,
     rank: RankChoice = "sample",
+    nulls: int = DRAWS,
+    seed: int = 0,
     device: str | None = None,
     threads: int | None = None,
     ray: str | None = None,
@@ -70,6 +75,10 @@ def report(
         atol, rtol: the tolerances at which elements count as unchanged, see :class:`Counts`.
         rank: take the rank of no matrix, of a sample of 32 spread over kinds of modules and over layers (:attr:`Report.sample` says which),
             or of all matrices.
+        nulls: how many draws with flipped signs, and how many with positions shuffled among weights of the same size, stand beside the rank
+            of a matrix: at least 2, or 0 for none (:mod:`ckptdiff.analysis.nulls`). Each costs about as much as the rank itself, and
+            somewhat more for the singular vectors; of matrices whose smaller side exceeds 512 it is one of each kind of module.
+        seed: of the draws.
         device: a torch device on which ranks are taken, such as ``cuda``, or ``auto`` for the first accelerator; None for NumPy.
         threads, ray: who does the work, as in :func:`ckptdiff.make`; with ``ray`` there is no device.
         progress: called with what is being done, how much is done, and how much there is.
@@ -83,6 +92,8 @@ def report(
         raise CheckpointError(f"atol and rtol must be finite and not negative, found {atol} and {rtol}")
     if rank not in get_args(RankChoice):
         raise CheckpointError(f"unknown choice of ranks {rank!r}: expected one of {', '.join(get_args(RankChoice))}")
+    if not (nulls == 0 or 2 <= nulls <= MAX_DRAWS) or seed < 0:
+        raise CheckpointError(f"nulls must be 0 or from 2 to {MAX_DRAWS}, and seed not negative, found {nulls} and {seed}")
     if device is not None:
         check_no_ray(ray, "the device")
         device = check_device(device)
@@ -95,11 +106,20 @@ def report(
             check_globs(chosen.globs, *source.checkpoints)
         check_common(source)
         with open_workers(threads, ray) as workers:
-            found = _measure(source, Tolerance(atol, rtol), rank, device, workers, progress)
+            settings = NullSettings(nulls if rank != "none" else 0, seed)
+            found = _measure(source, Tolerance(atol, rtol), rank, settings, device, workers, progress)
             return replace(found, cast=cast_dtype(as_dtype))
 
 
-def _measure(source: Source, tolerance: Tolerance, rank: RankChoice, device: str | None, workers: Workers, progress: Progress) -> Report:
+def _measure(
+    source: Source,
+    tolerance: Tolerance,
+    rank: RankChoice,
+    nulls: NullSettings,
+    device: str | None,
+    workers: Workers,
+    progress: Progress,
+) -> Report:
     """Count the changes of all pairs of tensors, then take ranks."""
     total, tensors = Histograms.empty(), []
     without_rank: tuple[str, ...] = ()
@@ -111,10 +131,11 @@ def _measure(source: Source, tolerance: Tolerance, rank: RankChoice, device: str
             done += pair.nbytes
             progress("counting", done, nbytes)
     if rank != "none":
-        tensors, without_rank = _take_ranks(source.pairs, tensors, rank, device, workers, progress)
+        tensors, without_rank = _take_ranks(source.pairs, tensors, rank, nulls, device, workers, progress)
     names = (source.added, source.removed, source.unpaired)
     zeros = sum(pair.against_zeros for pair in source.pairs)
-    return Report(source.base, source.target, tolerance, rank, tuple(tensors), *_histogram_rows(total), *names, without_rank, zeros)
+    sums = _histogram_rows(total)
+    return Report(source.base, source.target, tolerance, rank, tuple(tensors), *sums, *names, without_rank, zeros, nulls=nulls)
 
 
 def report_patch(patch: str | os.PathLike[str]) -> Report:
@@ -172,11 +193,13 @@ class _PartSums:
     def __init__(self, part: Part, dtype: str) -> None:
         height, width = counted_lines(part.shape)
         self.part, self.numbers = part, np.zeros(len(COUNT_FIELDS), np.int64)
+        self.exponents = np.zeros((2, EXPONENT_FIELDS.get(dtype, (0, 0, 0))[1] + 1), np.int64)
         self.rows, self.columns = np.zeros(height, np.int64), np.zeros(width * (1 + (dtype == "C64")), np.int64)
 
     def add(self, block: BlockCounts) -> None:
         """Add the counts of a block."""
         self.numbers += block.numbers
+        self.exponents[:, block.exponents[0]] += block.exponents[1:]
         self.rows[block.first_row : block.first_row + len(block.rows)] += block.rows
         whole = min(len(block.columns), len(self.columns) - block.first_column)
         self.columns[block.first_column : block.first_column + whole] += block.columns[:whole]
@@ -201,6 +224,7 @@ def _tensor_report(pair: Pair, sums: _PartSums) -> TensorReport:
         bases=() if set(part.bases) <= {pair.name} else part.bases,
         base_dtype=base.base_dtype if base.base_dtype != pair.dtype else None,
         target_dtype=pair.reader.stored if pair.reader.stored != pair.dtype else None,
+        exponents=exponent_counts(sums.exponents[0], sums.exponents[1], pair.dtype) if pair.dtype in EXPONENT_FIELDS else None,
     )
 
 
@@ -245,22 +269,24 @@ def _take_ranks(
     pairs: Sequence[Pair],
     tensors: Sequence[TensorReport],
     choice: RankChoice,
+    nulls: NullSettings,
     device: str | None,
     workers: Workers,
     progress: Progress,
 ) -> tuple[list[TensorReport], tuple[str, ...]]:
-    """The tensors with their ranks, and the names of those with a matrix whose update holds infinities or NaNs."""
+    """The tensors with their ranks and nulls, and the names of those with a matrix whose update holds infinities or NaNs."""
     places = [Place(number, part) for number, pair in enumerate(pairs) for part in range(len(pair.parts))]
     chosen = [(k, i) for k, t in enumerate(tensors) for i in range(count_ranked(t.module, t.dtype, t.shape))]
     if choice == "sample":
         chosen = [chosen[number] for number in choose_sample([(tensors[k].module, tensors[k].layer) for k, _ in chosen])]
     small, large = ([(k, i) for k, i in chosen if (min(tensors[k].shape[-2:]) <= MAX_PARALLEL_SIDE) == wanted] for wanted in (True, False))
+    with_nulls = _with_nulls(chosen, tensors) if nulls.draws else set()
     ranks: dict[int, list[MatrixRank]] = {}
     without: dict[str, None] = {}
     done = 0
     for group, (execute, threads) in ((small, (workers.executor(0), 1)), (large, workers.alone())):
-        work = RankTaking({places[k].pair: pairs[places[k].pair] for k, _ in group}, device, threads)
-        with closing(execute(work, (rank_job(pairs, places[k], i) for k, i in group))) as results:
+        work = RankTaking({places[k].pair: pairs[places[k].pair] for k, _ in group}, device, threads, nulls)
+        with closing(execute(work, (rank_job(pairs, places[k], i, (k, i) in with_nulls) for k, i in group))) as results:
             for (k, _), row in zip(group, results, strict=True):
                 done += 1
                 progress("taking ranks", done, len(chosen))
@@ -269,3 +295,13 @@ def _take_ranks(
                 else:
                     without[tensors[k].label] = None
     return [replace(t, ranks=tuple(ranks[k])) if k in ranks else t for k, t in enumerate(tensors)], tuple(without)
+
+
+def _with_nulls(chosen: Sequence[tuple[int, int]], tensors: Sequence[TensorReport]) -> set[tuple[int, int]]:
+    """Which of the matrices whose rank is taken have nulls: the small ones, and of the large ones the middle one of each kind of module."""
+    large: dict[str, list[tuple[int, int]]] = {}
+    for k, i in chosen:
+        if min(tensors[k].shape[-2:]) > MAX_PARALLEL_SIDE:
+            large.setdefault(tensors[k].module, []).append((k, i))
+    left_out = {matrix for matrices in large.values() for matrix in matrices if matrix != matrices[len(matrices) // 2]}
+    return set(chosen) - left_out

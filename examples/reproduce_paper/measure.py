@@ -24,7 +24,7 @@ def patch(out: Path, name: str) -> Path:
 
 def sparsity(out: Path, name: str) -> Found:
     """Shares of weights that stayed, by bits and within tolerances; by module and layer; ranks of all matrices' updates."""
-    found = ckptdiff.report(out / "base", patch(out, name), rank="all", threads=2)
+    found = ckptdiff.report(out / "base", patch(out, name), rank="all", nulls=0, threads=2)
     within = {}
     for atol in TOLERANCES:
         totals = ckptdiff.report(out / "base", patch(out, name), rank="none", atol=atol, threads=2).totals

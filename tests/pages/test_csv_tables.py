@@ -95,14 +95,14 @@ def test_rows_of_an_overlap_are_those_of_its_json(steps: list[Path]) -> None:
         assert all(same(row[name], pair[name]) for name in PAIR_FIELDS)
         assert (row["first_name"], row["scope"], row["name"]) == (value["names"][pair["first"]], "", "")
         inside = [part for part in parts if (part["first"], part["second"]) == (row["first"], row["second"])]
-        for name in COUNTED[:-1]:
+        for name in COUNTED[:-2]:
             assert int(row[name]) == sum(int(part[name]) for part in inside), name
     tensors = {t["name"]: t for t in value["tensors"]}
     for part in parts:
         one, i, j = tensors[part["name"]], int(part["first"]), int(part["second"])
         assert (int(part["elements"]), int(part["both"])) == (one["elements"], one["both"][i][j])
         assert (int(part["changed_first"]), int(part["changed_second"])) == (one["changed"][i], one["changed"][j])
-        assert float(part["both_by_size"]) == one["both_by_size"][i][j]
+        assert float(part["both_by_size"]) == one["both_by_size"][i][j] and float(part["both_variance"]) == one["both_variance"][i][j]
         assert int(part["both_same_direction"]) == one["same_direction"][i][j]
 
 

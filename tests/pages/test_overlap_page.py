@@ -14,7 +14,8 @@ import pytest
 
 from ckptdiff.analysis.overlap import OverlapResult
 from ckptdiff.errors import OutputError
-from ckptdiff.pages.overlap_prose import beyond_chance, findings, headline
+from ckptdiff.pages.overlap_prose import findings, headline, sides_of_chance
+from ckptdiff.units import percent, three_digits
 from tests.support.checkpoints import tensor, write
 from tests.support.commands import run
 from tests.support.sample_overlaps import sample
@@ -41,7 +42,7 @@ def attacked() -> OverlapResult:
 def without_changes() -> OverlapResult:
     result = sample(2)
     zeros = {key: getattr(result.tensors[0], key) * 0 for key in ("changed", "both", "same_direction", "since_last", "ever", "back")}
-    zeros |= {"core": 0, "core_by_size": 0.0, "both_by_size": zeros["both"] * 1.0}
+    zeros |= {"core": 0, "core_by_size": 0.0, "both_by_size": zeros["both"] * 1.0, "both_variance": zeros["both"] * 1.0}
     return replace(result, tensors=tuple(replace(t, **zeros) for t in result.tensors))
 
 
@@ -135,16 +136,16 @@ def test_steps_stand_at_the_numbers_in_their_names() -> None:
 
 
 def test_headlines_say_what_was_found() -> None:
-    assert headline(sample(2), False) == "The two updates share more changes than the weights' sizes explain."
+    assert headline(sample(2), False).startswith("The two updates share more changes than sizes explain: excess 100 %, z = ")
     assert re.fullmatch(
         r"They changed .* to .* % of 227,904 weights\. The update that changed less shares 100 % of its changes, more than chance among "
-        r"weights of the same size gives \(50\.0 %; among all weights .* %\)\. 75\.0 % of what both changed moved the same way "
-        r"\(a coin gives 50 %\)\.",
+        r"weights of the same size gives \(50\.0 %; the weaker chance, among all weights: .* %\)\. 75\.0 % of what both changed moved "
+        r"the same way \(a coin gives 50 %\)\.",
         findings(sample(2), False),
     )
-    assert headline(sample(2, same=1.0), False) == "The two updates share no more changes than the weights' sizes explain."
+    assert headline(sample(2, same=1.0), False) == "The two updates share no more changes than sizes explain."
     assert "100 % of its changes, about what chance among weights of the same size gives (100 %;" in findings(sample(2, same=1.0), False)
-    assert headline(sample(3), False) == "The 3 updates share more changes than the weights' sizes explain."
+    assert headline(sample(3), False).startswith("The 3 updates share more changes than sizes explain: excess up to 100 %, z up to ")
     assert "of every two updates the one that changed less shares 100 % of its changes" in findings(sample(3), False).lower()
     assert headline(sample(3), True).startswith("Over 3 checkpoints, the share of changed weights went from ")
     assert headline(sample(1), False).endswith(" weights changed.")
@@ -169,16 +170,22 @@ def test_an_update_that_changed_nothing_beside_one_that_did() -> None:
     }
 
 
-def test_beyond_chance() -> None:
-    assert [beyond_chance(*x, 1e6) for x in ((0.5, 0.5), (0.6, 0.5), (0.4, 0.5), (0.9996, 0.99959), (0.9999, 0.95), (0.011, 0.01))] == [
-        0,
-        1,
-        -1,
-        0,
-        1,
-        0,
-    ]
-    assert beyond_chance(0.3, 0.1, 10) == 0  # ten changes tell nothing
+def test_sides_of_chance_go_by_the_exact_deviation() -> None:
+    pairs = [replace(sample(2).pair(0, 1), z=z) for z in (None, 0.0, 4.0, 4.01, -4.0, -4.01)]
+    assert sides_of_chance(pairs) == [0, 0, 0, 1, 0, -1]
+
+
+def test_the_first_sentence_is_the_comparison_with_size_and_plain_chance_the_weaker() -> None:
+    result = sample(2, same=0.75)
+    (pair,) = result.pairs
+    assert pair.o1_excess is not None and pair.z is not None
+    assert headline(result, False) == (
+        f"The two updates share more changes than sizes explain: excess {percent(pair.o1_excess)}, z = {three_digits(pair.z)}."
+    )
+    told = findings(result, False)
+    assert f"({percent(pair.o1_by_size)}; the weaker chance, among all weights: {percent(pair.random_o1)})" in told
+    page = render_overlap(result, False)
+    assert page.index("share more changes than sizes explain") < page.index("the weaker chance")
 
 
 def test_the_command_writes_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ BITS = {
 }
 """Bits of an element of every safetensors dtype, written here once more on purpose."""
 
-SHARED_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
-"""Real checkpoint pairs that lie beside the checkout on the project's machines."""
+SHARED_DATA = Path(os.environ.get("CKPTDIFF_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+"""Real checkpoint pairs, by default those that lie beside the checkout on the project's machines."""
 
 TensorData = tuple[str, Sequence[int], bytes]
 

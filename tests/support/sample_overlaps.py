@@ -18,5 +18,5 @@ def sample(k: int = 3, layers: int = 4, same: float = 0.5) -> OverlapResult:
         ever = np.maximum.accumulate(changed) + changed // 5
         moved = np.diff(changed, prepend=0)
         counts = (n, changed, both, both * 3 // 4, int(changed.min()), moved, ever, ever - changed)
-        tensors.append(TensorOverlap("model", name, *counts, both * same, float(changed.min()) * same))
+        tensors.append(TensorOverlap("model", name, *counts, both * same, both * 0.25, float(changed.min()) * same))
     return OverlapResult("base", tuple(f"checkpoint-{100 * (j + 1)}" for j in range(k)), 0.0, tuple(tensors), ())

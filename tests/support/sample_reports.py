@@ -66,6 +66,7 @@ def spectrum(base: np.ndarray, target: np.ndarray) -> dict[str, Any] | None:
         "top_energy": [float(np.sum(energy[:k])) for k in (1, 2, 4, 8, 16, 32, 64, 128)],
         "singular_values": [float(v) for v in picked],
         "random_rank": float(min(d.shape[0] * (1 - empty[0]), d.shape[1] * (1 - empty[1]))),
+        "nulls": None,
     }
 
 
@@ -90,7 +91,14 @@ def one_tensor(
     sides = [[float(q) for q in np.quantile(moved.mean(axis=a), quantiles)] if base.ndim == 2 else None for a in (1, 0)]
     found = spectrum(base, target) if rank != "none" and base.ndim == 2 and module not in ("embedding", "lm_head") else None
     place = {"scope": scope, "name": name, "dtype": "BF16", "shape": list(base.shape), "layer": layer, "module": module}
-    return {**place, **counts(base, target), "rows": sides[0], "columns": sides[1], "spectra": [found] if found else None}
+    return {
+        **place,
+        **counts(base, target),
+        "rows": sides[0],
+        "columns": sides[1],
+        "spectra": [found] if found else None,
+        "exponents": None,
+    }
 
 
 def total(tensors: list[dict[str, Any]]) -> dict[str, int]:
@@ -135,12 +143,14 @@ def assemble(tensors: list[dict[str, Any]], histograms: dict[str, Any], rank: st
         "schema": "ckptdiff-report/1",
         "base": "tiny-base",
         "target": "tiny-grpo-lr1e-6",
-        "settings": {"atol": 1e-05, "rtol": 0.001, "rank": rank, "as": None},
+        "settings": {"atol": 1e-05, "rtol": 0.001, "rank": rank, "as": None, "nulls": {"draws": 0, "seed": 0}},
         "totals": total(tensors),
         "layers": grouped(tensors, "layer"),
         "modules": grouped(tensors, "module"),
         "moves": histograms,
+        "size": None,
         "rank": rank_means(tensors),
+        "nulls": [],
         "tensors": tensors,
         "added": [],
         "removed": [],
