@@ -181,7 +181,9 @@ def test_a_frame_has_a_row_for_each_exponent_of_each_tensor() -> None:
 
 def test_a_report_that_would_be_too_large_is_stored_without_exponents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     units = np.arange(0x3C00, 0x3C00 + 2048, dtype="<u2")
-    base, target = (write(tmp_path / f"{k}.safetensors", {"w": tensor("BF16", (2048,), units + k * (units % 7 == 0))}) for k in range(2))
+    base, target = (
+        write(tmp_path / f"{k}.safetensors", {"w": tensor("BF16", (2048,), units + (k * (units % 7 == 0)).astype("<u2"))}) for k in range(2)
+    )
     found = report(base, target, rank="none")
     whole = unpack(found.to_bytes(), "a", "t")
     assert whole.tensors[0].exponents == found.tensors[0].exponents and whole.sizes == found.sizes
