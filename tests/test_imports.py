@@ -20,13 +20,12 @@ ORDER = """
 lazy obtaining errors machine units
 io: leftovers in_place signals durable job unit_log work_folder scratch open_files store store_traffic store_urls store_path source \
 range_cache store_file store_upload store_spool places parallel elsewhere ray_pool workers folder
-format: json_scan canonical fields dtypes digests xxh3 wrong_file safetensors safetensors_library safe_paths zstd_frame
-format: entry entry_scan table
-format: sealed metadata index patch_file
+format: json_scan canonical fields dtypes digests tensor_type header_scan xxh3 wrong_file safetensors safetensors_library safe_paths
+format: zstd_frame entry columns entry_scan table sealed metadata index payloads patch_file
 kernels: bins block_layout compiling cache compiler arrays jit casts leaves classes ulps changes sums moves escapes histogram gram mask_ops
 kernels: raw_bits range_coder pace adaptive adaptive_block adaptive_blocks rans context_groups context_map tokens static
 codecs: planes raw escaped_values sparse context
-hub: ids client repo commit
+hub: ids client repo repo_store commit
 checkpoint: weight_map secrets selection recognition other_formats scopes contents dcp_metadata dcp_items dcp reader
 checkpoint: adapt gather names renames samples keys parts rows evidence pairing
 device: resolve ops xxh3_triton leaves
