@@ -143,7 +143,7 @@ def test_frames(tmp_path: Path) -> None:
     assert sorted(experts["expert"]) == [0, 0, 1, 2, 7] and (experts["sparsity"] == 1 - experts["changed"] / experts["elements"]).all()
     alone = ckptdiff.report_patch(_saved(ckptdiff.diff(old, new), tmp_path)).to_frame()
     assert dict(zip(alone["name"], alone["changed"], strict=True)) == counts and alone["up"].isna().all()
-    with pytest.raises(CheckpointError, match="table: expected one of tensors, matrices, layers, experts, found 'rows'"):
+    with pytest.raises(CheckpointError, match="table: expected one of tensors, matrices, layers, experts, exponents, found 'rows'"):
         found.to_frame("rows")
 
 

@@ -98,7 +98,7 @@ def test_other_dtypes_have_no_exponents_and_parts_of_complex_numbers_count(tmp_p
 
 
 def test_blocks_and_tensors_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ckptdiff.analysis.pairs.BLOCK", 1 << 10)
+    monkeypatch.setattr("ckptdiff.analysis.cast_on_read.BLOCK", 1 << 10)
     rng = np.random.default_rng(0)
     sides: list[dict[str, Any]] = [{}, {}]
     units = {name: rng.integers(0x3000, 0x4100, 5000, dtype=np.uint16) for name in "abc"}
