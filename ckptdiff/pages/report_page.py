@@ -28,7 +28,6 @@ COLUMNS: Columns = [
     ("rank", "number"),
     ("random rank", "number"),
     ("stable rank", "number"),
-    ("… shuffled", "number"),
     ("size explains", "number"),
     ("rows 5–95 %", "number"),
     ("columns 5–95 %", "number"),
@@ -49,8 +48,6 @@ def span_cell(quantiles: list[float] | None) -> Cell:
 def report_row(tensor: dict[str, Any], start: str) -> list[Cell]:
     """One row of the table of tensors, in the order of COLUMNS; ``start``: what its path begins with, which is not shown."""
     stable = mean_of_known(s["stable_rank"] for s in tensor["spectra"] or ())
-    draws = [s["nulls"]["shuffled"]["stable_rank"] for s in tensor["spectra"] or () if s["nulls"]]
-    shuffled = mean_of_known(value for values in draws for value in values)
     elements = tensor["elements"]
     return [
         *label_cells(path_of(tensor["scope"], label_of(tensor)), start, tensor["layer"], tensor["module"]),
@@ -63,7 +60,6 @@ def report_row(tensor: dict[str, Any], start: str) -> list[Cell]:
         share_cell(mean_of_known(rank_shares(tensor, "rank"))),
         share_cell(mean_of_known(rank_shares(tensor, "random_rank"))),
         (three_digits(stable), stable),
-        (three_digits(shuffled), shuffled),
         share_cell(tensor["exponents"] and tensor["exponents"]["explained"]),
         span_cell(tensor["rows"]),
         span_cell(tensor["columns"]),
@@ -129,9 +125,8 @@ def tensor_table(report: JsonReport) -> TensorTable:
     """The table of all tensors."""
     start = common_start([path_of(t["scope"], label_of(t)) for t in report["tensors"]])
     meaning = (
-        "“one ulp” and “grew” are shares of the changed elements; “shuffled” is the stable rank of the same values shuffled among weights "
+        "“one ulp” and “grew” are shares of the changed elements, “size explains” is the R² of which elements changed by binary exponent."
     )
-    meaning += "of the same size, “size explains” the R² of which elements changed by binary exponent."
     explanation = f"{meaning} {start_words(start, 'tensors')}".strip()
     return TensorTable(explanation, COLUMNS, [report_row(tensor, start) for tensor in report["tensors"]])
 
