@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ckptdiff import kernels
-from ckptdiff.checkpoint.adapt import AdaptedBase, adapt
+from ckptdiff.checkpoint.adapt import adapt
 from ckptdiff.checkpoint.contents import Checkpoint, Tensor, TensorKey, WeightFile
 from ckptdiff.checkpoint.pairing import Counterpart, Pairing
 from ckptdiff.errors import CheckpointError, IntegrityError, cut
 from ckptdiff.format.digests import BLOCK, identity, tensor_digest
-from ckptdiff.format.dtypes import DTYPES
+from ckptdiff.format.dtypes import DTYPES, Changes
 from ckptdiff.format.entry import CODEC_NAMES, Entry
 from ckptdiff.io.parallel import default_threads, no_progress
 from ckptdiff.live.hashing import leaves_in_memory
 from ckptdiff.live.patch import Patch, written
 from ckptdiff.live.state_copy import THE_STATE, StateCopy, cast, check_complete, check_tied, copied
 from ckptdiff.live.updates import RangeUpdate, merge_blocks
-from ckptdiff.patching.compare_on_host import ComparedGroup, Comparer
 from ckptdiff.patching.compose import StatedFile
 from ckptdiff.patching.encode_options import on_threads
 from ckptdiff.patching.encode_pair import EncodedPair, PairedScope, encode_pair
@@ -159,11 +158,19 @@ class Encoder:
         names, target = [row.name for row in rows], open_rows(rows, THE_STATE)
         base = self._base if len(names) == len(self.layout.places) else self.reference.open(THE_REFERENCE, names)
         pairing = Pairing({MEMORY_SCOPE: MEMORY_SCOPE}, {TensorKey(MEMORY_SCOPE, name): self._counterparts[name] for name in names})
-        options = on_threads(base, target, self.codec, self.threads, None)
-        options = replace(options, compare=_Noting(options.compare, self._updates))
+        options = replace(on_threads(base, target, self.codec, self.threads, None), noted=self._note)
         encoded = encode_pair(base, target, pairing, options, self._spool, no_progress)
         self._entries |= encoded.scopes[MEMORY_SCOPE].entries
         self._payloads |= encoded.payloads
+
+    def _note(self, target: Tensor, first: int, changes: Sequence[Changes]) -> None:
+        """Keep what changes in blocks of a tensor, in the form in which it is written to memory."""
+        dtype = DTYPES[target.dtype]
+        for k in range(0, len(changes), UPDATED_AT_ONCE):
+            start, blocks = first * dtype.carrier + k * BLOCK, changes[k : k + UPDATED_AT_ONCE]
+            update = merge_blocks(start, min(start + len(blocks) * BLOCK, target.nbytes), blocks, dtype)
+            if update is not None:
+                self._updates.append((target.name, update))
 
     def finish(self) -> Patch:
         """The patch from the last state to the one whose tensors were added.
@@ -229,25 +236,6 @@ class Encoder:
     def rollback(self) -> None:
         """Forget what was added since the last commit."""
         self._clear()
-
-
-class _Noting:
-    """A comparer that notes what changes, in the form in which it is written to memory."""
-
-    def __init__(self, compare: Comparer, updates: list[tuple[str, RangeUpdate]]) -> None:
-        self._compare, self._updates = compare, updates
-
-    def __call__(self, base: AdaptedBase | None, target: Tensor, first: int, stop: int, codec: str | None) -> ComparedGroup:
-        group = self._compare(base, target, first, stop, codec)
-        dtype = DTYPES[target.dtype]
-        begin = first * dtype.carrier
-        for k in range(0, len(group.changes), UPDATED_AT_ONCE):
-            start = begin + k * BLOCK
-            blocks = group.changes[k : k + UPDATED_AT_ONCE]
-            update = merge_blocks(start, min(start + len(blocks) * BLOCK, begin + group.nbytes), blocks, dtype)
-            if update is not None:
-                self._updates.append((target.name, update))
-        return group
 
 
 UPDATED_AT_ONCE = 8

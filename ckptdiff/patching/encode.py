@@ -12,7 +12,7 @@ from ckptdiff.checkpoint.gather import SMALL_TENSOR, within_a_block
 from ckptdiff.errors import cut
 from ckptdiff.io.parallel import MOST_JOBS, Work
 from ckptdiff.patching.compare_on_host import Comparer, compare_on_host
-from ckptdiff.patching.encode_group import EncodedGroup, encode_group, encode_together
+from ckptdiff.patching.encode_group import EncodedGroup, Noted, encode_group, encode_together
 from ckptdiff.patching.encode_plan import EncodeJob, JobBase, TensorPlan
 
 CONTEXT_SHARE = 0.4
@@ -24,10 +24,11 @@ KEPT_BASES = MOST_JOBS
 
 
 class GroupEncoder(Work[EncodeJob, EncodedGroup]):
-    """Encodes groups of blocks, given the open checkpoints that the jobs name tensors of."""
+    """Encodes groups of blocks, given the open checkpoints that the jobs name tensors of. ``noted``: told what changes, in this process."""
 
-    def __init__(self, base: Checkpoint, target: Checkpoint, compare: Comparer = compare_on_host) -> None:
-        self.base, self.target, self.compare, self._bases = base, target, compare, dict[TensorKey, AdaptedBase]()
+    def __init__(self, base: Checkpoint, target: Checkpoint, compare: Comparer = compare_on_host, noted: Noted | None = None) -> None:
+        self.base, self.target, self.compare, self.noted = base, target, compare, noted
+        self._bases = dict[TensorKey, AdaptedBase]()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return GroupEncoder, (self.base, self.target, self.compare)
@@ -70,12 +71,15 @@ class GroupEncoder(Work[EncodeJob, EncodedGroup]):
         for (_, codec), pairs in alike.items():
             for numbers in within_a_block(pairs, lambda k: jobs[k].nbytes):
                 bases, targets = zip(*(pairs[k] for k in numbers), strict=True)
-                groups.update(zip(numbers, encode_together(bases, targets, codec), strict=True))
+                groups.update(zip(numbers, encode_together(bases, targets, codec, self.noted), strict=True))
         return [groups[k] for k in range(len(jobs))]
 
     def __call__(self, job: EncodeJob) -> EncodedGroup:
         base, target = self.tensors(job)
-        return encode_group(self.compare(base, target, job.first, job.stop, job.codec), target, job.first, job.codec)
+        compared = self.compare(base, target, job.first, job.stop, job.codec)
+        if self.noted is not None:
+            self.noted(target, job.first, compared.changes)
+        return encode_group(compared, target, job.first, job.codec)
 
 
 def smallest(group: EncodedGroup) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import TypeAlias
 
 from ckptdiff import kernels
 from ckptdiff.checkpoint.adapt import AdaptedBase
@@ -13,7 +14,7 @@ from ckptdiff.checkpoint.contents import Tensor
 from ckptdiff.checkpoint.gather import gather
 from ckptdiff.codecs import CODECS, context, sparse
 from ckptdiff.format.digests import BLOCK, block_count
-from ckptdiff.format.dtypes import DTYPES, BlockChange, Replacement
+from ckptdiff.format.dtypes import DTYPES, BlockChange, Changes, Replacement
 from ckptdiff.kernels.block_layout import WITHOUT_ROWS, BlockLayout
 from ckptdiff.patching.compare_on_host import ComparedGroup
 
@@ -21,6 +22,10 @@ RAW_TRIAL_SHARE = 0.5
 """If ``context`` needs more than this share of the target's bytes, ``raw`` may be smaller and is tried too."""
 SPARSE_TRIAL_CHANGES = 32
 """Up to so many changed units in a group, ``sparse`` may be smaller than ``context`` and is tried too."""
+
+
+Noted: TypeAlias = Callable[[Tensor, int, Sequence[Changes]], None]
+"""Told what changes in blocks of a tensor: the tensor, the first unit, and the changes of each block, which are scratch."""
 
 
 @dataclass(slots=True)
@@ -59,17 +64,23 @@ def encode_group(compared: ComparedGroup, target: Tensor, first: int, codec: str
     return EncodedGroup(blocks, changed, compared.leaves, compared.base_leaves, compared.nbytes)
 
 
-def encode_together(bases: Sequence[AdaptedBase], targets: Sequence[Tensor], codec: str | None) -> list[EncodedGroup]:
+def encode_together(
+    bases: Sequence[AdaptedBase], targets: Sequence[Tensor], codec: str | None, noted: Noted | None = None
+) -> list[EncodedGroup]:
     """Compare and encode whole tensors of one dtype, none of them longer than a block, as :func:`encode_group` does one by one.
 
     Args:
         bases: what each is compared with.
         targets: the tensors.
         codec: ``context`` or ``sparse``; None: try those that may be the smallest.
+        noted: told what changes.
     """
     bounds, dtype = [0, *accumulate(target.nbytes for target in targets)], DTYPES[targets[0].dtype]
     old, new = gather(bases, bounds, "base"), gather(targets, bounds, "target")
     found = kernels.changes.compared_blocks(old, new, bounds, dtype)
+    if noted is not None:
+        for target, changes in zip(targets, found.changes.blocks, strict=True):
+            noted(target, 0, [changes])
     if codec == "sparse":
         blocks = [{"sparse": [coded]} for coded in sparse.pack_all(found.changes, dtype)]
     else:

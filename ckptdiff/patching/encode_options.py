@@ -13,6 +13,7 @@ from ckptdiff.format.digests import BLOCK
 from ckptdiff.io.parallel import JOB_BYTES, Executor, ThreadWorkers, Workers
 from ckptdiff.io.store_path import StorePath
 from ckptdiff.patching.compare_on_host import Comparer, compare_on_host
+from ckptdiff.patching.encode_group import Noted
 
 BLOCKS_IN_MEMORY = 8
 """Blocks that the host encodes at once by ``sparse`` of tensors in memory. With fewer, threads hand Python's lock over more often."""
@@ -20,6 +21,8 @@ BLOCKS_IN_MEMORY = 8
 STORE_BYTES = 1 << 24
 """Bytes of target tensors that are planned together where they come from a store: the blocks of them that are tried, before all others,
 stay in memory until their turn."""
+ALL_BYTES = 1 << 62
+"""More than any target has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +39,10 @@ class EncodeOptions:
     """Runs the jobs."""
     trust_hub_cache: bool = False
     """Whether the names of files in the Hub's cache are taken for their SHA-256."""
-    bytes_at_once: int = 1 << 62
+    bytes_at_once: int = ALL_BYTES
     """Bytes of target tensors, or more, that are planned together."""
+    noted: Noted | None = None
+    """Told what changes, on the thread that compares."""
 
 
 def on_threads(
@@ -64,7 +69,7 @@ def options_for(
     nbytes = sum(file.header.data_size for file in target.weights)
     execute = workers.executor(nbytes, max(JOB_BYTES, (blocks - 1) * BLOCK))
     in_store = any(isinstance(file.file.path, StorePath) for side in (base, target) for file in side.weights)
-    return EncodeOptions(codec, compare, blocks, execute, trust_hub_cache, *([STORE_BYTES] if in_store else []))
+    return EncodeOptions(codec, compare, blocks, execute, trust_hub_cache, STORE_BYTES if in_store else ALL_BYTES)
 
 
 def _comparer(base: Checkpoint, target: Checkpoint, codec: str | None, device: str | None) -> tuple[Comparer, int]:

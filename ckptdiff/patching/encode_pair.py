@@ -113,7 +113,7 @@ class _PairEncoder:
         self, base: Checkpoint, target: Checkpoint, pairing: Pairing, options: EncodeOptions, spool: Spool, progress: Progress
     ) -> None:
         self.base, self.target, self.pairing, self.options, self.progress = base, target, pairing, options, progress
-        self.spool, self.encoder = spool, GroupEncoder(base, target, options.compare)
+        self.spool, self.encoder = spool, GroupEncoder(base, target, options.compare, options.noted)
         known = known_digests(base, target, options.trust_hub_cache)
         self.digests = {id(file.file): digest for file, digest in known if digest is not None}
         self.hashers = {id(file.file): FileHasher(file.file) for file, digest in known if digest is None}
