@@ -107,6 +107,14 @@ class _TensorRows(Sequence[TensorRow]):
     def __getitem__(self, index: int | slice) -> TensorRow | list[TensorRow]:
         return self._rows[index]
 
+    def __eq__(self, other: object) -> bool:
+        return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<{len(self):,} tensors>"
+
 
 def info(patch: str | os.PathLike[str]) -> PatchInfo:
     """Read a patch's headers and tables, on the Hub and in a store by range requests, but not its payloads.
