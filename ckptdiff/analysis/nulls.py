@@ -89,25 +89,29 @@ class SizeBins:
     def shared_by_chance(self, changed: Array, chosen: Array) -> tuple[float, float]:
         """Mean and variance of how many chosen elements change, if as many of each exponent change as do, but at random among them.
 
-        That is the hypergeometric distribution within each exponent, summed: with n elements, c changed and m chosen, the mean is c m / n
-        and the variance c m (n - c) (n - m) / (n^2 (n - 1)).
-
         Args:
             changed, chosen: bool, flat.
         """
         starts = np.concatenate([[0], np.cumsum(self._counts)[:-1]])
-        c, m = (np.add.reduceat(flags[self._order], starts, dtype=np.int64) for flags in (changed, chosen))
-        return hypergeometric(self._counts, c, m)
+        counts = np.stack([np.add.reduceat(flags[self._order], starts, dtype=np.int64) for flags in (changed, chosen)])
+        mean, variance = shared_by_chance(self._counts, counts)
+        return float(mean[0, 1]), float(variance[0, 1])
 
 
-def hypergeometric(elements: Array, first: Array, second: Array) -> tuple[float, float]:
-    """Mean and variance of the number of elements that two random choices share, each of so many elements of each bin, summed over bins.
+def shared_by_chance(elements: Array, chosen: Array) -> tuple[Array, Array]:
+    """Mean and variance of the number of elements that every two of K random choices share, each of so many elements of each bin.
+
+    That is the hypergeometric distribution within each bin, summed: of n elements of which c1 and c2 are chosen, the mean is c1 c2 / n and
+    the variance c1 c2 (n - c1) (n - c2) / (n^2 (n - 1)).
 
     Args:
-        elements: of each bin.
-        first, second: how many of them are chosen.
+        elements: [bins] of each bin.
+        chosen: [K, bins] how many of them are chosen.
+
+    Returns:
+        [K, K] each; the diagonals have no meaning.
     """
-    n, a, b = (np.asarray(counts, np.float64) for counts in (elements, first, second))
-    whole = np.maximum(n, 1)
-    variance = a * b / whole * ((n - a) / whole) * ((n - b) / np.maximum(n - 1, 1))
-    return float((a * b / whole).sum()), float(variance.sum())
+    n = np.maximum(elements, 1).astype(np.float64)
+    shares = chosen / n
+    spread = shares * (1 - shares)
+    return (shares * n) @ shares.T, (spread * (n**2 / np.maximum(n - 1, 1))) @ spread.T

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckptdiff.analysis.notebook import ShownOverlap
+from ckptdiff.analysis.nulls import shared_by_chance
 from ckptdiff.analysis.pairs import Pair
 from ckptdiff.analysis.sparsity import EXPONENT_FIELDS
 from ckptdiff.analysis.values import count_ones, distances, element_bits, values_of
@@ -260,17 +261,11 @@ def tensor_overlap(group: Sequence[Pair], blocks: Iterator[list[CountArray]]) ->
 def _expected_by_size(sizes: CountArray) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], float]:
     """Expected numbers of elements that every two updates change, their variances, and the number that all of them change.
 
-    Within a bin of n elements, of which c1 and c2 change, the number is hypergeometric: its mean is c1 c2 / n, its variance
-    c1 c2 (n - c1) (n - c2) / (n^2 (n - 1)).
-
     Args:
         sizes: [1 + K, exponents]: elements of each binary exponent, then how many of them each update changed.
     """
     elements = np.maximum(sizes[0], 1)
-    shares = sizes[1:] / elements
-    spread = shares * (1 - shares)
-    variance = (spread * (elements**2 / np.maximum(elements - 1, 1))) @ spread.T
-    return (shares * elements) @ shares.T, variance, float((shares.prod(axis=0) * elements).sum())
+    return *shared_by_chance(sizes[0], sizes[1:]), float(((sizes[1:] / elements).prod(axis=0) * elements).sum())
 
 
 def count_block(group: Sequence[Pair], start: int, atol: float) -> list[CountArray]:

@@ -29,7 +29,7 @@ from ckptdiff.format.canonical import MAX_INTEGER, JsonObject, quoted
 from ckptdiff.format.dtypes import DTYPES
 from ckptdiff.format.fields import Fields, as_integer, as_text, load_divided
 from ckptdiff.format.zstd_frame import decompress
-from ckptdiff.patching.patch import MAX_ALL_TENSORS
+from ckptdiff.patching.patch_limits import MAX_ALL_TENSORS
 
 MAX_ROW_DEPTH = 9
 MAX_ROW_NODES = 1 << 18

@@ -20,7 +20,7 @@ from ckptdiff.io.store import Store, read_object
 from ckptdiff.io.work_folder import work_folder
 from ckptdiff.live.patch import Patch, compose_in_memory
 from ckptdiff.patching.chain import check_order
-from ckptdiff.patching.patch import MAX_ALL_BYTES
+from ckptdiff.patching.patch_limits import MAX_ALL_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

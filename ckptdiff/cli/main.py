@@ -21,6 +21,7 @@ from ckptdiff.cli.chain_commands import chain
 from ckptdiff.cli.compose_command import compose
 from ckptdiff.cli.grouped import FILES, HUB, OrderedGroup, option
 from ckptdiff.cli.hub_commands import pull, push
+from ckptdiff.cli.mask_command import mask
 from ckptdiff.cli.options import (
     LOCAL_PATH,
     PATH,
@@ -39,7 +40,7 @@ from ckptdiff.cli.options import (
 )
 from ckptdiff.cli.patch_commands import apply, make
 from ckptdiff.cli.progress import progress_bar
-from ckptdiff.cli.report_commands import mask, overlap, report
+from ckptdiff.cli.report_commands import overlap, report
 from ckptdiff.errors import CkptdiffError, visible
 from ckptdiff.io.signals import CLOSED_PIPE, raised
 from ckptdiff.machine import machine_error

@@ -131,6 +131,15 @@ def changed_above_option() -> Decorator:
     return tolerance_option("--atol", "Count an element as changed if |d| exceeds this; at 0, if its bits differ.", 0.0)
 
 
+steps_option = option(
+    FILES,
+    "--steps",
+    multiple=True,
+    metavar="STEPS",
+    help="Of a chain take these steps: N, A-B, last:N or every:N, with commas between. It may be repeated.  [default: all]",
+)
+
+
 as_option = option(
     MEASURED,
     "--as",

@@ -1,4 +1,4 @@
-"""The commands that measure what training changed: ``report``, ``overlap`` and ``mask``."""
+"""The commands that measure what training changed: ``report`` and ``overlap``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from ckptdiff import checkpoint, cli, io, pages, patching, subnetwork, verbs
+from ckptdiff import checkpoint, cli, pages, patching, verbs
 from ckptdiff.analysis.intervals import DRAWS, MAX_DRAWS
 from ckptdiff.cli.grouped import FILES, MEASURED, OUTPUT, Decorator, GroupedCommand, option
 from ckptdiff.cli.options import (
@@ -20,13 +20,12 @@ from ckptdiff.cli.options import (
     changed_above_option,
     device_option,
     file_options,
-    output_option,
     overwrite_option,
     print_json,
     ray_option,
     refuse_given,
-    require_finite,
     selection_options,
+    steps_option,
     tensors_option,
     threads_option,
     tolerance_option,
@@ -35,13 +34,6 @@ from ckptdiff.cli.progress import progress_bar
 
 html_option = option(OUTPUT, "--html", type=LOCAL_PATH, metavar="FILE", help="Write one HTML page with charts, which works offline.")
 png_option = option(OUTPUT, "--png", type=LOCAL_PATH, metavar="DIR", help="Write each chart as a PNG file into this folder.")
-steps_option = option(
-    FILES,
-    "--steps",
-    multiple=True,
-    metavar="STEPS",
-    help="Of a chain take these steps: N, A-B, last:N or every:N, with commas between. It may be repeated.  [default: all]",
-)
 csv_option = option(OUTPUT, "--csv", type=LOCAL_PATH, metavar="FILE", help="Write a table with exact counts as CSV.")
 parquet_option = option(OUTPUT, "--parquet", type=LOCAL_PATH, metavar="FILE", help="Write the same table as Parquet.")
 
@@ -281,78 +273,3 @@ def overlap(
     else:
         cli.render_overlap.print_overlap(result, series, tensors)
         cli.render_report.print_pictures(html, png, *filter(None, (csv, parquet)))
-
-
-@click.command(cls=GroupedCommand)
-@click.argument("patch", type=PATH, metavar="PATCH|CHECKPOINT|CHAIN")
-@base_option("Take this checkpoint as the one that the patch was made from.  [default: the repo that the patch names]")
-@steps_option
-@output_option("out", "FILE", "Write the mask to this file.")
-@as_option
-@changed_above_option()
-@option(
-    MEASURED,
-    "--predict",
-    type=click.FloatRange(min=0, min_open=True),
-    callback=require_finite,
-    metavar="LR",
-    help="Guess from this checkpoint alone: the weights that a step of this learning rate can move, as half the distance to the next "
-    "number is less.",
-)
-@option(
-    MEASURED,
-    "--random",
-    type=int,
-    metavar="SEED",
-    help="Take as many weights at random instead, of each tensor and size (binary exponent): the control of an experiment.",
-)
-@threads_option
-@overwrite_option
-@as_json
-def mask(
-    patch: Path,
-    base: Path | None,
-    steps: tuple[str, ...],
-    out: Path,
-    predict: float | None,
-    random: int | None,
-    overwrite: bool,
-    json_output: bool,
-    **options: Any,
-) -> None:
-    """Store which weights a patch changes, to train only these.
-
-    Of a chain these are the weights that any step changes of the base. In Python, ckptdiff.subnetwork.freeze_outside takes the mask, and
-    ckptdiff.Mask combines masks as sets.
-
-    \b
-    Examples:
-      ckptdiff mask grpo-patch --base Llama-3-8B -o mask.safetensors
-      ckptdiff mask tuned --base base --atol 1e-5 -o mask.safetensors
-      ckptdiff mask tuned --base base --random 0 -o control.safetensors
-      ckptdiff mask base --predict 1e-6 -o guess.safetensors
-    """
-    of_chain = predict is None and verbs.chain_series.is_chain(patch)
-    if predict is not None:
-        refuse_given("--predict", ("base", "steps", "atol", "random"))
-    else:
-        if random is not None and base is None:
-            raise click.UsageError("--random needs --base too: it takes weights of the same sizes in the base")
-        refuse_given("what is no chain", () if of_chain else ("steps",))
-    out = io.places.local_path(out, "masks are written")
-    patching.output.check_plain_output(out, (patch, *([base] if base else [])), folder=False, overwrite=overwrite)
-    shared = {key: options[key] for key in ("as_dtype", "threads")}
-    with progress_bar() as progress:
-        if predict is not None:
-            result = subnetwork.mask.Mask.predict(patch, predict, **shared)
-        elif of_chain:
-            result = verbs.chain_series.chain_mask(patch, base, steps=steps, progress=progress, **options)
-        else:
-            result = subnetwork.mask.Mask.from_patch(patch, base, progress=progress, **options)
-        if random is not None:
-            result = result.random(random, base, by="size", **shared)
-    size = result.save(out, overwrite=overwrite)
-    if json_output:
-        print_json({"mask": str(out), "elements": result.total, "tensors": result.counts, "size": size})
-    else:
-        cli.render_report.print_mask(out, result, size)

@@ -24,13 +24,8 @@ from ckptdiff.io.folder import list_store
 from ckptdiff.io.places import Place, place_of
 from ckptdiff.io.source import ByteSource, read_bytes
 from ckptdiff.io.store_path import StorePath
+from ckptdiff.patching.patch_limits import add_to_sums
 from ckptdiff.patching.source_folder import Frames, ListedFolder, LocalFolder, SourceFolder
-
-MAX_ALL_TENSORS = 1 << 18
-MAX_ALL_PIECES = 1 << 20
-MAX_ALL_DESCRIBED = 1 << 27
-MAX_ALL_BYTES = 1 << 42
-"""Limits of all patch files together (spec 11): tensors, and removed ones; pieces; bytes of tables and headers; bytes to rebuild."""
 
 
 @dataclass
@@ -299,7 +294,7 @@ def _open_folder(folder: SourceFolder, stack: ExitStack) -> OpenPatch:
         _check_member(folder, shard.path, shard.size)
         file = _open(folder, shard.path, stack)
         files.append(file)
-        _add_to_sums(sums, file, where)
+        add_to_sums(sums, file, where)
         if file.digest != shard.digest:
             raise IntegrityError(f"{where}: is not the file that {INDEX_NAME} lists: fetch the patch again")
         stated, expected = file.metadata, (shard.target, index.base_identity, index.target_identity, None)
@@ -314,25 +309,6 @@ def _open_folder(folder: SourceFolder, stack: ExitStack) -> OpenPatch:
         if other.kind != "same":
             _check_member(folder, other.stored_path, other.stored)
     return patch
-
-
-FOLDER_LIMITS = {
-    "tensors": MAX_ALL_TENSORS,
-    "removed tensors": MAX_ALL_TENSORS,
-    "pieces": MAX_ALL_PIECES,
-    "bytes of tables and headers": MAX_ALL_DESCRIBED,
-    "bytes to rebuild": MAX_ALL_BYTES,
-}
-
-
-def _add_to_sums(sums: dict[str, int], file: PatchFile, where: str) -> None:
-    """Add a patch file to the sums of a folder; raises FormatError if they exceed the limits of a patch (spec 11)."""
-    table = file.table
-    counts = (len(table), len(table.removed), table.pieces, file.described, file.metadata.target_size)
-    for (what, limit), count in zip(FOLDER_LIMITS.items(), counts, strict=True):
-        sums[what] = sums.get(what, 0) + count
-        if sums[what] > limit:
-            raise FormatError(f"{where}: with the files before it there are {sums[what]} {what}, expected at most {limit}")
 
 
 def _open(folder: SourceFolder, path: str, stack: ExitStack) -> PatchFile:

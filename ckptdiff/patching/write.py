@@ -22,7 +22,7 @@ from ckptdiff.format.tensor_type import MAX_TENSORS
 from ckptdiff.io.places import Place, create_file
 from ckptdiff.patching import other_files
 from ckptdiff.patching.encode_pair import EncodedPair
-from ckptdiff.patching.patch import MAX_ALL_BYTES, MAX_ALL_DESCRIBED, MAX_ALL_PIECES, MAX_ALL_TENSORS
+from ckptdiff.patching.patch_limits import MAX_ALL_BYTES, MAX_ALL_DESCRIBED, MAX_ALL_PIECES, MAX_ALL_TENSORS
 
 
 class StorableReport(Protocol):

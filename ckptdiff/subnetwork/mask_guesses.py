@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ckptdiff.analysis.nulls import generator
+from ckptdiff.analysis.nulls import SizeBins, generator
 from ckptdiff.analysis.pairs import Pair, open_source
 from ckptdiff.analysis.sides import Side, check_sides, side_name
 from ckptdiff.analysis.sparsity import EXPONENT_FIELDS
@@ -19,7 +19,7 @@ from ckptdiff.analysis.values import element_bits, values_of
 from ckptdiff.errors import CheckpointError, cut
 from ckptdiff.format.dtypes import DTYPES, Bytes
 from ckptdiff.io.parallel import run_ordered
-from ckptdiff.subnetwork.mask_rows import Bits, Row, flags_of, positions_of, row_from_bits, row_from_positions
+from ckptdiff.subnetwork.mask_rows import Bits, Row, flags_of, row_from_bits, row_from_positions
 
 T = TypeVar("T")
 Shapes = Mapping[str, tuple[int, ...]]
@@ -35,18 +35,13 @@ def random_row(seed: int, name: str, count: int, elements: int) -> Row:
 
 def random_row_by_size(seed: int, name: str, row: Row, sizes: Sizes) -> Row:
     """As many elements of each size as a row has, chosen at random."""
-    rng, flags = generator(seed, name), np.zeros(len(sizes), np.bool_)
-    counts = np.bincount(sizes[positions_of(row, len(sizes))])
-    for size in np.flatnonzero(counts):
-        alike = np.flatnonzero(sizes == size)
-        flags[alike[rng.choice(len(alike), counts[size], replace=False, shuffle=False)]] = True
+    flags = SizeBins(sizes).shuffled(flags_of(row, len(sizes)), generator(seed, name))
     return row_from_bits(np.packbits(flags, bitorder="little"), len(sizes))
 
 
 def expected_by_size(a: Row, b: Row, sizes: Sizes) -> float:
-    """How many elements two random rows share that have as many elements of each size as these two: sum n_a n_b / n over the sizes."""
-    of_a, of_b = (np.bincount(sizes[flags_of(row, len(sizes))], minlength=1 << 16) for row in (a, b))
-    return float((of_a * (of_b / np.maximum(np.bincount(sizes, minlength=1 << 16), 1))).sum())
+    """How many elements two random rows share that have as many elements of each size as these two."""
+    return SizeBins(sizes).shared_by_chance(flags_of(a, len(sizes)), flags_of(b, len(sizes)))[0]
 
 
 @lru_cache

@@ -38,6 +38,8 @@ LAST_ULP_OCTAVE = 52
 MAX_PARALLEL_SIDE = 512
 """Smaller side of a matrix up to which ranks are taken on several threads, each of one matrix. Larger matrices are taken one after the
 other, as LAPACK has threads of its own."""
+MAX_SIDE_BY_KIND = 2048
+"""Matrices with a smaller side above this have no nulls by kind of module: those of one take minutes."""
 
 
 def report(
@@ -77,7 +79,8 @@ def report(
             or of all matrices.
         nulls: how many draws with flipped signs, and how many with positions shuffled among weights of the same size, stand beside the rank
             of a matrix: at least 2, or 0 for none (:mod:`ckptdiff.analysis.nulls`). Each costs about as much as the rank itself, and
-            somewhat more for the singular vectors; of matrices whose smaller side exceeds 512 it is one of each kind of module.
+            somewhat more for the singular vectors; of matrices whose smaller side exceeds 512 it is one of each kind of module, and above
+            2,048 one of all.
         seed: of the draws.
         device: a torch device on which ranks are taken, such as ``cuda``, or ``auto`` for the first accelerator; None for NumPy.
         threads, ray: who does the work, as in :func:`ckptdiff.make`; with ``ray`` there is no device.
@@ -298,10 +301,15 @@ def _take_ranks(
 
 
 def _with_nulls(chosen: Sequence[tuple[int, int]], tensors: Sequence[TensorReport]) -> set[tuple[int, int]]:
-    """Which of the matrices whose rank is taken have nulls: the small ones, and of the large ones the middle one of each kind of module."""
+    """Which of the matrices whose rank is taken have nulls.
+
+    All small ones have them, and of the large ones the middle one of each kind of module; of those above :data:`MAX_SIDE_BY_KIND` only the
+    middle one of all, so that its nulls cost about as much as the ranks of a sample.
+    """
     large: dict[str, list[tuple[int, int]]] = {}
     for k, i in chosen:
-        if min(tensors[k].shape[-2:]) > MAX_PARALLEL_SIDE:
-            large.setdefault(tensors[k].module, []).append((k, i))
+        side = min(tensors[k].shape[-2:])
+        if side > MAX_PARALLEL_SIDE:
+            large.setdefault(tensors[k].module if side <= MAX_SIDE_BY_KIND else "", []).append((k, i))
     left_out = {matrix for matrices in large.values() for matrix in matrices if matrix != matrices[len(matrices) // 2]}
     return set(chosen) - left_out

@@ -1,28 +1,33 @@
-"""Nulls beside ranks, overlaps and places, against plain torch on real pairs."""
+"""Nulls beside ranks, overlaps and places, against plain torch on real pairs and on a made one."""
 
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from ckptdiff import verbs  # noqa: E402
 from ckptdiff.analysis.intervals import NullSettings, prediction_interval, student_quantile  # noqa: E402
 from ckptdiff.analysis.matrix_nulls import matrix_nulls  # noqa: E402
-from ckptdiff.analysis.nulls import SizeBins, generator, hypergeometric, with_flipped_signs  # noqa: E402
+from ckptdiff.analysis.nulls import SizeBins, generator, shared_by_chance, with_flipped_signs  # noqa: E402
 from ckptdiff.analysis.principal import principal_angles  # noqa: E402
 from ckptdiff.analysis.report_model import Report  # noqa: E402
 from ckptdiff.errors import CheckpointError  # noqa: E402
 from ckptdiff.verbs.overlap import overlap  # noqa: E402
 from ckptdiff.verbs.report import report  # noqa: E402
 from tests.support import null_oracles as oracle  # noqa: E402
+from tests.support.checkpoints import tensor, write  # noqa: E402
 from tests.support.null_coverage import TENSOR, covered, sides_of  # noqa: E402
 from tests.support.real_pairs import BASE, TARGETS  # noqa: E402
 
-pytestmark = pytest.mark.skipif(not BASE.exists(), reason="needs the project's data")
+needs_data = pytest.mark.skipif(not BASE.exists(), reason="needs the project's data")
+ALL = [oracle.MADE, *(pytest.param(target, marks=needs_data) for target in TARGETS)]
 
 NAME = TENSOR.format(2)
 CLOSE = {"rel": 1e-6, "abs": 1e-9}
@@ -36,9 +41,9 @@ def measured(target: str) -> Report:
 # --- what is drawn ---
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ALL)
 def test_draws_keep_what_they_say(target: str) -> None:
-    base, new = oracle.state("tiny6m-base")[NAME], oracle.state(target)[NAME]
+    base, new = oracle.base_of(target)[NAME], oracle.state(target)[NAME]
     update, sizes = (new - base).float(), oracle.exponents(base)
     flipped = torch.from_numpy(with_flipped_signs(update.numpy(), generator(1, NAME)))
     assert torch.equal(flipped.abs(), update.abs()) and 0 < int((flipped != update).sum()) < int((update != 0).sum())
@@ -67,6 +72,7 @@ def test_draws_depend_on_seed_and_name_alone() -> None:
     assert not any(np.array_equal(first, other) for other in others)
 
 
+@needs_data
 def test_a_report_has_the_same_draws_on_any_number_of_threads() -> None:
     target = BASE.parent / TARGETS[0]
     one, two = (report(BASE, target, nulls=3, threads=n) for n in (1, 2))
@@ -79,9 +85,9 @@ def test_a_report_has_the_same_draws_on_any_number_of_threads() -> None:
 # --- each figure of each draw ---
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ALL)
 def test_figures_of_draws_are_those_of_torch(target: str) -> None:
-    base, new = oracle.state("tiny6m-base")[NAME], oracle.state(target)[NAME]
+    base, new = oracle.base_of(target)[NAME], oracle.state(target)[NAME]
     sides = sides_of(base, new)
     found = matrix_nulls(sides, NullSettings(2, 5), (NAME,), None, 1)
     bins = SizeBins(sides.exponents)
@@ -97,7 +103,7 @@ def test_figures_of_draws_are_those_of_torch(target: str) -> None:
             assert getattr(found.principal.shuffled[n], figure) == pytest.approx(value, rel=1e-5, abs=2e-6), figure
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ALL)
 def test_the_principal_part_is_that_of_torch(target: str) -> None:
     for name in (
         NAME,
@@ -105,7 +111,7 @@ def test_the_principal_part_is_that_of_torch(target: str) -> None:
         "model.layers.0.mlp.up_proj.weight",
         "model.layers.1.self_attn.o_proj.weight",
     ):
-        base, new = oracle.state("tiny6m-base")[name], oracle.state(target)[name]
+        base, new = oracle.base_of(target)[name], oracle.state(target)[name]
         principal = matrix_nulls(sides_of(base, new), NullSettings(2), (name,), None, 1).principal
         assert principal is not None and principal.k == min(base.shape) // 8
         mask, moved = oracle.principal_mask(base, principal.k), new != base
@@ -123,6 +129,7 @@ def test_angles_are_exact_near_both_ends(angle: float) -> None:
     assert principal_angles(first, second) == pytest.approx([0, angle], rel=1e-12, abs=1e-15)
 
 
+@needs_data
 @pytest.mark.parametrize("target", TARGETS)
 def test_means_over_matrices_have_the_interval_of_means_of_draws(target: str) -> None:
     found = measured(target)
@@ -159,7 +166,7 @@ def test_intervals_hold_a_further_normal_draw_in_95_of_100() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ALL)
 def test_intervals_hold_torchs_own_shuffles(target: str) -> None:
     """All figures that are no counts, in 90 to 99 of 100 seeds; ``python -m tests.support.null_coverage`` prints the numbers."""
     for figure, times in covered(target, TENSOR.format(3), range(100)).items():
@@ -179,9 +186,57 @@ def test_settings_are_checked(nulls: int, seed: int) -> None:
 @pytest.mark.parametrize(("n", "a", "b"), [(7, 3, 4), (30, 1, 1), (100, 50, 99), (5, 5, 2), (9, 0, 4), (1, 1, 1)])
 def test_the_hypergeometric_moments(n: int, a: int, b: int) -> None:
     mean, variance = oracle.by_size(torch.zeros(n), torch.arange(n) < a, torch.arange(n) >= n - b)
-    assert hypergeometric(np.array([n]), np.array([a]), np.array([b])) == pytest.approx((mean, variance), abs=1e-12)
+    found = shared_by_chance(np.array([n]), np.array([[a], [b]]))
+    assert (found[0][0, 1], found[1][0, 1]) == pytest.approx((mean, variance), abs=1e-12)
 
 
+def test_the_moments_of_bins_whose_squares_no_integer_holds() -> None:
+    n, a, b = 3 << 33, 1 << 33, 1 << 32
+    mean, variance = Fraction(a * b, n), Fraction(a * b * (n - a) * (n - b), n * n * (n - 1))
+    found = shared_by_chance(np.array([n]), np.array([[a], [b]]))
+    assert (found[0][0, 1], found[1][0, 1]) == pytest.approx((float(mean), float(variance)), rel=1e-12)
+
+
+def test_which_large_matrices_have_nulls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All small ones, of the large ones the middle one of each kind of module, of the largest the middle one of all."""
+    monkeypatch.setattr(verbs.report, "MAX_PARALLEL_SIDE", 4)
+    monkeypatch.setattr(verbs.report, "MAX_SIDE_BY_KIND", 8)
+    sides = {"self_attn.q_proj": 8, "self_attn.k_proj": 4, "self_attn.v_proj": 8, "mlp.up_proj": 16, "mlp.down_proj": 16}
+    names = {f"model.layers.{layer}.{kind}.weight": side for layer in range(3) for kind, side in sides.items()}
+    units = np.arange(256, dtype="<u2") + 0x3C00
+    paths = [
+        write(tmp_path / f"{k}.safetensors", {n: tensor("BF16", (side, side), units[: side * side] + k) for n, side in names.items()})
+        for k in range(2)
+    ]
+    found = report(*paths, rank="all", nulls=2)
+    assert all(len(t.ranks or ()) == 1 for t in found.tensors)
+    with_nulls = {t.name for t in found.tensors for rank in t.ranks or () if rank.nulls is not None}
+    small = {name for name, side in names.items() if side == 4}
+    assert with_nulls - small == {
+        *(f"model.layers.1.self_attn.{kind}_proj.weight" for kind in "qv"),
+        next(name for name in sorted(with_nulls) if names[name] == 16),
+    }
+    assert small <= with_nulls and sum(names[name] == 16 for name in with_nulls) == 1
+
+
+def test_excess_and_z_are_those_of_torch(tmp_path: Path) -> None:
+    base, updates = oracle.base_of(oracle.MADE)[NAME], [oracle.state(oracle.MADE)[NAME]]
+    updates.append((base.float() + 2e-5 * torch.randn(base.shape, generator=torch.Generator().manual_seed(2))).bfloat16())
+    paths = [
+        write(tmp_path / f"{k}.safetensors", {NAME: tensor("BF16", tuple(side.shape), side.view(torch.int16).numpy())})
+        for k, side in enumerate((base, *updates))
+    ]
+    (pair,) = overlap(paths[1:], paths[0]).pairs
+    a, b = (oracle.changed(base, side).flatten() for side in updates)
+    mean, variance = oracle.by_size(oracle.exponents(base).flatten(), a, b)
+    both = int((a & b).sum())
+    assert 0 < both < int(a.sum()) and variance > 1
+    assert pair.z == pytest.approx((both - mean) / math.sqrt(variance), rel=1e-9)
+    for value, count in ((pair.o1_excess, int(a.sum())), (pair.o2_excess, int(b.sum()))):
+        assert value == pytest.approx((both / count - mean / count) / (1 - mean / count), rel=1e-9)
+
+
+@needs_data
 def test_excess_and_z_of_real_updates_are_those_of_torch() -> None:
     found, names = overlap([BASE.parent / name for name in TARGETS], BASE), list(oracle.state("tiny6m-base"))
     for pair in found.pairs:

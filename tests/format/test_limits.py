@@ -23,7 +23,7 @@ from ckptdiff.format.metadata import Metadata
 from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.format.table import Table
 from ckptdiff.format.zstd_frame import decompress
-from ckptdiff.patching import patch
+from ckptdiff.patching import patch_limits
 from ckptdiff.patching import write as writer
 from ckptdiff.patching.chain import check_chain
 from ckptdiff.patching.memory import BytesFile
@@ -292,13 +292,13 @@ def test_sums_of_all_patch_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     sums = {"tensors": 2, "removed tensors": 2, "pieces": 4}
     sums |= {"bytes of tables and headers": 2 * content, "bytes to rebuild": 2 * (10 + len(header))}
     for what, found in sums.items():
-        monkeypatch.setitem(patch.FOLDER_LIMITS, what, found)
+        monkeypatch.setitem(patch_limits.FOLDER_LIMITS, what, found)
         with pytest.raises(FormatError, match="hold the same tensor of one scope"):
             ckptdiff.info(folder)
-        monkeypatch.setitem(patch.FOLDER_LIMITS, what, found - 1)
+        monkeypatch.setitem(patch_limits.FOLDER_LIMITS, what, found - 1)
         with pytest.raises(FormatError, match=rf"b.safetensors: with the files before it there are {found} {what}, expected at most"):
             ckptdiff.info(folder)
-        monkeypatch.setitem(patch.FOLDER_LIMITS, what, found)
+        monkeypatch.setitem(patch_limits.FOLDER_LIMITS, what, found)
 
 
 def test_paths_have_limits() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 import ckptdiff
 from ckptdiff.checkpoint import scopes
-from ckptdiff.patching.patch import MAX_ALL_DESCRIBED, MAX_ALL_PIECES
+from ckptdiff.patching.patch_limits import MAX_ALL_DESCRIBED, MAX_ALL_PIECES
 from tests.support import hostile_files as made
 from tests.support.checkpoints import tree
 from tests.support.mutations import mutate

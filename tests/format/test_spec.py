@@ -16,7 +16,7 @@ from ckptdiff.errors import SHOWN
 from ckptdiff.format import canonical, dtypes, entry, json_scan, patch_file, safe_paths, safetensors, sealed, table, tensor_type
 from ckptdiff.format.digests import BLOCK, tensor_digest
 from ckptdiff.format.dtypes import CASTS, DTYPES
-from ckptdiff.patching import chain, patch
+from ckptdiff.patching import chain, patch_limits
 from tests.support.checkpoints import BITS, tensor, tree, write
 from tests.support.codec_checks import encode
 
@@ -66,7 +66,7 @@ def test_the_limits() -> None:
         [sealed.MAX_INDEX, sealed.MAX_INDEX, sealed.MAX_INFO, sealed.MAX_REPO],
         [patch_file.MAX_STORED_REPORT, report_stored.MAX_REPORT],
         [tensor_type.MAX_TENSORS, tensor_type.MAX_TENSORS, safetensors.MAX_MEMBER_NODES],
-        [patch.MAX_ALL_TENSORS, patch.MAX_ALL_TENSORS, patch.MAX_ALL_PIECES, patch.MAX_ALL_DESCRIBED, patch.MAX_ALL_BYTES],
+        [*[patch_limits.MAX_ALL_TENSORS] * 2, *(getattr(patch_limits, f"MAX_ALL_{what}") for what in ("PIECES", "DESCRIBED", "BYTES"))],
         [sealed.MAX_FILES, sealed.MAX_FILES],
         [tensor_type.MAX_RANK, dtypes.MAX_SIZE, dtypes.MAX_SIZE],
         [1, tensor_type.MAX_NAME],
@@ -94,12 +94,13 @@ def test_the_limits() -> None:
 def test_security_states_the_same_limits() -> None:
     text = (Path(__file__).resolve().parents[2] / "SECURITY.md").read_text()
     for stated in (
-        f"{tensor_type.MAX_TENSORS:,} tensors a file, {patch.MAX_ALL_TENSORS:,} in all files of a patch",
-        f"; {table.MAX_PIECES:,} pieces of bases a table, {patch.MAX_ALL_PIECES:,} in all of a patch; ",
-        f"{safetensors.MAX_HEADER >> 20} MiB of JSON in a header or table, {patch.MAX_ALL_DESCRIBED >> 20} MiB\nof these in all of a patch",
+        f"{tensor_type.MAX_TENSORS:,} tensors a file, {patch_limits.MAX_ALL_TENSORS:,} in all files of a patch",
+        f"; {table.MAX_PIECES:,} pieces of bases a table, {patch_limits.MAX_ALL_PIECES:,} in all of a patch; ",
+        f"{safetensors.MAX_HEADER >> 20} MiB of JSON in a header or table, "
+        f"{patch_limits.MAX_ALL_DESCRIBED >> 20} MiB\nof these in all of a patch",
         f"{sealed.MAX_INDEX >> 20} MiB for an index or metadata, {report_stored.MAX_REPORT >> 20} MiB for a report",
         f"; {sealed.MAX_FILES:,} files; ",
-        f"{dtypes.MAX_FILE >> 40} TiB a weight file, {patch.MAX_ALL_BYTES >> 40} TiB a model",
+        f"{dtypes.MAX_FILE >> 40} TiB a weight file, {patch_limits.MAX_ALL_BYTES >> 40} TiB a model",
         f"integers below 2^{canonical.MAX_INTEGER.bit_length()}; JSON {json_scan.MAX_DEPTH} deep",
         f"up to {sealed.MAX_DELTA_FILE >> 20} MiB old and new",
         f"of an index 8 x its bytes, at most {weight_map.MAX_INDEX_JSON >> 20} MiB",

@@ -28,7 +28,8 @@ from ckptdiff.hub.ids import HubId
 from ckptdiff.hub.repo import RemoteFile, Repo
 from ckptdiff.io import source
 from ckptdiff.patching import write as writer
-from ckptdiff.patching.patch import MAX_ALL_DESCRIBED, MAX_ALL_TENSORS, OpenPatch
+from ckptdiff.patching.patch import OpenPatch
+from ckptdiff.patching.patch_limits import MAX_ALL_DESCRIBED, MAX_ALL_TENSORS
 from ckptdiff.subnetwork import mask_file
 from ckptdiff.verbs import verify
 from tests.support import hostile_files as made

@@ -29,6 +29,16 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         yield open_store(urls[request.param])
 
 
+def test_what_a_killed_run_left_of_a_hint_is_replaced(tmp_path: Path) -> None:
+    """A run that is killed between the two steps of a replacement leaves a hidden file, which is no object and which the next one takes."""
+    store, left = FolderStore(tmp_path), tmp_path / ".HEAD.json.new"
+    left.write_bytes(b"left")
+    assert store.objects("") == {}
+    for data in (b"first", b"second"):
+        store.replace("HEAD.json", data)
+        assert (tmp_path / "HEAD.json").read_bytes() == data and [path.name for path in tmp_path.iterdir()] == ["HEAD.json"]
+
+
 def test_objects(store: Store, tmp_path: Path) -> None:
     content, other = tmp_path / "content", tmp_path / "other"
     content.write_bytes(os.urandom(100_000))

@@ -11,7 +11,16 @@ import torch
 
 from ckptdiff.analysis.intervals import NullSettings, prediction_interval
 from ckptdiff.analysis.matrix_nulls import MatrixSides, matrix_nulls
-from tests.support.null_oracles import exponents, principal_mask, spectrum_figures, state, torch_flipped, torch_shuffled, turned_figures
+from tests.support.null_oracles import (
+    base_of,
+    exponents,
+    principal_mask,
+    spectrum_figures,
+    state,
+    torch_flipped,
+    torch_shuffled,
+    turned_figures,
+)
 from tests.support.real_pairs import TARGETS
 
 TENSOR = "model.layers.{}.self_attn.k_proj.weight"
@@ -26,7 +35,7 @@ def sides_of(base: Any, target: Any) -> MatrixSides:
 
 def covered(pair: str, name: str, seeds: Sequence[int], draws: int = 5) -> dict[str, int]:
     """Of so many seeds, in how many each interval holds torch's own draw of the null."""
-    base, target = state("tiny6m-base")[name], state(pair)[name]
+    base, target = base_of(pair)[name], state(pair)[name]
     sides, sizes = sides_of(base, target), exponents(base)
     change = target.double() - base.double()
     k = max(1, min(base.shape) // 8)

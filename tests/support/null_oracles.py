@@ -1,4 +1,4 @@
-"""Nulls and size statistics of bf16 matrices in plain torch."""
+"""Nulls and size statistics of bf16 matrices in plain torch, and the matrices that they are tried on: real ones, and made ones."""
 
 from __future__ import annotations
 
@@ -11,11 +11,31 @@ from safetensors.torch import load_file
 
 from tests.support.real_pairs import BASE
 
+MADE = "made"
+"""A target that is always there: its update has two directions and noise, of which bf16 swallows most."""
+SHAPES = {"k_proj": (24, 64), "o_proj": (64, 64), "up_proj": (96, 64), "down_proj": (64, 96)}
+
+
+def base_of(target: str) -> dict[str, Any]:
+    """The tensors that a target was trained from."""
+    return state(f"{MADE}-base" if target == MADE else "tiny6m-base")
+
 
 @cache
 def state(name: str) -> dict[str, Any]:
-    """The tensors of a real checkpoint."""
-    return load_file(BASE.parent / name / "model.safetensors")
+    """The tensors of a checkpoint."""
+    if not name.startswith(MADE):
+        return load_file(BASE.parent / name / "model.safetensors")
+    random = torch.Generator().manual_seed(1)
+    tensors = {}
+    for layer in range(6):
+        for kind, shape in SHAPES.items():
+            base = (0.02 * torch.randn(shape, generator=random)).bfloat16()
+            left, right = torch.randn(shape[0], 2, generator=random), torch.randn(2, shape[1], generator=random)
+            update = 1e-5 * (left @ right + torch.randn(shape, generator=random))
+            part = "self_attn" if kind in ("k_proj", "o_proj") else "mlp"
+            tensors[f"model.layers.{layer}.{part}.{kind}.weight"] = base if name != MADE else (base.float() + update).bfloat16()
+    return tensors
 
 
 def exponents(base: Any) -> Any:
