@@ -84,7 +84,7 @@ def shuffle_words(row: dict[str, Any]) -> str:
     """A figure with shuffled positions and with random signs."""
     shuffled, flipped = (interval_words(row["figure"], row[null]) for null in ("shuffled", "flipped"))
     text = f"{SHUFFLED[0].upper()}{SHUFFLED[1:]} have a {NAMES[row['figure']]} of {shuffled}"
-    return f"{text}, and with random signs {flipped}{', which is no other' * (not side(row, 'flipped'))}."
+    return f"{text}, and with random signs {flipped}{', which is no different' * (not side(row, 'flipped'))}."
 
 
 def principal_words(report: JsonReport) -> str:

@@ -53,7 +53,7 @@ def test_sentences_say_on_which_side_a_figure_lies() -> None:
     )
     assert told == [
         "The same values shuffled among weights of the same size have a stable rank of 77.0 [74.0, 80.0], and with random signs "
-        "4.10 [4.00, 4.30], which is no other.",
+        "4.10 [4.00, 4.30], which is no different.",
         "30.0 % of the changed weights lie in the principal half of their matrix; by size it would be 40.0 %, z = -20.0, less than size "
         "explains.",
         "Singular values moved as much as a shuffled update moves them: by 0.200, where that gives 0.100 [0.0500, 0.300].",
