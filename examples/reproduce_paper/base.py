@@ -12,18 +12,18 @@ import data
 import numpy as np
 import torch
 import transformers
-from plan import Scale
+from plan import Scale, Shape
 
 
-def new_model(scale: Scale) -> transformers.LlamaForCausalLM:
+def new_model(scale: Scale, shape: Shape) -> transformers.LlamaForCausalLM:
     """Fresh weights; embeddings are tied, as small models' are."""
     config = transformers.LlamaConfig(
         vocab_size=scale.vocabulary,
-        hidden_size=scale.width,
-        intermediate_size=scale.width * 8 // 3,
-        num_hidden_layers=scale.layers,
-        num_attention_heads=scale.width // 32,
-        num_key_value_heads=scale.width // 32,
+        hidden_size=shape.width,
+        intermediate_size=shape.width * 8 // 3,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.width // 32,
+        num_key_value_heads=shape.width // 32,
         max_position_embeddings=256,
         tie_word_embeddings=True,
         pad_token_id=0,
@@ -33,17 +33,17 @@ def new_model(scale: Scale) -> transformers.LlamaForCausalLM:
     return transformers.LlamaForCausalLM(config)
 
 
-def train_base(scale: Scale, folder: Path) -> None:
+def train_base(scale: Scale, shape: Shape, folder: Path) -> None:
     """Tokenizer and model, as ``save_pretrained`` writes them."""
     transformers.set_seed(0)
     text = data.library_text(scale.text)
     tokenizer = data.train_tokenizer(text, scale.vocabulary, folder)
-    model = new_model(scale)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=scale.base_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    model = new_model(scale, shape)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=shape.base_rate, betas=(0.9, 0.98), weight_decay=0.01)
     rows = data.windows(tokenizer, text, 128, seed=0)
-    for step in range(scale.base_steps):
-        cosine = 0.5 + 0.5 * math.cos(math.pi * step / scale.base_steps)
-        optimizer.param_groups[0]["lr"] = scale.base_rate * min(1.0, (step + 1) / 50) * (0.1 + 0.9 * cosine)
+    for step in range(shape.base_steps):
+        cosine = 0.5 + 0.5 * math.cos(math.pi * step / shape.base_steps)
+        optimizer.param_groups[0]["lr"] = shape.base_rate * min(1.0, (step + 1) / 50) * (0.1 + 0.9 * cosine)
         tokens, labels = (torch.tensor(np.stack(side)) for side in zip(*itertools.islice(rows, 32), strict=True))
         with torch.autocast("cpu", torch.bfloat16):
             loss = model(tokens, labels=labels).loss
@@ -66,12 +66,13 @@ def answers(model: Any, tokenizer: Any, prompts: Sequence[str], *, sample: bool)
     return found
 
 
-def accuracy(model: Any, tokenizer: Any, task: str, count: int) -> dict[str, float]:
-    """Share of right answers to exercises that no training saw: the most likely answer, and one sample of each."""
-    exercises = data.examples(task, count, 1000, test=True)
-    prompts = [prompt for prompt, _ in exercises]
-    found = {}
-    for name, sample in (("greedy", False), ("sampled", True)):
-        said = answers(model, tokenizer, prompts, sample=sample)
-        found[name] = sum(data.reward(answer, text) for (_, answer), text in zip(exercises, said, strict=True)) / count
-    return found
+def accuracy(model: Any, tokenizer: Any, task: str, tests: int) -> dict[str, Any]:
+    """Right answers, each the most likely one, to exercises that no training saw: how many, of how many, and both by level."""
+    exercises = data.held_out(task, tests)
+    said = answers(model, tokenizer, [prompt for prompt, _ in exercises], sample=False)
+    levels: dict[str, list[int]] = {}
+    for (_, answer), text in zip(exercises, said, strict=True):
+        counts = levels.setdefault(str(data.level(task, answer)), [0, 0])
+        counts[0] += int(data.reward(answer, text))
+        counts[1] += 1
+    return {"right": sum(right for right, _ in levels.values()), "of": len(exercises), "levels": dict(sorted(levels.items()))}

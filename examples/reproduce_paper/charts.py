@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import altair
-from measure import Found
-from plan import Scale
-from tables import PRECISIONS
+from tables import PRECISIONS, Found
 
 WIDTH, HEIGHT = 230, 150
 ALGORITHMS = ("sft", "dpo", "grpo")
@@ -53,7 +51,7 @@ def by_size(found: Found) -> Any:
     rows = [
         {"algorithm": algorithm, "weights": words, "exponent": exponent, "changed": changed / elements}
         for algorithm, words, name in names()
-        for exponent, elements, changed in found["sparsity"][name]["exponents"]
+        for exponent, elements, changed in found["records"][name]["measures"]["exponents"]
         if exponent is not None and elements >= 200
     ]
     y = altair.Y("changed:Q", axis=altair.Axis(format="%"), title="changed")
@@ -65,7 +63,7 @@ def by_place(found: Found, key: str, title: str) -> Any:
     rows = [
         {"algorithm": algorithm, "weights": words, "place": place, "sparsity": value}
         for algorithm, words, name in names()
-        for place, value in found["sparsity"][name][key].items()
+        for place, value in found["records"][name]["measures"][key].items()
     ]
     chart = (
         altair.Chart(altair.Data(values=rows))
@@ -80,20 +78,22 @@ def by_place(found: Found, key: str, title: str) -> Any:
     return chart.properties(width=WIDTH + 60, height=HEIGHT).facet(column=altair.Column("weights:N", title=None))
 
 
-def early(found: Found, scale: Scale) -> Any:
+def early(found: Found) -> Any:
     """How much of the final subnetwork had changed after some steps."""
     rows = [
         {"algorithm": algorithm, "weights": words, "step": step, "recall": guess["recall"]}
         for algorithm, words, name in names()
-        for step, guess in zip(scale.marks, found["predictions"][name], strict=False)
+        for step, guess in zip(found["scale"]["marks"], found["records"][name]["early"], strict=False)
     ]
     y = altair.Y("recall:Q", axis=altair.Axis(format="%"), title="of the final subnetwork")
     x = altair.X("step:Q", title="changed after step", scale=altair.Scale(type="log"))
     return facets(rows, "points", x, y, altair.Color("algorithm:N"))
 
 
-def draw(found: Found, scale: Scale, folder: Path) -> list[Path]:
-    """Write them all; returns their paths."""
+def draw(found: Found, folder: Path) -> list[Path]:
+    """Write them all; returns their paths: none before the part ``updates`` was run."""
+    if "updates" not in found["parts"]:
+        return []
     folder.mkdir(exist_ok=True)
     charts = {
         "while-training": while_training(found),
@@ -101,7 +101,7 @@ def draw(found: Found, scale: Scale, folder: Path) -> list[Path]:
         "by-size": by_size(found),
         "by-layer": by_place(found, "layers", "layer"),
         "by-module": by_place(found, "modules", "kind"),
-        "early": early(found, scale),
+        "early": early(found),
     }
     paths = []
     for name, chart in charts.items():

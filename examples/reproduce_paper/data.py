@@ -1,13 +1,13 @@
 """Text, tokenizer and tasks: all made on the spot from Python's standard library and a random number generator.
 
-Two tasks with answers that a program checks, one for each data set: ``add`` ("4+7+8+5=" -> "24") and ``sort`` ("sort 50214=" -> "01245").
+Two tasks with answers that a program checks, one for each data set: ``add`` ("4+7+8+5=" -> "24") and ``sort`` ("sort 5021=" -> "0125").
 """
 
 from __future__ import annotations
 
 import itertools
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,9 @@ import transformers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 END, PAD = "<|end|>", "<|pad|>"
-LENGTHS = {"add": 4, "sort": 5}
-TASKS = tuple(LENGTHS)
+TASKS = ("add", "sort")
+DIGITS = 4
+"""Of every exercise: 10,000 there are of each task."""
 MAX_ANSWER = 7
 """Tokens: the longest answer, the end, and one to see that a model goes on."""
 IGNORED = -100
@@ -42,22 +43,33 @@ def library_text(limit: int) -> str:
     return "".join(parts)
 
 
-def example(task: str, rng: np.random.Generator) -> Example:
+def example(task: str, digits: Sequence[int]) -> Example:
     """One exercise."""
-    digits = [int(n) for n in rng.integers(0, 10, LENGTHS[task])]
     if task == "add":
         return "+".join(map(str, digits)) + "=", str(sum(digits))
     return f"sort {''.join(map(str, digits))}=", "".join(map(str, sorted(digits)))
 
 
-def examples(task: str, count: int, seed: int, *, test: bool = False) -> list[Example]:
-    """Exercises without repetition. Those for tests and those for training have no prompt in common: a hash of the prompt decides."""
-    rng, found = np.random.default_rng([seed, TASKS.index(task)]), {}
+def examples(task: str, count: int) -> list[Example]:
+    """Exercises for training, without repetition. Those for tests have no prompt in common with them: a hash of the prompt decides."""
+    rng, found = np.random.default_rng(TASKS.index(task)), {}
     while len(found) < count:
-        prompt, answer = example(task, rng)
-        if is_for_tests(prompt) == test:
+        prompt, answer = example(task, rng.integers(0, 10, DIGITS).tolist())
+        if not is_for_tests(prompt):
             found[prompt] = answer
     return list(found.items())
+
+
+def held_out(task: str, most: int) -> list[Example]:
+    """All exercises for tests, or where these are more, as many of them, evenly spread."""
+    every = [example(task, digits) for digits in itertools.product(range(10), repeat=DIGITS)]
+    found = [one for one in every if is_for_tests(one[0])]
+    return [found[k * len(found) // most] for k in range(most)] if len(found) > most else found
+
+
+def level(task: str, answer: str) -> int:
+    """How hard an exercise is: the tens of a sum, or how many different digits there are to sort."""
+    return int(answer) // 10 if task == "add" else len(set(answer))
 
 
 def is_for_tests(prompt: str) -> bool:
@@ -105,7 +117,7 @@ def exercise_window(tokenizer: transformers.PreTrainedTokenizerFast, task: str, 
     tokens: list[int] = []
     labels: list[int] = []
     while len(tokens) < length:
-        prompt, answer = example(task, rng)
+        prompt, answer = example(task, rng.integers(0, 10, DIGITS).tolist())
         if not is_for_tests(prompt):
             asked, answered = tokenizer([prompt, answer + END])["input_ids"]
             tokens += asked + answered
@@ -113,7 +125,7 @@ def exercise_window(tokenizer: transformers.PreTrainedTokenizerFast, task: str, 
     return np.array(tokens[:length]), np.array(labels[:length])
 
 
-def rollouts(said: list[dict[str, str]]) -> list[dict[str, str]]:
+def preferences(said: list[dict[str, str]]) -> list[dict[str, str]]:
     """Preference pairs of prompts that the base answered: the right answer against what it said, or where that was right, one digit off."""
     rows = []
     for row in said:

@@ -1,177 +1,420 @@
-"""The paper's tables beside ours, in Markdown."""
+"""The paper's tables beside ours: rows of figures, made of ``measures.json``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
-from measure import TOLERANCES, Found
-from plan import Scale
+from figures import Figure, Key, Table, difference
 
-PAPER_SPARSITY = {"dpo": "81.4 to 95.2", "grpo": "68.5 to 86.0", "sft": "6 to 15"}
-PAPER_BITS = {"dpo": "76.0 to 87.6", "grpo": "68.1", "sft": ""}
-PAPER_RANK = {"dpo": "99.8", "grpo": "99.4", "sft": ""}
-PRECISIONS = {"fp32": "fp32 masters", "bf16": "pure bf16"}
+Found = dict[str, Any]
+Tables = dict[str, Table]
 
-
-def percent(value: float, digits: int = 2) -> str:
-    return f"{100 * value:.{digits}f}"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def label(name: str) -> str:
-    """``grpo-fp32-add-0`` -> ``GRPO, fp32 masters: add-0``."""
-    algorithm, precision, rest = name.split("-", 2)
-    return f"{algorithm.upper()}, {PRECISIONS[precision]}: {rest}"
+ALGORITHMS = ("grpo", "dpo", "sft")
+PRECISIONS = {"bf16": "pure bf16", "fp32": "fp32 masters"}
+MASKS = {
+    "sub": "theta_sub: what theta_full changed",
+    "size": "random, of the same sizes",
+    "smallest": "the smallest weights",
+    "random": "random, as many a tensor",
+    "seed": "another seed, all weights",
+}
+TOLERANCES = ("1e-08", "1e-07", "1e-06", "1e-05", "0.0001")
+EQUAL = {"identical": "identical", "1e-05": "equal at 1e-5", "0.0001": "at 1e-4", "of changed": "of theta_full's changes, at 1e-5"}
+PLAIN = ("algorithm", "weights")
 
 
-def mean(values: Iterable[float]) -> float:
-    found = list(values)
-    return sum(found) / len(found)
+class Runs:
+    """The records of ``measures.json`` by what they are of."""
 
+    def __init__(self, found: Found) -> None:
+        self.found = found
+        self.records: dict[str, Found] = found["records"]
 
-def of_seeds(scale: Scale, algorithm: str, precision: str) -> list[str]:
-    return [f"{algorithm}-{precision}-add-{seed}" for seed in range(scale.seeds)]
-
-
-def sparsity_table(found: Found, scale: Scale) -> str:
-    """Tables 1 and 6 of the paper, tables of ours: means over seeds."""
-    rows = []
-    for algorithm in ("sft", "dpo", "grpo"):
-        for precision, words in PRECISIONS.items():
-            names = of_seeds(scale, algorithm, precision)
-            within = [percent(mean(found["sparsity"][name]["within"][f"{atol:g}"] for name in names)) for atol in TOLERANCES]
-            bits = percent(mean(found["sparsity"][name]["bits"] for name in names))
-            ulp = percent(mean(found["sparsity"][name]["one ulp"] for name in names), 1)
-            rows.append([algorithm.upper(), words, bits, *within, ulp, PAPER_BITS[algorithm], PAPER_SPARSITY[algorithm]])
-    head = ["algorithm", "weights", "by bits", *(f"{atol:g}" for atol in TOLERANCES), "of the changed, by one ulp"]
-    return table([*head, "paper at 1e-8", "paper at 1e-5"], rows)
-
-
-def rank_table(found: Found, scale: Scale) -> str:
-    """Table 2: the mean rank of updates."""
-    rows = []
-    for algorithm in ("sft", "dpo", "grpo"):
-        for precision, words in PRECISIONS.items():
-            ranks = [found["sparsity"][name]["rank"] for name in of_seeds(scale, algorithm, precision)]
-            means = [percent(mean(rank[key] for rank in ranks if rank)) for key in ("mean", "random", "effective")]
-            rows.append([algorithm.upper(), words, *means, PAPER_RANK[algorithm]])
-    return table(["algorithm", "weights", "mean rank", "random updates as dense", "99 % of the energy in", "paper"], rows)
-
-
-def subnetwork_table(found: Found) -> str:
-    """Table 3 and section 4: the model trained within the mask against the one trained whole."""
-    rows, base = [], found["base"]["accuracy"]["add"]["greedy"]
-    for name, both in found["agreement"].items():
-        of, kind = name.rsplit("-", 1)
-        right = [percent(found["records"][run]["accuracy"]["greedy"], 1) for run in (of, name)]
-        rows.append(
-            [label(of), kind, *(percent(both["each other"][key]) for key in ("identical", "1e-05", "1e-04")), percent(base, 1), *right]
-        )
-        if kind == "sub":
-            rows[-1][1] = "theta_sub"
-            seed, start = found["seeds"][of]["each other"], both["base"]
-            for words, row, accuracy in (
-                ("another seed, whole", seed, found["records"][of[:-1] + "1"]["accuracy"]["greedy"]),
-                ("the base", start, base),
-            ):
-                cells = [percent(row[key]) for key in ("identical", "1e-05", "1e-04")]
-                rows.append([label(of), words, *cells, percent(base, 1), right[0], percent(accuracy, 1)])
-        else:
-            rows[-1][1] = "a random mask as dense"
-    head = ["theta_full", "against", "identical", "equal at 1e-5", "at 1e-4", "task: base", "theta_full", "the other"]
-    return table(head, rows)
-
-
-def overlap_table(found: Found) -> str:
-    """Table 4."""
-    rows = []
-    for row in found["overlap"]:
-        bits, wide = row["bits"], row["1e-05"]
-        cells = [
-            f"{percent(bits['o1'], 1)} / {percent(bits['o2'], 1)}",
-            f"{percent(bits['random_o1'], 1)} / {percent(bits['random_o2'], 1)}",
+    def named(self, algorithm: str, precision: str, what: str) -> list[Found]:
+        """Records of all seeds of a run, in the order of the seeds."""
+        chosen = [
+            r
+            for r in self.records.values()
+            if (r["run"]["algorithm"], r["run"]["precision"], r["run"]["what"]) == (algorithm, precision, what)
         ]
-        cells += [f"{percent(bits['o1_by_size'], 1)} / {percent(bits['o2_by_size'], 1)}", percent(bits["same_direction"], 1)]
-        cells += [
-            f"{percent(wide['o1'], 1)} / {percent(wide['o2'], 1)}",
-            f"{percent(wide['random_o1'], 1)} / {percent(wide['random_o2'], 1)}",
-        ]
-        rows.append([row["differ"], label(row["first"]), label(row["second"]), *cells])
-    head = ["differ in", "first", "second", "o1 / o2 by bits", "at random", "by size", "same direction", "o1 / o2 at 1e-5", "at random"]
-    return table(head, rows)
+        return sorted(chosen, key=lambda record: record["run"]["seed"])
+
+    def other_seeds(self, algorithm: str, precision: str, what: str) -> list[Found]:
+        start = f"{algorithm}-{precision}-{what}-"
+        return [row for row in self.found["other seeds"] if row["first"].startswith(start)]
 
 
-def ablation_table(found: Found, scale: Scale) -> str:
-    """Section 6: what sparsity depends on."""
-    rows = []
-    for name, record in found["records"].items():
-        run = record["run"]
-        if run["mask"] or run["seed"] or name.endswith("sort-0"):
-            continue
-        what = {
-            "add-0": "as above",
-            "kl": f"KL {run['beta']:g}",
-            "noclip": "no clipping",
-            "long": f"{run['steps']} steps",
-            "own": "its own samples",
-            "new": "new prompts",
-        }
-        rest = name.split("-", 2)[2]
-        values = found["sparsity"][name]
-        cells = [percent(values["bits"]), percent(values["within"]["1e-05"]), percent(record["accuracy"]["greedy"], 1)]
-        rows.append(
-            [
-                run["algorithm"].upper(),
-                PRECISIONS[run["precision"]],
-                what.get(rest, f"learning rate {run['rate']:g}"),
-                f"{run['rate']:g}",
-                *cells,
-            ]
-        )
-    rows.sort(key=lambda row: (row[0], row[1], row[2] != "as above", float(row[3])))
-    return table(["algorithm", "weights", "what differs", "learning rate", "sparsity by bits", "at 1e-5", "task, greedy"], rows)
+def figure(records: Iterable[Any], value: Callable[[Any], float | None], scale: float = 100.0, digits: int = 2) -> Figure | None:
+    """The values of all records; none where one lacks it."""
+    values = [value(record) for record in records]
+    known = [v for v in values if v is not None]
+    return Figure(tuple(known), scale, digits) if known and len(known) == len(values) else None
 
 
-def prediction_table(found: Found) -> str:
-    """The paper's open question: can the subnetwork be told early?"""
-    rows = []
-    for name, guesses in found["predictions"].items():
-        for guess in guesses:
-            rows.append([label(name), guess["guess"], *(percent(guess[key], 1) for key in ("share", "precision", "recall"))])
-    return table(["final subnetwork", "guess", "share of weights", "precision", "recall"], rows)
+def complement(one: Figure | None) -> Figure | None:
+    """What is left of the whole."""
+    return None if one is None else Figure(tuple(1 - value for value in one.values), one.scale, one.digits)
 
 
-def curve_table(found: Found, scale: Scale) -> str:
-    """Figures 1, 2, 5, 6: the last record of each run."""
-    rows = []
-    for algorithm in ("sft", "dpo", "grpo"):
+def kept(figures: dict[str, Figure | None]) -> dict[str, Figure]:
+    """Those that there are."""
+    return {name: found for name, found in figures.items() if found is not None}
+
+
+def at(*path: Any) -> Callable[[Any], float | None]:
+    """The value at a path of keys; None where a key is missing or what it leads to is."""
+
+    def found(value: Any) -> float | None:
+        for key in path:
+            if value is None or (isinstance(value, dict) and key not in value):
+                return None
+            value = value[key]
+        return None if value is None else float(value)
+
+    return found
+
+
+def accuracy(record: Found) -> float:
+    return float(record["accuracy"]["right"] / record["accuracy"]["of"])
+
+
+def plain_keys() -> Iterable[tuple[str, str, list[str]]]:
+    """Algorithm and precision, and how a table says them."""
+    for algorithm in ALGORITHMS:
         for precision, words in PRECISIONS.items():
-            last: dict[str, Any] = found["records"][f"{algorithm}-{precision}-add-0"]["curve"][-1]
-            keys = ("sparsity", "ever", "cancelled", "since_last", "gradient_density")
-            rows.append([algorithm.upper(), words, *(percent(last[key]) for key in keys)])
-    return table(
-        ["algorithm", "weights", "unchanged", "ever changed", "changed and back", f"in the last {scale.every} steps", "with a gradient"],
-        rows,
+            yield algorithm, precision, [algorithm.upper(), words]
+
+
+def sparsity_table(runs: Runs, number: int) -> Table:
+    """Tables 1 and 6 of the paper."""
+    columns = ["by bits", *TOLERANCES, "of the changed, by one ulp"]
+    table = Table(number, "Update sparsity: weights that stay (the paper's tables 1 and 6)", PLAIN, columns)
+    for algorithm, precision, words in plain_keys():
+        found = [record["measures"] for record in runs.named(algorithm, precision, "add")]
+        figures = {"by bits": figure(found, at("bits"))}
+        figures |= {atol: figure(found, at("within", atol)) for atol in TOLERANCES}
+        figures["of the changed, by one ulp"] = figure(found, at("one ulp"))
+        table.add((algorithm, precision), words, kept(figures))
+    return table
+
+
+def rank_table(runs: Runs, number: int) -> Table:
+    """Table 2, and what the same update would have with its changes shuffled among weights of the same size."""
+    shown = {
+        "effective_share": ("99 % of the energy in", 100.0),
+        "stable_rank": ("stable rank", 1.0),
+        "top_energy": ("energy of the top 8", 100.0),
+    }
+    columns = ["mean rank", "random, as dense", *(c for name, _ in shown.values() for c in (name, f"{name}: shuffled"))]
+    columns += ["changed in principal half", "principal: by size"]
+    table = Table(number, "Rank of the updates (the paper's table 2), beside shuffled updates", PLAIN, columns, RANK_NOTE)
+    for algorithm, precision, words in plain_keys():
+        found = [record["measures"] for record in runs.named(algorithm, precision, "add")]
+        figures = {"mean rank": figure(found, at("rank", "mean"))}
+        figures["random, as dense"] = figure(found, at("rank", "random"))
+        for key, (name, scale) in shown.items():
+            figures[name] = figure(found, at("nulls", key, "value"), scale)
+            figures[f"{name}: shuffled"] = figure(found, at("nulls", key, "shuffled"), scale)
+        figures["changed in principal half"] = figure(found, at("nulls", "principal_overlap", "value"))
+        figures["principal: by size"] = figure(found, at("nulls", "principal_overlap", "shuffled"))
+        table.add((algorithm, precision), words, kept(figures))
+    return table
+
+
+RANK_NOTE = (
+    "Means over all matrices, in per cent but for the stable rank. *Shuffled*: the same values at other places of the same tensor, each "
+    "among weights of the same binary exponent. *Principal half*: the largest half of the elements of the base's low-rank approximation "
+    "(2511.08567)."
+)
+
+
+def place_table(runs: Runs, number: int, kind: str, title: str) -> Table:
+    """Figure 3: sparsity by layer or by kind of matrix."""
+    some = next(record["measures"][kind] for record in runs.named("grpo", "bf16", "add"))
+    table = Table(number, title, PLAIN, list(some))
+    for algorithm, precision, words in plain_keys():
+        found = [record["measures"][kind] for record in runs.named(algorithm, precision, "add")]
+        table.add((algorithm, precision), words, kept({place: figure(found, at(place)) for place in some}))
+    return table
+
+
+def size_table(runs: Runs, number: int) -> Table:
+    """How far the sizes of weights explain which of them change."""
+    table = Table(
+        number, "Which weights change: what their sizes explain", PLAIN, ["R² of changed or not", "median update, 1e-6"], SIZE_NOTE
     )
+    for algorithm, precision, words in plain_keys():
+        found = [record["measures"] for record in runs.named(algorithm, precision, "add")]
+        holds = all(m["updates"] and m["updates"]["holds"] for m in found)
+        median = figure(found, at("updates", "median"), 1e6) if holds else None
+        table.add(
+            (algorithm, precision),
+            words,
+            kept({"R² of changed or not": figure(found, at("explained")), "median update, 1e-6": median}),
+        )
+    return table
 
 
-def tables(found: Found, scale: Scale) -> str:
-    """All of them, in per cent."""
-    seconds = sum(record["seconds"]["cpu"] for record in found["records"].values())
-    parts = [
-        ("Update sparsity (tables 1 and 6), means of the seeds", sparsity_table(found, scale)),
-        ("Mean rank of the updates (table 2), means of the seeds", rank_table(found, scale)),
-        ("The subnetwork alone (table 3, section 4)", subnetwork_table(found)),
-        ("Overlap (table 4)", overlap_table(found)),
-        ("While training (figures 1, 2, 5, 6, 7b)", curve_table(found, scale)),
-        ("What sparsity depends on (section 6)", ablation_table(found, scale)),
-        ("Telling the subnetwork early", prediction_table(found)),
-    ]
-    count = f"{found['base']['parameters']:,} parameters, {len(found['records'])} runs of {seconds / 60:.1f} minutes of CPU."
-    size = f"{count} All figures in per cent."
-    return "\n\n".join([size, *(f"### {title}\n\n{text}" for title, text in parts)]) + "\n"
+SIZE_NOTE = (
+    "R² in per cent, of the base's dtype and binary exponent. The median of |update| follows from P(changed | exponent), and stands only "
+    "where it agrees with the moves that are seen in every seed."
+)
+
+
+def subnetwork_table(runs: Runs, number: int, what: str, title: str) -> Table:
+    """Section 4: what was trained within masks, beside the full run and another seed of it."""
+    columns = [*EQUAL.values(), "cosine of updates", "accuracy", "less theta_full's"]
+    table = Table(number, title, (*PLAIN, "within"), columns, SUBNETWORK_NOTE)
+    for algorithm, precision, words in plain_keys():
+        full = runs.named(algorithm, precision, what)
+        whole = figure(full, accuracy)
+        if whole is None:
+            continue
+        table.add((algorithm, precision, "full"), [*words, "theta_full: all weights"], {"accuracy": whole})
+        for mask, name in MASKS.items():
+            rows = (
+                runs.other_seeds(algorithm, precision, what)
+                if mask == "seed"
+                else [r["measures"] for r in runs.named(algorithm, precision, f"{what}-{mask}")]
+            )
+            if not rows:
+                continue
+            right = None if mask == "seed" else figure(runs.named(algorithm, precision, f"{what}-{mask}"), accuracy)
+            figures = {column: figure(rows, at(key)) for key, column in EQUAL.items()}
+            figures |= {"cosine of updates": figure(rows, at("cosine"), 1.0, 4), "accuracy": right}
+            if right is not None:
+                figures["less theta_full's"] = difference(right, whole)
+            table.add((algorithm, precision, mask), [*words, name], kept(figures))
+    return table
+
+
+SUBNETWORK_NOTE = (
+    "Each masked run has the data, seed and steps of the full run that its mask comes from, as in the paper. *Of theta_full's changes*: of "
+    "the weights that the full run changed, those that the other run has as the full run has them. Accuracy: all held-out exercises, the "
+    "most likely answer."
+)
+
+
+def decision_table(runs: Runs, number: int, sections: Table, title: str) -> Table:
+    """Section 4 decided: differences of the masks, seed by seed."""
+    pairs = {
+        "theta_sub - same sizes": ("sub", "size"),
+        "same sizes - as many a tensor": ("size", "random"),
+        "theta_sub - another seed": ("sub", "seed"),
+    }
+    right = {
+        "theta_sub - same sizes": ("sub", "size"),
+        "same sizes - as many a tensor": ("size", "random"),
+        "theta_sub - theta_full": ("sub", "full"),
+    }
+    table = Table(number, title, PLAIN, [*pairs, *(f"accuracy: {name}" for name in right)], DECISION_NOTE)
+    for algorithm, precision, words in plain_keys():
+        if (algorithm, precision, "sub") not in sections.rows:
+            continue
+        figures = {}
+        for name, (a, b) in pairs.items():
+            first, second = sections[algorithm, precision, a], sections[algorithm, precision, b]
+            figures[name] = difference(first[EQUAL["of changed"]], second[EQUAL["of changed"]])
+        for name, (a, b) in right.items():
+            figures[f"accuracy: {name}"] = difference(
+                sections[algorithm, precision, a]["accuracy"], sections[algorithm, precision, b]["accuracy"]
+            )
+        table.add((algorithm, precision), words, figures)
+    return table
+
+
+DECISION_NOTE = (
+    "Points of theta_full's changes that come out the same to 1e-5, and points of accuracy; differences of runs of the same seed."
+)
+
+
+def level_table(runs: Runs, number: int) -> Table:
+    """Table 3 of the paper: accuracy by level, of the whole and of the masked runs."""
+    levels = sorted(runs.found["bases"]["small"]["accuracy"]["add"]["levels"])
+    names = {level: f"sums from {10 * int(level)}" for level in levels}
+    table = Table(number, "Accuracy by level (the paper's table 3)", (*PLAIN, "model"), ["all", *names.values()], LEVEL_NOTE)
+    for algorithm, precision, words in plain_keys():
+        for mask, name in {"": "theta_full", "-sub": "theta_sub", "-size": "same sizes", "-random": "as many a tensor"}.items():
+            found = runs.named(algorithm, precision, f"add{mask}")
+            if found:
+                figures = {"all": figure(found, accuracy)}
+                figures |= {shown: figure(found, partial(right_at, level=level)) for level, shown in names.items()}
+                table.add((algorithm, precision, mask), [*words, name], kept(figures))
+    return table
+
+
+LEVEL_NOTE = "The task is to add four digits; a level is the tens of the sum."
+
+
+def right_at(record: Found, level: str) -> float:
+    """The share of right answers of a level."""
+    right, of = record["accuracy"]["levels"][level]
+    return float(right / of)
+
+
+def loss_table(runs: Runs, number: int) -> Table:
+    """Figure 4: the loss of training in the last third of the steps; of GRPO, whose loss says nothing, the reward."""
+    columns = ["theta_full", "theta_sub - theta_full", "same sizes - theta_full", "as many a tensor - theta_full"]
+    table = Table(number, "Training loss within masks (the paper's figure 4)", (*PLAIN, "of"), columns, LOSS_NOTE)
+    for algorithm, precision, words in plain_keys():
+        name = "reward" if algorithm == "grpo" else "loss"
+        own = {
+            mask: figure(runs.named(algorithm, precision, f"add{mask}"), partial(last_third, name=name), 1.0, 4)
+            for mask in ("", "-sub", "-size", "-random")
+        }
+        full = own.pop("")
+        if full is None:
+            continue
+        figures: dict[str, Figure | None] = {"theta_full": full}
+        figures |= {column: difference(other, full) if other else None for column, other in zip(columns[1:], own.values(), strict=True)}
+        table.add((algorithm, precision), [*words, name], kept(figures))
+    return table
+
+
+LOSS_NOTE = "Mean over the last third of the steps; differences of runs of the same seed."
+
+
+def last_third(record: Found, name: str) -> float | None:
+    """Mean of what the trainer logged in the last third of the steps."""
+    after = record["run"]["steps"] * 2 / 3
+    values = [row[name] for row in record["log"] if name in row and row["step"] > after]
+    return sum(values) / len(values) if values else None
+
+
+def overlap_table(runs: Runs, number: int) -> Table:
+    """Table 4 of the paper, with chance by size."""
+    columns = ["o1", "chance by size", "excess over size", "o2", "excess of o2", "chance of all weights", "same direction", "o1 at 1e-5"]
+    table = Table(number, "Overlap of updates (the paper's table 4)", ("differ in", "first", "second", "weights"), columns, OVERLAP_NOTE)
+    groups: dict[Key, list[Found]] = {}
+    for row in runs.found["overlap"]:
+        (first, precision), second = row["first"].split("-")[:2], row["second"].split("-")[0]
+        groups.setdefault((row["differ"], first, second, precision), []).append(row)
+    for key, rows in groups.items():
+        bits = [row["bits"] for row in rows]
+        names = ("o1", "o1_by_size", "o1_excess", "o2", "o2_excess", "random_o1", "same_direction")
+        figures = {column: figure(bits, at(name)) for column, name in zip(columns, names, strict=False)}
+        figures["o1 at 1e-5"] = figure(rows, at("1e-05", "o1"))
+        differ, first, second, precision = key
+        table.add(key, [differ, first.upper(), second.upper(), PRECISIONS[precision]], kept(figures))
+    return table
+
+
+OVERLAP_NOTE = (
+    "By bits, but for the last column. *Excess*: (o1 - by size) / (1 - by size): what two updates share of what sizes leave open."
+)
+
+
+def curve_table(runs: Runs, number: int) -> Table:
+    """Figures 2, 5, 6 and 7b."""
+    every = runs.found["scale"]["every"]
+    columns = ["unchanged at the end", "half way", "ever changed", "changed and back", "at most", f"changed in {every} steps", "first such"]
+    table = Table(number, "While training (the paper's figures 2, 5, 6 and 7b)", PLAIN, columns, CURVE_NOTE)
+    for algorithm, precision, words in plain_keys():
+        curves = [record["curve"] for record in runs.named(algorithm, precision, "add")]
+        figures = {
+            "unchanged at the end": figure(curves, at(-1, "sparsity")),
+            "half way": figure(curves, lambda c: c[(len(c) - 1) // 2]["sparsity"]),
+            "ever changed": figure(curves, at(-1, "ever")),
+            "changed and back": figure(curves, at(-1, "cancelled")),
+            "at most": figure(curves, lambda c: max(row["cancelled"] for row in c)),
+            columns[-2]: figure(curves, at(-1, "since_last")),
+            "first such": figure(curves, at(0, "since_last")),
+        }
+        table.add((algorithm, precision), words, kept(figures))
+    return table
+
+
+CURVE_NOTE = "*Changed and back*: changed at a record, and at the end, or at the record where it is most, as at the start."
+
+
+def mark_table(runs: Runs, number: int) -> Table:
+    """Figure 7a: sparsity and accuracy of checkpoints of one training."""
+    table = Table(
+        number, "Checkpoints of GRPO: sparsity and accuracy (the paper's figure 7a)", ("weights", "steps"), ["unchanged", "accuracy"]
+    )
+    for precision, words in PRECISIONS.items():
+        records = runs.named("grpo", precision, "add")
+        for k, (step, _) in enumerate(records[0]["marks"]):
+            figures = {
+                "unchanged": complement(figure(records, at("early", k, "share"))),
+                "accuracy": figure(records, at("marks", k, 1)),
+            }
+            table.add((precision, str(step)), [words, str(step)], kept(figures))
+        last = {"unchanged": figure(records, at("measures", "bits")), "accuracy": figure(records, accuracy)}
+        table.add((precision, "all"), [words, str(records[0]["run"]["steps"])], kept(last))
+    return table
+
+
+def ablation_table(runs: Runs, number: int) -> Table:
+    """Section 6: what sparsity depends on; each row beside the run that it varies."""
+    table = Table(number, "What sparsity depends on (section 6)", (*PLAIN, "what differs"), ["unchanged", "at 1e-5", "accuracy"])
+    for algorithm, precision, words in plain_keys():
+        whats = dict.fromkeys(
+            record["run"]["what"]
+            for record in runs.records.values()
+            if (record["run"]["algorithm"], record["run"]["precision"]) == (algorithm, precision) and record["run"]["part"] == "ablations"
+        )
+        for what in ("add", *whats):
+            records = runs.named(algorithm, precision, what)
+            figures = {
+                "unchanged": figure(records, at("measures", "bits")),
+                "at 1e-5": figure(records, at("measures", "within", "1e-05")),
+                "accuracy": figure(records, accuracy),
+            }
+            table.add((algorithm, precision, what), [*words, variation(records[0]["run"])], kept(figures))
+    return table
+
+
+def variation(run: Found) -> str:
+    """What a run has that the others have not."""
+    named = {
+        "add": f"nothing: learning rate {run['rate']:g}",
+        "kl": f"KL {run['beta']:g}",
+        "noclip": "no clipping",
+        "long": f"{run['steps']} steps",
+    }
+    named |= {"own": "the base's own right samples", "new": "prompts in an unknown form"}
+    return named.get(run["what"], f"learning rate {run['rate']:g}")
+
+
+def early_table(runs: Runs, number: int) -> Table:
+    """The paper's open question: can the subnetwork be told early?"""
+    table = Table(number, "Telling the subnetwork before the end", (*PLAIN, "guess"), ["share of weights", "precision", "recall"])
+    for algorithm, precision, words in plain_keys():
+        records = runs.named(algorithm, precision, "add")
+        for k, guess in enumerate(records[0]["early"]):
+            columns = {"share of weights": "share", "precision": "precision", "recall": "recall"}
+            figures = {column: figure(records, at("early", k, key)) for column, key in columns.items()}
+            table.add((algorithm, precision, guess["guess"]), [*words, guess["guess"]], kept(figures))
+    return table
+
+
+def tables(found: Found) -> Tables:
+    """All that the parts which were run allow, numbered as if all had been."""
+    runs, made, parts = Runs(found), Tables(), set(found["parts"])
+    if "updates" in parts:
+        made["sparsity"] = sparsity_table(runs, 1)
+        made["rank"] = rank_table(runs, 2)
+        made["layers"] = place_table(runs, 3, "layers", "Weights that stay, by layer (the paper's figure 3)")
+        made["modules"] = place_table(runs, 4, "modules", "Weights that stay, by kind of tensor (the paper's figure 3)")
+        made["sizes"] = size_table(runs, 5)
+    if "subnetwork" in parts:
+        made["subnetwork"] = subnetwork_table(runs, 6, "add", "Training within a mask (section 4)")
+        made["decision"] = decision_table(runs, 7, made["subnetwork"], "What the mask carries beyond sizes (section 4)")
+        made["levels"] = level_table(runs, 8)
+        made["loss"] = loss_table(runs, 9)
+    if "size" in parts:
+        made["large"] = subnetwork_table(runs, 10, "large", "Training within a mask, the larger model (section 4)")
+        made["large decision"] = decision_table(runs, 11, made["large"], "What the mask carries beyond sizes, the larger model")
+    if "overlap" in parts:
+        made["overlap"] = overlap_table(runs, 12)
+    if "updates" in parts:
+        made["curve"] = curve_table(runs, 13)
+        made["marks"] = mark_table(runs, 14)
+    if "ablations" in parts:
+        made["ablations"] = ablation_table(runs, 15)
+    if "updates" in parts:
+        made["early"] = early_table(runs, 16)
+    return made

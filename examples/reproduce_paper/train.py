@@ -15,11 +15,13 @@ import datasets
 import torch
 import transformers
 import trl
+from measure import early, of_run
+from places import base_of, patch_of, rollouts_of, run_folder, write_json
 from plan import Run, Scale
 
 import ckptdiff
 from ckptdiff.integrations.trainer import SubnetworkCallback, UpdateTrackerCallback
-from ckptdiff.subnetwork import Mask
+from ckptdiff.subnetwork import Mask, smallest_weights
 
 BATCH = 64
 """Sequences a step: examples of SFT, both sides of DPO's pairs, completions of GRPO."""
@@ -28,19 +30,24 @@ GROUP = 8
 
 
 class Marks(transformers.TrainerCallback):
-    """Keeps the patch from the base after some steps: what an early guess of the subnetwork has to go by."""
+    """After some steps keeps the patch from the base, what an early guess of the subnetwork has to go by, and takes the accuracy."""
 
-    def __init__(self, steps: tuple[int, ...], folder: Path) -> None:
-        self.steps, self.folder = steps, folder
+    def __init__(self, run: Run, scale: Scale, folder: Path, tokenizer: Any) -> None:
+        self.run, self.scale, self.folder, self.tokenizer = run, scale, folder, tokenizer
         self.start: dict[str, torch.Tensor] = {}
+        self.accuracy: list[tuple[int, float]] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.start = saved_weights(kwargs["model"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step in self.steps and state.global_step < state.max_steps:
+        if state.global_step in self.scale.marks and state.global_step < state.max_steps:
             patch = ckptdiff.diff(self.start, saved_weights(kwargs["model"]), threads=1)
             (self.folder / f"step-{state.global_step:04}.safetensors").write_bytes(patch.to_bytes())
+            if self.run.algorithm == "grpo":
+                found = base.accuracy(kwargs["model"], self.tokenizer, self.run.task, self.scale.tests)
+                kwargs["model"].train()
+                self.accuracy.append((state.global_step, found["right"] / found["of"]))
 
 
 def saved_weights(model: Any) -> dict[str, torch.Tensor]:
@@ -56,9 +63,10 @@ def answer_reward(completions: list[str], answer: list[str], **_: Any) -> list[f
 
 def dataset(run: Run, scale: Scale, out: Path) -> datasets.Dataset:
     """What a run learns from."""
-    said = json.loads((out / "rollouts" / f"{run.task}.json").read_text())
+    said = json.loads((rollouts_of(out, run.model) / f"{run.task}.json").read_text())
     if run.algorithm == "dpo":
-        rows = data.rollouts(said)
+        words = data.other_words if run.data == "new" else lambda task, prompt: prompt
+        rows = [row | {"prompt": words(run.task, row["prompt"])} for row in data.preferences(said)]
     elif run.algorithm == "grpo":
         rows = [{"prompt": row["prompt"], "answer": row["answer"]} for row in said]
     else:
@@ -99,39 +107,51 @@ def trainer_of(run: Run, scale: Scale, out: Path, model: Any, tokenizer: Any, wo
 
 def train(run: Run, scale: Scale, out: Path) -> None:
     """Train, save, make and verify the patch, measure; writes ``runs/NAME`` with ``record.json`` last."""
-    folder = out / "runs" / run.name
+    folder, start = run_folder(out, run.name), base_of(out, run.model)
     started, cpu = time.perf_counter(), time.process_time()
     transformers.set_seed(run.seed)
     dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
-    model = transformers.AutoModelForCausalLM.from_pretrained(out / "base", dtype=dtype)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(out / "base")
+    model = transformers.AutoModelForCausalLM.from_pretrained(start, dtype=dtype)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(start)
     trainer = trainer_of(run, scale, out, model, tokenizer, folder / "trainer")
     watching = UpdateTrackerCallback(trainer, every=scale.every, dtype=torch.bfloat16)
+    marks = Marks(run, scale, folder, tokenizer)
     trainer.add_callback(watching)
     if run.mask:
         trainer.add_callback(SubnetworkCallback(mask_of(run, out)))
-    elif run.seed == 0:
-        trainer.add_callback(Marks(scale.marks, folder))
+    elif run.part == "updates":
+        trainer.add_callback(marks)
     trainer.train()
     trained = time.perf_counter()
     model.to(torch.bfloat16).save_pretrained(folder / "model")
-    keep_patch(out / "base", folder)
-    transformers.set_seed(0)
+    keep_patch(start, folder)
     record = {
         "run": asdict(run),
         "accuracy": base.accuracy(model, tokenizer, run.task, scale.tests),
-        "curve": [asdict(row) for row in watching.records],
-        "log": [{k: row[k] for k in ("step", "loss", "reward", "grad_norm") if k in row} for row in trainer.state.log_history],
-        "seconds": {"train": trained - started, "all": time.perf_counter() - started, "cpu": time.process_time() - cpu},
+        "marks": marks.accuracy,
+        "curve": [asdict(row) for row in watching.records] if run.part == "updates" else [],
+        "log": [
+            {k: row[k] for k in ("step", "loss", "reward") if k in row}
+            for row in trainer.state.log_history
+            if "loss" in row or "reward" in row
+        ],
+        "measures": of_run(run, scale, out),
+        "early": early(run, scale, out) if run.part == "updates" else [],
     }
+    record["seconds"] = {"train": trained - started, "all": time.perf_counter() - started, "cpu": time.process_time() - cpu}
     shutil.rmtree(folder / "trainer", ignore_errors=True)
     write_json(folder / "record.json", record)
 
 
 def mask_of(run: Run, out: Path) -> Mask:
-    """What another run changed, or as much of each tensor at random."""
-    found = Mask.from_patch(out / "runs" / run.of / "patch", out / "base", threads=1)
-    return found.random(seed=run.seed) if run.mask == "random" else found
+    """What another run changed, or as many weights by :data:`~plan.Against`."""
+    start = base_of(out, run.model)
+    found = Mask.from_patch(patch_of(out, run.of), start, threads=1)
+    if run.mask == "smallest":
+        return smallest_weights(start, like=found, threads=1)
+    if run.mask == "size":
+        return found.random(run.seed, start, by="size", threads=1)
+    return found.random(run.seed, by="tensor") if run.mask == "random" else found
 
 
 def keep_patch(start: Path, folder: Path) -> None:
@@ -143,25 +163,19 @@ def keep_patch(start: Path, folder: Path) -> None:
     shutil.rmtree(folder / "model")
 
 
-def roll_out(scale: Scale, out: Path) -> None:
+def roll_out(model_name: str, scale: Scale, out: Path) -> None:
     """The data sets: exercises, and what the base says to each, sampled at temperature 1."""
     transformers.set_seed(0)
-    model = transformers.AutoModelForCausalLM.from_pretrained(out / "base", dtype=torch.bfloat16)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(out / "base")
-    folder = out / "rollouts"
-    folder.mkdir(exist_ok=True)
+    start, folder = base_of(out, model_name), rollouts_of(out, model_name)
+    model = transformers.AutoModelForCausalLM.from_pretrained(start, dtype=torch.bfloat16)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(start)
+    folder.mkdir(parents=True, exist_ok=True)
     found = {}
     for task in data.TASKS:
-        exercises = data.examples(task, scale.exercises, 0)
+        exercises = data.examples(task, scale.exercises)
         said = base.answers(model, tokenizer, [prompt for prompt, _ in exercises], sample=True)
         rows = [{"prompt": p, "answer": a, "said": s} for (p, a), s in zip(exercises, said, strict=True)]
         write_json(folder / f"{task}.json", rows)
-        found[task] = base.accuracy(model, tokenizer, task, scale.tests)
+        right = sum(data.reward(row["answer"], row["said"]) for row in rows)
+        found[task] = base.accuracy(model, tokenizer, task, scale.tests) | {"sampled": right / len(rows)}
     write_json(folder / "record.json", {"accuracy": found, "parameters": sum(part.numel() for part in model.parameters())})
-
-
-def write_json(path: Path, value: Any) -> None:
-    """At once: a file that is there is whole."""
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(value))
-    beside.replace(path)
