@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import altair
-from tables import PRECISIONS, Found
+from records import PRECISIONS, Found
 
 WIDTH, HEIGHT = 230, 150
 ALGORITHMS = ("sft", "dpo", "grpo")

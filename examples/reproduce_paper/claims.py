@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from figures import Figure, Key, Row, difference, rows_named
-from tables import EQUAL, PRECISIONS, Tables
+from records import PRECISIONS, Tables
+from tables import EQUAL
 
 RL = ("grpo", "dpo")
 NOT_COVERED, NOT_SHOWN = "not covered", "not shown"

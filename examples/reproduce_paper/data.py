@@ -126,14 +126,9 @@ def exercise_window(tokenizer: transformers.PreTrainedTokenizerFast, task: str, 
 
 
 def preferences(said: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Preference pairs of prompts that the base answered: the right answer against what it said, or where that was right, one digit off."""
-    rows = []
-    for row in said:
-        wrong = row["said"]
-        if reward(row["answer"], wrong):
-            wrong = row["answer"][:-1] + str((int(row["answer"][-1]) + 1) % 10)
-        rows.append({"prompt": row["prompt"], "chosen": row["answer"], "rejected": wrong})
-    return rows
+    """Preference pairs of prompts that the base answered wrong: the right answer against what it said."""
+    wrong = [row for row in said if not reward(row["answer"], row["said"])]
+    return [{"prompt": row["prompt"], "chosen": row["answer"], "rejected": row["said"]} for row in wrong]
 
 
 def other_words(task: str, prompt: str) -> str:

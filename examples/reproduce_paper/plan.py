@@ -56,7 +56,7 @@ class Scale:
 
     text: int = 2_000_000
     vocabulary: int = 1024
-    small: Shape = Shape(width=128, layers=4, base_steps=320)
+    small: Shape = Shape(width=128, layers=4, base_steps=260)
     large: Shape = Shape(width=256, layers=4, base_steps=200)
     exercises: int = 4096
     tests: int = 100_000

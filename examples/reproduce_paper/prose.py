@@ -7,7 +7,8 @@ from typing import Any
 
 from claims import Claim, counted
 from figures import Figure, Row, Table, difference, rows_named
-from tables import ALGORITHMS, EQUAL, Tables
+from records import ALGORITHMS, Tables
+from tables import EQUAL
 
 OF = EQUAL["of changed"]
 WAYS = {"bf16": "in pure bf16", "fp32": "with fp32 masters"}
@@ -26,8 +27,8 @@ def introduction(found: dict[str, Any]) -> str:
         f"({seconds['cpu of runs'] / 60:.0f} minutes of CPU for the runs; torch {machine['torch']}). A run has {scale['steps']} steps,",
         f"one of the larger model {scale['large_steps']}; SFT and GRPO have a learning rate of {scale['rate']:g}, DPO of",
         f"{scale['dpo_rate']:g}. The task is to add four digits; the bases solve {' and '.join(map(str, right))} of the {tests} held-out",
-        "exercises. The paper's models have 7 to 70 billion parameters: what follows says which of its observations show at this scale, and",
-        "under which conditions; it neither confirms nor refutes them at theirs.",
+        "exercises. The paper's models have 7 to 70 billion parameters: what follows says which of its observations show at this scale,",
+        "and under which conditions; it neither confirms nor refutes them at theirs.",
     ) + words(
         "\n\n**How to read it.** Figures are in per cent unless a table says otherwise: means over the seeds of training,",
         f"{scale['grpo_seeds']} for GRPO's updates and masks and {scale['seeds']} for all else, ± half of the 95 % confidence interval of",

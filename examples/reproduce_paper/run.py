@@ -26,10 +26,8 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-from charts import draw
 from places import base_of, rollouts_of, run_folder, write_json
 from plan import FULL, PARTS, QUICK, Part, Run, Scale, runs
-from results import page
 
 HERE = Path(__file__).resolve().parent
 JOBS = multiprocessing.get_context("forkserver")
@@ -158,6 +156,9 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     chosen = [part for part in PARTS if part in (arguments.part or PARTS)]
     found = run_parts(arguments, scale, chosen)
+    from charts import draw  # here, as every job's process imports this file anew
+    from results import page
+
     pictures = draw(found, out / "charts")
     (out / "RESULTS.md").write_text(page(found))
     if not arguments.keep and list(found["parts"]) == list(PARTS):

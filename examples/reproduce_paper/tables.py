@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
 
 from figures import Figure, Key, Table, difference
+from records import PLAIN, PRECISIONS, Found, Runs, Tables, accuracy, at, complement, figure, kept, plain_keys
 
-Found = dict[str, Any]
-Tables = dict[str, Table]
-
-ALGORITHMS = ("grpo", "dpo", "sft")
-PRECISIONS = {"bf16": "pure bf16", "fp32": "fp32 masters"}
 MASKS = {
     "sub": "theta_sub: what theta_full changed",
     "size": "random, of the same sizes",
@@ -22,69 +16,6 @@ MASKS = {
 }
 TOLERANCES = ("1e-08", "1e-07", "1e-06", "1e-05", "0.0001")
 EQUAL = {"identical": "identical", "1e-05": "equal at 1e-5", "0.0001": "at 1e-4", "of changed": "of theta_full's changes, at 1e-5"}
-PLAIN = ("algorithm", "weights")
-
-
-class Runs:
-    """The records of ``measures.json`` by what they are of."""
-
-    def __init__(self, found: Found) -> None:
-        self.found = found
-        self.records: dict[str, Found] = found["records"]
-
-    def named(self, algorithm: str, precision: str, what: str) -> list[Found]:
-        """Records of all seeds of a run, in the order of the seeds."""
-        chosen = [
-            r
-            for r in self.records.values()
-            if (r["run"]["algorithm"], r["run"]["precision"], r["run"]["what"]) == (algorithm, precision, what)
-        ]
-        return sorted(chosen, key=lambda record: record["run"]["seed"])
-
-    def other_seeds(self, algorithm: str, precision: str, what: str) -> list[Found]:
-        start = f"{algorithm}-{precision}-{what}-"
-        return [row for row in self.found["other seeds"] if row["first"].startswith(start)]
-
-
-def figure(records: Iterable[Any], value: Callable[[Any], float | None], scale: float = 100.0, digits: int = 2) -> Figure | None:
-    """The values of all records; none where one lacks it."""
-    values = [value(record) for record in records]
-    known = [v for v in values if v is not None]
-    return Figure(tuple(known), scale, digits) if known and len(known) == len(values) else None
-
-
-def complement(one: Figure | None) -> Figure | None:
-    """What is left of the whole."""
-    return None if one is None else Figure(tuple(1 - value for value in one.values), one.scale, one.digits)
-
-
-def kept(figures: dict[str, Figure | None]) -> dict[str, Figure]:
-    """Those that there are."""
-    return {name: found for name, found in figures.items() if found is not None}
-
-
-def at(*path: Any) -> Callable[[Any], float | None]:
-    """The value at a path of keys; None where a key is missing or what it leads to is."""
-
-    def found(value: Any) -> float | None:
-        for key in path:
-            if value is None or (isinstance(value, dict) and key not in value):
-                return None
-            value = value[key]
-        return None if value is None else float(value)
-
-    return found
-
-
-def accuracy(record: Found) -> float:
-    return float(record["accuracy"]["right"] / record["accuracy"]["of"])
-
-
-def plain_keys() -> Iterable[tuple[str, str, list[str]]]:
-    """Algorithm and precision, and how a table says them."""
-    for algorithm in ALGORITHMS:
-        for precision, words in PRECISIONS.items():
-            yield algorithm, precision, [algorithm.upper(), words]
 
 
 def sparsity_table(runs: Runs, number: int) -> Table:
