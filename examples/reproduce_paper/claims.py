@@ -15,6 +15,9 @@ from tables import EQUAL
 RL = ("grpo", "dpo")
 NOT_COVERED, NOT_SHOWN = "not covered", "not shown"
 
+CONTROL = "the subnetwork is what matters (the paper has no control)"
+CONTROLLED = "theta_sub has more of theta_full's changes than a random mask of the same sizes, beyond the interval"
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -94,6 +97,8 @@ def claims(made: Tables) -> list[Claim]:
         found += section_3(made)
     if "subnetwork" in made:
         found += section_4(made)
+    if "large decision" in made:
+        found.append(claim("section 4, the larger model", CONTROL, CONTROLLED, decided(made, "large decision", RL)))
     if "overlap" in made:
         found += section_5(made)
     if "ablations" in made and "curve" in made:
@@ -216,8 +221,8 @@ def section_4(made: Tables) -> list[Claim]:
         ),
         claim(
             "section 4",
-            "the subnetwork is what matters (the paper has no control)",
-            "theta_sub has more of theta_full's changes than a random mask of the same sizes, beyond the interval",
+            CONTROL,
+            CONTROLLED,
             decided(made, "decision", RL),
         ),
         claim("table 3, all", "theta_sub is no worse: +1.6 (DPO), +2.4 (PRIME)", "the interval is not below 0", level("all")),

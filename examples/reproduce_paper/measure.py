@@ -130,8 +130,9 @@ def overlap_pairs(scale: Scale) -> list[tuple[str, str, str, int]]:
 def other_seeds(scale: Scale, part: Part, out: Path) -> list[Found]:
     """Each full run beside that of the next seed, which is what a mask has to do better than."""
     found = []
-    for algorithm in ALGORITHMS if part == "subnetwork" else ("grpo",):
-        seeds, what, model = (seeds_of(scale, algorithm), "add", "small") if part == "subnetwork" else (scale.seeds, "large", "large")
+    for algorithm in ALGORITHMS:
+        small = part == "subnetwork"
+        seeds, what, model = (seeds_of(scale, algorithm), "add", "small") if small else (scale.seeds, "large", "large")
         for precision in PRECISIONS:
             names = [name_of(algorithm, precision, what, seed) for seed in range(seeds)]
             pairs = zip(names, [*names[1:], names[0]], strict=True)

@@ -14,6 +14,7 @@ Against = Literal["sub", "size", "smallest", "random"]
 """A mask beside the full run: what that run changed; as many weights of each tensor and size (binary exponent) at random; the smallest
 weights of each tensor; as many weights of each tensor at random."""
 
+CONTROLS: tuple[Against, ...] = ("sub", "size", "random")
 ALGORITHMS: tuple[Algorithm, ...] = ("sft", "dpo", "grpo")
 PRECISIONS: tuple[Precision, ...] = ("bf16", "fp32")
 PARTS: dict[Part, str] = {
@@ -60,8 +61,8 @@ class Scale:
     large: Shape = Shape(width=256, layers=4, base_steps=200)
     exercises: int = 4096
     tests: int = 100_000
-    steps: int = 150
-    large_steps: int = 100
+    steps: int = 120
+    large_steps: int = 80
     every: int = 10
     marks: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100)
     grpo_seeds: int = 5
@@ -119,7 +120,7 @@ class Run:
     beta: float = 0.0
     clip: float = 1.0
     data: Literal["gold", "own", "new"] = "gold"
-    mask: Literal["", "sub", "size", "smallest", "random"] = ""
+    mask: Against | Literal[""] = ""
     of: str = ""
 
 
@@ -146,25 +147,24 @@ def runs(scale: Scale) -> list[Run]:
 def _of(scale: Scale, algorithm: Algorithm, precision: Precision) -> list[Run]:
     """The runs of an algorithm and a kind of weights."""
     dpo = algorithm == "dpo"
-    plain = Run("", "updates", algorithm, precision, scale.steps, scale.dpo_rate if dpo else scale.rate, "add", beta=0.1 if dpo else 0.0)
+    plain = Run("", "updates", algorithm, precision, scale.steps, scale.dpo_rate if dpo else scale.rate, "add", beta=0.5 if dpo else 0.0)
 
     def repeat(run: Run, seeds: int) -> list[Run]:
         return [replace(run, name=name_of(algorithm, precision, run.what, seed), seed=seed) for seed in range(seeds)]
 
     central = seeds_of(scale, algorithm)
     found = repeat(plain, central)
-    for mask in ("sub", "size", "random"):
+    for mask in CONTROLS:
         found += _masked(repeat(replace(plain, part="subnetwork", what=f"add-{mask}", mask=mask), central))
     if algorithm == "grpo":
         found += _masked(repeat(replace(plain, part="subnetwork", what="add-smallest", mask="smallest"), scale.seeds))
     found += repeat(replace(plain, part="overlap", what="sort", task="sort"), scale.seeds)
     for variation in _variations(scale, plain):
         found += repeat(replace(variation, part="ablations"), scale.seeds)
-    if algorithm == "grpo":
-        large = replace(plain, part="size", what="large", model="large", steps=scale.large_steps)
-        found += repeat(large, scale.seeds)
-        for mask in ("sub", "size", "random"):
-            found += _masked(repeat(replace(large, what=f"large-{mask}", mask=mask), scale.seeds))
+    large = replace(plain, part="size", what="large", model="large", steps=scale.large_steps)
+    found += repeat(large, scale.seeds)
+    for mask in CONTROLS:
+        found += _masked(repeat(replace(large, what=f"large-{mask}", mask=mask), scale.seeds))
     return found
 
 

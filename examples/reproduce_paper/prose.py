@@ -253,7 +253,7 @@ NOT_COVERED = """\
 - PPO, PRIME, KTO, ORPO, SimPO, RAFT++, and rejection sampling beyond SFT on a model's own samples; SFT before RL against none; GRPO on
   data out of distribution.
 - Larger models, natural language, and more than 450 steps: the figures are of a narrow task that a small model half knows.
-- For DPO and SFT, the larger model; for DPO, a second learning rate; the smallest weights as a mask but for GRPO.
+- For DPO, a second learning rate; the smallest weights as a mask but for GRPO; for the larger model, overlaps and ablations.
 - A null for *same direction*; intervals over bases: there is one base of each size, and the intervals are of the seeds of fine-tuning
   alone.
 - *The Path Not Taken* ([2511.08567](https://arxiv.org/abs/2511.08567)) beyond its principal mask; what bf16 absorbs from step to step,
