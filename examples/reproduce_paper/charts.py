@@ -1,93 +1,86 @@
-"""Charts of the measures, as SVG."""
+"""Charts of the measures, as SVG: means over seeds, with 95 % intervals as bands or lines."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import altair
-from records import PRECISIONS, Found
+from figures import Figure
+from records import ALGORITHMS, PRECISIONS, Found, Runs
 
 WIDTH, HEIGHT = 230, 150
-ALGORITHMS = ("sft", "dpo", "grpo")
+Points = Iterable[tuple[Any, float]]
+"""A place on the x axis, and a share."""
 
 
-def names() -> list[tuple[str, str, str]]:
-    """Algorithm, weights, and run of the first seed."""
-    return [(a.upper(), words, f"{a}-{p}-add-0") for a in ALGORITHMS for p, words in PRECISIONS.items()]
+def rows_of(runs: Runs, points: Callable[[Found], Points]) -> list[dict[str, Any]]:
+    """A row for each algorithm, kind of weights and place that all seeds have: the mean over them and its interval."""
+    rows = []
+    for algorithm in ALGORITHMS:
+        for precision, words in PRECISIONS.items():
+            records = runs.named(algorithm, precision, "add")
+            groups: dict[Any, list[float]] = {}
+            for record in records:
+                for place, share in points(record):
+                    groups.setdefault(place, []).append(share)
+            for place, shares in groups.items():
+                if len(shares) == len(records):
+                    one = Figure(tuple(shares))
+                    ends = (
+                        {"low": one.mean - one.half, "high": one.mean + one.half}
+                        if len(shares) > 1
+                        else {"low": one.mean, "high": one.mean}
+                    )
+                    rows.append({"algorithm": algorithm.upper(), "weights": words, "place": place, "share": one.mean} | ends)
+    return rows
 
 
-def facets(rows: list[dict[str, Any]], mark: str, x: Any, y: Any, colour: Any) -> Any:
-    """One small chart for each kind of weights."""
-    chart = altair.Chart(altair.Data(values=rows)).mark_line(point=mark == "points").encode(x, y, colour)
-    return chart.properties(width=WIDTH, height=HEIGHT).facet(column=altair.Column("weights:N", title=None))
-
-
-def while_training(found: Found) -> Any:
-    """Figures 1 and 5: the share of weights that are as they were at the start."""
-    rows = [
-        {"algorithm": algorithm, "weights": words, "step": row["step"], "unchanged": row["sparsity"]}
-        for algorithm, words, name in names()
-        for row in found["records"][name]["curve"]
-    ]
-    y = altair.Y("unchanged:Q", axis=altair.Axis(format="%"), title="unchanged since the start", scale=altair.Scale(domain=[0, 1]))
-    return facets(rows, "lines", altair.X("step:Q"), y, altair.Color("algorithm:N"))
-
-
-def back_again(found: Found) -> Any:
-    """Figures 2 and 6: changed at some time, and now as at the start."""
-    rows = [
-        {"algorithm": algorithm, "weights": words, "step": row["step"], "share": row["cancelled"]}
-        for algorithm, words, name in names()
-        for row in found["records"][name]["curve"]
-    ]
-    y = altair.Y("share:Q", axis=altair.Axis(format="%"), title="changed and back again")
-    return facets(rows, "lines", altair.X("step:Q"), y, altair.Color("algorithm:N"))
-
-
-def by_size(found: Found) -> Any:
-    """Why: the chance to change by the binary exponent of the base weight."""
-    rows = [
-        {"algorithm": algorithm, "weights": words, "exponent": exponent, "changed": changed / elements}
-        for algorithm, words, name in names()
-        for exponent, elements, changed in found["records"][name]["measures"]["exponents"]
-        if exponent is not None and elements >= 200
-    ]
-    y = altair.Y("changed:Q", axis=altair.Axis(format="%"), title="changed")
-    return facets(rows, "points", altair.X("exponent:Q", title="weight, power of two"), y, altair.Color("algorithm:N"))
-
-
-def by_place(found: Found, key: str, title: str) -> Any:
-    """Figure 3: sparsity by layer, or by kind of matrix."""
-    rows = [
-        {"algorithm": algorithm, "weights": words, "place": place, "sparsity": value}
-        for algorithm, words, name in names()
-        for place, value in found["records"][name]["measures"][key].items()
-    ]
-    chart = (
-        altair.Chart(altair.Data(values=rows))
-        .mark_bar()
-        .encode(
-            altair.X("place:N", title=title, sort=None),
-            altair.Y("sparsity:Q", axis=altair.Axis(format="%"), title="unchanged"),
-            altair.XOffset("algorithm:N"),
-            altair.Color("algorithm:N"),
-        )
+def lines(rows: list[dict[str, Any]], title: str, y_title: str, **scale: Any) -> Any:
+    """Lines with bands, one small chart for each kind of weights."""
+    chart = altair.Chart(altair.Data(values=rows)).encode(
+        altair.X("place:Q", title=title, scale=altair.Scale(**scale) if scale else altair.Undefined), altair.Color("algorithm:N")
     )
-    return chart.properties(width=WIDTH + 60, height=HEIGHT).facet(column=altair.Column("weights:N", title=None))
+    y = altair.Y("share:Q", axis=altair.Axis(format="%"), title=y_title)
+    bands = chart.mark_area(opacity=0.25).encode(altair.Y("low:Q", title=y_title), altair.Y2("high:Q"))
+    return in_columns(altair.layer(bands, chart.mark_line().encode(y)), WIDTH)
 
 
-def early(found: Found) -> Any:
+def bars(rows: list[dict[str, Any]], title: str) -> Any:
+    """Bars with intervals, by place."""
+    chart = altair.Chart(altair.Data(values=rows)).encode(altair.X("place:N", title=title, sort=None), altair.XOffset("algorithm:N"))
+    y = altair.Y("share:Q", axis=altair.Axis(format="%"), title="unchanged")
+    intervals = chart.mark_rule().encode(altair.Y("low:Q", title="unchanged"), altair.Y2("high:Q"))
+    return in_columns(altair.layer(chart.mark_bar().encode(y, altair.Color("algorithm:N")), intervals), WIDTH + 60)
+
+
+def in_columns(chart: Any, width: int) -> Any:
+    """One for each kind of weights."""
+    return chart.properties(width=width, height=HEIGHT).facet(column=altair.Column("weights:N", title=None))
+
+
+def curve(key: str) -> Callable[[Found], Points]:
+    """A share of the tracker's by step."""
+    return lambda record: [(row["step"], row[key]) for row in record["curve"]]
+
+
+def by_size(record: Found) -> Points:
+    """The chance to change by the binary exponent of the base weight."""
+    rows = record["measures"]["exponents"]
+    return [(exponent, changed / elements) for exponent, elements, changed in rows if exponent is not None and elements >= 200]
+
+
+def by_place(kind: str) -> Callable[[Found], Points]:
+    """Sparsity by layer, or by kind of matrix."""
+    return lambda record: list(record["measures"][kind].items())
+
+
+def early(record: Found) -> Points:
     """How much of the final subnetwork had changed after some steps."""
-    rows = [
-        {"algorithm": algorithm, "weights": words, "step": step, "recall": guess["recall"]}
-        for algorithm, words, name in names()
-        for step, guess in zip(found["scale"]["marks"], found["records"][name]["early"], strict=False)
-    ]
-    y = altair.Y("recall:Q", axis=altair.Axis(format="%"), title="of the final subnetwork")
-    x = altair.X("step:Q", title="changed after step", scale=altair.Scale(type="log"))
-    return facets(rows, "points", x, y, altair.Color("algorithm:N"))
+    guesses = [(re.fullmatch(r"after (\d+) steps", guess["guess"]), guess["recall"]) for guess in record["early"]]
+    return [(int(match[1]), recall) for match, recall in guesses if match]
 
 
 def draw(found: Found, folder: Path) -> list[Path]:
@@ -95,13 +88,14 @@ def draw(found: Found, folder: Path) -> list[Path]:
     if "updates" not in found["parts"]:
         return []
     folder.mkdir(exist_ok=True)
+    runs = Runs(found)
     charts = {
-        "while-training": while_training(found),
-        "back-again": back_again(found),
-        "by-size": by_size(found),
-        "by-layer": by_place(found, "layers", "layer"),
-        "by-module": by_place(found, "modules", "kind"),
-        "early": early(found),
+        "while-training": lines(rows_of(runs, curve("sparsity")), "step", "unchanged since the start"),
+        "back-again": lines(rows_of(runs, curve("cancelled")), "step", "changed and back again"),
+        "by-size": lines(rows_of(runs, by_size), "weight, power of two", "changed"),
+        "by-layer": bars(rows_of(runs, by_place("layers")), "layer"),
+        "by-module": bars(rows_of(runs, by_place("modules")), "kind"),
+        "early": lines(rows_of(runs, early), "changed after step", "of the final subnetwork", type="log"),
     }
     paths = []
     for name, chart in charts.items():

@@ -50,7 +50,7 @@ def sparsity(run: Run, scale: Scale, out: Path) -> Found:
         "nulls": {row.figure: {"value": row.value, "shuffled": row.shuffled.mean, "side": row.side, "z": row.z} for row in found.null_rows},
         "explained": sizes and sizes.explained,
         "updates": sizes and sizes.updates and {"holds": sizes.updates.holds, "median": sizes.updates.exceeded_by(0.5)},
-        "exponents": [[row.exponent, row.elements, row.changed] for row in found.exponents] if run.seed == 0 else [],
+        "exponents": [[row.exponent, row.elements, row.changed] for row in found.exponents] if run.part == "updates" else [],
         "patch": sum(file.stat().st_size for file in patch.rglob("*") if file.is_file()),
     }
 
