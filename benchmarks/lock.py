@@ -19,6 +19,7 @@ import argparse
 import ctypes
 import fcntl
 import filecmp
+import gc
 import math
 import mmap
 import os
@@ -135,6 +136,7 @@ def main() -> None:
     parser.add_argument("--error", type=float, default=0.04)
     parser.add_argument("--codec", default="context")
     arguments = parser.parse_args()
+    gc.set_threshold(100_000, 20, 20)  # as the command line does
     with samples():
         print_rows(arguments)
 

@@ -14,7 +14,8 @@ from ckptdiff.errors import IntegrityError, cut
 from ckptdiff.format.columns import Columns
 from ckptdiff.format.entry import Entry
 from ckptdiff.io.parallel import READ_BYTES
-from ckptdiff.io.source import ByteSource, read_bytes
+from ckptdiff.io.scratch import scratch
+from ckptdiff.io.source import ByteSource
 
 
 class Payloads:
@@ -114,11 +115,11 @@ class Payloads:
         return sum(sizes)
 
     def _digest_of(self, begin: int, size: int) -> bytes:
-        hasher, done = xxhash.xxh3_64(), 0
-        while done < size:
-            count = min(READ_BYTES, size - done)
-            hasher.update(read_bytes(self.source, begin + done, count))
-            done += count
+        hasher, memory = xxhash.xxh3_64(), scratch("payload", min(size, READ_BYTES), np.uint8)
+        for done in range(0, size, READ_BYTES):
+            part = memory[: size - done]
+            self.source.readinto(begin + done, part)
+            hasher.update(part)
         return hasher.digest()
 
     def _digest_error(self, name: str, found: bytes, expected: bytes) -> IntegrityError:

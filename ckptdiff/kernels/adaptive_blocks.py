@@ -125,8 +125,9 @@ def _encode(old: Units, blocks: Sequence[Row], positions: Array, zigzags: Units,
     out = scratch("coded", largest + BYTES_A_BLOCK * len(rows) + BYTES_A_CHANGE * len(positions), np.uint8)
     classes, ends = scratch("classes", longest, np.uint8), np.empty(len(rows), np.int64)
     encode_blocks(readable(old), rows, bits_of(dtype), changes, zigzags, order_of(dtype), classes, *memory, form, out, ends)
-    coded, done, start = list[bytes](), out[: max(0, int(ends.max()))].tobytes(), 0
-    for end in ends.tolist():
+    found = ends.tolist()
+    coded, done, start = list[bytes](), out[: max(0, *found)].tobytes(), 0
+    for end in found:
         coded.append(done[start:end] if end >= 0 else b"")
         start = max(start, end)
     return coded
@@ -234,5 +235,6 @@ def decode(
     contexts, classes = scratch("contexts", 256 * CONTEXTS_PER_BIT * 8 * dtype.carrier, np.uint32), scratch("classes", longest, np.uint8)
     memory, ends = (thread_memory.counts.weights, contexts, thread_memory.met, raw, words), np.empty(len(rows), np.int64)
     decode_blocks(readable(units), rows, bits_of(dtype), order_of(dtype), *memory, readable(joined), form, classes, changes, zigzags, ends)
-    total = max(0, int(ends.max()))
-    return (changes.positions[:total], zigzags[:total]), ends.tolist()
+    found = ends.tolist()
+    total = max(0, *found)
+    return (changes.positions[:total], zigzags[:total]), found
