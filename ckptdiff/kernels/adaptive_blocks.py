@@ -226,7 +226,7 @@ def decode(
         The changes of all blocks (scratch), by their number in ``units``; and where those of each end, -1 for a block of another form, or
         one that breaks a rule of the spec, which :func:`~ckptdiff.kernels.adaptive_block.decode_named` names.
     """
-    joined = np.frombuffer(b"".join(coded), np.uint8)
+    joined = np.frombuffer(bytearray().join(coded), np.uint8)  # writable, as kernels take arrays
     bounds, most = [0, *accumulate(map(len, coded))], max(map(len, coded))
     rows = np.array([(*block, *part) for block, part in zip(blocks, pairwise(bounds), strict=True)], np.int64)
     n, longest = len(units), max(stop - first for first, stop in blocks)
@@ -234,7 +234,7 @@ def decode(
     changes, zigzags = SizedChanges.scratch(n, scratch("positions", n, np.int32)), scratch("zigzags", n, dtype.unit)
     contexts, classes = scratch("contexts", 256 * CONTEXTS_PER_BIT * 8 * dtype.carrier, np.uint32), scratch("classes", longest, np.uint8)
     memory, ends = (thread_memory.counts.weights, contexts, thread_memory.met, raw, words), np.empty(len(rows), np.int64)
-    decode_blocks(readable(units), rows, bits_of(dtype), order_of(dtype), *memory, readable(joined), form, classes, changes, zigzags, ends)
+    decode_blocks(readable(units), rows, bits_of(dtype), order_of(dtype), *memory, joined, form, classes, changes, zigzags, ends)
     found = ends.tolist()
     total = max(0, *found)
     return (changes.positions[:total], zigzags[:total]), found
