@@ -107,7 +107,7 @@ def measured(call: Callable[[], object], error: float) -> Figures:
     """Call until the time under the lock is known well enough, after a call that warms up."""
     call()
     COUNTS[:], calls, started = 0, 0, time.process_time()
-    while COUNTS[1] * error**2 < 1:
+    while calls < 3 or COUNTS[1] * error**2 < 1:
         call()
         calls += 1
     cpu, (free, held) = (time.process_time() - started) / calls, COUNTS.tolist()

@@ -226,7 +226,7 @@ def decode(
         The changes of all blocks (scratch), by their number in ``units``; and where those of each end, -1 for a block of another form, or
         one that breaks a rule of the spec, which :func:`~ckptdiff.kernels.adaptive_block.decode_named` names.
     """
-    joined = np.frombuffer(bytearray().join(coded), np.uint8)  # writable, as kernels take arrays
+    joined = readable(np.frombuffer(coded[0] if len(coded) == 1 else bytearray().join(coded), np.uint8))
     bounds, most = [0, *accumulate(map(len, coded))], max(map(len, coded))
     rows = np.array([(*block, *part) for block, part in zip(blocks, pairwise(bounds), strict=True)], np.int64)
     n, longest = len(units), max(stop - first for first, stop in blocks)
