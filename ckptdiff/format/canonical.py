@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from json.encoder import encode_basestring
 from typing import Any, TypeAlias
 
@@ -20,9 +20,8 @@ JsonObject: TypeAlias = dict[str, Any]
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True)
 
 
-def quote(text: str) -> str:
-    """A JSON string, escaped canonically."""
-    return encode_basestring(text)
+quote: Callable[[str], str] = encode_basestring
+"""Makes a JSON string of text, escaped canonically."""
 
 
 def quoted(text: object) -> str:
@@ -88,6 +87,16 @@ def _encode(value: Any) -> bytes:
         raise ValueError("it holds an unpaired surrogate") from None
 
 
+def _check_all_nodes(data: bytes, most: int) -> None:
+    """Raise ValueError if JSON has too many braces, brackets and commas, or nests too deeply.
+
+    They are scanned only if there could be too many: of a short text that takes longer than to parse it.
+    """
+    opened = data.count(b"{") + data.count(b"[")  # as those in strings count too, at least as many as there are
+    if opened > json_scan.MAX_DEPTH or opened + data.count(b",") > most:
+        _check_nodes(json_scan.count_nodes(data), most)
+
+
 def _check_nodes(count: int, most: int) -> None:
     if count > most:
         raise ValueError(f"it has {count} braces, brackets and commas, more than the {most} that it could need")
@@ -104,7 +113,7 @@ def loads(data: bytes, floats: bool = False, nodes: int = MAX_NODES) -> Any:
     Raises:
         ValueError: with one line that says what is wrong.
     """
-    _check_nodes(json_scan.count_nodes(data), nodes)
+    _check_all_nodes(data, nodes)
     value = _parse(data, floats)
     _check_text(value, data)
     return value
@@ -196,7 +205,7 @@ def _batches(
 def load_object(data: bytes, where: str, nodes: int = MAX_NODES) -> JsonObject:
     """Parse canonical JSON of one object; anything else is a FormatError that names ``where``."""
     try:
-        _check_nodes(json_scan.count_nodes(data), nodes)
+        _check_all_nodes(data, nodes)
         value = _parse(data)
         if _encode(value) != data:
             raise ValueError("it is not in canonical form")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from operator import itemgetter
+from functools import lru_cache
 
 import xxhash
 
@@ -41,14 +41,14 @@ def tensor_digest(leaves: Iterable[bytes]) -> bytes:
 
 def identity(tensors: Iterable[tuple[str, str, str, tuple[int, ...], bytes]]) -> bytes:
     """The identity of a checkpoint from the scope, name, dtype, shape and digest of each of its tensors, in any order."""
-    rows = sorted(tensors, key=itemgetter(0, 1))  # text in the order of its code points is in the order of its UTF-8 too
-    quote, forms = canonical.quote, dict[tuple[str, tuple[int, ...]], str]()
-    scopes = {row[0] for row in rows}
+    rows = sorted(tensors)  # no two have one scope and name; text in the order of its code points is in the order of its UTF-8 too
+    quote, form, scopes = canonical.quote, _form, {row[0] for row in rows}
     quoted = dict.fromkeys(scopes, '""') if len(scopes) <= 1 else {scope: quote(scope) for scope in scopes}
-    lines = list[str]()
-    for scope, name, dtype, shape, digest in rows:
-        form = forms.get((dtype, shape))
-        if form is None:
-            form = forms[dtype, shape] = f'"{dtype}",[{",".join(map(str, shape))}]'
-        lines.append(f'[{quoted[scope]},{quote(name)},{form},"{digest.hex()}"]\n')
+    lines = [f'[{quoted[scope]},{quote(name)},{form(dtype, shape)},"{digest.hex()}"]\n' for scope, name, dtype, shape, digest in rows]
     return xxh128("".join(lines).encode())
+
+
+@lru_cache(maxsize=1 << 14)
+def _form(dtype: str, shape: tuple[int, ...]) -> str:
+    """Dtype and shape in the line of a tensor."""
+    return f'"{dtype}",[{",".join(map(str, shape))}]'

@@ -7,28 +7,43 @@ there; ``tests/format/test_entry_scan.py`` compares both.
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Iterable, Sequence
+import struct
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, NamedTuple
 
 from ckptdiff.format.columns import Columns
 from ckptdiff.format.entry import CODEC_NAMES, MAX_CODED_BLOCK, Entry, Kind
-from ckptdiff.format.header_scan import INTEGER, INTEGERS, NAME
-from ckptdiff.format.tensor_type import MAX_TENSORS, TensorType, integers, types_of
+from ckptdiff.format.header_scan import INTEGER, NAME
+from ckptdiff.format.tensor_type import MAX_TENSORS, TensorType, integers, type_of
 
 BEGIN = '{"removed":[],"tensors":['
 ENTRY = re.compile(
-    rf'(\{{(?:"blocks":\[{INTEGERS}\],(?:"changed":{INTEGER},)?"codec":"([a-z]+)",)?"dtype":"([A-Z0-9_]+)","kind":"([a-z]+)",'
-    rf'"name":{NAME},"shape":\[{INTEGERS}\]\}}(?:,(?=\{{)|\](?=\}}\Z)))'
+    rf'\{{(?:"blocks":\[([0-9,]*)\],(?:"changed":{INTEGER},)?)?((?:"codec":"[a-z]+",)?"dtype":"[A-Z0-9_]+","kind":"[a-z]+"),'
+    rf'"name":{NAME},"shape":\[([0-9,]*)\]\}}(?:,(?=\{{)|\](?=\}}\Z))'
 )
-"""An entry in canonical JSON, with the comma before the next one, or the end of the array."""
+"""An entry in canonical JSON, with the comma before the next one, or the end of the array. Much of it is checked where it is new."""
+FORM = re.compile(r'(?:"codec":"([a-z]+)",)?"dtype":"([A-Z0-9_]+)","kind":"([a-z]+)"')
+"""The third group of an entry."""
 
-FORMS: set[tuple[str, str, bool]] = {("same", "", False), ("new", "raw", False), *(("delta", codec, True) for codec in CODEC_NAMES)}
-"""Kind and codec of the entries that are taken, and whether they have changed units."""
+CODECS: dict[str, Collection[str | None]] = {"same": (None,), "delta": CODEC_NAMES, "new": ("raw",)}
+"""The kinds of the entries that are taken, and their codecs."""
 DIGESTS = {"same": (16, 0, 0), "delta": (16, 16, 8), "new": (16, 0, 8)}
 """By kind: bytes of the digests of tensor, adapted base and payload, which stand behind the table's JSON in this order."""
+STRIDES = {kind: sum(sizes) for kind, sizes in DIGESTS.items()}
+"""Bytes of all digests of an entry."""
+LAYOUTS = {kind: f"{tensor}s{base}x{payload}s" for kind, (tensor, base, payload) in DIGESTS.items()}
+"""How :mod:`struct` takes those of tensor and payload from them."""
+
+
+class Form(NamedTuple):
+    """What many entries share."""
+
+    type: TensorType
+    kind: Kind
+    codec: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,52 +51,47 @@ class PlainEntries:
     """The entries of a table, all of them plain, as columns."""
 
     names: Sequence[str]
-    types: Sequence[TensorType]
-    kinds: Sequence[Kind]
-    codecs: Sequence[str]
-    """Empty where there is none."""
+    forms: Sequence[Form]
     changed: Sequence[int]
     blocks: Sequence[tuple[int, ...]]
 
     @property
+    def kinds(self) -> list[Kind]:
+        """Their kinds."""
+        return [form.kind for form in self.forms]
+
+    @property
     def digest_size(self) -> int:
         """Bytes of all their digests."""
-        return sum(sum(DIGESTS[kind]) * self.kinds.count(kind) for kind in DIGESTS)
+        return sum(STRIDES[kind] for kind in self.kinds)
 
     def columns(self, content: bytes, start: int) -> Columns:
         """The columns of the entries, whose digests stand in ``content`` from ``start`` on."""
-        begins = list(itertools.accumulate((STRIDES[kind] for kind in self.kinds), initial=start))[:-1]
-        payloads = {coded: sum(coded) for coded in set(self.blocks)}
-        digests = [content[at : at + 16] for at in begins]
-        ends = (at + STRIDES[kind] if kind != "same" else 0 for at, kind in zip(begins, self.kinds, strict=True))
-        payload_digests = [content[end - 8 : end] if end else b"" for end in ends]
+        kinds = self.kinds
+        found = struct.Struct("<" + "".join([LAYOUTS[kind] for kind in kinds])).unpack_from(content, start)
+        digests, payload_digests = found[::2], found[1::2]
         return Columns(
             names=self.names,
-            types=self.types,
-            kinds=self.kinds,
-            codecs=[codec or None for codec in self.codecs],
+            types=[form.type for form in self.forms],
+            kinds=kinds,
+            codecs=[form.codec for form in self.forms],
             changed=self.changed,
-            payloads=[payloads[coded] for coded in self.blocks],
+            payloads=list(map(sum, self.blocks)),
             digests=digests,
             payload_digests=payload_digests,
             are_plain=True,
-            make_entries=partial(self._entries, content, begins, digests, payload_digests),
+            make_entries=partial(self._entries, content, start, digests, payload_digests),
         )
 
-    def _entries(
-        self, content: bytes, begins: Sequence[int], digests: Sequence[bytes], payload_digests: Sequence[bytes]
-    ) -> Iterable[Entry]:
-        columns = (self.names, self.types, self.kinds, self.codecs, self.changed, self.blocks, begins, digests, payload_digests)
-        for name, (dtype, shape, *_), kind, codec, changed, blocks, at, digest, payload in zip(*columns, strict=True):
+    def _entries(self, content: bytes, start: int, digests: Sequence[bytes], payload_digests: Sequence[bytes]) -> Iterable[Entry]:
+        at, columns = start, (self.names, self.forms, self.changed, self.blocks, digests, payload_digests)
+        for name, ((dtype, shape, *_), kind, codec), changed, blocks, digest, payload in zip(*columns, strict=True):
             if kind == "same":
                 yield Entry(name, dtype, shape, kind, dtype, digest=digest, base_digest=digest)
-                continue
-            base_dtype, base_digest = (dtype, content[at + 16 : at + 32]) if kind == "delta" else (None, b"")
-            yield Entry(name, dtype, shape, kind, base_dtype, (), codec, changed, blocks, None, True, digest, base_digest, payload)
-
-
-STRIDES = {kind: sum(sizes) for kind, sizes in DIGESTS.items()}
-"""Bytes of all digests of an entry."""
+            else:
+                base_dtype, base_digest = (dtype, content[at + 16 : at + 32]) if kind == "delta" else (None, b"")
+                yield Entry(name, dtype, shape, kind, base_dtype, (), codec, changed, blocks, None, True, digest, base_digest, payload)
+            at += STRIDES[kind]
 
 
 def plain_entries(text: bytes, most_blocks: int) -> PlainEntries | None:
@@ -93,27 +103,46 @@ def plain_entries(text: bytes, most_blocks: int) -> PlainEntries | None:
     """
     if not text.isascii() or text.count(b'"dtype"') > MAX_TENSORS:
         return None
-    json = text.decode("ascii")
-    rows = ENTRY.findall(json, len(BEGIN)) if json.startswith(BEGIN) else []
-    if not rows:
+    parts: list[Any] = ENTRY.split(text.decode("ascii"))
+    between, coded, counts, forms, names, shapes = (parts[k :: 1 + ENTRY.groups] for k in range(1 + ENTRY.groups))
+    if len(between) < 2 or (between[0], between[-1]) != (BEGIN, "}") or any(between[1:-1]):
+        return None  # the entries leave out a part of the text
+    known, sizes = _known_forms(set(zip(forms, shapes, strict=True)), most_blocks), _known_sizes(set(coded))
+    if known is None or sizes is None:
         return None
-    found, coded, changed, codecs, dtypes, kinds, names, shapes = zip(*rows, strict=True)
-    if len(BEGIN) + sum(map(len, found)) != len(json) - 1 or not FORMS.issuperset(zip(kinds, codecs, map(bool, changed), strict=True)):
-        return None  # they leave out a part of the text, or are of another form
-    types = types_of(list(zip(dtypes, shapes, strict=True)))
-    blocks = {text: integers(text) for text in set(coded)}
-    if types is None or any(type_.blocks > most_blocks + 1 for type_ in set(types)):
-        return None
-    if any(sizes and max(sizes) > MAX_CODED_BLOCK for sizes in blocks.values()):
-        return None
-    plain = PlainEntries(names, types, kinds, codecs, [int(count or 0) for count in changed], [blocks[text] for text in coded])
-    return plain if _agree(plain) else None
+    found = [known[pair] for pair in zip(forms, shapes, strict=True)]
+    plain = PlainEntries(names, found, [int(count) if count else 0 for count in counts], [sizes[text] for text in coded])
+    return plain if _agree(plain, coded, counts) else None
 
 
-def _agree(plain: PlainEntries) -> bool:
-    """Whether changed units and blocks are as many as the tensors' types and kinds want."""
-    rows = zip(plain.types, plain.kinds, plain.changed, plain.blocks, strict=True)
-    return all(
-        (not changed and not blocks) if kind == "same" else len(blocks) == type_.blocks and (kind == "new" or 1 <= changed <= type_.units)
-        for type_, kind, changed, blocks in rows
-    )
+def _known_forms(pairs: Collection[tuple[str, str]], most_blocks: int) -> dict[tuple[str, str], Form] | None:
+    """The forms of entries by the two groups that tell; None if one is not as the spec wants it."""
+    known = dict[tuple[str, str], Form]()
+    for text, shape in pairs:
+        codec, dtype, kind = FORM.findall(text)[0]
+        type_ = type_of(dtype, shape)
+        if type_ is None or type_.blocks > most_blocks + 1 or (codec or None) not in CODECS.get(kind, ()):
+            return None
+        known[text, shape] = Form(type_, kind, codec or None)
+    return known
+
+
+def _known_sizes(texts: Collection[str | None]) -> dict[str | None, tuple[int, ...]] | None:
+    """The sizes of coded blocks by their text; None if one is not as the spec wants it."""
+    known = dict[str | None, tuple[int, ...]]()
+    for text in texts:
+        sizes = integers(text or "")
+        if sizes is None or (sizes and max(sizes) > MAX_CODED_BLOCK):
+            return None
+        known[text] = sizes
+    return known
+
+
+def _agree(plain: PlainEntries, coded: Sequence[str | None], counts: Sequence[str | None]) -> bool:
+    """Whether entries have blocks and changed units if their kind wants them, and as many as it wants."""
+    for (type_, kind, _), changed, blocks, text, count in zip(plain.forms, plain.changed, plain.blocks, coded, counts, strict=True):
+        if (text is None) != (kind == "same") or (count is None) != (kind != "delta"):
+            return False
+        if (kind != "same" and len(blocks) != type_.blocks) or (kind == "delta" and not 1 <= changed <= type_.units):
+            return False
+    return True

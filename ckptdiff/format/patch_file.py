@@ -69,8 +69,9 @@ def _container_header(metadata: bytes, tensors: Sequence[tuple[str, int]]) -> by
 
 def _predicted_header(table: Table) -> bytes:
     """The header that common writers would give the target file (spec 5.2)."""
-    rows = zip(table.columns.names, table.columns.types, strict=True)
-    return predicted_header((name, dtype, shape, nbytes) for name, (dtype, shape, nbytes, *_) in rows)
+    columns = table.columns
+    dtypes, shapes = [type_.dtype for type_ in columns.types], [type_.shape for type_ in columns.types]
+    return predicted_header(zip(columns.names, dtypes, shapes, columns.nbytes, strict=True))
 
 
 def _laid_out(table: Table) -> tuple[TensorInfo, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,16 +14,8 @@ from ckptdiff.errors import IntegrityError, cut
 from ckptdiff.format.columns import Columns
 from ckptdiff.format.entry import Entry
 from ckptdiff.io.parallel import READ_BYTES
-from ckptdiff.io.source import ByteSource, read_bytes
-
-
-class _Payload(NamedTuple):
-    """Where the payload of an entry lies in the file, and its digest."""
-
-    name: str
-    begin: int
-    size: int
-    digest: bytes
+from ckptdiff.io.scratch import scratch
+from ckptdiff.io.source import ByteSource
 
 
 class Payloads:
@@ -43,7 +34,11 @@ class Payloads:
     @cached_property
     def offsets(self) -> dict[str, int]:
         """Where in the file the payload of each entry begins, by name."""
-        return dict(zip(self.columns.names, itertools.accumulate(self.columns.payloads, initial=self.start), strict=False))
+        return dict(zip(self.columns.names, self._all_begins, strict=True))
+
+    @cached_property
+    def _all_begins(self) -> list[int]:
+        return list(itertools.accumulate(self.columns.payloads, initial=self.start))[:-1]
 
     def read_blocks(self, entry: Entry, first: int, last: int) -> list[memoryview]:
         """The coded forms of blocks ``first`` to ``last`` - 1 of an entry."""
@@ -61,23 +56,22 @@ class Payloads:
 
     def read(self, entries: Sequence[Entry]) -> list[memoryview]:
         """The payloads of entries, in the table's order; those that lie one behind the other are read at once."""
-        return self._read_ranges([(self.offsets[entry.name], entry.payload_size) for entry in entries])
+        offsets = self.offsets
+        return list(self._read_ranges([offsets[entry.name] for entry in entries], [entry.payload_size for entry in entries]))
 
-    def _read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
-        """Ranges of the file, each of a begin and a size, in the order in which they lie; neighbours are read at once."""
-        views, data, filled, first = list[memoryview](), memoryview(np.empty(sum(size for _, size in ranges), np.uint8)), 0, 0
-        for k, (begin, size) in enumerate(ranges):
-            views.append(data[filled : filled + size])
-            filled += size
-            if k + 1 == len(ranges) or ranges[k + 1][0] != begin + size:
-                self.source.readinto(ranges[first][0], data[filled - (begin + size - ranges[first][0]) : filled])
-                first = k + 1
-        return views
+    def _read_ranges(self, begins: Sequence[int], sizes: Sequence[int]) -> Iterator[memoryview]:
+        """Ranges of the file in the order in which they lie; neighbours are read at once, and all before the first is given."""
+        ends = list(itertools.accumulate(sizes, initial=0))
+        data, first = memoryview(np.empty(ends[-1], np.uint8)), 0
+        for k in (k for k in range(1, len(ends)) if k == len(begins) or begins[k] != begins[k - 1] + sizes[k - 1]):
+            self.source.readinto(begins[first], data[ends[first] : ends[k]])
+            first = k
+        return (data[begin:end] for begin, end in itertools.pairwise(ends))
 
     def error_of(self, entry: Entry) -> IntegrityError | None:
         """The error to raise if an entry's payload does not have the digest that the table states; None if it does."""
-        payload = _Payload(entry.name, self.offsets[entry.name], entry.payload_size, entry.payload_digest)
-        return self._digest_error(payload, self._digest_of(payload))
+        found = self._digest_of(self.offsets[entry.name], entry.payload_size)
+        return None if found == entry.payload_digest else self._digest_error(entry.name, found, entry.payload_digest)
 
     def check(self, only: Collection[str] | None = None) -> Iterator[int]:
         """Check the digests of all payloads, or of those of some entries by their names; several small ones are read at once.
@@ -88,50 +82,48 @@ class Payloads:
         Raises:
             IntegrityError: one does not have the digest that the table states.
         """
-        batch, size = list[_Payload](), 0
-        for payload in self._chosen(only):
-            if batch and size + payload.size > READ_BYTES:
+        batch, size, sizes = list[int](), 0, self.columns.payloads
+        for number in self._chosen(only):
+            if batch and size + sizes[number] > READ_BYTES:
                 yield self._check_batch(batch)
                 batch, size = [], 0
-            batch.append(payload)
-            size += payload.size
+            batch.append(number)
+            size += sizes[number]
         yield self._check_batch(batch)
 
     def size(self, only: Collection[str] | None = None) -> int:
         """Bytes of all payloads, or of those of some entries by their names."""
-        return sum(payload.size for payload in self._chosen(only))
+        sizes = self.columns.payloads
+        return sum(sizes) if only is None else sum(sizes[number] for number in self._chosen(only))
 
-    def _chosen(self, only: Collection[str] | None) -> Iterator[_Payload]:
-        """The payloads, or those of some entries by their names."""
-        columns = self.columns
-        begins = itertools.accumulate(columns.payloads, initial=self.start)
-        payloads = map(_Payload, columns.names, begins, columns.payloads, columns.payload_digests)
-        return (payload for payload in payloads if payload.digest and (only is None or payload.name in only))
+    def _chosen(self, only: Collection[str] | None) -> list[int]:
+        """The numbers of the entries that have a payload, or of some of these by their names."""
+        names, digests = self.columns.names, self.columns.payload_digests
+        return [number for number, digest in enumerate(digests) if digest and (only is None or names[number] in only)]
 
-    def _check_batch(self, batch: Sequence[_Payload]) -> int:
+    def _check_batch(self, batch: Sequence[int]) -> int:
         """Check payloads, of which only one alone may have more than READ_BYTES; returns how many bytes they have."""
+        columns, begins = self.columns, self._all_begins
+        sizes, expected = [columns.payloads[number] for number in batch], [columns.payload_digests[number] for number in batch]
         if len(batch) == 1:
-            digests = [self._digest_of(batch[0])]
+            found = [self._digest_of(begins[batch[0]], sizes[0])]
         else:
-            digests = [xxhash.xxh3_64_digest(data) for data in self._read_ranges([(p.begin, p.size) for p in batch])]
-        for payload, digest in zip(batch, digests, strict=True):
-            error = self._digest_error(payload, digest)
-            if error is not None:
-                raise error
-        return sum(payload.size for payload in batch)
+            found = list(map(xxhash.xxh3_64_digest, self._read_ranges([begins[number] for number in batch], sizes)))
+        if found != expected:
+            wrong = next(k for k in range(len(batch)) if found[k] != expected[k])
+            raise self._digest_error(columns.names[batch[wrong]], found[wrong], expected[wrong])
+        return sum(sizes)
 
-    def _digest_of(self, payload: _Payload) -> bytes:
-        hasher, done = xxhash.xxh3_64(), 0
-        while done < payload.size:
-            count = min(READ_BYTES, payload.size - done)
-            hasher.update(read_bytes(self.source, payload.begin + done, count))
-            done += count
+    def _digest_of(self, begin: int, size: int) -> bytes:
+        hasher, memory = xxhash.xxh3_64(), scratch("payload", min(size, READ_BYTES), np.uint8)
+        for done in range(0, size, READ_BYTES):
+            part = memory[: size - done]
+            self.source.readinto(begin + done, part)
+            hasher.update(part)
         return hasher.digest()
 
-    def _digest_error(self, payload: _Payload, found: bytes) -> IntegrityError | None:
-        if found == payload.digest:
-            return None
+    def _digest_error(self, name: str, found: bytes, expected: bytes) -> IntegrityError:
         return IntegrityError(
-            f"{self.source.name}: tensor {cut(payload.name)}: its payload has the digest {found.hex()}, "
-            f"expected {payload.digest.hex()}: corrupted? fetch the patch again"
+            f"{self.source.name}: tensor {cut(name)}: its payload has the digest {found.hex()}, "
+            f"expected {expected.hex()}: corrupted? fetch the patch again"
         )

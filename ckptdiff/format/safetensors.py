@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from ckptdiff.errors import cut
@@ -151,18 +152,21 @@ def header_json(first: Iterable[tuple[str, str]], tensors: Iterable[tuple[str, s
         first: members that come first: their keys, and their values as JSON.
         tensors: name, dtype, shape and size in bytes of each.
     """
-    members, position = [f"{canonical.quote(key)}:{text}" for key, text in first], 0
-    forms = dict[tuple[str, tuple[int, ...]], str]()
+    members, position, begin = [f"{canonical.quote(key)}:{text}" for key, text in first], 0, "0"
+    quote, form = canonical.quote, _form
     for name, dtype, shape, nbytes in tensors:
-        form = forms.get((dtype, tuple(shape)))
-        if form is None:
-            dimensions = ",".join(map(str, shape))
-            form = forms[dtype, tuple(shape)] = f'{{"dtype":"{dtype}","shape":[{dimensions}],"data_offsets":['
-        end = position + nbytes
-        members.append(f"{canonical.quote(name)}:{form}{position},{end}]}}")
-        position = end
+        position += nbytes
+        end = str(position)
+        members.append(f"{quote(name)}:{form(dtype, tuple(shape))}{begin},{end}]}}")
+        begin = end
     raw = f"{{{','.join(members)}}}".encode()
     return raw + b" " * (-len(raw) % 8)
+
+
+@lru_cache(maxsize=1 << 14)
+def _form(dtype: str, shape: tuple[int, ...]) -> str:
+    """The member of a tensor up to its offsets."""
+    return f'{{"dtype":"{dtype}","shape":[{",".join(map(str, shape))}],"data_offsets":['
 
 
 def predicted_header(tensors: Iterable[tuple[str, str, Sequence[int], int]]) -> bytes:

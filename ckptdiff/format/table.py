@@ -68,7 +68,7 @@ class Table:
         """How many pieces the bases of all entries have."""
         return 0 if self.columns.are_plain else sum(len(entry.pieces) for entry in self.entries)
 
-    @property
+    @cached_property
     def totals(self) -> Totals:
         """The sums that the metadata states too."""
         return self.columns.totals(len(self.removed))

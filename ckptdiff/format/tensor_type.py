@@ -54,19 +54,28 @@ def tensor_type(dtype: str, shape: tuple[int, ...]) -> TensorType | None:
     return None if nbytes is None else TensorType(dtype, shape, nbytes, nbytes // DTYPES[dtype].carrier, block_count(nbytes))
 
 
-def integers(text: str) -> tuple[int, ...]:
-    """Integers that stand in text with commas between them."""
-    return tuple(map(int, text.split(","))) if text else ()
+def integers(text: str) -> tuple[int, ...] | None:
+    """Integers of JSON from digits with commas between them; None if one has more than 15 digits, or is not as JSON has it."""
+    parts = text.split(",") if text else []
+    if not all(0 < len(part) < 16 for part in parts):
+        return None
+    found = tuple(map(int, parts))
+    return found if list(map(str, found)) == parts else None
+
+
+def type_of(dtype: str, dimensions: str) -> TensorType | None:
+    """The type of a tensor from its dtype, and its dimensions as text; None if there is no such type."""
+    shape = integers(dimensions)
+    if shape is None or dtype not in DTYPES or len(shape) > MAX_RANK or any(size > MAX_SIZE for size in shape):
+        return None
+    return tensor_type(dtype, shape)
 
 
 def types_of(pairs: Sequence[tuple[str, str]]) -> list[TensorType] | None:
     """The types of tensors from their dtypes, and their dimensions as text; None if there is no such type."""
     known = dict[tuple[str, str], TensorType]()
     for dtype, dimensions in set(pairs):
-        shape = integers(dimensions)
-        if dtype not in DTYPES or len(shape) > MAX_RANK or any(size > MAX_SIZE for size in shape):
-            return None
-        found = tensor_type(dtype, shape)
+        found = type_of(dtype, dimensions)
         if found is None:
             return None
         known[dtype, dimensions] = found

@@ -125,8 +125,9 @@ def _encode(old: Units, blocks: Sequence[Row], positions: Array, zigzags: Units,
     out = scratch("coded", largest + BYTES_A_BLOCK * len(rows) + BYTES_A_CHANGE * len(positions), np.uint8)
     classes, ends = scratch("classes", longest, np.uint8), np.empty(len(rows), np.int64)
     encode_blocks(readable(old), rows, bits_of(dtype), changes, zigzags, order_of(dtype), classes, *memory, form, out, ends)
-    coded, done, start = list[bytes](), out[: max(0, int(ends.max()))].tobytes(), 0
-    for end in ends.tolist():
+    found = ends.tolist()
+    coded, done, start = list[bytes](), out[: max(0, *found)].tobytes(), 0
+    for end in found:
         coded.append(done[start:end] if end >= 0 else b"")
         start = max(start, end)
     return coded
@@ -225,7 +226,7 @@ def decode(
         The changes of all blocks (scratch), by their number in ``units``; and where those of each end, -1 for a block of another form, or
         one that breaks a rule of the spec, which :func:`~ckptdiff.kernels.adaptive_block.decode_named` names.
     """
-    joined = np.frombuffer(b"".join(coded), np.uint8)
+    joined = readable(np.frombuffer(coded[0] if len(coded) == 1 else bytearray().join(coded), np.uint8))
     bounds, most = [0, *accumulate(map(len, coded))], max(map(len, coded))
     rows = np.array([(*block, *part) for block, part in zip(blocks, pairwise(bounds), strict=True)], np.int64)
     n, longest = len(units), max(stop - first for first, stop in blocks)
@@ -233,6 +234,7 @@ def decode(
     changes, zigzags = SizedChanges.scratch(n, scratch("positions", n, np.int32)), scratch("zigzags", n, dtype.unit)
     contexts, classes = scratch("contexts", 256 * CONTEXTS_PER_BIT * 8 * dtype.carrier, np.uint32), scratch("classes", longest, np.uint8)
     memory, ends = (thread_memory.counts.weights, contexts, thread_memory.met, raw, words), np.empty(len(rows), np.int64)
-    decode_blocks(readable(units), rows, bits_of(dtype), order_of(dtype), *memory, readable(joined), form, classes, changes, zigzags, ends)
-    total = max(0, int(ends.max()))
-    return (changes.positions[:total], zigzags[:total]), ends.tolist()
+    decode_blocks(readable(units), rows, bits_of(dtype), order_of(dtype), *memory, joined, form, classes, changes, zigzags, ends)
+    found = ends.tolist()
+    total = max(0, *found)
+    return (changes.positions[:total], zigzags[:total]), found

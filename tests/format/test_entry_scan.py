@@ -145,6 +145,32 @@ def test_all_else_is_left_to_the_strict_reader(change: dict[str, Any]) -> None:
     assert plain_entries(text, 2) is None
 
 
+@pytest.mark.parametrize("numbers", ["04", "4,", ",4", "4,,4", "00", "1000000000000000"])
+def test_integers_that_are_not_plain(numbers: str) -> None:
+    """Where JSON has no such integers, and where the strict reader has to count digits."""
+    text = canonical.dumps({"removed": [], "tensors": [PLAIN[1], PLAIN[3]]}).decode()
+    for place in ('"blocks":[{}]', '"shape":[{}]', '"changed":{},'):
+        before = next(place.format(found) for found in (7, 16, 3) if place.format(found) in text)
+        assert plain(text.replace(before, place.format(numbers)).encode()) is None
+    assert plain(text.encode()) is not None
+
+
+@pytest.mark.parametrize(
+    ("member", "other"),
+    [
+        ('"blocks":[7],', ""),
+        ('"changed":3,', ""),
+        ('"codec":"sparse",', ""),
+        ('"codec":"raw",', ""),
+        ('{"dtype":"BF16"', '{"blocks":[],"dtype":"BF16"'),
+    ],
+)
+def test_members_that_belong_together(member: str, other: str) -> None:
+    text = canonical.dumps({"removed": [], "tensors": [PLAIN[0], PLAIN[1], PLAIN[3]]}).decode()
+    assert plain(text.encode()) is not None and member in text
+    assert plain(text.replace(member, other).encode()) is None
+
+
 def test_a_list_of_removed_tensors_is_left_to_the_strict_reader() -> None:
     assert plain_entries(canonical.dumps({"removed": ["x"], "tensors": PLAIN[:1]}), 2) is None
     assert plain_entries(canonical.dumps({"removed": [], "tensors": []}), 2) is None
