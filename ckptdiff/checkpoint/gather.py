@@ -8,7 +8,6 @@ import numpy as np
 
 from ckptdiff.checkpoint.adapt import AdaptedBase
 from ckptdiff.checkpoint.contents import Tensor
-from ckptdiff.format.digests import BLOCK
 from ckptdiff.format.dtypes import Bytes
 from ckptdiff.io.scratch import scratch
 from ckptdiff.io.source import LocalFile
@@ -18,11 +17,11 @@ SMALL_TENSOR = 1 << 16
 """Bytes up to which tensors are worked on together: by calls of kernels that do many of them."""
 
 
-def within_a_block(numbers: Iterable[int], nbytes: Callable[[int], int]) -> Iterator[list[int]]:
-    """Numbers of small tensors in groups that have no more bytes than a block: kernels take memory for each unit of a group."""
+def within(numbers: Iterable[int], nbytes: Callable[[int], int], most: int) -> Iterator[list[int]]:
+    """Numbers of tensors, or parts of them, in groups that have at most so many bytes: kernels take memory for each unit of a group."""
     group, size = list[int](), 0
     for k in numbers:
-        if size + nbytes(k) > BLOCK:
+        if group and size + nbytes(k) > most:
             yield group
             group, size = [], 0
         group.append(k)

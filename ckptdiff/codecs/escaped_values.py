@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckptdiff.codecs.planes import BlockError, CodedChanges, write_plane
-from ckptdiff.format.dtypes import Bytes, Changes, ManyChanges
+from ckptdiff.format.dtypes import Changes, ManyChanges
 from ckptdiff.io.scratch import scratch
 from ckptdiff.kernels import escapes
 
@@ -37,16 +37,21 @@ def write_changes(changes: ManyChanges, gap_width: int, width: int) -> list[tupl
     escapes.split_blocks(changes.positions, changes.zigzags, ends, gap_width, width, gaps, values, *planes, widths)
     low, high, coded = planes[0].data, planes[1].data, list[tuple[int, int, bytes]]()
     for (i, j), (low_gaps, gap_escapes, low_values, value_escapes) in zip(blocks, widths.tolist(), strict=True):
-        gap_planes = write_planes(low[gap_width * i : gap_width * j], j - i, gap_width, low_gaps, gap_escapes)
-        value_planes = write_planes(high[width * i : width * j], j - i, width, low_values, value_escapes)
-        coded.append((low_gaps, low_values, gap_planes + value_planes))
+        parts = list[bytes]()
+        write_planes(low, gap_width * i, j - i, gap_width, low_gaps, gap_escapes, parts)
+        write_planes(high, width * i, j - i, width, low_values, value_escapes, parts)
+        coded.append((low_gaps, low_values, b"".join(parts)))
     return coded
 
 
-def write_planes(planes: Bytes | memoryview, count: int, width: int, low: int, escaped: int) -> bytes:
-    """The planes of ``count`` values that a kernel has split, of which ``escaped`` have high planes."""
-    ends = [count * k for k in range(low + 1)] + [count * low + escaped * k for k in range(1, width + 1) if escaped]
-    return b"".join([write_plane(planes[i:j]) for i, j in itertools.pairwise(ends)])
+def write_planes(planes: memoryview, at: int, count: int, width: int, low: int, escaped: int, parts: list[bytes]) -> None:
+    """Append the planes of ``count`` values that a kernel has split, which begin at ``at``; ``escaped`` of the values have high planes."""
+    for _ in range(low if count else 0):
+        parts.append(write_plane(planes[at : at + count]))
+        at += count
+    for _ in range(width if escaped else 0):
+        parts.append(write_plane(planes[at : at + escaped]))
+        at += escaped
 
 
 def join_changes(

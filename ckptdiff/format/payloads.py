@@ -43,11 +43,14 @@ class Payloads:
     def read_blocks(self, entry: Entry, first: int, last: int) -> list[memoryview]:
         """The coded forms of blocks ``first`` to ``last`` - 1 of an entry."""
         sizes = entry.blocks[first:last]
-        begins = self._begins.get(entry.name)
-        if begins is None:
-            begins = self._begins[entry.name] = np.cumsum([0, *entry.blocks], dtype=np.int64)
+        begin = self.offsets[entry.name]
+        if first:
+            begins = self._begins.get(entry.name)
+            if begins is None:
+                begins = self._begins[entry.name] = np.cumsum([0, *entry.blocks], dtype=np.int64)
+            begin += int(begins[first])
         data = memoryview(np.empty(sum(sizes), np.uint8))
-        self.source.readinto(self.offsets[entry.name] + int(begins[first]), data)
+        self.source.readinto(begin, data)
         views, position = [], 0
         for size in sizes:
             views.append(data[position : position + size])

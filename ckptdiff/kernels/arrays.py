@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
+from ctypes import addressof, c_char
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,12 @@ def readable(array: Array) -> Array:
     return array if array.flags.writeable else np.asarray(_Memory(array))
 
 
-def check_positions(units: Array, positions: Array, *values: Array) -> None:
+def address_of(array: Array) -> int:
+    """Where the memory of an array without gaps begins. NumPy takes five times as long to tell."""
+    return addressof(c_char.from_buffer(array)) if array.nbytes and array.flags.writeable else array.ctypes.data
+
+
+def check_positions(units: Sized, positions: Array, *values: Array) -> None:
     """Raise ValueError unless positions, which rise, are those of units, and there are as many of each of ``values``."""
     if any(len(row) != len(positions) for row in values) or (len(positions) and not 0 <= positions[0] <= positions[-1] < len(units)):
         raise ValueError(
@@ -31,7 +38,7 @@ def check_positions(units: Array, positions: Array, *values: Array) -> None:
         )
 
 
-def check_lengths(units: Array, others: Array) -> None:
+def check_lengths(units: Sized, others: Sized) -> None:
     """Raise ValueError unless there are as many units as others."""
     if len(units) != len(others):
         raise ValueError(f"{len(units)} units cannot be compared with {len(others)}")

@@ -11,26 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ckptdiff.format.digests import block_bounds, xxh128
-from ckptdiff.format.dtypes import Bytes, Changes, Dtype, ManyChanges, Units
+from ckptdiff.format.dtypes import Bytes, Changes, Dtype, ManyChanges
 from ckptdiff.io.scratch import scratch
 from ckptdiff.kernels.arrays import check_lengths, readable
-from ckptdiff.kernels.jit import ONE, ZERO, jit, prefetch, unequal, zeros_below
-from ckptdiff.kernels.leaves import PIECE, as_leaves, finish_leaf, hash_steps, start_leaf
+from ckptdiff.kernels.jit import ONE, ZERO, array_at, jit, prefetch, unequal, zeros_below
+from ckptdiff.kernels.leaves import PIECE, as_leaves, blocks_of, finish_leaf, hash_steps, leaves_of_runs, start_leaf
 from ckptdiff.kernels.ulps import order_of, zigzag_between
 
 Array = npt.NDArray[Any]
-
-
-class Run(NamedTuple):
-    """A run of whole blocks of a tensor (the last may be short): the same memory as bytes and as units."""
-
-    data: Bytes
-    units: Units
-
-    @classmethod
-    def of(cls, data: Bytes, dtype: Dtype) -> Run:
-        """The run of these bytes."""
-        return cls(data, data.view(dtype.unit))
 
 
 @jit
@@ -93,31 +81,32 @@ def fill_changes(old, new, first, order, n, positions, zigzags):
 
 
 @jit
-def fill_compared(base, target, bounds, order, positions, zigzags, ends, sums, leaves):
+def fill_compared(bases, targets, sizes, order, positions, zigzags, ends, sums, leaves):
     """Find the changes of each block, and its leaves: piece by piece, so that what is hashed is in the cache.
 
     Args:
-        base, target: :class:`Run` of the same length.
-        bounds: int64, one more than blocks: where each block ends, in bytes, from the second on; the first is 0.
+        bases, targets: uint64[blocks]: the address of each block in the base, and in the target.
+        sizes: int64[blocks]: the bytes of each.
         order: :class:`~ckptdiff.kernels.ulps.UnitOrder`.
         positions, zigzags: room for a change of each unit; the changes of all blocks follow each other, by their number in the block.
         ends: int64, one more than blocks: where the changes of each block end, from the second on; the first is 0.
         sums: memory to work in, uint64[2, 8].
         leaves: uint64[2, blocks, 2], to fill: of the base, then of the target.
     """
-    n, width = 0, len(base.data) // max(len(base.units), 1)
-    for k in range(len(bounds) - 1):
-        block, size = bounds[k], bounds[k + 1] - bounds[k]
+    n, width = 0, zigzags.itemsize
+    for k in range(len(sizes)):
+        size = sizes[k]
+        old, new = array_at(bases[k], size // width, zigzags), array_at(targets[k], size // width, zigzags)
         start_leaf(sums[0])
         start_leaf(sums[1])
         for at in range(0, size, PIECE):
             stop = min(at + PIECE, size)
-            first, last = (block + at) // width, (block + stop) // width
-            n = fill_changes(base.units[first:last], target.units[first:last], at // width, order, n, positions, zigzags)
-            hash_steps(sums[0], base.data, block, size, at, stop)
-            hash_steps(sums[1], target.data, block, size, at, stop)
-        finish_leaf(sums[0], base.data, block, size, leaves[0, k])
-        finish_leaf(sums[1], target.data, block, size, leaves[1, k])
+            first, last = at // width, stop // width
+            n = fill_changes(old[first:last], new[first:last], first, order, n, positions, zigzags)
+            hash_steps(sums[0], bases[k], 0, size, at, stop)
+            hash_steps(sums[1], targets[k], 0, size, at, stop)
+        finish_leaf(sums[0], bases[k], 0, size, leaves[0, k])
+        finish_leaf(sums[1], targets[k], 0, size, leaves[1, k])
         ends[k + 1] = n
 
 
@@ -185,12 +174,30 @@ def compared_blocks(base: Bytes, target: Bytes, bounds: Sequence[int], dtype: Dt
     Raises:
         ValueError: base and target do not have the same length.
     """
-    old, new = Run.of(readable(base), dtype), Run.of(readable(target), dtype)
-    check_lengths(old.units, new.units)
-    count, blocks = len(old.units), len(bounds) - 1
+    check_lengths(base.view(dtype.unit), target.view(dtype.unit))
+    where = np.array(bounds, np.uint64)
+    old, new = where[:-1] + np.uint64(base.ctypes.data), where[:-1] + np.uint64(target.ctypes.data)
+    changes, leaves = _compared(old, new, np.diff(bounds), dtype)
+    return Compared(changes, as_leaves(leaves[0], base, bounds), as_leaves(leaves[1], target, bounds))
+
+
+def compared_apart(bases: Sequence[Bytes], targets: Sequence[Bytes], dtype: Dtype) -> Compared:
+    """Compare runs of whole blocks of several tensors of one dtype, each of which lies where it does, by reading memory once.
+
+    Raises:
+        ValueError: a base and its target do not have the same length, or the bytes of one do not lie one behind the other.
+    """
+    (old, sizes), (new, others) = blocks_of(bases), blocks_of(targets)
+    if not np.array_equal(sizes, others):
+        raise ValueError(f"blocks of {sizes.tolist()} bytes cannot be compared with such of {others.tolist()}")
+    changes, leaves = _compared(old, new, sizes, dtype)
+    return Compared(changes, leaves_of_runs(leaves[0], bases), leaves_of_runs(leaves[1], targets))
+
+
+def _compared(old: Array, new: Array, sizes: Array, dtype: Dtype) -> tuple[ManyChanges, Array]:
+    """The changes of blocks, given their addresses and sizes (uint64 and int64), and the leaves that :func:`fill_compared` fills."""
+    count, blocks = int(sizes.sum()) // dtype.carrier, len(sizes)
     positions, zigzags = scratch("positions", count, np.int32), scratch("zigzags", count, dtype.unit)
     ends, leaves = np.zeros(blocks + 1, np.int64), np.empty((2, blocks, 2), np.uint64)
-    where, sums = np.array(bounds, np.int64), np.empty((2, 8), np.uint64)
-    fill_compared(old, new, where, order_of(dtype), positions, zigzags, ends, sums, leaves)
-    found = ManyChanges(positions[: ends[-1]], zigzags[: ends[-1]], ends.tolist())
-    return Compared(found, as_leaves(leaves[0], base, bounds), as_leaves(leaves[1], target, bounds))
+    fill_compared(old, new, sizes, order_of(dtype), positions, zigzags, ends, np.empty((2, 8), np.uint64), leaves)
+    return ManyChanges(positions[: ends[-1]], zigzags[: ends[-1]], ends.tolist()), leaves

@@ -11,7 +11,9 @@ from typing import Any, TypeVar
 import numba
 import numpy as np
 from llvmlite import ir
+from numba.core import types
 from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
 
 from ckptdiff.kernels.cache import KernelCache
 from ckptdiff.kernels.compiler import Kernel
@@ -88,3 +90,18 @@ def prefetch(context: Any, array: Any, at: Any) -> Any:
         return target.get_dummy_value()
 
     return numba.void(array, numba.intp), build
+
+
+@intrinsic
+def array_at(context: Any, address: Any, count: Any, like: Any) -> Any:
+    """In a kernel: the ``count`` items at an address (uint64), as an array of the type of ``like``. So one call does several arrays."""
+
+    def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = signature.return_type
+        array, size = target.make_array(kind)(target, builder), target.get_constant(types.intp, kind.dtype.bitwidth // 8)
+        data = builder.inttoptr(args[0], array.data.type)
+        populate: Any = populate_array
+        populate(array, data=data, shape=[args[1]], strides=[size], itemsize=size, meminfo=None)
+        return array._getvalue()
+
+    return like(address, numba.intp, like), build

@@ -22,6 +22,7 @@ from ckptdiff.format import xxh3
 from ckptdiff.format.digests import BLOCK, block_count, xxh128
 from ckptdiff.format.dtypes import Bytes
 from ckptdiff.format.xxh3 import LAST_STRIPE_OFFSET, MAX_SHORT, STEP_BYTES, STRIPE_OFFSET
+from ckptdiff.kernels.arrays import address_of
 from ckptdiff.kernels.jit import jit, prefetch_address
 
 Array = npt.NDArray[Any]
@@ -176,21 +177,17 @@ def finish_leaf(sums, data, block, size, leaf):
 
 @jit
 def fill_leaves(addresses, sizes, sums, leaves):
-    """Fill the leaves of several tensors, one behind the other.
+    """Fill the leaves of several blocks.
 
     Args:
         addresses, sizes: where each lies in memory, and its bytes: uint64 and int64.
         sums: memory to work in, uint64[8].
-        leaves: uint64[blocks of all, 2], to fill.
+        leaves: uint64[blocks, 2], to fill.
     """
-    n = 0
     for k in range(len(addresses)):
-        for block in range(0, sizes[k], BLOCK):
-            size = min(BLOCK, sizes[k] - block)
-            start_leaf(sums)
-            hash_steps(sums, addresses[k], block, size, 0, size)
-            finish_leaf(sums, addresses[k], block, size, leaves[n])
-            n += 1
+        start_leaf(sums)
+        hash_steps(sums, addresses[k], 0, sizes[k], 0, sizes[k])
+        finish_leaf(sums, addresses[k], 0, sizes[k], leaves[k])
 
 
 def leaves_of_sums(sums: Array) -> list[bytes]:
@@ -200,24 +197,43 @@ def leaves_of_sums(sums: Array) -> list[bytes]:
     return _as_bytes(leaves)
 
 
-def leaves_of_all(parts: Sequence[Bytes]) -> list[bytes]:
+def blocks_of(runs: Sequence[Bytes]) -> tuple[Array, Array]:
+    """Where the blocks of several tensors, or runs of whole blocks, lie in memory, and their bytes: uint64 and int64.
+
+    Raises:
+        ValueError: the bytes of one do not lie one behind the other.
+    """
+    addresses, sizes = list[int](), list[int]()
+    for run in runs:
+        if run.ndim != 1 or run.itemsize != 1 or not run.flags.c_contiguous:
+            raise ValueError("expected bytes that lie one behind the other")
+        address, size = address_of(run), len(run)
+        for start in range(0, size, BLOCK):
+            addresses.append(address + start)
+            sizes.append(min(BLOCK, size - start))
+    return np.array(addresses, np.uint64), np.array(sizes, np.int64)
+
+
+def leaves_of_all(runs: Sequence[Bytes]) -> list[bytes]:
     """Leaves of several tensors, or runs of whole blocks, one after the other, by one call of a kernel, which reads them by address.
 
     Raises:
         ValueError: the bytes of one do not lie one behind the other.
     """
-    if any(part.ndim != 1 or part.itemsize != 1 or not part.flags.c_contiguous for part in parts):
-        raise ValueError("expected bytes that lie one behind the other")
-    counts = [block_count(len(part)) for part in parts]
-    leaves = np.empty((sum(counts), 2), np.uint64)
-    addresses, sizes = np.array([part.ctypes.data for part in parts], np.uint64), np.array([len(part) for part in parts], np.int64)
+    addresses, sizes = blocks_of(runs)
+    leaves = np.empty((len(sizes), 2), np.uint64)
     fill_leaves(addresses, sizes, np.empty(8, np.uint64), leaves)
+    return leaves_of_runs(leaves, runs)
+
+
+def leaves_of_runs(leaves: Array, runs: Sequence[Bytes]) -> list[bytes]:
+    """As :func:`as_leaves`, of runs of whole blocks that lie apart."""
     digests, done = _as_bytes(leaves), 0
-    for part, count in zip(parts, counts, strict=True):
-        done += count
-        short = len(part) % BLOCK
+    for run in runs:
+        done += block_count(len(run))
+        short = len(run) % BLOCK
         if 0 < short <= MAX_SHORT:
-            digests[done - 1] = xxh128(part[-short:])
+            digests[done - 1] = xxh128(run[-short:])
     return digests
 
 

@@ -4,67 +4,124 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ckptdiff.format.digests import BLOCK, block_bounds, block_count
+from ckptdiff.format.digests import BLOCK, block_count
 from ckptdiff.format.dtypes import Bytes, Dtype, Units
-from ckptdiff.kernels.arrays import check_lengths, check_positions
-from ckptdiff.kernels.changes import Run
-from ckptdiff.kernels.jit import jit
-from ckptdiff.kernels.leaves import PIECE, as_leaves, finish_leaf, hash_steps, start_leaf
+from ckptdiff.kernels.arrays import address_of, check_lengths, check_positions
+from ckptdiff.kernels.jit import ZERO, array_at, jit
+from ckptdiff.kernels.leaves import PIECE, finish_leaf, hash_steps, leaves_of_runs, start_leaf
 from ckptdiff.kernels.ulps import moved_unit, order_of
 
 Array = npt.NDArray[Any]
 
 
 @jit
-def move_and_hash(run, positions, zigzags, order, back, sums, leaves):
-    """Move units of a run of blocks by their zigzags, piece by piece, so that what is hashed is in the cache.
+def move_some(units, positions, zigzags, x, last, order, back):
+    """Move units at ``positions`` below ``last``, of which that of number ``x`` is the first; returns the number of the next one."""
+    while x < len(positions) and positions[x] < last:
+        here = np.int64(positions[x])
+        units[here] = moved_unit(np.uint64(units[here]), np.uint64(zigzags[x]), order, back)
+        x += 1
+    return x
+
+
+@jit
+def move_all(units, zigzags, x, last, order, back):
+    """Move all units from number ``x`` to ``last``."""
+    for here in range(x, min(last, len(zigzags))):
+        units[here] = moved_unit(np.uint64(units[here]), np.uint64(zigzags[here]), order, back)
+    return last
+
+
+@jit
+def move_and_hash(runs, places, kind, order, back, sums, leaves, moved):
+    """Move units of runs of blocks by their zigzags, piece by piece, so that what is hashed is in the cache.
 
     Args:
-        run: :class:`~ckptdiff.kernels.changes.Run`.
-        positions: int32 in the run; none if every unit has a zigzag.
-        zigzags: one for each position, or for each unit.
+        runs: uint64[runs, 5]: the address of a run, its bytes, the addresses of positions and zigzags, and how many zigzags there are.
+            Positions are int32 in the run; their address is 0 if every unit has a zigzag.
+        places, kind: no items, of the types of positions and of units.
         order: :class:`~ckptdiff.kernels.ulps.UnitOrder`.
         back: whether to move by the zigzags or back.
         sums: memory to work in, uint64[8].
-        leaves: uint64[blocks, 2], to fill with the leaves of the result; or none, and nothing is hashed.
+        leaves: uint64[blocks of all runs, 2], to fill with the leaves of the result; or none, and nothing is hashed.
+        moved: uint8[runs], to fill: 1 for each run that is moved.
     """
-    data, units = run
-    x, width, every = 0, len(data) // len(units), len(positions) == 0
-    for block in range(0, len(data), BLOCK):
-        size = min(BLOCK, len(data) - block)
-        start_leaf(sums)
-        for at in range(0, size, PIECE):
-            stop = min(at + PIECE, size)
-            last = (block + stop) // width
-            while x < len(zigzags) and (x if every else positions[x]) < last:
-                here = x if every else np.int64(positions[x])
-                units[here] = moved_unit(np.uint64(units[here]), np.uint64(zigzags[x]), order, back)
-                x += 1
+    n, width = 0, kind.itemsize
+    for k in range(len(runs)):
+        data, nbytes, count = runs[k, 0], np.int64(runs[k, 1]), np.int64(runs[k, 4])
+        units, zigzags, x = array_at(data, nbytes // width, kind), array_at(runs[k, 3], count, kind), 0
+        positions, every = array_at(runs[k, 2], count, places), runs[k, 2] == ZERO
+        moved[k] = 1
+        for block in range(0, nbytes, BLOCK):
+            size = min(BLOCK, nbytes - block)
+            start_leaf(sums)
+            for at in range(0, size, PIECE):
+                stop = min(at + PIECE, size)
+                last = (block + stop) // width
+                if every:
+                    x = move_all(units, zigzags, x, last, order, back)
+                else:
+                    x = move_some(units, positions, zigzags, x, last, order, back)
+                if len(leaves):
+                    hash_steps(sums, data, block, size, at, stop)
             if len(leaves):
-                hash_steps(sums, data, block, size, at, stop)
-        if len(leaves):
-            finish_leaf(sums, data, block, size, leaves[block // BLOCK])
+                finish_leaf(sums, data, block, size, leaves[n])
+                n += 1
+
+
+class Move(NamedTuple):
+    """What is to be moved in a run of whole blocks, of which the last may be short."""
+
+    run: Bytes
+    positions: Array | None
+    """int32, rising; None if every unit has a zigzag."""
+    zigzags: Units
 
 
 def move_run(run: Bytes, positions: Array | None, zigzags: Units, dtype: Dtype, back: bool, hashed: bool) -> list[bytes]:
-    """Move units of a run of blocks in place, those at ``positions`` or all of them.
+    """:func:`move_runs` of one run."""
+    return move_runs([Move(run, positions, zigzags)], dtype, back, hashed)
+
+
+def move_runs(moves: Sequence[Move], dtype: Dtype, back: bool, hashed: bool, moved: Array | None = None) -> list[bytes]:
+    """Move units of runs of blocks in place, those at their positions or all of them: by one call of a kernel, which nothing interrupts.
+
+    Args:
+        moves: the runs.
+        dtype: of all of them.
+        back: whether to move back.
+        hashed: whether to hash the result.
+        moved: uint8, one for each run, to fill with ones with the move; so a caller who was interrupted knows what was done.
 
     Returns:
-        The leaves of the result, if ``hashed``; else none.
+        The leaves of the results, one behind the other, if ``hashed``; else none.
 
     Raises:
-        ValueError: positions are not those of units, or not as many as zigzags.
+        ValueError: positions are not those of units, or not as many as zigzags; or an array is not what it should be. Nothing is moved.
     """
-    blocks, where = Run.of(run, dtype), np.empty(0, np.int32) if positions is None else positions
+    runs = np.array([_checked(move, dtype) for move in moves], np.uint64).reshape(-1, 5)
+    leaves = np.empty((sum(block_count(len(move.run)) for move in moves) if hashed else 0, 2), np.uint64)
+    moved = np.empty(len(moves), np.uint8) if moved is None else moved
+    move_and_hash(runs, np.empty(0, np.int32), np.empty(0, dtype.unit), order_of(dtype), back, np.empty(8, np.uint64), leaves, moved)
+    return leaves_of_runs(leaves, [move.run for move in moves]) if hashed else []
+
+
+def _checked(move: Move, dtype: Dtype) -> tuple[int, ...]:
+    """A move's row for the kernel, which reads and writes by address."""
+    run, positions, zigzags = move
+    units = range(len(run) // dtype.carrier)
+    if run.dtype != np.uint8 or zigzags.dtype != dtype.unit or not (run.flags.carray and zigzags.flags.c_contiguous):
+        raise ValueError(f"expected bytes without gaps that can be written to, and zigzags of {dtype.unit}")
     if positions is None:
-        check_lengths(blocks.units, zigzags)
-    else:
-        check_positions(blocks.units, positions, zigzags)
-    leaves = np.empty((block_count(len(run)) if hashed else 0, 2), np.uint64)
-    move_and_hash(blocks, where, zigzags, order_of(dtype), back, np.empty(8, np.uint64), leaves)
-    return as_leaves(leaves, run, block_bounds(len(run))) if hashed else []
+        check_lengths(units, zigzags)
+        return address_of(run), len(run), 0, address_of(zigzags), len(zigzags)
+    if positions.dtype != np.int32 or not positions.flags.c_contiguous:
+        raise ValueError("expected positions of int32")
+    check_positions(units, positions, zigzags)
+    return address_of(run), len(run), address_of(positions), address_of(zigzags), len(zigzags)

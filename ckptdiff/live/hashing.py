@@ -32,9 +32,9 @@ def hash_in_background(parts: Sequence[Bytes | torch.Tensor], threads: int) -> I
     """
     on_devices = [part for part in parts if not isinstance(part, np.ndarray)]
     batches = list(_batches(part for part in parts if isinstance(part, np.ndarray)))
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="ckptdiff")
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="ckptdiff") if len(batches) > 1 else None
     try:
-        futures = [pool.submit(kernels.leaves.leaves_of_all, batch) for batch in batches] if len(batches) > 1 else []
+        futures = [pool.submit(kernels.leaves.leaves_of_all, batch) for batch in batches] if pool is not None else []
 
         def leaves() -> list[list[bytes]]:
             on_this_thread = [] if futures else [kernels.leaves.leaves_of_all(batch) for batch in batches]
@@ -46,7 +46,8 @@ def hash_in_background(parts: Sequence[Bytes | torch.Tensor], threads: int) -> I
 
         yield leaves
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        if pool is not None:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _batches(parts: Iterable[Bytes]) -> Iterator[list[Bytes]]:

@@ -259,7 +259,8 @@ def _tensor_update(destination: Destination, updates: Sequence[RangeUpdate | Non
 
 def _memory_key(tensor: Tensor) -> tuple[str, int, int]:
     """Device, address and size of a tensor's memory: the same for two names of one tensor. Empty tensors count each for itself."""
-    return memory_range(tensor.memory) if tensor.memory is not None and tensor.nbytes else (tensor.name, 0, 0)
+    memory = tensor.memory if tensor.nbytes else None
+    return memory_range(memory) if memory is not None else (tensor.name, 0, 0)
 
 
 def _check_overlaps(destinations: Mapping[tuple[str, int, int], Destination]) -> None:

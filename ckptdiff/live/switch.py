@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from itertools import groupby, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,8 +12,8 @@ import numpy.typing as npt
 
 from ckptdiff import device, kernels
 from ckptdiff.errors import BaseMismatchError, IntegrityError, cut
-from ckptdiff.format.digests import BLOCK, tensor_digest
-from ckptdiff.io.parallel import Threads
+from ckptdiff.format.digests import BLOCK, block_count, tensor_digest
+from ckptdiff.io.parallel import MOST_JOBS, Threads, batches
 from ckptdiff.lazy import torch
 from ckptdiff.live.hashing import leaves_in_memory
 from ckptdiff.live.names import MODEL
@@ -105,9 +106,9 @@ class LoadedPatch:
 
     def _write(self, back: bool, check: bool, arrays: Sequence[Any]) -> None:
         """As :meth:`write`, given the model's tensors that change."""
-        done = list[tuple[TensorUpdate, RangeUpdate]]()
+        ranges = list(_batches(self._updates))
         try:
-            for update, leaves in self._update_all(back, check, done):
+            for update, leaves in self._update_all(ranges, back, check):
                 found, expected = tensor_digest(leaves), tensor_digest(update.before) if back else update.digest
                 if check and found != expected:
                     raise IntegrityError(
@@ -115,8 +116,8 @@ class LoadedPatch:
                         f"{self._name} is broken, or another thread wrote to the tensor; it was taken back"
                     )
         except BaseException:
-            for update, part in done:
-                _update_range(update, part, not back, False)
+            for batch in ranges:
+                batch.take_back(not back)
             raise
         finally:
             for array in arrays:
@@ -138,34 +139,27 @@ class LoadedPatch:
                 arrays.append(array)
         return arrays
 
-    def _update_all(
-        self, back: bool, check: bool, done: list[tuple[TensorUpdate, RangeUpdate]]
-    ) -> Iterator[tuple[TensorUpdate, list[bytes]]]:
-        """Apply all changes, or take them back, and note those that are ``done``.
+    def _update_all(self, ranges: Sequence[_Batch], back: bool, check: bool) -> Iterator[tuple[TensorUpdate, list[bytes]]]:
+        """Apply all changes, or take them back.
 
         Yields:
             Each tensor with its leaves afterwards, if they are to be checked.
         """
-
-        def work(job: _Job) -> list[bytes]:
-            leaves = _update_range(job.update, job.part, back, check)
-            done.append((job.update, job.part))
-            return leaves
-
-        jobs = (_Job(update, part) for update in self._updates for part in update.parts)
-        # With at least two threads, Ctrl-C interrupts the calling thread between jobs, and never a job
-        with closing(Threads(max(self._threads, 2), BYTES_PER_UPDATE_JOB)(work, jobs)) as results:
+        on_devices = [update for update in self._updates if update.parts and not isinstance(update.flat, np.ndarray)]
+        # Ctrl-C never interrupts a kernel that moves units; for what torch does on a device two threads see to it
+        execute = Threads(max(self._threads, 2) if on_devices else self._threads)
+        with closing(execute(lambda batch: batch.update(back, check), ranges)) as results:
+            parts = (leaves for batch in results for leaves in batch)
             for update in self._updates:
                 if not isinstance(update.flat, np.ndarray):
                     for _ in update.parts:
-                        next(results)
+                        next(parts)
                     continue
                 leaves = list(update.before)
                 for part in update.parts:
-                    changed = next(results)
+                    changed = next(parts)
                     leaves[part.start // BLOCK : part.start // BLOCK + len(changed)] = changed
                 yield update, leaves
-        on_devices = [update for update in self._updates if update.parts and not isinstance(update.flat, np.ndarray)]
         if check:  # all at once: a device hashes a thousand leaves in the time of one
             yield from zip(on_devices, leaves_in_memory([update.flat for update in on_devices], self._threads), strict=True)
 
@@ -180,11 +174,46 @@ class _Job(NamedTuple):
     def nbytes(self) -> int:
         return self.part.stop - self.part.start
 
+    @property
+    def alike(self) -> tuple[bool, str]:
+        """What ranges that are updated by one call have in common."""
+        return isinstance(self.update.flat, np.ndarray), self.update.dtype.name
 
-def _update_range(update: TensorUpdate, part: RangeUpdate, back: bool, hashed: bool) -> list[bytes]:
-    """Apply the changes of a range, or take them back; returns its new leaves if it is on the host and ``hashed``."""
-    flat = update.flat[part.start : part.stop]
-    if isinstance(flat, np.ndarray):
-        return kernels.moves.move_run(flat, part.positions, part.zigzags, update.dtype, back, hashed)
-    device.ops.apply_changes(device.ops.units_of(flat, update.dtype), part.positions, part.zigzags, update.dtype, back)
-    return []
+
+def _batches(updates: Iterable[TensorUpdate]) -> Iterator[_Batch]:
+    """All ranges to update, in order."""
+    for _, jobs in groupby((_Job(update, part) for update in updates for part in update.parts), key=lambda job: job.alike):
+        yield from map(_Batch, batches(jobs, BYTES_PER_UPDATE_JOB, MOST_JOBS))
+
+
+class _Batch:
+    """Ranges of tensors of one dtype, all on the host or none, that are updated at once."""
+
+    def __init__(self, jobs: list[_Job]) -> None:
+        self.jobs, self.moved = jobs, np.zeros(len(jobs), np.uint8)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(job.nbytes for job in self.jobs)
+
+    def update(self, back: bool, hashed: bool) -> list[list[bytes]]:
+        """Apply the changes, or take them back; returns the new leaves of each range that is on the host, if ``hashed``."""
+        dtype, moves, leaves = self.jobs[0].update.dtype, list[Any](), list[list[bytes]]()
+        for k, (update, part) in enumerate(self.jobs):
+            flat = update.flat[part.start : part.stop]
+            if isinstance(flat, np.ndarray):
+                moves.append(kernels.moves.Move(flat, part.positions, part.zigzags))
+                continue
+            device.ops.apply_changes(device.ops.units_of(flat, dtype), part.positions, part.zigzags, dtype, back)
+            self.moved[k] = 1
+            leaves.append([])
+        if not moves:
+            return leaves
+        found = iter(kernels.moves.move_runs(moves, dtype, back, hashed, self.moved))
+        return [list(islice(found, block_count(len(move.run)))) for move in moves]
+
+    def take_back(self, back: bool) -> None:
+        """Undo what :meth:`update` has done of an update the other way."""
+        done = [job for job, moved in zip(self.jobs, self.moved.tolist(), strict=True) if moved]
+        if done:
+            _Batch(done).update(back, False)

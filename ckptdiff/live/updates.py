@@ -56,6 +56,8 @@ class TensorUpdate:
 
 def merge_blocks(start: int, stop: int, blocks: Sequence[Changes], dtype: Dtype) -> RangeUpdate | None:
     """The update of bytes ``start`` to ``stop``, from the changes of its blocks."""
+    if len(blocks) == 1:  # as most tensors have
+        return range_update(start, stop, blocks[0][0].copy(), blocks[0][1].copy(), dtype)
     zigzags = np.concatenate([zigzags for _, zigzags in blocks])
     positions, done = np.empty(len(zigzags), np.int32), 0
     for k, (in_block, _) in enumerate(blocks):

@@ -14,7 +14,7 @@ import numpy as np
 from ckptdiff import codecs
 from ckptdiff.checkpoint.adapt import AdaptedBase, extended, units_per_group
 from ckptdiff.checkpoint.contents import Tensor
-from ckptdiff.checkpoint.gather import within_a_block
+from ckptdiff.checkpoint.gather import within
 from ckptdiff.errors import CkptdiffError, FormatError, IntegrityError, cut
 from ckptdiff.format.digests import BLOCK, block_count, leaves_of, tensor_digest, xxh128
 from ckptdiff.format.dtypes import DTYPES, BlockChange, Bytes
@@ -227,7 +227,7 @@ class RangeBuilder(Work[RebuildJob, Rebuilt[T]]):
         for k, job in enumerate(jobs):
             if can_join(self.recipes[job.tensor]):
                 alike[self.recipes[job.tensor].dtype].append(k)
-        for numbers in (group for same in alike.values() for group in within_a_block(same, lambda k: jobs[k].nbytes)):
+        for numbers in (group for same in alike.values() for group in within(same, lambda k: jobs[k].nbytes, BLOCK)):
             built = BuiltTogether.of([self.recipes[jobs[k].tensor] for k in numbers]) if len(numbers) > 1 else None
             if built is not None:
                 done.update(zip(numbers, self._taken([jobs[k] for k in numbers], built), strict=True))

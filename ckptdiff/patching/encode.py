@@ -8,11 +8,13 @@ from typing import Any
 
 from ckptdiff.checkpoint.adapt import AdaptedBase
 from ckptdiff.checkpoint.contents import Checkpoint, Tensor, TensorKey
-from ckptdiff.checkpoint.gather import SMALL_TENSOR, within_a_block
+from ckptdiff.checkpoint.gather import SMALL_TENSOR, within
 from ckptdiff.errors import cut
+from ckptdiff.format.digests import BLOCK
 from ckptdiff.io.parallel import MOST_JOBS, Work
 from ckptdiff.patching.compare_on_host import Comparer, compare_on_host
 from ckptdiff.patching.encode_group import EncodedGroup, Noted, encode_group, encode_together
+from ckptdiff.patching.encode_in_memory import BYTES_TOGETHER, PartInMemory, encode_apart, part_in_memory
 from ckptdiff.patching.encode_plan import EncodeJob, JobBase, TensorPlan
 
 CONTEXT_SHARE = 0.4
@@ -59,17 +61,26 @@ class GroupEncoder(Work[EncodeJob, EncodedGroup]):
         return known
 
     def many(self, jobs: Sequence[EncodeJob]) -> list[EncodedGroup]:
-        """As of :class:`Work`: small tensors are encoded together."""
-        groups, alike = dict[int, EncodedGroup](), defaultdict[tuple[str, str | None], dict[int, tuple[AdaptedBase, Tensor]]](dict)
+        """As of :class:`Work`: small tensors are encoded together, and so is what ``sparse`` codes of tensors in memory."""
+        groups, apart = dict[int, EncodedGroup](), defaultdict[str, dict[int, PartInMemory]](dict)
+        alike = defaultdict[tuple[str, str | None], dict[int, tuple[AdaptedBase, Tensor]]](dict)
         for k, job in enumerate(jobs):
             base, target = self.tensors(job)
-            whole = 0 < job.nbytes == target.nbytes <= SMALL_TENSOR
-            if base is not None and whole and job.codec != "raw" and self.compare is compare_on_host:
+            if base is None or job.nbytes == 0 or job.codec == "raw" or self.compare is not compare_on_host:
+                groups[k] = self(job)
+                continue
+            part = part_in_memory(base, target, job) if job.codec == "sparse" else None
+            if part is not None:
+                apart[target.dtype][k] = part
+            elif job.nbytes == target.nbytes <= SMALL_TENSOR:
                 alike[target.dtype, job.codec][k] = base, target
             else:
                 groups[k] = self(job)
+        for parts in apart.values():
+            for numbers in within(parts, lambda k: jobs[k].nbytes, BYTES_TOGETHER):
+                groups.update(zip(numbers, encode_apart([parts[k] for k in numbers], self.noted), strict=True))
         for (_, codec), pairs in alike.items():
-            for numbers in within_a_block(pairs, lambda k: jobs[k].nbytes):
+            for numbers in within(pairs, lambda k: jobs[k].nbytes, BLOCK):
                 bases, targets = zip(*(pairs[k] for k in numbers), strict=True)
                 groups.update(zip(numbers, encode_together(bases, targets, codec, self.noted), strict=True))
         return [groups[k] for k in range(len(jobs))]

@@ -164,7 +164,7 @@ class _PairEncoder:
         pending = {plan.target.key: self._pending(plan) for plan in plans}
         self.encoder.keep(plans)
         entries = dict[TensorKey, Entry]()
-        for key, tensor in pending.items():
+        for key, tensor in pending.items() if self.log is not None else ():
             if tensor.complete:  # an earlier run has encoded it
                 entries[key], self.payloads[key] = tensor.finish()
         trials = (job for plan in plans if not plan.is_tried_whole for job in plan.trials())

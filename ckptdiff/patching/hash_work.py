@@ -47,6 +47,8 @@ class EncodeAndHash(Work[EncodeJob, EncodedGroup]):
     def many(self, jobs: Sequence[EncodeJob]) -> list[EncodedGroup]:
         """As of :class:`Work`."""
         groups = self.encoder.many(jobs)
+        if not self.hashers:
+            return groups
         reached = dict[int, tuple[int, FileHasher]]()  # by file, as far as the jobs reach
         for job in jobs:
             for number, end, hasher in self._ends(*self.encoder.tensors(job), job.stop):

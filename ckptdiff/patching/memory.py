@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,8 +52,8 @@ class MemoryFile:
     def view(self, offset: int, size: int) -> Bytes | torch.Tensor:
         """Memory at ``offset``, without a copy: numpy's on the host, torch's on another device. It must lie in one tensor."""
         k = bisect_right(self.begins, offset) - 1
-        start = offset - self.begins[k]
-        return self.parts[k][start : start + size]
+        start, part = offset - self.begins[k], self.parts[k]
+        return part if start == 0 and size == len(part) else part[start : start + size]  # whose address is known without asking NumPy
 
     def check_unchanged(self) -> None:
         """Do nothing: changes of memory leave no trace, as a file's do in its modification time."""
@@ -153,3 +154,16 @@ def open_rows(rows: Iterable[Row], where: str, scope: str = MEMORY_SCOPE, tied: 
     header = Header(raw, {"format": "pt"}, tensors)
     file = MemoryFile(where, header, [row.flat for row in ordered])
     return Checkpoint(Path(where), True, [WeightFile(MEMORY_FILE_NAME, scope, file, header)], {}, in_memory=True, tied=dict(tied or {}))
+
+
+@contextmanager
+def holding(opened: Checkpoint, rows: Iterable[Row]) -> Iterator[None]:
+    """Within the block a checkpoint that :func:`open_rows` has opened stands for other tensors, of the same names, dtypes and shapes.
+    Afterwards it holds no memory."""
+    (weights,), flats = opened.weights, {row.name: row.flat for row in rows}
+    assert isinstance(weights.file, MemoryFile)
+    try:
+        weights.file.parts = [flats[tensor.name] for tensor in weights.header.tensors]
+        yield
+    finally:
+        weights.file.parts = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import xxhash
 
@@ -16,17 +15,13 @@ from ckptdiff.patching.encode_plan import EncodeJob, TensorPlan
 from ckptdiff.patching.spool import Spool, SpoolRange, StoredGroup, StoredGroups
 
 
-def _ignore(groups: StoredGroups) -> None:
-    """For those who keep no log."""
-
-
 class PendingTensor:
     """Collects the groups of a tensor, in the order of its plan: those that were tried first, then all others.
 
-    ``stored`` is told what is stored.
+    ``stored``: is told what is stored, if there is one who logs it.
     """
 
-    def __init__(self, plan: TensorPlan, spool: Spool, stored: Callable[[StoredGroups], None] = _ignore) -> None:
+    def __init__(self, plan: TensorPlan, spool: Spool, stored: Callable[[StoredGroups], None] | None = None) -> None:
         self.plan, self.codec, self._spool, self._stored = plan, plan.codec, spool, stored
         self._tried: list[tuple[EncodeJob, EncodedGroup]] = []
         self._groups: dict[int, StoredGroup] = {}
@@ -69,18 +64,19 @@ class PendingTensor:
 
     def _store(self, tried: Iterable[tuple[EncodeJob, EncodedGroup]], codec: str) -> None:
         """Append the blocks of groups to the spool, and hash the payload as far as it is there."""
-        stored = StoredGroups(self.plan.target.key, codec, self._stands_alone, [])
+        stored = list[StoredGroup]()
         for job, group in tried:
             blocks = group.blocks[codec]
-            place, sizes = self._spool.append(blocks), list(map(len, blocks))
-            stored.groups.append(StoredGroup(job.first, job.stop, place, sizes, group.leaves, group.base_leaves, group.changed))
-            self._take(stored.groups[-1])
+            place = self._spool.append(blocks)
+            stored.append(StoredGroup(job.first, job.stop, place, list(map(len, blocks)), group.leaves, group.base_leaves, group.changed))
+            self._take(stored[-1])
             if job.first == self._hashed:
                 for block in blocks:
                     self._payload.update(block)
                 self._hashed = job.stop
                 self._hash()
-        self._stored(stored)
+        if self._stored is not None:
+            self._stored(StoredGroups(self.plan.target.key, codec, self._stands_alone, stored))
 
     def _take(self, group: StoredGroup) -> None:
         self._groups[group.first] = group
@@ -104,24 +100,25 @@ class PendingTensor:
 
     def finish(self) -> tuple[Entry, list[SpoolRange]]:
         """The table entry, and where in the spool its payload is. An unchanged tensor leaves nothing there."""
-        groups, plan = [self._groups[first] for first in sorted(self._groups)], self.plan
-        base, target, sizes = plan.base, plan.target, tuple(size for group in groups for size in group.sizes)
+        groups, base, target = [self._groups[first] for first in sorted(self._groups)], self.plan.base, self.plan.target
+        sizes = tuple(size for group in groups for size in group.sizes)
         digest = tensor_digest(leaf for group in groups for leaf in group.leaves)
-        members: dict[str, Any] = {"name": target.name, "dtype": target.dtype, "shape": target.shape}
-        members |= {"counts": target.counts, "digest": digest}
+        entry = Entry(target.name, target.dtype, target.shape, "new", counts=target.counts, digest=digest)
         if base is not None and not self._stands_alone:
-            base_digest = tensor_digest(leaf for group in groups for leaf in group.base_leaves)
-            members |= {"base_dtype": base.base_dtype, "pieces": base.pieces if self._must_say_pieces else ()}
-            members |= {"base_digest": base_digest, "changed": self._changed}
+            entry = entry._replace(
+                kind="delta" if self._changed else "same",
+                base_dtype=base.base_dtype,
+                pieces=base.pieces if self._must_say_pieces else (),
+                changed=self._changed,
+                base_digest=tensor_digest(leaf for group in groups for leaf in group.base_leaves),
+            )
             if not self._changed:
                 if self._spool.drop_last(sum(sizes)):  # only raw, which is never tried on such a tensor, takes bytes: they lie together
                     for group in groups:
                         group.place = None
-                return Entry(kind="same", **members), []
-        members |= {"codec": self.codec, "blocks": sizes, "payload_digest": self._payload.digest()}
-        return Entry(kind="new" if self._stands_alone else "delta", **members), _merged(
-            group.place for group in groups if group.place is not None
-        )
+                return entry, []
+        entry = entry._replace(codec=self.codec, blocks=sizes, payload_digest=self._payload.digest())
+        return entry, _merged(group.place for group in groups if group.place is not None)
 
 
 def _merged(ranges: Iterable[SpoolRange]) -> list[SpoolRange]:

@@ -65,7 +65,7 @@ class Spool:
     def append(self, blocks: Sequence[bytes]) -> SpoolRange:
         """Write blocks behind all others."""
         start = self._end
-        for block in blocks:
+        for block in filter(None, blocks):
             self._file.write(block)
             self._end += len(block)
         return SpoolRange(start, self._end - start)

@@ -35,7 +35,7 @@ def _name_of(dtype: Any) -> str:
 
 def shape_of(array: Array, dtype: str) -> tuple[int, ...]:
     """The shape of a tensor in elements of its safetensors dtype."""
-    shape = tuple(int(dim) for dim in array.shape)
+    shape = tuple(map(int, array.shape))
     if dtype != "F4":
         return shape
     return (*shape[:-1], 2 * shape[-1]) if shape else (2,)
@@ -84,7 +84,8 @@ def flat_bytes(array: Array, where: str) -> Bytes | torch.Tensor:
     _check_plain(array, where)
     if not array.is_cpu:
         return array.detach().reshape(-1).view(torch.uint8)
-    return np.asarray(_ArrayInterface(array.detach())) if array.nbytes else np.empty(0, np.uint8)
+    plain = array.detach() if array.requires_grad else array
+    return np.asarray(_ArrayInterface(plain)) if array.nbytes else np.empty(0, np.uint8)
 
 
 def _check_plain(array: torch.Tensor, where: str) -> None:

@@ -143,7 +143,8 @@ def fail_after(mode: str, tensors: int, rank: int | None = None) -> Callable[[An
             from ckptdiff.engines import placed
             from ckptdiff.live import switch
 
-            owner, name = (switch, "_update_range") if mode == "move" else (placed, "_put")
+            switch.BYTES_PER_UPDATE_JOB = 1  # each range is a call
+            owner, name = (switch._Batch, "update") if mode == "move" else (placed, "_put")
         own, done = getattr(owner, name), [0]
 
         def one(*arguments: Any) -> Any:

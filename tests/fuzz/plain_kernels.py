@@ -7,6 +7,7 @@ negative index would pass, and no kernel forms one.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import sys
 import threading
@@ -84,12 +85,20 @@ def prefetch(array: Any, at: Any) -> None:
     """Nothing: a hint to the processor, which may be beyond the array."""
 
 
+def array_at(address: Any, count: Any, like: Any) -> Any:
+    """As ``jit.array_at``; reads beyond it raise IndexError, as beyond any array."""
+    size = int(count) * like.itemsize
+    return np.frombuffer((ctypes.c_char * size).from_address(int(address)), like.dtype) if size else np.empty(0, like.dtype)
+
+
 def fold(a: Any, b: Any) -> Any:
     product = int(a) * int(b)
     return np.uint64(product >> 64 ^ product & MAX_UINT64)
 
 
 def _words(data: Any, at: int) -> list[int]:
+    if isinstance(data, (int, np.integer)):  # an address
+        return np.frombuffer(ctypes.string_at(int(data) + at, 64), "<u8").tolist()
     part = data[at : at + 64]
     if len(part) != 64:
         raise IndexError(f"a stripe from {at} on, of {len(data)}")
@@ -122,7 +131,7 @@ def install() -> None:
     plain: Any = types.ModuleType("ckptdiff.kernels.jit")
     plain.ZERO, plain.ONE = np.uint64(0), np.uint64(1)
     plain.jit, plain.prefetch_address = jit, None
-    for function in (zeros_below, zeros_above, unequal, below, prefetch):
+    for function in (zeros_below, zeros_above, unequal, below, prefetch, array_at):
         setattr(plain, function.__name__, function)
     sys.modules["ckptdiff.kernels.jit"] = plain
     import ckptdiff.kernels.leaves as leaves

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -140,3 +142,21 @@ def test_refusals() -> None:
         encoder.finish()
     with pytest.raises(ckptdiff.CheckpointError, match="unknown codec 'zip': expected one of"):
         ckptdiff.Encoder(base, codec="zip")
+
+
+def test_no_memory_of_a_state_is_held() -> None:
+    """A state that was added may be freed, before the patch is finished and afterwards; added as a whole or in parts."""
+    base = {name: np.arange(1000, dtype=np.float32) + k for k, name in enumerate("ab")}
+    encoder = ckptdiff.Encoder(base)
+    for step in range(1, 4):
+        state = {name: array + np.float32(step) for name, array in base.items()}
+        held = [weakref.ref(array) for array in state.values()]
+        if step == 2:
+            encoder.add("a", state["a"])
+            encoder.add("b", state["b"])
+        else:
+            encoder.add_all(state)
+        del state
+        assert not any(array() is not None for array in held)
+        encoder.finish()
+        encoder.commit()

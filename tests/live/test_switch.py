@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from pathlib import Path
 from typing import Any
@@ -116,19 +117,19 @@ def test_all_or_nothing(codec: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(IntegrityError, match=r"came out with the digest .*, expected 0000.* it was taken back"):
         loaded.apply_()
     assert equal(model, old) and not loaded.applied
-    plain, count = loaded_module._update_range, 0
+    plain, numbers = loaded_module._Batch.update, itertools.count()
 
-    def failing(*arguments: Any) -> Any:
-        nonlocal count
-        count += 1
-        if count == 9:
+    def interrupted(*arguments: Any) -> Any:
+        number, leaves = next(numbers), plain(*arguments)
+        if number == 3:  # once the kernel has moved the units, and nobody was told
             raise KeyboardInterrupt
-        return plain(*arguments)
+        return leaves
 
-    monkeypatch.setattr(loaded_module, "_update_range", failing)
+    monkeypatch.setattr(loaded_module, "BYTES_PER_UPDATE_JOB", 1)
+    monkeypatch.setattr(loaded_module._Batch, "update", interrupted)
     with pytest.raises(KeyboardInterrupt):
         loaded.apply_()
-    assert equal(model, old)
+    assert equal(model, old) and next(numbers) > 4
 
 
 def test_no_memory_is_held() -> None:

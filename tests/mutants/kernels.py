@@ -34,7 +34,7 @@ DECODERS = {
     "escapes": "join_planes join_changes",
     "classes": "fill_classes bits_of",
     "ulps": "order_of max_unit ordered moved_unit fill_zigzags",
-    "moves": "move_and_hash",
+    "moves": "move_some move_and_hash",
     "block_layout": "BlockLayout",
 }
 """Functions that a decoder runs. Not those of ``adaptive_blocks``: what these refuse is given to ``decode_named``, so

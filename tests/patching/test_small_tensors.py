@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import ckptdiff
-from ckptdiff.checkpoint.gather import gather, within_a_block
+from ckptdiff.checkpoint.gather import gather, within
 from ckptdiff.checkpoint.reader import open_checkpoint
 from ckptdiff.errors import BaseMismatchError, CkptdiffError
 from ckptdiff.format.digests import BLOCK
@@ -138,10 +138,10 @@ def test_small_tensors_with_large_payloads_are_built_alone(pair: tuple[Path, Pat
 
 def test_groups_have_no_more_bytes_than_a_block() -> None:
     sizes = [65536] * 40 + [1] * 5 + [65535]
-    groups = list(within_a_block(range(3, len(sizes)), sizes.__getitem__))
+    groups = list(within(range(3, len(sizes)), sizes.__getitem__, BLOCK))
     assert [k for group in groups for k in group] == list(range(3, len(sizes)))
     assert [sum(sizes[k] for k in group) for group in groups] == [BLOCK, 5 * 65536 + 5 + 65535]
-    assert list(within_a_block([], sizes.__getitem__)) == []
+    assert list(within([], sizes.__getitem__, BLOCK)) == []
 
 
 def test_composed_through_the_base(tmp_path: Path) -> None:
