@@ -19,6 +19,7 @@ from ckptdiff.format.digests import BLOCK, identity, tensor_digest
 from ckptdiff.format.dtypes import DTYPES, Changes
 from ckptdiff.format.entry import CODEC_NAMES, Entry
 from ckptdiff.io.parallel import default_threads, no_progress
+from ckptdiff.live.encode_rows import encode_rows
 from ckptdiff.live.hashing import leaves_in_memory
 from ckptdiff.live.patch import Patch, written
 from ckptdiff.live.state_copy import THE_STATE, StateCopy, cast, check_complete, check_tied, copied
@@ -26,7 +27,7 @@ from ckptdiff.live.updates import RangeUpdate, merge_blocks
 from ckptdiff.patching.compose import StatedFile
 from ckptdiff.patching.encode_options import on_threads
 from ckptdiff.patching.encode_pair import EncodedPair, PairedScope, encode_pair
-from ckptdiff.patching.memory import MEMORY_FILE_NAME, MEMORY_SCOPE, Row, holding, open_rows, state_of
+from ckptdiff.patching.memory import MEMORY_FILE_NAME, MEMORY_SCOPE, Row, open_rows, state_of
 from ckptdiff.patching.provenance import recorded_facts
 from ckptdiff.patching.spool import Spool, SpoolRange
 from ckptdiff.patching.torch_dtypes import Array, dtype_of, flat_bytes
@@ -74,10 +75,8 @@ class Encoder:
         self.codec, self.threads = codec, threads or default_threads()
         self._base, self.layout = self.reference.open(THE_REFERENCE), self.reference.layout
         (file,) = self._base.weights
-        self._header, known = file.header, self._base.scopes.get(MEMORY_SCOPE, {})
-        self._counterparts = {name: Counterpart(adapt(tensor, tensor), "name") for name, tensor in known.items()}
-        self._pairing = self._pairing_of(self.layout.places)
-        self._target = self.reference.open(THE_STATE)  # has the memory of a state while that is encoded
+        self._header, self._tensors = file.header, self._base.scopes.get(MEMORY_SCOPE, {})
+        self._counterparts = {name: Counterpart(adapt(tensor, tensor), "name") for name, tensor in self._tensors.items()}
         self._identity: bytes | None = None
         self._finished: bytes | None = None
         self._clear()
@@ -88,7 +87,6 @@ class Encoder:
         self._payloads = dict[TensorKey, list[SpoolRange]]()
         self._updates = list[tuple[str, RangeUpdate]]()
         self._tied = dict[str, bytes]()
-        self._identities: tuple[bytes, bytes] | None = None  # of both states, where all tensors were added at once
 
     @property
     def identity(self) -> str:
@@ -159,24 +157,21 @@ class Encoder:
             raise CheckpointError(f"{THE_STATE}: tensor {cut(again)} was added already")
         if not rows:
             return
-        names = [row.name for row in rows]
-        if len(names) == len(self.layout.places):  # all is as it was, but for the memory
-            with holding(self._target, rows):
-                encoded = self._encode_against(self._base, self._target, self._pairing)
-            self._identities = encoded.base_identity, encoded.target_identity
-        else:
-            target = open_rows(rows, THE_STATE)
-            self._encode_against(self.reference.open(THE_REFERENCE, names), target, self._pairing_of(names))
-
-    def _pairing_of(self, names: Iterable[str]) -> Pairing:
-        return Pairing({MEMORY_SCOPE: MEMORY_SCOPE}, {TensorKey(MEMORY_SCOPE, name): self._counterparts[name] for name in names})
-
-    def _encode_against(self, base: Checkpoint, target: Checkpoint, pairing: Pairing) -> EncodedPair:
+        rows.sort(key=lambda row: (row.dtype, row.name))  # those of one dtype are encoded together
+        old, new = [self.reference.rows[row.name].flat for row in rows], [row.flat for row in rows]
+        if self.codec == "sparse" and all(isinstance(flat, np.ndarray) and len(flat) for flat in (*old, *new)):
+            tensors, spool = [self._tensors[row.name] for row in rows], Spool(self._spool)
+            for tensor, entry, payload in encode_rows(tensors, old, new, self._note, self.threads):
+                self._entries[tensor.key] = entry
+                self._payloads[tensor.key] = [spool.append([payload])] if payload else []
+            return
+        names, target = [row.name for row in rows], open_rows(rows, THE_STATE)
+        base = self._base if len(names) == len(self.layout.places) else self.reference.open(THE_REFERENCE, names)
+        pairing = Pairing({MEMORY_SCOPE: MEMORY_SCOPE}, {TensorKey(MEMORY_SCOPE, name): self._counterparts[name] for name in names})
         options = replace(on_threads(base, target, self.codec, self.threads, None), noted=self._note)
         encoded = encode_pair(base, target, pairing, options, self._spool, no_progress)
         self._entries |= encoded.scopes[MEMORY_SCOPE].entries
         self._payloads |= encoded.payloads
-        return encoded
 
     def _note(self, target: Tensor, first: int, changes: Sequence[Changes]) -> None:
         """Keep what changes in blocks of a tensor, in the form in which it is written to memory."""
@@ -205,10 +200,8 @@ class Encoder:
                     f"{THE_STATE}: {cut(name)} and {cut(kept)} are one tensor in the base, but have different contents: begin another "
                     "chain, from a base with both"
                 )
-        before, after = self._identities or (
-            identity((MEMORY_SCOPE, e.name, e.dtype, e.shape, e.base_digest) for e in by_name.values()),
-            identity((MEMORY_SCOPE, e.name, e.dtype, e.shape, e.digest) for e in by_name.values()),
-        )
+        before = identity((MEMORY_SCOPE, e.name, e.dtype, e.shape, e.base_digest) for e in by_name.values())
+        after = identity((MEMORY_SCOPE, e.name, e.dtype, e.shape, e.digest) for e in by_name.values())
         if self._identity is not None and before != self._identity:
             raise IntegrityError(
                 f"{THE_REFERENCE}: has the identity {before.hex()}, expected {self._identity.hex()}: something wrote to it"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -154,16 +153,3 @@ def open_rows(rows: Iterable[Row], where: str, scope: str = MEMORY_SCOPE, tied: 
     header = Header(raw, {"format": "pt"}, tensors)
     file = MemoryFile(where, header, [row.flat for row in ordered])
     return Checkpoint(Path(where), True, [WeightFile(MEMORY_FILE_NAME, scope, file, header)], {}, in_memory=True, tied=dict(tied or {}))
-
-
-@contextmanager
-def holding(opened: Checkpoint, rows: Iterable[Row]) -> Iterator[None]:
-    """Within the block a checkpoint that :func:`open_rows` has opened stands for other tensors, of the same names, dtypes and shapes.
-    Afterwards it holds no memory."""
-    (weights,), flats = opened.weights, {row.name: row.flat for row in rows}
-    assert isinstance(weights.file, MemoryFile)
-    try:
-        weights.file.parts = [flats[tensor.name] for tensor in weights.header.tensors]
-        yield
-    finally:
-        weights.file.parts = []

@@ -51,6 +51,29 @@ def test_the_bytes_are_those_of_diff(codec: str | None) -> None:
     assert encoder.finish().to_bytes() == diff(old, new, codec=codec).to_bytes()
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_long_tensors_are_encoded_in_parts(threads: int) -> None:
+    """Tensors of more bytes than are compared by one call, beside short ones of the same and of another dtype."""
+    rng = np.random.default_rng(threads)
+    old = {
+        "long": rng.integers(0, 1 << 15, (9 << 20) + 5, np.uint16).view(np.float16),
+        "a": np.arange(7, dtype=np.float16),
+        "b": np.ones(40, np.float32),
+        "same": np.ones(9, np.float16),
+    }
+    new = copy_of(old)
+    for name in ("long", "a", "b"):
+        units = new[name].view(f"u{new[name].itemsize}")
+        units[rng.integers(0, len(units), len(units) // 50 + 1)] ^= 1
+    encoder = ckptdiff.Encoder(old, threads=threads)
+    encoder.add_all(new)
+    assert encoder.finish().to_bytes() == diff(old, new, codec="sparse").to_bytes()
+    encoder.commit()
+    assert encoder.identity == ckptdiff.identity(new)
+    encoder.add_all(new)
+    assert encoder.finish().totals.same == 4
+
+
 def test_all_dtypes_of_torch() -> None:
     torch_states = pytest.importorskip("tests.support.torch_states")
     old, new = torch_states.pair()

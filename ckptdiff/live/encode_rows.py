@@ -1,0 +1,96 @@
+"""Tensors in memory encoded by ``sparse`` against others of the same layout: many by one call, without plans and jobs (spec 7.4 and 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from functools import partial
+from itertools import groupby
+from typing import NamedTuple
+
+import xxhash
+
+from ckptdiff.checkpoint.contents import Tensor, TensorKey
+from ckptdiff.checkpoint.gather import within
+from ckptdiff.format.digests import BLOCK, tensor_digest
+from ckptdiff.format.dtypes import DTYPES, Bytes
+from ckptdiff.format.entry import Entry
+from ckptdiff.io.parallel import run_ordered
+from ckptdiff.patching.encode_group import EncodedGroup, Noted
+from ckptdiff.patching.encode_in_memory import BYTES_TOGETHER, PartInMemory, encode_apart
+
+
+class EncodedRow(NamedTuple):
+    """A tensor, encoded."""
+
+    tensor: Tensor
+    entry: Entry
+    """Its table entry: ``delta`` or ``same``."""
+    payload: bytes
+
+
+def encode_rows(tensors: Sequence[Tensor], old: Sequence[Bytes], new: Sequence[Bytes], noted: Noted, threads: int) -> list[EncodedRow]:
+    """Encode tensors against those of the base.
+
+    Args:
+        tensors: those of the base, none of them empty.
+        old, new: the memory of each, and of what it becomes, of the same dtype and shape.
+        noted: told what changes, on any thread.
+        threads: how many to use; the bytes do not depend on it.
+    """
+    total = sum(tensor.nbytes for tensor in tensors)
+    most = BYTES_TOGETHER if threads == 1 else max(BLOCK, min(BYTES_TOGETHER, total // (4 * threads)) // BLOCK * BLOCK)
+    parts = [part for row in zip(tensors, old, new, strict=True) for part in _parts(*row, most)]
+    tasks = (partial(encode_apart, batch, noted) for batch in _batches(parts, most))
+    groups = dict[TensorKey, list[EncodedGroup]]()
+    with closing(run_ordered(tasks, threads)) as results:
+        found = (group for batch in results for group in batch)
+        for part, group in zip(parts, found, strict=True):
+            groups.setdefault(part.target.key, []).append(group)
+    return [_encoded(tensor, groups[tensor.key]) for tensor in tensors]
+
+
+def _parts(tensor: Tensor, old: Bytes, new: Bytes, most: int) -> Iterator[PartInMemory]:
+    """A tensor in runs of whole blocks of so many bytes at most."""
+    if len(new) <= most:
+        yield PartInMemory(tensor, 0, old, new)
+        return
+    for start in range(0, len(new), most):
+        yield PartInMemory(tensor, start // DTYPES[tensor.dtype].carrier, old[start : start + most], new[start : start + most])
+
+
+def _batches(parts: Sequence[PartInMemory], most: int) -> Iterator[list[PartInMemory]]:
+    """Parts of one dtype that one call compares, in order."""
+
+    def nbytes(k: int) -> int:
+        return len(parts[k].new)
+
+    for _, alike in groupby(range(len(parts)), lambda k: parts[k].target.dtype):
+        for numbers in within(alike, nbytes, most):
+            yield [parts[k] for k in numbers]
+
+
+def _encoded(tensor: Tensor, groups: Sequence[EncodedGroup]) -> EncodedRow:
+    """A tensor of which all groups are encoded."""
+    digest = tensor_digest(leaf for group in groups for leaf in group.leaves)
+    base_digest = tensor_digest(leaf for group in groups for leaf in group.base_leaves)
+    changed = sum(group.changed for group in groups)
+    if not changed:
+        entry = Entry(tensor.name, tensor.dtype, tensor.shape, "same", tensor.dtype, digest=digest, base_digest=base_digest)
+        return EncodedRow(tensor, entry, b"")
+    blocks = [block for group in groups for block in group.blocks["sparse"]]
+    payload = b"".join(blocks)
+    entry = Entry(
+        tensor.name,
+        tensor.dtype,
+        tensor.shape,
+        "delta",
+        tensor.dtype,
+        codec="sparse",
+        changed=changed,
+        blocks=tuple(map(len, blocks)),
+        digest=digest,
+        base_digest=base_digest,
+        payload_digest=xxhash.xxh3_64_digest(payload),
+    )
+    return EncodedRow(tensor, entry, payload)
