@@ -29,18 +29,18 @@ class EncodedRow(NamedTuple):
     payload: bytes
 
 
-def encode_rows(tensors: Sequence[Tensor], old: Sequence[Bytes], new: Sequence[Bytes], noted: Noted, threads: int) -> list[EncodedRow]:
+def encode_rows(tensors: Sequence[Tensor], memory: Sequence[tuple[Bytes, Bytes]], noted: Noted, threads: int) -> list[EncodedRow]:
     """Encode tensors against those of the base.
 
     Args:
         tensors: those of the base, none of them empty.
-        old, new: the memory of each, and of what it becomes, of the same dtype and shape.
+        memory: of each, and of what it becomes, which has the same dtype and shape.
         noted: told what changes, on any thread.
         threads: how many to use; the bytes do not depend on it.
     """
     total = sum(tensor.nbytes for tensor in tensors)
     most = BYTES_TOGETHER if threads == 1 else max(BLOCK, min(BYTES_TOGETHER, total // (4 * threads)) // BLOCK * BLOCK)
-    parts = [part for row in zip(tensors, old, new, strict=True) for part in _parts(*row, most)]
+    parts = [part for tensor, pair in zip(tensors, memory, strict=True) for part in _parts(tensor, *pair, most)]
     tasks = (partial(encode_apart, batch, noted) for batch in _batches(parts, most))
     groups = dict[TensorKey, list[EncodedGroup]]()
     with closing(run_ordered(tasks, threads)) as results:

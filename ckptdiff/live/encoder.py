@@ -158,10 +158,11 @@ class Encoder:
         if not rows:
             return
         rows.sort(key=lambda row: (row.dtype, row.name))  # those of one dtype are encoded together
-        old, new = [self.reference.rows[row.name].flat for row in rows], [row.flat for row in rows]
-        if self.codec == "sparse" and all(isinstance(flat, np.ndarray) and len(flat) for flat in (*old, *new)):
+        pairs = [(self.reference.rows[row.name].flat, row.flat) for row in rows]
+        on_host = [(old, new) for old, new in pairs if isinstance(old, np.ndarray) and isinstance(new, np.ndarray) and len(new)]
+        if self.codec == "sparse" and len(on_host) == len(pairs):
             tensors, spool = [self._tensors[row.name] for row in rows], Spool(self._spool)
-            for tensor, entry, payload in encode_rows(tensors, old, new, self._note, self.threads):
+            for tensor, entry, payload in encode_rows(tensors, on_host, self._note, self.threads):
                 self._entries[tensor.key] = entry
                 self._payloads[tensor.key] = [spool.append([payload])] if payload else []
             return

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import tee
 from typing import Any
 
 from claims import Claim, counted
 from figures import Figure, Row, Table, difference, rows_named
-from records import ALGORITHMS, Tables
+from records import ALGORITHMS, Tables, power
 from tables import EQUAL
 
 OF = EQUAL["of changed"]
@@ -25,10 +26,10 @@ def introduction(found: dict[str, Any]) -> str:
         f"`python examples/reproduce_paper/run.py` trained {len(found['records'])} runs from bases of {sizes} parameters in",
         f"{seconds['wall'] / 60:.0f} minutes on {machine['cores']} cores {'with' if machine['bf16'] else 'without'} instructions for bf16",
         f"({seconds['cpu of runs'] / 60:.0f} minutes of CPU for the runs; torch {machine['torch']}). A run has {scale['steps']} steps,",
-        f"one of the larger model {scale['large_steps']}; SFT and GRPO have a learning rate of {scale['rate']:g}, DPO of",
-        f"{scale['dpo_rate']:g}. The task is to add four digits; the bases solve {' and '.join(map(str, right))} of the {tests} held-out",
-        "exercises. The paper's models have 7 to 70 billion parameters: what follows says which of its observations show at this scale,",
-        "and under which conditions; it neither confirms nor refutes them at theirs.",
+        f"one of the larger model {scale['large_steps']}; SFT and GRPO have a learning rate of {power(scale['rate'])}, DPO of",
+        f"{power(scale['dpo_rate'])}. The task is to add four digits; the bases solve {' and '.join(map(str, right))} of the {tests}",
+        "held-out exercises. The paper's models have 7 to 70 billion parameters: what follows says which of its observations show at this",
+        "scale, and under which conditions; it neither confirms nor refutes them at theirs.",
     ) + words(
         "\n\n**How to read it.** Figures are in per cent unless a table says otherwise: means over the seeds of training,",
         f"{scale['grpo_seeds']} for GRPO's updates and masks and {scale['seeds']} for all else, ± half of the 95 % confidence interval of",
@@ -36,6 +37,11 @@ def introduction(found: dict[str, Any]) -> str:
         "rows some do so by accident. Differences are taken between runs of one seed. All sentences, verdicts and tables are made from",
         "`measures.json` by `results.py`; a sentence names the rows it rests on.",
     )
+
+
+def listed(parts: Sequence[str]) -> str:
+    """``a, b and c``."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def words(*lines: str) -> str:
@@ -76,7 +82,7 @@ def section_4(made: Tables, table: str, decision: str) -> list[str]:
             less = {mask: row["less theta_full's"] for mask, row in compared.items()}
             told = [f"{name} ({value.signed})" for name, value in less.items() if value.side]
             whole = f"theta_full's {full['accuracy'].short} %"
-            accuracy = f"Accuracy tells {' and '.join(told)} from {whole}" if told else f"Accuracy tells none of the three from {whole}"
+            accuracy = f"Accuracy tells {listed(told)} from {whole}" if told else f"Accuracy tells none of the three from {whole}"
             by = signed_words(
                 right,
                 "theta_sub's is higher than that of the same sizes",
@@ -112,12 +118,12 @@ def summary(made: Tables) -> list[str]:
                 total += 1
                 beyond += made[decision][algorithm, precision]["theta_sub - same sizes"].side > 0
         if rows:
-            goes = f"goes {100 * min(shares):.0f} to {100 * max(shares):.0f} %" if shares else "goes an unknown part"
+            goes = f"goes {100 * min(shares):.0f} to {100 * max(shares):.0f} %" if shares else "goes no telling part"
             found.append(
                 words(
-                    f"**{where[0].upper() + where[1:]}** a random mask of the same sizes {goes}",
-                    f"of the way from a mask as dense to theta_sub (in {len(shares)} of {total} comparisons there is a way to go beyond",
-                    f"chance); theta_sub is nearer to theta_full than it, beyond chance, in {beyond} {rows_named(*rows)}.",
+                    f"**{where[0].upper() + where[1:]}** a random mask of the same sizes {goes} of the way from a mask as dense to",
+                    f"theta_sub, in the {len(shares)} of {total} comparisons where these two differ beyond chance; theta_sub is nearer to",
+                    f"theta_full than that mask, beyond chance, in {beyond} {rows_named(*rows)}.",
                 )
             )
     return found
@@ -144,8 +150,8 @@ def updates(made: Tables) -> list[str]:
 
 def between(figures: Iterable[Figure]) -> str:
     """``96.1 to 99.3 %`` of several means."""
-    means = [100 * one.mean for one in figures]
-    return f"{min(means):.1f} to {max(means):.1f} %"
+    least, most = (f"{100 * of(one.mean for one in row):.1f}" for of, row in zip((min, max), tee(figures), strict=True))
+    return f"{least} %" if least == most else f"{least} to {most} %"
 
 
 def algorithms(sparsity: Table) -> list[str]:
@@ -252,7 +258,7 @@ def sentences(made: Tables) -> str:
 NOT_COVERED = """\
 - PPO, PRIME, KTO, ORPO, SimPO, RAFT++, and rejection sampling beyond SFT on a model's own samples; SFT before RL against none; GRPO on
   data out of distribution.
-- Larger models, natural language, and more than 450 steps: the figures are of a narrow task that a small model half knows.
+- Larger models, natural language, and longer training: the figures are of a narrow task that a small model half knows.
 - For DPO, a second learning rate; the smallest weights as a mask but for GRPO; for the larger model, overlaps and ablations.
 - A null for *same direction*; intervals over bases: there is one base of each size, and the intervals are of the seeds of fine-tuning
   alone.

@@ -66,6 +66,11 @@ def at(*path: Any) -> Callable[[Any], float | None]:
     return found
 
 
+def power(number: float) -> str:
+    """``1e-5``."""
+    return f"{number:g}".replace("e-0", "e-")
+
+
 def accuracy(record: Found) -> float:
     return float(record["accuracy"]["right"] / record["accuracy"]["of"])
 

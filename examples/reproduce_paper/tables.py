@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from figures import Figure, Key, Table, difference
-from records import PLAIN, PRECISIONS, Found, Runs, Tables, accuracy, at, complement, figure, kept, plain_keys
+from records import PLAIN, PRECISIONS, Found, Runs, Tables, accuracy, at, complement, figure, kept, plain_keys, power
 
 MASKS = {
     "sub": "theta_sub: what theta_full changed",
@@ -301,13 +301,13 @@ def ablation_table(runs: Runs, number: int) -> Table:
 def variation(run: Found) -> str:
     """What a run has that the others have not."""
     named = {
-        "add": f"nothing: learning rate {run['rate']:g}",
+        "add": f"nothing: learning rate {power(run['rate'])}",
         "kl": f"KL {run['beta']:g}",
         "noclip": "no clipping",
         "long": f"{run['steps']} steps",
     }
     named |= {"own": "the base's own right samples", "new": "prompts in an unknown form"}
-    return named.get(run["what"], f"learning rate {run['rate']:g}")
+    return named.get(run["what"], f"learning rate {power(run['rate'])}")
 
 
 def early_table(runs: Runs, number: int) -> Table:
