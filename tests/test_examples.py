@@ -50,7 +50,7 @@ def test_reproduce_paper(tmp_path: Path) -> None:
     assert (tree(again / "patch"), json.loads((again / "record.json").read_text())["accuracy"]) == before
     assert "dpo-bf16-add-sub-0," not in rest.stderr and "grpo-bf16-large-size-0," in rest.stderr
     text = (out / "RESULTS.md").read_text()
-    assert text.count("### ") == 16 and "nan" not in text and len(list((out / "charts").glob("*.svg"))) == 6
+    assert text.count("### ") == 16 and "nan" not in text and len(list((out / "charts").glob("*.svg"))) == 4
     third = subprocess.run(command, capture_output=True, text=True)
     assert third.returncode == 0 and "] " not in third.stderr and (out / "RESULTS.md").read_text() == text
 

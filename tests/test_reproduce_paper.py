@@ -16,6 +16,8 @@ import pytest
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "reproduce_paper"
 PAGE = (EXAMPLE / "RESULTS.md").read_text()
 MEASURES = EXAMPLE / "measures.json"
+AGREED = 3
+"""Where in the measures of a masked run the share of theta_full's changes is."""
 STUDENT = {2: 12.7062, 3: 4.30265, 5: 2.77645}
 """0.975 quantiles of Student's t for n runs, from a printed table."""
 
@@ -63,7 +65,7 @@ def test_every_sentence_names_rows_that_there_are() -> None:
 def test_figures_of_a_row_are_those_of_the_runs() -> None:
     """One row by hand: mean and Student's interval over five seeds."""
     records = json.loads(MEASURES.read_text())["records"]
-    values = [100 * records[f"grpo-bf16-add-size-{seed}"]["measures"]["of changed"] for seed in range(5)]
+    values = [100 * records[f"grpo-bf16-add-size-{seed}"]["measures"][AGREED] for seed in range(5)]
     half = STUDENT[5] * statistics.stdev(values) / math.sqrt(5)
     shown = f"{statistics.mean(values):.2f} ± {half:.2f}"
     row = next(line for line in PAGE.splitlines() if re.match(r"\| 6\.\d+ \| GRPO \| pure bf16 \| random, of the same sizes", line))

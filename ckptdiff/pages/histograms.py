@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -59,7 +60,7 @@ class Signs:
         # Changes by infinities and NaNs, and between -0 and +0, have no size.
         complete = sizes and sum(b["count"] for b in sizes) == changed_count(report["totals"]) and sizes[-1]["to"] <= 2.0**HIGHEST
         self._largest = max(b["to"] for b in sizes) if complete else math.inf
-        self._smallest = 2.0 ** min(starts) if starts and None not in starts else 0.0
+        self._smallest = power_of_two(min(starts)) if starts and None not in starts else 0.0
 
     def __call__(self, low: int, high: int | None) -> str:
         """What all weights of a bin did."""
@@ -70,6 +71,11 @@ class Signs:
         if high is not None and all(number_above_zero(high, dtype) < self._smallest for dtype in self._dtypes):
             return KEPT_SIGN
         return EITHER
+
+
+def power_of_two(exponent: int) -> float:
+    """2 to an exponent; infinity for that of the infinities and NaNs of F64."""
+    return 2.0**exponent if exponent < sys.float_info.max_exp else math.inf
 
 
 def number_above_zero(steps: int, dtype: str) -> float:

@@ -1,4 +1,4 @@
-"""Charts of the measures, as SVG: means over seeds, with 95 % intervals as bands or lines."""
+"""Charts of the measures, as SVG: means over seeds, with 95 % intervals as bands."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from typing import Any
 
 import altair
 from figures import Figure
-from records import ALGORITHMS, PRECISIONS, Found, Runs
+from records import ALGORITHMS, PRECISIONS, Found
 
 WIDTH, HEIGHT = 230, 150
 Points = Iterable[tuple[Any, float]]
 """A place on the x axis, and a share."""
 
 
-def rows_of(runs: Runs, points: Callable[[Found], Points]) -> list[dict[str, Any]]:
+def rows_of(found: Found, points: Callable[[Found], Points]) -> list[dict[str, Any]]:
     """A row for each algorithm, kind of weights and place that all seeds have: the mean over them and its interval."""
     rows = []
     for algorithm in ALGORITHMS:
         for precision, words in PRECISIONS.items():
-            records = runs.named(algorithm, precision, "add")
+            runs = [one for one in found["records"].values() if one["run"]["what"] == "add"]
+            records = [one for one in runs if (one["run"]["algorithm"], one["run"]["precision"]) == (algorithm, precision)]
             groups: dict[Any, list[float]] = {}
             for record in records:
                 for place, share in points(record):
@@ -48,14 +49,6 @@ def lines(rows: list[dict[str, Any]], title: str, y_title: str, **scale: Any) ->
     return in_columns(altair.layer(bands, chart.mark_line().encode(y)), WIDTH)
 
 
-def bars(rows: list[dict[str, Any]], title: str) -> Any:
-    """Bars with intervals, by place."""
-    chart = altair.Chart(altair.Data(values=rows)).encode(altair.X("place:N", title=title, sort=None), altair.XOffset("algorithm:N"))
-    y = altair.Y("share:Q", axis=altair.Axis(format="%"), title="unchanged")
-    intervals = chart.mark_rule().encode(altair.Y("low:Q", title="unchanged"), altair.Y2("high:Q"))
-    return in_columns(altair.layer(chart.mark_bar().encode(y, altair.Color("algorithm:N")), intervals), WIDTH + 60)
-
-
 def in_columns(chart: Any, width: int) -> Any:
     """One for each kind of weights."""
     return chart.properties(width=width, height=HEIGHT).facet(column=altair.Column("weights:N", title=None))
@@ -72,11 +65,6 @@ def by_size(record: Found) -> Points:
     return [(exponent, changed / elements) for exponent, elements, changed in rows if exponent is not None and elements >= 200]
 
 
-def by_place(kind: str) -> Callable[[Found], Points]:
-    """Sparsity by layer, or by kind of matrix."""
-    return lambda record: list(record["measures"][kind].items())
-
-
 def early(record: Found) -> Points:
     """How much of the final subnetwork had changed after some steps."""
     guesses = [(re.fullmatch(r"after (\d+) steps", guess["guess"]), guess["recall"]) for guess in record["early"]]
@@ -88,14 +76,11 @@ def draw(found: Found, folder: Path) -> list[Path]:
     if "updates" not in found["parts"]:
         return []
     folder.mkdir(exist_ok=True)
-    runs = Runs(found)
     charts = {
-        "while-training": lines(rows_of(runs, curve("sparsity")), "step", "unchanged since the start"),
-        "back-again": lines(rows_of(runs, curve("cancelled")), "step", "changed and back again"),
-        "by-size": lines(rows_of(runs, by_size), "weight, power of two", "changed"),
-        "by-layer": bars(rows_of(runs, by_place("layers")), "layer"),
-        "by-module": bars(rows_of(runs, by_place("modules")), "kind"),
-        "early": lines(rows_of(runs, early), "changed after step", "of the final subnetwork", type="log"),
+        "while-training": lines(rows_of(found, curve("sparsity")), "step", "unchanged since the start"),
+        "back-again": lines(rows_of(found, curve("cancelled")), "step", "changed and back again"),
+        "by-size": lines(rows_of(found, by_size), "weight, power of two", "changed"),
+        "early": lines(rows_of(found, early), "changed after step", "of the final subnetwork", type="log"),
     }
     paths = []
     for name, chart in charts.items():

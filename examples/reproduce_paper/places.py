@@ -30,5 +30,5 @@ def patch_of(out: Path, name: str) -> Path:
 def write_json(path: Path, value: Any) -> None:
     """At once: a file that is there is whole."""
     beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(value))
+    beside.write_text(json.dumps(value, separators=(",", ":")))
     beside.replace(path)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from typing import Any
 
 from figures import Figure, Table
+from kept import restored
+from plan import FULL, QUICK, Run, runs
 
 Found = dict[str, Any]
 Tables = dict[str, Table]
@@ -19,17 +23,18 @@ class Runs:
     """The records of ``measures.json`` by what they are of."""
 
     def __init__(self, found: Found) -> None:
-        self.found = found
-        self.records: dict[str, Found] = found["records"]
+        self.found = restored(found)
+        self.records: dict[str, Found] = self.found["records"]
+        scale = next(scale for scale in (FULL, QUICK) if json.loads(json.dumps(asdict(scale))) == found["scale"])
+        self.planned = [run for run in runs(scale) if run.name in self.records]
 
     def named(self, algorithm: str, precision: str, what: str) -> list[Found]:
         """Records of all seeds of a run, in the order of the seeds."""
-        chosen = [
-            r
-            for r in self.records.values()
-            if (r["run"]["algorithm"], r["run"]["precision"], r["run"]["what"]) == (algorithm, precision, what)
-        ]
-        return sorted(chosen, key=lambda record: record["run"]["seed"])
+        return [self.records[run.name] for run in self.planned if (run.algorithm, run.precision, run.what) == (algorithm, precision, what)]
+
+    def first(self, algorithm: str, precision: str, what: str) -> Run:
+        """The run of the first seed, as it was planned."""
+        return next(run for run in self.planned if (run.algorithm, run.precision, run.what) == (algorithm, precision, what))
 
     def other_seeds(self, algorithm: str, precision: str, what: str) -> list[Found]:
         start = f"{algorithm}-{precision}-{what}-"
@@ -69,10 +74,6 @@ def at(*path: Any) -> Callable[[Any], float | None]:
 def power(number: float) -> str:
     """``1e-5``."""
     return f"{number:g}".replace("e-0", "e-")
-
-
-def accuracy(record: Found) -> float:
-    return float(record["accuracy"]["right"] / record["accuracy"]["of"])
 
 
 def plain_keys() -> Iterable[tuple[str, str, list[str]]]:

@@ -11,7 +11,7 @@ from claims import claims, markdown
 from prose import NOT_COVERED, introduction, sentences, verdicts
 from tables import tables
 
-CHARTS = ("while-training", "back-again", "by-size", "by-layer", "by-module", "early")
+CHARTS = ("while-training", "back-again", "by-size", "early")
 
 
 def page(found: dict[str, Any]) -> str:

@@ -156,15 +156,13 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     chosen = [part for part in PARTS if part in (arguments.part or PARTS)]
     found = run_parts(arguments, scale, chosen)
-    from charts import draw  # here, as every job's process imports this file anew
-    from results import page
+    from results import page  # here, as every job's process imports this file anew
 
-    pictures = draw(found, out / "charts")
     (out / "RESULTS.md").write_text(page(found))
     if not arguments.keep and list(found["parts"]) == list(PARTS):
         for name in ("runs", "rollouts", "base", "logs"):
             shutil.rmtree(out / name, ignore_errors=True)
-    say(f"{out / 'RESULTS.md'} and {len(pictures)} charts after {found['seconds']['wall']:.0f} s in all")
+    say(f"{out / 'RESULTS.md'} and {out / 'charts'} after {found['seconds']['wall']:.0f} s in all")
 
 
 def run_parts(arguments: argparse.Namespace, scale: Scale, chosen: Sequence[Part]) -> dict[str, Any]:
@@ -185,7 +183,11 @@ def run_parts(arguments: argparse.Namespace, scale: Scale, chosen: Sequence[Part
         found = measure(scale, out, [part for part in PARTS if part in {*before["parts"], *(run.part for run in planned)}])
     cpu = sum(record["seconds"]["cpu"] for record in found["records"].values())
     seconds = {"wall": json.loads((out / "seconds.json").read_text()), "cpu of runs": cpu}
-    write_json(path, rounded(found | {"machine": host, "scale": asdict(scale), "seconds": seconds}))
+    from charts import draw
+    from kept import trimmed
+
+    draw(found, out / "charts")
+    write_json(path, trimmed(found | {"machine": host, "scale": asdict(scale), "seconds": seconds}))
     found = json.loads(path.read_text())
     return found
 
@@ -198,15 +200,6 @@ def counted_seconds(path: Path) -> Iterator[None]:
         yield
     finally:
         write_json(path, before + time.perf_counter() - begun)
-
-
-def rounded(value: Any) -> Any:
-    """Floats to six digits, so that the file can be read and is half as large."""
-    if isinstance(value, float):
-        return float(f"{value:.6g}")
-    if isinstance(value, dict):
-        return {key: rounded(part) for key, part in value.items()}
-    return [rounded(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 if __name__ == "__main__":

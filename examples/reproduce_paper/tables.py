@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from figures import Figure, Key, Table, difference
-from records import PLAIN, PRECISIONS, Found, Runs, Tables, accuracy, at, complement, figure, kept, plain_keys, power
+from kept import CURVE
+from plan import Run
+from records import PLAIN, PRECISIONS, Found, Runs, Tables, at, complement, figure, kept, plain_keys, power
 
 MASKS = {
     "sub": "theta_sub: what theta_full changed",
@@ -100,7 +100,7 @@ def subnetwork_table(runs: Runs, number: int, what: str, title: str) -> Table:
     table = Table(number, title, (*PLAIN, "within"), columns, SUBNETWORK_NOTE)
     for algorithm, precision, words in plain_keys():
         full = runs.named(algorithm, precision, what)
-        whole = figure(full, accuracy)
+        whole = figure(full, at("accuracy"))
         if whole is None:
             continue
         table.add((algorithm, precision, "full"), [*words, "theta_full: all weights"], {"accuracy": whole})
@@ -112,7 +112,7 @@ def subnetwork_table(runs: Runs, number: int, what: str, title: str) -> Table:
             )
             if not rows:
                 continue
-            right = None if mask == "seed" else figure(runs.named(algorithm, precision, f"{what}-{mask}"), accuracy)
+            right = None if mask == "seed" else figure(runs.named(algorithm, precision, f"{what}-{mask}"), at("accuracy"))
             figures = {column: figure(rows, at(key)) for key, column in EQUAL.items()}
             figures |= {"cosine of updates": figure(rows, at("cosine"), 1.0, 4), "accuracy": right}
             if right is not None:
@@ -170,19 +170,13 @@ def level_table(runs: Runs, number: int) -> Table:
         for mask, name in {"": "theta_full", "-sub": "theta_sub", "-size": "same sizes", "-random": "as many a tensor"}.items():
             found = runs.named(algorithm, precision, f"add{mask}")
             if found:
-                figures = {"all": figure(found, accuracy)}
-                figures |= {shown: figure(found, partial(right_at, level=level)) for level, shown in names.items()}
+                figures = {"all": figure(found, at("accuracy"))}
+                figures |= {shown: figure(found, at("levels", level)) for level, shown in names.items()}
                 table.add((algorithm, precision, mask), [*words, name], kept(figures))
     return table
 
 
 LEVEL_NOTE = "The task is to add four digits; a level is the tens of the sum."
-
-
-def right_at(record: Found, level: str) -> float:
-    """The share of right answers of a level."""
-    right, of = record["accuracy"]["levels"][level]
-    return float(right / of)
 
 
 def loss_table(runs: Runs, number: int) -> Table:
@@ -192,8 +186,7 @@ def loss_table(runs: Runs, number: int) -> Table:
     for algorithm, precision, words in plain_keys():
         name = "reward" if algorithm == "grpo" else "loss"
         own = {
-            mask: figure(runs.named(algorithm, precision, f"add{mask}"), partial(last_third, name=name), 1.0, 4)
-            for mask in ("", "-sub", "-size", "-random")
+            mask: figure(runs.named(algorithm, precision, f"add{mask}"), at("last"), 1.0, 4) for mask in ("", "-sub", "-size", "-random")
         }
         full = own.pop("")
         if full is None:
@@ -205,13 +198,6 @@ def loss_table(runs: Runs, number: int) -> Table:
 
 
 LOSS_NOTE = "Mean over the last third of the steps; differences of runs of the same seed."
-
-
-def last_third(record: Found, name: str) -> float | None:
-    """Mean of what the trainer logged in the last third of the steps."""
-    after = record["run"]["steps"] * 2 / 3
-    values = [row[name] for row in record["log"] if name in row and row["step"] > after]
-    return sum(values) / len(values) if values else None
 
 
 def overlap_table(runs: Runs, number: int) -> Table:
@@ -244,15 +230,7 @@ def curve_table(runs: Runs, number: int) -> Table:
     table = Table(number, "While training (the paper's figures 2, 5, 6 and 7b)", PLAIN, columns, CURVE_NOTE)
     for algorithm, precision, words in plain_keys():
         curves = [record["curve"] for record in runs.named(algorithm, precision, "add")]
-        figures = {
-            "unchanged at the end": figure(curves, at(-1, "sparsity")),
-            "half way": figure(curves, lambda c: c[(len(c) - 1) // 2]["sparsity"]),
-            "ever changed": figure(curves, at(-1, "ever")),
-            "changed and back": figure(curves, at(-1, "cancelled")),
-            "at most": figure(curves, lambda c: max(row["cancelled"] for row in c)),
-            columns[-2]: figure(curves, at(-1, "since_last")),
-            "first such": figure(curves, at(0, "since_last")),
-        }
+        figures = {column: figure(curves, at(key)) for column, key in zip(columns, CURVE, strict=True)}
         table.add((algorithm, precision), words, kept(figures))
     return table
 
@@ -273,8 +251,8 @@ def mark_table(runs: Runs, number: int) -> Table:
                 "accuracy": figure(records, at("marks", k, 1)),
             }
             table.add((precision, str(step)), [words, str(step)], kept(figures))
-        last = {"unchanged": figure(records, at("measures", "bits")), "accuracy": figure(records, accuracy)}
-        table.add((precision, "all"), [words, str(records[0]["run"]["steps"])], kept(last))
+        last = {"unchanged": figure(records, at("measures", "bits")), "accuracy": figure(records, at("accuracy"))}
+        table.add((precision, "all"), [words, str(runs.first("grpo", precision, "add").steps)], kept(last))
     return table
 
 
@@ -282,32 +260,30 @@ def ablation_table(runs: Runs, number: int) -> Table:
     """Section 6: what sparsity depends on; each row beside the run that it varies."""
     table = Table(number, "What sparsity depends on (section 6)", (*PLAIN, "what differs"), ["unchanged", "at 1e-5", "accuracy"])
     for algorithm, precision, words in plain_keys():
-        whats = dict.fromkeys(
-            record["run"]["what"]
-            for record in runs.records.values()
-            if (record["run"]["algorithm"], record["run"]["precision"]) == (algorithm, precision) and record["run"]["part"] == "ablations"
-        )
+        planned = [run for run in runs.planned if (run.algorithm, run.precision, run.part) == (algorithm, precision, "ablations")]
+        whats = dict.fromkeys(run.what for run in planned)
         for what in ("add", *whats):
             records = runs.named(algorithm, precision, what)
             figures = {
                 "unchanged": figure(records, at("measures", "bits")),
                 "at 1e-5": figure(records, at("measures", "within", "1e-05")),
-                "accuracy": figure(records, accuracy),
+                "accuracy": figure(records, at("accuracy")),
             }
-            table.add((algorithm, precision, what), [*words, variation(records[0]["run"])], kept(figures))
+            table.add((algorithm, precision, what), [*words, variation(runs.first(algorithm, precision, what))], kept(figures))
     return table
 
 
-def variation(run: Found) -> str:
+def variation(run: Run) -> str:
     """What a run has that the others have not."""
     named = {
-        "add": f"nothing: learning rate {power(run['rate'])}",
-        "kl": f"KL {run['beta']:g}",
+        "add": f"nothing: learning rate {power(run.rate)}",
+        "kl": f"KL {run.beta:g}",
         "noclip": "no clipping",
-        "long": f"{run['steps']} steps",
+        "long": f"{run.steps} steps",
+        "own": "the base's own right samples",
+        "new": "prompts in an unknown form",
     }
-    named |= {"own": "the base's own right samples", "new": "prompts in an unknown form"}
-    return named.get(run["what"], f"learning rate {power(run['rate'])}")
+    return named.get(run.what, f"learning rate {power(run.rate)}")
 
 
 def early_table(runs: Runs, number: int) -> Table:

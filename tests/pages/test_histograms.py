@@ -117,3 +117,10 @@ def test_sizes_of_which_none_changed_are_told_from_sizes_that_no_weight_has(tmp_
 def test_changes_without_a_size_are_counted(tmp_path: Path) -> None:
     report = report_of(tmp_path, "BF16", bf16(0.0, 1.0, 1.0), bf16(-0.0, np.inf, 2.0))
     assert " 2 have no size: they changed between −0 and +0, or to or from an infinity or a NaN." in captions(report)["sizes"]
+
+
+def test_changes_of_nothing_but_nans(tmp_path: Path) -> None:
+    """The binary exponent of NaNs of F64, 1024, is that of no number."""
+    nans = np.full(4, np.nan)
+    report = report_of(tmp_path, "F64", nans.view("<u8"), (nans.view("<u8") + 1).view("<u8"))
+    assert [row["kind"] for row in histograms.ulp_rows(report)] == [histograms.KEPT_SIGN]
