@@ -51,6 +51,15 @@ def test_page_turns_with_the_measures(tmp_path: Path) -> None:
     assert "theta_sub is nearer by" in before and "theta_sub is farther by" in after
 
 
+def test_measures_of_another_plan_are_refused(tmp_path: Path) -> None:
+    found = json.loads(MEASURES.read_text())
+    found["scale"]["steps"] += 1
+    path = tmp_path / "measures.json"
+    path.write_text(json.dumps(found))
+    done = subprocess.run([sys.executable, str(EXAMPLE / "results.py"), str(path)], capture_output=True, text=True)
+    assert done.returncode == 1 and "was made with another plan than plan.py has now: run run.py with another --out" in done.stderr
+
+
 def test_every_sentence_names_rows_that_there_are() -> None:
     numbers = set(re.findall(r"^\| (\d+\.\d+) \|", PAGE, re.MULTILINE))
     prose = PAGE[PAGE.index("## Section 4 decided") : PAGE.index("## What was not covered")]

@@ -25,7 +25,9 @@ class Runs:
     def __init__(self, found: Found) -> None:
         self.found = restored(found)
         self.records: dict[str, Found] = self.found["records"]
-        scale = next(scale for scale in (FULL, QUICK) if json.loads(json.dumps(asdict(scale))) == found["scale"])
+        scale = next((scale for scale in (FULL, QUICK) if json.loads(json.dumps(asdict(scale))) == found["scale"]), None)
+        if scale is None:
+            raise SystemExit("measures.json: was made with another plan than plan.py has now: run run.py with another --out")
         self.planned = [run for run in runs(scale) if run.name in self.records]
 
     def named(self, algorithm: str, precision: str, what: str) -> list[Found]:
