@@ -60,6 +60,13 @@ def test_measures_of_another_plan_are_refused(tmp_path: Path) -> None:
     assert done.returncode == 1 and "was made with another plan than plan.py has now: run run.py with another --out" in done.stderr
 
 
+def test_runs_of_another_plan_are_not_taken_over(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text('{"steps": 1}')
+    done = subprocess.run([sys.executable, str(EXAMPLE / "run.py"), "--out", str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 1 and "has runs of another plan (--quick?): give another --out, or remove it" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+
+
 def test_every_sentence_names_rows_that_there_are() -> None:
     numbers = set(re.findall(r"^\| (\d+\.\d+) \|", PAGE, re.MULTILINE))
     prose = PAGE[PAGE.index("## Section 4 decided") : PAGE.index("## What was not covered")]

@@ -154,6 +154,7 @@ def main() -> None:
     scale = QUICK if arguments.quick else FULL
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
+    check_plan(out / "plan.json", scale)
     chosen = [part for part in PARTS if part in (arguments.part or PARTS)]
     found = run_parts(arguments, scale, chosen)
     from results import page  # here, as every job's process imports this file anew
@@ -163,6 +164,14 @@ def main() -> None:
         for name in ("runs", "rollouts", "base", "logs"):
             shutil.rmtree(out / name, ignore_errors=True)
     say(f"{out / 'RESULTS.md'} and {out / 'charts'} after {found['seconds']['wall']:.0f} s in all")
+
+
+def check_plan(path: Path, scale: Scale) -> None:
+    """Note the plan of a folder; end if the folder has runs of another one."""
+    planned = json.loads(json.dumps(asdict(scale)))
+    if path.exists() and json.loads(path.read_text()) != planned:
+        raise SystemExit(f"{path.parent}: has runs of another plan (--quick?): give another --out, or remove it")
+    write_json(path, planned)
 
 
 def run_parts(arguments: argparse.Namespace, scale: Scale, chosen: Sequence[Part]) -> dict[str, Any]:
