@@ -98,6 +98,8 @@ def test_figures() -> None:
     assert str(Figure((0.25,))) == "25.00" and Figure((0.25,)).side == 0
     gap = difference(one, Figure((0.1, 0.2, 0.4, 9.0)))
     assert gap.side == 1 and math.isclose(gap.mean, 0.4) and str(gap).startswith("40.00 ± 0.00")
+    assert [one.above(x) for x in (0.2, 0.6, 1.1)] == [True, None, False] and [one.below(x) for x in (0.2, 0.6, 1.1)] == [False, None, True]
+    assert Figure((0.25,)).above(0.25) and Figure((0.25,)).below(0.25) and Figure((0.25,)).above(0.26) is False
     assert Figure((-0.1, 0.1)).side == 0 and Figure((-0.1, -0.1)).side == -1
 
 
@@ -114,9 +116,10 @@ def test_figures() -> None:
     ],
 )
 def test_verdicts(holds: tuple[bool | None, bool | None], verdict: str) -> None:
-    from claims import Case, claim
+    from claims import Case, all_of, claim
     from figures import Figure, Row
 
+    assert all_of(*holds) is (False if False in holds else None if None in holds else True)
     row = Row("1.1", (), (), {})
     cases = [Case(name, Figure((0.1, 0.2)), held, (row,)) for name, held in zip("ab", holds, strict=True)]
     assert claim("table", "says", "criterion", cases).verdict == verdict

@@ -78,6 +78,7 @@ def _bars(command: str, kernels: int) -> Iterator[Progress]:
         before.append(count)
         done = count - before[0]
         _update(compiled, tasks, _what_is_compiled(command, kernels, unkept), done, max(kernels, done + 1))
+        live.refresh()  # short kernels end between two of its own refreshes
 
     def progress(what: str, done: int, total: int) -> None:
         if before and not compiling.active():
@@ -86,7 +87,8 @@ def _bars(command: str, kernels: int) -> Iterator[Progress]:
         _update(counted if what in COUNTED else read, tasks, what, done, total)
 
     group = rich.console.Group(compiled, counted, read)
-    with rich.live.Live(group, console=rich.console.Console(stderr=True), transient=True), compiling.told(tell):
+    live = rich.live.Live(group, console=rich.console.Console(stderr=True), transient=True)
+    with live, compiling.told(tell):
         yield progress
 
 

@@ -157,22 +157,34 @@ class Encoder:
             raise CheckpointError(f"{THE_STATE}: tensor {cut(again)} was added already")
         if not rows:
             return
-        rows.sort(key=lambda row: (row.dtype, row.name))  # those of one dtype are encoded together
+        noted = len(self._updates)
+        try:
+            self._encode_new(sorted(rows, key=lambda row: (row.dtype, row.name)))  # those of one dtype are encoded together
+        except BaseException:  # what was noted of tensors that were not added would be written with them once they are
+            del self._updates[noted:]
+            raise
+
+    def _encode_new(self, rows: list[Row]) -> None:
+        """Encode tensors of which none was added: by ``sparse`` where they lie, if all are in the host's memory."""
         pairs = [(self.reference.rows[row.name].flat, row.flat) for row in rows]
         on_host = [(old, new) for old, new in pairs if isinstance(old, np.ndarray) and isinstance(new, np.ndarray) and len(new)]
         if self.codec == "sparse" and len(on_host) == len(pairs):
-            tensors, spool = [self._tensors[row.name] for row in rows], Spool(self._spool)
-            for tensor, entry, payload in encode_rows(tensors, on_host, self._note, self.threads):
-                self._entries[tensor.key] = entry
-                self._payloads[tensor.key] = [spool.append([payload])] if payload else []
-            return
+            spool, encoded = Spool(self._spool), encode_rows([self._tensors[row.name] for row in rows], on_host, self._note, self.threads)
+            places = {tensor.key: [spool.append([payload])] if payload else [] for tensor, _, payload in encoded}
+            self._entries |= {tensor.key: entry for tensor, entry, _ in encoded}
+        else:
+            pair = self._encode_pair(rows)
+            places = pair.payloads
+            self._entries |= pair.scopes[MEMORY_SCOPE].entries
+        self._payloads |= places
+
+    def _encode_pair(self, rows: list[Row]) -> EncodedPair:
+        """Encode tensors as those of any other checkpoint in memory."""
         names, target = [row.name for row in rows], open_rows(rows, THE_STATE)
         base = self._base if len(names) == len(self.layout.places) else self.reference.open(THE_REFERENCE, names)
         pairing = Pairing({MEMORY_SCOPE: MEMORY_SCOPE}, {TensorKey(MEMORY_SCOPE, name): self._counterparts[name] for name in names})
         options = replace(on_threads(base, target, self.codec, self.threads, None), noted=self._note)
-        encoded = encode_pair(base, target, pairing, options, self._spool, no_progress)
-        self._entries |= encoded.scopes[MEMORY_SCOPE].entries
-        self._payloads |= encoded.payloads
+        return encode_pair(base, target, pairing, options, self._spool, no_progress)
 
     def _note(self, target: Tensor, first: int, changes: Sequence[Changes]) -> None:
         """Keep what changes in blocks of a tensor, in the form in which it is written to memory."""

@@ -9,7 +9,8 @@ from typing import Any
 
 import altair
 from figures import Figure
-from records import ALGORITHMS, PRECISIONS, Found
+from kept import Found
+from records import ALGORITHMS, PRECISIONS
 
 WIDTH, HEIGHT = 230, 150
 Points = Iterable[tuple[Any, float]]

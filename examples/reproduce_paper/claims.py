@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from figures import Figure, Key, Row, difference, rows_named
+from figures import Figure, Key, Row, complement, difference, rows_named
 from records import PRECISIONS, Tables
 from tables import EQUAL
 
@@ -61,6 +61,11 @@ def shown(gap: Figure, side: int = 1) -> bool | None:
     return None if gap.side == 0 else gap.side == side
 
 
+def all_of(*checks: bool | None) -> bool | None:
+    """Whether all hold; False where one fails, else None where one does not tell."""
+    return False if False in checks else None if None in checks else True
+
+
 def left_out(place: str, says: str, why: str) -> Claim:
     return Claim(place, says, why, "", NOT_COVERED)
 
@@ -110,26 +115,28 @@ def section_3(made: Tables) -> list[Claim]:
     sparsity, rank, layers, modules, curve = (made[name] for name in ("sparsity", "rank", "layers", "modules", "curve"))
 
     def at_least(share: float, column: str) -> Callable[[str, Row], tuple[Figure, bool | None]]:
-        return lambda _, row: (row[column], row[column].mean >= share)
+        return lambda _, row: (row[column], row[column].above(share))
 
     def spread(_: str, row: Row) -> tuple[Figure, bool | None]:
         seeds = zip(*(row[name].values for name in layers.columns), strict=True)
         figure = Figure(tuple(max(values) - min(values) for values in seeds))
-        return figure, figure.mean <= 0.05
+        return figure, figure.below(0.05)
 
     def tolerance(_: str, row: Row) -> tuple[Figure, bool | None]:
         gained = difference(row["1e-05"], row["1e-08"])
-        return gained, difference(row["1e-06"], row["1e-08"]).mean <= difference(row["1e-05"], row["1e-06"]).mean
+        before, after = difference(row["1e-06"], row["1e-08"]), difference(row["1e-05"], row["1e-06"])
+        return gained, shown(difference(after, before))
 
     def cancelled(_: str, row: Row) -> tuple[Figure, bool | None]:
-        return row["changed and back"], 0 < row["changed and back"].mean < 1 - row["unchanged at the end"].mean
+        back, stays = row["changed and back"], complement(row["unchanged at the end"])
+        return back, all_of(shown(back), shown(difference(stays, back)))
 
-    sft = every(sparsity.__getitem__, ("sft",), lambda _, row: (row["1e-05"], row["1e-05"].mean <= 0.20))
+    sft = every(sparsity.__getitem__, ("sft",), lambda _, row: (row["1e-05"], row["1e-05"].below(0.20)))
     denser = []
     for precision, words in PRECISIONS.items():
         rows = sparsity["grpo", precision], sparsity["sft", precision]
         gap = difference(rows[0]["1e-05"], rows[1]["1e-05"])
-        denser.append(Case(words, gap, gap.side > 0 and gap.mean >= 0.5, rows, signed=True))
+        denser.append(Case(words, gap, gap.above(0.5), rows, signed=True))
     return [
         claim(
             "table 1, GRPO",
@@ -205,19 +212,19 @@ def section_4(made: Tables) -> list[Claim]:
             "section 4, DPO",
             "94.0 % of theta_sub equal theta_full at 1e-5",
             "at least 90 %",
-            every(against("sub"), ("dpo",), lambda _, row: (row[near], row[near].mean >= 0.9)),
+            every(against("sub"), ("dpo",), lambda _, row: (row[near], row[near].above(0.9))),
         ),
         claim(
             "section 4, PRIME",
             "90.5 % at 1e-5 (here GRPO)",
             "at least 90 %",
-            every(against("sub"), ("grpo",), lambda _, row: (row[near], row[near].mean >= 0.9)),
+            every(against("sub"), ("grpo",), lambda _, row: (row[near], row[near].above(0.9))),
         ),
         claim(
             "section 4",
             "100 % at 1e-4",
             "at least 99.5 %",
-            every(against("sub"), RL, lambda _, row: (row[nearer], row[nearer].mean >= 0.995)),
+            every(against("sub"), RL, lambda _, row: (row[nearer], row[nearer].above(0.995))),
         ),
         claim(
             "section 4",
@@ -290,13 +297,12 @@ def section_6(made: Tables) -> list[Claim]:
         gap = difference(rows[0]["at 1e-5"], rows[1]["at 1e-5"])
         return Case(f"{algorithm.upper()}, {PRECISIONS[precision]}", gap, holds(gap), rows, signed=True)
 
-    def no_effect(gap: Figure) -> bool:
-        return abs(gap.mean) < 0.02
+    def no_effect(gap: Figure) -> bool | None:
+        return all_of(gap.below(0.02), gap.above(-0.02))
 
     def flattens(_: str, row: Row) -> tuple[Figure, bool | None]:
         second = difference(row["half way"], row["unchanged at the end"])
-        first = Figure(tuple(1 - half for half in row["half way"].values))
-        return second, shown(difference(first, second))
+        return second, shown(difference(complement(row["half way"]), second))
 
     def rises(_: str, row: Row) -> tuple[Figure, bool | None]:
         fallen = difference(row["at most"], row["changed and back"])
@@ -304,11 +310,11 @@ def section_6(made: Tables) -> list[Claim]:
 
     def successive(_: str, row: Row) -> tuple[Figure, bool | None]:
         column = curve.columns[-2]
-        return row[column], row[column].mean < 1 - row["unchanged at the end"].mean
+        return row[column], shown(difference(complement(row["unchanged at the end"]), row[column]))
 
     longer, plain = table["grpo", "fp32", "long"], table["grpo", "fp32", "add"]
     after = difference(plain["at 1e-5"], longer["at 1e-5"])
-    before = Figure(tuple(1 - value for value in plain["at 1e-5"].values))
+    before = complement(plain["at 1e-5"])
     checkpoints = []
     for precision, words in PRECISIONS.items():
         first, last = next(row for key, row in marks.rows.items() if key[0] == precision), marks[precision, "all"]
@@ -319,7 +325,7 @@ def section_6(made: Tables) -> list[Claim]:
             "table 5, RFT",
             "SFT on the model's own samples leaves 91.2 %",
             "20 points more than on gold answers",
-            [beside("sft", "fp32", "own", lambda gap: gap.mean >= 0.2)],
+            [beside("sft", "fp32", "own", lambda gap: gap.above(0.2))],
         ),
         left_out("table 5, RAFT++", "69.4 %", "no such run"),
         claim(

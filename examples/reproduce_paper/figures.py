@@ -37,6 +37,15 @@ class Figure:
         """1 if the whole interval is above 0, -1 if it is below, else 0; also 0 for one run, which has no interval."""
         return (self.mean - self.half > 0) - (self.mean + self.half < 0)
 
+    def above(self, threshold: float) -> bool | None:
+        """Whether the whole interval is at or above a threshold; None if it holds the threshold. Of one run the value decides."""
+        half = 0.0 if math.isnan(self.half) else self.half
+        return True if self.mean - half >= threshold else False if self.mean + half < threshold else None
+
+    def below(self, threshold: float) -> bool | None:
+        """As :meth:`above`: whether the whole interval is at or below a threshold."""
+        return Figure(tuple(-value for value in self.values)).above(-threshold)
+
     def __str__(self) -> str:
         return self.short + self._interval
 
@@ -58,6 +67,11 @@ class Figure:
 def difference(a: Figure, b: Figure) -> Figure:
     """Of two figures of the same seeds, seed by seed; of the first seeds, where one has more."""
     return Figure(tuple(x - y for x, y in zip(a.values, b.values, strict=False)), a.scale, a.digits)
+
+
+def complement(one: Figure) -> Figure:
+    """What is left of the whole."""
+    return Figure(tuple(1 - value for value in one.values), one.scale, one.digits)
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
+from kept import Found
 from places import base_of, patch_of, rollouts_of, run_folder
 from plan import ALGORITHMS, PRECISIONS, Part, Run, Scale, name_of, runs, seeds_of
 from safetensors.torch import load_file
@@ -19,7 +19,6 @@ from ckptdiff.subnetwork import Mask, smallest_weights
 TOLERANCES = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4)
 """The paper's table 6, and 1e-4 of its section 4."""
 PAPER_TOLERANCE = 1e-5
-Found = dict[str, Any]
 
 
 def of_run(run: Run, scale: Scale, out: Path) -> Found:

@@ -222,8 +222,8 @@ def ablations(table: Table) -> list[str]:
     small = [text for size, text in parts if size < 0.02]
     large = [text for size, text in parts if size >= 0.02]
     return [
-        *(["**Moves sparsity** by two points or more: " + "; ".join(large) + "."] if large else []),
-        *(["**Does not**: " + "; ".join(small) + "."] if small else []),
+        *(["**Moves sparsity** by two points or more, by the mean: " + "; ".join(large) + "."] if large else []),
+        *(["**Moves it less**: " + "; ".join(small) + "."] if small else []),
     ]
 
 
@@ -233,8 +233,8 @@ def verdicts(found: list[Claim]) -> str:
     kinds = {"reproduced": "reproduced", "in part": "for some of the runs only", "not shown": "not shown", "contradicted": "contradicted"}
     told = ", ".join(f"{counts[kind]} {shown}" for kind, shown in (kinds | {"not covered": "not covered"}).items())
     return words(
-        f"{len(found)} rows: {told}. *Contradicted* means at this scale, by the criterion of the row; *not shown*, that no case holds and",
-        "the interval of one allows both answers.",
+        f"{len(found)} rows: {told}. A criterion holds where a whole interval meets it. *Contradicted* means at this",
+        "scale; *not shown*, that no case holds and the interval of one allows both answers.",
     )
 
 

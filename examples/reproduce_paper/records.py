@@ -8,10 +8,9 @@ from dataclasses import asdict
 from typing import Any
 
 from figures import Figure, Table
-from kept import restored
+from kept import Found, restored
 from plan import FULL, QUICK, Run, runs
 
-Found = dict[str, Any]
 Tables = dict[str, Table]
 
 ALGORITHMS = ("grpo", "dpo", "sft")
@@ -50,12 +49,7 @@ def figure(records: Iterable[Any], value: Callable[[Any], float | None], scale: 
     return Figure(tuple(known), scale, digits) if known and len(known) == len(values) else None
 
 
-def complement(one: Figure | None) -> Figure | None:
-    """What is left of the whole."""
-    return None if one is None else Figure(tuple(1 - value for value in one.values), one.scale, one.digits)
-
-
-def kept(figures: dict[str, Figure | None]) -> dict[str, Figure]:
+def present(figures: dict[str, Figure | None]) -> dict[str, Figure]:
     """Those that there are."""
     return {name: found for name, found in figures.items() if found is not None}
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from figures import Figure, Key, Table, difference
-from kept import CURVE
+from figures import Figure, Key, Table, complement, difference
+from kept import CURVE, Found
 from plan import Run
-from records import PLAIN, PRECISIONS, Found, Runs, Tables, at, complement, figure, kept, plain_keys, power
+from records import PLAIN, PRECISIONS, Runs, Tables, at, figure, plain_keys, power, present
 
 MASKS = {
     "sub": "theta_sub: what theta_full changed",
@@ -16,6 +16,7 @@ MASKS = {
 }
 TOLERANCES = ("1e-08", "1e-07", "1e-06", "1e-05", "0.0001")
 EQUAL = {"identical": "identical", "1e-05": "equal at 1e-5", "0.0001": "at 1e-4", "of changed": "of theta_full's changes, at 1e-5"}
+PAIRED = "Another seed is the next one, so that each run is in two pairs, which the intervals take as independent."
 
 
 def sparsity_table(runs: Runs, number: int) -> Table:
@@ -27,7 +28,7 @@ def sparsity_table(runs: Runs, number: int) -> Table:
         figures = {"by bits": figure(found, at("bits"))}
         figures |= {atol: figure(found, at("within", atol)) for atol in TOLERANCES}
         figures["of the changed, by one ulp"] = figure(found, at("one ulp"))
-        table.add((algorithm, precision), words, kept(figures))
+        table.add((algorithm, precision), words, present(figures))
     return table
 
 
@@ -50,7 +51,7 @@ def rank_table(runs: Runs, number: int) -> Table:
             figures[f"{name}: shuffled"] = figure(found, at("nulls", key, "shuffled"), scale)
         figures["changed in principal half"] = figure(found, at("nulls", "principal_overlap", "value"))
         figures["principal: by size"] = figure(found, at("nulls", "principal_overlap", "shuffled"))
-        table.add((algorithm, precision), words, kept(figures))
+        table.add((algorithm, precision), words, present(figures))
     return table
 
 
@@ -67,7 +68,7 @@ def place_table(runs: Runs, number: int, kind: str, title: str) -> Table:
     table = Table(number, title, PLAIN, list(some))
     for algorithm, precision, words in plain_keys():
         found = [record["measures"][kind] for record in runs.named(algorithm, precision, "add")]
-        table.add((algorithm, precision), words, kept({place: figure(found, at(place)) for place in some}))
+        table.add((algorithm, precision), words, present({place: figure(found, at(place)) for place in some}))
     return table
 
 
@@ -83,7 +84,7 @@ def size_table(runs: Runs, number: int) -> Table:
         table.add(
             (algorithm, precision),
             words,
-            kept({"R² of changed or not": figure(found, at("explained")), "median update, 1e-6": median}),
+            present({"R² of changed or not": figure(found, at("explained")), "median update, 1e-6": median}),
         )
     return table
 
@@ -117,14 +118,14 @@ def subnetwork_table(runs: Runs, number: int, what: str, title: str) -> Table:
             figures |= {"cosine of updates": figure(rows, at("cosine"), 1.0, 4), "accuracy": right}
             if right is not None:
                 figures["less theta_full's"] = difference(right, whole)
-            table.add((algorithm, precision, mask), [*words, name], kept(figures))
+            table.add((algorithm, precision, mask), [*words, name], present(figures))
     return table
 
 
 SUBNETWORK_NOTE = (
     "Each masked run has the data, seed and steps of the full run that its mask comes from, as in the paper. *Of theta_full's changes*: of "
     "the weights that the full run changed, those that the other run has as the full run has them. Accuracy: all held-out exercises, the "
-    "most likely answer."
+    "most likely answer. " + PAIRED
 )
 
 
@@ -172,7 +173,7 @@ def level_table(runs: Runs, number: int) -> Table:
             if found:
                 figures = {"all": figure(found, at("accuracy"))}
                 figures |= {shown: figure(found, at("levels", level)) for level, shown in names.items()}
-                table.add((algorithm, precision, mask), [*words, name], kept(figures))
+                table.add((algorithm, precision, mask), [*words, name], present(figures))
     return table
 
 
@@ -193,7 +194,7 @@ def loss_table(runs: Runs, number: int) -> Table:
             continue
         figures: dict[str, Figure | None] = {"theta_full": full}
         figures |= {column: difference(other, full) if other else None for column, other in zip(columns[1:], own.values(), strict=True)}
-        table.add((algorithm, precision), [*words, name], kept(figures))
+        table.add((algorithm, precision), [*words, name], present(figures))
     return table
 
 
@@ -214,12 +215,12 @@ def overlap_table(runs: Runs, number: int) -> Table:
         figures = {column: figure(bits, at(name)) for column, name in zip(columns, names, strict=False)}
         figures["o1 at 1e-5"] = figure(rows, at("1e-05", "o1"))
         differ, first, second, precision = key
-        table.add(key, [differ, first.upper(), second.upper(), PRECISIONS[precision]], kept(figures))
+        table.add(key, [differ, first.upper(), second.upper(), PRECISIONS[precision]], present(figures))
     return table
 
 
 OVERLAP_NOTE = (
-    "By bits, but for the last column. *Excess*: (o1 - by size) / (1 - by size): what two updates share of what sizes leave open."
+    "By bits, but for the last column. *Excess*: (o1 - by size) / (1 - by size): what two updates share of what sizes leave open. " + PAIRED
 )
 
 
@@ -231,7 +232,7 @@ def curve_table(runs: Runs, number: int) -> Table:
     for algorithm, precision, words in plain_keys():
         curves = [record["curve"] for record in runs.named(algorithm, precision, "add")]
         figures = {column: figure(curves, at(key)) for column, key in zip(columns, CURVE, strict=True)}
-        table.add((algorithm, precision), words, kept(figures))
+        table.add((algorithm, precision), words, present(figures))
     return table
 
 
@@ -246,13 +247,14 @@ def mark_table(runs: Runs, number: int) -> Table:
     for precision, words in PRECISIONS.items():
         records = runs.named("grpo", precision, "add")
         for k, (step, _) in enumerate(records[0]["marks"]):
+            changed = figure(records, at("early", k, "share"))
             figures = {
-                "unchanged": complement(figure(records, at("early", k, "share"))),
+                "unchanged": changed and complement(changed),
                 "accuracy": figure(records, at("marks", k, 1)),
             }
-            table.add((precision, str(step)), [words, str(step)], kept(figures))
+            table.add((precision, str(step)), [words, str(step)], present(figures))
         last = {"unchanged": figure(records, at("measures", "bits")), "accuracy": figure(records, at("accuracy"))}
-        table.add((precision, "all"), [words, str(runs.first("grpo", precision, "add").steps)], kept(last))
+        table.add((precision, "all"), [words, str(runs.first("grpo", precision, "add").steps)], present(last))
     return table
 
 
@@ -269,7 +271,7 @@ def ablation_table(runs: Runs, number: int) -> Table:
                 "at 1e-5": figure(records, at("measures", "within", "1e-05")),
                 "accuracy": figure(records, at("accuracy")),
             }
-            table.add((algorithm, precision, what), [*words, variation(runs.first(algorithm, precision, what))], kept(figures))
+            table.add((algorithm, precision, what), [*words, variation(runs.first(algorithm, precision, what))], present(figures))
     return table
 
 
@@ -294,7 +296,7 @@ def early_table(runs: Runs, number: int) -> Table:
         for k, guess in enumerate(records[0]["early"]):
             columns = {"share of weights": "share", "precision": "precision", "recall": "recall"}
             figures = {column: figure(records, at("early", k, key)) for column, key in columns.items()}
-            table.add((algorithm, precision, guess["guess"]), [*words, guess["guess"]], kept(figures))
+            table.add((algorithm, precision, guess["guess"]), [*words, guess["guess"]], present(figures))
     return table
 
 

@@ -66,7 +66,7 @@ def test_compiling_is_told_once_and_is_not_in_the_time(tmp_path: Path) -> None:
     assert told == ""
     shown = on_terminal(["report", base, target], first)
     steps = re.findall(r"compiling what report needs on this machine, once \(about 2 s\) \S+ (\d+) of about 8 kernels", shown)
-    assert steps == sorted(steps, key=int) and len(set(steps)) > 3  # the bar moves; how often it is seen to depends on the machine
+    assert steps == sorted(steps, key=int) and set(steps) >= set("01234567")  # the bar moves with each kernel
     assert "counting" in shown
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,6 +73,29 @@ def test_long_tensors_are_encoded_in_parts(threads: int) -> None:
     assert encoder.identity == ckptdiff.identity(new)
     encoder.add_all(new)
     assert encoder.finish().totals.same == 4
+
+
+@pytest.mark.parametrize("codec", ["sparse", "context"])
+def test_a_tensor_that_was_interrupted_is_added_again(codec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was noted before counts once: else the encoder's copy would move twice, and be another state."""
+    old, new = first_state(), next_state(first_state(), np.random.default_rng(5))
+    encoder, note, seen = ckptdiff.Encoder(old, codec=codec, threads=1), ckptdiff.Encoder._note, list[str]()
+
+    def interrupted(self: ckptdiff.Encoder, *arguments: Any) -> None:
+        note(self, *arguments)
+        seen.append("")
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ckptdiff.Encoder, "_note", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        encoder.add_all(new)
+    encoder.add_all(new)
+    encoder.finish()
+    encoder.commit()
+    encoder.add_all(new)
+    again = encoder.finish()  # which hashes the copy
+    assert len(seen) > 4 and again.totals.changed == 0 and again.base_identity == ckptdiff.identity(new)
 
 
 def test_all_dtypes_of_torch() -> None:
