@@ -46,8 +46,8 @@ def refuse_prepacked(model: torch.nn.Module) -> None:
         if free:
             raise UnsupportedError(
                 f"the model: {cut(name)}: vLLM computes with a packed copy of its weights on this CPU ({', '.join(free)}), which no update "
-                "of the weights reaches, vLLM's own reload_weights neither: serve it in bfloat16, on a CPU without that packing, or start "
-                "the engine anew from the new checkpoint"
+                "of the weights reaches, vLLM's own reload_weights neither: serve it in bfloat16, on a CPU without that packing "
+                "(ONEDNN_MAX_CPU_ISA=AVX2 keeps oneDNN from it), or start the engine anew from the new checkpoint"
             )
 
 
