@@ -126,8 +126,9 @@ class Rebuilder:
             if tensor.units < needed:
                 raise self.wanted.error(f"its tensor {cut(name)} has {tensor.units} units, expected {needed} or more")
             tensors[name] = tensor
-        self._needed.append(self._adapted(entry, tensors, partial(self.wanted.mismatch, entry)))
-        return self._needed[-1]
+        adapted = self._adapted(entry, tensors, partial(self.wanted.mismatch, entry))
+        self._needed.append(adapted)  # of which another thread may be the last by now
+        return adapted
 
     def _adapted(self, entry: Entry, tensors: dict[str, Tensor], mismatch: Callable[[bytes], CkptdiffError]) -> AdaptedTensor:
         """The adapted base of an entry, from the tensors that its pieces name."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,7 @@ from pathlib import Path
 from ckptdiff.checkpoint.dcp_metadata import is_dcp_folder
 from ckptdiff.checkpoint.reader import open_checkpoint
 from ckptdiff.checkpoint.recognition import check_exists
-from ckptdiff.errors import BaseMismatchError, CheckpointError, CkptdiffError, IntegrityError, cut
+from ckptdiff.errors import CheckpointError, CkptdiffError, IntegrityError, cut
 from ckptdiff.format.entry import Entry
 from ckptdiff.format.index import OtherFile
 from ckptdiff.format.patch_file import PatchFile
@@ -24,11 +24,11 @@ from ckptdiff.io.places import Place, open_file, place_of
 from ckptdiff.io.store_path import StorePath
 from ckptdiff.io.workers import check_no_ray_with_stores, open_workers
 from ckptdiff.patching import other_files
-from ckptdiff.patching.build import CheckCache, digest_of
+from ckptdiff.patching.build import digest_of
 from ckptdiff.patching.patch import OpenPatch, open_patch
 from ckptdiff.patching.rebuild import Rebuilder, open_base
-from ckptdiff.patching.recipes import PatchedTensor, steps_of
 from ckptdiff.patching.source_folder import ClosableSource
+from ckptdiff.patching.tensor_checks import BaseCheck, PayloadCheck, find_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +140,10 @@ class _Checking(Work[_CheckJob, CkptdiffError | None]):
     def __call__(self, job: _CheckJob) -> CkptdiffError | None:
         return self.checks[job.number].find()
 
+    def many(self, jobs: Sequence[_CheckJob]) -> list[CkptdiffError | None]:
+        """As of :class:`Work`: small tensors are checked together."""
+        return find_all([self.checks[job.number].find for job in jobs])
+
     def about(self, job: _CheckJob) -> str:
         """As of :class:`Work`."""
         return self.checks[job.number].about
@@ -147,7 +151,7 @@ class _Checking(Work[_CheckJob, CkptdiffError | None]):
 
 def run_checks(checks: list[Check], workers: Workers, progress: Progress) -> Iterator[CkptdiffError]:
     """The problems that checks find, in the order of the checks."""
-    execute = workers.executor(sum(check.nbytes for check in checks), 0)
+    execute = workers.executor(sum(check.nbytes for check in checks))
     with closing(execute(_Checking(checks), (_CheckJob(k, check.nbytes) for k, check in enumerate(checks)))) as results:
         for done, error in enumerate(results, 1):
             progress("verifying", done, len(checks))
@@ -171,7 +175,7 @@ def patch_checks(patch: OpenPatch) -> list[Check]:
     """Checks of payloads, of stored files and of the patch files' SHA-256. What :func:`open_patch` has checked is not checked again."""
     checks: list[Check] = []
     for file in patch.files:
-        checks += [_entry_check(partial(_payload_error, file, entry), file, entry) for entry in file.table.entries if entry.has_payload]
+        checks += [_entry_check(PayloadCheck(file, entry), file, entry) for entry in file.table.entries if entry.has_payload]
     if patch.index and patch.folder:
         for shard in patch.index.shards:
             opening = partial(patch.folder.open, shard.path)
@@ -194,13 +198,6 @@ def _file_check(opening: Callable[[], ClosableSource], about: str, size: int, sh
 
 def _known_error(error: CkptdiffError) -> CkptdiffError:
     return error
-
-
-def _payload_error(file: PatchFile, entry: Entry) -> CkptdiffError | None:
-    error = file.payloads.error_of(entry)
-    if error or entry.kind != "new":
-        return error
-    return CheckCache().error_of(PatchedTensor(file, entry, None))
 
 
 def _other_error(patch: OpenPatch, other: OtherFile) -> CkptdiffError | None:
@@ -308,19 +305,9 @@ def _opened_error(file: ClosableSource, size: int, sha256: str) -> CkptdiffError
 def base_checks(rebuilder: Rebuilder, patch: OpenPatch) -> list[Check]:
     """Checks that the base's tensors and files are those that the patch needs, and that its changes to them give what it states."""
     entries = ((file, entry) for file in patch.files for entry in file.table.entries if entry.has_base)
-    checks = [_entry_check(partial(_tensor_error, rebuilder, file, entry), file, entry) for file, entry in entries]
+    checks = [_entry_check(BaseCheck(rebuilder, file, entry), file, entry) for file, entry in entries]
     others = (other for other in patch.others if other.kind != "new")
     return checks + [Check(partial(_base_file_error, rebuilder, patch, o), f"{patch.path}: {o.path}", o.size) for o in others]
-
-
-def _tensor_error(rebuilder: Rebuilder, file: PatchFile, entry: Entry) -> CkptdiffError | None:
-    try:
-        recipe = rebuilder.recipe(0, file, entry)
-        error = rebuilder.checked.error_of(recipe)
-        bottom = rebuilder.checked.error_of(steps_of(recipe)[0]) if error is not None else None
-        return bottom if isinstance(bottom, BaseMismatchError) else error
-    except CkptdiffError as error:
-        return error
 
 
 def _base_file_error(rebuilder: Rebuilder, patch: OpenPatch, other: OtherFile) -> CkptdiffError | None:
