@@ -30,46 +30,45 @@ def within(numbers: Iterable[int], nbytes: Callable[[int], int], most: int) -> I
         yield group
 
 
-def gather(parts: Sequence[AdaptedBase | Tensor], bounds: Sequence[int], name: str) -> Bytes:
-    """The bytes of whole tensors and adapted bases, one behind the other, in the :func:`scratch` array called ``name``.
+def gather(parts: Sequence[AdaptedBase | Tensor], bounds: Sequence[int], name: str, firsts: Sequence[int] | None = None) -> Bytes:
+    """Bytes of tensors and adapted bases, one behind the other, in the :func:`scratch` array called ``name``.
 
     Args:
         parts: what to read. Those that lie one behind the other in a file are read at once.
         bounds: one more than parts: where each ends, from the second on; the first is 0.
         name: of the scratch array.
+        firsts: the byte of each part from which on it is read; None: parts are read whole.
     """
     out = scratch(name, bounds[-1], np.uint8)
-    for first, stop in _runs(parts):
-        part, into = parts[first], out[bounds[first] : bounds[stop]]
+    for first, stop in _runs(parts, bounds, firsts):
+        part, into, start = parts[first], out[bounds[first] : bounds[stop]], 0 if firsts is None else firsts[first]
         tensor = _plain(part)
         if tensor is None:
-            into[:] = part.view(0, len(into), "part")
+            into[:] = part.view(start, start + len(into), "part")
         else:
-            tensor.readinto(0, into)
+            tensor.readinto(start, into)
     return out
 
 
 def _plain(part: AdaptedBase | Tensor) -> Tensor | None:
     """The tensor that a part is, if it is to be read from a file as it is."""
     tensor = part if isinstance(part, Tensor) else part.whole
-    return tensor if tensor is not None and tensor.memory is None else None
+    return tensor if tensor is not None and (isinstance(tensor.source, FILES) or tensor.memory is None) else None
 
 
-def _are_read_at_once(before: Tensor | None, tensor: Tensor | None) -> bool:
-    """Whether one tensor lies behind another in a file. Of sources that are no files a read must lie in one tensor."""
-    if before is None or tensor is None or tensor.source is not before.source:
-        return False
-    return isinstance(tensor.source, (LocalFile, StoreFile)) and tensor.offset == before.offset + before.nbytes
+FILES = LocalFile, StoreFile
+"""Sources that are files. Of others a read must lie in one tensor."""
 
 
-def _runs(parts: Sequence[AdaptedBase | Tensor]) -> Iterator[tuple[int, int]]:
+def _runs(parts: Sequence[AdaptedBase | Tensor], bounds: Sequence[int], firsts: Sequence[int] | None) -> Iterator[tuple[int, int]]:
     """Parts that are read at once: the number of the first, and of the one behind the last."""
-    first, before = 0, None
+    first, source, end = 0, None, 0
     for k, part in enumerate(parts):
-        tensor = _plain(part)
-        if k and not _are_read_at_once(before, tensor):
+        tensor = part if isinstance(part, Tensor) else part.whole
+        start = tensor.offset + (0 if firsts is None else firsts[k]) if tensor is not None else 0
+        if k and (tensor is None or tensor.source is not source or start != end):
             yield first, k
             first = k
-        before = tensor
+        source, end = tensor.source if tensor is not None and isinstance(tensor.source, FILES) else None, start + bounds[k + 1] - bounds[k]
     if parts:
         yield first, len(parts)

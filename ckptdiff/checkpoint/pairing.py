@@ -10,7 +10,7 @@ from ckptdiff.checkpoint.contents import Checkpoint, Tensor, TensorKey
 from ckptdiff.checkpoint.evidence import TALL, Evidence, found_by_content
 from ckptdiff.checkpoint.names import numbers
 from ckptdiff.checkpoint.renames import Rename, rename_all
-from ckptdiff.checkpoint.samples import Relation, agree, compare
+from ckptdiff.checkpoint.samples import Relation, all_agree, compare, windows_of
 
 CHECK_ALL = 1 << 11
 """Tensors up to which each that is paired by its name is checked; of more, the largest of each layer or expert."""
@@ -164,20 +164,21 @@ def _doubtful(tensors: Sequence[Tensor], named: Mapping[TensorKey, Counterpart])
     groups = dict[tuple[int, ...], list[Tensor]]()
     for tensor in tensors:
         groups.setdefault(numbers(tensor.name), []).append(tensor)
+    chosen = tensors if len(tensors) <= CHECK_ALL else [max(group, key=lambda tensor: tensor.nbytes) for group in groups.values()]
+    suspects = _suspects(chosen, named)
     doubtful = dict[TensorKey, Relation]()
     for group in groups.values():
-        chosen = group if len(tensors) <= CHECK_ALL else [max(group, key=lambda tensor: tensor.nbytes)]
-        suspects = {tensor.key for tensor in chosen if _is_suspect(named[tensor.key].base, tensor)}
-        for tensor in group if suspects else ():
+        for tensor in group if not suspects.isdisjoint(tensor.key for tensor in group) else ():
             compared = compare(named[tensor.key].base, tensor)
-            if tensor.key in suspects or compared.related is False or _is_suspect(named[tensor.key].base, tensor):
+            if tensor.key in suspects or compared.related is False or _suspects([tensor], named):
                 doubtful[tensor.key] = compared
     return doubtful
 
 
-def _is_suspect(base: AdaptedBase, target: Tensor) -> bool:
-    """Whether a look at a pair of one name gives reason to look for another base."""
-    return not _agrees(base, target) or _has_much_more(base)
+def _suspects(tensors: Sequence[Tensor], named: Mapping[TensorKey, Counterpart]) -> set[TensorKey]:
+    """Those of some tensors of whose pairs a look gives reason to look for another base."""
+    pairs = [(base := named[tensor.key].base, tensor, _windows(base, tensor)) for tensor in tensors]
+    return {tensor.key for (base, tensor, _), agrees in zip(pairs, all_agree(pairs), strict=True) if not agrees or _has_much_more(base)}
 
 
 def _has_much_more(base: AdaptedBase) -> bool:
@@ -185,9 +186,9 @@ def _has_much_more(base: AdaptedBase) -> bool:
     return MUCH * base.against_zeros >= base.units > 0
 
 
-def _agrees(base: AdaptedBase, target: Tensor) -> bool:
-    """Whether a few windows of a pair show that the target was made from the base; a sample that cannot tell does not speak against it."""
+def _windows(base: AdaptedBase, target: Tensor) -> list[tuple[int, int]]:
+    """The few windows of a pair that are to show whether the target was made from the base."""
     common = sum(piece.units for piece in base.pieces)
     tall = len(target.shape) == 2 and target.shape[0] >= TALL * target.shape[1]
     cut = target.units != next(iter(base.tensors.values())).units
-    return agree(base, target, common, TABLE_WINDOWS if tall or cut else 1, CHECK_UNITS)
+    return windows_of(common, TABLE_WINDOWS if tall or cut else 1, CHECK_UNITS)

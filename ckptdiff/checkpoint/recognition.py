@@ -9,14 +9,14 @@ from pathlib import Path
 
 from ckptdiff.errors import CheckpointError
 from ckptdiff.format.index import INDEX_NAME
-from ckptdiff.format.patch_file import is_patch_header
-from ckptdiff.format.safetensors import read_header
+from ckptdiff.format.patch_file import METADATA_KEY, is_patch_header
+from ckptdiff.format.safetensors import MAX_HEADER, read_header
 from ckptdiff.hub.ids import parse_id
 from ckptdiff.hub.repo import RemoteSource, Repo, open_repo
 from ckptdiff.io.folder import list_store
 from ckptdiff.io.leftovers import if_gone
 from ckptdiff.io.places import Place, is_file, open_file, place_of
-from ckptdiff.io.source import LocalFile, WeightSource
+from ckptdiff.io.source import LocalFile, WeightSource, read_bytes
 from ckptdiff.io.store_path import StorePath, store_path
 
 
@@ -97,6 +97,17 @@ def patch_error(path: str | os.PathLike[str]) -> CheckpointError:
 def _is_patch_source(source: WeightSource | RemoteSource) -> bool:
     with closing(source):
         try:
-            return is_patch_header(read_header(source))
+            return _may_be_patch(source) and is_patch_header(read_header(source))
         except ValueError:
             return False
+
+
+def _may_be_patch(source: WeightSource | RemoteSource) -> bool:
+    """Whether a header has to be parsed to tell: unless it is of a local file, and its text without the key of a patch's metadata."""
+    if not isinstance(source, LocalFile) or source.size < 8:
+        return True
+    size = int.from_bytes(read_bytes(source, 0, 8), "little")
+    if size > min(source.size - 8, MAX_HEADER):
+        return True
+    text = read_bytes(source, 8, size)
+    return METADATA_KEY.encode() in text or b"\\" in text  # which may spell it in another way

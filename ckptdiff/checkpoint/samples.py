@@ -7,8 +7,11 @@ bits, so that every machine decides alike.
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from itertools import accumulate
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +19,7 @@ import numpy.typing as npt
 from ckptdiff import kernels
 from ckptdiff.checkpoint.adapt import AdaptedBase
 from ckptdiff.checkpoint.contents import Tensor
+from ckptdiff.checkpoint.gather import gather, within
 from ckptdiff.format.dtypes import DTYPES
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -24,6 +28,8 @@ WINDOWS = 8
 """Windows of a sample."""
 WINDOW_UNITS = 512
 """Units of a window."""
+BYTES_TOGETHER = 1 << 19
+"""Bytes of windows of either side that are read and compared at once."""
 LEAST_UNITS = 64
 """Units from which a sample can show that two tensors have nothing to do with each other."""
 
@@ -89,10 +95,80 @@ def compare(base: AdaptedBase, target: Tensor) -> Relation:
     return relation(sample_of(base), sample_of(target), target.dtype)
 
 
-def agree(base: AdaptedBase, target: Tensor, units: int, count: int, size: int) -> bool:
-    """Whether no window of the first units of a pair shows that it is unrelated; a window that cannot tell does not."""
-    pairs = ((read_units(base, *window), read_units(target, *window)) for window in windows_of(units, count, size))
+def agree(base: AdaptedBase, target: Tensor, windows: Sequence[tuple[int, int]]) -> bool:
+    """Whether no window of a pair shows that it is unrelated; a window that cannot tell does not."""
+    pairs = ((read_units(base, *window), read_units(target, *window)) for window in windows)
     return all(is_close(old, new) or relation(old, new, target.dtype).related is not False for old, new in pairs)
+
+
+class WindowPair(NamedTuple):
+    """A window of a pair, whose base is one whole tensor."""
+
+    pair: int
+    """Number of the pair."""
+    base: Tensor
+    target: Tensor
+    start: int
+    nbytes: int
+    """Where in both tensors it begins, and its size, in bytes."""
+
+
+def all_agree(pairs: Sequence[tuple[AdaptedBase, Tensor, Sequence[tuple[int, int]]]]) -> list[bool]:
+    """:func:`agree` of pairs and their windows. Those whose base is one whole tensor are read and compared at once."""
+    found, windows = list[bool](), defaultdict[str, list[WindowPair]](list)
+    for k, (base, target, places) in enumerate(pairs):
+        if base.whole is None:
+            found.append(agree(base, target, places))
+            continue
+        found.append(True)
+        width = DTYPES[target.dtype].carrier
+        windows[target.dtype] += [WindowPair(k, base.whole, target, a * width, (b - a) * width) for a, b in places if b > a]
+    for dtype, rows in windows.items():
+        sizes = [row.nbytes for row in rows]
+        for numbers in within(range(len(rows)), sizes.__getitem__, BYTES_TOGETHER):
+            for k in _unrelated_of([rows[k] for k in numbers], dtype):
+                found[rows[numbers[k]].pair] = False
+    return found
+
+
+def _unrelated_of(windows: Sequence[WindowPair], dtype: str) -> list[int]:
+    """The numbers of those windows that show that their pair is unrelated."""
+    bounds, starts, unit = [0, *accumulate(row.nbytes for row in windows)], [row.start for row in windows], f"<u{DTYPES[dtype].carrier}"
+    old = gather([row.base for row in windows], bounds, "base", starts).view(unit)
+    new = gather([row.target for row in windows], bounds, "target", starts).view(unit)
+    sizes = np.array([row.nbytes for row in windows], np.int64) // old.itemsize
+    doubtful = np.flatnonzero(~are_close(old, new, sizes) & (sizes >= LEAST_UNITS))
+    if not len(doubtful):
+        return []
+    kept = np.repeat(np.isin(np.arange(len(sizes)), doubtful), sizes)
+    unrelated: list[int] = doubtful[are_unrelated(old[kept], new[kept], sizes[doubtful], dtype)].tolist()
+    return unrelated
+
+
+def _rotated(units: Array, sizes: Array, starts: Array) -> Array:
+    """Samples that lie one behind the other, each rotated."""
+    places = np.arange(len(units)) - np.repeat(sizes * 3 // 8 | 1, sizes)  # as _turn
+    places += np.where(places < np.repeat(starts, sizes), np.repeat(sizes, sizes), 0)
+    rotated: Array = units[places]
+    return rotated
+
+
+def are_close(base: Array, target: Array, sizes: Array) -> Array:
+    """:func:`is_close` of samples that lie one behind the other, given the units of each: int64, none 0."""
+    starts = np.cumsum(sizes) - sizes
+    apart, rotated = (np.add.reduceat(old != target, starts, dtype=np.int64) for old in (base, _rotated(base, sizes, starts)))
+    close: Array = 4 * (8 * base.itemsize + 1) * apart <= 3 * rotated
+    return close
+
+
+def are_unrelated(base: Array, target: Array, sizes: Array, dtype: str) -> Array:
+    """Whether :func:`relation` finds samples that lie one behind the other unrelated, given the units of each: none too few for that."""
+    starts = np.cumsum(sizes) - sizes
+    old, new = _ordered(base, dtype), _ordered(target, dtype)
+    total, rotated = (np.add.reduceat(_bits(units, new), starts, dtype=np.int64) for units in (old, _rotated(old, sizes, starts)))
+    constant = [np.minimum.reduceat(units, starts) == np.maximum.reduceat(units, starts) for units in (old, new)]
+    unrelated: Array = (4 * total > 3 * rotated) & ~constant[0] & ~constant[1]
+    return unrelated
 
 
 def is_close(base: Array, target: Array) -> bool:
