@@ -28,7 +28,7 @@ def extended(data: Bytes, source: str, target: str, size: int) -> Bytes:
     return data[:size] if len(data) >= size else np.concatenate([data, np.zeros(size - len(data), np.uint8)])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class AdaptedBase:
     """What a target tensor is compared with: pieces of base tensors of one dtype, cast to the target's; then zeros."""
 
@@ -50,18 +50,15 @@ class AdaptedBase:
     """The tensor that it is, unchanged; None where it is anything else."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "whole", self._whole())
+        self.whole = self._whole()
         if len(self.pieces) == 1 and self.pieces[0].name is not None:  # as nearly all have
-            object.__setattr__(self, "starts", [0, self.pieces[0].units])
-            object.__setattr__(self, "named", self.starts)
+            self.starts = self.named = [0, self.pieces[0].units]
             return
         counts = [piece.units for piece in self.pieces]
-        object.__setattr__(self, "starts", list(accumulate(counts, initial=0)))
-        if None not in {piece.name for piece in self.pieces}:
-            object.__setattr__(self, "named", self.starts)
-            return
-        named = [piece.units if piece.name is not None else 0 for piece in self.pieces]
-        object.__setattr__(self, "named", list(accumulate(named, initial=0)))
+        self.starts = self.named = list(accumulate(counts, initial=0))
+        if None in {piece.name for piece in self.pieces}:
+            named = [piece.units if piece.name is not None else 0 for piece in self.pieces]
+            self.named = list(accumulate(named, initial=0))
 
     def _whole(self) -> Tensor | None:
         if len(self.pieces) != 1 or self.base_dtype != self.dtype:

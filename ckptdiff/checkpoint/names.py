@@ -14,6 +14,7 @@ MOST_PARTS = 32
 """Last parts of a name that are compared: comparing takes the square of them."""
 MOST_NEAR = 3
 """Near names that a message lists."""
+NUMBERS = re.compile("[0-9]+")
 
 
 def common_parts(a: str, b: str) -> int:
@@ -51,7 +52,7 @@ def near_names(name: str, known: Iterable[str]) -> str:
 
 def numbers(name: str) -> tuple[int, ...]:
     """The numbers in a name: its layer, its expert."""
-    return tuple(map(int, re.findall(r"[0-9]+", name)))
+    return tuple(map(int, NUMBERS.findall(name)))
 
 
 def numbered_prefixes(name: str) -> Iterator[str]:

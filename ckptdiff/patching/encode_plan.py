@@ -22,8 +22,7 @@ class JobBase(NamedTuple):
     pieces: tuple[Piece, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class EncodeJob:
+class EncodeJob(NamedTuple):
     """Units of a target tensor to encode against its base: whole blocks, of which the last may be short."""
 
     base: JobBase | None
@@ -61,7 +60,7 @@ class FileHashJob:
     """How much of it is not hashed yet."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TensorPlan:
     """The jobs of one target tensor. Of a long one whose codec is not given, some blocks are tried before the others are encoded."""
 
@@ -81,11 +80,10 @@ class TensorPlan:
     """The first units of the blocks that are tried: the first, one in the middle, and the last."""
 
     def __post_init__(self) -> None:
-        block, units, tried = BLOCK // DTYPES[self.target.dtype].carrier, self.target.units, list[int]()
+        block, units = BLOCK // DTYPES[self.target.dtype].carrier, self.target.units
+        self.block, self.tried = block, []
         if self.codec is None and units > block:
-            tried = sorted({0, units // 2 // block * block, (units - 1) // block * block})
-        object.__setattr__(self, "block", block)
-        object.__setattr__(self, "tried", tried)
+            self.tried = sorted({0, units // 2 // block * block, (units - 1) // block * block})
 
     @property
     def units(self) -> int:

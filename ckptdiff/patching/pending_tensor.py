@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import xxhash
 
 from ckptdiff.checkpoint.adapt import default_pieces
 from ckptdiff.format.digests import tensor_digest
-from ckptdiff.format.entry import Entry
+from ckptdiff.format.entry import Entry, Kind
 from ckptdiff.patching.encode import choose_codec, is_independent, smallest
 from ckptdiff.patching.encode_group import EncodedGroup
 from ckptdiff.patching.encode_plan import EncodeJob, TensorPlan
-from ckptdiff.patching.spool import Spool, SpoolRange, StoredGroup, StoredGroups
+from ckptdiff.patching.spool import Spool, SpoolRange, StoredGroup, StoredGroups, merged
 
 
 class PendingTensor:
@@ -95,38 +95,41 @@ class PendingTensor:
         """Whether the pieces are not those that an entry has if it names none."""
         base, target = self.plan.base, self.plan.target
         assert base is not None
+        if base.whole is not None and base.whole.name == target.name:
+            return False
         own = base.tensors.get(target.name)
         return base.pieces != (default_pieces(target.name, own.units, target.units) if own is not None else ())
 
     def finish(self) -> tuple[Entry, list[SpoolRange]]:
         """The table entry, and where in the spool its payload is. An unchanged tensor leaves nothing there."""
-        groups, base, target = [self._groups[first] for first in sorted(self._groups)], self.plan.base, self.plan.target
-        sizes = tuple(size for group in groups for size in group.sizes)
-        digest = tensor_digest(leaf for group in groups for leaf in group.leaves)
-        entry = Entry(target.name, target.dtype, target.shape, "new", counts=target.counts, digest=digest)
-        if base is not None and not self._stands_alone:
-            entry = entry._replace(
-                kind="delta" if self._changed else "same",
-                base_dtype=base.base_dtype,
-                pieces=base.pieces if self._must_say_pieces else (),
-                changed=self._changed,
-                base_digest=tensor_digest(leaf for group in groups for leaf in group.base_leaves),
-            )
-            if not self._changed:
-                if self._spool.drop_last(sum(sizes)):  # only raw, which is never tried on such a tensor, takes bytes: they lie together
-                    for group in groups:
-                        group.place = None
-                return entry, []
-        entry = entry._replace(codec=self.codec, blocks=sizes, payload_digest=self._payload.digest())
-        return entry, _merged(group.place for group in groups if group.place is not None)
+        groups = [self._groups[first] for first in sorted(self._groups)]
+        sizes = tuple([size for group in groups for size in group.sizes])
+        if not self._stands_alone and not self._changed:
+            if self._spool.drop_last(sum(sizes)):  # only raw, which is never tried on such a tensor, takes bytes: they lie together
+                for group in groups:
+                    group.place = None
+            return self._entry("same", groups), []
+        entry = self._entry("new" if self._stands_alone else "delta", groups, self.codec, sizes, self._payload.digest())
+        return entry, merged([group.place for group in groups if group.place is not None])
 
-
-def _merged(ranges: Iterable[SpoolRange]) -> list[SpoolRange]:
-    """The same bytes in as few ranges as possible."""
-    merged = list[SpoolRange]()
-    for part in ranges:
-        if merged and merged[-1].start + merged[-1].size == part.start:
-            merged[-1] = SpoolRange(merged[-1].start, merged[-1].size + part.size)
-        else:
-            merged.append(part)
-    return merged
+    def _entry(
+        self, kind: Kind, groups: Sequence[StoredGroup], codec: str | None = None, sizes: tuple[int, ...] = (), payload: bytes = b""
+    ) -> Entry:
+        base, target = self.plan.base, self.plan.target
+        based = base is not None and kind != "new"
+        return Entry(
+            target.name,
+            target.dtype,
+            target.shape,
+            kind,
+            base.base_dtype if base is not None and based else None,
+            base.pieces if base is not None and based and self._must_say_pieces else (),
+            codec,
+            self._changed if based else 0,
+            sizes,
+            None,
+            target.counts,
+            tensor_digest([leaf for group in groups for leaf in group.leaves]),
+            tensor_digest([leaf for group in groups for leaf in group.base_leaves]) if based else b"",
+            payload,
+        )

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from ckptdiff.checkpoint.contents import TensorKey
 from ckptdiff.io.parallel import READ_BYTES
 from ckptdiff.io.store_spool import StoreSpool
 
 
-@dataclass(frozen=True, slots=True)
-class SpoolRange:
+class SpoolRange(NamedTuple):
     """Bytes of a spool."""
 
     start: int
@@ -48,6 +47,20 @@ class StoredGroups:
     stands_alone: bool
     """Whether the tensor is stored without a base."""
     groups: list[StoredGroup]
+
+
+def merged(ranges: Iterable[SpoolRange]) -> list[SpoolRange]:
+    """The same bytes in as few ranges as possible."""
+    found, start, end = list[SpoolRange](), 0, 0
+    for part in ranges:
+        if part.start != end:
+            if end > start:
+                found.append(SpoolRange(start, end - start))
+            start = part.start
+        end = part.start + part.size
+    if end > start:
+        found.append(SpoolRange(start, end - start))
+    return found
 
 
 def open_spool(path: Path) -> BinaryIO:

@@ -23,6 +23,7 @@ from ckptdiff.io.places import Place, create_file
 from ckptdiff.patching import other_files
 from ckptdiff.patching.encode_pair import EncodedPair
 from ckptdiff.patching.patch_limits import MAX_ALL_BYTES, MAX_ALL_DESCRIBED, MAX_ALL_PIECES, MAX_ALL_TENSORS
+from ckptdiff.patching.spool import merged
 
 
 class StorableReport(Protocol):
@@ -244,8 +245,8 @@ def _write(contents: PatchContents, file: WeightFile, table: Table, out: Output,
     )
     report = contents.report if file is pair.target.weights[0] else None
     stored = (t.key for t, entry in zip(file.tensors, table.entries, strict=True) if entry.has_payload)
-    payload = (piece for key in stored for piece in pair.spool.read(pair.payloads[key]))
-    return write_patch_file(out, metadata, PatchParts(table, file.header.raw, report, payload))
+    places = merged(place for key in stored for place in pair.payloads[key])  # those of many small tensors lie one behind the other
+    return write_patch_file(out, metadata, PatchParts(table, file.header.raw, report, pair.spool.read(places)))
 
 
 # --- the index ---
