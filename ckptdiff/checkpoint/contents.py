@@ -27,9 +27,9 @@ class TensorKey(NamedTuple):
     """Path of its file where the tensor does not count, as another file of its scope has one of that name that does (spec 3.1)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Tensor:
-    """One tensor of a checkpoint."""
+    """One tensor of a checkpoint. It never changes, but is not frozen: made so it took 1.1 us, not 0.24."""
 
     scope: str
     name: str
@@ -49,8 +49,8 @@ class Tensor:
     """Number of its units (spec section 4)."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "key", TensorKey(self.scope, self.name, self.uncounted_in))
-        object.__setattr__(self, "units", self.nbytes // DTYPES[self.dtype].carrier)
+        self.key = TensorKey(self.scope, self.name, self.uncounted_in)
+        self.units = self.nbytes // DTYPES[self.dtype].carrier
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Tensor, (self.scope, self.name, self.dtype, self.shape, self.nbytes, self.source, self.offset, self.uncounted_in)

@@ -146,7 +146,7 @@ def _by_names(
     for name, kept in tied.items():
         further.setdefault(kept, []).append(name)
     for tensor in tensors:
-        wanted, rules = rename_all(tensor.name, renames)
+        wanted, rules = rename_all(tensor.name, renames) if renames else (tensor.name, set())
         for name in (wanted, *further.get(tensor.name, ())):
             if name in by_name and _is_adaptable(by_name[name], tensor):
                 found[tensor.key] = Counterpart(adapt(by_name[name], tensor), "rename" if rules else "name")

@@ -105,6 +105,9 @@ class TensorPlan:
             yield from self.trials()
             return
         start, step = 0, self.block * self.blocks
+        if not self.tried and self.units <= step:
+            yield self._job(0, max(self.units, 1), codec)
+            return
         for end in (*self.tried, max(self.units, 1)):
             for first in range(start, end, step):
                 yield self._job(first, min(first + step, end), codec)

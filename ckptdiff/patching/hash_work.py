@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ckptdiff.checkpoint.adapt import AdaptedBase
@@ -49,13 +49,12 @@ class EncodeAndHash(Work[EncodeJob, EncodedGroup]):
         groups = self.encoder.many(jobs)
         if not self.hashers:
             return groups
-        reached = dict[int, tuple[int, FileHasher]]()  # by file, as far as the jobs reach
+        reached = dict[int, int]()  # by file, as far as the jobs reach
         for job in jobs:
-            for number, end, hasher in self._ends(*self.encoder.tensors(job), job.stop):
-                if number not in reached or reached[number][0] < end:
-                    reached[number] = end, hasher
-        for end, hasher in reached.values():
-            hasher.advance(end)
+            for number, end in self._ends(*self.encoder.tensors(job), job.stop):
+                if end > reached.get(number, -1):
+                    reached[number] = end
+        self._advance(reached.items())
         return groups
 
     def __call__(self, job: EncodeJob) -> EncodedGroup:
@@ -65,15 +64,21 @@ class EncodeAndHash(Work[EncodeJob, EncodedGroup]):
 
     def hash_to(self, base: AdaptedBase | None, target: Tensor, stop: int) -> None:
         """Hash the files of a tensor and its base as far as units before ``stop`` lie in them."""
-        for _, end, hasher in self._ends(base, target, stop):
-            hasher.advance(end)
+        self._advance(self._ends(base, target, stop))
 
-    def _ends(self, base: AdaptedBase | None, target: Tensor, stop: int) -> Iterator[tuple[int, int, FileHasher]]:
-        """The files of a tensor and its base that are hashed: the number of each, and where units before ``stop`` end in it."""
-        for tensor in (target, base.whole if base is not None else None):
-            hasher = self.hashers.get(id(tensor.source)) if tensor is not None else None
-            if hasher and tensor:
-                yield id(tensor.source), tensor.offset + min(stop * DTYPES[tensor.dtype].carrier, tensor.nbytes), hasher
+    def _advance(self, ends: Iterable[tuple[int, int]]) -> None:
+        for number, end in ends:
+            if number in self.hashers:
+                self.hashers[number].advance(end)
+
+    @staticmethod
+    def _ends(base: AdaptedBase | None, target: Tensor, stop: int) -> list[tuple[int, int]]:
+        """The files of a tensor and of a base that is one: the ``id`` of each source, and where units before ``stop`` end in it."""
+        size = min(stop * DTYPES[target.dtype].carrier, target.nbytes)
+        ends = [(id(target.source), target.offset + size)]
+        if base is not None and base.whole is not None:
+            ends.append((id(base.whole.source), base.whole.offset + size))
+        return ends
 
     def about(self, job: EncodeJob) -> str:
         """As of :class:`Work`."""

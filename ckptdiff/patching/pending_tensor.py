@@ -23,6 +23,7 @@ class PendingTensor:
 
     def __init__(self, plan: TensorPlan, spool: Spool, stored: Callable[[StoredGroups], None] | None = None) -> None:
         self.plan, self.codec, self._spool, self._stored = plan, plan.codec, spool, stored
+        self._expected = max(plan.target.units, 1)  # a tensor without units has a job too
         self._tried: list[tuple[EncodeJob, EncodedGroup]] = []
         self._groups: dict[int, StoredGroup] = {}
         self._changed = self._covered = self._hashed = 0  # units: changed, stored, and those whose payload is hashed
@@ -34,7 +35,7 @@ class PendingTensor:
     @property
     def complete(self) -> bool:
         """Whether all groups are there."""
-        return self._covered >= max(self.plan.units, 1)
+        return self._covered >= self._expected
 
     def has(self, job: EncodeJob) -> bool:
         """Whether the group of a job is stored."""
@@ -110,7 +111,8 @@ class PendingTensor:
                     group.place = None
             return self._entry("same", groups), []
         entry = self._entry("new" if self._stands_alone else "delta", groups, self.codec, sizes, self._payload.digest())
-        return entry, merged([group.place for group in groups if group.place is not None])
+        places = [group.place for group in groups if group.place is not None]
+        return entry, merged(places) if len(places) > 1 else places
 
     def _entry(
         self, kind: Kind, groups: Sequence[StoredGroup], codec: str | None = None, sizes: tuple[int, ...] = (), payload: bytes = b""

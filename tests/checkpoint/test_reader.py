@@ -11,7 +11,8 @@ import pytest
 
 import ckptdiff
 from ckptdiff.checkpoint.reader import open_checkpoint
-from tests.support.checkpoints import perturb, random_tensor, write, write_sharded
+from ckptdiff.checkpoint.recognition import is_patch
+from tests.support.checkpoints import perturb, random_tensor, write, write_raw, write_sharded
 from tests.support.refusals import refused
 from tests.support.roundtrips import roundtrip
 from tests.support.small_pair import Pair, tensors
@@ -176,3 +177,23 @@ def test_fifos_are_refused_and_not_waited_for(files: Pair, tmp_path: Path) -> No
         ckptdiff.info(tmp_path / "pipe")
     found = ckptdiff.verify(files.patch, target=tmp_path / "pipe")
     assert [problem.message for problem in found.problems] == [f"{tmp_path / 'pipe'}: not a regular file"]
+
+
+@pytest.mark.parametrize(
+    ("header", "is_one"),
+    [
+        ('{"__metadata__":{"ckptdiff":"{}"}}', True),
+        ('{"__metadata__":{"ckptdif\\u0066":"{}"}}', True),
+        ('{"__metadata__":{"of":"ckptdiff"}}', False),
+        ('{"__metadata__":{"\\u0061":"{}"}}', False),
+        ('{"ckptdiff":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}', False),
+        ('{"__metadata__":{"ckptdiff":"{}"}', False),
+        ('{"__metadata__":{"format":"pt"}}', False),
+    ],
+)
+def test_a_patch_is_told_by_its_metadata(header: str, is_one: bool, tmp_path: Path) -> None:
+    """However its key is spelled; most headers show at once that they have none."""
+    path = write_raw(tmp_path / "m.safetensors", header)
+    assert is_patch(path) == is_patch(tmp_path) == is_one
+    path.write_bytes(path.read_bytes()[:-1])
+    assert not is_patch(path)
