@@ -23,14 +23,15 @@ range_cache store_file store_upload store_spool places parallel elsewhere ray_po
 format: json_scan canonical fields dtypes digests tensor_type header_scan xxh3 wrong_file safetensors safetensors_library safe_paths
 format: zstd_frame entry columns entry_scan table sealed metadata index payloads patch_file
 kernels: bins block_layout compiling cache compiler arrays jit casts leaves classes ulps changes sums moves escapes histogram gram mask_ops
-kernels: raw_bits range_coder pace adaptive adaptive_block adaptive_blocks rans context_groups context_map tokens static
+kernels: raw_bits range_coder pace adaptive adaptive_block adaptive_blocks file_reads encode_files rans context_groups context_map
+kernels: tokens static
 codecs: planes raw escaped_values sparse context
 hub: ids client repo repo_store commit
 checkpoint: weight_map secrets selection recognition other_formats scopes contents dcp_metadata dcp_items dcp reader
 checkpoint: adapt gather names renames samples keys parts rows evidence pairing
 device: resolve ops xxh3_triton leaves
-patching: torch_dtypes memory compare_on_host compare_on_device encode_plan encode_group encode_in_memory encode_options encode \
-hash_work spool encode_log pending_tensor encode_pair pair_summary source_folder patch_limits patch chain unfinished other_files \
+patching: torch_dtypes memory compare_on_host compare_on_device encode_plan encode_group encode_in_memory encode_files encode_options \
+encode hash_work spool encode_log pending_tensor encode_pair pair_summary source_folder patch_limits patch chain unfinished other_files \
 overwrite output destination write wrong_base recipes file_sink build_together build rebuild_files rebuild tensor_checks target_files \
 in_place_plan in_place_journal in_place traffic_plan provenance work_plan rebuild_plan compose_history compose_blocks compose_files \
 compose_tensors compose compose_base

@@ -34,7 +34,7 @@ def pack(base: Bytes | None, change: BlockChange, dtype: Dtype, layout: BlockLay
     if len(positions) == 0:
         return b""
     old, forms = base.view(dtype.unit), []
-    dense = _is_dense(len(positions), len(old), dtype)
+    dense = is_dense(len(positions), len(old), dtype)
     if dense:
         changes, classes = kernels.ulps.sized_changes(old, positions, zigzags, dtype), kernels.classes.classes_of(old, dtype)
         forms.append(_join(STATIC, *kernels.static.encode(classes, changes, 8 * dtype.carrier, layout, len(old) < THOROUGH_BELOW)))
@@ -56,7 +56,7 @@ def pack_all(base: Bytes, bounds: Sequence[int], changes: ManyChanges, dtype: Dt
     old, ends, cuts = base.view(dtype.unit), changes.ends, [bound // dtype.carrier for bound in bounds]
     rows = [(cuts[k], cuts[k + 1], ends[k], ends[k + 1]) for k in range(len(bounds) - 1)]
     changed = [k for k, (_, _, start, end) in enumerate(rows) if end > start]
-    light = [k for k in changed if not _is_dense(rows[k][3] - rows[k][2], rows[k][1] - rows[k][0], dtype)]
+    light = [k for k in changed if not is_dense(rows[k][3] - rows[k][2], rows[k][1] - rows[k][0], dtype)]
     coded = [b""] * len(rows)
     if light:
         found = kernels.adaptive_blocks.encode(old, [rows[k] for k in light], changes.positions, changes.zigzags, dtype, ADAPTIVE)
@@ -69,7 +69,7 @@ def pack_all(base: Bytes, bounds: Sequence[int], changes: ManyChanges, dtype: Dt
     return coded
 
 
-def _is_dense(changed: int, units: int, dtype: Dtype) -> bool:
+def is_dense(changed: int, units: int, dtype: Dtype) -> bool:
     """Whether a block is coded by the static form, and by the other only if it is small."""
     return dtype.carrier < 8 and changed > STATIC_SHARE * units
 

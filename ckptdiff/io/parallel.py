@@ -95,6 +95,10 @@ class Work(ABC, Generic[J, T]):
     def about(self, job: J) -> str:
         """What messages call a job: the file and tensor."""
 
+    def weight(self, job: J) -> int:
+        """Bytes that a job counts for where a thread is given several at once: fewer than it has, if what it gives takes little memory."""
+        return job.nbytes
+
     @property
     def elsewhere(self) -> Work[J, T]:
         """What another process does instead, where this work leaves something for this process; else the same."""
@@ -142,12 +146,12 @@ def run_plan(execute: Executor, work: Work[J, T], jobs: Iterable[J]) -> Generato
             yield started.popleft(), result
 
 
-def batches(jobs: Iterable[J], nbytes: int, most: int) -> Generator[list[J], None, None]:
-    """Jobs in groups of so many bytes or more, but never of more jobs than ``most``."""
+def batches(jobs: Iterable[J], nbytes: int, most: int, weight: Callable[[J], int] | None = None) -> Generator[list[J], None, None]:
+    """Jobs in groups of so many bytes or more, but never of more jobs than ``most``; ``weight``: the bytes of one, if not all count."""
     batch, size = list[J](), 0
     for job in jobs:
         batch.append(job)
-        size += job.nbytes
+        size += job.nbytes if weight is None else weight(job)
         if size >= nbytes or len(batch) == most:
             yield batch
             batch, size = [], 0
@@ -169,7 +173,8 @@ class Threads:
     """Bytes of jobs, or more, that a thread is given at once."""
 
     def __call__(self, work: Work[J, T] | Callable[[J], T], jobs: Iterable[J]) -> Generator[T, None, None]:
-        tasks = (partial(_run_batch, work, batch) for batch in batches(jobs, self.batch, MOST_JOBS))
+        weight = work.weight if isinstance(work, Work) else None
+        tasks = (partial(_run_batch, work, batch) for batch in batches(jobs, self.batch, MOST_JOBS, weight))
         with closing(run_ordered(tasks, self.count)) as results:
             for batch in results:
                 yield from batch
@@ -200,6 +205,8 @@ class ThreadWorkers:
         return Threads(1), self.count
 
 
+HASH_BYTES = 1 << 21
+"""How many bytes of a file are read at once where it is hashed: a block, for which a thread that encodes has the memory."""
 HASHED_AT_ONCE = 1 << 20
 """Bytes from which on they are read again and hashed: for those of a small tensor alone that is not worth while."""
 
@@ -231,7 +238,7 @@ class FileHasher:
 
     def _work(self) -> None:
         """Hash up to the goal; the caller holds the lock."""
-        buffer = scratch("hash", READ_BYTES, np.uint8)
+        buffer = scratch("target", HASH_BYTES, np.uint8)
         while (count := self._goal - self._position) > 0:  # one look at the goal, which other threads move
             part = buffer[:count]
             self._source.readinto(self._position, part)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any, Protocol
@@ -116,6 +117,15 @@ class LocalFile:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return same_file, (self._where, self.name, self.size, self.sample)
+
+    @contextmanager
+    def descriptor(self) -> Iterator[int]:
+        """A descriptor of the file, which others may use too, for a kernel that reads; raises CheckpointError as :meth:`readinto`."""
+        fd = self._take()
+        try:
+            yield fd
+        finally:
+            OPEN_FILES.give_back(self)
 
     def readinto(self, offset: int, out: npt.NDArray[np.uint8] | memoryview) -> None:
         """Fill ``out`` with the bytes at ``offset``; raises CheckpointError if the file ends before, or cannot be read."""

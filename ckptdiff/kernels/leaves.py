@@ -194,7 +194,7 @@ def leaves_of_sums(sums: Array) -> list[bytes]:
     """Leaves of whole blocks whose accumulators a device has computed: int64[blocks, 8]."""
     leaves = np.empty((len(sums), 2), np.uint64)
     fill_whole_leaves(sums.view(np.uint64), leaves)
-    return _as_bytes(leaves)
+    return bytes_of_leaves(leaves)
 
 
 def blocks_of(runs: Sequence[Bytes]) -> tuple[Array, Array]:
@@ -228,7 +228,7 @@ def leaves_of_all(runs: Sequence[Bytes]) -> list[bytes]:
 
 def leaves_of_runs(leaves: Array, runs: Sequence[Bytes]) -> list[bytes]:
     """As :func:`as_leaves`, of runs of whole blocks that lie apart."""
-    digests, done = _as_bytes(leaves), 0
+    digests, done = bytes_of_leaves(leaves), 0
     for run in runs:
         done += block_count(len(run))
         short = len(run) % BLOCK
@@ -252,13 +252,14 @@ def as_leaves(leaves: Array, data: Bytes, bounds: Sequence[int]) -> list[bytes]:
         data: what was hashed.
         bounds: one more than blocks: where each ends in it, from the second on.
     """
-    digests, view = _as_bytes(leaves), memoryview(data)
+    digests, view = bytes_of_leaves(leaves), memoryview(data)
     for k, (start, stop) in enumerate(itertools.pairwise(bounds)):
         if stop - start <= MAX_SHORT:
             digests[k] = xxh128(view[start:stop])
     return digests
 
 
-def _as_bytes(leaves: Array) -> list[bytes]:
+def bytes_of_leaves(leaves: Array) -> list[bytes]:
+    """Leaves as bytes: uint64[blocks, 2], the high half first."""
     raw = leaves.astype(">u8").tobytes()
     return [raw[k : k + 16] for k in range(0, len(raw), 16)]

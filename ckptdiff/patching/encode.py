@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from ckptdiff.checkpoint.adapt import AdaptedBase
 from ckptdiff.checkpoint.contents import Checkpoint, Tensor, TensorKey
 from ckptdiff.checkpoint.gather import SMALL_TENSOR, within
+from ckptdiff.codecs import context
 from ckptdiff.errors import cut
 from ckptdiff.format.digests import BLOCK
+from ckptdiff.format.dtypes import DTYPES
 from ckptdiff.io.parallel import MOST_JOBS, Work
 from ckptdiff.patching.compare_on_host import Comparer, compare_on_host
+from ckptdiff.patching.encode_files import PartInFiles, encode_from_files, part_in_files
 from ckptdiff.patching.encode_group import EncodedGroup, Noted, encode_group, encode_together
 from ckptdiff.patching.encode_in_memory import BYTES_TOGETHER, PartInMemory, encode_apart, part_in_memory
 from ckptdiff.patching.encode_plan import EncodeJob, JobBase, TensorPlan
@@ -21,6 +25,9 @@ CONTEXT_SHARE = 0.4
 """Up to this share of changed units, ``context`` needs about ``RAW_TRIAL_SHARE`` of the bytes at most: a long tensor is coded by it."""
 DEPENDENCE_SHARE = 0.98
 """If a tensor's changes take this share of what ``raw`` needs, or more, its base is of no use."""
+LIGHTEST, LIGHTER_FROM = 4, 1 << 27
+"""A block of a tensor of which little changes counts as one of a fourth of its size, where the target has four times as many bytes: what is
+between two batches of blocks is slow, as all memory that Python works with has left the processor's caches."""
 KEPT_BASES = MOST_JOBS
 """Bases that an encoder keeps."""
 
@@ -31,6 +38,8 @@ class GroupEncoder(Work[EncodeJob, EncodedGroup]):
     def __init__(self, base: Checkpoint, target: Checkpoint, compare: Comparer = compare_on_host, noted: Noted | None = None) -> None:
         self.base, self.target, self.compare, self.noted = base, target, compare, noted
         self._bases = dict[TensorKey, AdaptedBase]()
+        self._dense = dict[TensorKey, bool]()  # whether of a tensor a block that was encoded is
+        self._lightness = max(1, min(LIGHTEST, sum(file.header.data_size for file in target.weights) // LIGHTER_FROM))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return GroupEncoder, (self.base, self.target, self.compare)
@@ -38,6 +47,11 @@ class GroupEncoder(Work[EncodeJob, EncodedGroup]):
     def keep(self, plans: Iterable[TensorPlan]) -> None:
         """Keep the bases of tensors whose jobs come next, which this process need not put together again."""
         self._bases = {plan.target.key: plan.base for plan in plans if plan.base is not None}
+        self._dense.clear()
+
+    def weight(self, job: EncodeJob) -> int:
+        """As of :class:`Work`: where few units of a tensor change, blocks take little memory once they are encoded."""
+        return job.nbytes // self._lightness if self._dense.get(job.target) is False and job.codec == "context" else job.nbytes
 
     def about(self, job: EncodeJob) -> str:
         """As of :class:`Work`."""
@@ -64,6 +78,7 @@ class GroupEncoder(Work[EncodeJob, EncodedGroup]):
         """As of :class:`Work`: small tensors are encoded together, and so is what ``sparse`` codes of tensors in memory."""
         groups, apart = dict[int, EncodedGroup](), defaultdict[str, dict[int, PartInMemory]](dict)
         alike = defaultdict[tuple[str, str | None], dict[int, tuple[AdaptedBase, Tensor]]](dict)
+        in_files = dict[int, PartInFiles]()
         for k, job in enumerate(jobs):
             base, target = self.tensors(job)
             if base is None or job.nbytes == 0 or job.codec == "raw" or self.compare is not compare_on_host:
@@ -74,8 +89,11 @@ class GroupEncoder(Work[EncodeJob, EncodedGroup]):
                 apart[target.dtype][k] = part
             elif job.nbytes == target.nbytes <= SMALL_TENSOR:
                 alike[target.dtype, job.codec][k] = base, target
+            elif (found := self._in_files(base, target, job)) is not None:
+                in_files[k] = found
             else:
                 groups[k] = self(job)
+        groups.update(self._encode_files(in_files))
         for parts in apart.values():
             for numbers in within(parts, lambda k: jobs[k].nbytes, BYTES_TOGETHER):
                 groups.update(zip(numbers, encode_apart([parts[k] for k in numbers], self.noted), strict=True))
@@ -85,9 +103,32 @@ class GroupEncoder(Work[EncodeJob, EncodedGroup]):
                 groups.update(zip(numbers, encode_together(bases, targets, codec, self.noted), strict=True))
         return [groups[k] for k in range(len(jobs))]
 
+    def _in_files(self, base: AdaptedBase, target: Tensor, job: EncodeJob) -> PartInFiles | None:
+        """What a job encodes, if it may be done together with others of files: not if its tensor has shown to be dense."""
+        return part_in_files(base, target, job) if self.noted is None and not self._dense.get(target.key) else None
+
+    def _encode_files(self, parts: Mapping[int, PartInFiles]) -> Iterator[tuple[int, EncodedGroup]]:
+        """Encode blocks of files, those of one pair of files at once; what needs another way is done alone."""
+        for _, numbers in groupby(parts, lambda k: parts[k].place):
+            left = list(numbers)
+            while left:
+                done: list[EncodedGroup | None] = encode_from_files([parts[k] for k in left]) if len(left) > 1 else []
+                for k, group in zip(left, done, strict=False):
+                    yield k, group if group is not None else self(parts[k].job)
+                if done:
+                    self._dense.setdefault(parts[left[0]].job.target, False)
+                for k in left[len(done) :][:1]:
+                    yield k, self(parts[k].job)
+                left = left[len(done) + 1 :]
+
     def __call__(self, job: EncodeJob) -> EncodedGroup:
         base, target = self.tensors(job)
         compared = self.compare(base, target, job.first, job.stop, job.codec)
+        if base is not None and job.nbytes > SMALL_TENSOR and self.compare is compare_on_host:
+            changed, dtype = sum(len(positions) for positions, _ in compared.changes), DTYPES[target.dtype]
+            self._dense[job.target] = context.is_dense(changed, compared.nbytes // dtype.carrier, dtype) or self._dense.get(
+                job.target, False
+            )
         if self.noted is not None:
             self.noted(target, job.first, compared.changes)
         return encode_group(compared, target, job.first, job.codec)

@@ -59,7 +59,7 @@ def encode_group(compared: ComparedGroup, target: Tensor, first: int, codec: str
     changed, one = sum(len(positions) for positions, _ in compared.changes), codec or "context"
     blocks = {one: _pack(one, compared, target, first)}
     if codec is None and changed:
-        for other in _further_codecs(changed, sum(map(len, blocks[one])), compared.nbytes):
+        for other in further_codecs(changed, sum(map(len, blocks[one])), compared.nbytes):
             blocks[other] = _pack(other, compared, target, first)
     return EncodedGroup(blocks, changed, compared.leaves, compared.base_leaves, compared.nbytes)
 
@@ -89,7 +89,7 @@ def encode_together(
     facts = zip(blocks, found.changes.counts, found.leaves, found.base_leaves, targets, strict=True)
     groups = [EncodedGroup(coded, changed, [leaf], [before], target.nbytes) for coded, changed, leaf, before, target in facts]
     if codec is None:
-        further = [_further_codecs(group.changed, group.size("context"), group.nbytes) if group.changed else () for group in groups]
+        further = [further_codecs(group.changed, group.size("context"), group.nbytes) if group.changed else () for group in groups]
         few = [k for k, others in enumerate(further) if "sparse" in others]
         for k, coded in zip(few, sparse.pack_all(found.changes.only(few), dtype), strict=True):
             groups[k].blocks["sparse"] = [coded]
@@ -98,7 +98,7 @@ def encode_together(
     return groups
 
 
-def _further_codecs(changed: int, size: int, nbytes: int) -> Sequence[str]:
+def further_codecs(changed: int, size: int, nbytes: int) -> Sequence[str]:
     """The codecs that may need less for a group than the ``size`` of ``context``."""
     if changed <= SPARSE_TRIAL_CHANGES:
         return ("sparse",)

@@ -80,6 +80,10 @@ class EncodeAndHash(Work[EncodeJob, EncodedGroup]):
             ends.append((id(base.whole.source), base.whole.offset + size))
         return ends
 
+    def weight(self, job: EncodeJob) -> int:
+        """As of :class:`Work`."""
+        return self.encoder.weight(job)
+
     def about(self, job: EncodeJob) -> str:
         """As of :class:`Work`."""
         return self.encoder.about(job)
