@@ -23,8 +23,8 @@ range_cache store_file store_upload store_spool places parallel elsewhere ray_po
 format: json_scan canonical fields dtypes digests tensor_type header_scan xxh3 wrong_file safetensors safetensors_library safe_paths
 format: zstd_frame entry columns entry_scan table sealed metadata index payloads patch_file
 kernels: bins block_layout compiling cache compiler arrays jit casts leaves classes ulps changes sums moves escapes histogram gram mask_ops
-kernels: raw_bits range_coder pace adaptive adaptive_block adaptive_blocks file_reads encode_files rans context_groups context_map
-kernels: tokens static
+kernels: raw_bits range_coder pace adaptive adaptive_block adaptive_blocks file_reads encode_files decode_files rans
+kernels: context_groups context_map tokens static
 codecs: planes raw escaped_values sparse context
 hub: ids client repo repo_store commit
 checkpoint: weight_map secrets selection recognition other_formats scopes contents dcp_metadata dcp_items dcp reader
@@ -32,9 +32,9 @@ checkpoint: adapt gather names renames samples keys parts rows evidence pairing
 device: resolve ops xxh3_triton leaves
 patching: torch_dtypes memory compare_on_host compare_on_device encode_plan encode_group encode_in_memory encode_files encode_options \
 encode hash_work spool encode_log pending_tensor encode_pair pair_summary source_folder patch_limits patch chain unfinished other_files \
-overwrite output destination write wrong_base recipes file_sink build_together build rebuild_files rebuild tensor_checks target_files \
-in_place_plan in_place_journal in_place traffic_plan provenance work_plan rebuild_plan compose_history compose_blocks compose_files \
-compose_tensors compose compose_base
+overwrite output destination write wrong_base recipes file_sink build_files build_together build rebuild_files rebuild tensor_checks \
+target_files in_place_plan in_place_journal in_place traffic_plan provenance work_plan rebuild_plan compose_history compose_blocks \
+compose_files compose_tensors compose compose_base
 live: hashing names updates sparse_updates writing switch load changes patch identity target state_copy restored encode_rows encoder
 analysis: modules values sparsity frames notebook matrices rank intervals nulls principal matrix_rank matrix_nulls null_summary sizes
 analysis: size_summary report_model stored_ranks report_stored cast_on_read pair_readers sides pairs report_work overlap overlap_work series

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ckptdiff.kernels import changes as changes
     from ckptdiff.kernels import classes as classes
     from ckptdiff.kernels import context_groups as context_groups
+    from ckptdiff.kernels import decode_files as decode_files
     from ckptdiff.kernels import encode_files as encode_files
     from ckptdiff.kernels import escapes as escapes
     from ckptdiff.kernels import gram as gram

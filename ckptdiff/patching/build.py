@@ -19,6 +19,7 @@ from ckptdiff.errors import CkptdiffError, FormatError, IntegrityError, cut
 from ckptdiff.format.digests import BLOCK, block_count, leaves_of, tensor_digest, xxh128
 from ckptdiff.format.dtypes import DTYPES, BlockChange, Bytes
 from ckptdiff.io.parallel import Executor, Threads, Work, run_plan
+from ckptdiff.patching.build_files import FilesBuilder
 from ckptdiff.patching.build_together import BuiltTogether, can_join
 from ckptdiff.patching.file_sink import FileSink
 from ckptdiff.patching.recipes import (
@@ -220,6 +221,12 @@ class RangeBuilder(Work[RebuildJob, Rebuilt[T]]):
 
     def __init__(self, recipes: Sequence[Recipe], sink: Sink[T]) -> None:
         self.recipes, self.sink = recipes, sink
+        written = sink if isinstance(sink, FileSink) else None
+        self._files = FilesBuilder(recipes, written) if written is not None or sink is no_sink else None
+
+    def weight(self, job: RebuildJob) -> int:
+        """As of :class:`Work`."""
+        return self._files.weight(job) if self._files is not None else job.nbytes
 
     def many(self, jobs: Sequence[RebuildJob]) -> list[Rebuilt[T]]:
         """As of :class:`Work`: small tensors are built together."""
@@ -231,17 +238,23 @@ class RangeBuilder(Work[RebuildJob, Rebuilt[T]]):
             built = BuiltTogether.of([self.recipes[jobs[k].tensor] for k in numbers]) if len(numbers) > 1 else None
             if built is not None:
                 done.update(zip(numbers, self._taken([jobs[k] for k in numbers], built), strict=True))
+        if self._files is not None:
+            for k, block in self._files.build({k: job for k, job in enumerate(jobs) if k not in done}):
+                done[k] = self._rebuilt(jobs[k], block.base_leaf, block.leaf, block.changed, None)
         return [done[k] if k in done else self(job) for k, job in enumerate(jobs)]
+
+    def _rebuilt(self, job: RebuildJob, before: bytes, leaf: bytes, changed: int, taken: Any) -> Rebuilt[T]:
+        """What is known of a block that one step, or two, gave."""
+        if isinstance(self.recipes[job.tensor], AdaptedTensor):
+            return Rebuilt([[leaf]], [0], taken)
+        return Rebuilt([[before], [leaf]], [0, changed], taken)
 
     def _taken(self, jobs: Sequence[RebuildJob], built: BuiltTogether) -> Iterator[Rebuilt[T]]:
         """What the sink makes of tensors that were built together."""
         sink = self.sink
         taken: Iterable[Any] = sink.many(jobs, built.data) if isinstance(sink, FileSink) else map(sink, jobs, built.parts)
         for k, (job, part) in enumerate(zip(jobs, taken, strict=True)):
-            if isinstance(self.recipes[job.tensor], AdaptedTensor):
-                yield Rebuilt([[built.leaves[k]]], [0], part)
-            else:
-                yield Rebuilt([[built.before[k]], [built.leaves[k]]], [0, built.changed[k]], part)
+            yield self._rebuilt(job, built.before[k], built.leaves[k], built.changed[k], part)
 
     def __call__(self, job: RebuildJob) -> Rebuilt[T]:
         built = build(self.recipes[job.tensor], job.start, job.stop)

@@ -29,8 +29,17 @@ class FileSink:
         return _sink_elsewhere, (self._places,)
 
     def __call__(self, job: RebuildJob, data: Bytes) -> None:
+        fd, offset = self.place(job)
+        write_at(fd, data, offset)
+
+    def path(self, job: RebuildJob) -> Path:
+        """The file that a range lies in: for all tensors of one file the same object."""
+        return self._places[job.tensor][0]
+
+    def place(self, job: RebuildJob) -> tuple[int, int]:
+        """A descriptor, which is this thread's until it writes into another file, and where in the file a range lies."""
         path, offset = self._places[job.tensor]
-        write_at(self._descriptor(path), data, offset + job.start)
+        return self._descriptor(path), offset + job.start
 
     def many(self, jobs: Sequence[RebuildJob], data: Bytes) -> list[None]:
         """Take several ranges, whose bytes lie one behind the other; those that do so in a file, too, are written at once."""
