@@ -16,6 +16,10 @@ from ckptdiff.io.store_file import StoreFile
 SMALL_TENSOR = 1 << 16
 """Bytes up to which tensors are worked on together: by calls of kernels that do many of them."""
 
+LARGE_CHECKPOINT = 1 << 28
+"""Bytes of tensors from which on blocks of files are worked on together: by kernels that read them, which to load takes more than they save
+of fewer."""
+
 
 def within(numbers: Iterable[int], nbytes: Callable[[int], int], most: int) -> Iterator[list[int]]:
     """Numbers of tensors, or parts of them, in groups that have at most so many bytes: kernels take memory for each unit of a group."""

@@ -20,7 +20,7 @@ from ckptdiff.errors import OutputError
 from ckptdiff.format.dtypes import DTYPES, Bytes, Dtype
 from ckptdiff.format.safetensors import predicted_header
 from ckptdiff.io.parallel import Progress, no_progress
-from ckptdiff.kernels import cache, mask_ops
+from ckptdiff.kernels import cache, decode_files, encode_files, mask_ops
 from ckptdiff.kernels.leaves import leaves_of_sums
 from ckptdiff.live.patch import Patch, diff
 from ckptdiff.subnetwork.mask import Mask
@@ -110,6 +110,7 @@ def _steps(folder: Path) -> list[Callable[[], object]]:
         lambda: make(target, base, back, codec="sparse"),
         lambda: compose([sparse, back, sparse], output=once),
         *(lambda codec=codec: _in_memory(old, new, codec) for codec in ("context", "sparse", "raw")),
+        lambda: _run_file_kernels(Path(base)),
         _run_mask_kernels,
         _name_what_is_wrong,
         lambda: leaves_of_sums(np.zeros((1, 8), np.int64)),
@@ -176,6 +177,16 @@ def _name_what_is_wrong() -> None:
     for dtype in DTYPES.values():
         with suppress(ValueError):
             context.unpack(memoryview(b"\1\0"), np.zeros(8 * dtype.carrier, np.uint8), 8 * dtype.carrier, dtype)
+
+
+def _run_file_kernels(path: Path) -> None:
+    """Run the kernels that read files, which the verbs use for checkpoints of hundreds of megabytes, on blocks of a small file."""
+    with open(path, "rb") as file:
+        fd, size = file.fileno(), 1 << 10
+        for dtype in DTYPES.values():
+            if dtype.carrier < 8:
+                encode_files.encode([encode_files.FileBlock(fd, 0, fd, 0, size)], dtype, 1, context.ADAPTIVE)
+            decode_files.decode([decode_files.FileRange(fd, 0, fd, 0, 0, -1, 0, size)], dtype, context.ADAPTIVE)
 
 
 def _run_mask_kernels() -> None:

@@ -72,6 +72,9 @@ def run_ordered(jobs: Iterable[Callable[[], T]], threads: int) -> Generator[T, N
 J = TypeVar("J", bound=Job)
 JOB_BYTES = 1 << 23
 """Bytes of jobs that a thread is given at once: to hand over a job takes Python's lock longer than to do it takes Python."""
+LIGHTEST, LIGHTER_FROM = 4, 1 << 27
+"""Up to so much less a job counts of which little is kept in memory, once for each so many bytes of all jobs. What is between two batches
+is slow, as all memory that Python works with has left the processor's caches."""
 WORKER_MEMORY = 640 << 20
 """Bytes that a process which does jobs may take, unless its work says more (docs/ray.md has what was measured)."""
 
@@ -178,6 +181,11 @@ class Threads:
         with closing(run_ordered(tasks, self.count)) as results:
             for batch in results:
                 yield from batch
+
+
+def lightness(nbytes: int) -> int:
+    """By how much less a job counts of which little is kept in memory, given the bytes of all jobs: of few, each thread should get some."""
+    return max(1, min(LIGHTEST, nbytes // LIGHTER_FROM))
 
 
 def threads_for(count: int, nbytes: int, least: int = JOB_BYTES) -> Threads:

@@ -10,20 +10,17 @@ from typing import NamedTuple
 
 from ckptdiff import kernels
 from ckptdiff.checkpoint.adapt import AdaptedBase
-from ckptdiff.checkpoint.gather import SMALL_TENSOR
+from ckptdiff.checkpoint.gather import LARGE_CHECKPOINT, SMALL_TENSOR
 from ckptdiff.codecs import context
 from ckptdiff.format.digests import BLOCK
 from ckptdiff.format.dtypes import DTYPES
 from ckptdiff.format.entry import Entry
 from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.format.xxh3 import MAX_SHORT
+from ckptdiff.io.parallel import lightness
 from ckptdiff.io.source import LocalFile
 from ckptdiff.patching.file_sink import FileSink
 from ckptdiff.patching.recipes import AdaptedTensor, PatchedTensor, RebuildJob, Recipe
-
-LIGHTEST, LIGHTER_FROM = 4, 1 << 27
-"""A block counts as one of a fourth of its size, where there are four times as many bytes: what is between two batches of blocks is slow,
-as all memory that Python works with has left the processor's caches."""
 
 
 class TensorInFiles(NamedTuple):
@@ -67,18 +64,17 @@ class FilesBuilder:
         self._alone = set[int]()  # tensors of which one call could not build a block
 
     @cached_property
-    def _lightness(self) -> int:
-        """By how much less a block counts that is built here, as hardly more is kept of it than its leaves; not where there are few."""
-        return max(1, min(LIGHTEST, sum(recipe.nbytes for recipe in self.recipes) // LIGHTER_FROM))
+    def _size(self) -> int:
+        return sum(recipe.nbytes for recipe in self.recipes)
 
     def weight(self, job: RebuildJob) -> int:
-        """As of :meth:`ckptdiff.io.parallel.Work.weight`."""
-        return job.nbytes // self._lightness if self._find(job) is not None else job.nbytes
+        """As of :meth:`ckptdiff.io.parallel.Work.weight`: hardly more is kept of a block that is built here than its leaves."""
+        return job.nbytes // lightness(self._size) if self._find(job) is not None else job.nbytes
 
     def _find(self, job: RebuildJob) -> TensorInFiles | None:
         """What a job is built from, if it is a block of a long tensor, and can be built here."""
         is_block = MAX_SHORT < job.nbytes <= BLOCK and job.start % BLOCK == 0
-        if not is_block or job.tensor in self._alone or self.recipes[job.tensor].nbytes <= SMALL_TENSOR:
+        if not is_block or job.tensor in self._alone or self.recipes[job.tensor].nbytes <= SMALL_TENSOR or self._size < LARGE_CHECKPOINT:
             return None
         return tensor_in_files(self.recipes[job.tensor])
 

@@ -9,12 +9,12 @@ from typing import Any
 
 from ckptdiff.checkpoint.adapt import AdaptedBase
 from ckptdiff.checkpoint.contents import Checkpoint, Tensor, TensorKey
-from ckptdiff.checkpoint.gather import SMALL_TENSOR, within
+from ckptdiff.checkpoint.gather import LARGE_CHECKPOINT, SMALL_TENSOR, within
 from ckptdiff.codecs import context
 from ckptdiff.errors import cut
 from ckptdiff.format.digests import BLOCK
 from ckptdiff.format.dtypes import DTYPES
-from ckptdiff.io.parallel import MOST_JOBS, Work
+from ckptdiff.io.parallel import MOST_JOBS, Work, lightness
 from ckptdiff.patching.compare_on_host import Comparer, compare_on_host
 from ckptdiff.patching.encode_files import PartInFiles, encode_from_files, part_in_files
 from ckptdiff.patching.encode_group import EncodedGroup, Noted, encode_group, encode_together
@@ -25,9 +25,6 @@ CONTEXT_SHARE = 0.4
 """Up to this share of changed units, ``context`` needs about ``RAW_TRIAL_SHARE`` of the bytes at most: a long tensor is coded by it."""
 DEPENDENCE_SHARE = 0.98
 """If a tensor's changes take this share of what ``raw`` needs, or more, its base is of no use."""
-LIGHTEST, LIGHTER_FROM = 4, 1 << 27
-"""A block of a tensor of which little changes counts as one of a fourth of its size, where the target has four times as many bytes: what is
-between two batches of blocks is slow, as all memory that Python works with has left the processor's caches."""
 KEPT_BASES = MOST_JOBS
 """Bases that an encoder keeps."""
 
@@ -39,7 +36,8 @@ class GroupEncoder(Work[EncodeJob, EncodedGroup]):
         self.base, self.target, self.compare, self.noted = base, target, compare, noted
         self._bases = dict[TensorKey, AdaptedBase]()
         self._dense = dict[TensorKey, bool]()  # whether of a tensor a block that was encoded is
-        self._lightness = max(1, min(LIGHTEST, sum(file.header.data_size for file in target.weights) // LIGHTER_FROM))
+        size = sum(file.header.data_size for file in target.weights)
+        self._lightness, self._is_large = lightness(size), size >= LARGE_CHECKPOINT
 
     def __reduce__(self) -> tuple[Any, ...]:
         return GroupEncoder, (self.base, self.target, self.compare)
@@ -105,7 +103,8 @@ class GroupEncoder(Work[EncodeJob, EncodedGroup]):
 
     def _in_files(self, base: AdaptedBase, target: Tensor, job: EncodeJob) -> PartInFiles | None:
         """What a job encodes, if it may be done together with others of files: not if its tensor has shown to be dense."""
-        return part_in_files(base, target, job) if self.noted is None and not self._dense.get(target.key) else None
+        together = self._is_large and self.noted is None and not self._dense.get(target.key)
+        return part_in_files(base, target, job) if together else None
 
     def _encode_files(self, parts: Mapping[int, PartInFiles]) -> Iterator[tuple[int, EncodedGroup]]:
         """Encode blocks of files, those of one pair of files at once; what needs another way is done alone."""
