@@ -46,6 +46,8 @@ def tensor_in_files(recipe: Recipe) -> TensorInFiles | None:
     if isinstance(recipe, PatchedTensor):
         if recipe.entry.codec != "context" or recipe.base is None or type(recipe.file.source) is not LocalFile:
             return None
+        if context.is_dense(recipe.entry.changed, recipe.entry.units, DTYPES[recipe.dtype]):
+            return None  # most blocks are of the other form
         step, file, entry = recipe.base, recipe.file, recipe.entry
     if not isinstance(step, AdaptedTensor) or not isinstance(step.source, AdaptedBase) or step.source.whole is None:
         return None

@@ -35,7 +35,7 @@ class GroupEncoder(Work[EncodeJob, EncodedGroup]):
     def __init__(self, base: Checkpoint, target: Checkpoint, compare: Comparer = compare_on_host, noted: Noted | None = None) -> None:
         self.base, self.target, self.compare, self.noted = base, target, compare, noted
         self._bases = dict[TensorKey, AdaptedBase]()
-        self._dense = dict[TensorKey, bool]()  # whether of a tensor a block that was encoded is
+        self._dense, self._latest = dict[TensorKey, bool](), True  # whether a block of a tensor is; and whether the block before was
         size = sum(file.header.data_size for file in target.weights)
         self._lightness, self._is_large = lightness(size), size >= LARGE_CHECKPOINT
 
@@ -103,7 +103,7 @@ class GroupEncoder(Work[EncodeJob, EncodedGroup]):
 
     def _in_files(self, base: AdaptedBase, target: Tensor, job: EncodeJob) -> PartInFiles | None:
         """What a job encodes, if it may be done together with others of files: not if its tensor has shown to be dense."""
-        together = self._is_large and self.noted is None and not self._dense.get(target.key)
+        together = self._is_large and self.noted is None and not self._dense.get(target.key, self._latest)
         return part_in_files(base, target, job) if together else None
 
     def _encode_files(self, parts: Mapping[int, PartInFiles]) -> Iterator[tuple[int, EncodedGroup]]:
@@ -114,20 +114,23 @@ class GroupEncoder(Work[EncodeJob, EncodedGroup]):
                 done: list[EncodedGroup | None] = encode_from_files([parts[k] for k in left]) if len(left) > 1 else []
                 for k, group in zip(left, done, strict=False):
                     yield k, group if group is not None else self(parts[k].job)
-                if done:
-                    self._dense.setdefault(parts[left[0]].job.target, False)
+                for target in {parts[k].job.target for k in left[: len(done)]}:
+                    self._note_dense(target, False)
                 for k in left[len(done) :][:1]:
                     yield k, self(parts[k].job)
                 left = left[len(done) + 1 :]
+
+    def _note_dense(self, target: TensorKey, is_dense: bool) -> None:
+        """Note whether a block is dense. One of a tensor says that its others may be, too, and the latest what those of the next may be."""
+        self._dense[target] = is_dense or self._dense.get(target, False)
+        self._latest = is_dense
 
     def __call__(self, job: EncodeJob) -> EncodedGroup:
         base, target = self.tensors(job)
         compared = self.compare(base, target, job.first, job.stop, job.codec)
         if base is not None and job.nbytes > SMALL_TENSOR and self.compare is compare_on_host:
-            changed, dtype = sum(len(positions) for positions, _ in compared.changes), DTYPES[target.dtype]
-            self._dense[job.target] = context.is_dense(changed, compared.nbytes // dtype.carrier, dtype) or self._dense.get(
-                job.target, False
-            )
+            changed, units = sum(len(positions) for positions, _ in compared.changes), compared.nbytes // DTYPES[target.dtype].carrier
+            self._note_dense(job.target, context.is_dense(changed, units, DTYPES[target.dtype]))
         if self.noted is not None:
             self.noted(target, job.first, compared.changes)
         return encode_group(compared, target, job.first, job.codec)
