@@ -64,6 +64,7 @@ class FilesBuilder:
     def __init__(self, recipes: Sequence[Recipe], sink: FileSink | None) -> None:
         self.recipes, self.sink = recipes, sink
         self._alone = set[int]()  # tensors of which one call could not build a block
+        self._latest: tuple[int, TensorInFiles | None] = -1, None  # the tensor that was asked for, by number: most jobs are of the same
 
     @cached_property
     def _size(self) -> int:
@@ -78,7 +79,11 @@ class FilesBuilder:
         is_block = MAX_SHORT < job.nbytes <= BLOCK and job.start % BLOCK == 0
         if not is_block or job.tensor in self._alone or self.recipes[job.tensor].nbytes <= SMALL_TENSOR or self._size < LARGE_CHECKPOINT:
             return None
-        return tensor_in_files(self.recipes[job.tensor])
+        number, found = self._latest
+        if number != job.tensor:
+            found = tensor_in_files(self.recipes[job.tensor])
+            self._latest = job.tensor, found
+        return found
 
     def build(self, jobs: Mapping[int, RebuildJob]) -> Iterator[tuple[int, kernels.decode_files.BuiltBlock]]:
         """Build blocks, those of the same files at once, and write them. What needs another way, or fails, is left out."""

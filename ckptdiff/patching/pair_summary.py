@@ -114,9 +114,8 @@ def stored_whole(pair: EncodedPair, copies: Iterable[Mapping[TensorKey, Entry]])
     whole = [(key, entry) for key, entry in final.items() if entry.codec == "raw" and entry.nbytes]
     replaced = [key for key, entry in whole if entry.has_base or key.name in pair.scopes[key.scope].base]
     nbytes = sum(entry.nbytes for _, entry in whole)
-    total = sum(entry.nbytes for entry in final.values())
     rename = None
-    if MUCH * nbytes > total:
+    if nbytes and MUCH * nbytes > sum(entry.nbytes for entry in final.values()):
         used = {(pair.scopes[key.scope].base_id, name) for key, entry in final.items() for name in entry.base_names}
         left = [t for scope, tensors in pair.base_scopes.items() for t in tensors.values() if (scope, t.name) not in used]
         rename = suggested_rename([pair.target.tensor(key) for key, _ in whole if key not in pair.pairing.counterparts], left)
