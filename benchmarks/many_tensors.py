@@ -72,6 +72,7 @@ def verbs(folder: Path, count: int) -> Iterator[dict[str, Any]]:
         "make": ["make", base, target, "-o", patch],
         "info": ["info", patch],
         "verify": ["verify", patch],
+        "verify --base": ["verify", patch, "--base", base],
         "apply": ["apply", base, patch, "-o", out],
     }.items():
         found = run([*program, *command], 3600.0)[0]
