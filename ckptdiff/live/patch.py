@@ -19,6 +19,7 @@ from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.io.parallel import default_threads, no_progress
 from ckptdiff.io.source import read_bytes
 from ckptdiff.io.work_folder import work_folder
+from ckptdiff.live.apply_rows import apply_rows
 from ckptdiff.live.changes import Change, changes_of
 from ckptdiff.live.load import Loader
 from ckptdiff.live.switch import LoadedPatch
@@ -233,6 +234,8 @@ class Patch:
         The base is checked before anything is written, and the result afterwards; a wrong result is taken back. Arguments and errors are
         those of :meth:`load`.
         """
+        if apply_rows(self.opened, model, scope, threads or default_threads()):
+            return
         loader = self._loader(model, scope, threads)
         with writing(loader.memory):
             loader.load().write(False, True, loader.state)

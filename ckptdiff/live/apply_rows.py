@@ -1,0 +1,235 @@
+"""A patch applied to tensors in the host's memory where they lie: many by one call, without a recipe for each (spec section 10).
+
+It takes the patches that are applied most, steps of a training run: one file of tensors that ``sparse`` codes, or that stay, each with the
+base tensor of its own name. It takes nothing where anything is wrong, and changes nothing then, so that all rules and errors have their
+room in :mod:`ckptdiff.live.load`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ckptdiff import codecs, kernels
+from ckptdiff.codecs.planes import BlockError
+from ckptdiff.errors import CkptdiffError, UnsupportedError
+from ckptdiff.format.digests import BLOCK, xxh128
+from ckptdiff.format.dtypes import DTYPES, Changes, Dtype
+from ckptdiff.format.patch_file import PatchFile
+from ckptdiff.io.parallel import run_ordered
+from ckptdiff.lazy import torch
+from ckptdiff.live.hashing import hash_blocks_in_background
+from ckptdiff.live.names import MODEL
+from ckptdiff.live.updates import BYTES_PER_UPDATE_JOB
+from ckptdiff.live.writing import MemoryRange, writing
+from ckptdiff.patching.memory import State, state_of
+from ckptdiff.patching.patch import OpenPatch
+from ckptdiff.patching.torch_dtypes import Array, host_address, memory_of
+
+Numbers = npt.NDArray[Any]
+DECODED_AT_ONCE = 64 * BLOCK
+"""Bytes of tensors, about, that one call decodes."""
+
+
+def apply_rows(patch: OpenPatch, model: Any, scope: str | None, threads: int) -> bool:
+    """Turn a model that has the base's content into the target in place, if the patch and the model are as told above.
+
+    Arguments are those of :meth:`ckptdiff.Patch.apply_`. The base's digests are compared before anything is written, and the target's
+    afterwards.
+
+    Returns:
+        Whether that was done. If not, the model is as it was.
+
+    Raises:
+        CheckpointError: the model is no state.
+    """
+    if len(patch.files) != 1 or scope not in (None, patch.files[0].metadata.target_scope):
+        return False
+    rows = _rows_of(patch.files[0], patch.tied, state_of(model, MODEL))
+    if rows is None:
+        return False
+    with writing(rows.memory):
+        return rows.apply(threads)
+
+
+def _rows_of(file: PatchFile, tied: Mapping[str, str], state: State) -> _Rows | None:
+    """The tensors that a patch file is for; None if it or one of them is not as told above."""
+    columns = file.table.columns
+    if not columns.are_plain or "new" in columns.kinds or not set(columns.codecs) <= {None, "sparse"}:
+        return None
+    arrays, addresses = list[Array](), list[int]()
+    try:
+        for name, (dtype, shape, *_) in zip(columns.names, columns.types, strict=True):
+            array = state.get(name)
+            address = host_address(array, dtype, shape) if array is not None else None
+            if address is None:
+                return None
+            arrays.append(array)
+            addresses.append(address)
+        if any(_is_apart(state, name, kept) for name, kept in tied.items()):
+            return None
+    except UnsupportedError:
+        return None
+    rows = _Rows(file, arrays, np.array(addresses, np.uint64), np.array(columns.nbytes, np.int64))
+    return None if rows.overlap() else rows
+
+
+def _is_apart(state: State, name: str, kept: str) -> bool:
+    """Whether a further name of a tensor is that of another tensor in the model."""
+    array, other = state.get(name), state.get(kept)
+    return array is not None and (other is None or memory_of(array, name) != memory_of(other, kept))
+
+
+@dataclass(frozen=True, slots=True)
+class _Moves:
+    """Runs of whole blocks of tensors of one dtype whose units move, and by how much."""
+
+    dtype: Dtype
+    runs: Numbers
+    """As :func:`ckptdiff.kernels.moves.move_and_hash` takes them."""
+    blocks: Numbers
+    """The number of each of their blocks among those of all tensors."""
+    changes: Changes
+    """Which are kept, since a run has only their address."""
+    moved: Numbers
+    """uint8, one for each run: 1 once it is moved."""
+
+    def move(self, back: bool, hashed: bool = True) -> bytes:
+        """Move the units, or move them back; returns the leaves of the result, one behind the other, if ``hashed``."""
+        return kernels.moves.move_at(self.runs, self.dtype, back, hashed, self.moved)
+
+    def take_back(self) -> None:
+        """Undo what was moved."""
+        done = self.moved == 1
+        kernels.moves.move_at(self.runs[done], self.dtype, True, False, self.moved[done])
+
+
+class _Rows:
+    """The tensors of a patch file, in the table's order.
+
+    Args:
+        file: the patch file.
+        arrays: the model's tensors.
+        addresses, sizes: where they lie, and their bytes: uint64 and int64.
+    """
+
+    def __init__(self, file: PatchFile, arrays: Sequence[Array], addresses: Numbers, sizes: Numbers) -> None:
+        self.file, self.columns, self.arrays = file, file.table.columns, arrays
+        self.addresses, self.sizes = addresses, sizes
+        self.blocks = kernels.leaves.blocks_at(addresses, sizes)
+        self.owners, self.places = kernels.leaves.places_of_blocks(sizes)
+        counts = np.bincount(self.owners, minlength=len(sizes))
+        self.bounds = [0, *np.cumsum(counts).tolist()]
+
+    @property
+    def memory(self) -> list[MemoryRange]:
+        """The memory of all tensors."""
+        return [("cpu", address, size) for address, size in zip(self.addresses.tolist(), self.sizes.tolist(), strict=True)]
+
+    def overlap(self) -> bool:
+        """Whether two tensors share a byte."""
+        filled = np.flatnonzero(self.sizes)
+        order = filled[np.argsort(self.addresses[filled])]
+        ends = self.addresses[order] + self.sizes[order].astype(np.uint64)
+        return bool((ends[:-1] > self.addresses[order][1:]).any())
+
+    def apply(self, threads: int) -> bool:
+        """:func:`apply_rows`, once nothing else writes to the tensors."""
+        try:
+            with hash_blocks_in_background(*self.blocks, max(threads - 1, 1)) as leaves:
+                moves = list(self._all_moves())
+                before = leaves()
+        except (CkptdiffError, BlockError):
+            return False
+        if self._digests(before) != list(self.columns.base_digests):
+            return False
+        return self._write(moves, bytearray(before), threads)
+
+    def _write(self, moves: Sequence[_Moves], leaves: bytearray, threads: int) -> bool:
+        """Apply the changes; returns whether the result is the target, and takes all back if it is not.
+
+        ``leaves``: of all blocks, which become those of the result.
+        """
+        changed = [array for array, count in zip(self.arrays, self.columns.changed, strict=True) if count]
+        rows, is_right = np.frombuffer(leaves, np.uint8).reshape(-1, 16), False
+        try:
+            with closing(run_ordered([partial(part.move, False) for part in moves], min(threads, len(moves)))) as results:
+                for part, found in zip(moves, results, strict=True):
+                    rows[part.blocks] = np.frombuffer(found, np.uint8).reshape(-1, 16)
+            is_right = self._digests(bytes(leaves)) == list(self.columns.digests)
+        finally:
+            if not is_right:
+                for part in moves:
+                    part.take_back()
+            tensors = [array for array in changed if not isinstance(array, np.ndarray)]
+            if tensors:  # as torch's own writes do: a backward pass through the old values then fails
+                torch.autograd.graph.increment_version(tensors)
+        return is_right
+
+    def _digests(self, leaves: bytes) -> list[bytes]:
+        """The digests of all tensors from the leaves of all blocks."""
+        return [xxh128(leaves[16 * i : 16 * j]) for i, j in pairwise(self.bounds)]
+
+    def _all_moves(self) -> Iterator[_Moves]:
+        """What moves, in parts of so many bytes as one thread updates at once.
+
+        Raises:
+            CkptdiffError, BlockError: something is wrong with a payload.
+        """
+        columns, found = self.columns, np.zeros(len(self.sizes), np.int64)
+        numbers = [k for k, kind in enumerate(columns.kinds) if kind == "delta"]
+        payloads = self.file.payloads.read_at(numbers)
+        for name in dict.fromkeys(columns.types[k].dtype for k in numbers):
+            rows = [(k, payload) for k, payload in zip(numbers, payloads, strict=True) if columns.types[k].dtype == name]
+            coded = list(chain.from_iterable(_cut(payload, columns.blocks[k]) for k, payload in rows))
+            blocks = np.flatnonzero(np.isin(self.owners, [k for k, _ in rows]))
+            for i, j in pairwise(_cuts(self.blocks[1][blocks], self.places[blocks], DECODED_AT_ONCE)):
+                counts, moves = self._moves(blocks[i:j], coded[i:j], DTYPES[name])
+                np.add.at(found, self.owners[blocks[i:j]], counts)
+                yield from moves
+        if found.tolist() != list(columns.changed):
+            raise BlockError(0, "another number of units changes than an entry states")
+
+    def _moves(self, blocks: Numbers, coded: Sequence[memoryview], dtype: Dtype) -> tuple[list[int], list[_Moves]]:
+        """How many units change in each of some blocks, and what moves, by their numbers among all blocks and their coded forms."""
+        addresses, sizes = (part[blocks] for part in self.blocks)
+        offsets = self.places[blocks] % BYTES_PER_UPDATE_JOB
+        changes, counts = codecs.sparse.unpack_all(coded, sizes.tolist(), (offsets // dtype.carrier).tolist(), dtype)
+        firsts, numbers = np.flatnonzero(offsets == 0), np.array(counts, np.uint64)
+        begins = (np.cumsum(numbers) - numbers)[firsts]
+        runs = np.empty((len(firsts), 5), np.uint64)
+        runs[:, 0], runs[:, 1] = addresses[firsts], np.add.reduceat(sizes, firsts)
+        for column, part in zip((2, 3), changes, strict=True):
+            runs[:, column] = np.uint64(part.ctypes.data) + begins * np.uint64(part.itemsize)
+        runs[:, 4] = np.add.reduceat(numbers, firsts)
+        moves = list[_Moves]()
+        for i, j in pairwise(_cuts(runs[:, 1], np.zeros(len(runs)), BYTES_PER_UPDATE_JOB)):
+            its_blocks = blocks[firsts[i] : firsts[j] if j < len(firsts) else len(blocks)]
+            moves.append(_Moves(dtype, runs[i:j], its_blocks, changes, np.zeros(j - i, np.uint8)))
+        return counts, moves
+
+
+def _cuts(sizes: Numbers, places: Numbers, most: int) -> list[int]:
+    """Where to cut blocks, or runs of them, into parts of about so many bytes; not within a run, whose ``places`` tell where it begins.
+
+    Returns:
+        The number of the first item of each part, and how many items there are.
+    """
+    firsts = np.flatnonzero(places % BYTES_PER_UPDATE_JOB == 0)
+    part = (np.cumsum(sizes)[firsts] - sizes[firsts]) // most
+    return [0, *firsts[np.flatnonzero(np.diff(part)) + 1].tolist(), len(sizes)]
+
+
+def _cut(payload: memoryview, sizes: Sequence[int]) -> Iterator[memoryview]:
+    """The coded blocks of a payload."""
+    at = 0
+    for size in sizes:
+        yield payload[at : at + size]
+        at += size
