@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckptdiff.format.digests import BLOCK
-from ckptdiff.format.dtypes import Bytes, Dtype, Units
+from ckptdiff.format.dtypes import Bytes, Changes, Dtype, Units
 from ckptdiff.kernels.arrays import address_of, check_lengths, check_positions
 from ckptdiff.kernels.jit import ZERO, array_at, jit
 from ckptdiff.kernels.leaves import PIECE, blocks_at, cut_leaves, finish_leaf, hash_steps, start_leaf, stored_leaves
@@ -105,13 +105,29 @@ def move_runs(moves: Sequence[Move], dtype: Dtype, back: bool, hashed: bool, mov
     Raises:
         ValueError: positions are not those of units, or not as many as zigzags; or an array is not what it should be. Nothing is moved.
     """
-    runs = np.array([_checked(move, dtype) for move in moves], np.uint64).reshape(-1, 5)
-    moved = np.empty(len(moves), np.uint8) if moved is None else moved
-    return cut_leaves(move_at(runs, dtype, back, hashed, moved))
+    return cut_leaves(move_at(checked_runs(moves, dtype), dtype, back, hashed, moved))
 
 
-def move_at(runs: Array, dtype: Dtype, back: bool, hashed: bool, moved: Array) -> bytes:
-    """:func:`move_runs`, given rows that are right, as :func:`move_and_hash` takes them; returns the leaves one behind the other."""
+def checked_runs(moves: Sequence[Move], dtype: Dtype) -> Array:
+    """The rows of runs for :func:`move_at`; raises ValueError as :func:`move_runs`. The arrays must be kept as long as the rows."""
+    return np.array([_checked(move, dtype) for move in moves], np.uint64).reshape(-1, 5)
+
+
+def runs_at(addresses: Array, sizes: Array, changes: Changes, begins: Array, counts: Array) -> Array:
+    """The rows of runs for :func:`move_at`, of which nothing is checked.
+
+    Args:
+        addresses, sizes: where each run lies, and its bytes.
+        changes: of all runs; the arrays must be kept as long as the rows.
+        begins, counts: where in these the changes of each run begin, and how many it has: uint64.
+    """
+    positions, zigzags = (np.uint64(part.ctypes.data) + begins * np.uint64(part.itemsize) for part in changes)
+    return np.stack([addresses, sizes.astype(np.uint64), positions, zigzags, counts], axis=1)
+
+
+def move_at(runs: Array, dtype: Dtype, back: bool, hashed: bool, moved: Array | None = None) -> bytes:
+    """:func:`move_runs`, given rows as :func:`move_and_hash` takes them; returns the leaves one behind the other."""
+    moved = np.empty(len(runs), np.uint8) if moved is None else moved
     addresses, sizes = blocks_at(runs[:, 0], runs[:, 1]) if hashed else (runs[:0, 0], runs[:0, 1])
     leaves, nothing = np.empty((len(sizes), 2), np.uint64), (np.empty(0, np.int32), np.empty(0, dtype.unit))
     move_and_hash(runs, *nothing, order_of(dtype), back, np.empty(8, np.uint64), leaves, moved)

@@ -203,12 +203,8 @@ class _Rows:
         offsets = self.places[blocks] % BYTES_PER_UPDATE_JOB
         changes, counts = codecs.sparse.unpack_all(coded, sizes.tolist(), (offsets // dtype.carrier).tolist(), dtype)
         firsts, numbers = np.flatnonzero(offsets == 0), np.array(counts, np.uint64)
-        begins = (np.cumsum(numbers) - numbers)[firsts]
-        runs = np.empty((len(firsts), 5), np.uint64)
-        runs[:, 0], runs[:, 1] = addresses[firsts], np.add.reduceat(sizes, firsts)
-        for column, part in zip((2, 3), changes, strict=True):
-            runs[:, column] = np.uint64(part.ctypes.data) + begins * np.uint64(part.itemsize)
-        runs[:, 4] = np.add.reduceat(numbers, firsts)
+        begins, nbytes = (np.cumsum(numbers) - numbers)[firsts], np.add.reduceat(sizes, firsts)
+        runs = kernels.moves.runs_at(addresses[firsts], nbytes, changes, begins, np.add.reduceat(numbers, firsts))
         moves = list[_Moves]()
         for i, j in pairwise(_cuts(runs[:, 1], np.zeros(len(runs)), BYTES_PER_UPDATE_JOB)):
             its_blocks = blocks[firsts[i] : firsts[j] if j < len(firsts) else len(blocks)]
