@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import numpy as np
 import zstandard
@@ -141,16 +141,8 @@ def join(planes: list[bytes], count: int, unit: np.dtype[Any]) -> Units:
 # --- escaped values (spec section 7.1), as planes ---
 
 
-class CodedChanges(NamedTuple):
-    """The planes of a block's changes, not yet put together."""
-
-    changes: int
-    """How many there are."""
-    gaps: tuple[int, int]
-    values: tuple[int, int]
-    """How many low planes gaps have, and how many escapes; the same of values."""
-    planes: list[bytes]
-    """The planes of gaps, then those of values."""
+PlaneCounts: TypeAlias = tuple[int, int, int, int, int]
+"""How many changes a block has; how many low planes its gaps have, and how many escapes; the same of values."""
 
 
 class BlockError(ValueError):
@@ -165,28 +157,28 @@ class BlockError(ValueError):
         self.block = block
 
 
-def read_planes(reader: Reader, count: int, width: int, low: int) -> tuple[list[bytes], int]:
+def read_planes(reader: Reader, count: int, width: int, low: int, planes: list[bytes]) -> int:
     """Read the planes of ``count`` escaped values.
 
     Args:
         reader: stands before the planes.
         width: bytes of a value.
         low: how many low planes there are.
+        planes: to append them to.
 
     Returns:
-        The planes, and how many values are the escape.
+        How many values are the escape.
 
     Raises:
         ValueError: with one line that says which rule of spec 7.1 the planes break.
     """
     if low == 1 < width:  # as nearly all have
-        planes = [reader.plane(count)]
-        escaped = planes[0].count(255)
+        planes.append(reader.plane(count))
+        escaped = planes[-1].count(255)
     else:
-        planes = [reader.plane(count) for _ in range(low)]
-        if low == width:
-            return planes, 0
-        escaped = int(np.all([np.frombuffer(plane, np.uint8) == 255 for plane in planes], axis=0).sum())
+        found = [reader.plane(count) for _ in range(low)]
+        planes += found
+        escaped = 0 if low == width else int(np.all([np.frombuffer(plane, np.uint8) == 255 for plane in found], axis=0).sum())
     if escaped:
         planes += [reader.plane(escaped) for _ in range(width)]
-    return planes, escaped
+    return escaped

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -185,11 +185,10 @@ class _Rows:
         """
         columns, found = self.columns, np.zeros(len(self.sizes), np.int64)
         numbers = [k for k, kind in enumerate(columns.kinds) if kind == "delta"]
-        payloads = self.file.payloads.read_at(numbers)
         for name in dict.fromkeys(columns.types[k].dtype for k in numbers):
-            rows = [(k, payload) for k, payload in zip(numbers, payloads, strict=True) if columns.types[k].dtype == name]
-            coded = list(chain.from_iterable(_cut(payload, columns.blocks[k]) for k, payload in rows))
-            blocks = np.flatnonzero(np.isin(self.owners, [k for k, _ in rows]))
+            alike = [k for k in numbers if columns.types[k].dtype == name]
+            coded = self.file.payloads.coded_blocks(alike)
+            blocks = np.flatnonzero(np.isin(self.owners, alike))
             for i, j in pairwise(_cuts(self.blocks[1][blocks], self.places[blocks], DECODED_AT_ONCE)):
                 counts, moves = self._moves(blocks[i:j], coded[i:j], DTYPES[name])
                 np.add.at(found, self.owners[blocks[i:j]], counts)
@@ -197,7 +196,7 @@ class _Rows:
         if found.tolist() != list(columns.changed):
             raise BlockError(0, "another number of units changes than an entry states")
 
-    def _moves(self, blocks: Numbers, coded: Sequence[memoryview], dtype: Dtype) -> tuple[list[int], list[_Moves]]:
+    def _moves(self, blocks: Numbers, coded: Sequence[bytes], dtype: Dtype) -> tuple[list[int], list[_Moves]]:
         """How many units change in each of some blocks, and what moves, by their numbers among all blocks and their coded forms."""
         addresses, sizes = (part[blocks] for part in self.blocks)
         offsets = self.places[blocks] % BYTES_PER_UPDATE_JOB
@@ -221,11 +220,3 @@ def _cuts(sizes: Numbers, places: Numbers, most: int) -> list[int]:
     firsts = np.flatnonzero(places % BYTES_PER_UPDATE_JOB == 0)
     part = (np.cumsum(sizes)[firsts] - sizes[firsts]) // most
     return [0, *firsts[np.flatnonzero(np.diff(part)) + 1].tolist(), len(sizes)]
-
-
-def _cut(payload: memoryview, sizes: Sequence[int]) -> Iterator[memoryview]:
-    """The coded blocks of a payload."""
-    at = 0
-    for size in sizes:
-        yield payload[at : at + size]
-        at += size
