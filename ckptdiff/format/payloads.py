@@ -63,12 +63,16 @@ class Payloads:
         return list(self._read_ranges([offsets[entry.name] for entry in entries], [entry.payload_size for entry in entries]))
 
     def coded_blocks(self, numbers: Sequence[int]) -> list[bytes]:
-        """The coded blocks of the entries of these numbers, which rise, one behind the other. Bytes are nothing that Python's garbage
-        collector looks at, which takes longer the more there are."""
-        begins, sizes = self._all_begins, self.columns.payloads
-        payloads = self._read_ranges([begins[k] for k in numbers], [sizes[k] for k in numbers])
-        rows = zip(payloads, (self.columns.blocks[k] for k in numbers), strict=True)
-        return [bytes(payload[j - size : j]) for payload, row in rows for size, j in zip(row, itertools.accumulate(row), strict=True)]
+        """Coded blocks by their numbers, which rise, among those of all entries. Bytes are nothing that Python's garbage collector looks
+        at, which takes longer the more there are."""
+        begins, sizes = self._all_blocks
+        return list(map(bytes, self._read_ranges([begins[k] for k in numbers], [sizes[k] for k in numbers])))
+
+    @cached_property
+    def _all_blocks(self) -> tuple[list[int], list[int]]:
+        """Where in the file each coded block begins, and its bytes."""
+        sizes = list(itertools.chain.from_iterable(self.columns.blocks))
+        return list(itertools.accumulate(sizes, initial=self.start)), sizes
 
     def _read_ranges(self, begins: Sequence[int], sizes: Sequence[int]) -> Iterator[memoryview]:
         """Ranges of the file in the order in which they lie; neighbours are read at once, and all before the first is given."""

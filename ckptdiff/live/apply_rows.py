@@ -7,7 +7,7 @@ room in :mod:`ckptdiff.live.load`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +25,7 @@ from ckptdiff.format.dtypes import DTYPES, Changes, Dtype
 from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.io.parallel import run_ordered
 from ckptdiff.lazy import torch
-from ckptdiff.live.hashing import hash_blocks_in_background
+from ckptdiff.live.hashing import leaves_of_blocks
 from ckptdiff.live.names import MODEL
 from ckptdiff.live.updates import BYTES_PER_UPDATE_JOB
 from ckptdiff.live.writing import MemoryRange, writing
@@ -142,13 +142,12 @@ class _Rows:
 
     def apply(self, threads: int) -> bool:
         """:func:`apply_rows`, once nothing else writes to the tensors."""
-        try:
-            with hash_blocks_in_background(*self.blocks, max(threads - 1, 1)) as leaves:
-                moves = list(self._all_moves())
-                before = leaves()
-        except (CkptdiffError, BlockError):
-            return False
+        before = leaves_of_blocks(*self.blocks, threads)
         if self._digests(before) != list(self.columns.base_digests):
+            return False
+        try:
+            moves = self._all_moves(threads)
+        except (CkptdiffError, BlockError):
             return False
         return self._write(moves, bytearray(before), threads)
 
@@ -177,28 +176,42 @@ class _Rows:
         """The digests of all tensors from the leaves of all blocks."""
         return [xxh128(leaves[16 * i : 16 * j]) for i, j in pairwise(self.bounds)]
 
-    def _all_moves(self) -> Iterator[_Moves]:
+    def _all_moves(self, threads: int) -> list[_Moves]:
         """What moves, in parts of so many bytes as one thread updates at once.
 
         Raises:
             CkptdiffError, BlockError: something is wrong with a payload.
         """
-        columns, found = self.columns, np.zeros(len(self.sizes), np.int64)
-        numbers = [k for k, kind in enumerate(columns.kinds) if kind == "delta"]
-        for name in dict.fromkeys(columns.types[k].dtype for k in numbers):
-            alike = [k for k in numbers if columns.types[k].dtype == name]
-            coded = self.file.payloads.coded_blocks(alike)
-            blocks = np.flatnonzero(np.isin(self.owners, alike))
-            for i, j in pairwise(_cuts(self.blocks[1][blocks], self.places[blocks], DECODED_AT_ONCE)):
-                counts, moves = self._moves(blocks[i:j], coded[i:j], DTYPES[name])
-                np.add.at(found, self.owners[blocks[i:j]], counts)
-                yield from moves
+        columns, is_delta = self.columns, np.array([kind == "delta" for kind in self.columns.kinds])
+        dtypes, places = list(dict.fromkeys(type_.dtype for type_ in columns.types)), np.cumsum(is_delta[self.owners]) - 1
+        alike = np.array([dtypes.index(type_.dtype) for type_ in columns.types])
+        total = int(self.sizes[is_delta].sum())
+        most = DECODED_AT_ONCE if threads == 1 else max(BYTES_PER_UPDATE_JOB, min(DECODED_AT_ONCE, total // (4 * threads)))
+        tasks = list[Callable[[], tuple[Numbers, Sequence[int], list[_Moves]]]]()
+        for k, name in enumerate(dtypes):
+            blocks = np.flatnonzero((is_delta & (alike == k))[self.owners])
+            for i, j in pairwise(_cuts(self.blocks[1][blocks], self.places[blocks], most)):
+                if i < j:
+                    tasks.append(partial(self._moves, blocks[i:j], places[blocks[i:j]], DTYPES[name]))
+        found, moves = np.zeros(len(self.sizes), np.int64), list[_Moves]()
+        with closing(run_ordered(tasks, min(threads, len(tasks)))) as results:
+            for blocks, counts, some in results:
+                np.add.at(found, self.owners[blocks], counts)
+                moves += some
         if found.tolist() != list(columns.changed):
             raise BlockError(0, "another number of units changes than an entry states")
+        return moves
 
-    def _moves(self, blocks: Numbers, coded: Sequence[bytes], dtype: Dtype) -> tuple[list[int], list[_Moves]]:
-        """How many units change in each of some blocks, and what moves, by their numbers among all blocks and their coded forms."""
+    def _moves(self, blocks: Numbers, places: Numbers, dtype: Dtype) -> tuple[Numbers, Sequence[int], list[_Moves]]:
+        """What moves in some blocks, after these and how many units change in each.
+
+        Args:
+            blocks: their numbers among all blocks.
+            places: those among the coded ones.
+            dtype: of all of them.
+        """
         addresses, sizes = (part[blocks] for part in self.blocks)
+        coded = self.file.payloads.coded_blocks(places.tolist())
         offsets = self.places[blocks] % BYTES_PER_UPDATE_JOB
         changes, counts = codecs.sparse.unpack_all(coded, sizes.tolist(), (offsets // dtype.carrier).tolist(), dtype)
         firsts, numbers = np.flatnonzero(offsets == 0), np.array(counts, np.uint64)
@@ -208,7 +221,7 @@ class _Rows:
         for i, j in pairwise(_cuts(runs[:, 1], np.zeros(len(runs)), BYTES_PER_UPDATE_JOB)):
             its_blocks = blocks[firsts[i] : firsts[j] if j < len(firsts) else len(blocks)]
             moves.append(_Moves(dtype, runs[i:j], its_blocks, changes, np.zeros(j - i, np.uint8)))
-        return counts, moves
+        return blocks, counts, moves
 
 
 def _cuts(sizes: Numbers, places: Numbers, most: int) -> list[int]:

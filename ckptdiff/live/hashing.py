@@ -44,6 +44,12 @@ def hash_in_background(parts: Sequence[Bytes | torch.Tensor], threads: int) -> I
         yield leaves
 
 
+def leaves_of_blocks(addresses: Array, sizes: Array, threads: int) -> bytes:
+    """Leaves of blocks in the host's memory, one behind the other; the arguments are as of :func:`hash_blocks_in_background`."""
+    with hash_blocks_in_background(addresses, sizes, threads) as leaves:
+        return leaves()
+
+
 @contextmanager
 def hash_blocks_in_background(addresses: Array, sizes: Array, threads: int) -> Iterator[Callable[[], bytes]]:
     """Hash blocks in the host's memory on other threads; gives a function that waits for all leaves, which lie one behind the other.

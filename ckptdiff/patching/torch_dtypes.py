@@ -109,12 +109,18 @@ def _check_plain(array: torch.Tensor, where: str) -> None:
     """Raise UnsupportedError unless a tensor has memory of its own in plain order."""
     if array.is_meta:
         raise UnsupportedError(f"{where}: is a meta tensor, without content: load its weights first")
-    if array.layout != torch.strided or array.is_quantized or array.is_conj() or array.is_neg():
+    if array.layout is not _plain_layout() or array.is_quantized or array.is_conj() or array.is_neg():
         raise UnsupportedError(f"{where}: is sparse, quantized or a lazy view: give a dense copy of it")
     if not array.is_contiguous():
         raise UnsupportedError(f"{where}: is not contiguous (strides {tuple(array.stride())}): give its .contiguous() copy")
     if array.untyped_storage().nbytes() < array.storage_offset() * array.element_size() + array.nbytes:
         raise UnsupportedError(f"{where}: its memory was freed, as FSDP does between uses: gather the full parameters first")
+
+
+@functools.cache
+def _plain_layout() -> torch.layout:
+    """That of a dense tensor: to ask torch each time takes as long as all other checks."""
+    return torch.strided
 
 
 def new_tensor(dtype: str, shape: tuple[int, ...], where: str) -> torch.Tensor:
