@@ -18,8 +18,8 @@ from ckptdiff.kernels import cache
 PACKAGE = Path(ckptdiff.__file__).parent
 ORDER = """
 lazy obtaining errors machine units
-io: leftovers in_place signals durable job unit_log work_folder scratch open_files store store_traffic store_urls store_path source \
-range_cache store_file store_upload store_spool places parallel elsewhere ray_pool workers folder
+io: collector leftovers in_place signals durable job unit_log work_folder scratch open_files store store_traffic store_urls store_path \
+source range_cache store_file store_upload store_spool places parallel elsewhere ray_pool workers folder
 format: json_scan canonical fields dtypes digests tensor_type header_scan xxh3 wrong_file safetensors safetensors_library safe_paths
 format: zstd_frame entry columns entry_scan table sealed metadata index payloads patch_file
 kernels: bins block_layout compiling cache compiler arrays jit casts leaves classes ulps changes sums moves escapes histogram gram mask_ops

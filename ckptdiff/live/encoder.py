@@ -17,6 +17,7 @@ from ckptdiff.errors import CheckpointError, IntegrityError, cut
 from ckptdiff.format.digests import BLOCK, identity, tensor_digest
 from ckptdiff.format.dtypes import DTYPES, Changes, Dtype, ManyChanges
 from ckptdiff.format.entry import CODEC_NAMES, Entry
+from ckptdiff.io.collector import paused_collector
 from ckptdiff.io.parallel import default_threads, no_progress
 from ckptdiff.live.encode_rows import encode_rows
 from ckptdiff.live.hashing import leaves_in_memory
@@ -167,7 +168,8 @@ class Encoder:
             return
         noted = len(self._moves)
         try:
-            self._encode_new(sorted(rows, key=lambda row: (row.dtype, row.name)))  # those of one dtype are encoded together
+            with paused_collector():
+                self._encode_new(sorted(rows, key=lambda row: (row.dtype, row.name)))  # those of one dtype are encoded together
         except BaseException:  # what was noted of tensors that were not added would be written with them once they are
             del self._moves[noted:]
             raise
@@ -242,7 +244,8 @@ class Encoder:
             raise IntegrityError(
                 f"{THE_REFERENCE}: has the identity {before.hex()}, expected {self._identity.hex()}: something wrote to it"
             )
-        patch = written(self._contents(before, after))
+        with paused_collector():
+            patch = written(self._contents(before, after))
         self._identity, self._finished = before, after
         return patch
 

@@ -16,6 +16,7 @@ from ckptdiff.checkpoint.renames import Rename
 from ckptdiff.errors import CheckpointError
 from ckptdiff.format.entry import CODEC_NAMES, Totals
 from ckptdiff.format.patch_file import PatchFile
+from ckptdiff.io.collector import paused_collector
 from ckptdiff.io.parallel import default_threads, no_progress
 from ckptdiff.io.source import read_bytes
 from ckptdiff.io.work_folder import work_folder
@@ -64,8 +65,9 @@ def diff(
     rules = [Rename.parse(text) for text in rename]
     options = on_threads(base, target, codec, threads or default_threads(), device)
     check_size(target)
-    encoded = encode_pair(base, target, pair(base, target, rules), options, io.BytesIO(), no_progress)
-    return written(PatchContents(encoded, recorded_facts(encoded, None, None), None))
+    with paused_collector():
+        encoded = encode_pair(base, target, pair(base, target, rules), options, io.BytesIO(), no_progress)
+        return written(PatchContents(encoded, recorded_facts(encoded, None, None), None))
 
 
 def written(contents: PatchContents) -> Patch:
