@@ -88,8 +88,10 @@ def flat_bytes(array: Array, where: str) -> Bytes | torch.Tensor:
     return np.asarray(_ArrayInterface(plain)) if array.nbytes else np.empty(0, np.uint8)
 
 
-def host_address(array: Array, dtype: str, shape: tuple[int, ...]) -> int | None:
+def host_address(array: Array, dtype: str, shape: tuple[int, ...], where: str = "") -> int | None:
     """Where a tensor of this dtype and shape lies in the host's memory, to be written to.
+
+    ``where``: what messages call it.
 
     Returns:
         Its address; 0 if it is empty; None if it is another tensor, or lies elsewhere.
@@ -100,8 +102,8 @@ def host_address(array: Array, dtype: str, shape: tuple[int, ...]) -> int | None
     if array.shape != shape or DTYPE_OF_NAME.get(_name_of(array.dtype)) != dtype:
         return None
     if isinstance(array, np.ndarray):
-        return memory_range(flat_bytes(array, dtype))[1] if array.flags.writeable else None
-    _check_plain(array, dtype)
+        return memory_range(flat_bytes(array, where))[1] if array.flags.writeable else None
+    _check_plain(array, where)
     return int(array.data_ptr()) if array.is_cpu else None
 
 

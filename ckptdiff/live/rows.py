@@ -1,13 +1,13 @@
-"""A patch applied to tensors in the host's memory where they lie: many by one call, without a recipe for each (spec section 10).
+"""Tensors in the host's memory as rows of arrays, and what a patch changes in them, decoded for many by one call (spec section 10).
 
-It takes the patches that are applied most, steps of a training run: one file of tensors that ``sparse`` codes, or that stay, each with the
-base tensor of its own name. It takes nothing where anything is wrong, and changes nothing then, so that all rules and errors have their
-room in :mod:`ckptdiff.live.load`.
+That is for the patches that are applied most, steps of a training run: one file of tensors that ``sparse`` codes, or that stay, each with
+the base tensor of its own name. Where anything else is to be done, or anything is wrong, nothing is taken, so that all rules and errors
+have their room in :mod:`ckptdiff.live.load`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -24,12 +24,10 @@ from ckptdiff.format.digests import BLOCK, xxh128
 from ckptdiff.format.dtypes import DTYPES, Changes, Dtype
 from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.io.parallel import run_ordered
-from ckptdiff.lazy import torch
 from ckptdiff.live.hashing import leaves_of_blocks
-from ckptdiff.live.names import MODEL
 from ckptdiff.live.updates import BYTES_PER_UPDATE_JOB
-from ckptdiff.live.writing import MemoryRange, writing
-from ckptdiff.patching.memory import State, state_of
+from ckptdiff.live.writing import MemoryRange
+from ckptdiff.patching.memory import State
 from ckptdiff.patching.patch import OpenPatch
 from ckptdiff.patching.torch_dtypes import Array, host_address, memory_of
 
@@ -38,31 +36,18 @@ DECODED_AT_ONCE = 64 * BLOCK
 """Bytes of tensors, about, that one call decodes."""
 
 
-def apply_rows(patch: OpenPatch, model: Any, scope: str | None, threads: int) -> bool:
-    """Turn a model that has the base's content into the target in place, if the patch and the model are as told above.
+def rows_of(patch: OpenPatch, state: State, scope: str | None) -> Rows | None:
+    """The tensors that a patch is for; None if it or one of them is not as told above.
 
-    Arguments are those of :meth:`ckptdiff.Patch.apply_`. The base's digests are compared before anything is written, and the target's
-    afterwards.
-
-    Returns:
-        Whether that was done. If not, the model is as it was.
-
-    Raises:
-        CheckpointError: the model is no state.
+    Args:
+        patch: the patch.
+        state: the model's tensors.
+        scope: which scope was asked for.
     """
-    if len(patch.files) != 1 or scope not in (None, patch.files[0].metadata.target_scope):
-        return False
-    rows = _rows_of(patch.files[0], patch.tied, state_of(model, MODEL))
-    if rows is None:
-        return False
-    with writing(rows.memory):
-        return rows.apply(threads)
-
-
-def _rows_of(file: PatchFile, tied: Mapping[str, str], state: State) -> _Rows | None:
-    """The tensors that a patch file is for; None if it or one of them is not as told above."""
-    columns = file.table.columns
-    if not columns.are_plain or "new" in columns.kinds or not set(columns.codecs) <= {None, "sparse"}:
+    columns = patch.files[0].table.columns if len(patch.files) == 1 else None
+    if columns is None or not columns.are_plain or "new" in columns.kinds or not set(columns.codecs) <= {None, "sparse"}:
+        return None
+    if scope not in (None, patch.files[0].metadata.target_scope):
         return None
     arrays, addresses = list[Array](), list[int]()
     try:
@@ -73,11 +58,11 @@ def _rows_of(file: PatchFile, tied: Mapping[str, str], state: State) -> _Rows | 
                 return None
             arrays.append(array)
             addresses.append(address)
-        if any(_is_apart(state, name, kept) for name, kept in tied.items()):
+        if any(_is_apart(state, name, kept) for name, kept in patch.tied.items()):
             return None
     except UnsupportedError:
         return None
-    rows = _Rows(file, arrays, np.array(addresses, np.uint64), np.array(columns.nbytes, np.int64))
+    rows = Rows(patch.files[0], arrays, np.array(addresses, np.uint64), np.array(columns.nbytes, np.int64))
     return None if rows.overlap() else rows
 
 
@@ -88,7 +73,7 @@ def _is_apart(state: State, name: str, kept: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Moves:
+class Moves:
     """Runs of whole blocks of tensors of one dtype whose units move, and by how much."""
 
     dtype: Dtype
@@ -97,21 +82,30 @@ class _Moves:
     blocks: Numbers
     """The number of each of their blocks among those of all tensors."""
     changes: Changes
-    """Which are kept, since a run has only their address."""
+    """Those of all runs, one behind the other, beside others: a run has only the address of its own."""
+    begins: Numbers
+    """Where in these the changes of each run begin."""
+    firsts: Numbers
+    """The first block of each run, by its number among all."""
     moved: Numbers
     """uint8, one for each run: 1 once it is moved."""
 
-    def move(self, back: bool, hashed: bool = True) -> bytes:
-        """Move the units, or move them back; returns the leaves of the result, one behind the other, if ``hashed``."""
+    @property
+    def counts(self) -> Numbers:
+        """How many units each run changes."""
+        return self.runs[:, 4]
+
+    def move(self, back: bool, hashed: bool) -> bytes:
+        """Move the units, or move them ``back``; returns the leaves of the result, one behind the other, if ``hashed``."""
         return kernels.moves.move_at(self.runs, self.dtype, back, hashed, self.moved)
 
-    def take_back(self) -> None:
-        """Undo what was moved."""
+    def take_back(self, back: bool) -> None:
+        """Undo what :meth:`move` has done of a move the other way."""
         done = self.moved == 1
-        kernels.moves.move_at(self.runs[done], self.dtype, True, False, self.moved[done])
+        kernels.moves.move_at(self.runs[done], self.dtype, back, False)
 
 
-class _Rows:
+class Rows:
     """The tensors of a patch file, in the table's order.
 
     Args:
@@ -125,8 +119,7 @@ class _Rows:
         self.addresses, self.sizes = addresses, sizes
         self.blocks = kernels.leaves.blocks_at(addresses, sizes)
         self.owners, self.places = kernels.leaves.places_of_blocks(sizes)
-        counts = np.bincount(self.owners, minlength=len(sizes))
-        self.bounds = [0, *np.cumsum(counts).tolist()]
+        self._bounds = [0, *np.cumsum(np.bincount(self.owners, minlength=len(sizes))).tolist()]
 
     @property
     def memory(self) -> list[MemoryRange]:
@@ -140,87 +133,60 @@ class _Rows:
         ends = self.addresses[order] + self.sizes[order].astype(np.uint64)
         return bool((ends[:-1] > self.addresses[order][1:]).any())
 
-    def apply(self, threads: int) -> bool:
-        """:func:`apply_rows`, once nothing else writes to the tensors."""
-        before = leaves_of_blocks(*self.blocks, threads)
-        if self._digests(before) != list(self.columns.base_digests):
-            return False
-        try:
-            moves = self._all_moves(threads)
-        except (CkptdiffError, BlockError):
-            return False
-        return self._write(moves, bytearray(before), threads)
+    def leaves(self, threads: int) -> bytes:
+        """Leaves of all blocks, as they are now, one behind the other."""
+        return leaves_of_blocks(*self.blocks, threads)
 
-    def _write(self, moves: Sequence[_Moves], leaves: bytearray, threads: int) -> bool:
-        """Apply the changes; returns whether the result is the target, and takes all back if it is not.
-
-        ``leaves``: of all blocks, which become those of the result.
-        """
-        changed = [array for array, count in zip(self.arrays, self.columns.changed, strict=True) if count]
-        rows, is_right = np.frombuffer(leaves, np.uint8).reshape(-1, 16), False
-        try:
-            with closing(run_ordered([partial(part.move, False) for part in moves], min(threads, len(moves)))) as results:
-                for part, found in zip(moves, results, strict=True):
-                    rows[part.blocks] = np.frombuffer(found, np.uint8).reshape(-1, 16)
-            is_right = self._digests(bytes(leaves)) == list(self.columns.digests)
-        finally:
-            if not is_right:
-                for part in moves:
-                    part.take_back()
-            tensors = [array for array in changed if not isinstance(array, np.ndarray)]
-            if tensors:  # as torch's own writes do: a backward pass through the old values then fails
-                torch.autograd.graph.increment_version(tensors)
-        return is_right
-
-    def _digests(self, leaves: bytes) -> list[bytes]:
+    def digests(self, leaves: bytes) -> list[bytes]:
         """The digests of all tensors from the leaves of all blocks."""
-        return [xxh128(leaves[16 * i : 16 * j]) for i, j in pairwise(self.bounds)]
+        return [xxh128(leaves[16 * i : 16 * j]) for i, j in pairwise(self._bounds)]
 
-    def _all_moves(self, threads: int) -> list[_Moves]:
-        """What moves, in parts of so many bytes as one thread updates at once.
+    def decoded(self, threads: int) -> list[Moves] | None:
+        """What moves, in parts of so many bytes as one thread updates at once; None if something is wrong with a payload."""
+        try:
+            return self._decoded(threads)
+        except (CkptdiffError, BlockError):
+            return None
 
-        Raises:
-            CkptdiffError, BlockError: something is wrong with a payload.
-        """
+    def _decoded(self, threads: int) -> list[Moves] | None:
         columns, is_delta = self.columns, np.array([kind == "delta" for kind in self.columns.kinds])
         dtypes, places = list(dict.fromkeys(type_.dtype for type_ in columns.types)), np.cumsum(is_delta[self.owners]) - 1
         alike = np.array([dtypes.index(type_.dtype) for type_ in columns.types])
         total = int(self.sizes[is_delta].sum())
         most = DECODED_AT_ONCE if threads == 1 else max(BYTES_PER_UPDATE_JOB, min(DECODED_AT_ONCE, total // (4 * threads)))
-        tasks = list[Callable[[], tuple[Numbers, Sequence[int], list[_Moves]]]]()
+        tasks = list[Callable[[], tuple[Numbers, Sequence[int], list[Moves]]]]()
         for k, name in enumerate(dtypes):
             blocks = np.flatnonzero((is_delta & (alike == k))[self.owners])
             for i, j in pairwise(_cuts(self.blocks[1][blocks], self.places[blocks], most)):
                 if i < j:
                     tasks.append(partial(self._moves, blocks[i:j], places[blocks[i:j]], DTYPES[name]))
-        found, moves = np.zeros(len(self.sizes), np.int64), list[_Moves]()
+        found, moves = np.zeros(len(self.sizes), np.int64), list[Moves]()
         with closing(run_ordered(tasks, min(threads, len(tasks)))) as results:
             for blocks, counts, some in results:
                 np.add.at(found, self.owners[blocks], counts)
                 moves += some
-        if found.tolist() != list(columns.changed):
-            raise BlockError(0, "another number of units changes than an entry states")
-        return moves
+        return moves if found.tolist() == list(columns.changed) else None
 
-    def _moves(self, blocks: Numbers, places: Numbers, dtype: Dtype) -> tuple[Numbers, Sequence[int], list[_Moves]]:
+    def _moves(self, blocks: Numbers, numbers: Numbers, dtype: Dtype) -> tuple[Numbers, Sequence[int], list[Moves]]:
         """What moves in some blocks, after these and how many units change in each.
 
         Args:
             blocks: their numbers among all blocks.
-            places: those among the coded ones.
+            numbers: those among the coded ones.
             dtype: of all of them.
         """
         addresses, sizes = (part[blocks] for part in self.blocks)
-        coded = self.file.payloads.coded_blocks(places.tolist())
+        coded = self.file.payloads.coded_blocks(numbers.tolist())
         offsets = self.places[blocks] % BYTES_PER_UPDATE_JOB
         changes, counts = codecs.sparse.unpack_all(coded, sizes.tolist(), (offsets // dtype.carrier).tolist(), dtype)
-        firsts, numbers = np.flatnonzero(offsets == 0), np.array(counts, np.uint64)
-        begins, nbytes = (np.cumsum(numbers) - numbers)[firsts], np.add.reduceat(sizes, firsts)
-        runs = kernels.moves.runs_at(addresses[firsts], nbytes, changes, begins, np.add.reduceat(numbers, firsts))
-        moves = list[_Moves]()
+        firsts, found = np.flatnonzero(offsets == 0), np.array(counts, np.uint64)
+        begins, nbytes = (np.cumsum(found) - found)[firsts], np.add.reduceat(sizes, firsts)
+        runs = kernels.moves.runs_at(addresses[firsts], nbytes, changes, begins, np.add.reduceat(found, firsts))
+        moves = list[Moves]()
         for i, j in pairwise(_cuts(runs[:, 1], np.zeros(len(runs)), BYTES_PER_UPDATE_JOB)):
             its_blocks = blocks[firsts[i] : firsts[j] if j < len(firsts) else len(blocks)]
-            moves.append(_Moves(dtype, runs[i:j], its_blocks, changes, np.zeros(j - i, np.uint8)))
+            places = begins[i:j], blocks[firsts[i:j]]
+            moves.append(Moves(dtype, runs[i:j], its_blocks, changes, *places, np.zeros(j - i, np.uint8)))
         return blocks, counts, moves
 
 

@@ -1,4 +1,4 @@
-"""A patch applied to tensors where they lie gives what the general way gives; what it does not take changes nothing."""
+"""A patch decoded to rows of tensors does what the general way does; what is not taken that way changes nothing."""
 
 from __future__ import annotations
 
@@ -15,17 +15,28 @@ from ckptdiff.format.digests import BLOCK
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[torch]'")
 
+
 from ckptdiff.format.dtypes import DTYPE_NAMES  # noqa: E402
-from ckptdiff.live import apply_rows as rows_module  # noqa: E402
 from ckptdiff.live import load as load_module  # noqa: E402
-from ckptdiff.live.apply_rows import apply_rows  # noqa: E402
+from ckptdiff.live import rows as rows_module  # noqa: E402
+from ckptdiff.live.loaded_rows import LoadedRows, load_rows  # noqa: E402
+from ckptdiff.patching.memory import state_of  # noqa: E402
 from tests.support.strategies import examples_run  # noqa: E402
 from tests.support.torch_states import State, copy_of, equal, nudge, pair, tensor  # noqa: E402
 
 
+def loaded(patch: ckptdiff.Patch, model: Any, threads: int = 1) -> LoadedRows | None:
+    """The patch decoded in this way."""
+    rows = rows_module.rows_of(patch.opened, state_of(model, "the model"), None)
+    return load_rows("the patch", rows, threads, lambda: state_of(model, "the model")) if rows is not None else None
+
+
 def taken(patch: ckptdiff.Patch, model: Any, threads: int = 1) -> bool:
-    """Whether the patch is applied in this way, with all digests compared."""
-    return apply_rows(patch.opened, model, None, threads)
+    """Whether the patch is decoded in this way; if so it is applied, with all digests compared."""
+    found = loaded(patch, model, threads)
+    if found is not None:
+        found.apply_()
+    return found is not None
 
 
 @settings(max_examples=examples_run(80), deadline=None)
@@ -39,9 +50,14 @@ def test_any_pair(seed: int, share: float, threads: int) -> None:
     }
     new = {name: nudge(rng, array, share) for name, array in old.items()}
     patch, model = ckptdiff.diff(old, new), copy_of(old)
-    assert taken(patch, model, threads) and equal(model, new)
-    assert not taken(patch, model, threads) or share == 0 or equal(old, new)
-    assert equal(model, new)
+    found, other = loaded(patch, model, threads), patch._loader(model, None, threads).load()
+    assert found is not None or share > 0.1  # where the changes would take more memory than the tensors
+    for _ in range(2 if found is not None else 0):
+        assert {name: places.tolist() for name, places in found.touched()} == {name: p.tolist() for name, p in other.touched()}
+        found.apply_()
+        assert equal(model, new) and (loaded(patch, model, threads) is None or equal(old, new))
+        found.revert_()
+        assert equal(model, old)
 
 
 @pytest.mark.parametrize("threads", [1, 4])
@@ -55,7 +71,14 @@ def test_long_tensors_are_cut(threads: int, blocks_at_once: int, monkeypatch: py
     patch, model = ckptdiff.diff(old, new), copy_of(old)
     monkeypatch.setattr(rows_module, "DECODED_AT_ONCE", blocks_at_once * BLOCK)
     monkeypatch.setattr(rows_module, "BYTES_PER_UPDATE_JOB", 2 * BLOCK)
-    assert taken(patch, model, threads) and equal(model, new)
+    found = loaded(patch, model, threads)
+    other = patch._loader(model, None, 1).load()
+    assert found is not None and found.nbytes == other.nbytes
+    assert {name: places.tolist() for name, places in found.touched()} == {name: places.tolist() for name, places in other.touched()}
+    found.apply_()
+    assert equal(model, new)
+    found.revert_(check=False)
+    assert equal(model, old)
 
 
 def test_apply_takes_this_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,6 +95,7 @@ def test_apply_takes_this_way(monkeypatch: pytest.MonkeyPatch) -> None:
     patch = ckptdiff.diff(module, after)
     assert patch.opened.tied == {"2.weight": "0.weight"}
     versions = [part._version for part in module.parameters()]
+    patch.load(module)
     patch.apply_(module)
     assert equal(module.state_dict(), after)
     assert all(part._version > version for part, version in zip(module.parameters(), versions, strict=True))
@@ -136,11 +160,10 @@ def test_a_broken_payload(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(rows_module.codecs.sparse, "unpack_all", another)
     versions = [array._version for array in model.values()]
-    assert not taken(patch, model) and equal(model, old)
-    assert all(array._version > version for array, version in zip(model.values(), versions, strict=True))
-    with pytest.raises(IntegrityError, match=r"came out with the digest .*it was taken back"):
+    with pytest.raises(IntegrityError, match=r"the model: tensor \w+ came out with the digest .*the patch is broken.*it was taken back"):
         patch.apply_(model)
     assert equal(model, old)
+    assert all(array._version > version for array, version in zip(model.values(), versions, strict=True))
 
     def fewer(*arguments: Any) -> Any:
         changes, counts = unpack_all(*arguments)
@@ -158,16 +181,16 @@ def test_all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     old, new = pair()
     old, new = ({name: array for name, array in side.items() if name not in ("f4", "tied")} for side in (old, new))
     patch, model, calls = ckptdiff.diff(old, new), copy_of(old), []
-    move = rows_module._Moves.move
+    move = rows_module.Moves.move
 
-    def interrupted(part: Any, back: bool) -> bytes:
-        leaves = move(part, back)
+    def interrupted(part: Any, back: bool, hashed: bool) -> bytes:
+        leaves = move(part, back, hashed)
         calls.append(part)
         if len(calls) == 4:  # once the kernel has moved the units, and nobody was told
             raise KeyboardInterrupt
         return leaves
 
-    monkeypatch.setattr(rows_module._Moves, "move", interrupted)
+    monkeypatch.setattr(rows_module.Moves, "move", interrupted)
     for threads in (1, 3):
         calls.clear()
         with pytest.raises(KeyboardInterrupt):
@@ -176,3 +199,30 @@ def test_all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     patch.apply_(model)
     assert equal(model, new)
+
+
+def test_a_model_that_was_changed_or_replaced() -> None:
+    """What a loaded patch was loaded for must be there still, with the content that it left."""
+    old, new = ({name: side[name] for name in ("bf16", "f32", "same")} for side in pair())
+    model = copy_of(old)
+    found = loaded(ckptdiff.diff(old, new), model)
+    assert found is not None
+    with pytest.raises(BaseMismatchError, match="is not applied: there is nothing to revert"):
+        found.revert_()
+    model["same"].view(torch.uint8)[0] ^= 1
+    with pytest.raises(BaseMismatchError, match=r"the model: tensor same has the digest .*it is not the base: is another patch applied\?"):
+        found.apply_()
+    model["same"].view(torch.uint8)[0] ^= 1
+    found.apply_()
+    with pytest.raises(BaseMismatchError, match="is applied already: revert it first"):
+        found.apply_()
+    model["f32"].view(torch.uint8)[0, 0] ^= 1
+    with pytest.raises(BaseMismatchError, match=r"tensor f32 has the digest .* it was changed since the patch was applied"):
+        found.revert_()
+    model["f32"].view(torch.uint8)[0, 0] ^= 1
+    kept, model["same"] = model["same"], model["same"].clone()
+    with pytest.raises(BaseMismatchError, match="tensor same is not the one that the patch was loaded for: was the model cast, moved"):
+        found.revert_()
+    model["same"] = kept
+    found.revert_()
+    assert equal(model, old)
