@@ -34,8 +34,8 @@ hash_work spool encode_log pending_tensor encode_pair pair_summary source_folder
 overwrite output destination write wrong_base recipes file_sink build_together build rebuild_files rebuild target_files in_place_plan \
 in_place_journal in_place traffic_plan provenance work_plan rebuild_plan compose_history compose_blocks compose_files compose_tensors \
 compose compose_base
-live: hashing names updates sparse_updates writing rows switch loaded_rows load changes patch identity target state_copy restored
-live: encode_rows encoder
+live: hashing names updates sparse_updates writing rows switch loaded_rows load changes encode_rows encode_states
+live: patch identity target state_copy restored encoder
 analysis: modules values sparsity frames notebook matrices rank intervals nulls principal matrix_rank matrix_nulls null_summary sizes
 analysis: size_summary report_model stored_ranks report_stored cast_on_read pair_readers sides pairs report_work overlap overlap_work series
 subnetwork: mask_rows mask_file mask_sets mask_sources mask_guesses mask_score mask smallest masked_parameter freeze track

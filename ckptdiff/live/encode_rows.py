@@ -29,12 +29,14 @@ class EncodedRow(NamedTuple):
     payload: bytes
 
 
-def encode_rows(tensors: Sequence[Tensor], memory: Sequence[tuple[Bytes, Bytes]], noted: NotedParts, threads: int) -> list[EncodedRow]:
+def encode_rows(
+    tensors: Sequence[Tensor], memory: Sequence[tuple[Bytes, Bytes]], noted: NotedParts | None, threads: int
+) -> list[EncodedRow]:
     """Encode tensors against those of the base.
 
     Args:
-        tensors: those of the base, none of them empty.
-        memory: of each, and of what it becomes, which has the same dtype and shape.
+        tensors: the tensors, none of them empty, with the names, dtypes and shapes that the entries state.
+        memory: of each one's base, and of what it becomes, which has the same dtype and size.
         noted: told what changes, on any thread.
         threads: how many to use; the bytes do not depend on it.
     """

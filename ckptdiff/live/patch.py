@@ -21,6 +21,7 @@ from ckptdiff.io.parallel import default_threads, no_progress
 from ckptdiff.io.source import read_bytes
 from ckptdiff.io.work_folder import work_folder
 from ckptdiff.live.changes import Change, changes_of
+from ckptdiff.live.encode_states import encode_states
 from ckptdiff.live.load import Loader
 from ckptdiff.live.loaded_rows import load_rows
 from ckptdiff.live.names import MODEL
@@ -64,11 +65,14 @@ def diff(
     if codec is not None and codec not in CODEC_NAMES:
         raise CheckpointError(f"unknown codec {codec!r}: expected one of {', '.join(CODEC_NAMES)}")
     base, target = (open_state(state_of(state, where), where) for state, where in ((old, "the old tensors"), (new, "the new tensors")))
-    rules = [Rename.parse(text) for text in rename]
-    options = on_threads(base, target, codec, threads or default_threads(), device)
+    rules, count = [Rename.parse(text) for text in rename], threads or default_threads()
+    options = on_threads(base, target, codec, count, device)
     check_size(target)
     with paused_collector():
-        encoded = encode_pair(base, target, pair(base, target, rules), options, io.BytesIO(), no_progress)
+        pairing = pair(base, target, rules)
+        encoded = encode_states(base, target, pairing, io.BytesIO(), count) if codec == "sparse" and device is None else None
+        if encoded is None:
+            encoded = encode_pair(base, target, pairing, options, io.BytesIO(), no_progress)
         return written(PatchContents(encoded, recorded_facts(encoded, None, None), None))
 
 
