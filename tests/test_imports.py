@@ -18,8 +18,8 @@ from ckptdiff.kernels import cache
 PACKAGE = Path(ckptdiff.__file__).parent
 ORDER = """
 lazy obtaining errors machine units
-io: leftovers in_place signals durable job unit_log work_folder scratch open_files store store_traffic store_urls store_path source \
-range_cache store_file store_upload store_spool places parallel elsewhere ray_pool workers folder
+io: collector leftovers in_place signals durable job unit_log work_folder scratch open_files store store_traffic store_urls store_path \
+source range_cache store_file store_upload store_spool places parallel elsewhere ray_pool workers folder
 format: json_scan canonical fields dtypes digests tensor_type header_scan xxh3 wrong_file safetensors safetensors_library safe_paths
 format: zstd_frame entry columns entry_scan table sealed metadata index payloads patch_file
 kernels: bins block_layout compiling cache compiler arrays jit casts leaves classes ulps changes sums moves escapes histogram gram mask_ops
@@ -35,7 +35,8 @@ encode hash_work spool encode_log pending_tensor encode_pair pair_summary source
 overwrite output destination write wrong_base recipes file_sink build_files build_together build rebuild_files rebuild tensor_checks \
 target_files in_place_plan in_place_journal in_place traffic_plan provenance work_plan rebuild_plan compose_history compose_blocks \
 compose_files compose_tensors compose compose_base
-live: hashing names updates sparse_updates writing switch load changes patch identity target state_copy restored encode_rows encoder
+live: hashing names updates sparse_updates writing rows switch loaded_rows load changes encode_rows encode_states
+live: patch identity target state_copy restored encoder
 analysis: modules values sparsity frames notebook matrices rank intervals nulls principal matrix_rank matrix_nulls null_summary sizes
 analysis: size_summary report_model stored_ranks report_stored cast_on_read pair_readers sides pairs report_work overlap overlap_work series
 subnetwork: mask_rows mask_file mask_sets mask_sources mask_guesses mask_score mask smallest masked_parameter freeze track

@@ -127,7 +127,7 @@ def unpack_all(
     return None if -1 in ends else (changes, [end - start for start, end in itertools.pairwise([0, *ends])])
 
 
-def _raw_words(data: memoryview) -> np.ndarray[Any, Any]:
+def _raw_words(data: memoryview | bytes) -> np.ndarray[Any, Any]:
     """The words of a block's raw bits, and two zeros. Scratch."""
     words = scratch("raw", len(data) // 4 + 3, np.uint32)
     flat = words.view(np.uint8)
@@ -135,7 +135,7 @@ def _raw_words(data: memoryview) -> np.ndarray[Any, Any]:
     return words.view("<u4").astype(np.uint32, copy=False)
 
 
-def _decode_static(units: Units, coded: memoryview, raw: np.ndarray[Any, Any], dtype: Dtype) -> tuple[Changes, int]:
+def _decode_static(units: Units, coded: memoryview | bytes, raw: np.ndarray[Any, Any], dtype: Dtype) -> tuple[Changes, int]:
     """As :func:`ckptdiff.kernels.adaptive_block.decode_named`, of the other form."""
     classes = kernels.classes.classes_of(units, dtype)
     changes, bits = kernels.static.decode(classes, bytes(coded), raw, 8 * dtype.carrier)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ckptdiff.codecs.planes import BlockError, CodedChanges, write_plane
+from ckptdiff.codecs.planes import BlockError, PlaneCounts, write_plane
 from ckptdiff.format.dtypes import Changes, ManyChanges
 from ckptdiff.io.scratch import scratch
 from ckptdiff.kernels import escapes
@@ -55,12 +55,18 @@ def write_planes(planes: memoryview, at: int, count: int, width: int, low: int, 
 
 
 def join_changes(
-    coded: Sequence[CodedChanges], units: Sequence[int], offsets: Sequence[int], gap_width: int, unit: np.dtype[Any]
+    planes: Sequence[bytes],
+    rows: Sequence[PlaneCounts],
+    units: Sequence[int],
+    offsets: Sequence[int],
+    gap_width: int,
+    unit: np.dtype[Any],
 ) -> tuple[Changes, list[int]]:
     """The changes of several blocks, one behind the other; and how many each has.
 
     Args:
-        coded: the blocks' planes.
+        planes: those of the blocks, one behind the other.
+        rows: how many each block has.
         units: how many units each block has.
         offsets: what is added to the positions of each block.
         gap_width: bytes of a gap.
@@ -69,12 +75,12 @@ def join_changes(
     Raises:
         BlockError: a block's planes break a rule of the spec.
     """
-    planes = np.frombuffer(bytearray().join(itertools.chain.from_iterable(block.planes for block in coded)), np.uint8)
-    rows = [(b.changes, *b.gaps, *b.values, size, offset) for b, size, offset in zip(coded, units, offsets, strict=True)]
-    counts = [block.changes for block in coded]
+    data, numbers = np.frombuffer(bytearray().join(planes), np.uint8), np.empty((len(rows), 7), np.int64)
+    numbers[:, :5], numbers[:, 5], numbers[:, 6] = np.array(rows, np.int64).reshape(-1, 5), units, offsets
+    counts = [row[0] for row in rows]
     positions, zigzags = np.empty(sum(counts), np.int32), np.empty(sum(counts), unit)
-    gaps, numbers = scratch("gaps", max(counts, default=0), np.uint32), np.array(rows, np.int64).reshape(-1, 7)
-    block, wrong, last = escapes.join_changes(planes, numbers, gap_width, unit.itemsize, gaps, positions, zigzags)
+    gaps = scratch("gaps", max(counts, default=0), np.uint32)
+    block, wrong, last = escapes.join_changes(data, numbers, gap_width, unit.itemsize, gaps, positions, zigzags)
     if wrong == escapes.BEYOND_BLOCK:
         raise BlockError(block, f"it changes unit {last} of {units[block]}")
     if wrong:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import numpy as np
 import zstandard
+from zstandard import CONTENTSIZE_UNKNOWN, get_frame_parameters
 
 from ckptdiff.format.dtypes import Bytes, Units
 from ckptdiff.machine import machine_error
@@ -48,11 +49,13 @@ def write_varint(value: int) -> bytes:
 class Reader:
     """A cursor over one coded block. Every method raises ValueError, with one line, where bytes are missing or break a rule of the spec."""
 
-    def __init__(self, data: memoryview) -> None:
+    __slots__ = "data", "position"
+
+    def __init__(self, data: memoryview | bytes) -> None:
         self.data = data
         self.position = 0
 
-    def take(self, count: int) -> memoryview:
+    def take(self, count: int) -> memoryview | bytes:
         """The next bytes."""
         end = self.position + count
         if end > len(self.data):
@@ -62,25 +65,29 @@ class Reader:
 
     def varint(self) -> int:
         """The next number."""
-        value, data = 0, self.data
-        for shift in range(0, 35, 7):
-            if self.position == len(data):
-                self.take(1)  # which says what is missing
-            byte = data[self.position]
-            self.position += 1
-            value |= (byte & 0x7F) << shift
+        value, shift, at, data = 0, 0, self.position, self.data
+        end = len(data)
+        while at < end:
+            byte = data[at]
+            at += 1
             if byte < 0x80:
+                value |= byte << shift
                 if (byte == 0 and shift) or value >> 32:
                     raise ValueError("a varint is too large or not minimal")
+                self.position = at
                 return value
-        raise ValueError("a varint is longer than 5 bytes")
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if shift == 35:
+                raise ValueError("a varint is longer than 5 bytes")
+        raise ValueError(f"it ends after {end} bytes, {end + 1} are needed")
 
     def plane(self, length: int) -> bytes:
         """The next plane, of so many bytes."""
         if length == 0:
             return b""
         size = self.varint()
-        return bytes(self.take(length)) if size == 0 else _decompress(ZSTD_MAGIC + self.take(size), length)
+        return _decompress(ZSTD_MAGIC + self.take(size), length) if size else bytes(self.take(length))
 
     def end(self) -> None:
         """Raise ValueError unless all bytes are read."""
@@ -91,8 +98,8 @@ class Reader:
 def _decompress(frame: bytes, length: int) -> bytes:
     """The content of a plane's frame, which must have so many bytes."""
     try:
-        stated = zstandard.get_frame_parameters(frame)
-        if stated.content_size not in (length, zstandard.CONTENTSIZE_UNKNOWN) or stated.has_checksum or stated.dict_id:
+        stated = get_frame_parameters(frame)
+        if stated.content_size not in (CONTENTSIZE_UNKNOWN, length) or stated.has_checksum or stated.dict_id:
             raise ValueError("the zstd frame states another size, a checksum or a dictionary")
         if stated.window_size > MAX_PLANE_WINDOW:
             raise ValueError(f"the zstd frame has a window of {stated.window_size} bytes, more than {MAX_PLANE_WINDOW}")
@@ -134,16 +141,8 @@ def join(planes: list[bytes], count: int, unit: np.dtype[Any]) -> Units:
 # --- escaped values (spec section 7.1), as planes ---
 
 
-class CodedChanges(NamedTuple):
-    """The planes of a block's changes, not yet put together."""
-
-    changes: int
-    """How many there are."""
-    gaps: tuple[int, int]
-    values: tuple[int, int]
-    """How many low planes gaps have, and how many escapes; the same of values."""
-    planes: list[bytes]
-    """The planes of gaps, then those of values."""
+PlaneCounts: TypeAlias = tuple[int, int, int, int, int]
+"""How many changes a block has; how many low planes its gaps have, and how many escapes; the same of values."""
 
 
 class BlockError(ValueError):
@@ -158,24 +157,28 @@ class BlockError(ValueError):
         self.block = block
 
 
-def read_planes(reader: Reader, count: int, width: int, low: int) -> tuple[list[bytes], int]:
+def read_planes(reader: Reader, count: int, width: int, low: int, planes: list[bytes]) -> int:
     """Read the planes of ``count`` escaped values.
 
     Args:
         reader: stands before the planes.
         width: bytes of a value.
         low: how many low planes there are.
+        planes: to append them to.
 
     Returns:
-        The planes, and how many values are the escape.
+        How many values are the escape.
 
     Raises:
         ValueError: with one line that says which rule of spec 7.1 the planes break.
     """
-    planes = [reader.plane(count) for _ in range(low)]
-    if low == width:
-        return planes, 0
-    escaped = planes[0].count(255) if low == 1 else int(np.all([np.frombuffer(plane, np.uint8) == 255 for plane in planes], axis=0).sum())
+    if low == 1 < width:  # as nearly all have
+        planes.append(reader.plane(count))
+        escaped = planes[-1].count(255)
+    else:
+        found = [reader.plane(count) for _ in range(low)]
+        planes += found
+        escaped = 0 if low == width else int(np.all([np.frombuffer(plane, np.uint8) == 255 for plane in found], axis=0).sum())
     if escaped:
         planes += [reader.plane(escaped) for _ in range(width)]
-    return planes, escaped
+    return escaped

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ckptdiff import codecs
-from ckptdiff.codecs.planes import BlockError, CodedChanges, Reader, read_planes, write_varint
+from ckptdiff.codecs.planes import BlockError, PlaneCounts, Reader, read_planes, write_varint
 from ckptdiff.format.dtypes import BlockChange, Bytes, Changes, Dtype, ManyChanges, Replacement
 from ckptdiff.kernels.block_layout import WITHOUT_ROWS, BlockLayout
 
 GAP_WIDTH = 3
 """Bytes of a gap: a block has at most 2^21 units."""
-NO_CHANGES = CodedChanges(0, (1, 0), (1, 0), [])
+NO_CHANGES = 0, 1, 0, 1, 0
 
 
 def pack(base: Bytes | None, change: BlockChange, dtype: Dtype, layout: BlockLayout = WITHOUT_ROWS) -> bytes:
@@ -38,7 +38,9 @@ def unpack(coded: memoryview, base: Bytes | None, size: int, dtype: Dtype) -> Ch
     return unpack_all([coded], [size], [0], dtype)[0]
 
 
-def unpack_all(blocks: Sequence[memoryview], sizes: Sequence[int], offsets: Sequence[int], dtype: Dtype) -> tuple[Changes, list[int]]:
+def unpack_all(
+    blocks: Sequence[memoryview | bytes], sizes: Sequence[int], offsets: Sequence[int], dtype: Dtype
+) -> tuple[Changes, list[int]]:
     """Decode several blocks at once: for small ones that takes a fraction of the time of one by one.
 
     Args:
@@ -53,16 +55,16 @@ def unpack_all(blocks: Sequence[memoryview], sizes: Sequence[int], offsets: Sequ
     Raises:
         BlockError: a block breaks a rule of the spec; one line says which.
     """
-    units = [size // dtype.carrier for size in sizes]
-    coded = [_read(k, block, count, dtype) for k, (block, count) in enumerate(zip(blocks, units, strict=True))]
-    return codecs.escaped_values.join_changes(coded, units, offsets, GAP_WIDTH, dtype.unit)
+    units, planes = [size // dtype.carrier for size in sizes], list[bytes]()
+    rows = [_read(k, block, count, dtype, planes) for k, (block, count) in enumerate(zip(blocks, units, strict=True))]
+    return codecs.escaped_values.join_changes(planes, rows, units, offsets, GAP_WIDTH, dtype.unit)
 
 
-def _read(number: int, coded: memoryview, units: int, dtype: Dtype) -> CodedChanges:
-    """The planes of a block of so many units."""
+def _read(number: int, coded: memoryview | bytes, units: int, dtype: Dtype, planes: list[bytes]) -> PlaneCounts:
+    """Append the planes of a block of so many units to those of others, and tell how many there are."""
     if len(coded) == 0:
         return NO_CHANGES
-    reader = Reader(coded)
+    reader = Reader(bytes(coded))  # to index bytes takes half the time
     try:
         count = reader.varint()
         if not 1 <= count <= units:
@@ -71,9 +73,9 @@ def _read(number: int, coded: memoryview, units: int, dtype: Dtype) -> CodedChan
         gap_planes, value_planes = widths & 15, widths >> 4
         if not (1 <= gap_planes <= GAP_WIDTH and 1 <= value_planes <= dtype.carrier):
             raise ValueError(f"bad widths: {gap_planes} planes of gaps, {value_planes} of values")
-        gaps, far = read_planes(reader, count, GAP_WIDTH, gap_planes)
-        values, large = read_planes(reader, count, dtype.carrier, value_planes)
+        far = read_planes(reader, count, GAP_WIDTH, gap_planes, planes)
+        large = read_planes(reader, count, dtype.carrier, value_planes, planes)
         reader.end()
     except ValueError as error:
         raise BlockError(number, str(error)) from None
-    return CodedChanges(count, (gap_planes, far), (value_planes, large), gaps + values)
+    return count, gap_planes, far, value_planes, large

@@ -22,7 +22,7 @@ from ckptdiff.format.entry import Entry
 from ckptdiff.lazy import torch
 from ckptdiff.live.changes import Positions
 from ckptdiff.live.hashing import leaves_in_memory
-from ckptdiff.live.switch import LoadedPatch
+from ckptdiff.live.switch import LoadedPatch, LoadedUpdates
 from ckptdiff.live.updates import RangeUpdate, TensorUpdate, on_device
 from ckptdiff.live.writing import writing
 from ckptdiff.patching.torch_dtypes import flat_bytes
@@ -175,7 +175,7 @@ class PlacedPatch:
                 moves = [reversed_range(part) for part in ranges] if self._back else ranges
                 updates.append(self._update(key, place, moves, checked and not self._record.sampled))
                 views[key] = place.view
-        return LoadedPatch(str(self._distances.patch.opened.path), updates, self._record.threads, lambda: views)
+        return LoadedUpdates(str(self._distances.patch.opened.path), updates, self._record.threads, lambda: views)
 
     def _update(self, key: str, place: Place, ranges: Sequence[RangeUpdate], checked: bool) -> TensorUpdate:
         assert place.part is not None and self._leaves is not None

@@ -21,10 +21,14 @@ class Columns:
     codecs: Sequence[str | None]
     changed: Sequence[int]
     """Units of ``delta`` entries that differ from the adapted base."""
+    blocks: Sequence[tuple[int, ...]]
+    """Sizes of the coded blocks in bytes; none where there is no payload."""
     payloads: Sequence[int]
     """Bytes of payload."""
     digests: Sequence[bytes]
     """Tensor digests; empty for a ``copy``."""
+    base_digests: Sequence[bytes]
+    """Tensor digests of the adapted bases; empty where there is none."""
     payload_digests: Sequence[bytes]
     """Digests of payloads; empty where there is none."""
     are_plain: bool
@@ -41,8 +45,10 @@ class Columns:
             kinds=[entry.kind for entry in entries],
             codecs=[entry.codec for entry in entries],
             changed=[entry.changed for entry in entries],
+            blocks=[entry.blocks for entry in entries],
             payloads=[entry.payload_size for entry in entries],
             digests=[entry.digest for entry in entries],
+            base_digests=[entry.base_digest for entry in entries],
             payload_digests=[entry.payload_digest for entry in entries],
             are_plain=not any(
                 entry.of is not None or not entry.counts or entry.pieces or (entry.has_base and entry.base_dtype != entry.dtype)

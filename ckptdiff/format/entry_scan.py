@@ -34,8 +34,8 @@ DIGESTS = {"same": (16, 0, 0), "delta": (16, 16, 8), "new": (16, 0, 8)}
 """By kind: bytes of the digests of tensor, adapted base and payload, which stand behind the table's JSON in this order."""
 STRIDES = {kind: sum(sizes) for kind, sizes in DIGESTS.items()}
 """Bytes of all digests of an entry."""
-LAYOUTS = {kind: f"{tensor}s{base}x{payload}s" for kind, (tensor, base, payload) in DIGESTS.items()}
-"""How :mod:`struct` takes those of tensor and payload from them."""
+LAYOUTS = {kind: "".join(f"{size}s" for size in sizes) for kind, sizes in DIGESTS.items()}
+"""How :mod:`struct` takes them apart."""
 
 
 class Form(NamedTuple):
@@ -69,29 +69,28 @@ class PlainEntries:
         """The columns of the entries, whose digests stand in ``content`` from ``start`` on."""
         kinds = self.kinds
         found = struct.Struct("<" + "".join([LAYOUTS[kind] for kind in kinds])).unpack_from(content, start)
-        digests, payload_digests = found[::2], found[1::2]
+        digests, stated, payload_digests = found[::3], found[1::3], found[2::3]
+        before = [digest if kind == "same" else base for kind, digest, base in zip(kinds, digests, stated, strict=True)]
         return Columns(
             names=self.names,
             types=[form.type for form in self.forms],
             kinds=kinds,
             codecs=[form.codec for form in self.forms],
             changed=self.changed,
+            blocks=self.blocks,
             payloads=list(map(sum, self.blocks)),
             digests=digests,
+            base_digests=before,
             payload_digests=payload_digests,
             are_plain=True,
-            make_entries=partial(self._entries, content, start, digests, payload_digests),
+            make_entries=partial(self._entries, digests, before, payload_digests),
         )
 
-    def _entries(self, content: bytes, start: int, digests: Sequence[bytes], payload_digests: Sequence[bytes]) -> Iterable[Entry]:
-        at, columns = start, (self.names, self.forms, self.changed, self.blocks, digests, payload_digests)
-        for name, ((dtype, shape, *_), kind, codec), changed, blocks, digest, payload in zip(*columns, strict=True):
-            if kind == "same":
-                yield Entry(name, dtype, shape, kind, dtype, digest=digest, base_digest=digest)
-            else:
-                base_dtype, base_digest = (dtype, content[at + 16 : at + 32]) if kind == "delta" else (None, b"")
-                yield Entry(name, dtype, shape, kind, base_dtype, (), codec, changed, blocks, None, True, digest, base_digest, payload)
-            at += STRIDES[kind]
+    def _entries(self, digests: Sequence[bytes], before: Sequence[bytes], payload_digests: Sequence[bytes]) -> Iterable[Entry]:
+        columns = self.names, self.forms, self.changed, self.blocks, digests, before, payload_digests
+        for name, ((dtype, shape, *_), kind, codec), changed, blocks, digest, base_digest, payload in zip(*columns, strict=True):
+            base_dtype = None if kind == "new" else dtype
+            yield Entry(name, dtype, shape, kind, base_dtype, (), codec, changed, blocks, None, True, digest, base_digest, payload)
 
 
 def plain_entries(text: bytes, most_blocks: int) -> PlainEntries | None:

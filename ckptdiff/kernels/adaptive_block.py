@@ -139,7 +139,7 @@ def decode_units(units, classes, bits, order, weights, contexts, met, raw, words
     return Decoded(lo, hi, count, at, position, count > 0 and fill_zigzags(units, found, order, zigzags))
 
 
-def decode_named(units: Units, coded: memoryview, raw: Array, dtype: Dtype) -> tuple[Changes, int]:
+def decode_named(units: Units, coded: memoryview | bytes, raw: Array, dtype: Dtype) -> tuple[Changes, int]:
     """The changes of a block (scratch), and how many raw bits were taken. There are no zigzags where a unit cannot move that far.
 
     It does what :func:`~ckptdiff.kernels.adaptive_blocks.decode` does of one block, and says what is wrong.

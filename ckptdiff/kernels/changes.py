@@ -15,7 +15,7 @@ from ckptdiff.format.dtypes import Bytes, Changes, Dtype, ManyChanges
 from ckptdiff.io.scratch import scratch
 from ckptdiff.kernels.arrays import check_lengths, readable
 from ckptdiff.kernels.jit import ONE, ZERO, array_at, jit, prefetch, unequal, zeros_below
-from ckptdiff.kernels.leaves import PIECE, as_leaves, blocks_of, finish_leaf, hash_steps, leaves_of_runs, start_leaf
+from ckptdiff.kernels.leaves import PIECE, as_leaves, blocks_of, cut_leaves, finish_leaf, hash_steps, start_leaf, stored_leaves
 from ckptdiff.kernels.ulps import order_of, zigzag_between
 
 Array = npt.NDArray[Any]
@@ -191,7 +191,8 @@ def compared_apart(bases: Sequence[Bytes], targets: Sequence[Bytes], dtype: Dtyp
     if not np.array_equal(sizes, others):
         raise ValueError(f"blocks of {sizes.tolist()} bytes cannot be compared with such of {others.tolist()}")
     changes, leaves = _compared(old, new, sizes, dtype)
-    return Compared(changes, leaves_of_runs(leaves[0], bases), leaves_of_runs(leaves[1], targets))
+    before, after = (cut_leaves(stored_leaves(found, where, sizes)) for found, where in zip(leaves, (old, new), strict=True))
+    return Compared(changes, before, after)
 
 
 def _compared(old: Array, new: Array, sizes: Array, dtype: Dtype) -> tuple[ManyChanges, Array]:

@@ -20,7 +20,7 @@ from ckptdiff.kernels.arrays import address_of
 from ckptdiff.kernels.classes import bits_of
 from ckptdiff.kernels.file_reads import read_all, write_all
 from ckptdiff.kernels.jit import jit
-from ckptdiff.kernels.leaves import bytes_of_leaves, finish_leaf, hash_steps, start_leaf
+from ckptdiff.kernels.leaves import cut_leaves, finish_leaf, hash_steps, start_leaf
 from ckptdiff.kernels.moves import move_and_hash
 from ckptdiff.kernels.ulps import SizedChanges, order_of
 
@@ -117,7 +117,7 @@ def decode(ranges: Sequence[FileRange], dtype: Dtype, form: int) -> list[BuiltBl
         _state.arguments, _state.made_for = _arguments(dtype, form), (dtype, form)
     leaves, counts = _state.arguments[-1]
     done = decode_from_files(*(np.array(ranges[:MOST_BLOCKS], np.int64), *_state.arguments))
-    digests = iter(bytes_of_leaves(leaves[:done].reshape(-1, 2)))
+    digests = iter(cut_leaves(leaves[:done].astype(">u8").tobytes()))
     return [BuiltBlock(before, after, count) for before, after, count in zip(digests, digests, counts[:done].tolist(), strict=True)]
 
 

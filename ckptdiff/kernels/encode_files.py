@@ -22,7 +22,7 @@ from ckptdiff.kernels.changes import fill_compared
 from ckptdiff.kernels.classes import bits_of, sample_step
 from ckptdiff.kernels.file_reads import read_all
 from ckptdiff.kernels.jit import jit
-from ckptdiff.kernels.leaves import bytes_of_leaves
+from ckptdiff.kernels.leaves import cut_leaves
 from ckptdiff.kernels.ulps import SizedChanges, order_of
 
 Array = npt.NDArray[Any]
@@ -122,7 +122,7 @@ def encode(blocks: Sequence[FileBlock], dtype: Dtype, most: int, form: int) -> l
         _state.arguments, _state.made_for = _arguments(dtype, most), (dtype, most)
     *memory, (leaves, facts), out = _state.arguments
     done = encode_from_files(*(rows, *memory, form, (leaves, facts), out))
-    encoded, digests, start = list[EncodedBlock](), bytes_of_leaves(leaves[:done].reshape(-1, 2)), 0
+    encoded, digests, start = list[EncodedBlock](), cut_leaves(leaves[:done].astype(">u8").tobytes()), 0
     for k, (end, changed) in enumerate(facts[:done].tolist()):
         encoded.append(EncodedBlock(out[start:end].tobytes(), changed, digests[2 * k], digests[2 * k + 1]))
         start = end

@@ -142,6 +142,55 @@ def join_planes(planes, at, count, low, escaped, width, values, first):
     return at + width * escaped if k == escaped else -1
 
 
+@jit
+def sum_gaps(planes, at, count, escaped, width, units, offset, positions, first):
+    """Fill the positions of a block's changes where gaps have one low plane, as nearly all have.
+
+    Args:
+        planes: uint8; those of the gaps begin at ``at``.
+        count, escaped, width: how many gaps, how many of them are the escape, and bytes of a gap.
+        units, offset: of the block, and what is added to positions.
+        positions: int32, to fill from ``first`` on.
+
+    Returns:
+        Where the planes end; -1 if anything is wrong.
+    """
+    high, k, unit = at + count, 0, np.int64(-1)
+    low, found = planes[at:high], positions[first : first + count]  # whose indexes cannot be negative, so that LLVM leaves out the case
+    for x in range(count):
+        gap = np.int64(low[x])
+        if gap == 255:
+            if k == escaped:
+                return -1
+            for w in range(width):
+                gap += np.int64(planes[high + w * escaped + k]) << np.int64(8 * w)
+            k += 1
+        unit += gap + 1
+        found[x] = unit + offset
+    return high + width * escaped if k == escaped and unit < units else -1
+
+
+@jit
+def join_zigzags(planes, at, count, escaped, width, zigzags, first):
+    """Fill zigzags of more than one byte where one less than them has one low plane; else as :func:`sum_gaps`."""
+    high, k, most = at + count, 0, ZERO - ONE >> np.uint64(64 - 8 * width)
+    low, found = planes[at:high], zigzags[first : first + count]
+    for x in range(count):
+        found[x] = np.uint64(low[x]) + ONE
+    for x in range(count if escaped else 0):
+        if low[x] == 255:
+            if k == escaped:
+                return -1
+            more = ZERO
+            for w in range(width):
+                more |= np.uint64(planes[high + w * escaped + k]) << np.uint64(8 * w)
+            if more >= most - np.uint64(255):
+                return -1
+            found[x] = more + np.uint64(256)
+            k += 1
+    return high + width * escaped if k == escaped else -1
+
+
 GAP_TOO_LARGE, VALUE_TOO_LARGE, BEYOND_BLOCK, DISTANCE_TOO_LARGE = range(1, 5)
 """What :func:`join_changes` finds wrong with a block."""
 
@@ -162,17 +211,25 @@ def join_changes(planes, blocks, gap_width, width, gaps, positions, zigzags):
     """
     at, n, most = 0, 0, ZERO - ONE >> np.uint64(64 - 8 * width)
     for k in range(len(blocks)):
-        count, units, offset = blocks[k, 0], blocks[k, 5], blocks[k, 6]
-        at = join_planes(planes, at, count, blocks[k, 1], blocks[k, 2], gap_width, gaps, 0)
+        count, units, offset, start = blocks[k, 0], blocks[k, 5], blocks[k, 6], at
+        at = sum_gaps(planes, start, count, blocks[k, 2], gap_width, units, offset, positions, n) if blocks[k, 1] == 1 else -1
         if at < 0:
-            return k, GAP_TOO_LARGE, 0
-        unit = -1
-        for x in range(count):
-            unit += np.int64(gaps[x]) + 1
-            if unit >= units:
-                return k, BEYOND_BLOCK, unit
-            positions[n + x] = unit + offset
-        at = join_planes(planes, at, count, blocks[k, 3], blocks[k, 4], width, zigzags, n)
+            at = join_planes(planes, start, count, blocks[k, 1], blocks[k, 2], gap_width, gaps, 0)
+            if at < 0:
+                return k, GAP_TOO_LARGE, 0
+            unit = -1
+            for x in range(count):
+                unit += np.int64(gaps[x]) + 1
+                if unit >= units:
+                    return k, BEYOND_BLOCK, unit
+                positions[n + x] = unit + offset
+        start = at
+        if blocks[k, 3] == 1 and width > 1:
+            at = join_zigzags(planes, start, count, blocks[k, 4], width, zigzags, n)
+            if at >= 0:
+                n += count
+                continue
+        at = join_planes(planes, start, count, blocks[k, 3], blocks[k, 4], width, zigzags, n)
         if at < 0:
             return k, VALUE_TOO_LARGE, 0
         largest = ZERO

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from ctypes import string_at
 from typing import Any
 
 import numba
@@ -19,7 +20,7 @@ from llvmlite import ir
 from numba.extending import intrinsic
 
 from ckptdiff.format import xxh3
-from ckptdiff.format.digests import BLOCK, block_count, xxh128
+from ckptdiff.format.digests import BLOCK, xxh128
 from ckptdiff.format.dtypes import Bytes
 from ckptdiff.format.xxh3 import LAST_STRIPE_OFFSET, MAX_SHORT, STEP_BYTES, STRIPE_OFFSET
 from ckptdiff.kernels.arrays import address_of
@@ -194,24 +195,44 @@ def leaves_of_sums(sums: Array) -> list[bytes]:
     """Leaves of whole blocks whose accumulators a device has computed: int64[blocks, 8]."""
     leaves = np.empty((len(sums), 2), np.uint64)
     fill_whole_leaves(sums.view(np.uint64), leaves)
-    return bytes_of_leaves(leaves)
+    return cut_leaves(leaves.astype(">u8").tobytes())
+
+
+def blocks_at(addresses: Sequence[int] | Array, sizes: Sequence[int] | Array) -> tuple[Array, Array]:
+    """Where the blocks of several tensors lie in memory, and their bytes (uint64 and int64), given the same of the tensors."""
+    starts, nbytes = np.asarray(addresses, np.uint64), np.asarray(sizes, np.int64)
+    if not len(nbytes) or nbytes.max() <= BLOCK:
+        filled = nbytes > 0
+        return starts[filled], nbytes[filled]
+    owners, places = places_of_blocks(nbytes)
+    return starts[owners] + places.astype(np.uint64), np.minimum(nbytes[owners] - places, BLOCK)
+
+
+def places_of_blocks(sizes: Array) -> tuple[Array, Array]:
+    """The tensor that each block of several belongs to, by its number, and where it begins in that: int64, given their bytes."""
+    counts = -(-sizes // BLOCK)
+    owners = np.repeat(np.arange(len(sizes)), counts)
+    return owners, (np.arange(len(owners)) - (np.cumsum(counts) - counts)[owners]) * BLOCK
 
 
 def blocks_of(runs: Sequence[Bytes]) -> tuple[Array, Array]:
-    """Where the blocks of several tensors, or runs of whole blocks, lie in memory, and their bytes: uint64 and int64.
+    """As :func:`blocks_at`, of tensors, or runs of whole blocks, that are given as arrays.
 
     Raises:
         ValueError: the bytes of one do not lie one behind the other.
     """
-    addresses, sizes = list[int](), list[int]()
     for run in runs:
         if run.ndim != 1 or run.itemsize != 1 or not run.flags.c_contiguous:
             raise ValueError("expected bytes that lie one behind the other")
-        address, size = address_of(run), len(run)
-        for start in range(0, size, BLOCK):
-            addresses.append(address + start)
-            sizes.append(min(BLOCK, size - start))
-    return np.array(addresses, np.uint64), np.array(sizes, np.int64)
+    return blocks_at([address_of(run) for run in runs], [len(run) for run in runs])
+
+
+def leaves_at(addresses: Array, sizes: Array) -> bytes:
+    """Leaves of blocks, one behind the other, by one call of a kernel, which reads them by address; the arguments are as of
+    :func:`blocks_at` 's results."""
+    leaves = np.empty((len(sizes), 2), np.uint64)
+    fill_leaves(addresses, sizes, np.empty(8, np.uint64), leaves)
+    return stored_leaves(leaves, addresses, sizes)
 
 
 def leaves_of_all(runs: Sequence[Bytes]) -> list[bytes]:
@@ -220,21 +241,22 @@ def leaves_of_all(runs: Sequence[Bytes]) -> list[bytes]:
     Raises:
         ValueError: the bytes of one do not lie one behind the other.
     """
-    addresses, sizes = blocks_of(runs)
-    leaves = np.empty((len(sizes), 2), np.uint64)
-    fill_leaves(addresses, sizes, np.empty(8, np.uint64), leaves)
-    return leaves_of_runs(leaves, runs)
+    return cut_leaves(leaves_at(*blocks_of(runs)))
 
 
-def leaves_of_runs(leaves: Array, runs: Sequence[Bytes]) -> list[bytes]:
-    """As :func:`as_leaves`, of runs of whole blocks that lie apart."""
-    digests, done = bytes_of_leaves(leaves), 0
-    for run in runs:
-        done += block_count(len(run))
-        short = len(run) % BLOCK
-        if 0 < short <= MAX_SHORT:
-            digests[done - 1] = xxh128(run[-short:])
-    return digests
+def stored_leaves(leaves: Array, addresses: Array, sizes: Array) -> bytes:
+    """Leaves that kernels have filled (uint64[blocks, 2]) as bytes, one behind the other; those of blocks that are too short for
+    :func:`finish_leaf` come from the library.
+
+    ``addresses``, ``sizes``: of the blocks, which lie there still.
+    """
+    raw, short = leaves.astype(">u8").tobytes(), np.flatnonzero(sizes <= MAX_SHORT)
+    if not len(short):
+        return raw
+    digests = bytearray(raw)
+    for k, address, size in zip(short.tolist(), addresses[short].tolist(), sizes[short].tolist(), strict=True):
+        digests[16 * k : 16 * k + 16] = xxh128(string_at(address, size))
+    return bytes(digests)
 
 
 def leaves_of_blocks(data: Bytes, bounds: Sequence[int]) -> list[bytes]:
@@ -252,14 +274,13 @@ def as_leaves(leaves: Array, data: Bytes, bounds: Sequence[int]) -> list[bytes]:
         data: what was hashed.
         bounds: one more than blocks: where each ends in it, from the second on.
     """
-    digests, view = bytes_of_leaves(leaves), memoryview(data)
+    digests, view = cut_leaves(leaves.astype(">u8").tobytes()), memoryview(data)
     for k, (start, stop) in enumerate(itertools.pairwise(bounds)):
         if stop - start <= MAX_SHORT:
             digests[k] = xxh128(view[start:stop])
     return digests
 
 
-def bytes_of_leaves(leaves: Array) -> list[bytes]:
-    """Leaves as bytes: uint64[blocks, 2], the high half first."""
-    raw = leaves.astype(">u8").tobytes()
+def cut_leaves(raw: bytes) -> list[bytes]:
+    """Each of the leaves that lie one behind the other."""
     return [raw[k : k + 16] for k in range(0, len(raw), 16)]

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ckptdiff.format.digests import BLOCK, block_count
-from ckptdiff.format.dtypes import Bytes, Dtype, Units
+from ckptdiff.format.digests import BLOCK
+from ckptdiff.format.dtypes import Bytes, Changes, Dtype, Units
 from ckptdiff.kernels.arrays import address_of, check_lengths, check_positions
 from ckptdiff.kernels.jit import ZERO, array_at, jit
-from ckptdiff.kernels.leaves import PIECE, finish_leaf, hash_steps, leaves_of_runs, start_leaf
+from ckptdiff.kernels.leaves import PIECE, blocks_at, cut_leaves, finish_leaf, hash_steps, start_leaf, stored_leaves
 from ckptdiff.kernels.ulps import moved_unit, order_of
 
 Array = npt.NDArray[Any]
@@ -24,7 +24,7 @@ Array = npt.NDArray[Any]
 def move_some(units, positions, zigzags, x, last, order, back):
     """Move units at ``positions`` below ``last``, of which that of number ``x`` is the first; returns the number of the next one."""
     while x < len(positions) and positions[x] < last:
-        here = np.int64(positions[x])
+        here = np.uint32(positions[x])  # which cannot be negative, so that LLVM leaves out the case
         units[here] = moved_unit(np.uint64(units[here]), np.uint64(zigzags[x]), order, back)
         x += 1
     return x
@@ -105,11 +105,33 @@ def move_runs(moves: Sequence[Move], dtype: Dtype, back: bool, hashed: bool, mov
     Raises:
         ValueError: positions are not those of units, or not as many as zigzags; or an array is not what it should be. Nothing is moved.
     """
-    runs = np.array([_checked(move, dtype) for move in moves], np.uint64).reshape(-1, 5)
-    leaves = np.empty((sum(block_count(len(move.run)) for move in moves) if hashed else 0, 2), np.uint64)
-    moved = np.empty(len(moves), np.uint8) if moved is None else moved
-    move_and_hash(runs, np.empty(0, np.int32), np.empty(0, dtype.unit), order_of(dtype), back, np.empty(8, np.uint64), leaves, moved)
-    return leaves_of_runs(leaves, [move.run for move in moves]) if hashed else []
+    return cut_leaves(move_at(checked_runs(moves, dtype), dtype, back, hashed, moved))
+
+
+def checked_runs(moves: Sequence[Move], dtype: Dtype) -> Array:
+    """The rows of runs for :func:`move_at`; raises ValueError as :func:`move_runs`. The arrays must be kept as long as the rows."""
+    return np.array([_checked(move, dtype) for move in moves], np.uint64).reshape(-1, 5)
+
+
+def runs_at(addresses: Array, sizes: Array, changes: Changes, begins: Array, counts: Array) -> Array:
+    """The rows of runs for :func:`move_at`, of which nothing is checked.
+
+    Args:
+        addresses, sizes: where each run lies, and its bytes.
+        changes: of all runs; the arrays must be kept as long as the rows.
+        begins, counts: where in these the changes of each run begin, and how many it has: uint64.
+    """
+    positions, zigzags = (np.uint64(part.ctypes.data) + begins * np.uint64(part.itemsize) for part in changes)
+    return np.stack([addresses, sizes.astype(np.uint64), positions, zigzags, counts], axis=1)
+
+
+def move_at(runs: Array, dtype: Dtype, back: bool, hashed: bool, moved: Array | None = None) -> bytes:
+    """:func:`move_runs`, given rows as :func:`move_and_hash` takes them; returns the leaves one behind the other."""
+    moved = np.empty(len(runs), np.uint8) if moved is None else moved
+    addresses, sizes = blocks_at(runs[:, 0], runs[:, 1]) if hashed else (runs[:0, 0], runs[:0, 1])
+    leaves, nothing = np.empty((len(sizes), 2), np.uint64), (np.empty(0, np.int32), np.empty(0, dtype.unit))
+    move_and_hash(runs, *nothing, order_of(dtype), back, np.empty(8, np.uint64), leaves, moved)
+    return stored_leaves(leaves, addresses, sizes)
 
 
 def _checked(move: Move, dtype: Dtype) -> tuple[int, ...]:

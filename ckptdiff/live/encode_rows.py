@@ -16,8 +16,8 @@ from ckptdiff.format.digests import BLOCK, tensor_digest
 from ckptdiff.format.dtypes import DTYPES, Bytes
 from ckptdiff.format.entry import Entry
 from ckptdiff.io.parallel import run_ordered
-from ckptdiff.patching.encode_group import EncodedGroup, Noted
-from ckptdiff.patching.encode_in_memory import BYTES_TOGETHER, PartInMemory, encode_apart
+from ckptdiff.patching.encode_group import EncodedGroup
+from ckptdiff.patching.encode_in_memory import BYTES_TOGETHER, NotedParts, PartInMemory, encode_apart
 
 
 class EncodedRow(NamedTuple):
@@ -29,12 +29,14 @@ class EncodedRow(NamedTuple):
     payload: bytes
 
 
-def encode_rows(tensors: Sequence[Tensor], memory: Sequence[tuple[Bytes, Bytes]], noted: Noted, threads: int) -> list[EncodedRow]:
+def encode_rows(
+    tensors: Sequence[Tensor], memory: Sequence[tuple[Bytes, Bytes]], noted: NotedParts | None, threads: int
+) -> list[EncodedRow]:
     """Encode tensors against those of the base.
 
     Args:
-        tensors: those of the base, none of them empty.
-        memory: of each, and of what it becomes, which has the same dtype and shape.
+        tensors: the tensors, none of them empty, with the names, dtypes and shapes that the entries state.
+        memory: of each one's base, and of what it becomes, which has the same dtype and size.
         noted: told what changes, on any thread.
         threads: how many to use; the bytes do not depend on it.
     """
@@ -72,25 +74,16 @@ def _batches(parts: Sequence[PartInMemory], most: int) -> Iterator[list[PartInMe
 
 def _encoded(tensor: Tensor, groups: Sequence[EncodedGroup]) -> EncodedRow:
     """A tensor of which all groups are encoded."""
-    digest = tensor_digest(leaf for group in groups for leaf in group.leaves)
-    base_digest = tensor_digest(leaf for group in groups for leaf in group.base_leaves)
-    changed = sum(group.changed for group in groups)
+    first, *others = groups
+    blocks, leaves, before, changed = first.blocks["sparse"], first.leaves, first.base_leaves, first.changed
+    for group in others:
+        blocks, leaves, before = blocks + group.blocks["sparse"], leaves + group.leaves, before + group.base_leaves
+        changed += group.changed
+    facts, digests = (tensor.name, tensor.dtype, tensor.shape), (tensor_digest(leaves), tensor_digest(before))
     if not changed:
-        entry = Entry(tensor.name, tensor.dtype, tensor.shape, "same", tensor.dtype, digest=digest, base_digest=base_digest)
-        return EncodedRow(tensor, entry, b"")
-    blocks = [block for group in groups for block in group.blocks["sparse"]]
+        return EncodedRow(tensor, Entry(*facts, "same", tensor.dtype, (), None, 0, (), None, True, *digests), b"")
     payload = b"".join(blocks)
-    entry = Entry(
-        tensor.name,
-        tensor.dtype,
-        tensor.shape,
-        "delta",
-        tensor.dtype,
-        codec="sparse",
-        changed=changed,
-        blocks=tuple(map(len, blocks)),
-        digest=digest,
-        base_digest=base_digest,
-        payload_digest=xxhash.xxh3_64_digest(payload),
+    sums = (*digests, xxhash.xxh3_64_digest(payload))
+    return EncodedRow(
+        tensor, Entry(*facts, "delta", tensor.dtype, (), "sparse", changed, tuple(map(len, blocks)), None, True, *sums), payload
     )
-    return EncodedRow(tensor, entry, payload)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,15 +15,17 @@ from ckptdiff.checkpoint.contents import Checkpoint, Tensor, TensorKey, WeightFi
 from ckptdiff.checkpoint.pairing import Counterpart, Pairing
 from ckptdiff.errors import CheckpointError, IntegrityError, cut
 from ckptdiff.format.digests import BLOCK, identity, tensor_digest
-from ckptdiff.format.dtypes import DTYPES, Changes
+from ckptdiff.format.dtypes import DTYPES, Changes, Dtype, ManyChanges
 from ckptdiff.format.entry import CODEC_NAMES, Entry
+from ckptdiff.io.collector import paused_collector
 from ckptdiff.io.parallel import default_threads, no_progress
 from ckptdiff.live.encode_rows import encode_rows
 from ckptdiff.live.hashing import leaves_in_memory
 from ckptdiff.live.patch import Patch, written
-from ckptdiff.live.state_copy import THE_STATE, StateCopy, cast, check_complete, check_tied, copied
-from ckptdiff.live.updates import RangeUpdate, merge_blocks
+from ckptdiff.live.state_copy import THE_STATE, Place, StateCopy, cast, check_complete, check_tied, copied
+from ckptdiff.live.updates import merge_blocks
 from ckptdiff.patching.compose import StatedFile
+from ckptdiff.patching.encode_in_memory import PartInMemory, by_parts
 from ckptdiff.patching.encode_options import on_threads
 from ckptdiff.patching.encode_pair import EncodedPair, PairedScope, encode_pair
 from ckptdiff.patching.memory import MEMORY_FILE_NAME, MEMORY_SCOPE, Row, open_rows, state_of
@@ -48,6 +49,16 @@ class Finished:
     changed: int
     units: int
     """Units that differ, of how many (spec section 4)."""
+
+
+class _Moves(NamedTuple):
+    """How units of the encoder's copy move when it becomes the next state."""
+
+    dtype: Dtype
+    runs: Any
+    """As :func:`ckptdiff.kernels.moves.move_at` takes them."""
+    kept: Any
+    """What holds the changes, of which a run has only the address."""
 
 
 class Encoder:
@@ -75,9 +86,13 @@ class Encoder:
         self.codec, self.threads = codec, threads or default_threads()
         self._base, self.layout = self.reference.open(THE_REFERENCE), self.reference.layout
         (file,) = self._base.weights
-        self._header, self._tensors = file.header, self._base.scopes.get(MEMORY_SCOPE, {})
+        self._tensors = self._base.scopes.get(MEMORY_SCOPE, {})
+        source = StatedFile(THE_STATE, file.header.data_start + file.header.data_size)
+        weights = [WeightFile(MEMORY_FILE_NAME, MEMORY_SCOPE, source, file.header)]
+        self._target = Checkpoint(source.path, True, weights, {}, in_memory=True, tied=dict(self.layout.tied))
         self._counterparts = {name: Counterpart(adapt(tensor, tensor), "name") for name, tensor in self._tensors.items()}
         self._identity: bytes | None = None
+        self._digests = dict[str, bytes]()  # of the last state that was committed, by name
         self._finished: bytes | None = None
         self._clear()
 
@@ -85,7 +100,7 @@ class Encoder:
         self._spool, self._finished = io.BytesIO(), None
         self._entries = dict[TensorKey, Entry]()
         self._payloads = dict[TensorKey, list[SpoolRange]]()
-        self._updates = list[tuple[str, RangeUpdate]]()
+        self._moves = list[_Moves]()
         self._tied = dict[str, bytes]()
 
     @property
@@ -111,7 +126,7 @@ class Encoder:
             self._add([(name, array)])
             return
         place = self.layout.check(name, array)
-        flat = flat_bytes(self._served(name, array), f"{THE_STATE}: {name}")
+        flat = flat_bytes(served(array, place), f"{THE_STATE}: {name}")
         self._tied[name] = tensor_digest(leaves_in_memory([flat], 1)[0]) if place.size else tensor_digest([])
 
     def add_all(self, state: Any) -> None:
@@ -140,14 +155,8 @@ class Encoder:
         rows = list[Row]()
         for name, array in arrays:
             place = self.layout.check(name, array)
-            served = self._served(name, array)
-            rows.append(Row(name, place.dtype, place.shape, flat_bytes(served, f"{THE_STATE}: {name}")))
+            rows.append(Row(name, place.dtype, place.shape, flat_bytes(served(array, place), f"{THE_STATE}: {name}")))
         self._encode(rows)
-
-    def _served(self, name: str, array: Array) -> Array:
-        """A tensor, cast to the dtype that is served."""
-        dtype = self.layout.place(name).dtype
-        return array if dtype_of(array, name) == dtype else cast(array, dtype, name)
 
     def _encode(self, rows: list[Row]) -> None:
         if self._finished is not None:
@@ -157,11 +166,12 @@ class Encoder:
             raise CheckpointError(f"{THE_STATE}: tensor {cut(again)} was added already")
         if not rows:
             return
-        noted = len(self._updates)
+        noted = len(self._moves)
         try:
-            self._encode_new(sorted(rows, key=lambda row: (row.dtype, row.name)))  # those of one dtype are encoded together
+            with paused_collector():
+                self._encode_new(sorted(rows, key=lambda row: (row.dtype, row.name)))  # those of one dtype are encoded together
         except BaseException:  # what was noted of tensors that were not added would be written with them once they are
-            del self._updates[noted:]
+            del self._moves[noted:]
             raise
 
     def _encode_new(self, rows: list[Row]) -> None:
@@ -169,7 +179,8 @@ class Encoder:
         pairs = [(self.reference.rows[row.name].flat, row.flat) for row in rows]
         on_host = [(old, new) for old, new in pairs if isinstance(old, np.ndarray) and isinstance(new, np.ndarray) and len(new)]
         if self.codec == "sparse" and len(on_host) == len(pairs):
-            spool, encoded = Spool(self._spool), encode_rows([self._tensors[row.name] for row in rows], on_host, self._note, self.threads)
+            tensors, spool = [self._tensors[row.name] for row in rows], Spool(self._spool)
+            encoded = encode_rows(tensors, on_host, self._note_parts, self.threads)
             places = {tensor.key: [spool.append([payload])] if payload else [] for tensor, _, payload in encoded}
             self._entries |= {tensor.key: entry for tensor, entry, _ in encoded}
         else:
@@ -186,14 +197,26 @@ class Encoder:
         options = replace(on_threads(base, target, self.codec, self.threads, None), noted=self._note)
         return encode_pair(base, target, pairing, options, self._spool, no_progress)
 
+    def _note_parts(self, parts: Sequence[PartInMemory], changes: ManyChanges) -> None:
+        """Keep what changes in parts of tensors of one dtype, in the form in which it is written to memory."""
+        if 4 * len(changes.positions) > sum(len(part.new) for part in parts):  # positions would take more than every unit's zigzag
+            by_parts(self._note)(parts, changes)
+            return
+        dtype, kept = DTYPES[parts[0].target.dtype], (changes.positions.copy(), changes.zigzags.copy())
+        ends = np.array(changes.ends, np.uint64)
+        runs = kernels.moves.runs_at(*kernels.leaves.blocks_of([part.old for part in parts]), kept, ends[:-1], np.diff(ends))
+        self._moves.append(_Moves(dtype, runs, kept))
+
     def _note(self, target: Tensor, first: int, changes: Sequence[Changes]) -> None:
-        """Keep what changes in blocks of a tensor, in the form in which it is written to memory."""
-        dtype = DTYPES[target.dtype]
+        """As :meth:`_note_parts`, of some blocks of a tensor."""
+        dtype, flat = DTYPES[target.dtype], self.reference.rows[target.name].flat
+        assert isinstance(flat, np.ndarray)
         for k in range(0, len(changes), UPDATED_AT_ONCE):
             start, blocks = first * dtype.carrier + k * BLOCK, changes[k : k + UPDATED_AT_ONCE]
             update = merge_blocks(start, min(start + len(blocks) * BLOCK, target.nbytes), blocks, dtype)
             if update is not None:
-                self._updates.append((target.name, update))
+                move = kernels.moves.Move(flat[update.start : update.stop], update.positions, update.zigzags)
+                self._moves.append(_Moves(dtype, kernels.moves.checked_runs([move], dtype), move))
 
     def finish(self) -> Patch:
         """The patch from the last state to the one whose tensors were added.
@@ -213,13 +236,16 @@ class Encoder:
                     f"{THE_STATE}: {cut(name)} and {cut(kept)} are one tensor in the base, but have different contents: begin another "
                     "chain, from a base with both"
                 )
-        before = identity((MEMORY_SCOPE, e.name, e.dtype, e.shape, e.base_digest) for e in by_name.values())
+        before = self._identity
+        if before is None or any(self._digests.get(name) != entry.base_digest for name, entry in by_name.items()):
+            before = identity((MEMORY_SCOPE, e.name, e.dtype, e.shape, e.base_digest) for e in by_name.values())
         after = identity((MEMORY_SCOPE, e.name, e.dtype, e.shape, e.digest) for e in by_name.values())
         if self._identity is not None and before != self._identity:
             raise IntegrityError(
                 f"{THE_REFERENCE}: has the identity {before.hex()}, expected {self._identity.hex()}: something wrote to it"
             )
-        patch = written(self._contents(before, after))
+        with paused_collector():
+            patch = written(self._contents(before, after))
         self._identity, self._finished = before, after
         return patch
 
@@ -232,12 +258,17 @@ class Encoder:
         return Finished(self._identity.hex(), self._finished.hex(), changed, units)
 
     def _contents(self, before: bytes, after: bytes) -> PatchContents:
-        source = StatedFile(THE_STATE, self._header.data_start + self._header.data_size)
-        weights = [WeightFile(MEMORY_FILE_NAME, MEMORY_SCOPE, source, self._header)]
-        target = Checkpoint(source.path, True, weights, {}, in_memory=True, tied=dict(self.layout.tied))
         scope = PairedScope(MEMORY_SCOPE, self.layout.places.keys(), self._entries)
         pair = EncodedPair(
-            self._base, target, {MEMORY_SCOPE: scope}, before, after, {}, Spool(self._spool), self._payloads, Pairing({MEMORY_SCOPE: None})
+            self._base,
+            self._target,
+            {MEMORY_SCOPE: scope},
+            before,
+            after,
+            {},
+            Spool(self._spool),
+            self._payloads,
+            Pairing({MEMORY_SCOPE: None}),
         )
         return PatchContents(pair, recorded_facts(pair, None, None), None, copies=False)
 
@@ -248,19 +279,21 @@ class Encoder:
             CheckpointError: no patch is finished.
         """
         after = self.finished.target_identity
-        moves = defaultdict[str, list[Any]](list)
-        for name, update in self._updates:
-            row = self.reference.rows[name]
-            assert isinstance(row.flat, np.ndarray)
-            moves[row.dtype].append(kernels.moves.Move(row.flat[update.start : update.stop], update.positions, update.zigzags))
-        for dtype, alike in moves.items():
-            kernels.moves.move_runs(alike, DTYPES[dtype], False, False)
+        for dtype in dict.fromkeys(part.dtype for part in self._moves):
+            runs = np.concatenate([part.runs for part in self._moves if part.dtype == dtype])
+            kernels.moves.move_at(runs, dtype, False, False)
         self._identity = bytes.fromhex(after)
+        self._digests = {entry.name: entry.digest for entry in self._entries.values()}
         self._clear()
 
     def rollback(self) -> None:
         """Forget what was added since the last commit."""
         self._clear()
+
+
+def served(array: Array, place: Place) -> Array:
+    """A tensor, cast to the dtype that is served."""
+    return array if dtype_of(array, place.name) == place.dtype else cast(array, place.dtype, place.name)
 
 
 UPDATED_AT_ONCE = 8

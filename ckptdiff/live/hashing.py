@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import chain, islice
+from itertools import islice, pairwise
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ckptdiff import device, kernels
 from ckptdiff.format.digests import BLOCK, block_count
@@ -15,7 +17,8 @@ from ckptdiff.format.dtypes import Bytes
 from ckptdiff.lazy import torch
 
 BYTES_PER_HASH_JOB = 16 * BLOCK
-"""Bytes of tensors that one job hashes."""
+"""Bytes of blocks that one job hashes."""
+Array = npt.NDArray[Any]
 
 
 def leaves_in_memory(parts: Sequence[Bytes | torch.Tensor], threads: int) -> list[list[bytes]]:
@@ -26,42 +29,47 @@ def leaves_in_memory(parts: Sequence[Bytes | torch.Tensor], threads: int) -> lis
 
 @contextmanager
 def hash_in_background(parts: Sequence[Bytes | torch.Tensor], threads: int) -> Iterator[Callable[[], list[list[bytes]]]]:
-    """Hash tensors in memory on other threads; gives a function that waits for the leaves of all of them.
-
-    What one job would hash is hashed by that function itself: to start a thread takes as long.
-    """
+    """Hash tensors in memory on other threads; gives a function that waits for the leaves of all of them."""
     on_devices = [part for part in parts if not isinstance(part, np.ndarray)]
-    batches = list(_batches(part for part in parts if isinstance(part, np.ndarray)))
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="ckptdiff") if len(batches) > 1 else None
-    try:
-        futures = [pool.submit(kernels.leaves.leaves_of_all, batch) for batch in batches] if pool is not None else []
+    blocks = kernels.leaves.blocks_of([part for part in parts if isinstance(part, np.ndarray)])
+    with hash_blocks_in_background(*blocks, threads) as host_leaves:
 
         def leaves() -> list[list[bytes]]:
-            on_this_thread = [] if futures else [kernels.leaves.leaves_of_all(batch) for batch in batches]
+            on_host = iter(kernels.leaves.cut_leaves(host_leaves()))
             device_leaves = iter(_leaves_on_devices(on_devices))
-            host_leaves = chain.from_iterable(on_this_thread or (future.result() for future in futures))
             return [
-                list(islice(host_leaves, block_count(len(part)))) if isinstance(part, np.ndarray) else next(device_leaves) for part in parts
+                list(islice(on_host, block_count(len(part)))) if isinstance(part, np.ndarray) else next(device_leaves) for part in parts
             ]
 
         yield leaves
+
+
+def leaves_of_blocks(addresses: Array, sizes: Array, threads: int) -> bytes:
+    """Leaves of blocks in the host's memory, one behind the other; the arguments are as of :func:`hash_blocks_in_background`."""
+    with hash_blocks_in_background(addresses, sizes, threads) as leaves:
+        return leaves()
+
+
+@contextmanager
+def hash_blocks_in_background(addresses: Array, sizes: Array, threads: int) -> Iterator[Callable[[], bytes]]:
+    """Hash blocks in the host's memory on other threads; gives a function that waits for all leaves, which lie one behind the other.
+
+    What one job would hash is hashed by that function itself: to start a thread takes as long.
+
+    Args:
+        addresses, sizes: of the blocks: uint64 and int64.
+        threads: how many.
+    """
+    ends = np.cumsum(sizes)
+    cuts = [0, *(np.flatnonzero(np.diff(ends // BYTES_PER_HASH_JOB)) + 1).tolist(), len(sizes)]
+    jobs = [(addresses[i:j], sizes[i:j]) for i, j in pairwise(cuts) if i < j]
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="ckptdiff") if len(jobs) > 1 else None
+    try:
+        futures = [pool.submit(kernels.leaves.leaves_at, *job) for job in jobs] if pool is not None else []
+        yield lambda: b"".join([future.result() for future in futures] or [kernels.leaves.leaves_at(*job) for job in jobs])
     finally:
         if pool is not None:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _batches(parts: Iterable[Bytes]) -> Iterator[list[Bytes]]:
-    """Tensors cut, or put together, to as many bytes as one job hashes."""
-    batch, size = list[Bytes](), 0
-    for part in parts:
-        for start in range(0, len(part), BYTES_PER_HASH_JOB):
-            batch.append(part[start : start + BYTES_PER_HASH_JOB])
-            size += len(batch[-1])
-            if size >= BYTES_PER_HASH_JOB:
-                yield batch
-                batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _leaves_on_devices(parts: Sequence[torch.Tensor]) -> list[list[bytes]]:

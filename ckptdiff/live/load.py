@@ -23,7 +23,7 @@ from ckptdiff.lazy import torch
 from ckptdiff.live.hashing import hash_in_background, leaves_in_memory
 from ckptdiff.live.names import MODEL, base_contents, find_tensors, own_names, scope_of
 from ckptdiff.live.sparse_updates import unpack_sparse
-from ckptdiff.live.switch import LoadedPatch
+from ckptdiff.live.switch import LoadedPatch, LoadedUpdates
 from ckptdiff.live.updates import BYTES_PER_UPDATE_JOB, RangeUpdate, TensorUpdate, merge_blocks, on_device, range_update
 from ckptdiff.live.writing import MemoryRange
 from ckptdiff.patching.build import check_changed, unpack
@@ -83,7 +83,7 @@ class Loader:
         """Decode the patch, and check that the model has the base's content."""
         with self.rebuilder.explained():
             updates = self._updates(self._destinations())
-        return LoadedPatch(str(self.patch.path), updates, self.threads, self.find_tensors)
+        return LoadedUpdates(str(self.patch.path), updates, self.threads, self.find_tensors)
 
     @property
     def memory(self) -> list[MemoryRange]:

@@ -6,7 +6,7 @@ import io
 import os
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,16 @@ from ckptdiff.checkpoint.renames import Rename
 from ckptdiff.errors import CheckpointError
 from ckptdiff.format.entry import CODEC_NAMES, Totals
 from ckptdiff.format.patch_file import PatchFile
+from ckptdiff.io.collector import paused_collector
 from ckptdiff.io.parallel import default_threads, no_progress
 from ckptdiff.io.source import read_bytes
 from ckptdiff.io.work_folder import work_folder
 from ckptdiff.live.changes import Change, changes_of
+from ckptdiff.live.encode_states import encode_states
 from ckptdiff.live.load import Loader
+from ckptdiff.live.loaded_rows import load_rows
+from ckptdiff.live.names import MODEL
+from ckptdiff.live.rows import rows_of
 from ckptdiff.live.switch import LoadedPatch
 from ckptdiff.live.writing import writing
 from ckptdiff.patching.chain import MAX_CHAIN
@@ -60,11 +65,15 @@ def diff(
     if codec is not None and codec not in CODEC_NAMES:
         raise CheckpointError(f"unknown codec {codec!r}: expected one of {', '.join(CODEC_NAMES)}")
     base, target = (open_state(state_of(state, where), where) for state, where in ((old, "the old tensors"), (new, "the new tensors")))
-    rules = [Rename.parse(text) for text in rename]
-    options = on_threads(base, target, codec, threads or default_threads(), device)
+    rules, count = [Rename.parse(text) for text in rename], threads or default_threads()
+    options = on_threads(base, target, codec, count, device)
     check_size(target)
-    encoded = encode_pair(base, target, pair(base, target, rules), options, io.BytesIO(), no_progress)
-    return written(PatchContents(encoded, recorded_facts(encoded, None, None), None))
+    with paused_collector():
+        pairing = pair(base, target, rules)
+        encoded = encode_states(base, target, pairing, io.BytesIO(), count) if codec == "sparse" and device is None else None
+        if encoded is None:
+            encoded = encode_pair(base, target, pairing, options, io.BytesIO(), no_progress)
+        return written(PatchContents(encoded, recorded_facts(encoded, None, None), None))
 
 
 def written(contents: PatchContents) -> Patch:
@@ -225,7 +234,8 @@ class Patch:
                 a tensor that would have another content.
             FormatError, IntegrityError: the patch does not give what it states.
         """
-        return self._loader(base, scope, threads).load()
+        loaded = self._in_rows(base, scope, threads or default_threads())
+        return loaded if loaded is not None else self._loader(base, scope, threads).load()
 
     def apply_(self, model: Any, *, scope: str | None = None, threads: int | None = None) -> None:
         """Turn a model that has the base's content into the target in place; after an error the model is as it was.
@@ -233,9 +243,23 @@ class Patch:
         The base is checked before anything is written, and the result afterwards; a wrong result is taken back. Arguments and errors are
         those of :meth:`load`.
         """
+        if self._in_rows(model, scope, threads or default_threads(), True) is not None:
+            return
         loader = self._loader(model, scope, threads)
         with writing(loader.memory):
             loader.load().write(False, True, loader.state)
+
+    def _in_rows(self, model: Any, scope: str | None, threads: int, applied: bool = False) -> LoadedPatch | None:
+        """The patch decoded against tensors in the host's memory, and ``applied`` if that is asked for; None if that needs a loader."""
+        state = state_of(model, MODEL)
+        rows = rows_of(self.opened, state, scope)
+        if rows is None:
+            return None
+        with writing(rows.memory) if applied else nullcontext():
+            loaded = load_rows(str(self.opened.path), rows, threads, lambda: state_of(model, MODEL))
+            if loaded is not None and applied:
+                loaded.write(False, True, state)
+            return loaded
 
     def _loader(self, model: Any, scope: str | None, threads: int | None) -> Loader:
         return Loader(self.opened, model, scope, threads or default_threads())

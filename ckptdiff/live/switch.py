@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import groupby, islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,38 +19,39 @@ from ckptdiff.lazy import torch
 from ckptdiff.live.hashing import leaves_in_memory
 from ckptdiff.live.names import MODEL
 from ckptdiff.live.updates import BYTES_PER_UPDATE_JOB, RangeUpdate, TensorUpdate
-from ckptdiff.live.writing import writing
+from ckptdiff.live.writing import MemoryRange, writing
 from ckptdiff.patching.torch_dtypes import memory_of, memory_range
 
 
-class LoadedPatch:
+class Step(Protocol):
+    """A part of what a patch changes, which one thread moves at once."""
+
+    def take_back(self, back: bool) -> None:
+        """Undo what was done of an update the other way; ``back``: whether by moving units back."""
+
+
+class LoadedPatch(ABC):
     """A patch decoded against the tensors of a model, to be applied and reverted in place; made by :meth:`Patch.load`.
 
     Args:
         name: what messages call the patch.
-        updates: the changes of each tensor.
+        memory: of all tensors that it was loaded for.
         threads: how many to use.
-        find_tensors: gives the model's tensors as they are now, by the names of the updates.
+        find_tensors: gives the model's tensors as they are now, by their names in the patch.
     """
 
-    def __init__(self, name: str, updates: Sequence[TensorUpdate], threads: int, find_tensors: Callable[[], Mapping[str, Any]]) -> None:
-        self._name, self._updates, self._threads, self._find_tensors = name, updates, threads, find_tensors
+    def __init__(self, name: str, memory: list[MemoryRange], threads: int, find_tensors: Callable[[], Mapping[str, Any]]) -> None:
+        self._name, self._memory, self._threads, self._find_tensors = name, memory, threads, find_tensors
         self.applied = False
-        self._memory = [memory_range(update.flat) for update in updates]
 
     @property
+    @abstractmethod
     def nbytes(self) -> int:
         """Bytes of memory that the changes take."""
-        return sum(part.nbytes for update in self._updates for part in update.parts)
 
+    @abstractmethod
     def touched(self) -> Iterator[tuple[str, npt.NDArray[np.int64]]]:
         """Each tensor on the host that the patch changes, with the numbers of its units that change, rising."""
-        for update in self._updates:
-            if update.parts and isinstance(update.flat, np.ndarray):
-                width = update.dtype.carrier
-                places = [np.flatnonzero(part.zigzags) if part.positions is None else part.positions for part in update.parts]
-                rows = zip(places, update.parts, strict=True)
-                yield update.name, np.concatenate([found.astype(np.int64) + part.start // width for found, part in rows])
 
     def apply_(self, *, check: bool = True) -> None:
         """Turn base into target in place.
@@ -81,65 +83,127 @@ class LoadedPatch:
                 self._check(True)
             self._write(True, check, arrays)
 
-    def _check(self, applied: bool) -> None:
-        """Raise BaseMismatchError unless each tensor has the target's content (if ``applied``) or the base's."""
-        leaves_by_tensor = leaves_in_memory([update.flat for update in self._updates], self._threads)
-        for update, leaves in zip(self._updates, leaves_by_tensor, strict=True):
-            found, expected = tensor_digest(leaves), update.digest if applied else tensor_digest(update.before)
-            if found != expected:
-                state = "was changed since the patch was applied." if applied else "is not the base: is another patch applied?"
-                raise BaseMismatchError(
-                    f"{MODEL}: tensor {cut(update.name)} has the digest {found.hex()}, expected {expected.hex()}: it {state} "
-                    "Nothing was written"
-                )
-
     def write(self, back: bool, check: bool, just_loaded: Mapping[str, Any] | None = None) -> None:
         """Apply all changes, or take them ``back``. What is there before is not checked; the result is, with ``check``.
 
         ``just_loaded``: the model's tensors, if the patch was loaded for them within the same :func:`~ckptdiff.live.writing.writing`.
         """
-        if just_loaded is None:
-            arrays = self._changed_tensors()
-        else:
-            arrays = [just_loaded[update.name] for update in self._updates if update.parts]
+        arrays = self._changed_tensors() if just_loaded is None else [just_loaded[name] for name in self._changed_names()]
         self._write(back, check, arrays)
 
     def _write(self, back: bool, check: bool, arrays: Sequence[Any]) -> None:
         """As :meth:`write`, given the model's tensors that change."""
-        ranges = list(_batches(self._updates))
+        steps = self._steps()
         try:
-            for update, leaves in self._update_all(ranges, back, check):
-                found, expected = tensor_digest(leaves), tensor_digest(update.before) if back else update.digest
-                if check and found != expected:
-                    raise IntegrityError(
-                        f"{MODEL}: tensor {cut(update.name)} came out with the digest {found.hex()}, expected {expected.hex()}: "
-                        f"{self._name} is broken, or another thread wrote to the tensor; it was taken back"
-                    )
+            self._run(steps, back, check)
         except BaseException:
-            for batch in ranges:
-                batch.take_back(not back)
+            for step in steps:
+                step.take_back(not back)
             raise
         finally:
-            for array in arrays:
-                if not isinstance(array, np.ndarray):  # as torch's own writes do: a backward pass through the old values then fails
-                    torch.autograd.graph.increment_version(array)
+            tensors = [array for array in arrays if not isinstance(array, np.ndarray)]
+            if tensors:  # as torch's own writes do: a backward pass through the old values then fails
+                torch.autograd.graph.increment_version(tensors)
         self.applied = not back
 
+    @abstractmethod
+    def _changed_names(self) -> Iterable[str]:
+        """The names of the tensors that change."""
+
+    @abstractmethod
     def _changed_tensors(self) -> list[Any]:
         """The model's tensors that the patch changes; raises BaseMismatchError unless all have the memory that it was loaded for."""
+
+    @abstractmethod
+    def _check(self, applied: bool) -> None:
+        """Raise BaseMismatchError unless each tensor has the target's content (if ``applied``) or the base's."""
+
+    @abstractmethod
+    def _steps(self) -> Sequence[Step]:
+        """What is to be done, of which nothing is done yet."""
+
+    @abstractmethod
+    def _run(self, steps: Sequence[Any], back: bool, check: bool) -> None:
+        """Apply all changes, or take them back; with ``check`` raise IntegrityError if the result is not what it must be."""
+
+    def _unlike(self, name: str, found: bytes, expected: bytes, applied: bool) -> BaseMismatchError:
+        """The error if a tensor does not have the digest of the target, or the base."""
+        state = "was changed since the patch was applied." if applied else "is not the base: is another patch applied?"
+        return BaseMismatchError(
+            f"{MODEL}: tensor {cut(name)} has the digest {found.hex()}, expected {expected.hex()}: it {state} Nothing was written"
+        )
+
+    def _wrong_result(self, name: str, found: bytes, expected: bytes) -> IntegrityError:
+        """The error if a tensor came out otherwise."""
+        return IntegrityError(
+            f"{MODEL}: tensor {cut(name)} came out with the digest {found.hex()}, expected {expected.hex()}: "
+            f"{self._name} is broken, or another thread wrote to the tensor; it was taken back"
+        )
+
+    def _replaced(self, name: str) -> BaseMismatchError:
+        """The error if a tensor has other memory now."""
+        return BaseMismatchError(
+            f"{MODEL}: tensor {cut(name)} is not the one that {self._name} was loaded for: was the model cast, moved or "
+            "loaded anew? Load the patch again; nothing was written"
+        )
+
+
+class LoadedUpdates(LoadedPatch):
+    """A patch decoded to updates of tensors on any device.
+
+    Args:
+        name, threads, find_tensors: as of :class:`LoadedPatch`.
+        updates: the changes of each tensor.
+    """
+
+    def __init__(self, name: str, updates: Sequence[TensorUpdate], threads: int, find_tensors: Callable[[], Mapping[str, Any]]) -> None:
+        super().__init__(name, [memory_range(update.flat) for update in updates], threads, find_tensors)
+        self._updates = updates
+
+    @property
+    def nbytes(self) -> int:
+        """As of :class:`LoadedPatch`."""
+        return sum(part.nbytes for update in self._updates for part in update.parts)
+
+    def touched(self) -> Iterator[tuple[str, npt.NDArray[np.int64]]]:
+        """As of :class:`LoadedPatch`."""
+        for update in self._updates:
+            if update.parts and isinstance(update.flat, np.ndarray):
+                width = update.dtype.carrier
+                places = [np.flatnonzero(part.zigzags) if part.positions is None else part.positions for part in update.parts]
+                rows = zip(places, update.parts, strict=True)
+                yield update.name, np.concatenate([found.astype(np.int64) + part.start // width for found, part in rows])
+
+    def _changed_names(self) -> Iterable[str]:
+        return (update.name for update in self._updates if update.parts)
+
+    def _changed_tensors(self) -> list[Any]:
         now, arrays = self._find_tensors(), []
         for update, memory in zip(self._updates, self._memory, strict=True):
             array = now.get(update.name)
             if array is None or (memory[2] and memory_of(array, f"{MODEL}: {cut(update.name)}") != memory):
-                raise BaseMismatchError(
-                    f"{MODEL}: tensor {cut(update.name)} is not the one that {self._name} was loaded for: was the model cast, moved or "
-                    "loaded anew? Load the patch again; nothing was written"
-                )
+                raise self._replaced(update.name)
             if update.parts:
                 arrays.append(array)
         return arrays
 
-    def _update_all(self, ranges: Sequence[_Batch], back: bool, check: bool) -> Iterator[tuple[TensorUpdate, list[bytes]]]:
+    def _check(self, applied: bool) -> None:
+        leaves_by_tensor = leaves_in_memory([update.flat for update in self._updates], self._threads)
+        for update, leaves in zip(self._updates, leaves_by_tensor, strict=True):
+            found, expected = tensor_digest(leaves), update.digest if applied else tensor_digest(update.before)
+            if found != expected:
+                raise self._unlike(update.name, found, expected, applied)
+
+    def _steps(self) -> list[_Batch]:
+        return list(_batches(self._updates))
+
+    def _run(self, steps: Sequence[_Batch], back: bool, check: bool) -> None:
+        for update, leaves in self._update_all(steps, back, check):
+            found, expected = tensor_digest(leaves), tensor_digest(update.before) if back else update.digest
+            if check and found != expected:
+                raise self._wrong_result(update.name, found, expected)
+
+    def _update_all(self, steps: Sequence[_Batch], back: bool, check: bool) -> Iterator[tuple[TensorUpdate, list[bytes]]]:
         """Apply all changes, or take them back.
 
         Yields:
@@ -148,7 +212,7 @@ class LoadedPatch:
         on_devices = [update for update in self._updates if update.parts and not isinstance(update.flat, np.ndarray)]
         # Ctrl-C never interrupts a kernel that moves units; for what torch does on a device two threads see to it
         execute = Threads(max(self._threads, 2) if on_devices else self._threads)
-        with closing(execute(lambda batch: batch.update(back, check), ranges)) as results:
+        with closing(execute(lambda batch: batch.update(back, check), steps)) as results:
             parts = (leaves for batch in results for leaves in batch)
             for update in self._updates:
                 if not isinstance(update.flat, np.ndarray):

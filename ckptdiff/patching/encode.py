@@ -18,7 +18,7 @@ from ckptdiff.io.parallel import MOST_JOBS, Work, lightness
 from ckptdiff.patching.compare_on_host import Comparer, compare_on_host
 from ckptdiff.patching.encode_files import PartInFiles, encode_from_files, part_in_files
 from ckptdiff.patching.encode_group import EncodedGroup, Noted, encode_group, encode_together
-from ckptdiff.patching.encode_in_memory import BYTES_TOGETHER, PartInMemory, encode_apart, part_in_memory
+from ckptdiff.patching.encode_in_memory import BYTES_TOGETHER, PartInMemory, by_parts, encode_apart, part_in_memory
 from ckptdiff.patching.encode_plan import EncodeJob, JobBase, TensorPlan
 
 CONTEXT_SHARE = 0.4
@@ -92,9 +92,10 @@ class GroupEncoder(Work[EncodeJob, EncodedGroup]):
             else:
                 groups[k] = self(job)
         groups.update(self._encode_files(in_files))
+        noted = by_parts(self.noted) if self.noted is not None else None
         for parts in apart.values():
             for numbers in within(parts, lambda k: jobs[k].nbytes, BYTES_TOGETHER):
-                groups.update(zip(numbers, encode_apart([parts[k] for k in numbers], self.noted), strict=True))
+                groups.update(zip(numbers, encode_apart([parts[k] for k in numbers], noted), strict=True))
         for (_, codec), pairs in alike.items():
             for numbers in within(pairs, lambda k: jobs[k].nbytes, BLOCK):
                 bases, targets = zip(*(pairs[k] for k in numbers), strict=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from ckptdiff.checkpoint.adapt import AdaptedBase
 from ckptdiff.checkpoint.contents import Tensor
 from ckptdiff.codecs import sparse
 from ckptdiff.format.digests import BLOCK, block_count
-from ckptdiff.format.dtypes import DTYPES, Bytes
+from ckptdiff.format.dtypes import DTYPES, Bytes, ManyChanges
 from ckptdiff.patching.encode_group import EncodedGroup, Noted
 from ckptdiff.patching.encode_plan import EncodeJob
 
@@ -43,7 +43,28 @@ def part_in_memory(base: AdaptedBase, target: Tensor, job: EncodeJob) -> PartInM
     return PartInMemory(target, job.first, old[start : start + job.nbytes], new[start : start + job.nbytes])
 
 
-def encode_apart(parts: Sequence[PartInMemory], noted: Noted | None) -> list[EncodedGroup]:
+NotedParts: TypeAlias = Callable[[Sequence[PartInMemory], ManyChanges], None]
+"""Told what changes in the blocks of some parts, all of one dtype; the changes are scratch."""
+
+
+def by_parts(noted: Noted) -> NotedParts:
+    """Tells of one part after the other."""
+
+    def note_all(parts: Sequence[PartInMemory], changes: ManyChanges) -> None:
+        blocks = changes.blocks
+        for part, (i, j) in zip(parts, _block_ranges(parts), strict=True):
+            if changes.ends[i] < changes.ends[j]:
+                noted(part.target, part.first, blocks[i:j])
+
+    return note_all
+
+
+def _block_ranges(parts: Sequence[PartInMemory]) -> Iterator[tuple[int, int]]:
+    """The number of the first block of each part, and that of the one behind its last."""
+    return pairwise(accumulate((block_count(len(part.new)) for part in parts), initial=0))
+
+
+def encode_apart(parts: Sequence[PartInMemory], noted: NotedParts | None) -> list[EncodedGroup]:
     """Compare and encode parts of tensors of one dtype.
 
     Args:
@@ -52,10 +73,9 @@ def encode_apart(parts: Sequence[PartInMemory], noted: Noted | None) -> list[Enc
     """
     dtype = DTYPES[parts[0].target.dtype]
     found = kernels.changes.compared_apart([part.old for part in parts], [part.new for part in parts], dtype)
-    coded, changes, groups = sparse.pack_all(found.changes, dtype), found.changes, list[EncodedGroup]()
-    for part, (i, j) in zip(parts, pairwise(accumulate((block_count(len(part.new)) for part in parts), initial=0)), strict=True):
-        changed = changes.ends[j] - changes.ends[i]
-        if noted is not None and changed:
-            noted(part.target, part.first, [(changes.positions[m:n], changes.zigzags[m:n]) for m, n in pairwise(changes.ends[i : j + 1])])
-        groups.append(EncodedGroup({"sparse": coded[i:j]}, changed, found.leaves[i:j], found.base_leaves[i:j], len(part.new)))
+    if noted is not None:
+        noted(parts, found.changes)
+    coded, ends, groups = sparse.pack_all(found.changes, dtype), found.changes.ends, list[EncodedGroup]()
+    for part, (i, j) in zip(parts, _block_ranges(parts), strict=True):
+        groups.append(EncodedGroup({"sparse": coded[i:j]}, ends[j] - ends[i], found.leaves[i:j], found.base_leaves[i:j], len(part.new)))
     return groups

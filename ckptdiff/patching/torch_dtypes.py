@@ -88,16 +88,41 @@ def flat_bytes(array: Array, where: str) -> Bytes | torch.Tensor:
     return np.asarray(_ArrayInterface(plain)) if array.nbytes else np.empty(0, np.uint8)
 
 
+def host_address(array: Array, dtype: str, shape: tuple[int, ...], where: str = "") -> int | None:
+    """Where a tensor of this dtype and shape lies in the host's memory, to be written to.
+
+    ``where``: what messages call it.
+
+    Returns:
+        Its address; 0 if it is empty; None if it is another tensor, or lies elsewhere.
+
+    Raises:
+        UnsupportedError: as of :func:`flat_bytes`.
+    """
+    if array.shape != shape or DTYPE_OF_NAME.get(_name_of(array.dtype)) != dtype:
+        return None
+    if isinstance(array, np.ndarray):
+        return memory_range(flat_bytes(array, where))[1] if array.flags.writeable else None
+    _check_plain(array, where)
+    return int(array.data_ptr()) if array.is_cpu else None
+
+
 def _check_plain(array: torch.Tensor, where: str) -> None:
     """Raise UnsupportedError unless a tensor has memory of its own in plain order."""
     if array.is_meta:
         raise UnsupportedError(f"{where}: is a meta tensor, without content: load its weights first")
-    if array.layout != torch.strided or array.is_quantized or array.is_conj() or array.is_neg():
+    if array.layout is not _plain_layout() or array.is_quantized or array.is_conj() or array.is_neg():
         raise UnsupportedError(f"{where}: is sparse, quantized or a lazy view: give a dense copy of it")
     if not array.is_contiguous():
         raise UnsupportedError(f"{where}: is not contiguous (strides {tuple(array.stride())}): give its .contiguous() copy")
     if array.untyped_storage().nbytes() < array.storage_offset() * array.element_size() + array.nbytes:
         raise UnsupportedError(f"{where}: its memory was freed, as FSDP does between uses: gather the full parameters first")
+
+
+@functools.cache
+def _plain_layout() -> torch.layout:
+    """That of a dense tensor: to ask torch each time takes as long as all other checks."""
+    return torch.strided
 
 
 def new_tensor(dtype: str, shape: tuple[int, ...], where: str) -> torch.Tensor:

@@ -16,7 +16,8 @@ from tests.support.strategies import SEEDS, quick
 
 
 def read_escaped(reader: Reader, count: int, width: int, low: int, unit: np.dtype[Any]) -> Any:
-    planes, escaped = read_planes(reader, count, width, low)
+    planes = list[bytes]()
+    escaped = read_planes(reader, count, width, low, planes)
     data, values = np.frombuffer(bytearray().join(planes), np.uint8), np.empty(count, unit)
     end = join_planes(data, 0, count, low, escaped, width, values, 0)
     if end < 0:
