@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 from typing import Any
 
 from ckptdiff.engines.carriers import Carrier, Distances, GivenDistances
@@ -13,7 +14,7 @@ from ckptdiff.engines.interception import Copy, FinalCopies
 from ckptdiff.engines.served import Loader, Record, run_loader
 from ckptdiff.errors import IntegrityError, UnsupportedError, cut
 from ckptdiff.format.digests import tensor_digest
-from ckptdiff.io.parallel import default_threads
+from ckptdiff.io.parallel import JobPool, default_threads
 from ckptdiff.lazy import torch
 from ckptdiff.live.changes import Change
 from ckptdiff.live.patch import Patch
@@ -95,11 +96,11 @@ class _Move:
 
     def _pass(self, names: Collection[str] | None, back: bool, limits: Counter[str] | None) -> None:
         """Let the loader run over the distances of some tensors. ``limits``: how many copies of each are to be moved; None: all."""
-        with ThreadPoolExecutor(1, thread_name_prefix="ckptdiff") as mover, torch.no_grad():
+        with closing(JobPool(1)) as mover, torch.no_grad():
 
             def sink(copy: Copy) -> None:
                 if limits is None or copy.number < limits[copy.name]:
-                    mover.submit(self._move, copy, back, limits is None).result()
+                    mover.submit(partial(self._move, copy, back, limits is None)).result()
 
             run_loader(self._model, self._loader, FinalCopies(self._model, sink), self._carriers(names))
 

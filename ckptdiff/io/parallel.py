@@ -8,7 +8,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -47,6 +47,42 @@ def default_threads() -> int:
     return min(cores, 8)
 
 
+class JobPool:
+    """Threads that do jobs. Once it is closed, no job starts, and those that began have ended.
+
+    Ctrl-C may come while a thread is started, of which the executor then knows nothing, and does not wait for: so jobs are counted here.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._executor, self._changed = ThreadPoolExecutor(threads, thread_name_prefix="ckptdiff"), threading.Condition()
+        self._running, self._is_closed = 0, False
+
+    def submit(self, job: Callable[[], T]) -> Future[T]:
+        """Have a job done."""
+        return self._executor.submit(self._run, job)
+
+    def _run(self, job: Callable[[], T]) -> T:
+        with self._changed:
+            if self._is_closed:
+                raise CancelledError
+            self._running += 1
+        try:
+            return job()
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        """Cancel what has not begun, and wait for what has."""
+        with self._changed:
+            self._is_closed = True
+        self._executor.shutdown(wait=True, cancel_futures=True)
+        with self._changed:
+            while self._running:
+                self._changed.wait()
+
+
 def run_ordered(jobs: Iterable[Callable[[], T]], threads: int) -> Generator[T, None, None]:
     """Run jobs on ``threads`` threads and yield their results in the order of the jobs.
 
@@ -56,17 +92,14 @@ def run_ordered(jobs: Iterable[Callable[[], T]], threads: int) -> Generator[T, N
     if threads <= 1:
         yield from (job() for job in jobs)
         return
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="ckptdiff")
     pending: deque[Future[T]] = deque()
-    try:
+    with closing(JobPool(threads)) as pool:
         for job in jobs:
             pending.append(pool.submit(job))
             if len(pending) >= 2 * threads:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 J = TypeVar("J", bound=Job)

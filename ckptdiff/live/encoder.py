@@ -61,6 +61,15 @@ class _Moves(NamedTuple):
     """What holds the changes, of which a run has only the address."""
 
 
+class _Runs(NamedTuple):
+    """All moves of one dtype, while they are done."""
+
+    dtype: Dtype
+    runs: Any
+    moved: Any
+    """uint8, one for each run: 1 once it is moved."""
+
+
 class Encoder:
     """Makes patches from one state of a model to the next, tensor by tensor.
 
@@ -273,15 +282,22 @@ class Encoder:
         return PatchContents(pair, recorded_facts(pair, None, None), None, copies=False)
 
     def commit(self) -> None:
-        """Let the encoder's copy be the state of the finished patch: the next one starts from there.
+        """Let the encoder's copy be the state of the finished patch: the next one starts from there. After Ctrl-C it is as it was.
 
         Raises:
             CheckpointError: no patch is finished.
         """
         after = self.finished.target_identity
-        for dtype in dict.fromkeys(part.dtype for part in self._moves):
-            runs = np.concatenate([part.runs for part in self._moves if part.dtype == dtype])
-            kernels.moves.move_at(runs, dtype, False, False)
+        steps = list[_Runs]()
+        try:
+            for dtype in dict.fromkeys(part.dtype for part in self._moves):
+                runs = np.concatenate([part.runs for part in self._moves if part.dtype == dtype])
+                steps.append(_Runs(dtype, runs, np.zeros(len(runs), np.uint8)))
+                kernels.moves.move_at(runs, dtype, False, False, steps[-1].moved)
+        except BaseException:  # Ctrl-C comes out of a kernel only once that is done
+            for step in steps:
+                kernels.moves.move_at(step.runs[step.moved == 1], step.dtype, True, False)
+            raise
         self._identity = bytes.fromhex(after)
         self._digests = {entry.name: entry.digest for entry in self._entries.values()}
         self._clear()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import partial
 from itertools import islice, pairwise
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from ckptdiff import device, kernels
 from ckptdiff.format.digests import BLOCK, block_count
 from ckptdiff.format.dtypes import Bytes
+from ckptdiff.io.parallel import JobPool
 from ckptdiff.lazy import torch
 
 BYTES_PER_HASH_JOB = 16 * BLOCK
@@ -63,13 +64,12 @@ def hash_blocks_in_background(addresses: Array, sizes: Array, threads: int) -> I
     ends = np.cumsum(sizes)
     cuts = [0, *(np.flatnonzero(np.diff(ends // BYTES_PER_HASH_JOB)) + 1).tolist(), len(sizes)]
     jobs = [(addresses[i:j], sizes[i:j]) for i, j in pairwise(cuts) if i < j]
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="ckptdiff") if len(jobs) > 1 else None
-    try:
-        futures = [pool.submit(kernels.leaves.leaves_at, *job) for job in jobs] if pool is not None else []
-        yield lambda: b"".join([future.result() for future in futures] or [kernels.leaves.leaves_at(*job) for job in jobs])
-    finally:
-        if pool is not None:
-            pool.shutdown(wait=True, cancel_futures=True)
+    if len(jobs) < 2:
+        yield lambda: b"".join([kernels.leaves.leaves_at(*job) for job in jobs])
+        return
+    with closing(JobPool(threads)) as pool:
+        futures = [pool.submit(partial(kernels.leaves.leaves_at, *job)) for job in jobs]
+        yield lambda: b"".join([future.result() for future in futures])
 
 
 def _leaves_on_devices(parts: Sequence[torch.Tensor]) -> list[list[bytes]]:

@@ -75,7 +75,8 @@ class Loader:
         own = own_names(base, [*names, *self.tied], lambda: base_contents(patch, self.scope), threads)
         self.find_tensors = partial(find_tensors, base, own, set(names), self.tied)
         self.state = self.find_tensors()
-        self.base = open_state(self.state, MODEL, set(names))
+        needed = {*names, *self.tied, *self.tied.values()}  # what else the model has may be what no patch takes
+        self.base = open_state({name: array for name, array in self.state.items() if name in needed}, MODEL, set(names))
         self.rebuilder = Rebuilder(self.base, [patch], Threads(threads))
         self.tensors = next(iter(self.base.scopes.values()), {})
 

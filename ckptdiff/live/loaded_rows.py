@@ -16,7 +16,7 @@ from ckptdiff.live.names import MODEL
 from ckptdiff.live.rows import Moves, Rows
 from ckptdiff.live.switch import LoadedPatch
 from ckptdiff.patching.memory import State
-from ckptdiff.patching.torch_dtypes import host_address
+from ckptdiff.patching.torch_dtypes import host_address, memory_of
 
 
 class LoadedRows(LoadedPatch):
@@ -56,10 +56,13 @@ class LoadedRows(LoadedPatch):
 
     def _changed_tensors(self) -> list[Any]:
         now, columns, arrays = self._find_tensors(), self._rows.columns, list[Any]()
-        rows = zip(columns.names, columns.types, columns.changed, self._rows.addresses.tolist(), strict=True)
-        for name, type_, changed, address in rows:
-            array = now.get(name)
-            if array is None or host_address(array, type_.dtype, type_.shape, f"{MODEL}: {cut(name)}") != address:
+        rows = zip(columns.names, columns.types, columns.changed, self._memory, strict=True)
+        for name, type_, changed, memory in rows:
+            array, where = now.get(name), f"{MODEL}: {cut(name)}"
+            if array is None:
+                raise self._replaced(name)
+            # which takes less time, but wants the same shape too
+            if host_address(array, type_.dtype, type_.shape, where) != memory[1] and memory[2] and memory_of(array, where) != memory:
                 raise self._replaced(name)
             if changed:
                 arrays.append(array)

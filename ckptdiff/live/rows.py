@@ -29,7 +29,7 @@ from ckptdiff.live.updates import BYTES_PER_UPDATE_JOB
 from ckptdiff.live.writing import MemoryRange
 from ckptdiff.patching.memory import State
 from ckptdiff.patching.patch import OpenPatch
-from ckptdiff.patching.torch_dtypes import Array, host_address, memory_of
+from ckptdiff.patching.torch_dtypes import Array, host_address
 
 Numbers = npt.NDArray[Any]
 DECODED_AT_ONCE = 64 * BLOCK
@@ -58,18 +58,14 @@ def rows_of(patch: OpenPatch, state: State, scope: str | None) -> Rows | None:
                 return None
             arrays.append(array)
             addresses.append(address)
-        if any(_is_apart(state, name, kept) for name, kept in patch.tied.items()):
-            return None
+        for name, kept in patch.tied.items():
+            array, k = state.get(name), columns.names.index(kept)
+            if array is not None and host_address(array, *columns.types[k][:2]) != addresses[k]:
+                return None
     except UnsupportedError:
         return None
     rows = Rows(patch.files[0], arrays, np.array(addresses, np.uint64), np.array(columns.nbytes, np.int64))
     return None if rows.overlap() else rows
-
-
-def _is_apart(state: State, name: str, kept: str) -> bool:
-    """Whether a further name of a tensor is that of another tensor in the model."""
-    array, other = state.get(name), state.get(kept)
-    return array is not None and (other is None or memory_of(array, name) != memory_of(other, kept))
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +145,9 @@ class Rows:
             return None
 
     def _decoded(self, threads: int) -> list[Moves] | None:
-        columns, is_delta = self.columns, np.array([kind == "delta" for kind in self.columns.kinds])
+        columns, is_delta = self.columns, np.array([kind == "delta" for kind in self.columns.kinds], np.bool_)
         dtypes, places = list(dict.fromkeys(type_.dtype for type_ in columns.types)), np.cumsum(is_delta[self.owners]) - 1
-        alike = np.array([dtypes.index(type_.dtype) for type_ in columns.types])
+        alike = np.array([dtypes.index(type_.dtype) for type_ in columns.types], np.int64)
         total = int(self.sizes[is_delta].sum())
         most = DECODED_AT_ONCE if threads == 1 else max(BYTES_PER_UPDATE_JOB, min(DECODED_AT_ONCE, total // (4 * threads)))
         tasks = list[Callable[[], tuple[Numbers, Sequence[int], list[Moves]]]]()

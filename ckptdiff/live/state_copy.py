@@ -124,6 +124,8 @@ class StateCopy:
     def put(self, name: str, array: Array) -> None:
         """Copy a tensor to its place, cast if it has to be. Errors are those of :meth:`Layout.check`, and UnsupportedError."""
         place = self.layout.check(name, array)
+        if not place.size:
+            return
         out, dtype = self.rows[place.name].flat, dtype_of(array, name)
         assert isinstance(out, np.ndarray)
         if dtype == place.dtype:
@@ -231,6 +233,8 @@ def _copied(base: Checkpoint, served: str | None) -> StateCopy:
             for start in _starts(tensor.nbytes):
                 tensor.readinto(start, out[start : start + READ_AT_ONCE])
             continue
+        if not tensor.nbytes:
+            continue  # which torch cannot show as another dtype
         whole = np.empty(tensor.nbytes, np.uint8)
         tensor.readinto(0, whole)
         if "BF16" in (tensor.dtype, dtype):

@@ -101,6 +101,8 @@ def host_address(array: Array, dtype: str, shape: tuple[int, ...], where: str = 
     """
     if array.shape != shape or DTYPE_OF_NAME.get(_name_of(array.dtype)) != dtype:
         return None
+    if not array.nbytes:
+        return 0
     if isinstance(array, np.ndarray):
         return memory_range(flat_bytes(array, where))[1] if array.flags.writeable else None
     _check_plain(array, where)
@@ -117,6 +119,8 @@ def _check_plain(array: torch.Tensor, where: str) -> None:
         raise UnsupportedError(f"{where}: is not contiguous (strides {tuple(array.stride())}): give its .contiguous() copy")
     if array.untyped_storage().nbytes() < array.storage_offset() * array.element_size() + array.nbytes:
         raise UnsupportedError(f"{where}: its memory was freed, as FSDP does between uses: gather the full parameters first")
+    if not array.data_ptr() and array.nbytes:
+        raise UnsupportedError(f"{where}: has no memory that can be read, as a fake tensor or one that wraps others: give plain tensors")
 
 
 @functools.cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +31,29 @@ def test_an_error_starts_no_further_job(threads: int) -> None:
     with pytest.raises(ZeroDivisionError):
         list(run_ordered((partial(job, k) for k in range(1000)), threads))
     assert 5 in started and len(started) <= 6 + 2 * threads
+
+
+def test_what_began_has_ended_after_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while a thread is started, of which the executor then knows nothing: its job has ended, and no other one begins."""
+    start, begun, done = threading.Thread.start, list[int](), list[int]()
+
+    def interrupted(self: threading.Thread) -> None:
+        start(self)
+        while not begun:
+            time.sleep(0.001)
+        raise KeyboardInterrupt
+
+    def job(k: int) -> None:
+        begun.append(k)
+        time.sleep(0.2)
+        done.append(k)
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(run_ordered((partial(job, k) for k in range(9)), 3))
+    assert begun == done == [0]
+    time.sleep(0.3)
+    assert begun == [0]
 
 
 @pytest.mark.parametrize("size", [0, 1, 1 << 20, (5 << 20) + 3])

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ckptdiff
+from ckptdiff import kernels
 from ckptdiff.live.patch import diff
 from tests.support.states import copy_of, first_state, next_state, same, states
 from tests.support.strategies import quick
@@ -207,3 +208,41 @@ def test_no_memory_of_a_state_is_held() -> None:
         assert not any(array() is not None for array in held)
         encoder.finish()
         encoder.commit()
+
+
+def test_an_interrupted_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while the copy moves, which comes out of a kernel once that is done: nothing is committed, and the same may be done again."""
+    old = {"a": np.zeros(5000, np.float32), "b": np.zeros(5000, np.int16)}
+    new = {name: array.copy() for name, array in old.items()}
+    for array in new.values():
+        array[::9] += 1
+    encoder, move_at = ckptdiff.Encoder(old), kernels.moves.move_at
+    encoder.add_all(new)
+    first = encoder.finish().to_bytes()
+    for call in (1, 2):
+        left = [call]
+
+        def interrupted(*arguments: Any, left: list[int] = left) -> bytes:
+            found = move_at(*arguments)
+            left[0] -= 1
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            return found
+
+        monkeypatch.setattr(kernels.moves, "move_at", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            encoder.commit()
+        monkeypatch.undo()
+    encoder.rollback()
+    encoder.add_all(new)
+    assert encoder.finish().to_bytes() == first
+    encoder.commit()
+    encoder.add_all(old)
+    assert encoder.finish().to_bytes() == ckptdiff.diff(new, old).to_bytes()
+
+
+def test_empty_tensors_are_cast() -> None:
+    torch = pytest.importorskip("torch")
+    encoder = ckptdiff.Encoder({"e": torch.empty(0), "w": torch.ones(3)}, dtype=torch.bfloat16)
+    encoder.add_all({"e": torch.empty(0), "w": torch.zeros(3)})
+    assert encoder.finish().totals.changed == 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ckptdiff
-from ckptdiff.errors import BaseMismatchError, IntegrityError
+from ckptdiff.errors import BaseMismatchError, IntegrityError, UnsupportedError
 from ckptdiff.format.digests import BLOCK
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[torch]'")
@@ -205,6 +207,89 @@ def test_all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     patch.apply_(model)
     assert equal(model, new)
+
+
+def test_threads_that_an_interrupt_hid_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while the first thread is started: it moves units, and all are taken back."""
+    old = {name: torch.full((BLOCK,), float(k), dtype=torch.bfloat16) for k, name in enumerate("abcd")}
+    new = {name: array.clone() for name, array in old.items()}
+    for array in new.values():
+        array[::50] += 1
+    model, start, move, moved = copy_of(old), threading.Thread.start, rows_module.Moves.move, list[Any]()
+    monkeypatch.setattr(rows_module, "BYTES_PER_UPDATE_JOB", BLOCK)
+    found = loaded(ckptdiff.diff(old, new), model, 3)
+    assert found is not None
+
+    def interrupted(self: threading.Thread) -> None:
+        start(self)
+        while not moved:
+            time.sleep(0.001)
+        raise KeyboardInterrupt
+
+    def slow(part: Any, back: bool, hashed: bool) -> bytes:
+        moved.append(part)
+        time.sleep(0.1)
+        return move(part, back, hashed)
+
+    monkeypatch.setattr(rows_module.Moves, "move", slow)
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        found.apply_(check=False)
+    monkeypatch.undo()
+    time.sleep(0.3)  # for a thread that nobody waited for
+    assert equal(model, old) and not found.applied and len(moved) == 1
+    found.apply_()
+    assert equal(model, new)
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+def test_tensors_without_memory_are_refused() -> None:
+    """Fake tensors, and those that wrap others, have an address of zero, though they have elements."""
+    plain = torch.ones(9)
+    patch = ckptdiff.diff({"w": plain}, {"w": plain + 1})
+    with torch._subclasses.FakeTensorMode() as mode:
+        fake = mode.from_tensor(plain)
+    for array in (fake, torch._efficientzerotensor(9)):
+        for call in (patch.apply_, patch.load, lambda state: ckptdiff.diff(state, {"w": plain})):
+            with pytest.raises(
+                UnsupportedError, match=r"w: has no memory that can be read, as a fake tensor|is sparse, quantized or a lazy"
+            ):
+                call({"w": array})
+
+
+def test_a_target_without_tensors() -> None:
+    ckptdiff.diff({}, {}).apply_({})
+    ckptdiff.diff({"w": torch.ones(3)}, {}).load({"w": torch.ones(3)}).apply_()
+    ckptdiff.diff(torch.nn.ReLU(), torch.nn.ReLU()).apply_(torch.nn.ReLU())
+
+
+@pytest.mark.parametrize("codec", ["sparse", "context"])
+def test_what_the_patch_has_not_may_be_anything(codec: str) -> None:
+    """Tensors of the model that no patch could read, which the patch does not name, and which are not written to."""
+    old, new = {"w": torch.ones(900)}, {"w": torch.ones(900)}
+    new["w"][::9] += 1
+    more = {"meta": torch.ones(3, device="meta"), "strided": torch.ones(3, 4).T, "complex": torch.ones(3, dtype=torch.complex128)}
+    model = {**copy_of(old), **more}
+    patch = ckptdiff.diff(old, new, codec=codec)
+    patch.apply_(model)
+    assert equal({"w": model["w"]}, new)
+    patch.load({**copy_of(old), **more}).apply_()
+
+
+def test_other_forms_of_one_memory() -> None:
+    """A tensor seen in another shape is the one that a patch was loaded for; a tied name of another form is refused, as ever."""
+    old, new = {"w": torch.ones(30, 30), "e": np.zeros(0, np.float32)}, {"w": torch.ones(30, 30), "e": np.zeros(0, np.float32)}
+    new["w"][::9] += 1
+    model = {"w": old["w"].clone(), "e": old["e"].copy()}
+    found = loaded(ckptdiff.diff(old, new), model)
+    assert found is not None
+    model |= {"w": model["w"].view(-1), "e": np.zeros(0, np.float32)}
+    found.apply_()
+    assert torch.equal(model["w"].reshape(30, 30), new["w"])
+    tied = ckptdiff.diff({"w": old["w"], "head": old["w"]}, {"w": new["w"], "head": new["w"]})
+    for other in (old["w"].view(-1), old["w"].view(torch.int32)):
+        with pytest.raises(UnsupportedError, match="it cannot be written in place"):
+            tied.apply_({"w": old["w"], "head": other})
 
 
 def test_a_model_that_was_changed_or_replaced() -> None:
