@@ -1,6 +1,6 @@
-"""Diff and apply of tensors in memory, warm, beside PULSE: both in one process, in turn, with two threads each.
+"""Diff and apply of tensors in memory, warm, beside PULSE: both in one process, in turn, with as many threads each.
 
-    VENV/bin/python benchmarks/in_memory.py BASE TARGET [--codec context] [--runs 5]
+    VENV/bin/python benchmarks/in_memory.py BASE TARGET [--codec context] [--runs 5] [--threads 2]
 
 BASE and TARGET are bf16 safetensors files; VENV has ckptdiff and the peers of ``peers.txt``. ckptdiff is ``diff`` with
 ``to_bytes``, and ``Patch.from_bytes`` with ``apply_``; PULSE is ``Snapshot.encode_step``, and ``parse_patch`` with
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -24,7 +25,6 @@ from safetensors.torch import load_file
 
 import ckptdiff
 
-THREADS = 2
 VERSIONS = {"context": 3, "sparse": 1}
 State = dict[str, Any]
 
@@ -32,19 +32,19 @@ State = dict[str, Any]
 class Ours:
     """ckptdiff as a trainer and an engine would call it."""
 
-    def __init__(self, base: State, target: State, codec: str) -> None:
-        self.base, self.target, self.codec = base, target, codec
+    def __init__(self, base: State, target: State, codec: str, threads: int) -> None:
+        self.base, self.target, self.codec, self.threads = base, target, codec, threads
         self.state: State = {}
 
     def fresh(self) -> None:
         self.state = {name: tensor.clone() for name, tensor in self.base.items()}
 
     def encode(self) -> int:
-        self.patch = ckptdiff.diff(self.base, self.target, codec=self.codec, threads=THREADS).to_bytes()
+        self.patch = ckptdiff.diff(self.base, self.target, codec=self.codec, threads=self.threads).to_bytes()
         return len(self.patch)
 
     def decode(self) -> None:
-        ckptdiff.Patch.from_bytes(self.patch).apply_(self.state, threads=THREADS)
+        ckptdiff.Patch.from_bytes(self.patch).apply_(self.state, threads=self.threads)
 
     def exact(self) -> bool:
         return all(torch.equal(self.state[name].view(torch.int16), data.view(torch.int16)) for name, data in self.target.items())
@@ -53,8 +53,8 @@ class Ours:
 class Pulse:
     """PULSE as its trainer and its engine call it."""
 
-    def __init__(self, base: State, target: State, version: int) -> None:
-        self.base, self.target, self.version = base, target, version
+    def __init__(self, base: State, target: State, version: int, threads: int) -> None:
+        self.base, self.target, self.version, self.threads = base, target, version, threads
 
     def fresh(self) -> None:
         self.source, self.sink = pulse.Snapshot(self.base), pulse.Snapshot(self.base)
@@ -62,7 +62,7 @@ class Pulse:
     def encode(self) -> int:
         model = pulse.ModelMeta(id="race", digest="", param_count=self.source.param_count())
         self.patch = self.source.encode_step(
-            self.target.items(), step=1, base_step=0, model=model, workers=THREADS, format_version=self.version
+            self.target.items(), step=1, base_step=0, model=model, workers=self.threads, format_version=self.version
         )[0]
         return len(self.patch)
 
@@ -92,10 +92,13 @@ def main() -> None:
     parser.add_argument("target")
     parser.add_argument("--codec", choices=VERSIONS, default="context")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
+    os.environ["RAYON_NUM_THREADS"] = str(arguments.threads)  # which PULSE reads when it first does something
     pair = load_file(arguments.base), load_file(arguments.target)
     peer = f"pulse{VERSIONS[arguments.codec]}"
-    racers: dict[str, Ours | Pulse] = {"ckptdiff": Ours(*pair, arguments.codec), peer: Pulse(*pair, VERSIONS[arguments.codec])}
+    racers: dict[str, Ours | Pulse] = {"ckptdiff": Ours(*pair, arguments.codec, arguments.threads)}
+    racers[peer] = Pulse(*pair, VERSIONS[arguments.codec], arguments.threads)
     rows: dict[str, dict[str, Any]] = {name: {"encode": [], "decode": [], "extra MB": [0, 0]} for name in racers}
     for run in range(arguments.runs + 1):  # the first warms up
         for name, racer in racers.items():

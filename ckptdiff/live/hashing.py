@@ -19,6 +19,8 @@ from ckptdiff.lazy import torch
 
 BYTES_PER_HASH_JOB = 16 * BLOCK
 """Bytes of blocks that one job hashes."""
+LEAST_IN_BACKGROUND = 2 * BLOCK
+"""Bytes of blocks from which on other threads hash."""
 Array = npt.NDArray[Any]
 
 
@@ -55,7 +57,7 @@ def leaves_of_blocks(addresses: Array, sizes: Array, threads: int) -> bytes:
 def hash_blocks_in_background(addresses: Array, sizes: Array, threads: int) -> Iterator[Callable[[], bytes]]:
     """Hash blocks in the host's memory on other threads; gives a function that waits for all leaves, which lie one behind the other.
 
-    What one job would hash is hashed by that function itself: to start a thread takes as long.
+    Of so few bytes that to start a thread takes as long, that function hashes them itself.
 
     Args:
         addresses, sizes: of the blocks: uint64 and int64.
@@ -64,7 +66,7 @@ def hash_blocks_in_background(addresses: Array, sizes: Array, threads: int) -> I
     ends = np.cumsum(sizes)
     cuts = [0, *(np.flatnonzero(np.diff(ends // BYTES_PER_HASH_JOB)) + 1).tolist(), len(sizes)]
     jobs = [(addresses[i:j], sizes[i:j]) for i, j in pairwise(cuts) if i < j]
-    if len(jobs) < 2:
+    if not len(ends) or ends[-1] < LEAST_IN_BACKGROUND:
         yield lambda: b"".join([kernels.leaves.leaves_at(*job) for job in jobs])
         return
     with closing(JobPool(threads)) as pool:

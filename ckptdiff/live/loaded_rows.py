@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ckptdiff.errors import cut
 from ckptdiff.io.parallel import run_ordered
+from ckptdiff.live.hashing import hash_blocks_in_background
 from ckptdiff.live.names import MODEL
 from ckptdiff.live.rows import Moves, Rows
 from ckptdiff.live.switch import LoadedPatch
@@ -97,11 +98,10 @@ def load_rows(name: str, rows: Rows, threads: int, find_tensors: Callable[[], Ma
 
     None too if the changes would take more memory than the tensors that change.
     """
-    leaves = rows.leaves(threads)
-    if rows.digests(leaves) != list(rows.columns.base_digests):
-        return None
-    moves = rows.decoded(threads)
-    if moves is None:
+    with hash_blocks_in_background(*rows.blocks, threads - 1) if threads > 1 else nullcontext(partial(rows.leaves, 1)) as hashed:
+        moves = rows.decoded(threads)
+        leaves = hashed()
+    if moves is None or rows.digests(leaves) != list(rows.columns.base_digests):
         return None
     loaded = LoadedRows(name, rows, moves, leaves, threads, find_tensors)
     changed = (type_.nbytes for type_, count in zip(rows.columns.types, rows.columns.changed, strict=True) if count)

@@ -34,6 +34,8 @@ from ckptdiff.patching.torch_dtypes import Array, host_address
 Numbers = npt.NDArray[Any]
 DECODED_AT_ONCE = 64 * BLOCK
 """Bytes of tensors, about, that one call decodes."""
+LEAST_AT_ONCE = 2 * BLOCK
+"""Bytes of tensors that a thread moves at once at least: to start one takes as long as to move so many."""
 
 
 def rows_of(patch: OpenPatch, state: State, scope: str | None) -> Rows | None:
@@ -150,12 +152,13 @@ class Rows:
         alike = np.array([dtypes.index(type_.dtype) for type_ in columns.types], np.int64)
         total = int(self.sizes[is_delta].sum())
         most = DECODED_AT_ONCE if threads == 1 else max(BYTES_PER_UPDATE_JOB, min(DECODED_AT_ONCE, total // (4 * threads)))
+        at_once = BYTES_PER_UPDATE_JOB if threads == 1 else max(LEAST_AT_ONCE, min(BYTES_PER_UPDATE_JOB, total // threads))
         tasks = list[Callable[[], tuple[Numbers, Sequence[int], list[Moves]]]]()
         for k, name in enumerate(dtypes):
             blocks = np.flatnonzero((is_delta & (alike == k))[self.owners])
             for i, j in pairwise(_cuts(self.blocks[1][blocks], self.places[blocks], most)):
                 if i < j:
-                    tasks.append(partial(self._moves, blocks[i:j], places[blocks[i:j]], DTYPES[name]))
+                    tasks.append(partial(self._moves, blocks[i:j], places[blocks[i:j]], DTYPES[name], at_once))
         found, moves = np.zeros(len(self.sizes), np.int64), list[Moves]()
         with closing(run_ordered(tasks, min(threads, len(tasks)))) as results:
             for blocks, counts, some in results:
@@ -163,13 +166,14 @@ class Rows:
                 moves += some
         return moves if found.tolist() == list(columns.changed) else None
 
-    def _moves(self, blocks: Numbers, numbers: Numbers, dtype: Dtype) -> tuple[Numbers, Sequence[int], list[Moves]]:
+    def _moves(self, blocks: Numbers, numbers: Numbers, dtype: Dtype, at_once: int) -> tuple[Numbers, Sequence[int], list[Moves]]:
         """What moves in some blocks, after these and how many units change in each.
 
         Args:
             blocks: their numbers among all blocks.
             numbers: those among the coded ones.
             dtype: of all of them.
+            at_once: bytes of tensors, about, that one thread is to move at once.
         """
         addresses, sizes = (part[blocks] for part in self.blocks)
         coded = self.file.payloads.coded_blocks(numbers.tolist())
@@ -179,7 +183,7 @@ class Rows:
         begins, nbytes = (np.cumsum(found) - found)[firsts], np.add.reduceat(sizes, firsts)
         runs = kernels.moves.runs_at(addresses[firsts], nbytes, changes, begins, np.add.reduceat(found, firsts))
         moves = list[Moves]()
-        for i, j in pairwise(_cuts(runs[:, 1], np.zeros(len(runs)), BYTES_PER_UPDATE_JOB)):
+        for i, j in pairwise(_cuts(runs[:, 1], np.zeros(len(runs)), at_once)):
             its_blocks = blocks[firsts[i] : firsts[j] if j < len(firsts) else len(blocks)]
             places = begins[i:j], blocks[firsts[i:j]]
             moves.append(Moves(dtype, runs[i:j], its_blocks, changes, *places, np.zeros(j - i, np.uint8)))
