@@ -143,18 +143,21 @@ def join_planes(planes, at, count, low, escaped, width, values, first):
 
 
 @jit
-def sum_gaps(planes, at, count, escaped, width, units, offset, positions, first):
+def sum_gaps(planes, at, block, width, positions, first):
     """Fill the positions of a block's changes where gaps have one low plane, as nearly all have.
 
     Args:
         planes: uint8; those of the gaps begin at ``at``.
-        count, escaped, width: how many gaps, how many of them are the escape, and bytes of a gap.
-        units, offset: of the block, and what is added to positions.
+        block: as :func:`join_changes` takes them.
+        width: bytes of a gap.
         positions: int32, to fill from ``first`` on.
 
     Returns:
-        Where the planes end; -1 if anything is wrong.
+        Where the planes end; -1 if there are more low planes, or anything is wrong.
     """
+    count, escaped, units, offset = block[0], block[2], block[5], block[6]
+    if block[1] != 1:
+        return -1
     high, k, unit = at + count, 0, np.int64(-1)
     low, found = planes[at:high], positions[first : first + count]  # whose indexes cannot be negative, so that LLVM leaves out the case
     for x in range(count):
@@ -171,8 +174,11 @@ def sum_gaps(planes, at, count, escaped, width, units, offset, positions, first)
 
 
 @jit
-def join_zigzags(planes, at, count, escaped, width, zigzags, first):
-    """Fill zigzags of more than one byte where one less than them has one low plane; else as :func:`sum_gaps`."""
+def join_zigzags(planes, at, block, width, zigzags, first):
+    """Fill a block's zigzags of more than one byte where one less than them has one low plane; else as :func:`sum_gaps`."""
+    count, escaped = block[0], block[4]
+    if block[3] != 1 or width == 1:
+        return -1
     high, k, most = at + count, 0, ZERO - ONE >> np.uint64(64 - 8 * width)
     low, found = planes[at:high], zigzags[first : first + count]
     for x in range(count):
@@ -212,7 +218,7 @@ def join_changes(planes, blocks, gap_width, width, gaps, positions, zigzags):
     at, n, most = 0, 0, ZERO - ONE >> np.uint64(64 - 8 * width)
     for k in range(len(blocks)):
         count, units, offset, start = blocks[k, 0], blocks[k, 5], blocks[k, 6], at
-        at = sum_gaps(planes, start, count, blocks[k, 2], gap_width, units, offset, positions, n) if blocks[k, 1] == 1 else -1
+        at = sum_gaps(planes, start, blocks[k], gap_width, positions, n)
         if at < 0:
             at = join_planes(planes, start, count, blocks[k, 1], blocks[k, 2], gap_width, gaps, 0)
             if at < 0:
@@ -224,11 +230,10 @@ def join_changes(planes, blocks, gap_width, width, gaps, positions, zigzags):
                     return k, BEYOND_BLOCK, unit
                 positions[n + x] = unit + offset
         start = at
-        if blocks[k, 3] == 1 and width > 1:
-            at = join_zigzags(planes, start, count, blocks[k, 4], width, zigzags, n)
-            if at >= 0:
-                n += count
-                continue
+        at = join_zigzags(planes, start, blocks[k], width, zigzags, n)
+        if at >= 0:
+            n += count
+            continue
         at = join_planes(planes, start, count, blocks[k, 3], blocks[k, 4], width, zigzags, n)
         if at < 0:
             return k, VALUE_TOO_LARGE, 0

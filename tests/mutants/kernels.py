@@ -38,7 +38,8 @@ DECODERS = {
     "block_layout": "BlockLayout",
 }
 """Functions that a decoder runs. Not those of ``adaptive_blocks``: what these refuse is given to ``decode_named``, so
-most of their faults change nothing. All blocks are given to that here; ``tests/codecs/test_many_blocks.py`` compares both."""
+most of their faults change nothing. All blocks are given to that here; ``tests/codecs/test_many_blocks.py`` compares both. Nor the quick
+loops of ``escapes``, ``sum_gaps`` and ``join_zigzags``: what these find wrong is done again by ``join_planes``."""
 MOST = 200_000
 """Units of a block: a larger one takes too long."""
 
