@@ -40,17 +40,21 @@ class Payloads:
     def _all_begins(self) -> list[int]:
         return list(itertools.accumulate(self.columns.payloads, initial=self.start))[:-1]
 
+    def begin_of(self, entry: Entry, block: int) -> int:
+        """Where in the file the coded form of a block of an entry begins."""
+        begin = self.offsets[entry.name]
+        if not block:
+            return begin
+        begins = self._begins.get(entry.name)
+        if begins is None:
+            begins = self._begins[entry.name] = np.cumsum([0, *entry.blocks], dtype=np.int64)
+        return begin + int(begins[block])
+
     def read_blocks(self, entry: Entry, first: int, last: int) -> list[memoryview]:
         """The coded forms of blocks ``first`` to ``last`` - 1 of an entry."""
         sizes = entry.blocks[first:last]
-        begin = self.offsets[entry.name]
-        if first:
-            begins = self._begins.get(entry.name)
-            if begins is None:
-                begins = self._begins[entry.name] = np.cumsum([0, *entry.blocks], dtype=np.int64)
-            begin += int(begins[first])
         data = memoryview(np.empty(sum(sizes), np.uint8))
-        self.source.readinto(begin, data)
+        self.source.readinto(self.begin_of(entry, first), data)
         views, position = [], 0
         for size in sizes:
             views.append(data[position : position + size])

@@ -15,7 +15,7 @@ from ckptdiff.format.dtypes import Bytes, Changes, Dtype, ManyChanges
 from ckptdiff.io.scratch import scratch
 from ckptdiff.kernels.arrays import check_lengths, readable
 from ckptdiff.kernels.jit import ONE, ZERO, array_at, jit, prefetch, unequal, zeros_below
-from ckptdiff.kernels.leaves import PIECE, as_leaves, blocks_of, cut_leaves, finish_leaf, hash_steps, start_leaf, stored_leaves
+from ckptdiff.kernels.leaves import PIECE, blocks_of, cut_leaves, finish_leaf, hash_steps, start_leaf, stored_leaves
 from ckptdiff.kernels.ulps import order_of, zigzag_between
 
 Array = npt.NDArray[Any]
@@ -177,8 +177,7 @@ def compared_blocks(base: Bytes, target: Bytes, bounds: Sequence[int], dtype: Dt
     check_lengths(base.view(dtype.unit), target.view(dtype.unit))
     where = np.array(bounds, np.uint64)
     old, new = where[:-1] + np.uint64(base.ctypes.data), where[:-1] + np.uint64(target.ctypes.data)
-    changes, leaves = _compared(old, new, np.diff(bounds), dtype)
-    return Compared(changes, as_leaves(leaves[0], base, bounds), as_leaves(leaves[1], target, bounds))
+    return _compared(old, new, np.diff(bounds), dtype)
 
 
 def compared_apart(bases: Sequence[Bytes], targets: Sequence[Bytes], dtype: Dtype) -> Compared:
@@ -190,15 +189,15 @@ def compared_apart(bases: Sequence[Bytes], targets: Sequence[Bytes], dtype: Dtyp
     (old, sizes), (new, others) = blocks_of(bases), blocks_of(targets)
     if not np.array_equal(sizes, others):
         raise ValueError(f"blocks of {sizes.tolist()} bytes cannot be compared with such of {others.tolist()}")
-    changes, leaves = _compared(old, new, sizes, dtype)
-    before, after = (cut_leaves(stored_leaves(found, where, sizes)) for found, where in zip(leaves, (old, new), strict=True))
-    return Compared(changes, before, after)
+    return _compared(old, new, sizes, dtype)
 
 
-def _compared(old: Array, new: Array, sizes: Array, dtype: Dtype) -> tuple[ManyChanges, Array]:
-    """The changes of blocks, given their addresses and sizes (uint64 and int64), and the leaves that :func:`fill_compared` fills."""
+def _compared(old: Array, new: Array, sizes: Array, dtype: Dtype) -> Compared:
+    """Compare blocks, given their addresses and sizes: uint64 and int64."""
     count, blocks = int(sizes.sum()) // dtype.carrier, len(sizes)
     positions, zigzags = scratch("positions", count, np.int32), scratch("zigzags", count, dtype.unit)
     ends, leaves = np.zeros(blocks + 1, np.int64), np.empty((2, blocks, 2), np.uint64)
     fill_compared(old, new, sizes, order_of(dtype), positions, zigzags, ends, np.empty((2, 8), np.uint64), leaves)
-    return ManyChanges(positions[: ends[-1]], zigzags[: ends[-1]], ends.tolist()), leaves
+    changes = ManyChanges(positions[: ends[-1]], zigzags[: ends[-1]], ends.tolist())
+    before, after = (cut_leaves(stored_leaves(found, where, sizes)) for found, where in zip(leaves, (old, new), strict=True))
+    return Compared(changes, before, after)

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from ckptdiff.kernels.adaptive_block import thread_memory
 from ckptdiff.kernels.adaptive_blocks import decode_blocks
 from ckptdiff.kernels.arrays import address_of
 from ckptdiff.kernels.classes import bits_of
-from ckptdiff.kernels.file_reads import read_all, write_all
+from ckptdiff.kernels.file_reads import ThreadArguments, read_all, write_all
 from ckptdiff.kernels.jit import jit
 from ckptdiff.kernels.leaves import cut_leaves, finish_leaf, hash_steps, start_leaf
 from ckptdiff.kernels.moves import move_and_hash
@@ -113,22 +112,14 @@ def decode(ranges: Sequence[FileRange], dtype: Dtype, form: int) -> list[BuiltBl
     Returns:
         Those before the first that needs another way, and at most :data:`MOST_BLOCKS`: maybe none.
     """
-    if _state.made_for != (dtype, form):
-        _state.arguments, _state.made_for = _arguments(dtype, form), (dtype, form)
-    leaves, counts = _state.arguments[-1]
-    done = decode_from_files(*(np.array(ranges[:MOST_BLOCKS], np.int64), *_state.arguments))
+    arguments = _kept.of(_arguments, dtype, form)
+    leaves, counts = arguments[-1]
+    done = decode_from_files(*(np.array(ranges[:MOST_BLOCKS], np.int64), *arguments))
     digests = iter(cut_leaves(leaves[:done].astype(">u8").tobytes()))
     return [BuiltBlock(before, after, count) for before, after, count in zip(digests, digests, counts[:done].tolist(), strict=True)]
 
 
-class _ThreadState(threading.local):
-    """What a thread gives the kernel again and again, as long as blocks are of one dtype."""
-
-    made_for: tuple[Dtype, int] | None = None
-    arguments: tuple[Any, ...] = ()
-
-
-_state = _ThreadState()
+_kept = ThreadArguments()
 
 
 def _arguments(dtype: Dtype, form: int) -> tuple[Any, ...]:

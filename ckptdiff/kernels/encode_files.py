@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ from ckptdiff.kernels.adaptive_blocks import put_form
 from ckptdiff.kernels.arrays import address_of
 from ckptdiff.kernels.changes import fill_compared
 from ckptdiff.kernels.classes import bits_of, sample_step
-from ckptdiff.kernels.file_reads import read_all
+from ckptdiff.kernels.file_reads import ThreadArguments, read_all
 from ckptdiff.kernels.jit import jit
 from ckptdiff.kernels.leaves import cut_leaves
 from ckptdiff.kernels.ulps import SizedChanges, order_of
@@ -118,9 +117,7 @@ def encode(blocks: Sequence[FileBlock], dtype: Dtype, most: int, form: int) -> l
         Those before the first that needs another way, and at most :data:`MOST_BLOCKS`: maybe none.
     """
     rows = np.array([(*block, sample_step(block.nbytes // dtype.carrier, False)) for block in blocks[:MOST_BLOCKS]], np.int64)
-    if _state.made_for != (dtype, most):
-        _state.arguments, _state.made_for = _arguments(dtype, most), (dtype, most)
-    *memory, (leaves, facts), out = _state.arguments
+    _, *memory, (leaves, facts), out = _kept.of(_arguments, dtype, most)
     done = encode_from_files(*(rows, *memory, form, (leaves, facts), out))
     encoded, digests, start = list[EncodedBlock](), cut_leaves(leaves[:done].astype(">u8").tobytes()), 0
     for k, (end, changed) in enumerate(facts[:done].tolist()):
@@ -129,24 +126,18 @@ def encode(blocks: Sequence[FileBlock], dtype: Dtype, most: int, form: int) -> l
     return encoded
 
 
-class _ThreadState(threading.local):
-    """What a thread gives the kernel again and again, as long as blocks are of one dtype: to put it together took a third of the lock."""
-
-    made_for: tuple[Dtype, int] | None = None
-    arguments: tuple[Any, ...] = ()
-
-
-_state = _ThreadState()
+_kept = ThreadArguments()
 
 
 def _arguments(dtype: Dtype, most: int) -> tuple[Any, ...]:
-    """The arguments of :func:`encode_from_files` between ``rows`` and ``form``, and those behind that. Mostly scratch."""
+    """Memory for a block of the target; the arguments of :func:`encode_from_files` between ``rows`` and ``form``, and those behind that.
+    Mostly scratch."""
     units, room = BLOCK // dtype.carrier, most * (dtype.carrier + 6) + 1024
-    old = scratch("base", units, dtype.unit)
-    memory = np.array([address_of(old), address_of(scratch("target", BLOCK, np.uint8))], np.uint64)
+    old, new = scratch("base", units, dtype.unit), scratch("target", BLOCK, np.uint8)
+    memory = np.array([address_of(old), address_of(new)], np.uint64)
     changes, zigzags = SizedChanges.scratch(most, scratch("positions", units, np.int32)), scratch("zigzags", units, dtype.unit)
     raw, words, out = scratch("raw", room, np.uint32), scratch("words", 2 * room, np.uint16), scratch("coded", ROOM, np.uint8)
     contexts, classes = scratch("contexts", 256 * CONTEXTS_PER_BIT * 8 * dtype.carrier, np.uint32), scratch("classes", units, np.uint8)
     leaves, facts = np.empty((MOST_BLOCKS, 2, 1, 2), np.uint64), np.empty((MOST_BLOCKS, 2), np.int64)
     coder, work = (thread_memory.counts, contexts, thread_memory.met, raw, words), (np.zeros(3, np.int64), np.empty((2, 8), np.uint64))
-    return old, memory, most, bits_of(dtype), order_of(dtype), changes, zigzags, classes, *coder, work, (leaves, facts), out
+    return new, old, memory, most, bits_of(dtype), order_of(dtype), changes, zigzags, classes, *coder, work, (leaves, facts), out

@@ -1,9 +1,14 @@
-"""Kernels: files read and written at given positions by other kernels, of which one call then does many blocks without Python's lock."""
+"""Kernels: files read and written at given positions by other kernels, of which one call then does many blocks without Python's lock.
+
+What such a kernel is given again and again is kept for each thread: to put it together took a third of the lock.
+"""
 
 # mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -49,3 +54,19 @@ def write_all(file, address, size, offset):
             return False
         done += count
     return True
+
+
+class ThreadArguments(threading.local):
+    """What a thread gives a kernel, as long as that depends on the same.
+
+    It holds all memory that the kernel has the address of: scratch memory of a name may be exchanged for larger one meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self._made: tuple[Any, Any] = None, None
+
+    def of(self, make: Callable[..., Any], *facts: Any) -> Any:
+        """What ``make`` gives, of the same facts as before the same."""
+        if self._made[0] != facts:
+            self._made = facts, make(*facts)
+        return self._made[1]

@@ -8,7 +8,6 @@ well. The constants, and the source of the algorithm: :mod:`ckptdiff.format.xxh3
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from ctypes import string_at
 from typing import Any
@@ -228,20 +227,10 @@ def blocks_of(runs: Sequence[Bytes]) -> tuple[Array, Array]:
 
 
 def leaves_at(addresses: Array, sizes: Array) -> bytes:
-    """Leaves of blocks, one behind the other, by one call of a kernel, which reads them by address; the arguments are as of
-    :func:`blocks_at` 's results."""
+    """Leaves of blocks, one behind the other, by one call of a kernel, which reads them by address: uint64 and int64."""
     leaves = np.empty((len(sizes), 2), np.uint64)
     fill_leaves(addresses, sizes, np.empty(8, np.uint64), leaves)
     return stored_leaves(leaves, addresses, sizes)
-
-
-def leaves_of_all(runs: Sequence[Bytes]) -> list[bytes]:
-    """Leaves of several tensors, or runs of whole blocks, one after the other, by one call of a kernel, which reads them by address.
-
-    Raises:
-        ValueError: the bytes of one do not lie one behind the other.
-    """
-    return cut_leaves(leaves_at(*blocks_of(runs)))
 
 
 def stored_leaves(leaves: Array, addresses: Array, sizes: Array) -> bytes:
@@ -260,25 +249,9 @@ def stored_leaves(leaves: Array, addresses: Array, sizes: Array) -> bytes:
 
 
 def leaves_of_blocks(data: Bytes, bounds: Sequence[int]) -> list[bytes]:
-    """Leaves of blocks that lie one behind the other; ``bounds`` as of :func:`as_leaves`."""
-    where, leaves = np.array(bounds, np.int64), np.empty((len(bounds) - 1, 2), np.uint64)
-    fill_leaves((where[:-1] + data.ctypes.data).astype(np.uint64), np.diff(where), np.empty(8, np.uint64), leaves)
-    return as_leaves(leaves, data, bounds)
-
-
-def as_leaves(leaves: Array, data: Bytes, bounds: Sequence[int]) -> list[bytes]:
-    """The leaves of blocks of ``data`` as bytes; those of blocks too short for :func:`finish_leaf` come from the library.
-
-    Args:
-        leaves: uint64[blocks, 2].
-        data: what was hashed.
-        bounds: one more than blocks: where each ends in it, from the second on.
-    """
-    digests, view = cut_leaves(leaves.astype(">u8").tobytes()), memoryview(data)
-    for k, (start, stop) in enumerate(itertools.pairwise(bounds)):
-        if stop - start <= MAX_SHORT:
-            digests[k] = xxh128(view[start:stop])
-    return digests
+    """Leaves of blocks that lie one behind the other in ``data``; ``bounds``: one more than blocks, where each ends from the second on."""
+    where = np.array(bounds, np.int64)
+    return cut_leaves(leaves_at((where[:-1] + data.ctypes.data).astype(np.uint64), np.diff(where)))
 
 
 def cut_leaves(raw: bytes) -> list[bytes]:

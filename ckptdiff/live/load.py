@@ -21,7 +21,7 @@ from ckptdiff.format.entry import Entry
 from ckptdiff.io.parallel import Threads
 from ckptdiff.lazy import torch
 from ckptdiff.live.hashing import hash_in_background, leaves_in_memory
-from ckptdiff.live.names import MODEL, base_contents, find_tensors, own_names, scope_of
+from ckptdiff.live.names import MODEL, base_contents, find_tensors, own_names, scope_of, tied_of
 from ckptdiff.live.sparse_updates import unpack_sparse
 from ckptdiff.live.switch import LoadedPatch, LoadedUpdates
 from ckptdiff.live.updates import BYTES_PER_UPDATE_JOB, RangeUpdate, TensorUpdate, merge_blocks, on_device, range_update
@@ -71,7 +71,7 @@ class Loader:
         entries = {name: entry for (scope_id, name), (_, entry) in patch.entries.items() if scope_id == self.scope}
         base_names = [base for entry in entries.values() for base in entry.base_names]
         names = [*base_names, *(name for _, name in patch.entries)]
-        self.tied = {name: kept for name, kept in patch.tied.items() if kept in entries and name not in entries}
+        self.tied = tied_of(patch, entries)
         own = own_names(base, [*names, *self.tied], lambda: base_contents(patch, self.scope), threads)
         self.find_tensors = partial(find_tensors, base, own, set(names), self.tied)
         self.state = self.find_tensors()

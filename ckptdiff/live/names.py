@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from typing import Any
 
 from ckptdiff.checkpoint.names import closeness, is_within, numbers
@@ -30,6 +30,11 @@ def scope_of(patch: OpenPatch, wanted: str | None) -> str:
     if wanted not in scopes:
         raise UnsupportedError(f"{patch.path}: has the scopes {cut(', '.join(scopes))}: load them one by one, with scope=...")
     return wanted
+
+
+def tied_of(patch: OpenPatch, names: Container[str]) -> dict[str, str]:
+    """Further names of a patch's tensors, and those that they are stored under: of these ``names``, which the further ones are not."""
+    return {name: kept for name, kept in patch.tied.items() if kept in names and name not in names}  # a patch may say so of any names
 
 
 def find_tensors(base: Any, own: Mapping[str, str], names: Collection[str], tied: Mapping[str, str]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from ckptdiff.format.dtypes import DTYPES, Changes, Dtype
 from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.io.parallel import run_ordered
 from ckptdiff.live.hashing import leaves_of_blocks
+from ckptdiff.live.names import tied_of
 from ckptdiff.live.updates import BYTES_PER_UPDATE_JOB
 from ckptdiff.live.writing import MemoryRange
 from ckptdiff.patching.memory import State
@@ -60,9 +61,10 @@ def rows_of(patch: OpenPatch, state: State, scope: str | None) -> Rows | None:
                 return None
             arrays.append(array)
             addresses.append(address)
-        for name, kept in patch.tied.items():
-            array, k = state.get(name), columns.names.index(kept)
-            if array is not None and host_address(array, *columns.types[k][:2]) != addresses[k]:
+        numbers = {name: k for k, name in enumerate(columns.names)} if patch.tied else {}
+        for name, kept in tied_of(patch, numbers).items():
+            array, number = state.get(name), numbers[kept]
+            if array is not None and host_address(array, *columns.types[number][:2]) != addresses[number]:
                 return None
     except UnsupportedError:
         return None

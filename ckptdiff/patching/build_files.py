@@ -116,5 +116,4 @@ def _payload(tensor: TensorInFiles, block: int) -> tuple[int, int]:
     """Where the coded form of a block begins in the patch's file, and its bytes; nothing of a tensor that stays as it is."""
     if tensor.file is None or tensor.entry is None:
         return 0, 0
-    blocks = tensor.entry.blocks
-    return tensor.file.payloads.offsets[tensor.entry.name] + sum(blocks[:block]), blocks[block]
+    return tensor.file.payloads.begin_of(tensor.entry, block), tensor.entry.blocks[block]

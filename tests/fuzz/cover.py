@@ -33,7 +33,7 @@ encode _join pack to_json to_bytes digests warm_up seal digest_of write_varint w
 put_\w+ encode_\w+ choose_rates _step number_of_step step_bits new_writer for_kernels close_raw carry renormalise finish_range
 normalise rounded reciprocals bit_length fill_mean_activity add_scores count_tokens _plans _maps _levels level_bits cost append_bits
 count_sample estimated fill_units units_of changes_of compared sized_changes fill_sized fill_changes fill_compared zigzag_between
-distance_between move_run\w* move_and_hash move_some move_all leaves_of_\w+ as_leaves fill_whole_leaves _splat _load _address
+distance_between move_run\w* move_and_hash move_some move_all leaves_of_\w+ fill_whole_leaves _splat _load _address
 _add_stripe _scramble _adder fold fill_lea\w+ start_leaf hash_steps merge_sums finish_leaf count_escapes best_width split_escaped
 split_changes compress _checked blocks_of blocks_at places_of_blocks stored_leaves cut_leaves leaves_at compared_\w+ _compared array_at
 group_contexts measure_contexts cut_into_runs assign_groups table_cost log2_fixed merge_runs

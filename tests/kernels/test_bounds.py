@@ -61,7 +61,7 @@ def test_positions_lie_in_the_block(name: str, where: np.ndarray) -> None:
 @pytest.mark.parametrize("part", [units(100), units(100).view(np.uint8)[::2], units(100).view(np.uint8).reshape(20, 10)])
 def test_leaves_are_of_bytes_in_a_row(part: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"^expected bytes that lie one behind the other$"):
-        leaves.leaves_of_all([part])
+        leaves.blocks_of([part])
 
 
 @pytest.mark.parametrize("counts", [[1, 1, 2], [1, 1], [300, 1, 1]])

@@ -18,7 +18,7 @@ def test_leaves_by_kernels_are_the_librarys(size: int) -> None:
     rng = np.random.default_rng(size)
     old, new = (rng.integers(0, 256, size + 1, dtype=np.uint8)[1:] for _ in range(2))
     expected = leaves_of(old), leaves_of(new)
-    assert leaves.leaves_of_all([old, new[:0], new]) == [*expected[0], *expected[1]]
+    assert leaves.cut_leaves(leaves.leaves_at(*leaves.blocks_of([old, new[:0], new]))) == [*expected[0], *expected[1]]
     for name in ("U8", "BF16", "F32", "U64"):
         dtype = DTYPES[name]
         a, b = (side[: size // dtype.carrier * dtype.carrier].copy() for side in (old, new))

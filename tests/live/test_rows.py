@@ -292,6 +292,18 @@ def test_other_forms_of_one_memory() -> None:
             tied.apply_({"w": old["w"], "head": other})
 
 
+@pytest.mark.parametrize("codec", ["sparse", "context"])
+def test_tied_names_that_a_patch_makes_up(codec: str) -> None:
+    """What a patch says of tied names may be of any, which it does not have, or has as tensors of their own: they say nothing."""
+    old, new = ({name: side[name] for name in ("bf16", "f32")} for side in pair())
+    patch, model = ckptdiff.diff(old, new, codec=codec), copy_of(old)
+    patch.opened.files[0].metadata.info["tied"] = {"f32": "bf16", "more": "nothing", "bf16": "nothing"}
+    model["more"] = torch.ones(3)
+    patch.load(model)
+    patch.apply_(model)
+    assert equal(model, {**new, "more": torch.ones(3)})
+
+
 def test_a_model_that_was_changed_or_replaced() -> None:
     """What a loaded patch was loaded for must be there still, with the content that it left."""
     old, new = ({name: side[name] for name in ("bf16", "f32", "same")} for side in pair())

@@ -14,11 +14,13 @@ import pytest
 
 import ckptdiff
 from ckptdiff import kernels
+from ckptdiff.codecs import context
 from ckptdiff.errors import CkptdiffError, OutputError
 from ckptdiff.format.digests import BLOCK
 from ckptdiff.format.dtypes import DTYPES
 from ckptdiff.format.patch_file import PatchFile
 from ckptdiff.io import parallel
+from ckptdiff.io.scratch import scratch
 from ckptdiff.io.source import LocalFile
 from ckptdiff.patching import build_files, encode
 from tests.support.checkpoints import TensorData, bf16, random_tensor, write
@@ -211,10 +213,30 @@ def test_kernels_stop_where_they_must(tmp_path: Path) -> None:
         assert len(kernels.encode_files.encode(blocks, dtype, 5000, 1)) == 8  # where the files end
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(kernels.encode_files, "ROOM", 100)
-            patched.setattr(kernels.encode_files._state, "made_for", None)
+            patched.setattr(kernels.encode_files, "_kept", kernels.file_reads.ThreadArguments())
             assert len(kernels.encode_files.encode(blocks, dtype, 5001, 1)) == 5
-        kernels.encode_files._state.made_for = None
         ranges = [kernels.decode_files.FileRange(base, k * size, target, 0, 0, -1, 0, size) for k in range(20)]
         assert len(kernels.decode_files.decode(ranges, dtype, 1)) == 8
         for other in ({"coded": kernels.decode_files.MOST_CODED + 1}, {"coded": 4, "patch": 1 << 20}, {"coded": 10}, {"out": 1 << 20}):
             assert len(kernels.decode_files.decode([*ranges[:3], ranges[3]._replace(**other), *ranges[4:]], dtype, 1)) == 3
+
+
+def test_memory_that_a_kernel_has_the_address_of_is_kept(tmp_path: Path) -> None:
+    """Scratch memory of the same names may be exchanged for larger one between two calls."""
+    old = np.arange(BLOCK // 2, dtype=np.uint16)
+    new = old.copy()
+    new[::1000] += 1
+    (tmp_path / "pair").write_bytes(old.tobytes() + new.tobytes())
+    with open(tmp_path / "pair", "rb") as file:
+        fd, dtype = file.fileno(), DTYPES["BF16"]
+        block = kernels.encode_files.FileBlock(fd, 0, fd, BLOCK, BLOCK)
+        (found,) = kernels.encode_files.encode([block], dtype, BLOCK // 32, context.ADAPTIVE)
+        (tmp_path / "coded").write_bytes(found.coded)
+        with open(tmp_path / "coded", "rb") as coded:
+            place = kernels.decode_files.FileRange(fd, 0, coded.fileno(), 0, len(found.coded), -1, 0, BLOCK)
+            (built,) = kernels.decode_files.decode([place], dtype, context.ADAPTIVE)
+            for name in ("base", "target", "read", "coded", "positions", "zigzags", "raw", "words"):
+                scratch(name, 1 << 25, np.uint8)
+            assert kernels.encode_files.encode([block], dtype, BLOCK // 32, context.ADAPTIVE) == [found]
+            assert kernels.decode_files.decode([place], dtype, context.ADAPTIVE) == [built]
+    assert (built.leaf, built.changed) == (found.leaf, len(new[::1000]))
